@@ -1,0 +1,1 @@
+"""The bridge: StellarByte checkpoints between JAX and Hugging Face, bit for bit."""

@@ -1,0 +1,1 @@
+"""The decoder: one file for each part, read from norm to causal_lm."""

@@ -1,0 +1,1 @@
+"""From rows of tokens to checkpoints."""
