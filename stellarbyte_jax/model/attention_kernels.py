@@ -1,0 +1,77 @@
+"""Attention itself, softmax(Q K^T) V, by the kernel that suits the backend."""
+
+import jax
+import jax.numpy as jnp
+
+# Queries a chunk on the CPU: small enough that future keys are seldom multiplied, large enough for fast matmuls.
+QUERY_CHUNK = 128
+
+
+def causal_attention(
+    q_BKGTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, segment_ids_BT: jax.Array | None, platform: str
+) -> jax.Array:
+    """Causal grouped-query attention of a sequence to itself; queries come scaled by 1/sqrt(H).
+
+    With `segment_ids_BT` a token sees only its own segment. Scores and softmax are float32.
+
+    Returns:
+        [B, K, G, T, H] in q's dtype.
+    """
+    if platform in ("gpu", "cuda"):
+        return _cudnn_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT)
+    return _chunked_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT)
+
+
+def cached_attention(
+    q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, visible_BTS: jax.Array
+) -> jax.Array:
+    """Attention of new queries to a cache, seeing the slots where `visible_BTS` is true; float32 scores.
+
+    Returns:
+        [B, K, G, T, H] in q's dtype.
+    """
+    scores = jnp.einsum(
+        "BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH.astype(q_BKGTH.dtype), preferred_element_type=jnp.float32
+    )
+    probs = jax.nn.softmax(jnp.where(visible_BTS[:, None, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("BKGTS,BKSH->BKGTH", probs.astype(q_BKGTH.dtype), v_BKSH.astype(q_BKGTH.dtype))
+
+
+def _chunked_attention(
+    q_BKGTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, segment_ids_BT: jax.Array | None
+) -> jax.Array:
+    """Chunks of queries against past keys only: half the scores are never computed."""
+    B, K, G, T, H = q_BKGTH.shape
+    outputs = []
+    for start in range(0, T, QUERY_CHUNK):
+        end = min(start + QUERY_CHUNK, T)
+        # (B·K) is the one batch dimension and a chunk's G·C queries are rows of one matmul.
+        q = q_BKGTH[:, :, :, start:end].reshape(B * K, G * (end - start), H)
+        k, v = k_BKTH[:, :, :end].reshape(B * K, end, H), v_BKTH[:, :, :end].reshape(B * K, end, H)
+        scores = jnp.einsum("bqh,bsh->bqs", q, k, preferred_element_type=jnp.float32)
+        scores = scores.reshape(B, K, G, end - start, end)
+        visible = jnp.arange(end) <= jnp.arange(start, end)[:, None]
+        if segment_ids_BT is not None:
+            visible = visible & (segment_ids_BT[:, start:end, None] == segment_ids_BT[:, None, :end])
+            visible = visible[:, None, None]
+        scores = jnp.where(visible, scores, -jnp.inf)
+        # Normalised after the product with V: one pass over [.., H] instead of one over [.., S].
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+        total = weights.sum(axis=-1, keepdims=True)
+        weights = weights.astype(v.dtype).reshape(B * K, G * (end - start), end)
+        out = jnp.einsum("bqs,bsh->bqh", weights, v).reshape(B, K, G, end - start, H)
+        outputs.append((out / total).astype(q_BKGTH.dtype))
+    return jnp.concatenate(outputs, axis=3)
+
+
+def _cudnn_attention(
+    q_BKGTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, segment_ids_BT: jax.Array | None
+) -> jax.Array:
+    B, K, G, T, H = q_BKGTH.shape
+    q_BTNH = q_BKGTH.reshape(B, K * G, T, H).transpose(0, 2, 1, 3)
+    k_BTKH, v_BTKH = k_BKTH.transpose(0, 2, 1, 3), v_BKTH.transpose(0, 2, 1, 3)
+    mask = None
+    if segment_ids_BT is not None:
+        mask = (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])[:, None]
+    out_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask, is_causal=True, scale=1.0)
+    return out_BTNH.transpose(0, 2, 1, 3).reshape(B, K, G, T, H)

@@ -1,0 +1,29 @@
+"""The gated feed-forward layer."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from stellarbyte_jax.config import ByteConfig
+from stellarbyte_jax.model.linear import Linear
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+class FeedForward(nnx.Module):
+    """down(act(gate x) · up x): SwiGLU when `hidden_act` is silu (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: ByteConfig, *, output_stddev: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        D, F, stddev = config.hidden_size, config.intermediate_size, config.initializer_range
+        self.gate_proj = Linear(D, F, axes=("hidden", "feed_forward"), stddev=stddev, dtype=dtype, rngs=rngs)
+        self.up_proj = Linear(D, F, axes=("hidden", "feed_forward"), stddev=stddev, dtype=dtype, rngs=rngs)
+        self.down_proj = Linear(F, D, axes=("feed_forward", "hidden"), stddev=output_stddev, dtype=dtype, rngs=rngs)
+        self.hidden_act = config.hidden_act
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down_proj(ACTIVATIONS[self.hidden_act](self.gate_proj(x)) * self.up_proj(x))

@@ -1,0 +1,85 @@
+"""Rotary positions: RoPE, and XPos, which lets scores decay with distance."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from stellarbyte_jax.config import XPOS_SMALLEST_ZETA, ByteConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RotaryTables:
+    """cos and sin for each position, XPos factors included: float32 [B, T, H] (B may be 1)."""
+
+    q_cos: jax.Array
+    q_sin: jax.Array
+    k_cos: jax.Array
+    k_sin: jax.Array
+
+
+class RotaryEmbedding(nnx.Module):
+    """Tables that turn queries and keys by their positions, in Hugging Face's rotate-half convention.
+
+    RoPE: Su et al. 2021, arXiv:2104.09864. XPos: Sun et al. 2022, arXiv:2212.10554; queries at n are multiplied by
+    zeta^((n - r) / base), keys at m by zeta^((r - m) / base) with the fixed reference r = max_position_embeddings / 2,
+    so a score depends on n - m alone while cached keys are final.
+    """
+
+    def __init__(self, config: ByteConfig) -> None:
+        assert config.head_dim is not None
+        pair_starts = np.arange(0, config.head_dim, 2, dtype=np.float32)
+        self.inv_freq = _Constant(1.0 / config.rope_theta ** (pair_starts / np.float32(config.head_dim)))
+        self.xpos = config.position_embedding == "xpos"
+        self.reference = config.max_position_embeddings / 2
+        self.scale_base = config.xpos_scale_base
+        if self.xpos:
+            zeta = (pair_starts / np.float32(config.head_dim) + np.float32(0.4)) / np.float32(1.4)
+            self.zeta = nnx.Param(jnp.asarray(zeta), axes=("norm",)) if config.xpos_learnable else _Constant(zeta)
+
+    def __call__(self, position_ids: jax.Array) -> RotaryTables:
+        positions = position_ids.astype(jnp.float32)[..., None]
+        angles = positions * self.inv_freq.value
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+        if not self.xpos:
+            cos, sin = _both_halves(cos), _both_halves(sin)
+            return RotaryTables(cos, sin, cos, sin)
+        exponent = (positions - self.reference) / self.scale_base * jnp.log(self._zeta_in_range())
+        q_scale, k_scale = jnp.exp(exponent), jnp.exp(-exponent)
+        return RotaryTables(
+            _both_halves(cos * q_scale), _both_halves(sin * q_scale), _both_halves(cos * k_scale), _both_halves(sin * k_scale)
+        )
+
+    def _zeta_in_range(self) -> jax.Array:
+        if isinstance(self.zeta, _Constant):
+            return jnp.asarray(self.zeta.value)
+        # Clipped straight through: pair 0 starts on the bound, where a clip's own gradient is ambiguous.
+        zeta = self.zeta[...]
+        return zeta + jax.lax.stop_gradient(jnp.clip(zeta, XPOS_SMALLEST_ZETA, 1.0) - zeta)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Turn each pair (x_i, x_{i + H/2}) of the last axis; computed in float32, returned in x's dtype."""
+    x32 = x.astype(jnp.float32)
+    first, second = jnp.split(x32, 2, axis=-1)
+    return (x32 * cos + jnp.concatenate([-second, first], axis=-1) * sin).astype(x.dtype)
+
+
+def _both_halves(table: jax.Array) -> jax.Array:
+    return jnp.concatenate([table, table], axis=-1)
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """A table that is no parameter; NNX would otherwise take an array attribute for state."""
+
+    value: np.ndarray
+
+    def __hash__(self) -> int:
+        return hash(self.value.tobytes())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Constant) and np.array_equal(self.value, other.value)
