@@ -26,9 +26,7 @@ class Attention(nnx.Module):
         self.o_proj = Linear(N * H, D, axes=("heads", "hidden"), stddev=output_stddev, dtype=dtype, rngs=rngs)
         self.num_kv_heads, self.head_dim, self.platform = K, H, platform
 
-    def __call__(
-        self, x_BTD: jax.Array, tables: RotaryTables, segment_ids_BT: jax.Array | None
-    ) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, tables: RotaryTables, segment_ids_BT: jax.Array | None) -> jax.Array:
         """Attend within the sequence: [B, T, D] -> [B, T, D]."""
         q_BKGTH, k_BKTH, v_BKTH = self._queries_keys_values(x_BTD, tables)
         return self._join(causal_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, self.platform))
@@ -41,9 +39,7 @@ class Attention(nnx.Module):
         k_BKSH, v_BKSH = cache.append(layer, k_BKTH, v_BKTH)
         return self._join(cached_attention(q_BKGTH, k_BKSH, v_BKSH, visible_BTS)), (k_BKSH, v_BKSH)
 
-    def _queries_keys_values(
-        self, x_BTD: jax.Array, tables: RotaryTables
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _queries_keys_values(self, x_BTD: jax.Array, tables: RotaryTables) -> tuple[jax.Array, jax.Array, jax.Array]:
         (B, T, _), K, H = x_BTD.shape, self.num_kv_heads, self.head_dim
         q_BNTH = self.q_proj(x_BTD).reshape(B, T, -1, H).transpose(0, 2, 1, 3)
         k_BKTH = self.k_proj(x_BTD).reshape(B, T, K, H).transpose(0, 2, 1, 3)

@@ -22,17 +22,13 @@ def causal_attention(
     return _chunked_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT)
 
 
-def cached_attention(
-    q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, visible_BTS: jax.Array
-) -> jax.Array:
+def cached_attention(q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, visible_BTS: jax.Array) -> jax.Array:
     """Attention of new queries to a cache, seeing the slots where `visible_BTS` is true; float32 scores.
 
     Returns:
         [B, K, G, T, H] in q's dtype.
     """
-    scores = jnp.einsum(
-        "BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH.astype(q_BKGTH.dtype), preferred_element_type=jnp.float32
-    )
+    scores = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH.astype(q_BKGTH.dtype), preferred_element_type=jnp.float32)
     probs = jax.nn.softmax(jnp.where(visible_BTS[:, None, None], scores, -jnp.inf), axis=-1)
     return jnp.einsum("BKGTS,BKSH->BKGTH", probs.astype(q_BKGTH.dtype), v_BKSH.astype(q_BKGTH.dtype))
 

@@ -50,7 +50,10 @@ class RotaryEmbedding(nnx.Module):
         exponent = (positions - self.reference) / self.scale_base * jnp.log(self._zeta_in_range())
         q_scale, k_scale = jnp.exp(exponent), jnp.exp(-exponent)
         return RotaryTables(
-            _both_halves(cos * q_scale), _both_halves(sin * q_scale), _both_halves(cos * k_scale), _both_halves(sin * k_scale)
+            _both_halves(cos * q_scale),
+            _both_halves(sin * q_scale),
+            _both_halves(cos * k_scale),
+            _both_halves(sin * k_scale),
         )
 
     def _zeta_in_range(self) -> jax.Array:

@@ -1,0 +1,86 @@
+"""One training step and one evaluation step, as pure functions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from stellarbyte_jax.model.causal_lm import ByteForCausalLM
+from stellarbyte_jax.training.loss import IGNORED_LABEL, LossSums, token_loss
+from stellarbyte_jax.training.state import Params, TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef[ByteForCausalLM],
+    optimizer: optax.GradientTransformation,
+    gradient_accumulation_steps: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """(state, batch) -> (state, metrics): the gradient of the mean loss over the batch's labelled tokens, applied once.
+
+    Each token weighs the same whatever micro-batch it falls into, so accumulation changes memory alone. A batch holds
+    int32 [B, T] input_ids, labels, and where documents are packed position_ids and segment_ids.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        tokens = jnp.sum(batch["labels"] != IGNORED_LABEL, dtype=jnp.float32)
+
+        def mean_loss(params: Params, rows: Batch) -> tuple[jax.Array, LossSums]:
+            sums = batch_loss(graphdef, params, rows)
+            return sums.loss / jnp.maximum(tokens, 1), sums
+
+        gradient_of = jax.grad(mean_loss, has_aux=True)
+        if gradient_accumulation_steps == 1:
+            gradients, sums = gradient_of(state.params, batch)
+        else:
+            gradients, sums = _accumulate(gradient_of, state.params, batch, gradient_accumulation_steps)
+
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {**_means(sums), "grad_norm": optax.global_norm(gradients)}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(
+    graphdef: nnx.GraphDef[ByteForCausalLM],
+) -> Callable[[Params, jax.Array, Batch], tuple[LossSums, Any]]:
+    """(params, bytes a token [V], batch) -> (loss sums, bytes of text that the labels stand for)."""
+
+    def eval_step(params: Params, byte_lengths_V: jax.Array, batch: Batch) -> tuple[LossSums, jax.Array]:
+        labels = batch["labels"]
+        byte_counts = jnp.where(labels == IGNORED_LABEL, 0, byte_lengths_V[jnp.maximum(labels, 0)])
+        return batch_loss(graphdef, params, batch), jnp.sum(byte_counts, dtype=jnp.float32)
+
+    return eval_step
+
+
+def batch_loss(graphdef: nnx.GraphDef[ByteForCausalLM], params: Params, batch: Batch) -> LossSums:
+    """Sums of loss, correct predictions and tokens over a batch."""
+    model = nnx.merge(graphdef, params)
+    hidden_BTD, _ = model.model(batch["input_ids"], batch.get("position_ids"), batch.get("segment_ids"))
+    return token_loss(hidden_BTD, model.head_DV, batch["labels"])
+
+
+def _accumulate(  # type: ignore[no-untyped-def]
+    gradient_of, params: Params, batch: Batch, steps: int
+) -> tuple[Params, LossSums]:
+    # Micro-batch i takes rows i, i + steps, …: each device keeps its own rows when the batch is spread over a mesh.
+    micro_batches = jax.tree.map(lambda x: x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1), batch)
+    first = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient_of, params, batch))
+
+    def add(total, rows):  # type: ignore[no-untyped-def]
+        return jax.tree.map(jnp.add, total, gradient_of(params, rows)), None
+
+    return jax.lax.scan(add, first, micro_batches)[0]
+
+
+def _means(sums: LossSums) -> Metrics:
+    tokens = jnp.maximum(sums.tokens, 1)
+    return {"loss": sums.loss / tokens, "accuracy": sums.correct / tokens, "tokens": sums.tokens}
