@@ -1,0 +1,279 @@
+"""Reads the documents of one file, whatever its format, with flat memory."""
+
+import csv
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from shutil import copyfileobj
+from typing import BinaryIO
+
+from stellarbyte_jax.data.compression import BLOCK_BYTES, BROKEN_ARCHIVE, COMPRESSIONS, open_file
+from stellarbyte_jax.data.documents import BadRecords, Document, RecordError, RecordText, pieces
+from stellarbyte_jax.errors import UserError
+
+FORMATS = (".txt", ".md", ".py", ".jsonl", ".json", ".csv", ".parquet")
+
+_CSV_CELL_LIMIT = 1 << 28  # characters; an unclosed quote would otherwise swallow the rest of the file
+_PARQUET_ROWS = 256
+
+
+def file_format(path: Path) -> str | None:
+    """The suffix that says how `path` is read, without its compression; None for a format that is not supported."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
+
+
+def read_documents(path: Path, record_text: RecordText, bad_records: BadRecords) -> Iterator[Document]:
+    """Documents of a file, in order; empty ones are left out, long ones come in pieces.
+
+    A .json file is read whole; all others stream.
+
+    Raises:
+        UserError: the file cannot be read, lacks a column, or holds a bad record that `bad_records` does not skip.
+    """
+    suffix = file_format(path)
+    assert suffix is not None, path
+    readers: dict[str, _Reader] = {
+        ".jsonl": _read_jsonl,
+        ".json": _read_json,
+        ".csv": _read_csv,
+        ".parquet": _read_parquet,
+    }
+    try:
+        if suffix not in readers:
+            yield from _read_text(path, bad_records)
+        else:
+            with open_file(path) as (raw, stream):
+                yield from readers[suffix](path, raw, stream, record_text, bad_records)
+    except BROKEN_ARCHIVE as error:
+        # What came before the damage is already out: only the rest of the file is lost.
+        bad_records.add(f"{path} is a truncated or damaged {path.suffix} file ({error})")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+_Reader = Callable[[Path, BinaryIO, BinaryIO, RecordText, BadRecords], Iterator[Document]]
+
+
+def _read_text(path: Path, bad_records: BadRecords) -> Iterator[Document]:
+    # A bad file is skipped whole, so a long one is read to its end before its first piece goes out.
+    head: list[str] = []
+    count = 0
+    with open_file(path) as (raw, stream):
+        try:
+            for count, block in enumerate(_decoded_blocks(path, stream), 1):
+                if count <= 2:
+                    head.append(block)
+        except RecordError as error:
+            bad_records.add(str(error))
+            return
+        if count <= len(head):
+            yield from _documents(head, f"{path}:1", raw.tell)
+            return
+    with open_file(path) as (raw, stream):
+        yield from _documents(_decoded_blocks(path, stream), f"{path}:1", raw.tell)
+
+
+def _decoded_blocks(path: Path, stream: BinaryIO) -> Iterator[str]:
+    """Text of a stream block by block, line ends kept, a byte-order mark left out."""
+    rest, lines, first = b"", 0, True
+    while True:
+        block = stream.read(BLOCK_BYTES)
+        data = rest + block
+        if first:
+            data, first = data.removeprefix(b"\xef\xbb\xbf"), False
+        try:
+            text, rest = data.decode(), b""
+        except UnicodeDecodeError as error:
+            cut_short = block and error.end == len(data) and error.reason == "unexpected end of data"
+            if not cut_short:
+                line = lines + data.count(b"\n", 0, error.start) + 1
+                raise _not_utf8(path, line, error) from None
+            text, rest = data[: error.start].decode(), data[error.start :]
+        lines += text.count("\n")
+        if text:
+            yield text
+        if not block:
+            return
+
+
+def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> RecordError:
+    return RecordError(f"{path}:{line} is not valid UTF-8 (byte 0x{error.object[error.start]:02x}, {error.reason})")
+
+
+def _documents(blocks: Iterable[str], origin: str, bytes_read: Callable[[], int]) -> Iterator[Document]:
+    for index, piece in enumerate(pieces(blocks)):
+        yield Document(piece, origin, bytes_read(), continues=index > 0)
+
+
+def _read_jsonl(
+    path: Path, raw: BinaryIO, stream: BinaryIO, record_text: RecordText, bad_records: BadRecords
+) -> Iterator[Document]:
+    for number, line in enumerate(stream, 1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            text = record_text(_parse_json(line, path, number), where)
+        except RecordError as error:
+            bad_records.add(str(error))
+            continue
+        yield from _documents([text], where, raw.tell)
+
+
+def _parse_json(line: bytes, path: Path, number: int) -> object:
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, number, error) from None
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{path}:{number} is not valid JSON ({error.msg} at column {error.colno})") from None
+    except (RecursionError, ValueError) as error:  # nested too deep; an integer of thousands of digits
+        raise RecordError(f"{path}:{number} is not JSON that can be read ({error})") from None
+
+
+def _read_json(
+    path: Path, raw: BinaryIO, stream: BinaryIO, record_text: RecordText, bad_records: BadRecords
+) -> Iterator[Document]:
+    try:
+        content = "".join(_decoded_blocks(path, stream))
+    except RecordError as error:
+        bad_records.add(str(error))
+        return
+    items = _json_items(content, path)
+    while True:
+        try:
+            item, line = next(items)
+        except StopIteration:
+            return
+        except RecordError as error:  # the generator is at its end: what follows a syntax error cannot be told
+            bad_records.add(str(error))
+            return
+        where = f"{path}:{line}"
+        try:
+            text = record_text(item, where)
+        except RecordError as error:
+            bad_records.add(str(error))
+            continue
+        yield from _documents([text], where, raw.tell)
+
+
+def _json_items(content: str, path: Path) -> Iterator[tuple[object, int]]:
+    """The items of a list, or one object, each with the line it starts on."""
+    decoder = json.JSONDecoder()
+    at, counted, line = 0, 0, 1
+
+    def skip_space() -> str:
+        nonlocal at, counted, line
+        while content[at : at + 1] in (" ", "\t", "\r", "\n") and at < len(content):
+            at += 1
+        line += content.count("\n", counted, at)
+        counted = at
+        return content[at : at + 1]
+
+    def parse() -> object:
+        nonlocal at
+        try:
+            item, at = decoder.raw_decode(content, at)
+        except json.JSONDecodeError as error:
+            raise RecordError(
+                f"{path}:{error.lineno} is not valid JSON ({error.msg} at column {error.colno})"
+            ) from None
+        except (RecursionError, ValueError) as error:
+            raise RecordError(f"{path}:{line} is not JSON that can be read ({error})") from None
+        return item
+
+    def expect(*signs: str) -> str:
+        nonlocal at
+        found = skip_space()
+        if found not in signs:
+            name = repr(found) if found else "the end of the file"
+            raise RecordError(f"{path}:{line} is not valid JSON (expected {' or '.join(signs)}, found {name})")
+        at += 1
+        return found
+
+    if skip_space() != "[":
+        start = line
+        yield parse(), start
+    else:
+        at += 1
+        if skip_space() == "]":
+            at += 1
+        else:
+            while True:
+                skip_space()
+                start = line
+                yield parse(), start
+                if expect(",", "]") == "]":
+                    break
+    if skip_space():
+        raise RecordError(f"{path}:{line} is not valid JSON (text after the end of the value)")
+
+
+def _read_csv(
+    path: Path, raw: BinaryIO, stream: BinaryIO, record_text: RecordText, bad_records: BadRecords
+) -> Iterator[Document]:
+    csv.field_size_limit(_CSV_CELL_LIMIT)  # the module has one limit for all; its default of 131072 is short of a page
+    lines = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+    rows = csv.reader(lines, strict=True)
+    header: list[str] | None = None
+    while True:
+        where = f"{path}:{rows.line_num + 1}"
+        try:
+            cells = next(rows)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            bad_records.add(f"{where} is not valid CSV ({error})")
+            continue
+        if not cells:
+            continue
+        if header is None:
+            header = cells
+            record_text.check_columns(header, str(path))
+            continue
+        try:
+            if len(cells) != len(header):
+                raise RecordError(f"{where} has {len(cells)} cells where the header has {len(header)}")
+            text = record_text(dict(zip(header, cells, strict=True)), where)
+        except RecordError as error:
+            bad_records.add(str(error))
+            continue
+        yield from _documents([text], where, raw.tell)
+
+
+def _read_parquet(
+    path: Path, raw: BinaryIO, stream: BinaryIO, record_text: RecordText, bad_records: BadRecords
+) -> Iterator[Document]:
+    # Imported here, for it takes a third of a second and most corpora need none of it.
+    import pyarrow
+    from pyarrow import parquet
+
+    with tempfile.TemporaryFile() as unpacked:
+        if stream is not raw:  # parquet is read from its end: a compressed one has to be unpacked first
+            copyfileobj(stream, unpacked)
+        size, row = path.stat().st_size, 0
+        try:
+            table = parquet.ParquetFile(raw if stream is raw else unpacked)
+            record_text.check_columns(table.schema_arrow.names, str(path))
+            rows = max(table.metadata.num_rows, 1)
+            for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=list(record_text.fields)):
+                for record in batch.to_pylist():
+                    row += 1
+                    where = f"{path}:{row}"
+                    try:
+                        text = record_text(record, where)
+                    except RecordError as error:
+                        bad_records.add(str(error))
+                        continue
+                    position = size * row // rows
+                    yield from _documents([text], where, lambda position=position: position)  # type: ignore[misc]
+        except (pyarrow.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            bad_records.add(f"{path}:{row + 1} is not readable as parquet ({reason})")
