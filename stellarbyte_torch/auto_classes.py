@@ -1,0 +1,73 @@
+"""Makes transformers' Auto classes know StellarByte, without importing transformers before somebody needs it."""
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+
+_CONFIGURATION = "stellarbyte_torch.configuration_stellarbyte"
+_MODELING = "stellarbyte_torch.modeling_stellarbyte"
+
+
+def register_with_transformers() -> None:
+    """Register now if transformers is loaded, else as soon as it is: importing it takes seconds that --help has not."""
+    if "transformers" in sys.modules:
+        _register()
+    else:
+        sys.meta_path.insert(0, _RegisteringFinder())
+
+
+def _register() -> None:
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    from stellarbyte_torch.configuration_stellarbyte import ByteConfig
+    from stellarbyte_torch.modeling_stellarbyte import ByteDecoder, ByteForCausalLM
+
+    AutoConfig.register(ByteConfig.model_type, ByteConfig)
+    AutoModel.register(ByteConfig, ByteDecoder)
+    AutoModelForCausalLM.register(ByteConfig, ByteForCausalLM)
+    # Makes save_pretrained copy the two files beside the weights, so that trust_remote_code loads what it wrote.
+    ByteConfig.register_for_auto_class()
+    ByteDecoder.register_for_auto_class("AutoModel")
+    ByteForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
+
+class _RegisteringFinder(MetaPathFinder):
+    """Steps aside at the first import that brings transformers in, and registers when that import is done.
+
+    Our own two modules count as well: they import transformers half-way, when their classes do not exist yet.
+    """
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,  # noqa: ARG002 - the finder protocol
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> ModuleSpec | None:
+        if fullname not in ("transformers", _CONFIGURATION, _MODELING):
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _RegisteringLoader(spec.loader)
+        return spec
+
+
+class _RegisteringLoader(Loader):
+    """The module's own loader, followed by the registration."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """As the module's own loader does."""
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the module under its own loader, which it keeps, then register."""
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        _register()

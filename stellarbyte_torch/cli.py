@@ -1,0 +1,111 @@
+"""The command line `stellarbyte-torch`."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NoReturn
+
+from stellarbyte_torch.errors import UserError
+
+PROGRAM = "stellarbyte-torch"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, or 2 after a mistake that the user can mend."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose mistakes read like all our others: one sentence, no usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{PROGRAM}: error: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog=PROGRAM, description="Use StellarByte models in PyTorch.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    generate = commands.add_parser(
+        "generate",
+        help="continue a prompt with an exported model",
+        description="Continue a prompt with an exported model.",
+    )
+    generate.add_argument("folder", metavar="HF_DIR", type=Path, help="a folder that `stellarbyte-convert to-hf` wrote")
+    generate.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
+    generate.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="0 takes the likeliest token (default); 1 samples as trained",
+    )
+    generate.add_argument(
+        "--top-k", type=int, default=0, metavar="N", help="sample from the N likeliest (default 0: all)"
+    )
+    generate.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest with probability P (default 1)"
+    )
+    generate.add_argument(
+        "--max-new-tokens", type=int, default=128, metavar="N", help="stop after N tokens (default 128), or at <|SEOS|>"
+    )
+    generate.add_argument("--seed", type=int, default=0, metavar="N", help="for sampling (default 0)")
+    generate.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps … (default: cuda if there is one)")
+    generate.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the weights and the computation (default auto: as saved)",
+    )
+    generate.add_argument("--json", action="store_true", help="print one JSON object instead of streaming the text")
+    generate.set_defaults(run=_generate)
+    return parser
+
+
+def _generate(options: argparse.Namespace) -> None:
+    # A local folder needs no network, and its loading no progress bar between prompt and answer. Imports come this late
+    # because they take seconds, which --help and a misspelt option should not.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from transformers.utils import logging
+
+    from stellarbyte_torch import generate as generation
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    sampling = generation.Sampling(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+    )
+    model, tokenizer = generation.load(options.folder, options.device, options.dtype)
+    if options.json:
+        print(json.dumps(asdict(generation.generate(model, tokenizer, options.prompt, sampling)), ensure_ascii=False))
+        return
+
+    started = False
+
+    def write(text: str) -> None:
+        nonlocal started
+        # The prompt waits for the first new token, so that an error never follows half an answer.
+        sys.stdout.write(text if started else options.prompt + text)
+        sys.stdout.flush()
+        started = True
+
+    generation.generate(model, tokenizer, options.prompt, sampling, on_text=write)
+    write("\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

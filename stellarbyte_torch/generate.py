@@ -1,0 +1,202 @@
+"""From an exported folder and a prompt to text."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from stellarbyte_torch.errors import UserError
+from stellarbyte_torch.modeling_stellarbyte import ByteForCausalLM
+
+# What decoding puts where bytes are no UTF-8, be it for good or only until the next token completes the character.
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: temperature 0 takes the likeliest; top_k 0 and top_p 1 keep all."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_new_tokens: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.temperature >= 0, "--temperature", self.temperature, "must be at least 0")
+        _require(self.top_k >= 0, "--top-k", self.top_k, "must be at least 1, or 0 for all")
+        _require(0 < self.top_p <= 1, "--top-p", self.top_p, "must be greater than 0 and at most 1")
+        _require(self.max_new_tokens > 0, "--max-new-tokens", self.max_new_tokens, "must be at least 1")
+        _require(0 <= self.seed < 2**63, "--seed", self.seed, "must be at least 0 and less than 2^63")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A prompt's continuation. Counts are tokens: the prompt's with its bos, the new ones without an eos."""
+
+    prompt: str
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    tokens_per_second: float
+
+
+def load(
+    folder: Path, device: str | None = None, dtype: str = "auto"
+) -> tuple[ByteForCausalLM, PreTrainedTokenizerBase]:
+    """Load an exported folder, in eval mode: device None takes CUDA where there is one, dtype "auto" the saved one.
+
+    Raises:
+        UserError: the folder is missing, holds another architecture, is damaged, or the device is not there.
+    """
+    _check_folder(folder)
+    try:
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device} is not available here: {_first_line(error)}") from error
+    try:
+        loaded: Any = ByteForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise UserError(f"{folder} holds a model that cannot be loaded: {_first_line(error)}") from error
+    model, report = loaded
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers raises the bare class for a damaged tokenizer.json
+        raise UserError(f"{folder} holds no tokenizer that can be loaded: {_first_line(error)}") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[kind]:
+            raise UserError(f"{folder} does not fit its config.json: {kind.replace('_', ' ')} {sorted(report[kind])}")
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(
+            f"{folder} holds a tokenizer of {len(tokenizer)} tokens, more than the model's vocab_size "
+            f"{model.config.vocab_size}: put the tokenizer there that the model was trained with"
+        )
+    return model.to(target).eval(), tokenizer
+
+
+def generate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    sampling: Sampling,
+    on_text: Callable[[str], Any] | None = None,
+) -> Generation:
+    """Continue [bos] + prompt until eos, max_new_tokens, or the end of the context.
+
+    Args:
+        model: a ByteForCausalLM in eval mode.
+        tokenizer: the one it was trained with; special strings inside the prompt stay ordinary text.
+        prompt: may be empty.
+        sampling: with a temperature above 0, the same seed gives the same text.
+        on_text: called with each piece of the continuation as soon as its characters are complete.
+
+    Raises:
+        UserError: the prompt fills the context.
+    """
+    config = model.config
+    encoded = tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True) if prompt else []
+    prompt_ids = [config.bos_token_id, *encoded]
+    room = config.max_position_embeddings - len(prompt_ids)
+    if room < 1:
+        raise UserError(
+            f"--prompt has {len(prompt_ids)} tokens with its beginning, too many for a context of "
+            f"{config.max_position_embeddings} that must hold the answer, too: shorten it"
+        )
+    input_ids = torch.tensor([prompt_ids], device=model.device)
+    streamer = _TextStream(tokenizer, on_text) if on_text else None
+    torch.manual_seed(sampling.seed)
+    started = time.perf_counter()
+    output_ids = model.generate(
+        input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        generation_config=_generation_config(sampling, config, min(sampling.max_new_tokens, room)),
+        streamer=streamer,
+    )
+    new_ids = output_ids[0, len(prompt_ids) :].tolist()
+    seconds = time.perf_counter() - started
+    if new_ids and new_ids[-1] == config.eos_token_id:
+        new_ids = new_ids[:-1]
+    return Generation(prompt, _decode(tokenizer, new_ids), len(prompt_ids), len(new_ids), len(new_ids) / seconds)
+
+
+class _TextStream(BaseStreamer):
+    """Hands on text token by token, holding back the bytes of a character that is not complete yet."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], Any]) -> None:
+        self.tokenizer = tokenizer
+        self.on_text = on_text
+        self.pending: list[int] = []
+        self.prompt_seen = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """The prompt first, which the caller knows, then each new token."""
+        if not self.prompt_seen:
+            self.prompt_seen = True
+            return
+        self.pending += value.flatten().tolist()
+        if not _decode(self.tokenizer, self.pending).endswith(_REPLACEMENT):
+            self.end()
+
+    def end(self) -> None:
+        """Hand on what is held back, complete or not."""
+        text = _decode(self.tokenizer, self.pending)
+        self.pending = []
+        if text:
+            self.on_text(text)
+
+
+def _generation_config(sampling: Sampling, config: Any, max_new_tokens: int) -> GenerationConfig:
+    choice: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        choice = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+        }
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        **choice,
+    )
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give one that `stellarbyte-convert to-hf` wrote")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no config.json: give a folder that `stellarbyte-convert to-hf` wrote")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): export the folder again") from error
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if model_type != ByteForCausalLM.config_class.model_type:
+        raise UserError(f"{folder} holds a model of type {model_type}, not stellarbyte: give a StellarByte export")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _require(holds: bool, name: str, value: object, complaint: str) -> None:
+    if not holds:
+        raise UserError(f"{name} {value} {complaint}")
