@@ -1,0 +1,139 @@
+"""Safetensors files, one or several with an index: written and read as transformers does, a shard at a time."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from convert.weights import DTYPES, LazyTensor
+from stellarbyte_jax.errors import UserError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+
+_SAFETENSORS_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "500MB" or "5GB" (decimal units, as transformers takes them); raises UserError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)\s*", text, re.IGNORECASE)
+    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if size < 1:
+        raise UserError(f"the shard size {text!r} is not a number with KB, MB, GB or TB: write 5GB, for example")
+    return size
+
+
+def plan(tensors: Mapping[str, LazyTensor], max_shard_size: int) -> dict[str, list[str]]:
+    """File name -> keys, filled in order up to `max_shard_size` bytes; a larger tensor gets a file of its own."""
+    groups: list[list[str]] = []
+    room = 0
+    for key, tensor in tensors.items():
+        if not groups or tensor.nbytes > room:
+            groups.append([])
+            room = max_shard_size
+        groups[-1].append(key)
+        room -= tensor.nbytes
+    if len(groups) == 1:
+        return {WEIGHTS: groups[0]}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": keys for i, keys in enumerate(groups, start=1)}
+
+
+def write(
+    tensors: Mapping[str, LazyTensor],
+    folder: Path,
+    max_shard_size: int,
+    progress: Callable[[int], object],
+) -> None:
+    """Writes the shards into `folder`, and the index if they are several; holds one shard in memory.
+
+    `progress` is told the bytes of each shard once it is on disk.
+    """
+    files = plan(tensors, max_shard_size)
+    for name, keys in files.items():
+        arrays = {key: np.asarray(tensors[key]) for key in keys}
+        save_file(arrays, folder / name, metadata={"format": "pt"})
+        progress(sum(array.nbytes for array in arrays.values()))
+    if len(files) > 1:
+        index = {
+            "metadata": {
+                "total_parameters": sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in tensors.values()),
+                "total_size": sum(tensor.nbytes for tensor in tensors.values()),
+            },
+            "weight_map": {key: name for name, keys in files.items() for key in keys},
+        }
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> dict[str, LazyTensor]:
+    """Key -> tensor of every weight in `folder`; the headers are read now, values when asked for.
+
+    Raises:
+        UserError: no weights, a shard that is missing or broken, a key in two places, or an index that disagrees.
+    """
+    if (folder / WEIGHTS).is_file():
+        return _merge([folder / WEIGHTS])[1]
+    index_file = folder / INDEX
+    if not index_file.is_file():
+        raise UserError(f"{folder} holds neither {WEIGHTS} nor {INDEX}: save the model there with save_pretrained")
+    weight_map = _read_index(index_file)
+    home, tensors = _merge(folder / name for name in sorted(set(weight_map.values())))
+    for key in weight_map.keys() | tensors.keys():
+        listed, found = weight_map.get(key, "no file"), home[key].name if key in home else "no file"
+        if listed != found:
+            raise UserError(
+                f"{index_file} places {key} in {listed}, but it is in {found}: fetch or save the folder again"
+            )
+    return tensors
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable JSON file ({error}): fetch or save the folder again") from error
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    # Only names of files beside the index: it may come from a stranger.
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) and WEIGHT_FILE.fullmatch(name) for name in weight_map.values()
+    ):
+        raise UserError(f"{path} has no weight_map of key to model-*.safetensors file: fetch or save the folder again")
+    return weight_map
+
+
+def _merge(files: Iterable[Path]) -> tuple[dict[str, Path], dict[str, LazyTensor]]:
+    """Key -> its file, and key -> tensor, over all the files."""
+    home: dict[str, Path] = {}
+    tensors: dict[str, LazyTensor] = {}
+    for file in files:
+        for key, tensor in _read_file(file).items():
+            if key in home:
+                raise UserError(f"{key} is both in {home[key]} and in {file.name}: remove all but the right one")
+            home[key] = file
+            tensors[key] = tensor
+    return home, tensors
+
+
+def _read_file(path: Path) -> dict[str, LazyTensor]:
+    try:
+        file = safe_open(path, framework="np")  # memory-mapped, for as long as its tensors live
+        keys = file.keys()
+        slices = {key: file.get_slice(key) for key in keys}
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: fetch or save the folder again") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}): fetch or save it again") from error
+    tensors = {}
+    for key, part in slices.items():
+        name = _SAFETENSORS_DTYPES.get(part.get_dtype())
+        if name is None:
+            raise UserError(
+                f"{path} holds {key} as {part.get_dtype()}, expected one of {', '.join(DTYPES)}: save it so"
+            )
+        tensors[key] = LazyTensor(tuple(part.get_shape()), DTYPES[name], lambda key=key: file.get_tensor(key))  # type: ignore[misc]
+    return tensors
