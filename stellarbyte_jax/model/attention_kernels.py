@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-# Queries a chunk on the CPU: small enough that future keys are seldom multiplied, large enough for fast matmuls.
-QUERY_CHUNK = 128
+# On the CPU: chunks small enough that future keys are seldom multiplied, few enough to compile quickly.
+SMALLEST_QUERY_CHUNK = 64
+MOST_QUERY_CHUNKS = 8
 
 
 def causal_attention(
@@ -36,28 +37,33 @@ def cached_attention(q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, v
 def _chunked_attention(
     q_BKGTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, segment_ids_BT: jax.Array | None
 ) -> jax.Array:
-    """Chunks of queries against past keys only: half the scores are never computed."""
+    """Chunks of queries against past keys only: half the scores are never computed.
+
+    Written so that XLA's CPU compiler can fuse a whole softmax with its matmuls: four dimensions (a chunk's G·C queries
+    are the rows of one matmul), the mask added rather than selected, and normalisation after the product with V.
+    """
     B, K, G, T, H = q_BKGTH.shape
+    chunk = max(SMALLEST_QUERY_CHUNK, -(-T // MOST_QUERY_CHUNKS))
     outputs = []
-    for start in range(0, T, QUERY_CHUNK):
-        end = min(start + QUERY_CHUNK, T)
-        # (B·K) is the one batch dimension and a chunk's G·C queries are rows of one matmul.
-        q = q_BKGTH[:, :, :, start:end].reshape(B * K, G * (end - start), H)
-        k, v = k_BKTH[:, :, :end].reshape(B * K, end, H), v_BKTH[:, :, :end].reshape(B * K, end, H)
-        scores = jnp.einsum("bqh,bsh->bqs", q, k, preferred_element_type=jnp.float32)
-        scores = scores.reshape(B, K, G, end - start, end)
-        visible = jnp.arange(end) <= jnp.arange(start, end)[:, None]
-        if segment_ids_BT is not None:
-            visible = visible & (segment_ids_BT[:, start:end, None] == segment_ids_BT[:, None, :end])
-            visible = visible[:, None, None]
-        scores = jnp.where(visible, scores, -jnp.inf)
-        # Normalised after the product with V: one pass over [.., H] instead of one over [.., S].
+    for start in range(0, T, chunk):
+        end = min(start + chunk, T)
+        q = q_BKGTH[:, :, :, start:end].reshape(B, K, -1, H)
+        k, v = k_BKTH[:, :, :end], v_BKTH[:, :, :end]
+        scores = jnp.einsum("BKQH,BKSH->BKQS", q, k, preferred_element_type=jnp.float32)
+        scores += _chunk_bias(start, end, G, segment_ids_BT)
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
         total = weights.sum(axis=-1, keepdims=True)
-        weights = weights.astype(v.dtype).reshape(B * K, G * (end - start), end)
-        out = jnp.einsum("bqs,bsh->bqh", weights, v).reshape(B, K, G, end - start, H)
-        outputs.append((out / total).astype(q_BKGTH.dtype))
+        out = jnp.einsum("BKQS,BKSH->BKQH", weights.astype(v.dtype), v) / total
+        outputs.append(out.astype(q.dtype).reshape(B, K, G, end - start, H))
     return jnp.concatenate(outputs, axis=3)
+
+
+def _chunk_bias(start: int, end: int, groups: int, segment_ids_BT: jax.Array | None) -> jax.Array:
+    """0 where queries start … end - 1 may look, -inf elsewhere: [B or 1, 1, G·C, end]."""
+    visible = (jnp.arange(end) <= jnp.arange(start, end)[:, None])[None]
+    if segment_ids_BT is not None:
+        visible = visible & (segment_ids_BT[:, start:end, None] == segment_ids_BT[:, None, :end])
+    return jnp.tile(jnp.where(visible, 0.0, -jnp.inf), (1, groups, 1))[:, None]
 
 
 def _cudnn_attention(

@@ -26,4 +26,5 @@ class FeedForward(nnx.Module):
         self.hidden_act = config.hidden_act
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
         return self.down_proj(ACTIVATIONS[self.hidden_act](self.gate_proj(x)) * self.up_proj(x))

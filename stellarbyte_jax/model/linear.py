@@ -26,6 +26,7 @@ class Linear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> [..., out] in the compute dtype."""
         # A plain 2-D matmul: XLA's CPU backend runs nothing faster, forward and backward.
         x_MD = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         y_MF = x_MD @ self.kernel[...].astype(self.dtype)

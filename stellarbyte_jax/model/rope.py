@@ -41,6 +41,7 @@ class RotaryEmbedding(nnx.Module):
             self.zeta = nnx.Param(jnp.asarray(zeta), axes=("norm",)) if config.xpos_learnable else _Constant(zeta)
 
     def __call__(self, position_ids: jax.Array) -> RotaryTables:
+        """Tables for int positions [B, T]."""
         positions = position_ids.astype(jnp.float32)[..., None]
         angles = positions * self.inv_freq.value
         cos, sin = jnp.cos(angles), jnp.sin(angles)

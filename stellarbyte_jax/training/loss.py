@@ -14,7 +14,7 @@ TOKENS_PER_CHUNK = 1024
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LossSums:
-    """Sums over the labelled tokens, in float32; divide by `tokens` only after adding up all micro-batches and hosts."""
+    """float32 sums over the labelled tokens; divide by `tokens` only after adding up all micro-batches."""
 
     loss: jax.Array  # nats
     correct: jax.Array  # tokens whose label has the largest logit
@@ -69,7 +69,7 @@ def _backward(gradients, cotangents):  # type: ignore[no-untyped-def]
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _chunks(shape: tuple[int, int]) -> list[slice]:
+def _chunks(shape: tuple[int, ...]) -> list[slice]:
     B, T = shape
     count = max(1, min(T, round(B * T / TOKENS_PER_CHUNK)))
     size = -(-T // count)

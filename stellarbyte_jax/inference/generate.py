@@ -1,0 +1,197 @@
+"""Continuing prompts: one prefill, then decoding in a compiled loop."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from stellarbyte_jax.config import ByteConfig
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.inference.sampling import Sampling, sample
+from stellarbyte_jax.model.causal_lm import ByteForCausalLM
+from stellarbyte_jax.model.kv_cache import KVCache
+
+# Prompts and answers are given room in multiples of this, so that few lengths are ever compiled.
+LENGTH_MULTIPLE = 32
+
+# Tokens decoded between two looks at the result, when somebody watches.
+STREAM_TOKENS = 8
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Decoding:
+    """The loop's carry. `token_B` is drawn but not yet read by the model; `tokens_BN` holds all `count` drawn ones."""
+
+    cache: KVCache
+    token_B: jax.Array
+    position_B: jax.Array
+    done_B: jax.Array
+    tokens_BN: jax.Array
+    count: jax.Array
+
+
+class Generator:
+    """A model ready to continue prompts; its compiled programs are kept from call to call.
+
+    Args:
+        model: parameters and compute dtype.
+        cache_dtype: of the keys and values kept; by default the compute dtype.
+    """
+
+    def __init__(self, model: ByteForCausalLM, cache_dtype: DTypeLike | None = None) -> None:
+        self.config: ByteConfig = model.config
+        self._graphdef, state = nnx.split(model)
+        self._params = nnx.to_pure_dict(state)
+        cache_dtype = jnp.dtype(cache_dtype or model.dtype)
+        self._prefill = jax.jit(
+            functools.partial(_prefill, self._graphdef, cache_dtype), static_argnames=("new_capacity", "sampling")
+        )
+        self._decode = jax.jit(
+            functools.partial(_decode, self._graphdef), static_argnames="sampling", donate_argnames="carry"
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        on_tokens: Callable[[np.ndarray], None] | None = None,
+    ) -> list[list[int]]:
+        """Continue each prompt until <|SEOS|>, or by `max_new_tokens`.
+
+        Args:
+            prompts: token ids, of any lengths from 1.
+            max_new_tokens: at most so many are added to each.
+            sampling: greedy by default.
+            seed: of the draws.
+            on_tokens: called with new tokens, int32 [B, n], as they come; rows that are done hold <|PAD|>.
+
+        Returns:
+            The new tokens of each prompt, <|SEOS|> not included.
+
+        Raises:
+            UserError: a prompt is empty or leaves no room in the context.
+        """
+        self._check(prompts, max_new_tokens)
+        sampling, key = sampling or Sampling(), jax.random.key(seed)
+        input_ids_BT, segment_ids_BT = _pad_left(prompts, self.config.pad_token_id)
+        carry = self._prefill(
+            self._params,
+            input_ids_BT,
+            segment_ids_BT,
+            key,
+            new_capacity=_round_up(max_new_tokens, LENGTH_MULTIPLE),
+            sampling=sampling,
+        )
+        shown = 0
+        while True:
+            count = int(carry.count)
+            if on_tokens is not None:
+                on_tokens(np.asarray(carry.tokens_BN[:, shown:count]))
+            shown = count
+            if count == max_new_tokens or bool(carry.done_B.all()):
+                break
+            limit = max_new_tokens if on_tokens is None else min(count + STREAM_TOKENS, max_new_tokens)
+            carry = self._decode(self._params, carry=carry, limit=limit, key=key, sampling=sampling)
+        rows = np.asarray(carry.tokens_BN[:, :shown]).tolist()
+        return [_until(row, self.config.eos_token_id) for row in rows]
+
+    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        context = self.config.max_position_embeddings
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens {max_new_tokens} must be at least 1")
+        for prompt in prompts:
+            if len(prompt) == 0:
+                raise UserError("a prompt is empty: give at least <|SBOS|>")
+            if len(prompt) + max_new_tokens > context:
+                raise UserError(
+                    f"a prompt of {len(prompt)} tokens and max_new_tokens {max_new_tokens} exceed the context of "
+                    f"{context} tokens (max_position_embeddings): shorten the prompt or ask for fewer tokens"
+                )
+
+
+def _prefill(
+    graphdef: nnx.GraphDef[ByteForCausalLM],
+    cache_dtype: jnp.dtype,
+    params: dict[str, Any],
+    input_ids_BT: jax.Array,
+    segment_ids_BT: jax.Array,
+    key: jax.Array,
+    *,
+    new_capacity: int,
+    sampling: Sampling,
+) -> _Decoding:
+    """Read the prompts, padded on the left, and draw the first new token of each."""
+    model = nnx.merge(graphdef, params)
+    B, T = input_ids_BT.shape
+    lengths_B = segment_ids_BT.sum(axis=1)
+    position_ids_BT = jnp.maximum(jnp.arange(T) - (T - lengths_B)[:, None], 0)
+    cache = KVCache.create(model.config, B, T + new_capacity, cache_dtype)
+    hidden_BTD, cache = model.model(input_ids_BT, position_ids_BT, segment_ids_BT, cache)
+    token_B = sample(model.logits(hidden_BTD[:, -1:])[:, 0], sampling, jax.random.fold_in(key, 0))
+    return _Decoding(
+        cache=cache,
+        token_B=token_B,
+        position_B=lengths_B,
+        done_B=token_B == model.config.eos_token_id,
+        tokens_BN=jnp.zeros((B, new_capacity), jnp.int32).at[:, 0].set(token_B),
+        count=jnp.ones((), jnp.int32),
+    )
+
+
+def _decode(
+    graphdef: nnx.GraphDef[ByteForCausalLM],
+    params: dict[str, Any],
+    *,
+    carry: _Decoding,
+    limit: jax.Array,
+    key: jax.Array,
+    sampling: Sampling,
+) -> _Decoding:
+    """Draw tokens until there are `limit` of them or every row is done, in one compiled loop."""
+    model = nnx.merge(graphdef, params)
+
+    def unfinished(carry: _Decoding) -> jax.Array:
+        return (carry.count < limit) & ~carry.done_B.all()
+
+    def draw(carry: _Decoding) -> _Decoding:
+        output = model(carry.token_B[:, None], carry.position_B[:, None], cache=carry.cache)
+        token_B = sample(output.logits[:, 0], sampling, jax.random.fold_in(key, carry.count))
+        token_B = jnp.where(carry.done_B, model.config.pad_token_id, token_B)
+        return _Decoding(
+            cache=output.cache,
+            token_B=token_B,
+            position_B=carry.position_B + 1,
+            done_B=carry.done_B | (token_B == model.config.eos_token_id),
+            tokens_BN=carry.tokens_BN.at[:, carry.count].set(token_B),
+            count=carry.count + 1,
+        )
+
+    return jax.lax.while_loop(unfinished, draw, carry)
+
+
+def _pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and segment ids, int32 [B, T]; segment 0 is padding."""
+    T = _round_up(max(len(prompt) for prompt in prompts), LENGTH_MULTIPLE)
+    input_ids_BT = np.full((len(prompts), T), pad_token_id, np.int32)
+    segment_ids_BT = np.zeros((len(prompts), T), np.int32)
+    for row, prompt in enumerate(prompts):
+        input_ids_BT[row, T - len(prompt) :] = prompt
+        segment_ids_BT[row, T - len(prompt) :] = 1
+    return input_ids_BT, segment_ids_BT
+
+
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def _until(tokens: list[int], eos_token_id: int) -> list[int]:
+    return tokens[: tokens.index(eos_token_id)] if eos_token_id in tokens else tokens
