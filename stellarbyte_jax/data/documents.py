@@ -9,7 +9,7 @@ from stellarbyte_jax.config import SourceConfig
 from stellarbyte_jax.errors import UserError
 
 # Longer texts go on in pieces, so that no single document decides the memory or leaves all cores but one idle.
-PIECE_CHARS = 1 << 18
+PIECE_CHARS = 1 << 16
 
 _FIRST_BAD_RECORDS = 5
 
@@ -19,13 +19,14 @@ class Document:
     """A text, or a piece of a long one.
 
     `origin` is "file:line" (parquet: the row); `bytes_read` counts the bytes of its file, as stored, read so far;
-    `continues` says that the text goes on from the piece before it.
+    `begins` and `ends` say whether the text starts and stops with this piece.
     """
 
     text: str
     origin: str
     bytes_read: int
-    continues: bool = False
+    begins: bool = True
+    ends: bool = True
 
 
 class RecordError(Exception):

@@ -106,8 +106,15 @@ def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> RecordError:
 
 
 def _documents(blocks: Iterable[str], origin: str, bytes_read: Callable[[], int]) -> Iterator[Document]:
-    for index, piece in enumerate(pieces(blocks)):
-        yield Document(piece, origin, bytes_read(), continues=index > 0)
+    held: str | None = None  # a piece waits for the next one, which tells whether it was the last
+    begins = True
+    for piece in pieces(blocks):
+        if held is not None:
+            yield Document(held, origin, bytes_read(), begins, ends=False)
+            begins = False
+        held = piece
+    if held is not None:
+        yield Document(held, origin, bytes_read(), begins, ends=True)
 
 
 def _read_jsonl(

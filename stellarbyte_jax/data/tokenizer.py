@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -193,8 +194,15 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """Token ids (int32) of many texts, on all cores; other Python threads run meanwhile."""
+        ids, lengths = self.encode_joined(texts)
+        return np.split(ids, np.cumsum(lengths)[:-1]) if texts else []
+
+    def encode_joined(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Like encode_batch, as one array of ids (int32) and one of the texts' lengths in tokens (int64)."""
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+        lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
+        ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32, int(lengths.sum()))
+        return ids, lengths
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids, as UTF-8; what is not UTF-8 becomes U+FFFD."""

@@ -1,0 +1,187 @@
+"""Says what token shards were made from, so that a folder of them is never taken for another one."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stellarbyte_jax.config import DataConfig
+from stellarbyte_jax.data.documents import BadRecords
+from stellarbyte_jax.data.record_files import file_format
+from stellarbyte_jax.data.tokenizer import Tokenizer
+from stellarbyte_jax.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that was read, what it held (sha256 of its bytes as stored), and how its records were read."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+    fields: tuple[str, ...]
+    template: str | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides the shards' content, to the last byte."""
+
+    format_version: int
+    dtype: str
+    tokenizer_sha256: str
+    vocab_size: int
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    validation_fraction: float
+    tokens_per_shard: int
+    source_files: tuple[SourceFile, ...]
+
+    @classmethod
+    def make(
+        cls,
+        data: DataConfig,
+        tokenizer: Tokenizer,
+        files: Sequence[tuple[int, Path]],
+        known: "Recipe | None",
+    ) -> "Recipe":
+        """The recipe of `data` now; `files` names each file with the index of its source.
+
+        A file of which `known` has the same path, size and modification time is not read again.
+        """
+        known_files = {(file.path, file.size, file.mtime_ns): file for file in known.source_files} if known else {}
+        source_files = []
+        for source_index, path in files:
+            source = data.sources[source_index]
+            try:
+                status = path.stat()
+                before = known_files.get((str(path), status.st_size, status.st_mtime_ns))
+                sha256 = before.sha256 if before else _file_sha256(path)
+            except OSError as error:
+                raise UserError(f"{path} cannot be read: {error.strerror}") from None
+            source_files.append(
+                SourceFile(str(path), status.st_size, status.st_mtime_ns, sha256, source.fields, source.template)
+            )
+        return cls(
+            format_version=FORMAT_VERSION,
+            dtype="uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
+            tokenizer_sha256=tokenizer.sha256,
+            vocab_size=tokenizer.vocab_size,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            validation_fraction=data.validation_fraction,
+            tokens_per_shard=data.tokens_per_shard,
+            source_files=tuple(source_files),
+        )
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> "Recipe":
+        """The inverse of dataclasses.asdict after a trip through JSON."""
+        files = tuple(SourceFile(**{**file, "fields": tuple(file["fields"])}) for file in mapping["source_files"])
+        return cls(**{**mapping, "source_files": files})
+
+    def differences(self, other: "Recipe") -> Iterator[str]:
+        """What makes the shards of `other` differ from ours, each as "name: ours, not theirs"."""
+        for name in ("format_version", "validation_fraction", "tokens_per_shard"):
+            if getattr(self, name) != getattr(other, name):
+                yield f"{name} is {getattr(self, name)}, not {getattr(other, name)}"
+        if self.tokenizer_sha256 != other.tokenizer_sha256:
+            yield (
+                f"the tokenizer has {self.vocab_size} tokens and sha256 {self.tokenizer_sha256[:12]}…, "
+                f"not {other.vocab_size} and {other.tokenizer_sha256[:12]}…"
+            )
+        if len(self.source_files) != len(other.source_files):
+            yield f"the sources are {len(self.source_files)} files, not {len(other.source_files)}"
+            return
+        for ours, theirs in zip(self.source_files, other.source_files, strict=True):
+            # Where a file lies does not matter, but its suffix does.
+            if (ours.sha256, file_format(Path(ours.path))) != (theirs.sha256, file_format(Path(theirs.path))):
+                where = f" where {theirs.path} was" if ours.path != theirs.path else ""
+                yield f"{ours.path}{where} has another content"
+                return
+            for name in ("fields", "template"):
+                if getattr(ours, name) != getattr(theirs, name):
+                    yield f"{name} of {ours.path} is {_shown(getattr(ours, name))}, not {_shown(getattr(theirs, name))}"
+                    return
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """Size of a split: tokens with bos and eos, documents, UTF-8 bytes of their text."""
+
+    tokens: int
+    documents: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished folder of token shards: its recipe, the size of each split, and the bad records that were skipped."""
+
+    recipe: Recipe
+    splits: dict[str, SplitCounts]
+    bad_record_count: int = 0
+    first_bad_records: tuple[str, ...] = ()
+
+    @property
+    def bad_records(self) -> BadRecords:
+        """The records that were skipped, for their summary."""
+        return BadRecords("skip", self.bad_record_count, self.first_bad_records)
+
+    def save(self, folder: Path) -> None:
+        """Write the manifest, which makes the folder a finished one, in one step."""
+        write_json(folder / MANIFEST_NAME, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Read a finished folder's manifest.
+
+        Raises:
+            UserError: there is none, or it cannot be read.
+        """
+        path = folder / MANIFEST_NAME
+        if not path.is_file():
+            raise UserError(f"{folder} holds no finished token shards: make them with `stellarbyte prepare`")
+        try:
+            mapping = json.loads(path.read_text("utf-8"))
+            return cls(
+                recipe=Recipe.from_dict(mapping["recipe"]),
+                splits={name: SplitCounts(**mapping["splits"][name]) for name in SPLITS},
+                bad_record_count=mapping["bad_record_count"],
+                first_bad_records=tuple(mapping["first_bad_records"]),
+            )
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{path} is not a manifest of this version ({type(error).__name__}: {error}): "
+                "delete the folder and prepare it again"
+            ) from None
+
+
+def write_json(path: Path, content: object) -> None:
+    """Replace a file in one step: whoever reads it sees the old content or the new."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _shown(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else repr(value)

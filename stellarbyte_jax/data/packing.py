@@ -1,0 +1,72 @@
+"""Cuts the stream of a split's documents into rows of one length."""
+
+import numpy as np
+
+from stellarbyte_jax.data.token_shards import TokenShards
+
+IGNORED_LABEL = -100
+
+
+class PackedRows:
+    """Rows of a split by random access: row i is tokens [i·T, (i+1)·T) of the split's stream, the last one padded.
+
+    So every token is an input once, and a label once unless it begins a document. A document that runs across rows
+    starts anew in each.
+    """
+
+    def __init__(self, shards: TokenShards, sequence_length: int) -> None:
+        self._shards, self._sequence_length = shards, sequence_length
+        self._pad_token_id = shards.manifest.recipe.pad_token_id
+
+    def __len__(self) -> int:
+        return -(-self._shards.tokens // self._sequence_length)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """Row `index`, each int32 [T].
+
+        - input_ids: the tokens, then padding;
+        - labels: the token after each input; -100 where that is another document's, or none;
+        - segment_ids: 1, 2, … for the documents in the row, 0 for padding;
+        - position_ids: counted from 0 in each document of the row, and 0 for padding.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        length, shards = self._sequence_length, self._shards
+        start = index * length
+        stop = min(start + length, shards.tokens)
+        count = stop - start
+        tokens = shards.read(start, min(stop + 1, shards.tokens)).astype(np.int32)
+
+        # The document of the row's first token, then those that start inside the row or right behind it.
+        first, last = np.searchsorted(shards.starts, np.array([start, stop], np.int64), side="right")
+        borders = np.asarray(shards.starts[first:last]) - start  # 1 to count; the split's end is one, too
+
+        input_ids = np.full(length, self._pad_token_id, np.int32)
+        input_ids[:count] = tokens[:count]
+        labels = np.full(length, IGNORED_LABEL, np.int32)
+        labels[: len(tokens) - 1] = tokens[1:]
+        labels[borders - 1] = IGNORED_LABEL
+
+        begins = np.zeros(length + 1, np.int32)
+        begins[borders] = 1
+        segment_ids = np.cumsum(begins[:length], dtype=np.int32) + 1
+        steps = np.arange(length, dtype=np.int32)
+        position_ids = steps - np.maximum.accumulate(np.where(begins[:length] == 1, steps, 0), dtype=np.int32)
+        segment_ids[count:] = 0
+        position_ids[count:] = 0
+        return {
+            "input_ids": input_ids,
+            "labels": labels,
+            "position_ids": position_ids,
+            "segment_ids": segment_ids.astype(np.int32),
+        }
+
+    def padding_row(self) -> dict[str, np.ndarray]:
+        """A row without any document, to fill up a batch."""
+        empty = np.zeros(self._sequence_length, np.int32)
+        return {
+            "input_ids": np.full_like(empty, self._pad_token_id),
+            "labels": np.full_like(empty, IGNORED_LABEL),
+            "position_ids": empty,
+            "segment_ids": empty.copy(),
+        }

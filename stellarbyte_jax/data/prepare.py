@@ -1,0 +1,264 @@
+"""Turns text into token shards, from where it stopped if it was interrupted."""
+
+import json
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from stellarbyte_jax.config import DataConfig
+from stellarbyte_jax.data.corpus import source_files
+from stellarbyte_jax.data.documents import BadRecords
+from stellarbyte_jax.data.manifest import MANIFEST_NAME, SPLITS, Manifest, Recipe, SplitCounts, write_json
+from stellarbyte_jax.data.shard_writer import ShardWriter, SplitState
+from stellarbyte_jax.data.tokenized import Position, TokenBatch, tokenized
+from stellarbyte_jax.data.tokenizer import Tokenizer
+from stellarbyte_jax.errors import UserError
+
+# While a folder is unfinished, these say what it is to hold and how far it got.
+_RECIPE_NAME, _POSITION_NAME, _LOCK_NAME = "recipe.json", "position.json", "prepare.lock"
+
+_TOKENS_PER_CHECKPOINT = 1 << 23
+
+
+@dataclass(frozen=True)
+class PrepareProgress:
+    """How far `prepare` is: documents and tokens written, bytes of the source files (as stored) read, and their sum."""
+
+    documents: int
+    tokens: int
+    bytes_done: int
+    bytes_total: int
+
+
+def prepare(
+    data: DataConfig,
+    progress: Callable[[PrepareProgress], None] | None = None,
+    report: Callable[[str], None] = print,
+) -> Manifest:
+    """Tokenize the sources of `data` into the folder data.shards; resume an unfinished one; if it is done, return.
+
+    A document, [bos] + tokens + [eos], goes to the validation split if the hash of its text (of the first
+    documents.PIECE_CHARS of a long one) says so; should either split get none of two or more documents, the last
+    document moves there. Memory stays flat: a few batches of text. The result is the same to the last byte, however
+    often it was interrupted.
+
+    Raises:
+        UserError: a source is missing, bad or empty; the tokenizer is missing; the folder holds shards made of
+            something else, or another process is at work in it.
+    """
+    tokenizer = Tokenizer.load(data.tokenizer)
+    files = [(index, path) for index, source in enumerate(data.sources) for path in source_files(source)]
+    folder = Path(data.shards)
+    manifest = _finished(data, tokenizer, files, folder)
+    if manifest is not None:
+        return manifest
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(folder):
+            # Another process may have finished since.
+            manifest = _finished(data, tokenizer, files, folder)
+            return manifest or _make(data, tokenizer, files, folder, progress, report)
+    except OSError as error:
+        raise UserError(f"the token shards cannot be written to {folder}: {error.strerror or error}") from None
+
+
+def _finished(data: DataConfig, tokenizer: Tokenizer, files: list[tuple[int, Path]], folder: Path) -> Manifest | None:
+    if not (folder / MANIFEST_NAME).exists():
+        return None
+    manifest = Manifest.load(folder)
+    _check_same(folder, manifest.recipe, Recipe.make(data, tokenizer, files, manifest.recipe))
+    _check_policy(data, folder, manifest.bad_records)
+    return manifest
+
+
+def _make(
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    files: list[tuple[int, Path]],
+    folder: Path,
+    progress: Callable[[PrepareProgress], None] | None,
+    report: Callable[[str], None],
+) -> Manifest:
+    known = _load_recipe(folder)
+    recipe = Recipe.make(data, tokenizer, files, known)
+    if known is not None:
+        _check_same(folder, known, recipe)
+
+    position, states = Position(), {split: SplitState() for split in SPLITS}
+    reached = _load_position(folder, recipe, report) if known is not None else None
+    if reached is not None:
+        position, states = reached
+        _check_policy(data, folder, BadRecords("skip", position.bad_record_count, position.first_bad_records))
+    else:
+        write_json(folder / _RECIPE_NAME, asdict(recipe))
+    writers = {
+        split: ShardWriter(folder, split, recipe.dtype, recipe.tokens_per_shard, states[split]) for split in SPLITS
+    }
+    try:
+        position = _write_splits(
+            tokenized(data, tokenizer, files, position), recipe, position, folder, writers, progress
+        )
+        if not any(state.documents for state in states.values()):
+            paths = ", ".join(source.path for source in data.sources)
+            raise UserError(f"data.sources {paths} hold no text: name a source that has some")
+        _fill_empty_split(writers, recipe, position, folder)
+        for writer in writers.values():
+            writer.finish()
+    finally:
+        for writer in writers.values():
+            writer.close()
+
+    manifest = Manifest(
+        recipe=recipe,
+        splits={split: SplitCounts(state.tokens, state.documents, state.bytes) for split, state in states.items()},
+        bad_record_count=position.bad_record_count,
+        first_bad_records=position.first_bad_records,
+    )
+    manifest.save(folder)
+    for name in (_RECIPE_NAME, _POSITION_NAME, _LOCK_NAME):
+        (folder / name).unlink(missing_ok=True)
+    summary = manifest.bad_records.summary()
+    if summary is not None:
+        report(summary)
+    return manifest
+
+
+def _write_splits(
+    batches: Generator[TokenBatch, None, None],
+    recipe: Recipe,
+    position: Position,
+    folder: Path,
+    writers: dict[str, ShardWriter],
+    progress: Callable[[PrepareProgress], None] | None,
+) -> Position:
+    """Append all batches; whatever ends this early, the position it reached is kept."""
+    bytes_before = [0, *accumulate(file.size for file in recipe.source_files)]
+    since_checkpoint = 0
+    states = _states(writers)
+    try:
+        for batch in batches:
+            _append(batch, writers)
+            position, states = batch.position, _states(writers)
+            since_checkpoint += len(batch.tokens)
+            if since_checkpoint >= _TOKENS_PER_CHECKPOINT:
+                _save_position(folder, position, states, writers)
+                since_checkpoint = 0
+            if progress is not None:
+                progress(
+                    PrepareProgress(
+                        documents=sum(state.documents for state in states.values()),
+                        tokens=sum(state.tokens for state in states.values()),
+                        bytes_done=bytes_before[position.file] + position.bytes_read,
+                        bytes_total=bytes_before[-1],
+                    )
+                )
+    finally:
+        # The states are those of the last whole batch: an append cut short is cut off when this is resumed.
+        batches.close()
+        _save_position(folder, position, states, writers)
+    return position
+
+
+def _append(batch: TokenBatch, writers: dict[str, ShardWriter]) -> None:
+    lengths = np.diff(batch.starts, append=len(batch.tokens))
+    for split, chosen in (("train", ~batch.in_validation), ("validation", batch.in_validation)):
+        if not chosen.any():
+            continue
+        tokens = batch.tokens if chosen.all() else batch.tokens[np.repeat(chosen, lengths)]
+        starts = np.cumsum(lengths[chosen]) - lengths[chosen]
+        writers[split].append(tokens, starts, batch.begins[chosen], batch.text_bytes[chosen])
+
+
+def _fill_empty_split(writers: dict[str, ShardWriter], recipe: Recipe, position: Position, folder: Path) -> None:
+    """Move the last document to the split that a small corpus left empty, unless validation is meant to be."""
+    train, validation = writers["train"], writers["validation"]
+    if train.state.documents == 0:
+        source, target = validation, train
+    elif validation.state.documents == 0 and train.state.documents > 1 and recipe.validation_fraction > 0:
+        source, target = train, validation
+    else:
+        return
+    moved = source.state
+    for index, block in enumerate(source.last_document()):
+        text_bytes = moved.last_bytes if index == 0 else 0
+        target.append(block, np.zeros(1, np.int64), np.array([index == 0]), np.array([text_bytes]))
+    moved.tokens = moved.last_start
+    moved.documents -= 1
+    moved.bytes -= moved.last_bytes
+    # Only when the position says so may the document go from where it was.
+    _save_position(folder, position, _states(writers), writers)
+    source.cut_back()
+
+
+def _states(writers: dict[str, ShardWriter]) -> dict[str, SplitState]:
+    return {split: replace(writer.state) for split, writer in writers.items()}
+
+
+def _save_position(
+    folder: Path, position: Position, states: dict[str, SplitState], writers: dict[str, ShardWriter]
+) -> None:
+    for writer in writers.values():
+        writer.flush()
+    splits = {split: asdict(state) for split, state in states.items()}
+    write_json(folder / _POSITION_NAME, {"position": asdict(position), "splits": splits})
+
+
+def _load_position(
+    folder: Path, recipe: Recipe, report: Callable[[str], None]
+) -> tuple[Position, dict[str, SplitState]] | None:
+    """Where an interrupted run stopped; None if it wrote nothing, or if what it wrote is not all there."""
+    path = folder / _POSITION_NAME
+    if not path.exists():
+        return None
+    saved = json.loads(path.read_text("utf-8"))
+    position = Position(**{**saved["position"], "first_bad_records": tuple(saved["position"]["first_bad_records"])})
+    states = {split: SplitState(**saved["splits"][split]) for split in SPLITS}
+    for split, state in states.items():
+        if not ShardWriter.is_intact(folder, split, recipe.dtype, recipe.tokens_per_shard, state):
+            report(f"The interrupted {split} shards in {folder} are not all there: preparing from the start.")
+            return None
+    return position, states
+
+
+def _load_recipe(folder: Path) -> Recipe | None:
+    path = folder / _RECIPE_NAME
+    return Recipe.from_dict(json.loads(path.read_text("utf-8"))) if path.exists() else None
+
+
+def _check_same(folder: Path, known: Recipe, wanted: Recipe) -> None:
+    differences = "; ".join(wanted.differences(known))
+    if differences:
+        raise UserError(
+            f"{folder} holds token shards made of something else ({differences}): "
+            "set data.shards to another folder, or delete this one"
+        )
+
+
+def _check_policy(data: DataConfig, folder: Path, bad_records: BadRecords) -> None:
+    summary = bad_records.summary()
+    if summary is not None and data.on_bad_record == "fail":
+        raise UserError(
+            f"{folder} was prepared with data.on_bad_record skip and left records out ({summary}): "
+            "set it to skip, or mend them and delete the folder"
+        )
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keep a second process from writing into the same folder; the lock goes with the process that holds it."""
+    if sys.platform == "win32":  # no advisory locks there that a killed process gives back
+        yield
+        return
+    import fcntl
+
+    with (folder / _LOCK_NAME).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is preparing {folder}: wait for it, or set data.shards") from None
+        yield

@@ -1,0 +1,68 @@
+"""Opens the token shards of a split, memory-mapped."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from stellarbyte_jax.data.manifest import Manifest
+from stellarbyte_jax.data.shard_writer import documents_path, shard_path
+from stellarbyte_jax.errors import UserError
+
+_OPEN_SHARDS = 256
+
+
+class TokenShards:
+    """One split of a finished folder: a stream of tokens and the places where its documents start, memory-mapped.
+
+    `starts` is int64 [documents + 1]: document i is tokens starts[i] to starts[i + 1].
+    """
+
+    def __init__(self, folder: Path, split: str, manifest: Manifest) -> None:
+        counts = manifest.splits[split]
+        self.folder, self.split, self.manifest = folder, split, manifest
+        self.tokens, self.documents, self.bytes = counts.tokens, counts.documents, counts.bytes
+        self.dtype = np.dtype(manifest.recipe.dtype)
+        self._tokens_per_shard = manifest.recipe.tokens_per_shard
+        self._shard = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)  # each open one takes a file descriptor
+        self.starts = _map(documents_path(folder, split), np.dtype(np.int64), self.documents + 1)
+        for index in range(-(-self.tokens // self._tokens_per_shard)):
+            if not shard_path(folder, split, index).is_file():
+                raise UserError(f"{shard_path(folder, split, index)} is missing: delete {folder} and prepare it again")
+
+    @classmethod
+    def open(cls, folder: str | Path, split: str) -> "TokenShards":
+        """Open the "train" or "validation" split of a folder that `prepare` finished.
+
+        Raises:
+            UserError: the folder is unfinished, or a file of it is missing or damaged.
+        """
+        return cls(Path(folder), split, Manifest.load(Path(folder)))
+
+    def _open_shard(self, index: int) -> np.ndarray:
+        length = min(self._tokens_per_shard, self.tokens - index * self._tokens_per_shard)
+        return _map(shard_path(self.folder, self.split, index), self.dtype, length)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start to stop of the split's stream, which may lie in several shards."""
+        assert 0 <= start <= stop <= self.tokens, (start, stop, self.tokens)
+        parts = []
+        while start < stop:
+            index, offset = divmod(start, self._tokens_per_shard)
+            part = self._shard(index)[offset : offset + stop - start]
+            parts.append(part)
+            start += len(part)
+        return np.concatenate(parts) if parts else np.empty(0, self.dtype)
+
+
+def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}): delete its folder and prepare it again") from None
+    if array.dtype != dtype or array.shape != (length,):
+        raise UserError(
+            f"{path} holds {array.dtype} {list(array.shape)} where the manifest says {dtype} [{length}]: "
+            "delete its folder and prepare it again"
+        )
+    return array

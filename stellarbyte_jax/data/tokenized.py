@@ -1,0 +1,154 @@
+"""Streams the sources' documents as tokens: one thread reads, the tokenizer's threads encode, the caller's writes."""
+
+import os
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from stellarbyte_jax.config import DataConfig
+from stellarbyte_jax.data.documents import PIECE_CHARS, BadRecords, Document, RecordText
+from stellarbyte_jax.data.record_files import read_documents
+from stellarbyte_jax.data.tokenizer import Tokenizer
+
+# A batch is text enough for every core, and small: encoding takes some 50 bytes of memory a character.
+_BATCH_CHARS = 1 << 20
+_ENCODERS = 2  # while one takes the ids over from Rust, the other keeps the cores busy
+_BATCHES_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far the sources are read: files done, pieces of documents and bytes read of the next one.
+
+    It also carries what reading on needs: the split of the document that may be open, and the bad records so far.
+    """
+
+    file: int = 0
+    pieces: int = 0
+    bytes_read: int = 0
+    in_validation: bool = False
+    bad_record_count: int = 0
+    first_bad_records: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Tokens of some pieces of documents, bos and eos among them, and, for each piece, where it starts and what it is.
+
+    `position` is where to go on after this batch.
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    begins: np.ndarray
+    in_validation: np.ndarray
+    text_bytes: np.ndarray
+    position: Position
+
+
+@dataclass
+class _TextBatch:
+    position: Position
+    texts: list[str] = field(default_factory=list)
+    begins: list[bool] = field(default_factory=list)
+    ends: list[bool] = field(default_factory=list)
+    in_validation: list[bool] = field(default_factory=list)
+    text_bytes: list[int] = field(default_factory=list)
+    chars: int = 0
+
+    def add(self, document: Document, in_validation: bool, text_bytes: int) -> None:
+        self.texts.append(document.text)
+        self.begins.append(document.begins)
+        self.ends.append(document.ends)
+        self.in_validation.append(in_validation)
+        self.text_bytes.append(text_bytes)
+        self.chars += len(document.text)
+
+
+def tokenized(
+    data: DataConfig, tokenizer: Tokenizer, files: Sequence[tuple[int, Path]], position: Position
+) -> Generator[TokenBatch, None, None]:
+    """Token batches of all that lies behind `position`; the last one ends at the end of the sources.
+
+    `files` names each file with the index of its source. Memory is a few batches, whatever the sources' size.
+    """
+    batches = _text_batches(data, files, position)
+    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(_ENCODERS, "encode") as encoders:
+
+        def submit() -> Future[TokenBatch | None]:
+            return encoders.submit(_encode, tokenizer, reader.submit(next, batches, None))
+
+        pending = deque(submit() for _ in range(_BATCHES_AHEAD))
+        try:
+            while (batch := pending.popleft().result()) is not None:
+                pending.append(submit())
+                yield batch
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _text_batches(
+    data: DataConfig, files: Sequence[tuple[int, Path]], position: Position
+) -> Generator[_TextBatch, None, None]:
+    record_texts = [RecordText(source) for source in data.sources]
+    bad_records = BadRecords(data.on_bad_record, position.bad_record_count, position.first_bad_records)
+    batch_chars = max(_BATCH_CHARS, PIECE_CHARS * (os.cpu_count() or 1))
+    in_validation = position.in_validation
+    batch = _TextBatch(position)
+    for file_index in range(position.file, len(files)):
+        source_index, path = files[file_index]
+        done = position.pieces if file_index == position.file else 0
+        for count, document in enumerate(read_documents(path, record_texts[source_index], bad_records), 1):
+            if count <= done:
+                if count == done:  # the bad records met on the way here are in the position already
+                    bad_records.count, bad_records.first = position.bad_record_count, position.first_bad_records
+                continue
+            utf8 = document.text.encode()
+            if document.begins:
+                in_validation = _is_validation(utf8, data.validation_fraction)
+            batch.add(document, in_validation, len(utf8))
+            if batch.chars >= batch_chars:
+                batch.position = Position(
+                    file_index, count, document.bytes_read, in_validation, bad_records.count, bad_records.first
+                )
+                yield batch
+                batch = _TextBatch(batch.position)
+    batch.position = Position(len(files), 0, 0, in_validation, bad_records.count, bad_records.first)
+    yield batch
+
+
+def _is_validation(text: bytes, fraction: float) -> bool:
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") < fraction * 2**64
+
+
+def _encode(tokenizer: Tokenizer, read: Future[_TextBatch | None]) -> TokenBatch | None:
+    batch = read.result()
+    if batch is None:
+        return None
+    ids, lengths = tokenizer.encode_joined(batch.texts)
+    begins, ends = np.array(batch.begins, bool), np.array(batch.ends, bool)
+    whole_lengths = lengths + begins + ends
+    starts = np.cumsum(whole_lengths) - whole_lengths
+    tokens = np.empty(int(whole_lengths.sum()), np.int32)
+    is_text = np.ones(len(tokens), bool)
+    for places, token_id in (
+        (starts[begins], tokenizer.bos_token_id),
+        ((starts + whole_lengths - 1)[ends], tokenizer.eos_token_id),
+    ):
+        tokens[places] = token_id
+        is_text[places] = False
+    tokens[is_text] = ids
+    return TokenBatch(
+        tokens,
+        starts,
+        begins,
+        np.array(batch.in_validation, bool),
+        np.array(batch.text_bytes, np.int64),
+        batch.position,
+    )
