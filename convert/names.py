@@ -21,13 +21,15 @@ def _always(_: ByteConfig) -> bool:
 class Row:
     """One parameter: its JAX path, its Hugging Face key, and its axes (letters of `axis_sizes`) without the layer axis.
 
-    `transpose` says that torch keeps the matrix as [out, in] where JAX has [in, out]. `when` says which models have it.
+    `transpose` says that torch keeps the matrix as [out, in] where JAX has [in, out]. `keep_float32` says that
+    bfloat16 models keep it in float32 all the same, as the torch side does. `when` says which models have it.
     """
 
     jax: str
     hf: str
     axes: tuple[str, ...]
     transpose: bool = False
+    keep_float32: bool = False
     when: Callable[[ByteConfig], bool] = _always
 
     @property
@@ -75,7 +77,13 @@ TABLE: tuple[Row, ...] = (
     Row("model/layers/input_layernorm/scale", "model.layers.{layer}.input_layernorm.weight", ("D",)),
     Row("model/layers/post_attention_layernorm/scale", "model.layers.{layer}.post_attention_layernorm.weight", ("D",)),
     Row("model/norm/scale", "model.norm.weight", ("D",)),
-    Row("model/rotary_emb/zeta", "model.rotary_emb.zeta", ("H/2",), when=lambda config: config.xpos_learnable),
+    Row(
+        "model/rotary_emb/zeta",
+        "model.rotary_emb.zeta",
+        ("H/2",),
+        keep_float32=True,
+        when=lambda config: config.xpos_learnable,
+    ),
     Row(
         "lm_head/kernel",
         "lm_head.weight",
@@ -95,6 +103,7 @@ class HFTensor:
     path: Path
     layer: int | None
     transpose: bool
+    keep_float32: bool
 
 
 def rows(config: ByteConfig) -> tuple[Row, ...]:
@@ -136,4 +145,4 @@ def _hf_tensors(config: ByteConfig) -> Iterator[HFTensor]:
             for row in group:
                 axes = row.axes[::-1] if row.transpose else row.axes
                 shape = tuple(sizes[axis] for axis in axes)
-                yield HFTensor(row.hf.format(layer=layer), shape, row.path, layer, row.transpose)
+                yield HFTensor(row.hf.format(layer=layer), shape, row.path, layer, row.transpose, row.keep_float32)

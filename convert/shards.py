@@ -76,9 +76,9 @@ def read(folder: Path) -> dict[str, LazyTensor]:
     Raises:
         UserError: no weights, a shard that is missing or broken, a key in two places, or an index that disagrees.
     """
-    if (folder / WEIGHTS).is_file():
-        return _merge([folder / WEIGHTS])[1]
     index_file = folder / INDEX
+    if (folder / WEIGHTS).is_file():  # transformers prefers it, too
+        return _merge([folder / WEIGHTS])[1]
     if not index_file.is_file():
         raise UserError(f"{folder} holds neither {WEIGHTS} nor {INDEX}: save the model there with save_pretrained")
     weight_map = _read_index(index_file)

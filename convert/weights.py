@@ -63,7 +63,7 @@ def to_hf(
     Args:
         params: pure nested dict of numpy or JAX arrays, layers stacked on their first axis.
         config: the model's config, which says what parameters there must be.
-        dtype: a name in `DTYPES`; None keeps each array's own.
+        dtype: a name in `DTYPES` (but what the table keeps in float32 stays so); None keeps each array's own.
         where: names the source of `params` in errors.
 
     Raises:
@@ -78,7 +78,7 @@ def to_hf(
 
 
 def _lazy(array: np.ndarray, tensor: HFTensor, dtype: str | None) -> LazyTensor:
-    wanted = array.dtype if dtype is None else DTYPES[dtype]
+    wanted = array.dtype if dtype is None else DTYPES["float32" if tensor.keep_float32 else dtype]
 
     def read() -> np.ndarray:
         values = array if tensor.layer is None else array[tensor.layer]

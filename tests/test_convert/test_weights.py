@@ -1,0 +1,167 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convert import names, weights
+from stellarbyte_jax.config import ByteConfig
+from stellarbyte_jax.errors import UserError
+from test_convert.models import bits, random_params, tiny
+
+
+@st.composite
+def configs(draw):
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    position = draw(st.sampled_from(("xpos", "rope")))
+    return ByteConfig(
+        vocab_size=draw(st.integers(3, 9)),
+        hidden_size=draw(st.integers(1, 7)),
+        intermediate_size=draw(st.integers(1, 7)),
+        num_hidden_layers=draw(st.integers(1, 4)),
+        num_attention_heads=kv_heads * group,
+        num_key_value_heads=kv_heads,
+        head_dim=2 * draw(st.integers(1, 3)),
+        tie_word_embeddings=draw(st.booleans()),
+        position_embedding=position,
+        xpos_learnable=position == "xpos" and draw(st.booleans()),
+    )
+
+
+@given(configs(), st.integers(0, 2**32), st.sampled_from(("float32", "bfloat16", "float16")))
+@settings(max_examples=150, deadline=None)
+def test_law_4_there_and_back_is_the_identity_on_bits(config, seed, dtype):
+    params = random_params(config, seed, dtype)
+    tensors = {key: np.asarray(tensor) for key, tensor in weights.to_hf(params, config).items()}
+    assert bits(weights.from_hf(tensors, config)) == bits(params)
+
+
+@given(configs(), st.integers(0, 2**32))
+@settings(max_examples=50, deadline=None)
+def test_law_4_the_other_way_round(config, seed):
+    generator = np.random.default_rng(seed)
+    tensors = {
+        tensor.key: np.frombuffer(generator.bytes(4 * int(np.prod(tensor.shape))), np.float32).reshape(tensor.shape)
+        for tensor in names.hf_tensors(config)
+    }
+    back = weights.to_hf(weights.from_hf(tensors, config), config)
+    assert list(back) == list(tensors)
+    assert {k: np.asarray(v).tobytes() for k, v in back.items()} == {k: v.tobytes() for k, v in tensors.items()}
+
+
+def test_matrices_are_transposed_and_layers_told_apart():
+    config = tiny()
+    params = random_params(config)
+    tensors = weights.to_hf(params, config)
+    kernel = params["model"]["layers"]["mlp"]["up_proj"]["kernel"]
+    assert np.asarray(tensors["model.layers.1.mlp.up_proj.weight"]).tobytes() == kernel[1].T.tobytes()
+    embedding = params["model"]["embed_tokens"]["embedding"]
+    assert np.asarray(tensors["model.embed_tokens.weight"]).tobytes() == embedding.tobytes()
+
+
+def test_values_are_only_made_when_read():
+    config = tiny()
+    params = random_params(config)
+    tensors = weights.to_hf(params, config)
+    params["model"]["norm"]["scale"][:] = 7.0
+    assert np.asarray(tensors["model.norm.weight"])[0] == 7.0
+
+
+def test_bfloat16_rounds_to_nearest_even_and_comes_back_exactly():
+    config = tiny(xpos_learnable=True)
+    params = weights.unflatten(
+        {path: np.full(shape, 1 + 2**-8 + 2**-9, np.float32) for path, shape in names.jax_shapes(config).items()}
+    )
+    tensors = weights.to_hf(params, config, "bfloat16")
+    assert {str(t.dtype) for key, t in tensors.items() if key != "model.rotary_emb.zeta"} == {"bfloat16"}
+    assert str(tensors["model.rotary_emb.zeta"].dtype) == "float32", "torch computes with it in float32, too"
+    wide = weights.from_hf(tensors, config, "float32")
+    assert wide["model"]["norm"]["scale"].dtype == np.float32
+    assert wide["model"]["norm"]["scale"][0] == 1 + 2**-7
+    again = weights.to_hf(wide, config, "bfloat16")
+    assert {k: np.asarray(v).tobytes() for k, v in again.items()} == {
+        k: np.asarray(v).tobytes() for k, v in tensors.items()
+    }
+
+
+# Strictness: each kind of wrong name or shape, on both sides.
+
+
+def hf(config):
+    return {key: np.asarray(tensor) for key, tensor in weights.to_hf(random_params(config), config).items()}
+
+
+def test_unknown_key_is_refused_with_the_nearest_one():
+    config = tiny()
+    tensors = hf(config) | {"model.layers.0.self_attn.q_proj.wieght": np.zeros((2, 3), np.float32)}
+    with pytest.raises(
+        UserError, match=r"q_proj\.wieght of shape \[2, 3\].*mean model\.layers\.0\.self_attn\.q_proj\.weight"
+    ):
+        weights.from_hf(tensors, config)
+
+
+def test_a_layer_too_many_is_refused():
+    tensors = hf(tiny(num_hidden_layers=3))
+    with pytest.raises(UserError, match=r"model\.layers\.2\."):
+        weights.from_hf(tensors, tiny(num_hidden_layers=2))
+
+
+@pytest.mark.parametrize("key", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight", "lm_head.weight"])
+def test_missing_key_is_refused(key):
+    config = tiny()
+    tensors = hf(config)
+    del tensors[key]
+    with pytest.raises(UserError, match=f"lacks {key} of shape"):
+        weights.from_hf(tensors, config)
+
+
+def test_misshapen_key_is_refused_with_both_shapes():
+    config = tiny()
+    tensors = hf(config)
+    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].T
+    with pytest.raises(UserError, match=r"up_proj\.weight of shape \[24, 20\].*\[20, 24\]"):
+        weights.from_hf(tensors, config)
+
+
+def test_duplicate_key_is_refused():
+    expected = {"a": (1,)}
+    with pytest.raises(UserError, match="holds a more than once"):
+        weights.check_names([("a", (1,)), ("a", (1,))], expected, "w")
+
+
+def test_a_head_in_a_tied_model_is_refused():
+    with pytest.raises(UserError, match=r"lm_head\.weight.*tie_word_embeddings"):
+        weights.from_hf(hf(tiny()), tiny(tie_word_embeddings=True))
+
+
+def test_integers_are_refused():
+    config = tiny()
+    tensors = hf(config) | {"model.norm.weight": np.zeros(24, np.int32)}
+    with pytest.raises(UserError, match=r"model\.norm\.weight as int32"):
+        weights.from_hf(tensors, config)
+
+
+def test_layers_of_different_dtypes_are_refused():
+    config = tiny()
+    tensors = hf(config)
+    key = "model.layers.1.input_layernorm.weight"
+    tensors[key] = tensors[key].astype(weights.DTYPES["bfloat16"])
+    with pytest.raises(UserError, match=rf"{key} as bfloat16"):
+        weights.from_hf(tensors, config)
+    assert weights.from_hf(tensors, config, "float32")["model"]["norm"]["scale"].dtype == np.float32
+
+
+def test_wrong_parameters_are_refused_on_the_jax_side():
+    config = tiny()
+    params = random_params(config)
+    extra = params | {"bias": np.zeros(3, np.float32)}
+    with pytest.raises(UserError, match=r"holds bias of shape \[3\]"):
+        weights.to_hf(extra, config)
+    with pytest.raises(UserError, match=r"lm_head/kernel.*tie_word_embeddings"):
+        weights.to_hf(params, tiny(tie_word_embeddings=True))
+    with pytest.raises(UserError, match=r"lacks lm_head/kernel of shape \[24, 37\]"):
+        weights.to_hf(random_params(tiny(tie_word_embeddings=True)), config)
+    with pytest.raises(UserError, match=r"embedding of shape \[37, 24\].*\[38, 24\]"):
+        weights.to_hf(params, tiny(vocab_size=38))
+    params["model"]["norm"]["scale"] = np.zeros(24, np.float64)
+    with pytest.raises(UserError, match="model/norm/scale as float64"):
+        weights.to_hf(params, config)
