@@ -1,6 +1,7 @@
 """From an exported folder and a prompt to text."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.temperature >= 0, "--temperature", self.temperature, "must be at least 0")
+        _require(0 <= self.temperature < math.inf, "--temperature", self.temperature, "must be a number of at least 0")
         _require(self.top_k >= 0, "--top-k", self.top_k, "must be at least 1, or 0 for all")
         _require(0 < self.top_p <= 1, "--top-p", self.top_p, "must be greater than 0 and at most 1")
         _require(self.max_new_tokens > 0, "--max-new-tokens", self.max_new_tokens, "must be at least 1")
@@ -80,6 +81,8 @@ def load(
             f"{folder} holds a tokenizer of {len(tokenizer)} tokens, more than the model's vocab_size "
             f"{model.config.vocab_size}: put the tokenizer there that the model was trained with"
         )
+    # What the caller asks for decides alone: generate would fill gaps from the folder's generation_config.json.
+    model.generation_config = GenerationConfig()
     return model.to(target).eval(), tokenizer
 
 
@@ -100,9 +103,13 @@ def generate(
         on_text: called with each piece of the continuation as soon as its characters are complete.
 
     Raises:
-        UserError: the prompt fills the context.
+        UserError: the prompt fills the context, or is not text.
     """
     config = model.config
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError("--prompt holds bytes that are not UTF-8: write it in UTF-8") from error
     encoded = tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True) if prompt else []
     prompt_ids = [config.bos_token_id, *encoded]
     room = config.max_position_embeddings - len(prompt_ids)
@@ -191,6 +198,8 @@ def _check_folder(folder: Path) -> None:
     model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type != ByteForCausalLM.config_class.model_type:
         raise UserError(f"{folder} holds a model of type {model_type}, not stellarbyte: give a StellarByte export")
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(f"{folder} holds no tokenizer.json: copy the one there that the model was trained with")
 
 
 def _first_line(error: BaseException) -> str:

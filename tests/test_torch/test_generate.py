@@ -1,0 +1,201 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stellarbyte_jax.data.tokenizer import StreamDecoder, Tokenizer
+from stellarbyte_torch.errors import UserError
+from stellarbyte_torch.generate import Sampling, generate, load
+
+from .exported import export
+from .tiny import TINY
+
+CONTEXT = TINY["max_position_embeddings"]
+PROMPT = "The café 春眠 🚀"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tmp_path_factory.mktemp("export"))
+
+
+@torch.no_grad()
+def greedy_ids(model: Any, ids: list[int], count: int) -> list[int]:
+    ids = list(ids)
+    for _ in range(count):
+        ids.append(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax().item())
+    return ids
+
+
+def test_greedy_text_is_that_of_the_jax_sides_tokenizer(folder: Path) -> None:
+    """[bos] + prompt, argmax, and text decoded as the JAX side does: the two commands must print the same."""
+    model, tokenizer = load(folder, "cpu")
+    ours = Tokenizer.load(folder)
+    prompt_ids = [0, *ours.encode(PROMPT)]
+    new_ids = greedy_ids(model, prompt_ids, 20)[len(prompt_ids) :]
+    assert 1 not in new_ids, "choose another seed: this test is about tokens before an eos"
+    pieces: list[str] = []
+    result = generate(model, tokenizer, PROMPT, Sampling(max_new_tokens=20), on_text=pieces.append)
+    decoder = StreamDecoder(ours)
+    assert result.text == "".join(map(decoder.push, new_ids)) + decoder.finish() == ours.decode(new_ids)
+    assert result.text == "".join(pieces)
+    assert (result.prompt, result.prompt_tokens, result.new_tokens) == (PROMPT, len(prompt_ids), 20)
+    assert result.tokens_per_second > 0
+
+
+def test_special_strings_in_a_prompt_are_ordinary_text(folder: Path) -> None:
+    model, tokenizer = load(folder, "cpu")
+    prompt = "a<|SEOS|>b"
+    result = generate(model, tokenizer, prompt, Sampling(max_new_tokens=1))
+    assert result.prompt_tokens == 1 + len(Tokenizer.load(folder).encode(prompt)) > 4
+
+
+def test_streamed_pieces_are_whole_characters(folder: Path) -> None:
+    """Whatever tokens come, the pieces add up to the text, and no character is torn apart."""
+    _, tokenizer = load(folder, "cpu")
+    ours = Tokenizer.load(folder)
+
+    class Parrot:
+        config = load(folder, "cpu")[0].config
+        device = torch.device("cpu")
+
+        def generate(self, ids: torch.Tensor, streamer: Any, **_: Any) -> torch.Tensor:
+            new_ids = ours.encode("春🚀é".encode() + b"\xe6\x98" + b"!" + b"\xf0\x9f")
+            streamer.put(ids)
+            for token in new_ids:
+                streamer.put(torch.tensor([token]))
+            streamer.end()
+            return torch.cat([ids, torch.tensor([new_ids])], dim=1)
+
+    pieces: list[str] = []
+    result = generate(Parrot(), tokenizer, "x", Sampling(), on_text=pieces.append)
+    assert result.text == "".join(pieces) == "春🚀é\N{REPLACEMENT CHARACTER}!\N{REPLACEMENT CHARACTER}"
+    assert pieces[0].startswith("春")
+    assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces[:-2])
+
+
+def test_stops_at_eos_which_is_not_printed(folder: Path) -> None:
+    model, tokenizer = load(folder, "cpu")
+    new_ids = greedy_ids(model, [0, *Tokenizer.load(folder).encode(PROMPT)], 20)[-20:]
+    model.config.eos_token_id = stop = new_ids[5]
+    result = generate(model, tokenizer, PROMPT, Sampling(max_new_tokens=20))
+    assert result.new_tokens == new_ids.index(stop)
+    assert result.text == Tokenizer.load(folder).decode(new_ids[: new_ids.index(stop)])
+
+
+def test_stops_where_the_context_ends(folder: Path) -> None:
+    model, tokenizer = load(folder, "cpu")
+    prompt = "x" * (CONTEXT - 4)
+    result = generate(model, tokenizer, prompt, Sampling(max_new_tokens=100))
+    assert (result.prompt_tokens, result.new_tokens) == (CONTEXT - 3, 3)
+
+
+def test_empty_prompt(folder: Path) -> None:
+    result = generate(*load(folder, "cpu"), "", Sampling(max_new_tokens=3))
+    assert (result.prompt_tokens, result.new_tokens) == (1, 3)
+
+
+def test_sampling_follows_its_seed_and_limits(folder: Path) -> None:
+    model, tokenizer = load(folder, "cpu")
+
+    def text(**options: Any) -> str:
+        return generate(model, tokenizer, "The", Sampling(max_new_tokens=15, **options)).text
+
+    assert text(temperature=1.0, seed=3) == text(temperature=1.0, seed=3)
+    assert len({text(temperature=1.0, seed=seed) for seed in range(4)}) > 1
+    assert text(temperature=2.0, top_k=1) == text() == text(temperature=2.0, top_p=1e-9)
+
+
+def test_saved_generation_settings_do_not_leak_in(tmp_path: Path) -> None:
+    export(tmp_path)
+    expected = generate(*load(tmp_path, "cpu"), "The", Sampling(max_new_tokens=10)).text
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "do_sample": True, "repetition_penalty": 9.0}))
+    assert generate(*load(tmp_path, "cpu"), "The", Sampling(max_new_tokens=10)).text == expected
+
+
+def test_a_prompt_longer_than_the_context_is_refused(folder: Path) -> None:
+    model, tokenizer = load(folder, "cpu")
+    for length in (CONTEXT - 1, 3 * CONTEXT):
+        with pytest.raises(UserError, match=f"^--prompt has {length + 1} tokens .* context of {CONTEXT}"):
+            generate(model, tokenizer, "x" * length, Sampling())
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"temperature": -0.1}, "--temperature -0.1"),
+        ({"temperature": float("nan")}, "--temperature nan"),
+        ({"temperature": float("inf")}, "--temperature inf"),
+        ({"top_k": -1}, "--top-k -1"),
+        ({"top_p": 0.0}, "--top-p 0.0"),
+        ({"top_p": 1.5}, "--top-p 1.5"),
+        ({"max_new_tokens": 0}, "--max-new-tokens 0"),
+        ({"seed": -1}, "--seed -1"),
+    ],
+    ids=str,
+)
+def test_bad_sampling_values_are_refused(options: dict[str, Any], name: str) -> None:
+    with pytest.raises(UserError, match=f"^{name} must be "):
+        Sampling(**options)
+
+
+def test_dtype_is_the_saved_one_or_the_given(folder: Path) -> None:
+    assert load(folder, "cpu")[0].dtype is torch.float32
+    assert load(folder, "cpu", "bfloat16")[0].dtype is torch.bfloat16
+
+
+def test_a_missing_device_is_refused(folder: Path) -> None:
+    for device in ("cuda:99", "gpu"):
+        with pytest.raises(UserError, match=f"^--device {device} is not available here: "):
+            load(folder, device)
+
+
+def test_damaged_folders_are_refused(tmp_path: Path) -> None:
+    export(tmp_path)
+
+    def refused(match: str) -> None:
+        with pytest.raises(UserError, match=match) as caught:
+            load(tmp_path, "cpu")
+        assert "\n" not in str(caught.value)
+
+    config, weights, tokenizer = (tmp_path / name for name in ("config.json", "model.safetensors", "tokenizer.json"))
+    whole_config, whole_weights, whole_tokenizer = (path.read_bytes() for path in (config, weights, tokenizer))
+    schema = json.loads(whole_config)
+
+    tokenizer.write_text("{}")
+    refused("holds no tokenizer that can be loaded: ")
+    tokenizer.unlink()
+    refused("holds no tokenizer.json")
+    tokenizer.write_bytes(whole_tokenizer)
+    weights.write_bytes(whole_weights[:1000])
+    refused("holds a model that cannot be loaded: ")
+    weights.unlink()
+    refused("holds a model that cannot be loaded: .*model.safetensors")
+    weights.write_bytes(whole_weights)
+    config.write_text(json.dumps({**schema, "num_hidden_layers": 3}))
+    refused("does not fit its config.json: missing keys .*model.layers.2")
+    config.write_text(json.dumps({**schema, "num_hidden_layers": 1}))
+    refused("does not fit its config.json: unexpected keys .*model.layers.1")
+    config.write_text(json.dumps({**schema, "intermediate_size": 50}))
+    refused("holds a model that cannot be loaded: ")
+    config.write_text(json.dumps({**schema, "num_key_value_heads": 3}))
+    refused("holds a model that cannot be loaded: num_key_value_heads 3 must divide")
+    config.write_text(json.dumps({**schema, "num_key_value_heads": "2"}))
+    refused("holds a model that cannot be loaded: ")
+    config.write_text("{")
+    refused("config.json is not valid JSON")
+    config.write_text(json.dumps({**schema, "model_type": "llama"}))
+    refused("holds a model of type llama, not stellarbyte")
+    config.write_text("[]")
+    refused("holds a model of type None, not stellarbyte")
+    config.unlink()
+    refused("holds no config.json")
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    export(tmp_path, vocab_size=280)
+    with pytest.raises(UserError, match=r"tokenizer of 300 tokens, more than the model's vocab_size 280"):
+        load(tmp_path, "cpu")

@@ -1,0 +1,177 @@
+"""What a Hugging Face user expects of any model."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from stellarbyte_torch import ByteConfig, ByteForCausalLM, ByteModel
+
+from .tiny import POSITIONS, relative_error, tiny_model, tokens
+
+
+def test_the_lines_of_the_readme() -> None:
+    config = ByteConfig(
+        vocab_size=32000, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072
+    )
+    model = ByteModel(config)
+    outputs = model(torch.randint(0, 32000, (1, 512)))
+    assert outputs.logits.shape == (1, 512, 32000)
+    assert outputs.logits.dtype is torch.float32
+    assert ByteModel is ByteForCausalLM
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_sdpa_equals_eager(position: str) -> None:
+    eager, sdpa = (tiny_model(kind, **POSITIONS[position]) for kind in ("eager", "sdpa"))
+    ids = tokens(2, 30)
+    expected, actual = eager(ids, labels=ids), sdpa(ids, labels=ids)
+    assert relative_error(actual.logits, expected.logits) < 1e-5
+    expected.loss.backward()
+    actual.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in eager.named_parameters()}
+    for name, parameter in sdpa.named_parameters():
+        assert relative_error(parameter.grad, gradients[name]) < 1e-5, name
+
+
+def test_sdpa_takes_its_causal_kernel_when_nothing_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, bool]] = []
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*args: Any, attn_mask: Any = None, is_causal: bool = False, **kwargs: Any) -> torch.Tensor:
+        seen.append((attn_mask, is_causal))
+        return sdpa(*args, attn_mask=attn_mask, is_causal=is_causal, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    model = tiny_model()
+    ids = tokens(2, 10)
+    model(ids)
+    model(ids, use_cache=False)
+    model(ids, attention_mask=torch.ones_like(ids))
+    model(ids, position_ids=torch.arange(10)[None])
+    assert all(mask is None and is_causal for mask, is_causal in seen)
+    assert len(seen) == 4 * 2
+
+
+@pytest.mark.parametrize(
+    ("position", "reentrant"),
+    # Not xpos_learnable with True: torch's reentrant kind cannot share zeta's graph between layers, and says so.
+    [("rope", False), ("rope", True), ("xpos", False), ("xpos", True), ("xpos_learnable", False)],
+)
+def test_gradient_checkpointing_equals_plain(position: str, reentrant: bool) -> None:
+    ids = tokens(2, 16)
+    plain, checkpointed = (tiny_model(**POSITIONS[position]).train() for _ in range(2))
+    checkpointed.activation_checkpointing_enable({"use_reentrant": reentrant})
+    assert checkpointed.is_activation_checkpointing
+    for model in (plain, checkpointed):
+        model(ids, labels=ids).loss.backward()
+    gradients = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    for name, parameter in checkpointed.named_parameters():
+        assert torch.equal(parameter.grad, gradients[name]), name
+
+
+def test_loss_is_the_mean_over_what_counts() -> None:
+    model = tiny_model()
+    ids = tokens(2, 10)
+    labels = ids.clone()
+    labels[1, 4:] = -100
+    outputs = model(ids, labels=labels)
+    log_probabilities = outputs.logits[:, :-1].log_softmax(-1)
+    targets = labels[:, 1:]
+    picked = log_probabilities.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    expected = -(picked * (targets != -100)).sum() / (targets != -100).sum()
+    assert outputs.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_logits_to_keep() -> None:
+    model = tiny_model()
+    ids = tokens(2, 10)
+    full = model(ids).logits
+    assert torch.allclose(model(ids, logits_to_keep=3).logits, full[:, -3:], rtol=1e-5, atol=1e-6)
+    chosen = torch.tensor([1, 8])
+    assert torch.allclose(model(ids, logits_to_keep=chosen).logits, full[:, chosen], rtol=1e-5, atol=1e-6)
+
+
+def test_embeddings_instead_of_ids() -> None:
+    model = tiny_model()
+    ids = tokens(2, 10)
+    embeds = model.get_input_embeddings()(ids)
+    assert torch.equal(model(inputs_embeds=embeds).logits, model(ids).logits)
+    for wrong in ({}, {"input_ids": ids, "inputs_embeds": embeds}):
+        with pytest.raises(ValueError, match="exactly one"):
+            model(**wrong)
+
+
+def test_hidden_states_attentions_and_tuples() -> None:
+    model = tiny_model("eager")
+    ids = tokens(2, 10)
+    outputs = model(ids, output_hidden_states=True, output_attentions=True)
+    assert [tuple(state.shape) for state in outputs.hidden_states] == [(2, 10, 32)] * 3
+    assert torch.equal(outputs.hidden_states[0], model.get_input_embeddings()(ids))
+    assert torch.equal(outputs.hidden_states[-1], model.model(ids).last_hidden_state)
+    assert [tuple(weights.shape) for weights in outputs.attentions] == [(2, 4, 10, 10)] * 2
+    torch.testing.assert_close(outputs.attentions[0].sum(-1), torch.ones(2, 4, 10))
+    assert torch.equal(model(ids, return_dict=False)[0], outputs.logits)
+
+
+def test_cache_is_returned_only_when_asked() -> None:
+    model = tiny_model()
+    ids = tokens(1, 4)
+    assert model(ids).past_key_values.get_seq_length() == 4
+    assert model(ids, use_cache=False).past_key_values is None
+    model.config.use_cache = False
+    assert model(ids).past_key_values is None
+
+
+def test_tied_and_untied_embeddings(tmp_path) -> None:
+    for tied in (False, True):
+        model = tiny_model(tie_word_embeddings=tied)
+        assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+        model.save_pretrained(tmp_path / str(tied))
+        loaded = ByteForCausalLM.from_pretrained(tmp_path / str(tied))
+        assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+
+
+def test_initial_weights_scale_with_depth() -> None:
+    model = tiny_model(
+        hidden_size=256, intermediate_size=256, num_hidden_layers=8, num_attention_heads=2, initializer_range=0.02
+    )
+    layer = model.model.layers[3]
+    for projection in (layer.self_attn.q_proj, layer.self_attn.v_proj, layer.mlp.gate_proj, layer.mlp.up_proj):
+        assert projection.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+        assert projection.weight.std().item() == pytest.approx(0.02 / 16**0.5, rel=0.05)
+    assert model.model.embed_tokens.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert (model.model.embed_tokens.weight[model.config.pad_token_id] != 0).any(), "the JAX side learns every row"
+    assert (layer.input_layernorm.weight == 1).all()
+
+
+def test_resizing_the_vocabulary() -> None:
+    model = tiny_model()
+    ids = tokens(1, 6)
+    before = model(ids).logits
+    model.resize_token_embeddings(105)
+    assert model.config.vocab_size == 105
+    after = model(ids).logits
+    assert after.shape[-1] == 105
+    assert torch.allclose(after[..., :97], before, atol=1e-6)
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_bfloat16_stays_near_float32(position: str) -> None:
+    ids = tokens(2, 20)
+    expected = tiny_model(**POSITIONS[position], initializer_range=0.1)(ids)
+    outputs = tiny_model(**POSITIONS[position], initializer_range=0.1).to(torch.bfloat16)(ids, labels=ids)
+    assert outputs.logits.dtype is torch.bfloat16
+    assert outputs.loss.dtype is torch.float32
+    # bfloat16 keeps 8 bits: 2^-8 at each of some ten roundings on the way.
+    assert relative_error(outputs.logits, expected.logits) < 10 * 2**-8
+
+
+def test_autocast_trains_float32_weights() -> None:
+    model = tiny_model(xpos_learnable=True).train()
+    ids = tokens(2, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(ids, labels=ids).loss.backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+    assert model.model.rotary_emb.zeta.grad.dtype is torch.float32
