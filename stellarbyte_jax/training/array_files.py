@@ -1,0 +1,153 @@
+"""Reading the arrays of a checkpoint item from Orbax's files: right names and shapes, and the bits that were saved."""
+
+import gc
+import logging
+import re
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from stellarbyte_jax.errors import UserError
+
+Tree = Any
+
+
+def checksums(tree: Tree) -> dict[str, int]:
+    """Dotted name -> sum of (2 i + 1) times the bits of element i, modulo 2^32.
+
+    The odd factors make any change of one element show. Integer sums have no order, so every sharding gives the same
+    numbers, and each host needs its own part alone.
+    """
+    sums = {name: _numpy_sum(x) if isinstance(x, np.ndarray) else _device_sum(x) for name, x in _by_name(tree).items()}
+    return {name: int(value) for name, value in jax.device_get(sums).items()}
+
+
+@jax.jit
+def _device_sum(array: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}").astype(jnp.uint32)
+    # The index is built axis by axis: flattening a sharded array would gather it.
+    index = jnp.zeros(array.shape, jnp.uint32)
+    for axis, size in enumerate(array.shape):
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+    return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
+
+
+def _numpy_sum(array: np.ndarray) -> np.generic:
+    bits = np.ascontiguousarray(array).reshape(-1).view(f"uint{8 * array.dtype.itemsize}").astype(np.uint32)
+    return np.sum(bits * (2 * np.arange(bits.size, dtype=np.uint32) + 1), dtype=np.uint32)
+
+
+def read_arrays(folder: Path, abstract: Tree, sums: Mapping[str, int]) -> Tree:
+    """The item in `folder` as a tree like `abstract` (jax.ShapeDtypeStruct leaves, or arrays), with its shardings.
+
+    Raises:
+        UserError: an array is missing, unknown, or of another shape or dtype.
+        Exception: for which `is_about_files` holds, if the files are damaged.
+    """
+
+    def target(leaf: Any) -> jax.ShapeDtypeStruct:
+        sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    stored, wanted = _by_name(_stored_tree(folder)), _by_name(abstract)
+    for name in sorted(stored.keys() | wanted.keys()):
+        if name not in stored:
+            raise UserError(f"{folder} lacks {name}, which this config asks for")
+        if name not in wanted:
+            raise UserError(f"{folder} holds {name}, for which this config has no place")
+        there, here = (f"{array.dtype}{list(array.shape)}" for array in (stored[name], wanted[name]))
+        if there != here:
+            raise UserError(f"{folder}: {name} is {there}, but this config makes it {here}")
+    return _read(folder, jax.tree.map(target, abstract), sums)
+
+
+def read_numpy_arrays(folder: Path, sums: Mapping[str, int]) -> Tree:
+    """The item in `folder` as nested dicts of numpy arrays, whatever they are; raises as `read_arrays`."""
+
+    # A numpy target asks Orbax for numpy arrays; its contents are never looked at, so one broadcast zero will do.
+    def target(stored: Any) -> np.ndarray:
+        return np.broadcast_to(np.zeros((), stored.dtype), stored.shape)
+
+    return _read(folder, jax.tree.map(target, _stored_tree(folder)), sums)
+
+
+def _read(folder: Path, target: Tree, sums: Mapping[str, int]) -> Tree:
+    with ocp.StandardCheckpointer() as checkpointer:
+        arrays = checkpointer.restore(folder, target)
+    for name, value in checksums(arrays).items():
+        if value != sums[name]:
+            raise ValueError(f"{name} does not have the bits that were saved")
+    return arrays
+
+
+def _stored_tree(folder: Path) -> Tree:
+    with ocp.StandardCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(folder).item_metadata
+    if metadata is None:
+        raise ValueError(f"no list of the arrays in {folder}")
+    return metadata.tree
+
+
+def _by_name(tree: Tree) -> dict[str, Any]:
+    """Dotted name -> leaf; a named tuple's fields and a dict's keys give equal names."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def is_about_files(error: Exception) -> bool:
+    """Whether Orbax, TensorStore or json may raise this over files that are missing, cut short or garbled."""
+    # Orbax wraps what TensorStore says in a bare Exception. A subclass that is not listed is a bug, not a broken file.
+    return type(error) is Exception or isinstance(error, (OSError, ValueError, KeyError, TypeError, AttributeError))
+
+
+def is_from_system(error: Exception) -> bool:
+    """Whether the operating system refused something: a full disk, say, or a lack of permission."""
+    # TensorStore reports the system's errors as a ValueError.
+    return isinstance(error, OSError) or "os_error_code" in str(error)
+
+
+def reason(error: Exception) -> str:
+    """One line for a user: of TensorStore's long chains, the system's own words."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+    system = re.search(r"([^:]+) \[os_error_code", str(error))
+    if system:
+        return system[1].strip()
+    if type(error) is Exception:
+        return "its arrays are missing, cut short or garbled"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def quieten_orbax() -> None:
+    """Keeps Orbax's log from the terminal: nobody can act on its warnings, and its errors reach us as exceptions."""
+    logging.getLogger("absl").addFilter(_not_from_orbax)
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
+
+
+@contextmanager
+def tensorstore_silenced() -> Iterator[None]:
+    """When one array fails, those read or written beside it print tracebacks, past every handler: not within this."""
+    hooks = sys.excepthook, sys.unraisablehook
+    sys.excepthook = lambda *_: None
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    except Exception:
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            gc.collect()  # of the abandoned coroutines
+        time.sleep(0.2)  # their reads end in TensorStore's own threads
+        raise
+    finally:
+        sys.excepthook, sys.unraisablehook = hooks

@@ -1,0 +1,224 @@
+"""Checkpoints of a run: parameters, optimizer state and metadata, saved as one step and read back strictly."""
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.training.array_files import (
+    Tree,
+    checksums,
+    is_about_files,
+    is_from_system,
+    quieten_orbax,
+    read_arrays,
+    read_numpy_arrays,
+    reason,
+    tensorstore_silenced,
+)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class RunMetadata:
+    """What a checkpoint holds beside its arrays.
+
+    config: `to_dict` of the RunConfig, or {"model": …} alone where a model was imported.
+    tokenizer_files: file name -> text, as `Tokenizer.files`.
+    data_position: where the data goes on, such as {"step": 60}.
+    """
+
+    config: dict[str, Any]
+    tokenizer_files: dict[str, str]
+    data_position: dict[str, Any] = field(default_factory=dict)
+
+
+class Checkpointer:
+    """Writes the checkpoints of one run, in the background, and keeps the last `save_total_limit`.
+
+    An older checkpoint goes only after a newer one is whole on disk: each is written beside, then renamed into place.
+
+    Raises:
+        UserError: from any method, when the folder cannot be written; what was saved before stays as it is.
+    """
+
+    def __init__(self, run_dir: str | Path, save_total_limit: int) -> None:
+        quieten_orbax()
+        self._folder = _checkpoints(run_dir)
+        self._saving: int | None = None
+        options = ocp.CheckpointManagerOptions(max_to_keep=save_total_limit, cleanup_tmp_directories=True)
+        with self._explained():
+            self._manager = ocp.CheckpointManager(self._folder.absolute(), options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def save(self, step: int, params: Tree, opt_state: Tree | None, metadata: RunMetadata) -> None:
+        """Starts saving; the arrays may be donated as soon as this returns. A step that is there already stays.
+
+        A failure of the save before this one is raised here.
+        """
+        self.wait()
+        if step in self._manager.all_steps():
+            return
+        arrays = {"params": params} | ({} if opt_state is None else {"opt_state": opt_state})
+        sums = {item: checksums(tree) for item, tree in arrays.items()}
+        items = {item: ocp.args.StandardSave(tree) for item, tree in arrays.items()}
+        items["metadata"] = ocp.args.JsonSave(dataclasses.asdict(metadata) | {"checksums": sums})
+        self._saving = step
+        with self._explained():
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk, or raises what kept it from there."""
+        with self._explained():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then ends the background threads."""
+        with self._explained():
+            self._manager.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            with tensorstore_silenced():
+                yield
+        except Exception as error:
+            if not is_from_system(error):
+                raise
+            for partial in self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(partial, ignore_errors=True)
+            what = "checkpoints" if self._saving is None else f"the checkpoint of step {self._saving}"
+            kept = latest_step(self._folder.parent)
+            safe = "" if kept is None else f"; that of step {kept} is intact, and the next run goes on from it"
+            raise UserError(f"{self._folder}: {what} cannot be saved: {reason(error)}{safe}") from error
+
+
+def save_imported(run_dir: str | Path, params: Tree, metadata: RunMetadata) -> None:
+    """Writes a model that was trained elsewhere as step 0 of a new run, without an optimizer state.
+
+    Raises:
+        UserError: the run has checkpoints already, or the folder cannot be written.
+    """
+    step = latest_step(run_dir)
+    if step is not None:
+        raise UserError(
+            f"{_checkpoints(run_dir)} holds a checkpoint of step {step} already: choose another run directory"
+        )
+    with Checkpointer(run_dir, save_total_limit=1) as checkpointer:
+        checkpointer.save(0, params, None, metadata)
+
+
+def latest_step(run_dir: str | Path) -> int | None:
+    """The step of the newest checkpoint, readable or not; None where there is none."""
+    return max(_steps(_checkpoints(run_dir)), default=None)
+
+
+def load_metadata(run_dir: str | Path, step: int | None = None) -> tuple[RunMetadata, int]:
+    """(metadata, step) of a checkpoint, the newest readable one unless `step` is given; raises as `load_params`."""
+    return _read_newest(run_dir, step, lambda folder: _read_metadata(folder)[0])
+
+
+def load_params(run_dir: str | Path, step: int | None = None) -> tuple[Tree, RunMetadata, int]:
+    """(parameters as nested dicts of numpy arrays, metadata, step), on one host and without knowing the model.
+
+    Takes the newest checkpoint, or an older one with a warning where the newest is broken; with `step`, that one.
+
+    Raises:
+        UserError: no such checkpoint, or none that can be read.
+    """
+
+    def read(folder: Path) -> tuple[Tree, RunMetadata]:
+        metadata, sums = _read_metadata(folder)
+        return read_numpy_arrays(folder / "params", sums["params"]), metadata
+
+    (params, metadata), step = _read_newest(run_dir, step, read)
+    return params, metadata, step
+
+
+def restore(
+    run_dir: str | Path, abstract_params: Tree, abstract_opt_state: Tree
+) -> tuple[Tree, Tree | None, RunMetadata, int]:
+    """(parameters, optimizer state, metadata, step) to go on from, as jax arrays sharded like the abstract trees.
+
+    The abstract trees hold jax.ShapeDtypeStruct leaves, or arrays. The optimizer state is None for an imported model. A
+    broken newest checkpoint is passed over with a warning, and renamed so that training can write that step anew.
+
+    Raises:
+        UserError: nothing to read, or arrays that are missing, unknown, or of another shape or dtype.
+    """
+
+    def read(folder: Path) -> tuple[Tree, Tree | None, RunMetadata]:
+        metadata, sums = _read_metadata(folder)
+        params = read_arrays(folder / "params", abstract_params, sums["params"])
+        opt_state = None
+        if "opt_state" in sums:
+            opt_state = read_arrays(folder / "opt_state", abstract_opt_state, sums["opt_state"])
+        return params, opt_state, metadata
+
+    (params, opt_state, metadata), step = _read_newest(run_dir, None, read)
+    if jax.process_index() == 0:
+        for broken in (other for other in _steps(_checkpoints(run_dir)) if other > step):
+            _set_aside(_checkpoints(run_dir) / str(broken))
+    return params, opt_state, metadata, step
+
+
+def _checkpoints(run_dir: str | Path) -> Path:
+    return Path(run_dir) / "checkpoints"
+
+
+def _steps(folder: Path) -> list[int]:
+    # Checkpoints under way, or left half-written by a crash, have longer names than their step.
+    names = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _read_newest(run_dir: str | Path, step: int | None, read: Callable[[Path], Result]) -> tuple[Result, int]:
+    quieten_orbax()
+    folder = _checkpoints(run_dir)
+    steps = _steps(folder)
+    if not steps:
+        raise UserError(f"{folder} holds no checkpoint: is {run_dir} the output_dir of a run that has saved one?")
+    if step is not None and step not in steps:
+        raise UserError(f"{folder} holds no checkpoint of step {step}, only of {', '.join(map(str, steps))}")
+    for candidate in [step] if step is not None else reversed(steps):
+        try:
+            with tensorstore_silenced():
+                return read(folder.absolute() / str(candidate)), candidate
+        except Exception as error:
+            if isinstance(error, UserError) or not is_about_files(error):
+                raise
+            print(f"stellarbyte: warning: {folder / str(candidate)} is broken: {reason(error)}", file=sys.stderr)
+    if step is None:
+        raise UserError(f"{folder}: none of its checkpoints can be read (steps {', '.join(map(str, steps))})")
+    raise UserError(f"{folder / str(step)} cannot be read: choose another of the steps {', '.join(map(str, steps))}")
+
+
+def _set_aside(broken: Path) -> None:
+    aside = broken.with_name(f"{broken.name}.broken")
+    shutil.rmtree(aside, ignore_errors=True)
+    broken.rename(aside)
+    print(f"stellarbyte: warning: going on from an older checkpoint; the broken one is now {aside}", file=sys.stderr)
+
+
+def _read_metadata(folder: Path) -> tuple[RunMetadata, dict[str, dict[str, int]]]:
+    """The metadata, and for each item of arrays their checksums."""
+    stored = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "metadata")
+    sums = stored.pop("checksums")
+    return RunMetadata(**stored), sums
