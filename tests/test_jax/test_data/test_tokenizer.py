@@ -1,0 +1,195 @@
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stellarbyte_jax.data.tokenizer import StreamDecoder, Tokenizer, train_tokenizer
+from stellarbyte_jax.errors import UserError
+
+CHAT = [
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Good\nday"},
+    {"role": "user", "content": "So?"},
+]
+
+
+def ids_as_text(tokenizer: Tokenizer, text: str) -> list[str]:
+    return [tokenizer.decode([token_id]) for token_id in tokenizer.encode(text)]
+
+
+def test_special_tokens_come_first_and_stand_for_no_bytes(tokenizer: Tokenizer) -> None:
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 1, 2)
+    assert tokenizer.vocab_size == 320
+    assert tokenizer.byte_lengths.shape == (320,)
+    assert tokenizer.byte_lengths.dtype == np.int32
+    assert list(tokenizer.byte_lengths[:4]) == [0, 0, 0, 0]  # the fourth is the extra one
+    assert (tokenizer.byte_lengths[4:] > 0).all()
+    assert tokenizer.decode([0, *tokenizer.encode("the end"), 1, 2, 3]) == "the end"
+
+
+def test_ids_beyond_the_vocabulary_stand_for_nothing(tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode([320, 4000, *tokenizer.encode("ok")]) == "ok"
+
+
+@given(data=st.binary(max_size=200))
+def test_any_bytes_round_trip(tokenizer: Tokenizer, data: bytes) -> None:
+    ids = tokenizer.encode(data)
+    assert tokenizer.decode_bytes(ids) == data
+    assert int(tokenizer.byte_lengths[ids].sum()) == len(data)
+
+
+@given(text=st.text(max_size=200))
+def test_any_text_round_trips_and_is_its_bytes(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert ids == tokenizer.encode(text.encode())
+    assert [list(row) for row in tokenizer.encode_batch([text, text])] == [ids, ids]
+
+
+def test_a_byte_that_is_not_utf8_is_one_token(tokenizer: Tokenizer) -> None:
+    assert len(tokenizer.encode(b"\xff\xfe\xc3")) == 3
+    assert tokenizer.decode(tokenizer.encode(b"a\xffb")) == "a\ufffdb"
+    # So the operating system hands over arguments that are not UTF-8.
+    assert tokenizer.decode_bytes(tokenizer.encode(b"a\xffb".decode("utf-8", "surrogateescape"))) == b"a\xffb"
+
+
+def test_a_lone_surrogate_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match=r"lone surrogate U\+D83D"):
+        tokenizer.encode("a\ud83db")
+
+
+def test_batches_may_be_empty_or_hold_empty_texts(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode_batch([]) == []
+    lengths = [len(row) for row in tokenizer.encode_batch(["", "the", ""])]
+    assert lengths == [0, len(tokenizer.encode("the")), 0]
+
+
+@pytest.mark.parametrize("name", ["<|SBOS|>", "<|SEOS|>", "<|PAD|>", "<|TOOL|>"])
+def test_a_special_token_written_in_a_text_is_text(tokenizer: Tokenizer, name: str) -> None:
+    for ids in (tokenizer.encode(f"a {name} b"), list(tokenizer.encode_batch([f"a {name} b"])[0])):
+        assert min(ids) > 3
+        assert tokenizer.decode(ids) == f"a {name} b"
+
+
+def test_merges_cross_no_border_of_the_pattern(tmp_path: Path) -> None:
+    text = "def f(self, x=12345):\n        return 'text', it's, 使用Python代码 "
+    tokenizer = train_tokenizer([text * 50], 1000, tmp_path, report=lambda _: None)
+    assert ids_as_text(tokenizer, text) == [
+        *("def", " f", "(self", ",", " x", "=", "123", "45", "):\n", "       ", " return", " '", "text"),
+        *("',", " it", "'s", ",", " ", "使用", "Python", "代码", " "),
+    ]
+
+
+def test_a_vocabulary_smaller_than_bytes_and_special_tokens_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="vocab_size 259 is smaller than the 256 bytes and 4 special tokens: use at least 260"
+    ):
+        train_tokenizer(["text"], 259, tmp_path, ["<|TOOL|>"])
+    assert train_tokenizer(["text"], 260, tmp_path, ["<|TOOL|>"]).vocab_size == 260
+
+
+@pytest.mark.parametrize("name", ["word", " ", "Ġ", "", "<|PAD|>"])
+def test_an_unfit_special_token_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="extra_special_tokens"):
+        train_tokenizer(["text"], 300, tmp_path, [name])
+
+
+def test_training_on_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="empty corpus"):
+        train_tokenizer([], 300, tmp_path)
+
+
+def test_a_source_that_fails_fails_the_training(tmp_path: Path) -> None:
+    def texts() -> Iterator[str]:
+        yield "text"
+        raise UserError("corpus.jsonl:2 is bad")
+
+    with pytest.raises(UserError, match=r"corpus.jsonl:2 is bad"):
+        train_tokenizer(texts(), 300, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_corpus_too_small_for_the_vocabulary_is_reported(tmp_path: Path) -> None:
+    told: list[str] = []
+    tokenizer = train_tokenizer(["abab"], 5000, tmp_path, report=told.append)
+    assert tokenizer.vocab_size < 5000
+    assert len(told) == 1
+    assert f"vocab_size 5000: it gave {tokenizer.vocab_size} tokens" in told[0]
+    tokenizer.check_fits(5000)
+
+
+def test_a_model_with_too_small_a_vocabulary_is_refused(tokenizer: Tokenizer) -> None:
+    tokenizer.check_fits(320)
+    with pytest.raises(UserError, match=r"model.vocab_size 319 is smaller than the 320 tokens"):
+        tokenizer.check_fits(319)
+
+
+def test_saved_files_are_the_tokenizer(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    Tokenizer.save_files(tokenizer.files, tmp_path / "copy")
+    copy = Tokenizer.load(tmp_path / "copy")
+    assert (copy.files, copy.sha256) == (tokenizer.files, tokenizer.sha256)
+    assert copy.encode("the end") == tokenizer.encode("the end")
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", '{"model": {"type": "BPE", "vocab": {}, "merges": []}}'])
+def test_a_folder_without_a_tokenizer_of_ours_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match="tokenizer"):
+        Tokenizer.load(tmp_path)
+
+
+@given(data=st.binary(max_size=60))
+def test_streaming_gives_the_same_text(tokenizer: Tokenizer, data: bytes) -> None:
+    ids = tokenizer.encode(data)
+    decoder = StreamDecoder(tokenizer)
+    assert "".join([*map(decoder.push, ids), decoder.finish()]) == tokenizer.decode(ids)
+
+
+def test_streaming_holds_back_half_a_character(tokenizer: Tokenizer) -> None:
+    decoder = StreamDecoder(tokenizer)
+    pushed = [decoder.push(token_id) for token_id in tokenizer.encode(b"\xe5\xba") + tokenizer.encode(b"\x8a.")]
+    assert "".join(pushed) == "床."
+    assert pushed[0] == ""
+    decoder.push(tokenizer.encode(b"\xe5")[0])
+    assert decoder.finish() == "\ufffd"
+
+
+class TestInTransformers:
+    @pytest.fixture(scope="class")
+    def theirs(self, tokenizer_folder: Path):
+        return pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tokenizer_folder)
+
+    @given(text=st.text(max_size=100))
+    def test_text_becomes_the_same_ids(self, tokenizer: Tokenizer, theirs, text: str) -> None:
+        ids = tokenizer.encode(text)
+        assert theirs(text).input_ids == ids
+        assert theirs.decode(ids) == text
+
+    def test_it_knows_the_special_tokens(self, tokenizer: Tokenizer, theirs) -> None:
+        assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (0, 1, 2)
+        assert len(theirs) == tokenizer.vocab_size
+        assert set(theirs.all_special_tokens) == {"<|SBOS|>", "<|SEOS|>", "<|PAD|>", "<|TOOL|>"}
+        assert list(theirs("text")) == ["input_ids", "attention_mask"]
+        text = "a <|SEOS|> b"
+        assert theirs(text, split_special_tokens=True).input_ids == tokenizer.encode(text)
+
+    def test_chat(self, theirs) -> None:
+        assert theirs.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True) == (
+            "<|SBOS|>user\nHello<|SEOS|><|SBOS|>assistant\nGood\nday<|SEOS|><|SBOS|>user\nSo?<|SEOS|><|SBOS|>assistant\n"
+        )
+        chat = theirs.apply_chat_template(CHAT, return_dict=True, return_assistant_tokens_mask=True)
+        answer = [i for i, mask in zip(chat["input_ids"], chat["assistant_masks"], strict=True) if mask]
+        assert theirs.decode(answer) == "Good\nday<|SEOS|>"
+
+
+def test_importing_the_tokenizer_loads_no_transformers() -> None:
+    code = (
+        "import stellarbyte_jax.data.tokenizer, sys; sys.exit('transformers' in sys.modules or 'torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
