@@ -1,0 +1,220 @@
+"""The figures of a run as it goes: one line a step in RUN/metrics.jsonl, and a progress display on the terminal."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import jax
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from stellarbyte_jax.errors import UserError
+
+# Where stdout is no terminal: often enough to see that it lives, seldom enough for a log file.
+_SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_FRAMES = 0.1
+
+
+class MetricsLog:
+    """Records and shows what the training loop reports.
+
+    Steps count from 1: step n is the n-th update. `first_step` updates were done before; what an interrupted run had
+    recorded after them is dropped, so that the file holds each step once. Only process 0 writes and shows.
+
+    A value may still be under way on the device: it is fetched one step late, so the device never waits for the log.
+    Training time is what passes outside `paused()`; the first step, which compiles, has no tokens/s.
+
+    Raises:
+        UserError: metrics.jsonl cannot be written.
+    """
+
+    def __init__(self, run_dir: str | Path, first_step: int, max_steps: int) -> None:
+        self._path = Path(run_dir) / "metrics.jsonl"
+        self._max_steps = max_steps
+        self._step = first_step
+        self._writes = jax.process_index() == 0
+        self._file: IO[str] | None = None
+        self._pending: list[tuple[int, dict[str, Any]]] = []
+        self._shown: dict[str, float | None] = {}
+        self._validated_steps: set[int] = set()
+        self._bits_per_byte: float | None = None
+        self._compiled = False
+        self._clock: float | None = None
+        self._step_seconds: float | None = None
+        self._shown_at = -math.inf
+        self._printed_step = first_step
+        self._console = Console(quiet=not self._writes, highlight=False, markup=False)
+        self._live = Live(get_renderable=self._render, console=self._console, auto_refresh=False)
+
+    def __enter__(self) -> Self:
+        if self._writes:
+            with _blaming(self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._drop_records_after(self._step)
+                self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:  # otherwise the device may be the trouble, and fetching from it hang or raise again
+                self._flush()
+                self._show()
+        finally:
+            self._live.stop()
+            if self._file is not None:
+                self._file.close()
+
+    def train(self, step: int, values: Mapping[str, Any]) -> None:
+        """Records an update's values, numbers or jax scalars: loss, accuracy, grad_norm, learning_rate, tokens, ….
+
+        `perplexity` is added from `loss`, `tokens_per_second` from `tokens` and the clock.
+        """
+        if all(value.is_ready() for value in values.values() if isinstance(value, jax.Array)):
+            self._pending.append((step, dict(values)))
+            self._flush()
+        else:
+            self._flush()
+            self._pending.append((step, dict(values)))
+
+    def validation(self, step: int, values: Mapping[str, Any]) -> None:
+        """Records and prints values over the validation split, under names with `validation_` before them."""
+        self._clock = None  # outside `paused()`, the step before has no rate: its time held the validation
+        self._flush()
+        numbers = {f"validation_{name}": number for name, number in _numbers(values).items()}
+        self._bits_per_byte = numbers.get("validation_bits_per_byte", self._bits_per_byte)
+        if step not in self._validated_steps:
+            self._write({"step": step, **numbers})
+            self._validated_steps.add(step)
+        self.say(f"step {step}/{self._max_steps}  validation  {_in_words(numbers, 'validation_')}")
+        self._clock = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Prints a line above the progress display."""
+        self._console.print(text, soft_wrap=True)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Validation and saving belong in here: their time is no training time, and the last step is on file before."""
+        self._flush()
+        try:
+            yield
+        finally:
+            self._clock = time.monotonic()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        fetched = [(step, _numbers(values)) for step, values in self._pending]
+        self._pending = []
+        now = time.monotonic()
+        # Of steps that were done by the same look at the clock, each took its share of the time.
+        seconds = None if self._clock is None else max(now - self._clock, 1e-9) / len(fetched)
+        self._clock = now
+        for step, numbers in fetched:
+            timed = seconds if self._compiled else None
+            self._compiled = True
+            numbers["tokens_per_second"] = None if timed is None else (numbers.get("tokens") or 0) / timed
+            if timed is not None:  # smoothed over about ten steps, for the ETA
+                self._step_seconds = 0.9 * (self._step_seconds or timed) + 0.1 * timed
+            self._write({"step": step, **numbers})
+            self._step, self._shown = step, numbers
+        if now - self._shown_at >= (_SECONDS_BETWEEN_FRAMES if self._console.is_terminal else _SECONDS_BETWEEN_LINES):
+            self._show()
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        if self._file is not None:
+            with _blaming(self._path):
+                self._file.write(json.dumps(record) + "\n")
+
+    def _drop_records_after(self, step: int) -> None:
+        if not self._path.exists():
+            return
+        records = []
+        # From step 0 on everything is done again, the validation before training too.
+        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines() if step > 0 else []:
+            try:
+                record = json.loads(line)
+            except ValueError:  # the last line of a run that was killed while writing it
+                continue
+            if record["step"] <= step:
+                records.append(record)
+        self._validated_steps = {record["step"] for record in records if "validation_loss" in record}
+        partial = self._path.with_suffix(".jsonl.partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        partial.replace(self._path)
+
+    def _show(self) -> None:
+        self._shown_at = time.monotonic()
+        if self._console.is_terminal:
+            self._live.refresh()
+        elif self._printed_step != self._step:
+            self._printed_step = self._step
+            self.say(f"step {self._step}/{self._max_steps}  {self._words()}  ETA {self._eta()}")
+
+    def _render(self) -> RenderableType:
+        head = Table.grid(expand=True, padding=(0, 1))
+        head.add_column(no_wrap=True)
+        head.add_column(ratio=1)
+        head.add_column(no_wrap=True)
+        bar = ProgressBar(total=self._max_steps, completed=self._step)
+        head.add_row(f"step {self._step}/{self._max_steps}", bar, f"ETA {self._eta()}")
+        return Group(head, Text(self._words()))
+
+    def _words(self) -> str:
+        words = _in_words(self._shown, "")
+        if self._bits_per_byte is not None:
+            words += f"  validation bits/byte {self._bits_per_byte:.3f}"
+        return words
+
+    def _eta(self) -> str:
+        if self._step_seconds is None:
+            return "-:--:--"
+        return str(timedelta(seconds=round(self._step_seconds * (self._max_steps - self._step))))
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float | None]:
+    """Fetched from the device; None for what JSON has no number for (a loss of NaN)."""
+    fetched = {name: float(value) for name, value in jax.device_get(dict(values)).items()}
+    if "loss" in fetched and "perplexity" not in fetched:
+        fetched["perplexity"] = math.exp(fetched["loss"]) if fetched["loss"] < 700 else math.inf
+    return {name: number if math.isfinite(number) else None for name, number in fetched.items()}
+
+
+def _in_words(numbers: Mapping[str, float | None], prefix: str) -> str:
+    formats = {
+        "loss": "loss {:.4f}",
+        "perplexity": "perplexity {:.2f}",
+        "accuracy": "accuracy {:.3f}",
+        "bits_per_byte": "bits/byte {:.4f}",
+        "grad_norm": "gradient {:.2f}",
+        "learning_rate": "rate {:.2e}",
+        "tokens_per_second": "{:,.0f} tokens/s",
+    }
+    known = ((text, numbers.get(prefix + name)) for name, text in formats.items() if prefix + name in numbers)
+    # A first step has no rate; any other number that is missing is not finite, and should be seen.
+    return "  ".join(
+        text.format(number) if number is not None else text.split(" ")[0] + " not finite"
+        for text, number in known
+        if number is not None or not text.endswith("tokens/s")
+    )
+
+
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
