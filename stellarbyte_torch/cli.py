@@ -44,17 +44,14 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("folder", metavar="HF_DIR", type=Path, help="a folder that `stellarbyte-convert to-hf` wrote")
     generate.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
     generate.add_argument(
-        "--temperature",
+        "--temperature", type=float, default=0.0, metavar="X", help="0 (default): the likeliest token"
+    )
+    generate.add_argument("--top-k", type=int, metavar="N", help="sample from the N likeliest (default: from all)")
+    generate.add_argument(
+        "--top-p",
         type=float,
-        default=0.0,
-        metavar="X",
-        help="0 takes the likeliest token (default); 1 samples as trained",
-    )
-    generate.add_argument(
-        "--top-k", type=int, default=0, metavar="N", help="sample from the N likeliest (default 0: all)"
-    )
-    generate.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest with probability P (default 1)"
+        metavar="P",
+        help="sample from the likeliest that reach probability P (default: from all)",
     )
     generate.add_argument(
         "--max-new-tokens", type=int, default=128, metavar="N", help="stop after N tokens (default 128), or at <|SEOS|>"

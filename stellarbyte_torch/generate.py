@@ -23,18 +23,20 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen: temperature 0 takes the likeliest; top_k 0 and top_p 1 keep all."""
+    """How the next token is chosen: temperature 0 takes the likeliest; top_k and top_p None keep all."""
 
     temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
     max_new_tokens: int = 128
     seed: int = 0
 
     def __post_init__(self) -> None:
         _require(0 <= self.temperature < math.inf, "--temperature", self.temperature, "must be a number of at least 0")
-        _require(self.top_k >= 0, "--top-k", self.top_k, "must be at least 1, or 0 for all")
-        _require(0 < self.top_p <= 1, "--top-p", self.top_p, "must be greater than 0 and at most 1")
+        if self.top_k is not None:
+            _require(self.top_k > 0, "--top-k", self.top_k, "must be at least 1")
+        if self.top_p is not None:
+            _require(0 < self.top_p <= 1, "--top-p", self.top_p, "must be greater than 0 and at most 1")
         _require(self.max_new_tokens > 0, "--max-new-tokens", self.max_new_tokens, "must be at least 1")
         _require(0 <= self.seed < 2**63, "--seed", self.seed, "must be at least 0 and less than 2^63")
 
@@ -167,8 +169,9 @@ def _generation_config(sampling: Sampling, config: Any, max_new_tokens: int) -> 
         choice = {
             "do_sample": True,
             "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
+            # transformers' words for all; its own default would be the 50 likeliest.
+            "top_k": sampling.top_k or 0,
+            "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
         }
     return GenerationConfig(
         max_new_tokens=max_new_tokens,

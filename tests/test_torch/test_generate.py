@@ -129,7 +129,7 @@ def test_a_prompt_longer_than_the_context_is_refused(folder: Path) -> None:
         ({"temperature": -0.1}, "--temperature -0.1"),
         ({"temperature": float("nan")}, "--temperature nan"),
         ({"temperature": float("inf")}, "--temperature inf"),
-        ({"top_k": -1}, "--top-k -1"),
+        ({"top_k": 0}, "--top-k 0"),
         ({"top_p": 0.0}, "--top-p 0.0"),
         ({"top_p": 1.5}, "--top-p 1.5"),
         ({"max_new_tokens": 0}, "--max-new-tokens 0"),

@@ -142,8 +142,17 @@ def test_initial_weights_scale_with_depth() -> None:
     for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
         assert projection.weight.std().item() == pytest.approx(0.02 / 16**0.5, rel=0.05)
     assert model.model.embed_tokens.weight.std().item() == pytest.approx(0.02, rel=0.05)
-    assert (model.model.embed_tokens.weight[model.config.pad_token_id] != 0).any(), "the JAX side learns every row"
     assert (layer.input_layernorm.weight == 1).all()
+
+
+def test_the_padding_row_is_learnt_like_any_other() -> None:
+    """As on the JAX side, whose gradients ours must equal; torch's padding_idx would freeze the row."""
+    model = tiny_model()
+    ids = tokens(1, 6)
+    ids[0, 2] = pad = model.config.pad_token_id
+    assert (model.model.embed_tokens.weight[pad] != 0).any()
+    model(ids, labels=ids).loss.backward()
+    assert (model.model.embed_tokens.weight.grad[pad] != 0).any()
 
 
 def test_resizing_the_vocabulary() -> None:
