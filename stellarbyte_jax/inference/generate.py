@@ -47,7 +47,7 @@ class Generator:
 
     def __init__(self, model: ByteForCausalLM, cache_dtype: DTypeLike | None = None) -> None:
         self.config: ByteConfig = model.config
-        self._graphdef, state = nnx.split(model)
+        self._graphdef, state = nnx.split(model.unstack())
         self._params = nnx.to_pure_dict(state)
         cache_dtype = jnp.dtype(cache_dtype or model.dtype)
         self._prefill = jax.jit(
@@ -135,10 +135,11 @@ def _prefill(
     lengths_B = segment_ids_BT.sum(axis=1)
     position_ids_BT = jnp.maximum(jnp.arange(T) - (T - lengths_B)[:, None], 0)
     cache = KVCache.create(model.config, B, T + new_capacity, cache_dtype)
-    hidden_BTD, cache = model.model(input_ids_BT, position_ids_BT, segment_ids_BT, cache)
+    hidden_BTD, filled_cache = model.model(input_ids_BT, position_ids_BT, segment_ids_BT, cache)
+    assert filled_cache is not None
     token_B = sample(model.logits(hidden_BTD[:, -1:])[:, 0], sampling, jax.random.fold_in(key, 0))
     return _Decoding(
-        cache=cache,
+        cache=filled_cache,
         token_B=token_B,
         position_B=lengths_B,
         done_B=token_B == model.config.eos_token_id,
@@ -164,6 +165,7 @@ def _decode(
 
     def draw(carry: _Decoding) -> _Decoding:
         output = model(carry.token_B[:, None], carry.position_B[:, None], cache=carry.cache)
+        assert output.cache is not None
         token_B = sample(output.logits[:, 0], sampling, jax.random.fold_in(key, carry.count))
         token_B = jnp.where(carry.done_B, model.config.pad_token_id, token_B)
         return _Decoding(

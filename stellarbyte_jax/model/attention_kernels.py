@@ -29,19 +29,16 @@ def cached_attention(q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, v
     Returns:
         [B, K, G, T, H] in q's dtype.
     """
-    scores = jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH.astype(q_BKGTH.dtype), preferred_element_type=jnp.float32)
-    probs = jax.nn.softmax(jnp.where(visible_BTS[:, None, None], scores, -jnp.inf), axis=-1)
-    return jnp.einsum("BKGTS,BKSH->BKGTH", probs.astype(q_BKGTH.dtype), v_BKSH.astype(q_BKGTH.dtype))
+    B, K, G, T, H = q_BKGTH.shape
+    bias = jnp.tile(jnp.where(visible_BTS, 0.0, -jnp.inf), (1, G, 1))[:, None]
+    q = q_BKGTH.reshape(B, K, G * T, H)
+    return _softmax_attention(q, k_BKSH.astype(q.dtype), v_BKSH.astype(q.dtype), bias).reshape(q_BKGTH.shape)
 
 
 def _chunked_attention(
     q_BKGTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, segment_ids_BT: jax.Array | None
 ) -> jax.Array:
-    """Chunks of queries against past keys only: half the scores are never computed.
-
-    Written so that XLA's CPU compiler can fuse a whole softmax with its matmuls: four dimensions (a chunk's G·C queries
-    are the rows of one matmul), the mask added rather than selected, and normalisation after the product with V.
-    """
+    """Chunks of queries against past keys only: half the scores are never computed."""
     B, K, G, T, H = q_BKGTH.shape
     chunk = max(SMALLEST_QUERY_CHUNK, -(-T // MOST_QUERY_CHUNKS))
     outputs = []
@@ -49,13 +46,22 @@ def _chunked_attention(
         end = min(start + chunk, T)
         q = q_BKGTH[:, :, :, start:end].reshape(B, K, -1, H)
         k, v = k_BKTH[:, :, :end], v_BKTH[:, :, :end]
-        scores = jnp.einsum("BKQH,BKSH->BKQS", q, k, preferred_element_type=jnp.float32)
-        scores += _chunk_bias(start, end, G, segment_ids_BT)
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-        total = weights.sum(axis=-1, keepdims=True)
-        out = jnp.einsum("BKQS,BKSH->BKQH", weights.astype(v.dtype), v) / total
-        outputs.append(out.astype(q.dtype).reshape(B, K, G, end - start, H))
+        out = _softmax_attention(q, k, v, _chunk_bias(start, end, G, segment_ids_BT))
+        outputs.append(out.reshape(B, K, G, end - start, H))
     return jnp.concatenate(outputs, axis=3)
+
+
+def _softmax_attention(q_BKQH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, bias_B1QS: jax.Array) -> jax.Array:
+    """softmax(q k^T + bias) v, [B, K, Q, H] in q's dtype; Q are the queries of a kv head, group by group.
+
+    Written so that XLA's CPU compiler can fuse the softmax with its matmuls: four dimensions, the mask added rather
+    than selected, and normalisation after the product with V.
+    """
+    scores = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, k_BKSH, preferred_element_type=jnp.float32) + bias_B1QS
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    total = weights.sum(axis=-1, keepdims=True)
+    out = jnp.einsum("BKQS,BKSH->BKQH", weights.astype(v_BKSH.dtype), v_BKSH) / total
+    return out.astype(q_BKQH.dtype)
 
 
 def _chunk_bias(start: int, end: int, groups: int, segment_ids_BT: jax.Array | None) -> jax.Array:

@@ -105,14 +105,31 @@ class ByteDecoder(nnx.Module):
         visible_BTS = (jnp.arange(S) <= slots_T[:, None]) & (
             segment_ids_BT[:, :, None] == cached_segments_BS[:, None, :]
         )
-        graphdef, stacked = nnx.split(self.layers)
         keys, values = [], []
-        for layer in range(self.config.num_hidden_layers):
-            block = nnx.merge(graphdef, jax.tree.map(lambda p, layer=layer: p[layer], stacked))
+        for layer, block in enumerate(self._blocks()):
             x_BTD, (k_BKSH, v_BKSH) = block.with_cache(x_BTD, tables, visible_BTS, cache, layer)
             keys.append(k_BKSH)
             values.append(v_BKSH)
         return x_BTD, KVCache(tuple(keys), tuple(values), cached_segments_BS, cache.length + T)
+
+    def unstack(self) -> "ByteDecoder":
+        """The same decoder with arrays of its own for each layer.
+
+        A decoding loop reads these in place, while it would copy a slice of stacked ones for every token.
+        """
+        graphdef, state = nnx.split(self)
+        decoder = nnx.merge(graphdef, state)
+        decoder.layers = nnx.List(self._blocks())
+        return decoder
+
+    def _blocks(self) -> list[Block]:
+        if not isinstance(self.layers, Block):
+            return list(self.layers)
+        graphdef, stacked = nnx.split(self.layers)
+        return [
+            nnx.merge(graphdef, jax.tree.map(lambda p, layer=layer: p[layer], stacked))
+            for layer in range(self.config.num_hidden_layers)
+        ]
 
 
 class ByteForCausalLM(nnx.Module):
@@ -143,6 +160,13 @@ class ByteForCausalLM(nnx.Module):
         """Next-token logits; arguments as in ByteDecoder."""
         hidden_BTD, cache = self.model(input_ids, position_ids, segment_ids, cache)
         return CausalLMOutput(self.logits(hidden_BTD), cache)
+
+    def unstack(self) -> "ByteForCausalLM":
+        """The same model, made for decoding: see ByteDecoder.unstack."""
+        graphdef, state = nnx.split(self)
+        model = nnx.merge(graphdef, state)
+        model.model = self.model.unstack()
+        return model
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """float32 logits [B, T, V] of hidden states."""
