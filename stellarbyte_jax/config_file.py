@@ -46,7 +46,7 @@ def load_model_config(path: str | Path) -> ByteConfig:
 
 def save_run_config(config: RunConfig, path: str | Path) -> None:
     """Writes the whole resolved config as YAML, from which `load_run_config` makes an equal one."""
-    text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     partial = Path(f"{path}.partial")
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +78,17 @@ def differing_fields(a: Any, b: Any) -> list[tuple[str, Any, Any]]:
     for field in dataclasses.fields(a):
         differing += _differences(field.name, getattr(a, field.name), getattr(b, field.name))
     return differing
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes and escapes the exotic line breaks that PyYAML would write bare and read back as spaces."""
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        exotic = any(character in text for character in "\x85\u2028\u2029")
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if exotic else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def _differences(name: str, a: Any, b: Any) -> list[tuple[str, Any, Any]]:

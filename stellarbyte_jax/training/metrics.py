@@ -82,7 +82,8 @@ class MetricsLog:
 
         `perplexity` is added from `loss`, `tokens_per_second` from `tokens` and the clock.
         """
-        if all(value.is_ready() for value in values.values() if isinstance(value, jax.Array)):
+        arrays = (value for value in values.values() if isinstance(value, jax.Array))
+        if all(array.is_ready() for array in arrays):  # type: ignore[attr-defined]
             self._pending.append((step, dict(values)))
             self._flush()
         else:
@@ -120,15 +121,16 @@ class MetricsLog:
         fetched = [(step, _numbers(values)) for step, values in self._pending]
         self._pending = []
         now = time.monotonic()
-        # Of steps that were done by the same look at the clock, each took its share of the time.
-        seconds = None if self._clock is None else max(now - self._clock, 1e-9) / len(fetched)
+        seconds = None
+        if self._compiled and self._clock is not None:
+            # Of steps that were done by the same look at the clock, each took its share of the time.
+            seconds = max(now - self._clock, 1e-9) / len(fetched)
+            # Smoothed over about ten steps, for the ETA.
+            self._step_seconds = 0.9 * (self._step_seconds or seconds) + 0.1 * seconds
+        self._compiled = True
         self._clock = now
         for step, numbers in fetched:
-            timed = seconds if self._compiled else None
-            self._compiled = True
-            numbers["tokens_per_second"] = None if timed is None else (numbers.get("tokens") or 0) / timed
-            if timed is not None:  # smoothed over about ten steps, for the ETA
-                self._step_seconds = 0.9 * (self._step_seconds or timed) + 0.1 * timed
+            numbers["tokens_per_second"] = None if seconds is None else (numbers.get("tokens") or 0) / seconds
             self._write({"step": step, **numbers})
             self._step, self._shown = step, numbers
         if now - self._shown_at >= (_SECONDS_BETWEEN_FRAMES if self._console.is_terminal else _SECONDS_BETWEEN_LINES):

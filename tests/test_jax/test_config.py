@@ -1,0 +1,99 @@
+"""The dataclasses refuse contradictions, in sentences that name the field, its value and the fix."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from stellarbyte_jax.config import (
+    ByteConfig,
+    CheckpointConfig,
+    DataConfig,
+    MeshConfig,
+    OptimizerConfig,
+    RunConfig,
+    SourceConfig,
+    TrainingConfig,
+)
+from stellarbyte_jax.errors import UserError
+
+DATA = DataConfig(sources=(SourceConfig("corpus"),), tokenizer="tokenizer", shards="shards", sequence_length=64)
+
+
+def test_derived_values() -> None:
+    config = ByteConfig(hidden_size=96, num_attention_heads=6)
+    assert (config.num_key_value_heads, config.head_dim) == (6, 16)
+
+
+def test_given_values_stay() -> None:
+    config = ByteConfig(hidden_size=96, num_attention_heads=5, num_key_value_heads=1, head_dim=32)
+    assert (config.num_key_value_heads, config.head_dim) == (1, 32)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"vocab_size": 0}, "vocab_size 0 must be at least 1"),
+        ({"hidden_size": 100}, "hidden_size 100 is not divisible by num_attention_heads 12"),
+        ({"num_key_value_heads": 5}, "num_key_value_heads 5 must divide num_attention_heads 12"),
+        ({"head_dim": 3}, "head_dim 3 must be even"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps 0.0 must be greater than 0"),
+        ({"vocab_size": 2}, "pad_token_id 2 must be inside the vocabulary"),
+        ({"eos_token_id": 0}, "must differ from bos_token_id 0"),
+        ({"position_embedding": "rope", "xpos_learnable": True}, "xpos_learnable True needs position_embedding xpos"),
+        ({"xpos_scale_base": 1.0}, "xpos_scale_base 1.0 lets XPos leave the range of float32"),
+    ],
+)
+def test_model_rejections(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ByteConfig(**fields)
+
+
+def test_the_xpos_base_it_names_fits() -> None:
+    with pytest.raises(UserError, match="use at least 29"):
+        ByteConfig(xpos_scale_base=28.0)
+    ByteConfig(xpos_scale_base=29.0)
+
+
+def test_xpos_range_is_that_of_the_compute_dtype() -> None:
+    config = ByteConfig(xpos_scale_base=29.0)
+    with pytest.raises(UserError, match="float16"):
+        config.check_xpos_range("float16")
+    dataclasses.replace(config, position_embedding="rope").check_xpos_range("float16")
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (SourceConfig, {"path": "x", "fields": ()}, "fields"),
+        (DataConfig, {"sources": (), "tokenizer": "t", "shards": "s"}, "data.sources"),
+        (TrainingConfig, {"max_steps": 0, "batch_size": 1}, "training.max_steps 0"),
+        (TrainingConfig, {"max_steps": 1, "batch_size": 3, "gradient_accumulation_steps": 2}, "not divisible"),
+        (TrainingConfig, {"max_steps": 1, "batch_size": 1, "eval_batches": 0}, "or null for all"),
+        (OptimizerConfig, {"learning_rate": -1.0}, "optimizer.learning_rate -1.0"),
+        (OptimizerConfig, {"adam_beta2": 1.0}, "optimizer.adam_beta2 1.0"),
+        (OptimizerConfig, {"min_learning_rate_ratio": 2.0}, "optimizer.min_learning_rate_ratio"),
+        (MeshConfig, {"data": 0}, "mesh.data 0"),
+        (MeshConfig, {"data": -1, "fsdp": -1}, "more than one -1"),
+        (CheckpointConfig, {"save_total_limit": 0}, "checkpoint.save_total_limit 0"),
+    ],
+)
+def test_other_rejections(kind: type, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        kind(**fields)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0])
+def test_validation_fraction(fraction: float) -> None:
+    with pytest.raises(UserError, match=r"data\.validation_fraction"):
+        dataclasses.replace(DATA, validation_fraction=fraction)
+
+
+def test_run_rejections_across_sections() -> None:
+    model = ByteConfig(max_position_embeddings=32)
+    training = TrainingConfig(max_steps=10, batch_size=1)
+    warm = OptimizerConfig(warmup_steps=5)
+    with pytest.raises(UserError, match=r"data\.sequence_length 64 is longer than model\.max_position_embeddings 32"):
+        RunConfig("runs/x", model, DATA, training, warm)
+    with pytest.raises(UserError, match=r"optimizer\.warmup_steps 100 is more than training\.max_steps 10"):
+        RunConfig("runs/x", ByteConfig(), DATA, training)
