@@ -53,11 +53,19 @@ def write(
     """Writes the shards into `folder`, and the index if they are several; holds one shard in memory.
 
     `progress` is told the bytes of each shard once it is on disk.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
     """
     files = plan(tensors, max_shard_size)
     for name, keys in files.items():
         arrays = {key: np.asarray(tensors[key]) for key in keys}
-        save_file(arrays, folder / name, metadata={"format": "pt"})
+        try:
+            save_file(arrays, folder / name, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise UserError(f"{name} cannot be written to {folder}: {error}") from error
+        # safetensors lets only the owner read; a file like any other is what a shared disk needs.
+        (folder / name).chmod(folder.stat().st_mode & 0o666)
         progress(sum(array.nbytes for array in arrays.values()))
     if len(files) > 1:
         index = {

@@ -1,0 +1,254 @@
+"""The certificate of an export: that it is the run's model, to the last bit and token."""
+
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert import config as hf_config
+from convert import hf_checkpoint, run_checkpoint, shards, staged_folder, weights
+from convert.run_checkpoint import RunCheckpoint
+from convert.staged_folder import CERTIFICATE
+from convert.two_sides import JaxSide, Side, TokenIds, TorchSide, require_torch
+from convert.weights import DTYPES, Tensor
+from stellarbyte_jax.config import ByteConfig
+from stellarbyte_jax.config_file import differing_fields
+from stellarbyte_jax.data.tokenizer import Tokenizer
+from stellarbyte_jax.errors import UserError
+
+# Largest difference of two logits, in units of the largest logit: law 3 of the design, in float32.
+LOGITS_TOLERANCE = 1e-5
+
+MAX_NEW_TOKENS = 32
+
+# Prose, code, digits and blanks, other scripts, and nothing at all: any of them exists in a byte-level vocabulary.
+DEFAULT_PROMPTS = (
+    "",
+    "Once upon a time there was a star that wanted to be a byte, and",
+    'def main() -> None:\n    """Return',
+    "In 1969, 3.14159 * 2 =\t",
+    "床前明月光,疑是地上霜。",
+    "L'été, où naît la forêt… 🌲 ",
+)
+
+_LIBRARIES = ("stellarbyte", "jax", "flax", "numpy", "safetensors", "tokenizers", "torch", "transformers")
+
+
+def verify(
+    run_dir: Path, hf_dir: Path, *, step: int | None = None, prompts: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Compares a run with its export and writes HF_DIR/certificate.json; returns what that holds.
+
+    `verdict` in it is "equal", or "different" with a sentence for each thing found in `differences`.
+
+    Args:
+        run_dir: of the run.
+        hf_dir: what `to-hf` made of it.
+        step: of the checkpoint; by default the one that the export names, else the newest.
+        prompts: to compare logits and continuations of; by default `DEFAULT_PROMPTS`.
+
+    Raises:
+        UserError: no torch; no such run or step; a folder of another architecture, or one that cannot be loaded;
+            a prompt that the context has no room for.
+    """
+    require_torch()
+    config = hf_config.read_hf(hf_dir)
+    dtype = hf_config.read_json(hf_dir / hf_config.CONFIG).get("dtype")
+    if dtype not in DTYPES:
+        raise UserError(f"{hf_dir / hf_config.CONFIG} names the dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
+    stored = shards.read(hf_dir)
+    checkpoint = run_checkpoint.load(run_dir, _exported_step(hf_dir) if step is None else step)
+    derived = weights.to_hf(checkpoint.params, checkpoint.config, dtype)
+
+    differences = _config_differences(checkpoint.config, config) + _modeling_differences(hf_dir)
+    hashes, tensor_differences = _compare_tensors(derived, stored)
+    differences += tensor_differences
+    certificate: dict[str, Any] = {
+        "run": str(run_dir),
+        "step": checkpoint.step,
+        "dtype": dtype,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        "tensors": hashes,
+    }
+    if config == checkpoint.config and derived.keys() == stored.keys():
+        comparison = _compare_behaviour(checkpoint, dtype, hf_dir, prompts)
+        differences += comparison.differences
+        certificate |= {"logits": comparison.logits, "prompts": comparison.prompts}
+    verdict = {"verdict": "different" if differences else "equal", "differences": differences}
+    certificate = verdict | certificate
+    _write(hf_dir / CERTIFICATE, certificate)
+    return certificate
+
+
+def summary(certificate: Mapping[str, Any]) -> str:
+    """The certificate in one sentence."""
+    differences = certificate["differences"]
+    if differences:
+        others = f" (and {len(differences) - 1} more differences)" if len(differences) > 1 else ""
+        return f"different: {differences[0]}{others}"
+    logits = certificate["logits"]
+    return (
+        f"equal: {len(certificate['tensors'])} tensors bit for bit, logits at {logits['positions']} positions within "
+        f"{logits['max_relative_error']:.1e} of the largest, "
+        f"{len(certificate['prompts'])} greedy continuations token for token"
+    )
+
+
+def to_json(certificate: Mapping[str, Any]) -> str:
+    """The certificate as JSON for people: token ids stand in a line, not one a line."""
+    text = json.dumps(certificate, indent=2, ensure_ascii=False)
+    # No string holds a raw line break, so this matches lists of numbers alone.
+    return re.sub(r"\[\n\s+((?:\d+,\n\s+)*\d+)\n\s+\]", lambda match: f"[{' '.join(match[1].split())}]", text)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file, each a prompt; raises UserError where there are none."""
+    try:
+        prompts = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if not prompts:
+        raise UserError(f"{path} holds no prompt: write one a line")
+    return prompts
+
+
+def _exported_step(hf_dir: Path) -> int | None:
+    manifest = staged_folder.read_manifest(hf_dir)
+    return manifest.get("step") if manifest else None
+
+
+def _config_differences(run: ByteConfig, export: ByteConfig) -> list[str]:
+    return [
+        f"{name} is {ours!r} in the run, but {theirs!r} in the export"
+        for name, ours, theirs in differing_fields(run, export)
+    ]
+
+
+def _modeling_differences(hf_dir: Path) -> list[str]:
+    # What runs below is the installed code, never a folder's: it may come from a stranger.
+    return [
+        f"{path.name} in the export is not that of the installed StellarByte: export again"
+        for path in hf_checkpoint.modeling_files()
+        if not (hf_dir / path.name).is_file() or (hf_dir / path.name).read_bytes() != path.read_bytes()
+    ]
+
+
+def _compare_tensors(run: Mapping[str, Tensor], export: Mapping[str, Tensor]) -> tuple[dict[str, str], list[str]]:
+    """Hash of each tensor of the export, and what is not bit for bit that of the run."""
+    hashes = {key: _hash(tensor) for key, tensor in export.items()}
+    differences = [f"the export lacks {key}" for key in run if key not in export]
+    differences += [f"the run has no {key}, which the export holds" for key in export if key not in run]
+    for key in run.keys() & export.keys():
+        if (run[key].shape, run[key].dtype) != (export[key].shape, export[key].dtype):
+            differences.append(f"{key} is {_kind(run[key])} in the run, but {_kind(export[key])} in the export")
+        elif _hash(run[key]) != hashes[key]:
+            differences.append(f"the values of {key} are not those of the run")
+    return hashes, sorted(differences)
+
+
+def _hash(tensor: Tensor) -> str:
+    # Viewed as bytes, for bfloat16 is no type that Python's buffers know.
+    return hashlib.sha256(np.asarray(tensor).reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype}{list(tensor.shape)}"
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    differences: list[str]
+    logits: dict[str, Any]
+    prompts: list[dict[str, Any]]
+
+
+def _compare_behaviour(
+    checkpoint: RunCheckpoint, dtype: str, hf_dir: Path, prompts: Sequence[str] | None
+) -> _Comparison:
+    """Asks both sides for tokens, greedy continuations, and the logits of prompt and continuation."""
+    config, tokenizer = checkpoint.config, Tokenizer(checkpoint.tokenizer_files, "of the run")
+    # The values that the export holds: rounded where it is in bfloat16.
+    exported = weights.to_hf(checkpoint.params, config, dtype)
+    ours: Side = JaxSide(weights.from_hf(exported, config, "float32"), config, tokenizer)
+    theirs: Side = TorchSide(hf_dir)
+
+    texts = DEFAULT_PROMPTS if prompts is None else prompts
+    token_ids = ours.encode(texts)
+    differences = [
+        f"the tokenizers turn the prompt {text!r} into different tokens"
+        for text, a, b in zip(texts, token_ids, theirs.encode(texts), strict=True)
+        if a != b
+    ]
+    starts, max_new_tokens = _fit(texts, token_ids, config, shorten=prompts is None)
+    our_answers = ours.greedy(starts, max_new_tokens)
+    their_answers = theirs.greedy(starts, max_new_tokens)
+    whole = [start + answer for start, answer in zip(starts, our_answers, strict=True)]
+    our_logits, their_logits = ours.logits(whole), theirs.logits(whole)
+    error = max(float(np.abs(a - b).max()) for a, b in zip(our_logits, their_logits, strict=True))
+    largest = max(float(np.abs(b).max()) for b in their_logits)
+    logits = {
+        "positions": sum(map(len, whole)),
+        "max_absolute_error": error,
+        "max_relative_error": error / largest if largest else error,
+        "tolerance": LOGITS_TOLERANCE,
+    }
+    if not logits["max_relative_error"] <= LOGITS_TOLERANCE:  # a NaN is not, either
+        differences.append(
+            f"logits differ by {logits['max_relative_error']:.1e} of the largest, more than {LOGITS_TOLERANCE:g}"
+        )
+    for text, start, a, b, scores in zip(texts, starts, our_answers, their_answers, our_logits, strict=True):
+        if a != b:
+            differences.append(_first_parting(text, a, b, scores[len(start) - 1 :], config.eos_token_id))
+    records = [
+        {"text": text, "tokens": start, "jax": a, "torch": b, "jax_text": tokenizer.decode(a)}
+        for text, start, a, b in zip(texts, starts, our_answers, their_answers, strict=True)
+    ]
+    return _Comparison(differences, logits, records)
+
+
+def _fit(
+    texts: Sequence[str], token_ids: Sequence[TokenIds], config: ByteConfig, shorten: bool
+) -> tuple[list[TokenIds], int]:
+    """[bos] + prompt for each, shortened if allowed to half the context, and how many tokens fit behind the longest."""
+    context = config.max_position_embeddings
+    starts = [[config.bos_token_id, *ids] for ids in token_ids]
+    if shorten:
+        starts = [start[: max(1, context // 2)] for start in starts]
+    for text, start in zip(texts, starts, strict=True):
+        if len(start) >= context:
+            raise UserError(
+                f"the prompt {text[:40]!r}… has {len(start)} tokens with its beginning, too many for a context of "
+                f"{context} that must hold the answer, too: shorten it"
+            )
+    return starts, min(MAX_NEW_TOKENS, context - max(map(len, starts)))
+
+
+def _first_parting(text: str, a: TokenIds, b: TokenIds, scores_TV: np.ndarray, eos_token_id: int) -> str:
+    """Where two continuations part, and by how much the two choices differ in JAX's logits there."""
+    a, b = [*a, eos_token_id], [*b, eos_token_id]
+    at = next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    margin = float(scores_TV[at, a[at]] - scores_TV[at, b[at]])
+    return (
+        f"after the prompt {text!r}, greedy token {at + 1} is {a[at]} in JAX, but {b[at]} in PyTorch "
+        f"(their logits in JAX are {margin:.1e} apart)"
+    )
+
+
+def _write(path: Path, certificate: Mapping[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(to_json(certificate) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error

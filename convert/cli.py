@@ -1,0 +1,129 @@
+"""The command line `stellarbyte-convert`."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from stellarbyte_jax.errors import UserError
+
+PROGRAM = "stellarbyte-convert"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 where verify finds a difference, 2 after a mistake of the user's."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except UserError as error:
+        print(f"stellarbyte: error: {error}", file=sys.stderr)
+        return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose mistakes read like all our others: one sentence, no usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"stellarbyte: error: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog=PROGRAM, description="Carry StellarByte models between JAX and Hugging Face, bit for bit.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    about = "export a run's checkpoint as a folder that transformers loads"
+    to_hf = commands.add_parser("to-hf", help=about, description=f"{about.capitalize()}.")
+    to_hf.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the output_dir of a run")
+    to_hf.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="the folder to write")
+    to_hf.add_argument("--step", type=int, metavar="N", help="of the checkpoint (default: the newest)")
+    to_hf.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the weights (default float32, as they are kept in the run)",
+    )
+    to_hf.add_argument(
+        "--max-shard-size", default="5GB", metavar="SIZE", help="of one file, in KB, MB, GB or TB (default 5GB)"
+    )
+    to_hf.add_argument(
+        "--force", action="store_true", help="replace the files of a model in HF_DIR that no export wrote"
+    )
+    to_hf.set_defaults(run=_to_hf)
+
+    about = "make a run directory of a Hugging Face folder"
+    from_hf = commands.add_parser("from-hf", help=about, description=f"{about.capitalize()}.")
+    from_hf.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="what to-hf or save_pretrained wrote")
+    from_hf.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the run directory to make")
+    from_hf.set_defaults(run=_from_hf)
+
+    about = "compare a run with its export: weights, logits and greedy continuations"
+    verify = commands.add_parser("verify", help=about, description=f"{about.capitalize()}.")
+    verify.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the output_dir of a run")
+    verify.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="its export; gets a certificate.json")
+    verify.add_argument("--step", type=int, metavar="N", help="of the checkpoint (default: the one exported)")
+    verify.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line (default: a few of our own)")
+    verify.add_argument("--json", action="store_true", help="print the certificate instead of a summary")
+    verify.set_defaults(run=_verify)
+    return parser
+
+
+# The converters are imported late: their libraries take seconds, which --help and a misspelt option should not.
+
+
+def _to_hf(options: argparse.Namespace) -> int:
+    from convert import hf_checkpoint
+
+    with _progress("writing weights") as progress:
+        done = hf_checkpoint.to_hf(
+            options.run_dir,
+            options.hf_dir,
+            step=options.step,
+            dtype=options.dtype,
+            max_shard_size=options.max_shard_size,
+            force=options.force,
+            progress=progress,
+        )
+    print(f"{options.hf_dir}: step {done.step}, {done.parameters:,} parameters, {_megabytes(done.nbytes)} of weights")
+    return 0
+
+
+def _from_hf(options: argparse.Namespace) -> int:
+    from convert import hf_checkpoint
+
+    done = hf_checkpoint.from_hf(options.hf_dir, options.run_dir)
+    print(f"{options.run_dir}: step {done.step}, {done.parameters:,} parameters from {options.hf_dir}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from convert import certificate
+
+    prompts = certificate.read_prompts(options.prompts) if options.prompts else None
+    result = certificate.verify(options.run_dir, options.hf_dir, step=options.step, prompts=prompts)
+    print(certificate.to_json(result) if options.json else certificate.summary(result))
+    return 0 if result["verdict"] == "equal" else 1
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar in a terminal; nothing where the output goes elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _megabytes(nbytes: int) -> str:
+    return f"{nbytes / 1e6:,.1f} MB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

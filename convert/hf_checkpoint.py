@@ -1,0 +1,129 @@
+"""Whole checkpoints between a run directory and a Hugging Face folder."""
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from convert import config as hf_config
+from convert import model_card, run_checkpoint, shards, staged_folder, weights
+from convert.run_checkpoint import RunCheckpoint
+from stellarbyte_jax.data.tokenizer import Tokenizer
+from stellarbyte_jax.errors import UserError
+
+# Told (bytes done, bytes in all) as weights are written.
+Progress = Callable[[int, int], None]
+
+EXPORT_DTYPES = ("float32", "bfloat16")
+
+# What an export carries of stellarbyte_torch, so that it loads where StellarByte is not installed.
+_MODELING_FILES = ("configuration_stellarbyte.py", "modeling_stellarbyte.py")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was converted: the step in the run, and how many parameters and bytes the weights have."""
+
+    step: int
+    parameters: int
+    nbytes: int
+
+
+def to_hf(
+    run_dir: Path,
+    hf_dir: Path,
+    *,
+    step: int | None = None,
+    dtype: str = "float32",
+    max_shard_size: str = "5GB",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Writes a run's checkpoint as a folder that transformers loads; needs neither torch nor transformers.
+
+    Args:
+        run_dir: the output_dir of a run, or what `from_hf` made.
+        hf_dir: is written beside and renamed at the end. An earlier export there is replaced.
+        step: of the checkpoint; the newest by default.
+        dtype: of the weights, one of `EXPORT_DTYPES`. float32 is exact.
+        max_shard_size: such as "5GB".
+        force: replace the files of a model in `hf_dir` even if no export wrote them; other files stay in any case.
+        progress: told the bytes written and the bytes in all.
+
+    Raises:
+        UserError: no such checkpoint; `hf_dir` holds what is not ours; the disk is full.
+    """
+    shard_bytes = shards.parse_size(max_shard_size)
+    hf_dir = hf_dir.resolve()
+    keep = staged_folder.check_replaceable(hf_dir, force)
+    checkpoint = run_checkpoint.load(run_dir, step)
+    where = f"the checkpoint of step {checkpoint.step} in {run_dir}"
+    tensors = weights.to_hf(checkpoint.params, checkpoint.config, dtype, where)
+    conversion = _describe(checkpoint.step, tensors)
+    with staged_folder.staged(hf_dir, keep) as folder:
+        _write_json(folder / hf_config.CONFIG, hf_config.to_hf(checkpoint.config, dtype))
+        _write_json(folder / hf_config.GENERATION_CONFIG, hf_config.generation_to_hf(checkpoint.config))
+        Tokenizer.save_files(checkpoint.tokenizer_files, folder)
+        for path in modeling_files():
+            shutil.copyfile(path, folder / path.name)
+        figures = model_card.read_figures(run_dir / "metrics.jsonl", checkpoint.step)
+        card = model_card.render(hf_dir.name, checkpoint, dtype, conversion.parameters, figures)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        shards.write(tensors, folder, shard_bytes, _counting(progress, conversion.nbytes))
+        about = {"stellarbyte": version("stellarbyte"), "step": checkpoint.step, "dtype": dtype}
+        staged_folder.write_manifest(folder, about)
+    return conversion
+
+
+def from_hf(hf_dir: Path, run_dir: Path) -> Conversion:
+    """Makes a run directory of a Hugging Face folder: float32 parameters as step 0, config and tokenizer.
+
+    Raises:
+        UserError: another architecture; weights that are missing, unknown, misshapen or broken; no tokenizer of ours,
+            or one that does not fit; `run_dir` exists; the disk is full.
+    """
+    run_dir = run_dir.resolve()
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise UserError(f"{run_dir} exists already: name a new run directory")
+    config = hf_config.read_hf(hf_dir)
+    tokenizer = Tokenizer.load(hf_dir)
+    tokenizer.check_fits(config.vocab_size)
+    tensors = shards.read(hf_dir)
+    params = weights.from_hf(tensors, config, "float32", where=str(hf_dir))
+    with staged_folder.staged(run_dir) as folder:
+        run_checkpoint.save(folder, RunCheckpoint(params, config, tokenizer.files, step=0))
+    return _describe(0, tensors)
+
+
+def _describe(step: int, tensors: dict[str, weights.LazyTensor]) -> Conversion:
+    nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    return Conversion(step, sum(tensor.nbytes // tensor.dtype.itemsize for tensor in tensors.values()), nbytes)
+
+
+def modeling_files() -> list[Path]:
+    """The two Python files that an export carries, found without importing them: torch may not be here."""
+    spec = importlib.util.find_spec("stellarbyte_torch")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    package = Path(next(iter(spec.submodule_search_locations)))
+    return [package / name for name in _MODELING_FILES]
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _counting(progress: Progress | None, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def count(written: int) -> None:
+        nonlocal done
+        done += written
+        if progress is not None:
+            progress(done, total)
+
+    return count

@@ -1,0 +1,46 @@
+"""A run's checkpoint as the converter needs it: parameters, the model's config and the tokenizer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from convert.weights import Params
+from stellarbyte_jax.config import ByteConfig
+from stellarbyte_jax.config_file import model_config_from_dict, to_dict
+from stellarbyte_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunCheckpoint:
+    """What one step of a run holds; `tokenizer_files` is file name -> text."""
+
+    params: Params
+    config: ByteConfig
+    tokenizer_files: Mapping[str, str]
+    step: int
+
+
+def load(run_dir: Path, step: int | None = None) -> RunCheckpoint:
+    """The checkpoint of `step`, or the newest; no model is built.
+
+    Raises:
+        UserError: no such run or step, or a broken checkpoint.
+    """
+    # Orbax takes seconds to import, which a mistake in the command line should not.
+    from stellarbyte_jax.training.checkpoint import load_params
+
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir} is not a folder: give the output_dir of a run")
+    params, metadata, found = load_params(run_dir, step)
+    where = f"the checkpoint of step {found} in {run_dir}"
+    return RunCheckpoint(
+        params, model_config_from_dict(metadata.config["model"], where), metadata.tokenizer_files, found
+    )
+
+
+def save(run_dir: Path, checkpoint: RunCheckpoint) -> None:
+    """Writes a model that was trained elsewhere as the first checkpoint of a new run."""
+    from stellarbyte_jax.training.checkpoint import RunMetadata, save_imported
+
+    metadata = RunMetadata({"model": to_dict(checkpoint.config)}, dict(checkpoint.tokenizer_files))
+    save_imported(run_dir, checkpoint.params, metadata)

@@ -1,0 +1,120 @@
+"""A folder that appears whole or not at all, and never takes the place of anything that the user put there."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from convert.shards import INDEX, WEIGHT_FILE
+from stellarbyte_jax.errors import UserError
+
+MANIFEST = "stellarbyte_export.json"
+CERTIFICATE = "certificate.json"  # `verify` adds it afterwards, so no manifest lists it
+
+
+@contextmanager
+def staged(target: Path, keep: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Gives a new folder beside `target` to fill, and puts it in the place of `target` if all goes well.
+
+    What stands at `target` is removed then, but for the entries named in `keep`, which move into the new folder where
+    it has none of that name. After an error, or an interruption before the last moment, `target` is what it was.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    partial, aside = _sibling(target, "partial"), _sibling(target, "old")
+    try:
+        if aside.exists():
+            _refuse_or_undo(aside, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+        partial.mkdir()
+        yield partial
+        if not target.exists():
+            partial.rename(target)
+            return
+        target.rename(aside)
+        try:
+            partial.rename(target)
+        except OSError:
+            aside.rename(target)
+            raise
+        for name in keep:
+            if not (target / name).exists():
+                (aside / name).rename(target / name)
+        shutil.rmtree(aside)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
+    """Notes in `folder` what it was made of (`about`) and the sha256 of each of its files, to know them again."""
+    files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+    text = json.dumps({**about, "files": files}, indent=2) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What `write_manifest` noted; None where there is no such file or nothing that it would write."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
+
+
+def check_replaceable(target: Path, force: bool) -> frozenset[str]:
+    """Entries of `target` to keep when an export takes its place: none, unless `force` overrules what is not ours.
+
+    Raises:
+        UserError: `target` is no folder, or holds what no export wrote, or what was changed since.
+    """
+    if not target.exists():
+        return frozenset()
+    if not target.is_dir():
+        raise UserError(f"{target} is a file: name a folder for the export")
+    foreign = _foreign(target)
+    if foreign and not force:
+        others = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise UserError(
+            f"{target} holds {foreign[0]}{others}, which no export wrote or which was changed since: "
+            "name another folder, or use --force to replace the files of the model and keep the rest"
+        )
+    # Weights of another model must not stay: transformers would load them beside ours, or in their place.
+    return frozenset(name for name in foreign if not WEIGHT_FILE.fullmatch(name) and name != INDEX)
+
+
+def _foreign(folder: Path) -> list[str]:
+    manifest = read_manifest(folder)
+    names = sorted(path.name for path in folder.iterdir())
+    if manifest is None:
+        return names
+    return [name for name in names if not _is_ours(folder / name, manifest["files"])]
+
+
+def _is_ours(path: Path, hashes: Mapping[str, str]) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    return path.name in (MANIFEST, CERTIFICATE) or (path.name in hashes and hashes[path.name] == _sha256(path))
+
+
+def _refuse_or_undo(aside: Path, target: Path) -> None:
+    if target.exists():
+        raise UserError(
+            f"{aside} holds what an interrupted export set aside: move out of it what you want to keep, then remove it"
+        )
+    aside.rename(target)
+
+
+def _sibling(target: Path, suffix: str) -> Path:
+    return target.parent / f".{target.name}.{suffix}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,58 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convert import hf_checkpoint
+from convert.run_checkpoint import RunCheckpoint, save
+from stellarbyte_jax.data.tokenizer import train_tokenizer
+from stellarbyte_jax.training.state import init_params
+from test_convert.models import tiny
+
+VOCAB_SIZE = 300
+
+TEXT = "the star that was a byte, and the byte that was a star: def star(byte): return byte * 2\n"
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return train_tokenizer([TEXT] * 20, VOCAB_SIZE, folder, report=lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory, tokenizer):
+    """A run with one checkpoint; nobody may change it."""
+    config = tiny(vocab_size=VOCAB_SIZE, num_hidden_layers=2, xpos_learnable=True, xpos_scale_base=32.0)
+    path = tmp_path_factory.mktemp("runs") / "run"
+    params = {name: value for name, value in _as_numpy(init_params(config, seed=0)).items()}
+    save(path, RunCheckpoint(params, config, tokenizer.files, step=0))
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported(run_dir, tmp_path_factory):
+    """Its export; nobody may change it."""
+    path = tmp_path_factory.mktemp("exports") / "hf"
+    hf_checkpoint.to_hf(run_dir, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def python():
+    """Runs code in a Python of its own and returns what it printed."""
+
+    def run(code: str, cwd: Path, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def _as_numpy(tree):
+    return {k: _as_numpy(v) if isinstance(v, dict) else np.asarray(v) for k, v in tree.items()}
