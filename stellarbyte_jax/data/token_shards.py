@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from stellarbyte_jax.data.manifest import Manifest
-from stellarbyte_jax.data.shard_writer import documents_path, shard_path
+from stellarbyte_jax.data.shard_writer import HEADER_BYTES, documents_path, shard_path
 from stellarbyte_jax.errors import UserError
 
 _OPEN_SHARDS = 256
@@ -27,8 +27,7 @@ class TokenShards:
         self._shard = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)  # each open one takes a file descriptor
         self.starts = _map(documents_path(folder, split), np.dtype(np.int64), self.documents + 1)
         for index in range(-(-self.tokens // self._tokens_per_shard)):
-            if not shard_path(folder, split, index).is_file():
-                raise UserError(f"{shard_path(folder, split, index)} is missing: delete {folder} and prepare it again")
+            _check(shard_path(folder, split, index), self.dtype, self._length(index))
 
     @classmethod
     def open(cls, folder: str | Path, split: str) -> "TokenShards":
@@ -39,9 +38,11 @@ class TokenShards:
         """
         return cls(Path(folder), split, Manifest.load(Path(folder)))
 
+    def _length(self, index: int) -> int:
+        return min(self._tokens_per_shard, self.tokens - index * self._tokens_per_shard)
+
     def _open_shard(self, index: int) -> np.ndarray:
-        length = min(self._tokens_per_shard, self.tokens - index * self._tokens_per_shard)
-        return _map(shard_path(self.folder, self.split, index), self.dtype, length)
+        return _map(shard_path(self.folder, self.split, index), self.dtype, self._length(index))
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start to stop of the split's stream, which may lie in several shards."""
@@ -56,13 +57,14 @@ class TokenShards:
 
 
 def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}): delete its folder and prepare it again") from None
-    if array.dtype != dtype or array.shape != (length,):
-        raise UserError(
-            f"{path} holds {array.dtype} {list(array.shape)} where the manifest says {dtype} [{length}]: "
-            "delete its folder and prepare it again"
-        )
-    return array
+    # Not np.load: it parses the header as Python, which Python 3.11 cannot do in two threads at once.
+    _check(path, dtype, length)
+    return np.memmap(path, dtype, "r", HEADER_BYTES, (length,))
+
+
+def _check(path: Path, dtype: np.dtype, length: int) -> None:
+    expected = HEADER_BYTES + length * dtype.itemsize
+    size = path.stat().st_size if path.is_file() else None
+    if size != expected:
+        found = "is missing" if size is None else f"has {size} bytes where the manifest says {expected}"
+        raise UserError(f"{path} {found}: delete its folder and prepare it again")

@@ -168,7 +168,9 @@ class TestInTransformers:
     @given(text=st.text(max_size=100))
     def test_text_becomes_the_same_ids(self, tokenizer: Tokenizer, theirs, text: str) -> None:
         ids = tokenizer.encode(text)
-        assert theirs(text).input_ids == ids
+        assert theirs(text, split_special_tokens=True).input_ids == ids
+        if "<|" not in text:  # theirs takes a special token written in a text for the token, as chat templates need
+            assert theirs(text).input_ids == ids
         assert theirs.decode(ids) == text
 
     def test_it_knows_the_special_tokens(self, tokenizer: Tokenizer, theirs) -> None:

@@ -1,0 +1,174 @@
+import threading
+from collections.abc import Callable
+from itertools import islice, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stellarbyte_jax.config import DataConfig, SourceConfig
+from stellarbyte_jax.data.loader import TrainLoader, validation_batches
+from stellarbyte_jax.data.packing import PackedRows
+from stellarbyte_jax.data.prepare import prepare
+from stellarbyte_jax.data.token_shards import TokenShards
+from stellarbyte_jax.errors import UserError
+
+from .conftest import write_jsonl
+
+
+@pytest.fixture(scope="module")
+def data(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """Rows that all differ: each holds the numbers of its own documents."""
+    folder = tmp_path_factory.mktemp("loader")
+    write_jsonl(folder / "corpus.jsonl", [f"{n * 7919} is {n * n}" for n in range(60)])
+    data = DataConfig(
+        sources=(SourceConfig(str(folder / "corpus.jsonl")),),
+        tokenizer=str(tokenizer_folder),
+        shards=str(folder / "shards"),
+        sequence_length=24,
+        validation_fraction=0.2,
+        tokens_per_shard=100,
+    )
+    prepare(data)
+    return data
+
+
+def keys(batch: dict[str, np.ndarray]) -> list[bytes]:
+    return [row.tobytes() for row in batch["input_ids"]]
+
+
+def all_rows(data: DataConfig, split: str) -> list[bytes]:
+    rows = PackedRows(TokenShards.open(data.shards, split), data.sequence_length)
+    return [rows[index]["input_ids"].tobytes() for index in range(len(rows))]
+
+
+def equal(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> bool:
+    return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_batches_are_int32_of_the_local_size(data: DataConfig) -> None:
+    batch = TrainLoader(data, 6, seed=0, process_index=1, process_count=3).batch(0)
+    assert {name: (values.dtype, values.shape) for name, values in batch.items()} == dict.fromkeys(
+        ("input_ids", "labels", "position_ids", "segment_ids"), (np.int32, (2, 24))
+    )
+
+
+@given(
+    local_size=st.integers(1, 5),
+    process_count=st.integers(1, 4),
+    seed=st.integers(0, 2**31),
+    resumes=st.lists(st.integers(1, 9), max_size=4),
+)
+@settings(max_examples=30)
+def test_every_row_once_an_epoch_across_resumes_and_host_counts(
+    data: DataConfig, local_size: int, process_count: int, seed: int, resumes: list[int]
+) -> None:
+    """Law 7. Each resume goes on with another number of hosts."""
+    batch_size = local_size * process_count
+    rows = all_rows(data, "train")
+    assert len(set(rows)) == len(rows) > 20
+    steps = -(-3 * len(rows) // batch_size)
+    borders = sorted({0, steps, *(step for step in resumes if step < steps)})
+    seen: list[bytes] = []
+    hosts = process_count
+    for start, stop in pairwise(borders):
+        loaders = [TrainLoader(data, batch_size, seed, index, hosts) for index in range(hosts)]
+        for step in range(start, stop):
+            seen += [key for loader in loaders for key in keys(loader.batch(step))]
+        hosts = 1 if hosts > 1 else process_count
+    for epoch in range(3):
+        assert sorted(seen[epoch * len(rows) : (epoch + 1) * len(rows)]) == sorted(rows)
+
+
+@settings(max_examples=40)
+@given(step=st.integers(0, 10**6), seed=st.integers(0, 2**31), process_count=st.sampled_from([1, 2, 3, 4, 6, 12]))
+def test_the_hosts_parts_make_the_batch(data: DataConfig, step: int, seed: int, process_count: int) -> None:
+    whole = TrainLoader(data, 12, seed).batch(step)
+    parts = [TrainLoader(data, 12, seed, index, process_count).batch(step) for index in range(process_count)]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in whole}
+    assert equal(joined, whole)
+
+
+def test_epochs_and_seeds_differ_in_order(data: DataConfig) -> None:
+    loader = TrainLoader(data, 1, seed=0)
+    orders = [[keys(loader.batch(epoch * len(loader) + n))[0] for n in range(len(loader))] for epoch in range(3)]
+    other = TrainLoader(data, 1, seed=1)
+    orders.append([keys(other.batch(n))[0] for n in range(len(other))])
+    orders.append(all_rows(data, "train"))
+    assert len({tuple(order) for order in orders}) == 5
+
+
+def test_a_batch_larger_than_the_epoch_wraps(data: DataConfig) -> None:
+    count = len(TrainLoader(data, 1, seed=0))
+    batch = TrainLoader(data, 2 * count, seed=0).batch(0)
+    assert sorted(keys(batch)) == sorted(all_rows(data, "train") * 2)
+
+
+@pytest.mark.parametrize("process_count", [1, 2])
+@pytest.mark.parametrize("start", [0, 5, 1000])
+def test_reading_ahead_gives_the_same_batches(data: DataConfig, start: int, process_count: int) -> None:
+    loader = TrainLoader(data, 4, 3, process_count - 1, process_count)
+    batches = loader.batches(start)
+    for step, batch in enumerate(islice(batches, 30), start):
+        assert equal(batch, loader.batch(step))
+    batches.close()
+
+
+def test_closing_stops_the_threads(data: DataConfig) -> None:
+    before = set(threading.enumerate())
+    batches = TrainLoader(data, 4, 0).batches()
+    next(batches)
+    readers = set(threading.enumerate()) - before
+    assert readers
+    batches.close()
+    for reader in readers:
+        reader.join(timeout=30)
+        assert not reader.is_alive()
+    batches.close()
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
+@pytest.mark.parametrize("process_count", [1, 2])
+def test_validation_is_read_in_order_and_filled_up(data: DataConfig, process_count: int) -> None:
+    parts = [list(validation_batches(data, 4, None, index, process_count)) for index in range(process_count)]
+    batches = [
+        {name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in zip(*parts, strict=True)
+    ]
+    rows = all_rows(data, "validation")
+    assert len(rows) % 4, "the last batch is to be filled up"
+    found = [key for batch in batches for key in keys(batch)]
+    assert found[: len(rows)] == rows
+    assert len(found) == len(batches) * 4 == len(rows) + 4 - len(rows) % 4
+    filling = {name: values[len(rows) % 4 :] for name, values in batches[-1].items()}
+    assert {name: set(values.ravel().tolist()) for name, values in filling.items()} == {
+        "input_ids": {2},
+        "labels": {-100},
+        "position_ids": {0},
+        "segment_ids": {0},
+    }
+
+
+def test_validation_may_be_cut_short(data: DataConfig) -> None:
+    assert len(list(validation_batches(data, 2, max_batches=2))) == 2
+    assert len(list(validation_batches(data, 1000, max_batches=2))) == 1
+
+
+def test_hosts_that_cannot_share_a_batch_are_refused(data: DataConfig) -> None:
+    for attempt in (lambda: TrainLoader(data, 5, 0, 0, 2), lambda: next(validation_batches(data, 5, None, 0, 2))):
+        with pytest.raises(UserError, match="batch_size 5 is not divisible by the 2 processes"):
+            attempt()
+
+
+def test_a_split_without_rows_is_refused(make_shards: Callable[..., DataConfig]) -> None:
+    data = make_shards(["one", "two"])
+    with pytest.raises(UserError, match=r"validation split of .* holds no text: raise data.validation_fraction"):
+        next(validation_batches(data, 2))
+
+
+def test_unprepared_data_is_refused(data: DataConfig, tmp_path: Path) -> None:
+    missing = DataConfig(sources=data.sources, tokenizer=data.tokenizer, shards=str(tmp_path))
+    with pytest.raises(UserError, match="make them with `stellarbyte prepare`"):
+        TrainLoader(missing, 2, 0)
