@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stellarbyte_jax.config import MeshConfig
@@ -59,25 +60,19 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> dict[str, Any]:
     Raises:
         UserError: a parameter's axis is not divisible by its mesh axis.
     """
-    from flax import nnx
 
-    def sharding_of(path: tuple[Any, ...], param: Any) -> NamedSharding:
+    def sharding_of(path: tuple[Any, ...], param: nnx.Variable) -> NamedSharding:
         shape, axes = param.get_value().shape, param.get_metadata()["axes"]
         axes = ("layers",) * (len(shape) - len(axes)) + axes  # stacked layers have one axis more
         spec = [LOGICAL_AXIS_RULES[axis] for axis in axes]
         for size, mesh_axis in zip(shape, spec, strict=True):
-            if mesh_axis is not None and size % mesh.shape[mesh_axis]:
+            if isinstance(mesh_axis, str) and size % mesh.shape[mesh_axis]:
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise UserError(
-                    f"mesh.{mesh_axis} {mesh.shape[mesh_axis]} does not divide {'/'.join(map(str, path))} {shape}: "
-                    "choose a size that divides its axes"
+                    f"mesh.{mesh_axis} {mesh.shape[mesh_axis]} does not divide {name} of shape {shape}: choose a size "
+                    "that divides every parameter's axis"
                 )
         return NamedSharding(mesh, PartitionSpec(*spec))
 
-    flat = [(path, sharding_of(path, param)) for path, param in nnx.to_flat_state(abstract_params)]
-    shardings: dict[str, Any] = {}
-    for path, sharding in flat:
-        node = shardings
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = sharding
-    return shardings
+    variables = nnx.to_pure_dict(abstract_params, extract_fn=lambda variable: variable)
+    return jax.tree_util.tree_map_with_path(sharding_of, variables, is_leaf=lambda node: isinstance(node, nnx.Variable))

@@ -52,7 +52,7 @@ class ByteDecoder(nnx.Module):
         def create_layers(rngs: nnx.Rngs) -> Block:
             return Block(config, dtype=self.dtype, platform=self.platform, rngs=rngs)
 
-        self.layers = create_layers(rngs.split(config.num_hidden_layers))
+        self.layers: Block | nnx.List[Block] = create_layers(rngs.split(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def __call__(

@@ -1,7 +1,6 @@
 """One training step and one evaluation step, as pure functions."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +13,15 @@ from stellarbyte_jax.training.state import Params, TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Params, jax.Array, Batch], tuple[LossSums, jax.Array]]
 
 
 def make_train_step(
     graphdef: nnx.GraphDef[ByteForCausalLM],
     optimizer: optax.GradientTransformation,
     gradient_accumulation_steps: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> TrainStep:
     """(state, batch) -> (state, metrics): the gradient of the mean loss over the batch's labelled tokens, applied once.
 
     Each token weighs the same whatever micro-batch it falls into, so accumulation changes memory alone. A batch holds
@@ -48,9 +49,7 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(
-    graphdef: nnx.GraphDef[ByteForCausalLM],
-) -> Callable[[Params, jax.Array, Batch], tuple[LossSums, Any]]:
+def make_eval_step(graphdef: nnx.GraphDef[ByteForCausalLM]) -> EvalStep:
     """(params, bytes a token [V], batch) -> (loss sums, bytes of text that the labels stand for)."""
 
     def eval_step(params: Params, byte_lengths_V: jax.Array, batch: Batch) -> tuple[LossSums, jax.Array]:

@@ -1,0 +1,86 @@
+"""Loss, perplexity, accuracy and bits per byte over a split."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stellarbyte_jax.config import RunConfig
+from stellarbyte_jax.config_file import run_config_from_dict
+from stellarbyte_jax.data.loader import validation_batches
+from stellarbyte_jax.data.tokenizer import Tokenizer
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.training.checkpoint import RunMetadata, load_params
+from stellarbyte_jax.training.state import Params, abstract_model
+from stellarbyte_jax.training.step import Batch, EvalStep, make_eval_step
+
+
+def evaluate(
+    eval_step: EvalStep, params: Params, batches: Iterable[Batch], byte_lengths_V: jax.Array
+) -> dict[str, float]:
+    """Means over all labelled tokens of the batches; padding counts for nothing.
+
+    Bits per byte is the loss of the whole text over its length in bytes, so that tokenizers can be compared. The sums
+    over batches are kept in float64.
+    """
+    loss = correct = tokens = byte_count = 0.0
+    for batch in batches:
+        sums, batch_bytes = jax.device_get(eval_step(params, byte_lengths_V, batch))
+        loss += float(sums.loss)
+        correct += float(sums.correct)
+        tokens += float(sums.tokens)
+        byte_count += float(batch_bytes)
+    assert tokens > 0
+    mean = loss / tokens
+    return {
+        "loss": mean,
+        "perplexity": math.exp(mean) if mean < 700 else math.inf,
+        "accuracy": correct / tokens,
+        "bits_per_byte": loss / math.log(2) / max(byte_count, 1.0),
+        "tokens": tokens,
+    }
+
+
+def evaluate_run(
+    run_dir: str | Path, step: int | None = None, on_batch: Callable[[int], None] | None = None
+) -> tuple[dict[str, float], int]:
+    """(figures over the run's validation split, step of the checkpoint), from the run directory alone.
+
+    Raises:
+        UserError: no checkpoint, or the run's token shards are gone.
+    """
+    params, metadata, step = load_params(run_dir, step)
+    config = _run_config(metadata, run_dir)
+    tokenizer = Tokenizer(metadata.tokenizer_files, str(run_dir))
+    graphdef, _ = abstract_model(config.model, config.training.dtype)
+    batches = validation_batches(config.data, config.training.batch_size)
+    figures = evaluate(
+        jax.jit(make_eval_step(graphdef)),
+        jax.device_put(params),
+        _counted(batches, on_batch),
+        byte_lengths(tokenizer, config.model.vocab_size),
+    )
+    return figures, step
+
+
+def byte_lengths(tokenizer: Tokenizer, vocab_size: int) -> jax.Array:
+    """Bytes of text that each token stands for, int32 [V]; 0 for ids that the tokenizer does not use."""
+    lengths_V = np.zeros(vocab_size, np.int32)
+    lengths_V[: tokenizer.vocab_size] = tokenizer.byte_lengths
+    return jnp.asarray(lengths_V)
+
+
+def _run_config(metadata: RunMetadata, run_dir: str | Path) -> RunConfig:
+    if "data" not in metadata.config:
+        raise UserError(f"{run_dir} holds an imported model, which has no validation split of its own")
+    return run_config_from_dict(metadata.config, str(run_dir))
+
+
+def _counted(batches: Iterable[Mapping[str, np.ndarray]], on_batch: Callable[[int], None] | None):  # type: ignore[no-untyped-def]
+    for number, batch in enumerate(batches, start=1):
+        yield batch
+        if on_batch is not None:
+            on_batch(number)
