@@ -1,0 +1,46 @@
+"""The first signal asks, the second one insists, and the handlers go back to where they were."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from stellarbyte_jax.training.interrupt import Interrupt
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_only_asks(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with Interrupt() as interrupt:
+        assert not interrupt.requested
+        os.kill(os.getpid(), number)
+        assert interrupt.requested
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    assert f"{signal.Signals(number).name}: finishing this step" in capfd.readouterr().err
+
+
+def test_the_second_signal_stops_at_once_and_handlers_return() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def twice() -> None:
+        with Interrupt():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        twice()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_outside_the_main_thread_it_does_nothing() -> None:
+    seen = []
+
+    def enter() -> None:
+        with Interrupt() as interrupt:
+            seen.append((interrupt.requested, signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [(False, signal.getsignal(signal.SIGINT))]
