@@ -102,8 +102,12 @@ def _verify(options: argparse.Namespace) -> int:
 
     prompts = certificate.read_prompts(options.prompts) if options.prompts else None
     result = certificate.verify(options.run_dir, options.hf_dir, step=options.step, prompts=prompts)
-    print(certificate.to_json(result) if options.json else certificate.summary(result))
-    return 0 if result["verdict"] == "equal" else 1
+    equal = result["verdict"] == "equal"
+    if options.json:
+        print(certificate.to_json(result))
+    else:
+        print(certificate.summary(result), file=sys.stdout if equal else sys.stderr)
+    return 0 if equal else 1
 
 
 @contextmanager

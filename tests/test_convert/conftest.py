@@ -27,8 +27,7 @@ def run_dir(tmp_path_factory, tokenizer):
     """A run with one checkpoint; nobody may change it."""
     config = tiny(vocab_size=VOCAB_SIZE, num_hidden_layers=2, xpos_learnable=True, xpos_scale_base=32.0)
     path = tmp_path_factory.mktemp("runs") / "run"
-    params = {name: value for name, value in _as_numpy(init_params(config, seed=0)).items()}
-    save(path, RunCheckpoint(params, config, tokenizer.files, step=0))
+    save(path, RunCheckpoint(_as_numpy(init_params(config, seed=0)), config, tokenizer.files, step=0))
     return path
 
 
@@ -45,9 +44,8 @@ def python():
     """Runs code in a Python of its own and returns what it printed."""
 
     def run(code: str, cwd: Path, *arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, check=False
-        )
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

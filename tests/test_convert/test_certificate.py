@@ -1,0 +1,194 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import convert.certificate as certificates
+from convert import hf_checkpoint, run_checkpoint, shards
+from convert.cli import main
+from stellarbyte_jax.config_file import to_dict
+from stellarbyte_jax.data.tokenizer import train_tokenizer
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.training.checkpoint import Checkpointer, RunMetadata
+from test_convert.models import tiny
+
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+@pytest.fixture
+def export(exported, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(exported, tmp_path / "hf")
+
+
+@pytest.fixture
+def no_models(monkeypatch):
+    """Leaves out the comparison of behaviour, for tests of all else."""
+    nothing = certificates._Comparison([], {"positions": 0, "max_relative_error": 0.0}, [])
+    monkeypatch.setattr(certificates, "_compare_behaviour", lambda *_: nothing)
+
+
+def spoil(folder, change):
+    tensors = load_file(folder / shards.WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / shards.WEIGHTS, metadata={"format": "pt"})
+
+
+def test_an_export_is_certified(run_dir, export, capsys):
+    assert main(["verify", str(run_dir), str(export)]) == 0
+    assert capsys.readouterr().out.startswith("equal: 22 tensors bit for bit, logits at ")
+    certificate = json.loads((export / "certificate.json").read_text())
+    assert certificate["verdict"] == "equal"
+    assert certificate["differences"] == []
+    assert 0 < certificate["logits"]["max_relative_error"] < 1e-5
+    assert len(certificate["tensors"]) == 22
+    assert certificate["versions"].keys() >= {"stellarbyte", "jax", "torch", "transformers", "python"}
+    assert all(prompt["jax"] == prompt["torch"] for prompt in certificate["prompts"])
+    assert [prompt["tokens"][0] for prompt in certificate["prompts"]] == [0] * 6
+    hf_checkpoint.to_hf(run_dir, export)  # the certificate does not make it foreign
+
+
+def test_a_bfloat16_export_is_certified_with_prompts_of_the_users_own(run_dir, tmp_path, capsys):
+    hf_checkpoint.to_hf(run_dir, tmp_path / "hf", dtype="bfloat16", max_shard_size="20KB")
+    (tmp_path / "prompts.txt").write_text("the star\n\n<|SEOS|> is text\n")
+    arguments = ["verify", str(run_dir), str(tmp_path / "hf"), "--prompts", str(tmp_path / "prompts.txt"), "--json"]
+    assert main(arguments) == 0
+    certificate = json.loads(capsys.readouterr().out)
+    assert [prompt["text"] for prompt in certificate["prompts"]] == ["the star", "<|SEOS|> is text"]
+    assert (certificate["verdict"], certificate["dtype"]) == ("equal", "bfloat16")
+
+
+def test_one_bit_is_found_and_named(run_dir, export, capsys):
+    def flip(tensors):
+        tensors[NORM].view(np.uint32)[3] ^= 1
+
+    spoil(export, flip)
+    assert main(["verify", str(run_dir), str(export)]) == 1
+    assert capsys.readouterr().err == f"different: the values of {NORM} are not those of the run\n"
+    certificate = json.loads((export / "certificate.json").read_text())
+    assert certificate["verdict"] == "different"
+    assert certificate["logits"]["max_relative_error"] < 1e-5, "so small a change, only the hash can see"
+
+
+def test_a_large_change_is_seen_in_logits_and_continuations(run_dir, export):
+    spoil(export, lambda tensors: tensors[NORM].__imul__(-1))
+    differences = certificates.verify(run_dir, export)["differences"]
+    assert any("of the largest, more than the 1e-05" in difference for difference in differences)
+    assert any("in JAX, but" in difference and "apart" in difference for difference in differences)
+
+
+def test_tensors_too_many_too_few_and_of_another_shape(run_dir, export):
+    def change(tensors):
+        tensors["lm_haed.weight"] = tensors.pop("lm_head.weight")
+        tensors[NORM] = tensors[NORM][:5].copy()
+
+    spoil(export, change)
+    certificate = certificates.verify(run_dir, export)
+    assert certificate["differences"] == [
+        f"{NORM} is float32[24] in the run, but float32[5] in the export",
+        "the export lacks lm_head.weight",
+        "the run has no lm_haed.weight, which the export holds",
+    ]
+    assert "logits" not in certificate
+
+
+def test_another_config(run_dir, export):
+    config = json.loads((export / "config.json").read_text())
+    (export / "config.json").write_text(json.dumps(config | {"rope_theta": 9999.0}))
+    assert certificates.verify(run_dir, export)["differences"] == [
+        "rope_theta is 10000.0 in the run, but 9999.0 in the export"
+    ]
+
+
+@pytest.mark.usefixtures("no_models")
+def test_other_code(run_dir, export):
+    (export / "modeling_stellarbyte.py").write_text("print('hello')")
+    (export / "configuration_stellarbyte.py").unlink()
+    differences = certificates.verify(run_dir, export)["differences"]
+    assert [difference.split()[0] for difference in differences] == [
+        "configuration_stellarbyte.py",
+        "modeling_stellarbyte.py",
+    ]
+
+
+def test_another_tokenizer(run_dir, export, tmp_path):
+    other = train_tokenizer(["zwölf Boxkämpfer jagen Viktor"] * 9, 280, tmp_path / "other", report=lambda _: None)
+    other.save_files(other.files, export)
+    differences = certificates.verify(run_dir, export)["differences"]
+    assert differences
+    assert all("tokenizers turn the prompt" in difference for difference in differences)
+
+
+@pytest.mark.usefixtures("no_models")
+def test_the_exported_step_is_compared_though_training_went_on(run_dir, tmp_path):
+    before = run_checkpoint.load(run_dir)
+    metadata = RunMetadata({"model": to_dict(before.config)}, dict(before.tokenizer_files))
+    with Checkpointer(tmp_path / "run", save_total_limit=2) as checkpointer:
+        checkpointer.save(1, before.params, None, metadata)
+        changed = {**before.params, "lm_head": {"kernel": before.params["lm_head"]["kernel"] + 1}}
+        checkpointer.save(2, changed, None, metadata)
+    hf_checkpoint.to_hf(tmp_path / "run", tmp_path / "hf", step=1)
+    certificate = certificates.verify(tmp_path / "run", tmp_path / "hf")
+    assert (certificate["verdict"], certificate["step"]) == ("equal", 1)
+    assert certificates.verify(tmp_path / "run", tmp_path / "hf", step=2)["verdict"] == "different"
+
+
+class NotANumber:
+    """A side that has gone wrong."""
+
+    def __init__(self, *_):
+        pass
+
+    def encode(self, texts):
+        return [[5] for _ in texts]
+
+    def greedy(self, prompts, _):
+        return [[7] for _ in prompts]
+
+    def logits(self, sequences):
+        return [np.full((len(ids), 9), np.nan, np.float32) for ids in sequences]
+
+
+def test_what_is_no_number_is_not_equal(run_dir, export, monkeypatch):
+    monkeypatch.setattr(certificates, "JaxSide", NotANumber)
+    monkeypatch.setattr(certificates, "TorchSide", NotANumber)
+    (difference,) = certificates.verify(run_dir, export)["differences"]
+    assert difference.startswith("logits differ by nan")
+
+
+def test_prompts_that_are_none_or_too_long(run_dir, export, tmp_path):
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        certificates.read_prompts(tmp_path / "none")
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(UserError, match="holds no prompt"):
+        certificates.read_prompts(tmp_path / "empty")
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="not UTF-8"):
+        certificates.read_prompts(tmp_path / "bytes")
+    with pytest.raises(UserError, match="too many for a context of 64"):
+        certificates.verify(run_dir, export, prompts=["x" * 99])
+    assert not (export / "certificate.json").exists()
+
+
+def test_default_prompts_fit_any_context():
+    config = tiny(max_position_embeddings=2)
+    starts, max_new_tokens = certificates._fit(["a", ""], [[5, 6, 7], []], config, shorten=True)
+    assert (starts, max_new_tokens) == ([[0], [0]], 1)
+
+
+def test_without_torch_one_sentence_says_what_to_install(run_dir, export, python, tmp_path):
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "from convert.cli import main\n"
+        "import contextlib, io\n"
+        "with contextlib.redirect_stderr(io.StringIO()) as err:\n"
+        "    code = main(['verify', sys.argv[1], sys.argv[2]])\n"
+        "print(code, err.getvalue())\n"
+    )
+    printed = python(code, tmp_path, str(run_dir), str(export))
+    assert printed.startswith(
+        "2 stellarbyte: error: verify compares with PyTorch, but torch is not installed: pip inst"
+    )

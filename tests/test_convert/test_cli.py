@@ -1,0 +1,68 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from convert import run_checkpoint
+from convert.cli import main
+from test_convert.models import bits
+
+
+def test_there_and_back_by_command(run_dir, tmp_path, capsys):
+    assert main(["to-hf", str(run_dir), str(tmp_path / "hf"), "--max-shard-size", "20KB", "--step", "0"]) == 0
+    assert main(["from-hf", str(tmp_path / "hf"), str(tmp_path / "run")]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "step 0, 22,012 parameters, 0.1 MB of weights" in said.out
+    assert bits(run_checkpoint.load(tmp_path / "run").params) == bits(run_checkpoint.load(run_dir).params)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["to-hf", "none", "hf"], "none is not a folder: give the output_dir of a run"),
+        (["to-hf", ".", "hf"], "holds no checkpoint"),
+        (["to-hf", ".", "hf", "--max-shard-size", "5 bananas"], "the shard size '5 bananas'"),
+        (["from-hf", "none", "run"], "none is not a folder"),
+        (["from-hf", ".", "run"], "holds no config.json"),
+        (["verify", ".", "none"], "none is not a folder"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_code_2(arguments, complaint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("stellarbyte: error: ")
+    assert complaint in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["to-fh"], ["to-hf"], ["to-hf", "a", "b", "--dtype", "int8"]])
+def test_misspelt_commands_are_one_sentence_and_exit_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_is_quick_because_it_loads_nothing_heavy(tmp_path, python):
+    heavy = ["jax", "numpy", "torch", "transformers", "orbax", "rich", "tokenizers"]
+    code = (
+        "import sys\nfrom convert.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {heavy} if name in sys.modules])\n"
+    )
+    assert python(code, tmp_path).splitlines()[-1] == "[]"
+
+
+def test_help_takes_half_a_second_at_most(tmp_path):
+    command = [sys.executable, "-m", "convert.cli", "--help"]
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(3)) < 0.5  # the best of three: other tests may be running

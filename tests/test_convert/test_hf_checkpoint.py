@@ -1,0 +1,197 @@
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+import stellarbyte_torch  # noqa: F401 - makes the Auto classes know the architecture
+from convert import config as hf_config
+from convert import hf_checkpoint, run_checkpoint, shards, weights
+from convert.run_checkpoint import RunCheckpoint
+from stellarbyte_jax.errors import UserError
+from test_convert.models import bits, random_params, tiny
+
+FILES = {
+    "README.md",
+    "chat_template.jinja",
+    "config.json",
+    "configuration_stellarbyte.py",
+    "generation_config.json",
+    "model.safetensors",
+    "modeling_stellarbyte.py",
+    "stellarbyte_export.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+# Runs before the code under test, in a Python where some packages do not exist.
+BLOCK = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if any(name == blocked or name.startswith(blocked + ".") for blocked in {blocked!r}):
+            raise ImportError(f"{{name}} is blocked", name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_export_holds_what_a_user_needs_and_nothing_else(exported):
+    assert {path.name for path in exported.iterdir()} == FILES
+    assert [path.name for path in exported.parent.iterdir()] == ["hf"], "no half-written sibling may stay"
+    assert {oct(path.stat().st_mode & 0o444) for path in exported.iterdir()} == {oct(0o444)}
+
+
+@pytest.mark.parametrize("size", ["5GB", "20KB"])
+def test_transformers_loads_every_bit(run_dir, tmp_path, size):
+    hf_checkpoint.to_hf(run_dir, tmp_path / "hf", max_shard_size=size)
+    assert (tmp_path / "hf" / shards.INDEX).exists() == (size == "20KB")
+    model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not any(report.values()), report
+    checkpoint = run_checkpoint.load(run_dir)
+    expected = weights.to_hf(checkpoint.params, checkpoint.config)
+    found = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
+    assert found.keys() == expected.keys()
+    assert all(found[key].tobytes() == np.asarray(expected[key]).tobytes() for key in expected)
+    assert model.generation_config.eos_token_id == 1
+    assert model.config.dtype == torch.float32
+
+
+def test_the_folder_alone_is_enough_for_transformers(exported, tmp_path, python, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    shutil.copytree(exported, tmp_path / "model")
+    code = BLOCK.format(blocked=["stellarbyte_torch", "stellarbyte_jax", "convert", "jax", "flax"]) + (
+        "import hashlib, json\n"
+        "from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer\n"
+        "model = AutoModelForCausalLM.from_pretrained('model', trust_remote_code=True)\n"
+        "backbone = AutoModel.from_pretrained('model', trust_remote_code=True)\n"
+        "ids = AutoTokenizer.from_pretrained('model', trust_remote_code=True)('<|SBOS|>the star', return_tensors='pt')\n"
+        "out = model.generate(**ids, max_new_tokens=8, do_sample=False)[0].tolist()\n"
+        "hashes = {k: hashlib.sha256(v.numpy().tobytes()).hexdigest() for k, v in model.state_dict().items()}\n"
+        "print(json.dumps([type(backbone).__name__, out, hashes]))\n"
+    )
+    name, generated, hashes = json.loads(python(code, tmp_path).splitlines()[-1])
+    assert name == "ByteDecoder"
+    model = AutoModelForCausalLM.from_pretrained(exported)
+    assert hashes == {key: _sha256(tensor) for key, tensor in model.state_dict().items()}
+    inputs = AutoTokenizer.from_pretrained(exported)("<|SBOS|>the star", return_tensors="pt")
+    assert generated == model.generate(**inputs, max_new_tokens=8, do_sample=False)[0].tolist()
+
+
+def _sha256(tensor):
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+
+
+def test_exporting_needs_no_torch_and_builds_no_model(run_dir, exported, tmp_path, python):
+    blocked = ["torch", "transformers", "huggingface_hub", "peft", "stellarbyte_jax.model", "flax", "optax"]
+    code = BLOCK.format(blocked=blocked) + (
+        "from convert.cli import main\nsys.exit(main(['to-hf', sys.argv[1], sys.argv[2]]))\n"
+    )
+    python(code, tmp_path, str(run_dir), str(tmp_path / "hf"))
+    assert contents(tmp_path / "hf") == contents(exported)
+
+
+def test_law_4_a_run_imported_from_its_export_is_the_same_run(run_dir, exported, tmp_path):
+    hf_checkpoint.from_hf(exported, tmp_path / "run")
+    before, after = run_checkpoint.load(run_dir), run_checkpoint.load(tmp_path / "run")
+    assert bits(after.params) == bits(before.params)
+    assert (after.config, after.tokenizer_files, after.step) == (before.config, before.tokenizer_files, 0)
+    hf_checkpoint.to_hf(tmp_path / "run", tmp_path / "again" / "hf")
+    assert contents(tmp_path / "again" / "hf") == contents(exported)
+
+
+def test_bfloat16_survives_the_way_through_a_float32_run(run_dir, tmp_path):
+    hf_checkpoint.to_hf(run_dir, tmp_path / "a" / "hf", dtype="bfloat16")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "hf")
+    assert model.dtype == torch.bfloat16
+    assert model.model.rotary_emb.zeta.dtype == torch.float32
+    hf_checkpoint.from_hf(tmp_path / "a" / "hf", tmp_path / "run")
+    params = run_checkpoint.load(tmp_path / "run").params
+    assert {str(leaf.dtype) for _, leaf in weights.flatten(params)} == {"float32"}
+    hf_checkpoint.to_hf(tmp_path / "run", tmp_path / "b" / "hf", dtype="bfloat16")
+    assert contents(tmp_path / "a" / "hf") == contents(tmp_path / "b" / "hf")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_transformers_saves_is_imported(tokenizer, tmp_path, tied):
+    config = tiny(vocab_size=300, tie_word_embeddings=tied)
+    params = random_params(config)
+    run_checkpoint.save(tmp_path / "run", RunCheckpoint(params, config, tokenizer.files, step=0))
+    hf_checkpoint.to_hf(tmp_path / "run", tmp_path / "hf")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "hf").save_pretrained(tmp_path / "saved")
+    AutoTokenizer.from_pretrained(tmp_path / "hf").save_pretrained(tmp_path / "saved")
+    hf_checkpoint.from_hf(tmp_path / "saved", tmp_path / "back")
+    back = run_checkpoint.load(tmp_path / "back")
+    assert back.config == config
+    assert bits(back.params) == bits(params)
+
+
+def test_the_card_shows_the_figures_of_the_exported_step(run_dir, tmp_path):
+    shutil.copytree(run_dir, tmp_path / "run")
+    records = [
+        {"step": 0, "validation_loss": 5.5, "validation_bits_per_byte": 3.25},
+        {"step": 1, "validation_loss": 0.125, "tokens": 7},
+    ]
+    lines = "".join(json.dumps(record) + "\n" for record in records) + '{"step": 0, "val'
+    (tmp_path / "run" / "metrics.jsonl").write_text(lines)
+    hf_checkpoint.to_hf(tmp_path / "run", tmp_path / "hf")
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "| Validation loss | 5.5000 |" in card
+    assert "| Validation bits per byte | 3.2500 |" in card
+    assert "0.1250" not in card, "measured after the step that was exported"
+    front = card.split("---\n")[1]
+    assert "library_name: transformers" in front
+
+
+def test_other_architectures_are_refused(tmp_path):
+    LlamaConfig().save_pretrained(tmp_path / "hf")
+    with pytest.raises(UserError, match="of type 'llama', expected 'stellarbyte'"):
+        hf_checkpoint.from_hf(tmp_path / "hf", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_is_refused(exported, run_dir):
+    with pytest.raises(UserError, match="exists already: name a new run directory"):
+        hf_checkpoint.from_hf(exported, run_dir)
+
+
+def test_a_folder_without_tokenizer_or_with_too_large_a_one_is_refused(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match=r"has no tokenizer\.json"):
+        hf_checkpoint.from_hf(tmp_path / "hf", tmp_path / "run")
+    (tmp_path / "tokenizer.json").rename(tmp_path / "hf" / "tokenizer.json")
+    config = json.loads((exported / "config.json").read_text())
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
+    with pytest.raises(UserError, match="vocab_size 100 is smaller than the"):
+        hf_checkpoint.from_hf(tmp_path / "hf", tmp_path / "run")
+
+
+def test_weights_that_do_not_fit_the_config_are_refused(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "hf")
+    config = json.loads((exported / "config.json").read_text())
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    with pytest.raises(UserError, match=r"hf holds model\.layers\.1\."):
+        hf_checkpoint.from_hf(tmp_path / "hf", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_run_and_no_step(run_dir, tmp_path):
+    with pytest.raises(UserError, match="is not a folder"):
+        hf_checkpoint.to_hf(tmp_path / "none", tmp_path / "hf")
+    with pytest.raises(UserError, match="no checkpoint of step 5"):
+        hf_checkpoint.to_hf(run_dir, tmp_path / "hf", step=5)
+    assert not (tmp_path / "hf").exists()
+
+
+def test_exported_config_is_what_transformers_reads(exported, run_dir):
+    theirs = AutoConfig.from_pretrained(exported)
+    ours = run_checkpoint.load(run_dir).config
+    assert {name: getattr(theirs, name) for name in hf_config.to_dict(ours)} == hf_config.to_dict(ours)
