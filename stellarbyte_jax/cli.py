@@ -176,7 +176,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from stellarbyte_jax.training.evaluation import evaluate_run
 
     with _progress("batches", "") as advance:
-        figures, step = evaluate_run(options.run_dir, options.step, lambda done, total: advance(1, total))
+        figures, step = evaluate_run(options.run_dir, options.step, advance)
     if options.json:
         print(json.dumps({"step": step, **figures}))
         return

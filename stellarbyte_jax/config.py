@@ -53,7 +53,8 @@ class ByteConfig:
                 self.hidden_size % self.num_attention_heads == 0,
                 "hidden_size",
                 self.hidden_size,
-                f"is not divisible by num_attention_heads {self.num_attention_heads}: choose a multiple, or set head_dim",
+                f"is not divisible by num_attention_heads {self.num_attention_heads}: "
+                "choose a multiple, or set head_dim",
             )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         assert self.num_key_value_heads is not None and self.head_dim is not None
@@ -83,7 +84,8 @@ class ByteConfig:
             len(set(token_ids.values())) == 3,
             "pad_token_id",
             self.pad_token_id,
-            f"must differ from bos_token_id {self.bos_token_id} and eos_token_id {self.eos_token_id}, as they from each other",
+            f"must differ from bos_token_id {self.bos_token_id} and eos_token_id {self.eos_token_id}, "
+            "as they from each other",
         )
         _require(
             self.position_embedding == "xpos" or not self.xpos_learnable,
@@ -97,7 +99,7 @@ class ByteConfig:
         """Refuse XPos decays that overflow `dtype` somewhere in the context.
 
         A score multiplies a query's and a key's factor, each at most zeta_0^(-r / base) with r =
-        max_position_embeddings / 2; the product of two such, met by a pair that the causal mask then hides, must be finite.
+        max_position_embeddings / 2; the product of two such, met by a pair that the causal mask hides, must be finite.
 
         Raises:
             UserError: naming the smallest `xpos_scale_base` that fits.
@@ -133,7 +135,7 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What the model reads: sources of text, the tokenizer's folder, and the folder of the token shards made of them."""
+    """What the model reads: sources of text, the tokenizer's folder, the folder of the token shards made of both."""
 
     sources: tuple[SourceConfig, ...]
     tokenizer: str
@@ -170,7 +172,7 @@ class TrainingConfig:
         for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "eval_steps"):
             _require(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "must be at least 1")
         if self.eval_batches is not None:
-            _require(self.eval_batches > 0, "training.eval_batches", self.eval_batches, "must be at least 1, or null for all")
+            _require(self.eval_batches > 0, "training.eval_batches", self.eval_batches, "must be at least 1 or null")
         _require(
             self.batch_size % self.gradient_accumulation_steps == 0,
             "training.batch_size",
@@ -218,7 +220,7 @@ class MeshConfig:
     def __post_init__(self) -> None:
         sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         for name, size in sizes.items():
-            _require(size > 0 or size == -1, f"mesh.{name}", size, "must be at least 1, or -1 for what the others leave")
+            _require(size > 0 or size == -1, f"mesh.{name}", size, "must be at least 1, or -1 to infer it")
         _require(
             list(sizes.values()).count(-1) <= 1, "mesh", sizes, "has more than one -1: only one axis can be inferred"
         )

@@ -40,7 +40,7 @@ def prepare(
     progress: Callable[[PrepareProgress], None] | None = None,
     report: Callable[[str], None] = print,
 ) -> Manifest:
-    """Tokenize the sources of `data` into the folder data.shards; resume an unfinished one; if it is done, return.
+    """Tokenize the sources of `data` into the folder data.shards; resume an unfinished one, return a finished one.
 
     A document, [bos] + tokens + [eos], goes to the validation split if the hash of its text (of the first
     documents.PIECE_CHARS of a long one) says so; should either split get none of two or more documents, the last
@@ -49,7 +49,7 @@ def prepare(
 
     Raises:
         UserError: a source is missing, bad or empty; the tokenizer is missing; the folder holds shards made of
-            something else, or another process is at work in it.
+            something else, finished or more than begun; another process is at work in it; the disk is full.
     """
     tokenizer = Tokenizer.load(data.tokenizer)
     files = [(index, path) for index, source in enumerate(data.sources) for path in source_files(source)]
@@ -86,15 +86,19 @@ def _make(
 ) -> Manifest:
     known = _load_recipe(folder)
     recipe = Recipe.make(data, tokenizer, files, known)
-    if known is not None:
-        _check_same(folder, known, recipe)
-
-    position, states = Position(), {split: SplitState() for split in SPLITS}
-    reached = _load_position(folder, recipe, report) if known is not None else None
+    reached = None if known is None else _load_position(folder, known, report)
+    if known is not None and reached is not None:
+        states = reached[1]
+        if sum(state.tokens for state in states.values()) >= _TOKENS_PER_CHECKPOINT:
+            _check_same(folder, known, recipe)
+        elif any(recipe.differences(known)):
+            reached = None  # mended sources, say: what starting over loses is seconds
     if reached is not None:
         position, states = reached
         _check_policy(data, folder, BadRecords("skip", position.bad_record_count, position.first_bad_records))
     else:
+        position, states = Position(), {split: SplitState() for split in SPLITS}
+        (folder / _POSITION_NAME).unlink(missing_ok=True)  # before the recipe that it belongs to goes
         write_json(folder / _RECIPE_NAME, asdict(recipe))
     writers = {
         split: ShardWriter(folder, split, recipe.dtype, recipe.tokens_per_shard, states[split]) for split in SPLITS

@@ -1,8 +1,9 @@
 """Loss, perplexity, accuracy and bits per byte over a split."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,11 @@ from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.training.checkpoint import RunMetadata, load_params
 from stellarbyte_jax.training.state import Params, abstract_model
-from stellarbyte_jax.training.step import Batch, EvalStep, make_eval_step
+from stellarbyte_jax.training.step import EvalStep, make_eval_step
 
 
 def evaluate(
-    eval_step: EvalStep, params: Params, batches: Iterable[Batch], byte_lengths_V: jax.Array
+    eval_step: EvalStep, params: Params, batches: Iterable[Mapping[str, Any]], byte_lengths_V: jax.Array
 ) -> dict[str, float]:
     """Means over all labelled tokens of the batches; padding counts for nothing.
 
@@ -45,9 +46,9 @@ def evaluate(
 
 
 def evaluate_run(
-    run_dir: str | Path, step: int | None = None, on_batch: Callable[[int], None] | None = None
+    run_dir: str | Path, step: int | None = None, advance: Callable[[int, int | None], None] | None = None
 ) -> tuple[dict[str, float], int]:
-    """(figures over the run's validation split, step of the checkpoint), from the run directory alone.
+    """(figures over the run's validation split, step of the checkpoint); `advance(1, None)` is called after each batch.
 
     Raises:
         UserError: no checkpoint, or the run's token shards are gone.
@@ -60,7 +61,7 @@ def evaluate_run(
     figures = evaluate(
         jax.jit(make_eval_step(graphdef)),
         jax.device_put(params),
-        _counted(batches, on_batch),
+        _counted(batches, advance),
         byte_lengths(tokenizer, config.model.vocab_size),
     )
     return figures, step
@@ -79,8 +80,10 @@ def _run_config(metadata: RunMetadata, run_dir: str | Path) -> RunConfig:
     return run_config_from_dict(metadata.config, str(run_dir))
 
 
-def _counted(batches: Iterable[Mapping[str, np.ndarray]], on_batch: Callable[[int], None] | None):  # type: ignore[no-untyped-def]
-    for number, batch in enumerate(batches, start=1):
+def _counted(
+    batches: Iterable[dict[str, np.ndarray]], advance: Callable[[int, int | None], None] | None
+) -> Iterator[dict[str, np.ndarray]]:
+    for batch in batches:
         yield batch
-        if on_batch is not None:
-            on_batch(number)
+        if advance is not None:
+            advance(1, None)

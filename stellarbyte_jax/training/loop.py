@@ -1,5 +1,6 @@
 """The pretraining loop: read it top to bottom."""
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -157,7 +158,7 @@ def _state_shardings(
         params,
         transform_non_params=lambda _: replicated(mesh),
     )
-    return TrainState(replicated(mesh), params, opt_state)
+    return dataclasses.replace(abstract, step=replicated(mesh), params=params, opt_state=opt_state)
 
 
 def _restore_or_init(

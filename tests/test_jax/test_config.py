@@ -69,7 +69,7 @@ def test_xpos_range_is_that_of_the_compute_dtype() -> None:
         (DataConfig, {"sources": (), "tokenizer": "t", "shards": "s"}, "data.sources"),
         (TrainingConfig, {"max_steps": 0, "batch_size": 1}, "training.max_steps 0"),
         (TrainingConfig, {"max_steps": 1, "batch_size": 3, "gradient_accumulation_steps": 2}, "not divisible"),
-        (TrainingConfig, {"max_steps": 1, "batch_size": 1, "eval_batches": 0}, "or null for all"),
+        (TrainingConfig, {"max_steps": 1, "batch_size": 1, "eval_batches": 0}, "or null"),
         (OptimizerConfig, {"learning_rate": -1.0}, "optimizer.learning_rate -1.0"),
         (OptimizerConfig, {"adam_beta2": 1.0}, "optimizer.adam_beta2 1.0"),
         (OptimizerConfig, {"min_learning_rate_ratio": 2.0}, "optimizer.min_learning_rate_ratio"),
