@@ -195,18 +195,11 @@ def _compare_behaviour(
     their_answers = theirs.greedy(starts, max_new_tokens)
     whole = [start + answer for start, answer in zip(starts, our_answers, strict=True)]
     our_logits, their_logits = ours.logits(whole), theirs.logits(whole)
-    error = max(float(np.abs(a - b).max()) for a, b in zip(our_logits, their_logits, strict=True))
-    largest = max(float(np.abs(b).max()) for b in their_logits)
-    logits = {
-        "positions": sum(map(len, whole)),
-        "max_absolute_error": error,
-        "max_relative_error": error / largest if largest else error,
-        "tolerance": LOGITS_TOLERANCE,
-    }
-    if not logits["max_relative_error"] <= LOGITS_TOLERANCE:  # a NaN is not, either
-        differences.append(
-            f"logits differ by {logits['max_relative_error']:.1e} of the largest, more than {LOGITS_TOLERANCE:g}"
-        )
+    logits = _compare_logits(our_logits, their_logits)
+    relative = logits["max_relative_error"]
+    if relative is None or relative > LOGITS_TOLERANCE:
+        amount = "nan" if relative is None else f"{relative:.1e} of the largest"
+        differences.append(f"logits differ by {amount}, more than the {LOGITS_TOLERANCE:g} that float32 allows")
     for text, start, a, b, scores in zip(texts, starts, our_answers, their_answers, our_logits, strict=True):
         if a != b:
             differences.append(_first_parting(text, a, b, scores[len(start) - 1 :], config.eos_token_id))
@@ -215,6 +208,19 @@ def _compare_behaviour(
         for text, start, a, b in zip(texts, starts, our_answers, their_answers, strict=True)
     ]
     return _Comparison(differences, logits, records)
+
+
+def _compare_logits(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> dict[str, Any]:
+    """How far logits are apart; errors are None where one of them is not finite, for which JSON has no number."""
+    a, b = np.concatenate(ours), np.concatenate(theirs)
+    error = float(np.abs(a - b).max()) if np.isfinite(a).all() and np.isfinite(b).all() else None
+    largest = max(float(np.abs(b).max()), float(np.finfo(np.float32).tiny))
+    return {
+        "positions": len(a),
+        "max_absolute_error": error,
+        "max_relative_error": None if error is None else error / largest,
+        "tolerance": LOGITS_TOLERANCE,
+    }
 
 
 def _fit(

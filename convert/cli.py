@@ -13,13 +13,16 @@ PROGRAM = "stellarbyte-convert"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 where verify finds a difference, 2 after a mistake of the user's."""
+    """Run a command; returns the exit code: 0, 1 where verify finds a difference, 2 after a user's mistake."""
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
     except UserError as error:
         print(f"stellarbyte: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stellarbyte: interrupted", file=sys.stderr)
+        return 130
 
 
 class _Parser(argparse.ArgumentParser):

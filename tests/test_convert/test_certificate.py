@@ -148,14 +148,17 @@ class NotANumber:
         return [[7] for _ in prompts]
 
     def logits(self, sequences):
-        return [np.full((len(ids), 9), np.nan, np.float32) for ids in sequences]
+        # Not in the first answer, so that an order of comparison could hide it.
+        return [np.full((len(ids), 9), np.nan if i else 1.0, np.float32) for i, ids in enumerate(sequences)]
 
 
 def test_what_is_no_number_is_not_equal(run_dir, export, monkeypatch):
     monkeypatch.setattr(certificates, "JaxSide", NotANumber)
     monkeypatch.setattr(certificates, "TorchSide", NotANumber)
-    (difference,) = certificates.verify(run_dir, export)["differences"]
+    certificate = certificates.verify(run_dir, export)
+    (difference,) = certificate["differences"]
     assert difference.startswith("logits differ by nan")
+    assert certificate["logits"]["max_relative_error"] is None, "JSON has no NaN"
 
 
 def test_prompts_that_are_none_or_too_long(run_dir, export, tmp_path):
