@@ -117,6 +117,11 @@ class Stop(Exception):
     pass
 
 
+def interrupt_late(progress: PrepareProgress) -> None:
+    if progress.documents > 15:
+        raise Stop
+
+
 @given(stops=st.lists(st.integers(1, 16), min_size=1, max_size=3), tokens_per_shard=st.sampled_from([101, 300, 10_000]))
 @settings(max_examples=12)
 def test_interrupted_and_resumed_is_the_same_to_the_byte(
@@ -200,12 +205,8 @@ def test_files_that_a_power_failure_cut_short_are_made_anew(data: DataConfig, tm
     whole = replace(data, shards=str(tmp_path / "whole"))
     prepare(whole)
 
-    def interrupt(progress: PrepareProgress) -> None:
-        if progress.documents > 15:
-            raise Stop
-
     with pytest.raises(Stop):
-        prepare(data, interrupt)
+        prepare(data, interrupt_late)
     os.truncate(Path(data.shards) / "train-00000.npy", 150)
     told: list[str] = []
     prepare(data, report=told.append)
@@ -266,14 +267,11 @@ OTHERS: dict[str, tuple[Callable[[DataConfig], DataConfig], str]] = {
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_folder_made_of_something_else_is_refused(data: DataConfig, name: str, finished: bool) -> None:
-    def interrupt(_: PrepareProgress) -> None:
-        raise Stop
-
     if finished:
         prepare(data)
     else:
         with pytest.raises(Stop):
-            prepare(data, interrupt)
+            prepare(data, interrupt_late)
     change, complaint = OTHERS[name]
     other = change(data)
     before = contents(data)
@@ -281,6 +279,34 @@ def test_a_folder_made_of_something_else_is_refused(data: DataConfig, name: str,
         prepare(other)
     assert "set data.shards to another folder, or delete this one" in str(caught.value)
     assert contents(data) == before
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_folder_that_is_just_begun_may_become_something_else(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(prepare_module, "_TOKENS_PER_CHECKPOINT", 10_000)
+
+    def interrupt(_: PrepareProgress) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        prepare(data, interrupt)
+    other = OTHERS[name][0](data)
+    prepare(other)
+    whole = replace(other, shards=str(tmp_path / "whole"))
+    prepare(whole)
+    assert contents(other) == contents(whole)
+
+
+def test_a_mended_source_is_read_again(data: DataConfig) -> None:
+    first = Path(data.sources[0].path) / "a.jsonl"
+    whole = first.read_bytes()
+    first.write_bytes(b"[]\n" + whole)
+    with pytest.raises(UserError, match=r"a.jsonl:1 is not a JSON object"):
+        prepare(data)
+    first.write_bytes(whole)
+    assert sum(split.documents for split in prepare(data).splits.values()) == 41
 
 
 def test_failing_at_a_bad_record_then_skipping_goes_on(data: DataConfig) -> None:
