@@ -63,7 +63,7 @@ def pretrain(config: RunConfig) -> bool:
         donate_argnums=0,
     )
     eval_step = jax.jit(make_eval_step(graphdef), in_shardings=(shardings.params, replicated(mesh), rows))
-    learning_rate = learning_rate_schedule(config.optimizer, config.training.max_steps)
+    learning_rate = jax.jit(learning_rate_schedule(config.optimizer, config.training.max_steps))
     bytes_a_token_V = byte_lengths(tokenizer, config.model.vocab_size)
 
     state, step = _restore_or_init(config, optimizer, shardings, run_dir)
@@ -97,11 +97,11 @@ def pretrain(config: RunConfig) -> bool:
             step += 1
 
             last = step == config.training.max_steps
+            if step % config.training.eval_steps == 0 or last:
+                validate()
             if step % config.checkpoint.save_steps == 0 or last or interrupt.requested:
                 _check_finite(metrics["loss"], step, run_dir)
                 save()
-            if step % config.training.eval_steps == 0 or last:
-                validate()
             if interrupt.requested and not last:
                 log.say(f"stopped after step {step}, saved in {run_dir}: the same command goes on from there")
                 return False

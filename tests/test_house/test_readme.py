@@ -1,0 +1,57 @@
+"""README's Python runs as written, and its tree tells the truth."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from test_torch.exported import export
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("block", [block for block in PYTHON_BLOCKS if "HF_DIR" not in block])
+def test_models_from_a_config(block, capsys):
+    exec(block, {})  # the README's own words
+    shape = capsys.readouterr().out
+    assert "512" in shape
+    assert "32000" in shape
+
+
+def test_an_exported_folder(tmp_path, capsys):
+    exported_folder = export(tmp_path / "hf", max_position_embeddings=128)
+    (block,) = [block for block in PYTHON_BLOCKS if "HF_DIR" in block]
+    exec(block.replace("runs/quickstart/hf", str(exported_folder)), {})
+    assert "def main(" in capsys.readouterr().out
+
+
+def test_commands_exist():
+    from convert.cli import _parser as convert_parser
+    from stellarbyte_jax.cli import _parser as jax_parser
+    from stellarbyte_torch.cli import _parser as torch_parser
+
+    helps = {
+        "stellarbyte": jax_parser().format_help(),
+        "stellarbyte-convert": convert_parser().format_help(),
+        "stellarbyte-torch": torch_parser().format_help(),
+    }
+    commands = re.findall(r"`(stellarbyte(?:-\w+)?) ([\w-]+) ", README)
+    assert len(commands) >= 8
+    for program, command in commands:
+        assert command in helps[program], (program, command)
+
+
+def test_files_named_in_the_tree_exist():
+    (tree,) = re.findall(r"## The house\n(.*?)\nArchitecture", README, re.DOTALL)
+    files = {path.name for path in ROOT.rglob("*.py") if ".venv" not in path.parts}
+    named = re.findall(r"\b\w+\.py\b", tree)
+    assert len(named) > 10
+    assert set(named) <= files
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"`?make (\w+)", README):
+        assert f"\n{target}:" in makefile, target
