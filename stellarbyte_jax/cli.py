@@ -7,12 +7,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from stellarbyte_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from stellarbyte_jax.data.prepare import PrepareProgress
 
 PROGRAM = "stellarbyte"
 
@@ -71,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--field", nargs="+", default=["text"], help="fields of records that hold text (default: text)")
     train.add_argument("--template", help='how fields are put together, such as "{title}\\n{text}"')
+    train.add_argument(
+        "--on-bad-record", choices=["fail", "skip"], default="fail", help="as data.on_bad_record (default: fail)"
+    )
     train.add_argument("--vocab-size", type=int, required=True, metavar="N")
     train.add_argument("--output", type=Path, required=True, metavar="DIR")
     train.add_argument(
@@ -126,15 +126,17 @@ def _corpus(options: argparse.Namespace) -> None:
 def _tokenizer_train(options: argparse.Namespace) -> None:
     from stellarbyte_jax.config import SourceConfig
     from stellarbyte_jax.data.corpus import documents
-    from stellarbyte_jax.data.tokenizer import train_tokenizer
+    from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 
     sources = [SourceConfig(path, tuple(options.field), options.template) for path in options.input]
 
     def texts() -> Iterator[str]:
-        with _progress("bytes read", "B") as advance:
+        done = 0
+        with _progress("text read", "B") as update:
             for source in sources:
-                for document in documents(source):
-                    advance(len(document.text.encode()), None)
+                for document in documents(source, options.on_bad_record):
+                    done += len(document.text.encode())
+                    update(done, None)
                     yield document.text
 
     tokenizer = train_tokenizer(texts(), options.vocab_size, options.output, options.special_tokens)
@@ -146,15 +148,8 @@ def _prepare(options: argparse.Namespace) -> None:
     from stellarbyte_jax.data.prepare import prepare
 
     config = load_run_config(options.config, options.overrides)
-    with _progress("bytes of sources", "B") as advance:
-        done = 0
-
-        def show(progress: "PrepareProgress") -> None:
-            nonlocal done
-            advance(progress.bytes_done - done, progress.bytes_total)
-            done = progress.bytes_done
-
-        manifest = prepare(config.data, show)
+    with _progress("bytes of sources", "B") as update:
+        manifest = prepare(config.data, lambda progress: update(progress.bytes_done, progress.bytes_total))
     for name, split in manifest.splits.items():
         print(f"{name}: {split.documents} documents, {split.tokens} tokens, {split.bytes} bytes of text")
     print(f"token shards in {config.data.shards}")
@@ -175,8 +170,8 @@ def _pretrain(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> None:
     from stellarbyte_jax.training.evaluation import evaluate_run
 
-    with _progress("batches", "") as advance:
-        figures, step = evaluate_run(options.run_dir, options.step, advance)
+    with _progress("batches") as update:
+        figures, step = evaluate_run(options.run_dir, options.step, update)
     if options.json:
         print(json.dumps({"step": step, **figures}))
         return
@@ -232,30 +227,25 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _progress(what: str, unit: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar with rate and ETA on a terminal, nothing elsewhere; yields advance(amount, total or None)."""
+def _progress(what: str, unit: str = "") -> Iterator[Callable[[int, int | None], None]]:
+    """A bar with rate and ETA on a terminal, nothing elsewhere; yields update(done so far, total or None)."""
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
 
     console = Console(stderr=True)
-    columns = (DownloadColumn(), TransferSpeedColumn()) if unit == "B" else (MofNCompleteColumn(),)
-    with Progress(
-        TextColumn(what), BarColumn(), *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
-    ) as progress:
-        task = progress.add_task(what, total=None)
+    amount = (bars.DownloadColumn(), bars.TransferSpeedColumn()) if unit == "B" else (bars.MofNCompleteColumn(),)
+    columns = (bars.TextColumn(what), bars.BarColumn(), *amount, bars.TimeRemainingColumn())
+    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = None
 
-        def advance(amount: int, total: int | None) -> None:
-            progress.update(task, advance=amount, total=total)
+        def update(done: int, total: int | None) -> None:
+            nonlocal task
+            # What was done before the first call, by an interrupted run, must not count in the rate.
+            if task is None:
+                task = progress.add_task(what, total=total, completed=done)
+            progress.update(task, completed=done, total=total)
 
-        yield advance
+        yield update
 
 
 if __name__ == "__main__":

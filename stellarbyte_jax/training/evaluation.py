@@ -34,21 +34,20 @@ def evaluate(
         correct += float(sums.correct)
         tokens += float(sums.tokens)
         byte_count += float(batch_bytes)
-    assert tokens > 0
-    mean = loss / tokens
+    mean = loss / max(tokens, 1.0)
     return {
         "loss": mean,
         "perplexity": math.exp(mean) if mean < 700 else math.inf,
-        "accuracy": correct / tokens,
+        "accuracy": correct / max(tokens, 1.0),
         "bits_per_byte": loss / math.log(2) / max(byte_count, 1.0),
         "tokens": tokens,
     }
 
 
 def evaluate_run(
-    run_dir: str | Path, step: int | None = None, advance: Callable[[int, int | None], None] | None = None
+    run_dir: str | Path, step: int | None = None, progress: Callable[[int, int | None], None] | None = None
 ) -> tuple[dict[str, float], int]:
-    """(figures over the run's validation split, step of the checkpoint); `advance(1, None)` is called after each batch.
+    """(figures over the run's validation split, step of the checkpoint); `progress(batches done, None)` is called.
 
     Raises:
         UserError: no checkpoint, or the run's token shards are gone.
@@ -61,7 +60,7 @@ def evaluate_run(
     figures = evaluate(
         jax.jit(make_eval_step(graphdef)),
         jax.device_put(params),
-        _counted(batches, advance),
+        _counted(batches, progress),
         byte_lengths(tokenizer, config.model.vocab_size),
     )
     return figures, step
@@ -81,9 +80,9 @@ def _run_config(metadata: RunMetadata, run_dir: str | Path) -> RunConfig:
 
 
 def _counted(
-    batches: Iterable[dict[str, np.ndarray]], advance: Callable[[int, int | None], None] | None
+    batches: Iterable[dict[str, np.ndarray]], progress: Callable[[int, int | None], None] | None
 ) -> Iterator[dict[str, np.ndarray]]:
-    for batch in batches:
+    for done, batch in enumerate(batches, start=1):
         yield batch
-        if advance is not None:
-            advance(1, None)
+        if progress is not None:
+            progress(done, None)

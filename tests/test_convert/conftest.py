@@ -7,7 +7,7 @@ import pytest
 
 from convert import hf_checkpoint
 from convert.run_checkpoint import RunCheckpoint, save
-from stellarbyte_jax.data.tokenizer import train_tokenizer
+from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_jax.training.state import init_params
 from test_convert.models import tiny
 

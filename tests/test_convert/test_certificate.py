@@ -9,7 +9,7 @@ import convert.certificate as certificates
 from convert import hf_checkpoint, run_checkpoint, shards
 from convert.cli import main
 from stellarbyte_jax.config_file import to_dict
-from stellarbyte_jax.data.tokenizer import train_tokenizer
+from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.training.checkpoint import Checkpointer, RunMetadata
 from test_convert.models import tiny

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from stellarbyte_jax.data.tokenizer import train_tokenizer
+from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 
 from .tiny import tiny_model
 

@@ -9,7 +9,8 @@ from hypothesis import settings
 
 from stellarbyte_jax.config import DataConfig, SourceConfig
 from stellarbyte_jax.data.prepare import prepare
-from stellarbyte_jax.data.tokenizer import Tokenizer, train_tokenizer
+from stellarbyte_jax.data.tokenizer import Tokenizer
+from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 
 # The tests train, write and read: how long that takes is up to the disk and to whoever else is at work.
 settings.register_profile("no deadline", deadline=None)

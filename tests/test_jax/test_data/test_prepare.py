@@ -19,7 +19,8 @@ from stellarbyte_jax.data import prepare as prepare_module
 from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.prepare import PrepareProgress, prepare
 from stellarbyte_jax.data.token_shards import TokenShards
-from stellarbyte_jax.data.tokenizer import Tokenizer, train_tokenizer
+from stellarbyte_jax.data.tokenizer import Tokenizer
+from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_jax.errors import UserError
 
 from .conftest import write_jsonl
