@@ -1,5 +1,7 @@
 """Attention itself, softmax(Q K^T) V, by the kernel that suits the backend."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -19,7 +21,7 @@ def causal_attention(
         [B, K, G, T, H] in q's dtype.
     """
     if platform in ("gpu", "cuda"):
-        return _cudnn_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT)
+        return _fused_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT)
     return _chunked_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT)
 
 
@@ -72,14 +74,18 @@ def _chunk_bias(start: int, end: int, groups: int, segment_ids_BT: jax.Array | N
     return jnp.tile(jnp.where(visible, 0.0, -jnp.inf), (1, groups, 1))[:, None]
 
 
-def _cudnn_attention(
+def _fused_attention(
     q_BKGTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, segment_ids_BT: jax.Array | None
 ) -> jax.Array:
+    """jax.nn.dot_product_attention: cuDNN's flash attention where the dtype allows it, XLA's own for float32."""
     B, K, G, T, H = q_BKGTH.shape
     q_BTNH = q_BKGTH.reshape(B, K * G, T, H).transpose(0, 2, 1, 3)
     k_BTKH, v_BTKH = k_BKTH.transpose(0, 2, 1, 3), v_BKTH.transpose(0, 2, 1, 3)
     mask = None
     if segment_ids_BT is not None:
         mask = (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])[:, None]
-    out_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask, is_causal=True, scale=1.0)
+    implementation: Literal["cudnn", "xla"] = "xla" if q_BKGTH.dtype == jnp.float32 else "cudnn"
+    out_BTNH = jax.nn.dot_product_attention(
+        q_BTNH, k_BTKH, v_BTKH, mask=mask, is_causal=True, scale=1.0, implementation=implementation
+    )
     return out_BTNH.transpose(0, 2, 1, 3).reshape(B, K, G, T, H)
