@@ -1,0 +1,128 @@
+"""The chunked loss against optax's, value and gradient."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stellarbyte_jax.training import loss as loss_module
+from stellarbyte_jax.training.loss import IGNORED_LABEL, token_loss
+from test_jax.tiny import relative_error
+
+D, V = 8, 50
+
+
+def inputs(B: int, T: int, ignored: float, seed: int, size: float = 3.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """hidden [B, T, D], head [D, V] and labels [B, T], of which this part is ignored."""
+    generator = np.random.default_rng(seed)
+    hidden = generator.normal(size=(B, T, D)).astype(np.float32)
+    head = (size * generator.normal(size=(D, V))).astype(np.float32)
+    labels = generator.integers(0, V, (B, T)).astype(np.int32)
+    labels[generator.random((B, T)) < ignored] = IGNORED_LABEL
+    return hidden, head, labels
+
+
+def optax_loss(hidden, head, labels):
+    logits = jnp.einsum("BTD,DV->BTV", hidden, head, precision="highest")
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+    return jnp.sum(jnp.where(labels == IGNORED_LABEL, 0.0, each))
+
+
+@functools.cache
+def compiled(tokens_per_chunk: int):  # noqa: ARG001 - a program for each, for it is in force while tracing
+    """Values and gradients by hidden and head of both losses."""
+    ours = jax.jit(jax.value_and_grad(lambda *args: token_loss(*args).loss, argnums=(0, 1)))
+    theirs = jax.jit(jax.value_and_grad(optax_loss, argnums=(0, 1)))
+    return ours, theirs
+
+
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(
+    shape=st.sampled_from([(1, 1), (1, 40), (3, 17), (5, 3), (2, 16)]),
+    tokens_per_chunk=st.sampled_from([7, 16, 1024]),
+    ignored=st.sampled_from([0.0, 0.3, 0.97, 1.0]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_loss_and_gradients_equal_optax(
+    shape: tuple[int, int], tokens_per_chunk: int, ignored: float, seed: int
+) -> None:
+    hidden, head, labels = inputs(*shape, ignored, seed)
+    ours, theirs = compiled(tokens_per_chunk)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_module, "TOKENS_PER_CHUNK", tokens_per_chunk)
+        value, gradients = ours(hidden, head, labels)
+    expected, expected_gradients = theirs(hidden, head, labels)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5, abs=1e-6)
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        assert np.abs(gradient - wanted).max() <= 1e-5 * max(1.0, np.abs(wanted).max())
+
+
+@given(
+    B=st.integers(1, 64),
+    T=st.integers(1, 3000),
+)
+@settings(deadline=None, derandomize=True)
+def test_chunks_cover_every_position_once(B: int, T: int) -> None:
+    chunks = loss_module._chunks((B, T))
+    assert [t for chunk in chunks for t in range(chunk.start, chunk.stop)] == list(range(T))
+    # No chunk is more than half as large again as asked for, unless a single position of all rows is.
+    assert all(B * (chunk.stop - chunk.start) <= max(1.5 * loss_module.TOKENS_PER_CHUNK + B, B) for chunk in chunks)
+
+
+def test_ignored_labels_count_for_nothing() -> None:
+    hidden, head, labels = inputs(2, 20, 0.5, seed=0)
+    sums = jax.jit(token_loss)(hidden, head, labels)
+    kept = labels != IGNORED_LABEL
+    alone = jax.jit(token_loss)(hidden[kept][None], head, labels[kept][None])
+    assert float(sums.tokens) == kept.sum() == float(alone.tokens)
+    assert float(sums.loss) == pytest.approx(float(alone.loss), rel=1e-6)
+    assert float(sums.correct) == float(alone.correct)
+    d_hidden = jax.grad(lambda hidden: token_loss(hidden, head, labels).loss)(jnp.asarray(hidden))
+    assert (d_hidden[~kept] == 0).all()
+    assert (np.abs(d_hidden[kept]).max(-1) > 0).all()
+
+
+def test_nothing_labelled_is_zero_and_no_nan() -> None:
+    hidden, head, labels = inputs(2, 20, 1.0, seed=0)
+    (value, sums), gradients = jax.value_and_grad(
+        lambda *args: ((sums := token_loss(*args)).loss, sums), argnums=(0, 1), has_aux=True
+    )(jnp.asarray(hidden), jnp.asarray(head), labels)
+    assert float(value) == float(sums.tokens) == float(sums.correct) == 0
+    assert all((gradient == 0).all() for gradient in gradients)
+
+
+def test_correct_counts_the_likeliest_tokens() -> None:
+    hidden, head, labels = inputs(2, 30, 0.2, seed=5)
+    likeliest = (hidden.astype(np.float64) @ head).argmax(-1)
+    labels[:, ::3] = likeliest[:, ::3]
+    assert float(token_loss(hidden, head, labels).correct) == (likeliest == labels).sum()
+
+
+def test_large_logits_stay_finite() -> None:
+    hidden, head, labels = inputs(1, 10, 0.0, seed=0, size=1e4)
+    value, gradients = jax.value_and_grad(lambda *args: token_loss(*args).loss, argnums=(0, 1))(
+        jnp.asarray(hidden), jnp.asarray(head), labels
+    )
+    assert np.isfinite(value) and all(np.isfinite(gradient).all() for gradient in gradients)
+    assert float(value) == pytest.approx(float(optax_loss(hidden, head, labels)), rel=1e-5)
+
+
+def test_bfloat16_states_give_a_float32_loss() -> None:
+    hidden, head, labels = (jnp.asarray(x) for x in inputs(2, 40, 0.2, seed=1))
+    hidden, head = hidden.astype(jnp.bfloat16), head.astype(jnp.bfloat16)
+    (value, sums), gradients = jax.value_and_grad(
+        lambda *args: ((sums := token_loss(*args)).loss, sums), argnums=(0, 1), has_aux=True
+    )(hidden, head, labels)
+    assert {value.dtype, sums.correct.dtype, sums.tokens.dtype} == {jnp.dtype(jnp.float32)}
+    assert {gradient.dtype for gradient in gradients} == {jnp.dtype(jnp.bfloat16)}
+    rounded = hidden.astype(jnp.float32), head.astype(jnp.float32)
+    # Products of bfloat16 numbers are exact in float32: the value loses nothing more; gradients are rounded by 2^-9.
+    expected, expected_gradients = jax.value_and_grad(optax_loss, argnums=(0, 1))(*rounded, labels)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        assert relative_error(gradient.astype(jnp.float32), wanted) < 2**-7
