@@ -179,22 +179,26 @@ def _compare_behaviour(
     """Asks both sides for tokens, greedy continuations, and the logits of prompt and continuation."""
     config, tokenizer = checkpoint.config, Tokenizer(checkpoint.tokenizer_files, "of the run")
     # The values that the export holds: rounded where it is in bfloat16.
-    exported = weights.to_hf(checkpoint.params, config, dtype)
-    ours: Side = JaxSide(weights.from_hf(exported, config, "float32"), config, tokenizer)
-    theirs: Side = TorchSide(hf_dir)
+    params = checkpoint.params
+    if dtype != "float32":
+        params = weights.from_hf(weights.to_hf(params, config, dtype), config, "float32")
 
+    # One side after the other, so that a large model is not in memory for both.
     texts = DEFAULT_PROMPTS if prompts is None else prompts
-    token_ids = ours.encode(texts)
+    side: Side = JaxSide(params, config, tokenizer)
+    token_ids = side.encode(texts)
+    starts, max_new_tokens = _fit(texts, token_ids, config, shorten=prompts is None)
+    our_answers = side.greedy(starts, max_new_tokens)
+    whole = [start + answer for start, answer in zip(starts, our_answers, strict=True)]
+    our_logits = side.logits(whole)
+    del side
+    side = TorchSide(hf_dir)
+    their_answers, their_logits = side.greedy(starts, max_new_tokens), side.logits(whole)
     differences = [
         f"the tokenizers turn the prompt {text!r} into different tokens"
-        for text, a, b in zip(texts, token_ids, theirs.encode(texts), strict=True)
+        for text, a, b in zip(texts, token_ids, side.encode(texts), strict=True)
         if a != b
     ]
-    starts, max_new_tokens = _fit(texts, token_ids, config, shorten=prompts is None)
-    our_answers = ours.greedy(starts, max_new_tokens)
-    their_answers = theirs.greedy(starts, max_new_tokens)
-    whole = [start + answer for start, answer in zip(starts, our_answers, strict=True)]
-    our_logits, their_logits = ours.logits(whole), theirs.logits(whole)
     logits = _compare_logits(our_logits, their_logits)
     relative = logits["max_relative_error"]
     if relative is None or relative > LOGITS_TOLERANCE:

@@ -94,9 +94,11 @@ def from_hf(hf_dir: Path, run_dir: Path) -> Conversion:
     tokenizer.check_fits(config.vocab_size)
     tensors = shards.read(hf_dir)
     params = weights.from_hf(tensors, config, "float32", where=str(hf_dir))
+    conversion = _describe(0, tensors)
+    del tensors  # which keep the files in memory, while saving needs room for a copy
     with staged_folder.staged(run_dir) as folder:
         run_checkpoint.save(folder, RunCheckpoint(params, config, tokenizer.files, step=0))
-    return _describe(0, tensors)
+    return conversion
 
 
 def _describe(step: int, tensors: dict[str, weights.LazyTensor]) -> Conversion:
