@@ -60,7 +60,9 @@ def gradients_of_a_step(micro_batches: int) -> tuple[Any, dict[str, float]]:
 def test_law_8_micro_batches_equal_one_batch(micro_batches: int) -> None:
     whole, whole_metrics = gradients_of_a_step(1)
     parts, metrics = gradients_of_a_step(micro_batches)
-    assert max(errors(parts, whole).values()) < 1e-5
+    for name, error in errors(parts, whole).items():
+        # A zeta's gradient is what is left of a query's share, with n - r, and a key's, with r - m, which nearly cancel.
+        assert error < (1e-4 if "zeta" in name else 1e-5), name
     assert metrics == pytest.approx(whole_metrics, rel=1e-6)
     assert metrics["tokens"] == 2 * T + 3 + 1
 
