@@ -100,7 +100,7 @@ def pretrain(config: RunConfig) -> bool:
             if step % config.training.eval_steps == 0 or last:
                 validate()
             if step % config.checkpoint.save_steps == 0 or last or interrupt.requested:
-                _check_finite(metrics["loss"], step, run_dir)
+                _check_finite(metrics, step, checkpointer, run_dir)
                 save()
             if interrupt.requested and not last:
                 log.say(f"stopped after step {step}, saved in {run_dir}: the same command goes on from there")
@@ -194,13 +194,15 @@ def _validation(config: RunConfig, sharding: jax.sharding.NamedSharding) -> Iter
     return (_to_devices(batch, sharding) for batch in batches)
 
 
-def _check_finite(loss: jax.Array, step: int, run_dir: Path) -> None:
-    if not bool(jnp.isfinite(loss)):
-        kept = latest_step(run_dir)
-        intact = "" if kept is None else f"; the checkpoint of step {kept} is intact"
-        raise UserError(
-            f"the loss of step {step} is {float(loss)}: lower optimizer.learning_rate or raise warmup_steps{intact}"
-        )
+def _check_finite(metrics: dict[str, jax.Array], step: int, checkpointer: Checkpointer, run_dir: Path) -> None:
+    # The gradient too: a loss may be the last finite one, and what is saved is what this gradient made of it.
+    for name, value in (("loss", metrics["loss"]), ("gradient", metrics["grad_norm"])):
+        if not bool(jnp.isfinite(value)):
+            checkpointer.wait()
+            kept = latest_step(run_dir)
+            intact = "" if kept is None else f"; the checkpoint of step {kept} is intact"
+            advice = "lower optimizer.learning_rate or raise warmup_steps"
+            raise UserError(f"the {name} of step {step} is {float(value)}: {advice}{intact}")
 
 
 def _opening(config: RunConfig, abstract_params: Any, rows: int, mesh: Mesh, step: int) -> str:
