@@ -1,5 +1,6 @@
 """How the next token is drawn from logits."""
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -21,8 +22,8 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UserError(f"temperature {self.temperature} must be at least 0 (0 is greedy)")
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature {self.temperature} must be at least 0 (0 is greedy) and finite")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k {self.top_k} must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:

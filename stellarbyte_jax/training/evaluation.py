@@ -12,6 +12,7 @@ import numpy as np
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import run_config_from_dict
 from stellarbyte_jax.data.loader import validation_batches
+from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.training.checkpoint import RunMetadata, load_params
@@ -50,11 +51,15 @@ def evaluate_run(
     """(figures over the run's validation split, step of the checkpoint); `progress(batches done, None)` is called.
 
     Raises:
-        UserError: no checkpoint, or the run's token shards are gone.
+        UserError: no checkpoint, or the run's token shards are gone or were made with another tokenizer.
     """
     params, metadata, step = load_params(run_dir, step)
     config = _run_config(metadata, run_dir)
     tokenizer = Tokenizer(metadata.tokenizer_files, str(run_dir))
+    if TokenShards.open(config.data.shards, "validation").manifest.recipe.tokenizer_sha256 != tokenizer.sha256:
+        raise UserError(
+            f"data.shards {config.data.shards} was made with another tokenizer than that of {run_dir}: prepare it again"
+        )
     graphdef, _ = abstract_model(config.model, config.training.dtype)
     batches = validation_batches(config.data, config.training.batch_size)
     figures = evaluate(
