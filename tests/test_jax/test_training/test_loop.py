@@ -1,0 +1,252 @@
+"""Laws 5 and 6 through whole runs, and the runs that are refused."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from stellarbyte_jax.config import RunConfig
+from stellarbyte_jax.config_file import load_run_config
+from stellarbyte_jax.data.loader import TrainLoader
+from stellarbyte_jax.data.prepare import prepare
+from stellarbyte_jax.data.tokenizer_training import train_tokenizer
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.training.checkpoint import RunMetadata, latest_step, load_metadata, load_params, save_imported
+from stellarbyte_jax.training.loop import pretrain
+from stellarbyte_jax.training.metrics import MetricsLog
+
+MakeConfig = Callable[..., RunConfig]
+
+
+def records(run_dir: str | Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without the one figure that the clock makes."""
+    lines = (Path(run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+
+
+def losses(run_dir: str | Path) -> list[float]:
+    return [record["loss"] for record in records(run_dir) if "loss" in record]
+
+
+def bits(run_dir: str | Path) -> dict[str, bytes]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(load_params(run_dir)[0])
+    return {jax.tree_util.keystr(path): leaf.tobytes() for path, leaf in leaves}
+
+
+def config_of(run_dir: Path) -> RunConfig:
+    return load_run_config(run_dir / "config.yaml")
+
+
+@pytest.fixture
+def disturb(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
+    """Has something happen as soon as step n is computed, before it can be saved."""
+    train = MetricsLog.train
+
+    def plan(at: int, event: Callable[[], None]) -> None:
+        def train_then(self: MetricsLog, step: int, values: Mapping[str, Any]) -> None:
+            train(self, step, values)
+            if step == at:
+                monkeypatch.setattr(MetricsLog, "train", train)
+                event()
+
+        monkeypatch.setattr(MetricsLog, "train", train_then)
+
+    return plan
+
+
+class Crash(Exception):
+    pass
+
+
+def crash() -> None:
+    raise Crash
+
+
+def test_a_run_learns_and_leaves_its_papers(finished_run: Path) -> None:
+    written = records(finished_run)
+    assert [record["step"] for record in written if "loss" in record] == list(range(1, 13))
+    assert [record["step"] for record in written if "validation_loss" in record] == [0, 6, 12]
+    assert losses(finished_run)[-1] < 0.8 * losses(finished_run)[0]
+    assert written[-1]["validation_loss"] < 0.8 * written[0]["validation_loss"]
+    assert sorted(entry.name for entry in (finished_run / "checkpoints").iterdir()) == ["10", "12"]
+    metadata, step = load_metadata(finished_run)
+    assert step == 12 and metadata.data_position == {"step": 12}
+    assert config_of(finished_run).output_dir == str(finished_run)
+    train = [record for record in written if "loss" in record]
+    assert [round(record["learning_rate"], 6) for record in train[:3]] == [0.003333, 0.006667, 0.01]
+    assert train[-1]["learning_rate"] == pytest.approx(1e-3)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_the_papers_are_enough_to_do_it_again(finished_run: Path, tmp_path: Path) -> None:
+    assert pretrain(dataclasses.replace(config_of(finished_run), output_dir=str(tmp_path / "again")))
+    assert records(tmp_path / "again") == records(finished_run)
+    assert bits(tmp_path / "again") == bits(finished_run)
+
+
+# At 7 a checkpoint of 5 is there and a signal saves 7; at 5 the signal falls on a step that is saved anyway.
+# Crashes lose what is after the last checkpoint: at 8 three steps, at 3 all. By then the second epoch has begun.
+@pytest.mark.parametrize(("at", "number"), [(7, signal.SIGTERM), (5, signal.SIGINT), (8, None), (3, None)])
+@pytest.mark.usefixtures("one_device")
+def test_law_6_interrupted_equals_uninterrupted(
+    at: int, number: int | None, run_config: MakeConfig, finished_run: Path, disturb: Callable
+) -> None:
+    config = run_config()
+    assert len(TrainLoader(config.data, 4, seed=0)) <= 7 * 4
+    if number is None:
+        disturb(at, crash)
+        with pytest.raises(Crash):
+            pretrain(config)
+        assert latest_step(config.output_dir) == (5 if at > 5 else None)
+    else:
+        disturb(at, lambda: os.kill(os.getpid(), number))
+        assert not pretrain(config)
+        assert latest_step(config.output_dir) == at
+    assert pretrain(config)
+    assert records(config.output_dir) == records(finished_run)
+    assert bits(config.output_dir) == bits(finished_run)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_law_6_with_micro_batches_and_two_interruptions(run_config: MakeConfig, disturb: Callable) -> None:
+    config = run_config(training={"gradient_accumulation_steps": 2})
+    whole = dataclasses.replace(config, output_dir=config.output_dir + "-whole")
+    assert pretrain(whole)
+    for at in (4, 9):
+        disturb(at, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert not pretrain(config)
+    assert pretrain(config)
+    assert records(config.output_dir) == records(whole.output_dir)
+    assert bits(config.output_dir) == bits(whole.output_dir)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_signal_in_the_last_step_is_too_late(run_config: MakeConfig, disturb: Callable) -> None:
+    config = run_config(training={"max_steps": 3})
+    disturb(3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert pretrain(config)
+    assert latest_step(config.output_dir) == 3
+
+
+def test_law_5_eight_devices_equal_one(run_config: MakeConfig, finished_run: Path) -> None:
+    config = run_config(mesh={"data": 2, "fsdp": 2, "tensor": 2}, checkpoint={"save_steps": 100})
+    assert pretrain(config)
+    assert np.allclose(losses(config.output_dir), losses(finished_run), rtol=1e-5, atol=0)
+
+
+def test_a_run_may_go_on_over_other_devices(run_config: MakeConfig, finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "12")
+    config = run_config(mesh={"data": 1, "fsdp": 4, "tensor": 2})
+    assert pretrain(config)
+    assert np.allclose(losses(config.output_dir), losses(finished_run), rtol=1e-5, atol=0)
+    assert losses(config.output_dir)[:10] == losses(finished_run)[:10]
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_finished_run_stays_as_it_is(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    config = dataclasses.replace(config_of(finished_run), output_dir=str(tmp_path / "run"))
+    before = {path: path.read_bytes() for path in (tmp_path / "run" / "checkpoints").rglob("*") if path.is_file()}
+    assert pretrain(config)
+    assert before == {
+        path: path.read_bytes() for path in (tmp_path / "run" / "checkpoints").rglob("*") if path.is_file()
+    }
+    assert records(tmp_path / "run") == records(finished_run)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_another_config_is_refused_naming_the_fields(finished_run: Path, run_config: MakeConfig) -> None:
+    config = dataclasses.replace(
+        run_config(optimizer={"learning_rate": 2e-2}, training={"batch_size": 2}, checkpoint={"save_steps": 3}),
+        output_dir=str(finished_run),
+    )
+    with pytest.raises(UserError) as refused:
+        pretrain(config)
+    message = str(refused.value)
+    assert f"{finished_run} holds a run with another config" in message
+    assert "training.batch_size (was 4, now 2), optimizer.learning_rate (was 0.01, now 0.02)" in message
+    assert "save_steps" not in message and "output_dir (" not in message
+    assert config_of(finished_run).optimizer.learning_rate == 1e-2, "the run's own config stays"
+
+
+@pytest.mark.usefixtures("one_device")
+def test_another_tokenizer_is_refused(finished_run: Path, run_config: MakeConfig, corpus: Path, tmp_path: Path) -> None:
+    train_tokenizer([corpus.read_text(encoding="utf-8")], 300, tmp_path / "other", report=lambda _: None)
+    config = run_config(data={"tokenizer": str(tmp_path / "other")})
+    with pytest.raises(UserError, match=r"data\.shards .* was made with another tokenizer than .*other"):
+        pretrain(config)
+
+    # Shards of its own do not help in a run that began with the first tokenizer, under the very same names.
+    config = run_config(data={"tokenizer": str(tmp_path / "other"), "shards": str(tmp_path / "shards")})
+    prepare(config.data, report=lambda _: None)
+    metadata, _ = load_metadata(finished_run)
+    params = load_params(finished_run)[0]
+    imported = RunMetadata({"model": metadata.config["model"]}, metadata.tokenizer_files)
+    save_imported(config.output_dir, params, imported)
+    with pytest.raises(UserError, match="holds a run with another tokenizer than"):
+        pretrain(config)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"vocab_size": 256}, "vocab"),
+        ({"bos_token_id": 3}, r"model\.bos_token_id 3 is not the tokenizer's 0: set it to 0"),
+    ],
+)
+@pytest.mark.usefixtures("one_device")
+def test_a_model_that_does_not_fit_the_tokenizer_is_refused(
+    model: dict[str, int], message: str, run_config: MakeConfig
+) -> None:
+    config = run_config(model=model)
+    with pytest.raises(UserError, match=message):
+        pretrain(config)
+    assert not Path(config.output_dir).exists()
+
+
+@pytest.mark.usefixtures("one_device")
+def test_an_imported_model_starts_a_run(run_config: MakeConfig, finished_run: Path) -> None:
+    config = run_config(training={"max_steps": 2}, optimizer={"warmup_steps": 0, "learning_rate": 1e-4})
+    params, metadata, _ = load_params(finished_run)
+    save_imported(config.output_dir, params, RunMetadata({"model": metadata.config["model"]}, metadata.tokenizer_files))
+    assert pretrain(config)
+    first = records(config.output_dir)[0]
+    assert first["step"] == 0
+    assert first["validation_loss"] == pytest.approx(records(finished_run)[-1]["validation_loss"], rel=1e-6)
+    other_model = dataclasses.replace(config.model, rope_theta=500.0)
+    with pytest.raises(UserError, match=r"model\.rope_theta \(was 10000.0, now 500.0\)"):
+        pretrain(dataclasses.replace(config, model=other_model))
+
+
+@pytest.mark.parametrize("save_steps", [1, 4])
+@pytest.mark.usefixtures("one_device")
+def test_a_run_that_explodes_is_refused_and_never_saved(save_steps: int, run_config: MakeConfig) -> None:
+    """At this rate step 1 throws the parameters far out, and step 2 has a loss, but no gradient any more."""
+    config = run_config(optimizer={"learning_rate": 1e9}, checkpoint={"save_steps": save_steps})
+    with pytest.raises(UserError, match=r"lower optimizer\.learning_rate or raise warmup_steps") as refused:
+        pretrain(config)
+    if save_steps == 1:
+        assert "the gradient of step 2 is nan" in str(refused.value)
+        assert str(refused.value).endswith("the checkpoint of step 1 is intact")
+        params, _, step = load_params(config.output_dir)
+        assert step == 1
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    else:
+        assert "the loss of step 4 is nan" in str(refused.value)
+        assert latest_step(config.output_dir) is None
+
+
+@pytest.mark.usefixtures("one_device")
+def test_seeds_differ(run_config: MakeConfig, finished_run: Path) -> None:
+    config = run_config(seed=1, training={"max_steps": 3})
+    assert pretrain(config)
+    assert not set(losses(config.output_dir)) & set(losses(finished_run)[:3])
