@@ -1,0 +1,322 @@
+"""The command line: the path from text to text, one sentence for each mistake, and Ctrl-C."""
+
+import errno
+import gzip
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+import pytest
+
+from stellarbyte_jax.cli import main
+from stellarbyte_jax.config import RunConfig
+from stellarbyte_jax.config_file import load_run_config, save_run_config
+from stellarbyte_jax.training.checkpoint import latest_step
+
+ROOT = Path(__file__).parents[2]
+
+CapSys = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def config_file(run_config: Callable[..., RunConfig], tmp_path: Path) -> Path:
+    """The tiny run's config as a file."""
+    save_run_config(run_config(), tmp_path / "config.yaml")
+    return tmp_path / "config.yaml"
+
+
+def complaint(arguments: list[Any], capsys: CapSys) -> str:
+    """What a command that must be refused says, once it is known to be one sentence and nothing else."""
+    capsys.readouterr()
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    said = capsys.readouterr().err
+    assert code == 2, said
+    assert said.startswith("stellarbyte: error: ") and said.endswith("\n") and said.count("\n") == 1, said
+    return said
+
+
+@pytest.mark.usefixtures("one_device")
+def test_from_text_to_text(corpus: Path, run_config: Callable[..., RunConfig], tmp_path: Path, capsys: CapSys) -> None:
+    tokenizer, shards = tmp_path / "tokenizer", tmp_path / "shards"
+    train = ["tokenizer", "train", "--input", str(corpus), "--vocab-size", "320", "--output", str(tokenizer)]
+    assert main(train) == 0
+    assert f"320 tokens in {tokenizer}" in capsys.readouterr().out
+
+    save_run_config(
+        run_config(data={"tokenizer": str(tokenizer), "shards": str(shards)}, training={"max_steps": 300}),
+        tmp_path / "config.yaml",
+    )
+    command = [str(tmp_path / "config.yaml"), "--training.max_steps", "4"]
+    assert main(["prepare", *command]) == 0
+    said = capsys.readouterr().out
+    counts = re.findall(r"^(?:train|validation): (\d+) documents, \d+ tokens, \d+ bytes of text$", said, re.MULTILINE)
+    assert len(counts) == 2 and sum(map(int, counts)) == len(corpus.read_text(encoding="utf-8").splitlines())
+    assert f"token shards in {shards}" in said
+
+    assert main(["pretrain", *command]) == 0
+    run = tmp_path / "run"
+    assert f"4 steps done; checkpoints, config and metrics in {run}" in capsys.readouterr().out
+    assert load_run_config(run / "config.yaml").training.max_steps == 4
+    assert main(["pretrain", *command]) == 0, "a finished run is no mistake"
+    capsys.readouterr()
+
+    assert main(["evaluate", str(run), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["step"] == 4 and figures["bits_per_byte"] > 0
+    assert main(["evaluate", str(run)]) == 0
+    assert f"bits per byte  {figures['bits_per_byte']:.4f}" in capsys.readouterr().out
+
+    assert main(["generate", str(run), "--prompt", "deep field", "--max-new-tokens", "6"]) == 0
+    assert capsys.readouterr().out.startswith("deep field")
+
+
+def test_generate_streams_what_it_returns(finished_run: Path, capsys: CapSys) -> None:
+    """The text of one prompt as it streams, of the same prompt in JSON, and among others."""
+    command = ["generate", str(finished_run), "--max-new-tokens", "20", "--temperature", "1", "--top-k", "20"]
+    command += ["--top-p", "0.9", "--seed", "3", "--prompt"]
+    assert main([*command, "star é"]) == 0
+    streamed = capsys.readouterr()
+    assert streamed.err == ""
+    assert main([*command, "star é", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert streamed.out == record["prompt"] + record["text"] + "\n"
+    assert record["prompt"] == "star é" and 0 < record["new_tokens"] <= 20
+
+
+def test_generate_goes_up_to_the_end_of_the_context(finished_run: Path, capsys: CapSys) -> None:
+    assert main(["generate", str(finished_run), "--prompt", "star", "--max-new-tokens", "5000", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["prompt_tokens"] + record["new_tokens"] <= 64
+
+
+def test_several_prompts_are_answered_in_their_order(finished_run: Path, capsys: CapSys) -> None:
+    assert main(["generate", str(finished_run), "--max-new-tokens", "4", "--prompt", "star", "dark", "until;"]) == 0
+    said = capsys.readouterr().out
+    places = [said.index(prompt) for prompt in ("star", "dark", "until;")]
+    assert said.startswith("star") and places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["pretrian", "x.yaml"], "invalid choice: 'pretrian'"),
+        (["tokenizer", "train", "--input", "x"], "--vocab-size"),
+        (["evaluate", "run", "--stpe", "3"], "unrecognized arguments: --stpe 3"),
+        (["generate", "run", "--prompt", "x", "--top-k", "many"], "--top-k: invalid int value: 'many'"),
+        (["pretrain", "nowhere.yaml"], "nowhere.yaml"),
+        (["prepare", "nowhere.yaml"], "nowhere.yaml"),
+        (["evaluate", "nowhere"], "nowhere/checkpoints holds no checkpoint"),
+        (["generate", "nowhere", "--prompt", "x"], "nowhere/checkpoints holds no checkpoint"),
+        (["generate", "nowhere", "--prompt", "x", "--temperature", "-1"], "temperature -1.0 must be at least 0"),
+        (["generate", "nowhere", "--prompt", "x", "--top-p", "2"], "top_p 2.0 must be greater than 0 and at most 1"),
+        (["tokenizer", "train", "--input", "nowhere", "--vocab-size", "300", "--output", "t"], "nowhere"),
+        (["corpus", "stdlib", "/dev/null/corpus.jsonl"], "/dev/null"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_on_the_command_line(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: CapSys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in complaint(arguments, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--training.max_stepz", "3"], "training.max_stepz is not a field; did you mean training.max_steps?"),
+        (["--training.max_steps", "many"], "training.max_steps is 'many', expected an integer"),
+        (["--model.head_dim", "null", "--model.hidden_size", "30"], "hidden_size 30 is not divisible by"),
+        (["--model.vocab_size", "2"], "pad_token_id 2 must be inside the vocabulary"),
+        (["--model.vocab_size", "256"], "256"),
+        (["--mesh.data", "3"], "needs 3 devices, but there are 1"),
+        (["--data.tokenizer", "nowhere"], "nowhere"),
+        (["--data.shards", "nowhere"], "nowhere"),
+        (["--output_dir", "/dev/null/run"], "/dev/null/run"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+@pytest.mark.usefixtures("one_device")
+def test_configs_that_pretrain_refuses(overrides: list[str], message: str, config_file: Path, capsys: CapSys) -> None:
+    assert message in complaint(["pretrain", config_file, *overrides], capsys)
+    assert not (config_file.parent / "run").exists()
+
+
+def bad_corpus(kind: str, folder: Path) -> Path:
+    if kind == "truncated":
+        path = folder / "corpus.jsonl.gz"
+        whole = gzip.compress(b"".join(b'{"text": "%d"}\n' % (i * 7919) for i in range(2000)))
+        path.write_bytes(whole[: len(whole) // 2])
+        return path
+    path = folder / "corpus.jsonl"
+    good = '{"text": "a star"}\n'
+    bad = {"empty": "", "no object": f"{good}[1]\n", "no field": f'{good}{good}{{"txt": "a"}}\n'}
+    path.write_text(bad[kind], encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("command", ["tokenizer", "prepare"])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("empty", "no text"),
+        ("truncated", r"corpus\.jsonl\.gz"),
+        ("no object", r"corpus\.jsonl:2"),
+        ("no field", r"corpus\.jsonl:3.*text"),
+    ],
+)
+def test_corpora_that_are_refused(
+    command: str, kind: str, message: str, config_file: Path, tmp_path: Path, capsys: CapSys
+) -> None:
+    path = bad_corpus(kind, tmp_path)
+    arguments = {
+        "tokenizer": ["tokenizer", "train", "--input", path, "--vocab-size", 300, "--output", tmp_path / "t"],
+        "prepare": ["prepare", config_file, "--data.sources.0.path", path, "--data.shards", tmp_path / "shards"],
+    }
+    assert re.search(message, complaint(arguments[command], capsys))
+
+
+def test_a_vocabulary_smaller_than_the_special_tokens(corpus: Path, tmp_path: Path, capsys: CapSys) -> None:
+    train = ["tokenizer", "train", "--input", corpus, "--vocab-size", "2", "--output", tmp_path / "t"]
+    assert "2" in complaint(train, capsys)
+
+
+def test_a_prompt_longer_than_the_context(finished_run: Path, capsys: CapSys) -> None:
+    said = complaint(["generate", finished_run, "--prompt", "star byte " * 100], capsys)
+    assert "exceed the context of 64 tokens (max_position_embeddings)" in said
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_run_of_another_config_and_a_step_that_is_not_there(
+    finished_run: Path, config_file: Path, capsys: CapSys
+) -> None:
+    said = complaint(["pretrain", config_file, "--output_dir", finished_run, "--seed", 5], capsys)
+    assert "another config: seed (was 0, now 5)" in said
+    assert "no checkpoint of step 7, only of 10, 12" in complaint(["evaluate", finished_run, "--step", 7], capsys)
+
+
+def test_broken_checkpoints(finished_run: Path, tmp_path: Path, capsys: CapSys) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "12" / "params" / "d")
+    assert main(["generate", str(run), "--prompt", "star", "--max-new-tokens", "3"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("star")
+    assert "12 is broken" in said.err and said.err.count("\n") == 1
+
+    (run / "checkpoints" / "10" / "metadata" / "metadata").write_text("{", encoding="utf-8")
+    assert main(["generate", str(run), "--prompt", "star"]) == 2
+    *warnings, error = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 2
+    assert re.search("error: .* none of its checkpoints can be read", error)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_full_disk_while_saving_leaves_the_earlier_checkpoint(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: CapSys
+) -> None:
+    save = ocp.CheckpointManager.save
+
+    def fail_at_10(self: ocp.CheckpointManager, step: int, *arguments: Any, **options: Any) -> bool:
+        if step == 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return save(self, step, *arguments, **options)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", fail_at_10)
+    said = complaint(["pretrain", config_file], capsys)
+    assert "the checkpoint of step 10 cannot be saved: No space left on device" in said
+    assert "that of step 5 is intact" in said
+    monkeypatch.undo()
+    assert latest_step(config_file.parent / "run") == 5
+
+
+def test_other_exceptions_are_bugs_and_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("stellarbyte_jax.training.evaluation.evaluate_run", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["evaluate", "run"])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["tokenizer", "train", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    program = (
+        "import sys\nfrom stellarbyte_jax.cli import main\n"
+        f"try:\n    main({arguments})\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        "print([name for name in ('jax', 'flax', 'numpy', 'orbax', 'yaml', 'rich', 'torch') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.startswith("usage: stellarbyte")
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def stellarbyte(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """The command in a process of its own, with one device."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "stellarbyte_jax.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONUNBUFFERED": "1"},
+        **options,
+    )
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = run_config(training={"max_steps": 100_000}, checkpoint={"save_steps": 100_000})
+    save_run_config(config, tmp_path / "config.yaml")
+    process = stellarbyte("pretrain", tmp_path / "config.yaml")
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if re.match(r"step [1-9]\d*/100000  loss", line):
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "SIGINT: finishing this step, then saving" in err
+    assert "Traceback" not in err
+    stopped = latest_step(config.output_dir)
+    assert stopped is not None and stopped >= 1
+    assert f"stopped after step {stopped}, saved in {config.output_dir}" in out
+
+    process = stellarbyte("pretrain", tmp_path / "config.yaml")
+    assert process.stdout is not None
+    assert f"going on after step {stopped}" in process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (latest_step(config.output_dir) or 0) > stopped
+
+
+def test_a_mistake_in_a_process_of_its_own(config_file: Path) -> None:
+    process = stellarbyte("pretrain", config_file.name, "--model.hidden_sise", "3", cwd=config_file.parent)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert err == (
+        "stellarbyte: error: --model.hidden_sise 3: model.hidden_sise is not a field; did you mean model.hidden_size?\n"
+    )
+
+
+def test_a_reader_that_has_gone_is_no_error(finished_run: Path) -> None:
+    """As with `stellarbyte generate … | head -c 0`."""
+    process = stellarbyte("generate", finished_run, "--prompt", "star", "--max-new-tokens", "8")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=60) == 1
+    assert err == ""
