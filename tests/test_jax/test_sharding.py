@@ -38,10 +38,13 @@ def test_parameters_lie_where_their_axes_say() -> None:
     specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
     attention, mlp = specs["model"]["layers"]["self_attn"], specs["model"]["layers"]["mlp"]
     assert attention["q_proj"]["kernel"] == PartitionSpec(None, "fsdp", "tensor")
+    assert attention["k_proj"]["kernel"] == attention["v_proj"]["kernel"] == PartitionSpec(None, "fsdp", "tensor")
     assert attention["o_proj"]["kernel"] == PartitionSpec(None, "tensor", "fsdp")
+    assert mlp["gate_proj"]["kernel"] == mlp["up_proj"]["kernel"] == PartitionSpec(None, "fsdp", "tensor")
     assert mlp["down_proj"]["kernel"] == PartitionSpec(None, "tensor", "fsdp")
     assert specs["model"]["layers"]["input_layernorm"]["scale"] == PartitionSpec(None, None)
     assert specs["model"]["embed_tokens"]["embedding"] == PartitionSpec("tensor", "fsdp")
+    assert specs["lm_head"]["kernel"] == PartitionSpec("fsdp", "tensor")
     assert specs["model"]["rotary_emb"]["zeta"] == PartitionSpec(None)
 
     params = tiny_params(tiny_config(xpos_learnable=True))
