@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.huge_pages import restart_with_huge_pages
 
 PROGRAM = "stellarbyte"
 
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if overrides and not hasattr(options, "config"):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     options.overrides = overrides
+    if arguments is None and options.run is _pretrain:
+        restart_with_huge_pages()
     try:
         return options.run(options) or 0
     except UserError as error:

@@ -3,10 +3,13 @@
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+
+from stellarbyte_jax.huge_pages import TUNABLES
 
 # 27.8 million parameters.
 VOCAB, HIDDEN, LAYERS, HEADS, KV_HEADS, FEED_FORWARD = 8192, 512, 8, 8, 4, 1408
@@ -24,7 +27,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
-    sides = {name: _start(context, work) for name, work in {"stellarbyte": _jax_work, "torch": _torch_work}.items()}
+    sides = {"torch": _start(context, _torch_work)}
+    os.environ.update(TUNABLES)  # ours runs as `stellarbyte pretrain` does
+    sides = {"stellarbyte": _start(context, _jax_work), **sides}
 
     results = {}
     for task in ["train", *(f"decode batch {size}" for size in DECODE_BATCHES)]:

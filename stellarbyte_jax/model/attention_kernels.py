@@ -1,5 +1,6 @@
 """Attention itself, softmax(Q K^T) V, by the kernel that suits the backend."""
 
+import functools
 from typing import Literal
 
 import jax
@@ -43,14 +44,36 @@ def _chunked_attention(
     """Chunks of queries against past keys only: half the scores are never computed."""
     B, K, G, T, H = q_BKGTH.shape
     chunk = max(SMALLEST_QUERY_CHUNK, -(-T // MOST_QUERY_CHUNKS))
+    ends = (*range(chunk, T, chunk), T)
+    sizes = [end - start for start, end in zip((0, *ends), ends, strict=False)]
+    chunks = zip(
+        ends, sizes, jax.lax.split(q_BKGTH, sizes, 3), _prefixes(k_BKTH, ends), _prefixes(v_BKTH, ends), strict=True
+    )
     outputs = []
-    for start in range(0, T, chunk):
-        end = min(start + chunk, T)
-        q = q_BKGTH[:, :, :, start:end].reshape(B, K, -1, H)
-        k, v = k_BKTH[:, :, :end], v_BKTH[:, :, :end]
-        out = _softmax_attention(q, k, v, _chunk_bias(start, end, G, segment_ids_BT))
-        outputs.append(out.reshape(B, K, G, end - start, H))
+    for end, size, q, k, v in chunks:
+        bias = _chunk_bias(end - size, end, G, segment_ids_BT)
+        outputs.append(_softmax_attention(q.reshape(B, K, G * size, H), k, v, bias).reshape(B, K, G, size, H))
     return jnp.concatenate(outputs, axis=3)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _prefixes(x_BKTH: jax.Array, ends: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    """x[:, :, :end] for each end. The gradient adds up stretch by stretch, where slices' own would pad each to T."""
+    return tuple(x_BKTH[:, :, :end] for end in ends)
+
+
+def _prefixes_forward(x_BKTH: jax.Array, ends: tuple[int, ...]) -> tuple[tuple[jax.Array, ...], None]:
+    return _prefixes(x_BKTH, ends), None
+
+
+def _prefixes_backward(ends: tuple[int, ...], _: None, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array]:
+    stretches = []
+    for index, (start, end) in enumerate(zip((0, *ends), ends, strict=False)):
+        stretches.append(functools.reduce(jnp.add, [gradient[:, :, start:end] for gradient in gradients[index:]]))
+    return (jnp.concatenate(stretches, axis=2),)
+
+
+_prefixes.defvjp(_prefixes_forward, _prefixes_backward)
 
 
 def _softmax_attention(q_BKQH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, bias_B1QS: jax.Array) -> jax.Array:

@@ -171,15 +171,16 @@ class ByteForCausalLM(nnx.Module):
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """float32 logits [B, T, V] of hidden states."""
         B, T, D = hidden_BTD.shape
-        logits_MV = jnp.matmul(hidden_BTD.reshape(-1, D), self.head_DV, preferred_element_type=jnp.float32)
+        head, axes = self.head
+        logits_MV = jnp.einsum(f"MD,{axes}->MV", hidden_BTD.reshape(-1, D), head, preferred_element_type=jnp.float32)
         return logits_MV.reshape(B, T, -1)
 
     @property
-    def head_DV(self) -> jax.Array:
-        """The projection to the vocabulary [D, V] in the compute dtype, tied to the embedding or not."""
+    def head(self) -> tuple[jax.Array, str]:
+        """The projection to the vocabulary in the compute dtype, and its axes: "VD" if it is the embedding, or "DV"."""
         if self.config.tie_word_embeddings:
-            return self.model.embed_tokens.embedding[...].astype(self.dtype).T
-        return self.lm_head.kernel[...].astype(self.dtype)
+            return self.model.embed_tokens.embedding[...].astype(self.dtype), "VD"
+        return self.lm_head.kernel[...].astype(self.dtype), "DV"
 
 
 ByteModel = ByteForCausalLM

@@ -1,5 +1,7 @@
 """The gated feed-forward layer."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -27,4 +29,10 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]."""
-        return self.down_proj(ACTIVATIONS[self.hidden_act](self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(_gated(self.hidden_act, self.gate_proj(x), self.up_proj(x)))
+
+
+@functools.partial(jax.checkpoint, static_argnums=0)
+def _gated(hidden_act: str, gate: jax.Array, up: jax.Array) -> jax.Array:
+    """act(gate) · up; its inner values are cheaper to work out again in the backward pass than to keep."""
+    return ACTIVATIONS[hidden_act](gate) * up

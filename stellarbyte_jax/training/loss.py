@@ -1,5 +1,6 @@
 """Next-token cross-entropy that never holds all logits at once."""
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 IGNORED_LABEL = -100
 
 # Positions whose logits stand in memory together, times the batch.
-TOKENS_PER_CHUNK = 1024
+TOKENS_PER_CHUNK = 2048
 
 
 @jax.tree_util.register_dataclass
@@ -21,31 +22,35 @@ class LossSums:
     tokens: jax.Array
 
 
-def token_loss(hidden_BTD: jax.Array, head_DV: jax.Array, labels_BT: jax.Array) -> LossSums:
+def token_loss(hidden_BTD: jax.Array, head: jax.Array, labels_BT: jax.Array, head_axes: str = "DV") -> LossSums:
     """Cross-entropy of softmax(hidden · head) against labels; labels of -100 count for nothing.
+
+    `head_axes` is "DV", or "VD" for a tied embedding, whose gradient then needs no transposing.
 
     The gradient is worked out chunk by chunk along with the loss, so that logits are made once and never stored.
     """
-    loss, correct = _cross_entropy(hidden_BTD, head_DV, labels_BT)
+    loss, correct = _cross_entropy(hidden_BTD, head, labels_BT, head_axes)
     return LossSums(loss, correct, jnp.sum(labels_BT != IGNORED_LABEL, dtype=jnp.float32))
 
 
-@jax.custom_vjp
-def _cross_entropy(hidden_BTD: jax.Array, head_DV: jax.Array, labels_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _cross_entropy(
+    hidden_BTD: jax.Array, head: jax.Array, labels_BT: jax.Array, head_axes: str
+) -> tuple[jax.Array, jax.Array]:
     loss = correct = jnp.zeros((), jnp.float32)
     for chunk in _chunks(labels_BT.shape):
-        logits_MV, labels_M = _chunk_logits(hidden_BTD[:, chunk], head_DV, labels_BT[:, chunk])
+        logits_MV, labels_M = _chunk_logits(hidden_BTD[:, chunk], head, labels_BT[:, chunk], head_axes)
         chunk_loss, chunk_correct, _ = _chunk_loss(logits_MV, labels_M)
         loss, correct = loss + chunk_loss, correct + chunk_correct
     return loss, correct
 
 
-def _forward(hidden_BTD, head_DV, labels_BT):  # type: ignore[no-untyped-def]
+def _forward(hidden_BTD, head, labels_BT, head_axes):  # type: ignore[no-untyped-def]
     loss = correct = jnp.zeros((), jnp.float32)
-    d_hidden, d_head_DV = [], jnp.zeros(head_DV.shape, jnp.float32)
+    d_hidden, d_head = [], jnp.zeros(head.shape, jnp.float32)
     for chunk in _chunks(labels_BT.shape):
         hidden_BCD = hidden_BTD[:, chunk]
-        logits_MV, labels_M = _chunk_logits(hidden_BCD, head_DV, labels_BT[:, chunk])
+        logits_MV, labels_M = _chunk_logits(hidden_BCD, head, labels_BT[:, chunk], head_axes)
         chunk_loss, chunk_correct, log_total_M = _chunk_loss(logits_MV, labels_M)
         loss, correct = loss + chunk_loss, correct + chunk_correct
 
@@ -53,17 +58,17 @@ def _forward(hidden_BTD, head_DV, labels_BT):  # type: ignore[no-untyped-def]
         is_label_MV = labels_M[:, None] == jnp.arange(logits_MV.shape[1])
         probs_MV = jnp.exp(logits_MV - log_total_M[:, None])
         d_logits_MV = jnp.where((labels_M == IGNORED_LABEL)[:, None], 0.0, probs_MV - is_label_MV)
-        d_logits_MV = d_logits_MV.astype(head_DV.dtype)
+        d_logits_MV = d_logits_MV.astype(head.dtype)
         hidden_MD = hidden_BCD.reshape(-1, hidden_BCD.shape[-1])
-        d_hidden.append((d_logits_MV @ head_DV.T).reshape(hidden_BCD.shape))
-        d_head_DV += jnp.matmul(hidden_MD.T, d_logits_MV, preferred_element_type=jnp.float32)
-    return (loss, correct), (jnp.concatenate(d_hidden, axis=1), d_head_DV.astype(head_DV.dtype))
+        d_hidden.append(jnp.einsum(f"MV,{head_axes}->MD", d_logits_MV, head).reshape(hidden_BCD.shape))
+        d_head += jnp.einsum(f"MD,MV->{head_axes}", hidden_MD, d_logits_MV, preferred_element_type=jnp.float32)
+    return (loss, correct), (jnp.concatenate(d_hidden, axis=1), d_head.astype(head.dtype))
 
 
-def _backward(gradients, cotangents):  # type: ignore[no-untyped-def]
-    d_hidden_BTD, d_head_DV = gradients
+def _backward(_, gradients, cotangents):  # type: ignore[no-untyped-def]
+    d_hidden_BTD, d_head = gradients
     scale = cotangents[0]
-    return (d_hidden_BTD * scale).astype(d_hidden_BTD.dtype), (d_head_DV * scale).astype(d_head_DV.dtype), None
+    return (d_hidden_BTD * scale).astype(d_hidden_BTD.dtype), (d_head * scale).astype(d_head.dtype), None
 
 
 _cross_entropy.defvjp(_forward, _backward)
@@ -76,9 +81,12 @@ def _chunks(shape: tuple[int, ...]) -> list[slice]:
     return [slice(start, min(start + size, T)) for start in range(0, T, size)]
 
 
-def _chunk_logits(hidden_BCD: jax.Array, head_DV: jax.Array, labels_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _chunk_logits(
+    hidden_BCD: jax.Array, head: jax.Array, labels_BC: jax.Array, head_axes: str
+) -> tuple[jax.Array, jax.Array]:
     hidden_MD = hidden_BCD.reshape(-1, hidden_BCD.shape[-1])
-    return jnp.matmul(hidden_MD, head_DV, preferred_element_type=jnp.float32), labels_BC.reshape(-1)
+    logits_MV = jnp.einsum(f"MD,{head_axes}->MV", hidden_MD, head, preferred_element_type=jnp.float32)
+    return logits_MV, labels_BC.reshape(-1)
 
 
 def _chunk_loss(logits_MV: jax.Array, labels_M: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -65,7 +65,8 @@ def batch_loss(graphdef: nnx.GraphDef[ByteForCausalLM], params: Params, batch: B
     """Sums of loss, correct predictions and tokens over a batch."""
     model = nnx.merge(graphdef, params)
     hidden_BTD, _ = model.model(batch["input_ids"], batch.get("position_ids"), batch.get("segment_ids"))
-    return token_loss(hidden_BTD, model.head_DV, batch["labels"])
+    head, head_axes = model.head
+    return token_loss(hidden_BTD, head, batch["labels"], head_axes)
 
 
 def _accumulate(  # type: ignore[no-untyped-def]
