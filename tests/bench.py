@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
-from stellarbyte_jax.huge_pages import TUNABLES
+from stellarbyte_jax.cli import HUGE_PAGES
 
 # 27.8 million parameters.
 VOCAB, HIDDEN, LAYERS, HEADS, KV_HEADS, FEED_FORWARD = 8192, 512, 8, 8, 4, 1408
@@ -28,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     sides = {"torch": _start(context, _torch_work)}
-    os.environ.update(TUNABLES)  # ours runs as `stellarbyte pretrain` does
+    os.environ.update(HUGE_PAGES)  # ours runs as `stellarbyte pretrain` does
     sides = {"stellarbyte": _start(context, _jax_work), **sides}
 
     results = {}
