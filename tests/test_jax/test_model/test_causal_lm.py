@@ -149,9 +149,6 @@ def test_init_depends_on_the_seed_alone() -> None:
     assert all(jax.tree.leaves(same))
     other = tiny_params(config, seed=1)
     assert not np.array_equal(other["lm_head"]["kernel"], tiny_params(config)["lm_head"]["kernel"])
-    constructed = nnx.to_pure_dict(nnx.state(ByteModel(config, rngs=nnx.Rngs(1))))
-    # A program of its own may round the last bit otherwise.
-    assert max(jax.tree.leaves(jax.tree.map(relative_error, constructed, other))) < 1e-6
 
 
 AXES = {

@@ -70,8 +70,10 @@ def rows(config: ByteConfig) -> dict[str, np.ndarray]:
     return batch
 
 
-def each_document_alone(config: ByteConfig, batch: dict[str, np.ndarray], dtype: Any = jnp.float32) -> np.ndarray:
-    """Logits [B, T, V] from a forward pass over each document by itself, without cache, segments or padding."""
+@functools.cache
+def each_document_alone(config: ByteConfig, dtype: Any = jnp.float32) -> np.ndarray:
+    """Logits [B, T, V] of `rows` from a pass over each document by itself, without cache, segments or padding."""
+    batch = rows(config)
     graphdef, state = nnx.split(tiny_model(config, dtype))
     forward = jax.jit(lambda state, ids: nnx.merge(graphdef, state)(ids).logits)
     logits = np.full((*batch["input_ids"].shape, config.vocab_size), np.nan)
@@ -90,7 +92,7 @@ def differences(actual: np.ndarray, expected: np.ndarray) -> float:
 def test_law_2_every_prefix_length(name: str) -> None:
     config = CONFIGS[name]
     batch, read = rows(config), Reader(config)
-    alone = each_document_alone(config, batch)
+    alone = each_document_alone(config)
     # Each length is a program to compile: all of them once, elsewhere those around the documents' borders.
     for prefix in range(1, T + 1) if name == "xpos, grouped" else (1, 4, 5):
         assert differences(read(batch, [prefix] + [1] * (T - prefix)), alone) < 1e-5, prefix
@@ -99,7 +101,7 @@ def test_law_2_every_prefix_length(name: str) -> None:
 def test_a_prompt_may_be_read_in_pieces() -> None:
     config = CONFIGS["xpos, grouped"]
     batch = rows(config)
-    assert differences(Reader(config)(batch, [2, 4, 3]), each_document_alone(config, batch)) < 1e-5
+    assert differences(Reader(config)(batch, [2, 4, 3]), each_document_alone(config)) < 1e-5
 
 
 def test_padding_stays_finite() -> None:
@@ -112,7 +114,7 @@ def test_bfloat16_cache() -> None:
     into the tens, so that one may move by some hundredths, and a probability by as much of itself: 5 % in all."""
     config = CONFIGS["xpos, grouped"]
     batch = rows(config)
-    error = differences(Reader(config, jnp.bfloat16)(batch, [4] + [1] * (T - 4)), each_document_alone(config, batch))
+    error = differences(Reader(config, jnp.bfloat16)(batch, [4] + [1] * (T - 4)), each_document_alone(config))
     assert 1e-5 < error < 5e-2
 
 
@@ -121,7 +123,7 @@ def test_a_bfloat16_model_reads_the_same_behind_its_cache() -> None:
     config = CONFIGS["xpos, grouped"]
     batch = rows(config)
     read = Reader(config, jnp.bfloat16, jnp.bfloat16)
-    assert differences(read(batch, [4] + [1] * (T - 4)), each_document_alone(config, batch, jnp.bfloat16)) < 5e-2
+    assert differences(read(batch, [4] + [1] * (T - 4)), each_document_alone(config, jnp.bfloat16)) < 5e-2
 
 
 def test_positions_and_segments_by_default_continue_the_cache() -> None:

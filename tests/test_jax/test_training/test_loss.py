@@ -43,8 +43,8 @@ def compiled(tokens_per_chunk: int):  # noqa: ARG001 - a program for each, for i
 
 @settings(deadline=None, max_examples=30, derandomize=True)
 @given(
-    shape=st.sampled_from([(1, 1), (1, 40), (3, 17), (5, 3), (2, 16)]),
-    tokens_per_chunk=st.sampled_from([7, 16, 1024]),
+    shape=st.sampled_from([(1, 1), (1, 40), (3, 17), (5, 3)]),
+    tokens_per_chunk=st.sampled_from([10, 1024]),
     ignored=st.sampled_from([0.0, 0.3, 0.97, 1.0]),
     seed=st.integers(0, 2**32 - 1),
 )
