@@ -18,10 +18,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except UserError as error:
-        print(f"stellarbyte: error: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stellarbyte: interrupted", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
 
 
@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse whose mistakes read like all our others: one sentence, no usage text."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"stellarbyte: error: {message}\n")
+        self.exit(2, f"{PROGRAM}: error: {message}\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -193,5 +193,5 @@ def test_without_torch_one_sentence_says_what_to_install(run_dir, export, python
     )
     printed = python(code, tmp_path, str(run_dir), str(export))
     assert printed.startswith(
-        "2 stellarbyte: error: verify compares with PyTorch, but torch is not installed: pip inst"
+        "2 stellarbyte-convert: error: verify compares with PyTorch, but torch is not installed: pip inst"
     )

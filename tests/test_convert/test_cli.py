@@ -33,7 +33,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(arguments, complaint, tmp_pat
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     said = capsys.readouterr().err
-    assert said.startswith("stellarbyte: error: ")
+    assert said.startswith("stellarbyte-convert: error: ")
     assert complaint in said
     assert said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
