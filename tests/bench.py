@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
-from stellarbyte_jax.cli import HUGE_PAGES
+from stellarbyte_jax.cli import MALLOC_TUNABLES
 
 # 27.8 million parameters.
 VOCAB, HIDDEN, LAYERS, HEADS, KV_HEADS, FEED_FORWARD = 8192, 512, 8, 8, 4, 1408
 BATCH, LENGTH = 8, 512
+# A turn is long enough that coming back from a pause does not count for much.
+STEPS = 4
 PROMPT, NEW_TOKENS = 64, 128
 DECODE_BATCHES = (1, 8)
 
@@ -22,17 +24,19 @@ Work = Callable[[], float]
 
 def main() -> None:
     """Print tokens/s of both sides, and ours over torch's pair by pair."""
+    tasks = ["train", *(f"decode batch {size}" for size in DECODE_BATCHES)]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="measured turns of each side (default 7)")
+    parser.add_argument("--task", choices=tasks, nargs="+", default=tasks, help="what to measure (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     sides = {"torch": _start(context, _torch_work)}
-    os.environ.update(HUGE_PAGES)  # ours runs as `stellarbyte pretrain` does
+    os.environ.update(MALLOC_TUNABLES)  # ours runs as `stellarbyte pretrain` does
     sides = {"stellarbyte": _start(context, _jax_work), **sides}
 
     results = {}
-    for task in ["train", *(f"decode batch {size}" for size in DECODE_BATCHES)]:
+    for task in options.task:
         for side in sides.values():  # compile, and fill the caches
             _ask(side, task)
         rates: dict[str, list[float]] = {name: [] for name in sides}
@@ -113,8 +117,9 @@ def _jax_work() -> dict[str, Work]:
 
     def train() -> None:
         nonlocal state
-        state, metrics = step(state, batch)
-        jax.block_until_ready((state, metrics))
+        for _ in range(STEPS):
+            state, metrics = step(state, batch)
+            jax.block_until_ready((state, metrics))
 
     generator = Generator(ByteModel(config, rngs=nnx.Rngs(0)))
 
@@ -122,7 +127,9 @@ def _jax_work() -> dict[str, Work]:
         prompts = np.random.default_rng(0).integers(3, VOCAB, (size, PROMPT)).tolist()
         return lambda: _rate(size * NEW_TOKENS, lambda: generator.generate(prompts, NEW_TOKENS))
 
-    return {"train": lambda: _rate(BATCH * LENGTH, train)} | {f"decode batch {n}": decode(n) for n in DECODE_BATCHES}
+    return {"train": lambda: _rate(STEPS * BATCH * LENGTH, train)} | {
+        f"decode batch {n}": decode(n) for n in DECODE_BATCHES
+    }
 
 
 def _torch_work() -> dict[str, Work]:
@@ -148,10 +155,11 @@ def _torch_work() -> dict[str, Work]:
 
     def train() -> None:
         model.train()
-        model(rows, labels=rows, use_cache=False).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for _ in range(STEPS):
+            model(rows, labels=rows, use_cache=False).loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
 
     def decode(size: int) -> Work:
         prompts = torch.from_numpy(np.random.default_rng(0).integers(3, VOCAB, (size, PROMPT)))
@@ -162,7 +170,9 @@ def _torch_work() -> dict[str, Work]:
 
         return lambda: _rate(size * NEW_TOKENS, generate)
 
-    return {"train": lambda: _rate(BATCH * LENGTH, train)} | {f"decode batch {n}": decode(n) for n in DECODE_BATCHES}
+    return {"train": lambda: _rate(STEPS * BATCH * LENGTH, train)} | {
+        f"decode batch {n}": decode(n) for n in DECODE_BATCHES
+    }
 
 
 if __name__ == "__main__":
