@@ -174,6 +174,7 @@ def _pretrain(options: argparse.Namespace) -> int:
     from stellarbyte_jax.config_file import load_run_config
 
     config = load_run_config(options.config, options.overrides)
+    # JAX is imported only now: a mistake in the config need not wait for it.
     from stellarbyte_jax.training.loop import pretrain
 
     finished = pretrain(config)

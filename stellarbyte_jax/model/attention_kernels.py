@@ -33,9 +33,9 @@ def cached_attention(q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, v
         [B, K, G, T, H] in q's dtype.
     """
     B, K, G, T, H = q_BKGTH.shape
-    bias = jnp.tile(jnp.where(visible_BTS, 0.0, -jnp.inf), (1, G, 1))[:, None]
     q = q_BKGTH.reshape(B, K, G * T, H)
-    return _softmax_attention(q, k_BKSH.astype(q.dtype), v_BKSH.astype(q.dtype), bias).reshape(q_BKGTH.shape)
+    k, v = k_BKSH.astype(q.dtype), v_BKSH.astype(q.dtype)
+    return _softmax_attention(q, k, v, _bias(visible_BTS, G)).reshape(q_BKGTH.shape)
 
 
 def _chunked_attention(
@@ -51,7 +51,7 @@ def _chunked_attention(
     )
     outputs = []
     for end, size, q, k, v in chunks:
-        bias = _chunk_bias(end - size, end, G, segment_ids_BT)
+        bias = _bias(_visible(end - size, end, segment_ids_BT), G)
         outputs.append(_softmax_attention(q.reshape(B, K, G * size, H), k, v, bias).reshape(B, K, G, size, H))
     return jnp.concatenate(outputs, axis=3)
 
@@ -117,12 +117,17 @@ def _contract_queries(x_BKQS: jax.Array, y_BKQH: jax.Array) -> jax.Array:
 _softmax_attention.defvjp(_softmax_attention_forward, _softmax_attention_backward)
 
 
-def _chunk_bias(start: int, end: int, groups: int, segment_ids_BT: jax.Array | None) -> jax.Array:
-    """0 where queries start … end - 1 may look, -inf elsewhere: [B or 1, 1, G·C, end]."""
-    visible = (jnp.arange(end) <= jnp.arange(start, end)[:, None])[None]
+def _visible(start: int, end: int, segment_ids_BT: jax.Array | None) -> jax.Array:
+    """Where queries start … end - 1 may look: bool [B or 1, end - start, end]."""
+    visible_BTS = (jnp.arange(end) <= jnp.arange(start, end)[:, None])[None]
     if segment_ids_BT is not None:
-        visible = visible & (segment_ids_BT[:, start:end, None] == segment_ids_BT[:, None, :end])
-    return jnp.tile(jnp.where(visible, 0.0, -jnp.inf), (1, groups, 1))[:, None]
+        visible_BTS = visible_BTS & (segment_ids_BT[:, start:end, None] == segment_ids_BT[:, None, :end])
+    return visible_BTS
+
+
+def _bias(visible_BTS: jax.Array, groups: int) -> jax.Array:
+    """0 where visible and -inf elsewhere, for the queries of every group: [B, 1, G·T, S]."""
+    return jnp.tile(jnp.where(visible_BTS, 0.0, -jnp.inf), (1, groups, 1))[:, None]
 
 
 def _fused_attention(
