@@ -1,120 +1,22 @@
 """Every setting of a run, as frozen dataclasses that refuse contradictions when they are built."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.model_config import ByteConfig, RopeScaling
 
-# Largest finite value of each compute dtype; kept here so that checking a config imports no array library.
-_LARGEST_FINITE = {"float32": 3.4028235e38, "bfloat16": 3.3895314e38, "float16": 65504.0}
-
-# XPos decays pair 0 the fastest: zeta_0 = 0.4 / 1.4 (Sun et al. 2022, arXiv:2212.10554).
-XPOS_SMALLEST_ZETA = 0.4 / 1.4
-
-
-@dataclass(frozen=True)
-class ByteConfig:
-    """Architecture of a StellarByte decoder, in Hugging Face's words.
-
-    `num_key_value_heads` defaults to `num_attention_heads`, `head_dim` to `hidden_size / num_attention_heads`.
-
-    Raises:
-        UserError: a field is out of range, or two fields contradict each other.
-    """
-
-    vocab_size: int = 32000
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    hidden_act: Literal["silu", "gelu", "gelu_pytorch_tanh", "relu"] = "silu"
-    max_position_embeddings: int = 2048
-    rms_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
-    tie_word_embeddings: bool = False
-    position_embedding: Literal["xpos", "rope"] = "xpos"
-    rope_theta: float = 10000.0
-    xpos_scale_base: float = 512.0
-    xpos_learnable: bool = False
-    bos_token_id: int = 0
-    eos_token_id: int = 1
-    pad_token_id: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
-        if self.num_key_value_heads is None:
-            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
-        if self.head_dim is None:
-            _require(
-                self.hidden_size % self.num_attention_heads == 0,
-                "hidden_size",
-                self.hidden_size,
-                f"is not divisible by num_attention_heads {self.num_attention_heads}: "
-                "choose a multiple, or set head_dim",
-            )
-            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        assert self.num_key_value_heads is not None and self.head_dim is not None
-        _require(
-            self.num_key_value_heads > 0 and self.num_attention_heads % self.num_key_value_heads == 0,
-            "num_key_value_heads",
-            self.num_key_value_heads,
-            f"must divide num_attention_heads {self.num_attention_heads}",
-        )
-        _require(
-            self.head_dim > 0 and self.head_dim % 2 == 0,
-            "head_dim",
-            self.head_dim,
-            "must be even and at least 2, for rotary positions turn pairs of channels",
-        )
-        for name in ("max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "xpos_scale_base"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "must be greater than 0")
-        token_ids = {name: getattr(self, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        for name, token_id in token_ids.items():
-            _require(
-                0 <= token_id < self.vocab_size,
-                name,
-                token_id,
-                f"must be inside the vocabulary: 0 to vocab_size - 1 = {self.vocab_size - 1}",
-            )
-        _require(
-            len(set(token_ids.values())) == 3,
-            "pad_token_id",
-            self.pad_token_id,
-            f"must differ from bos_token_id {self.bos_token_id} and eos_token_id {self.eos_token_id}, "
-            "as they from each other",
-        )
-        _require(
-            self.position_embedding == "xpos" or not self.xpos_learnable,
-            "xpos_learnable",
-            self.xpos_learnable,
-            f"needs position_embedding xpos, not {self.position_embedding}",
-        )
-        self.check_xpos_range("float32")
-
-    def check_xpos_range(self, dtype: str) -> None:
-        """Refuse XPos decays that overflow `dtype` somewhere in the context.
-
-        A score multiplies a query's and a key's factor, each at most zeta_0^(-r / base) with r =
-        max_position_embeddings / 2; the product of two such, met by a pair that the causal mask hides, must be finite.
-
-        Raises:
-            UserError: naming the smallest `xpos_scale_base` that fits.
-        """
-        if self.position_embedding != "xpos":
-            return
-        decay = self.max_position_embeddings * math.log(1 / XPOS_SMALLEST_ZETA)
-        smallest_base = math.ceil(decay / math.log(_LARGEST_FINITE[dtype]))
-        _require(
-            self.xpos_scale_base >= smallest_base,
-            "xpos_scale_base",
-            self.xpos_scale_base,
-            f"lets XPos leave the range of {dtype} within max_position_embeddings "
-            f"{self.max_position_embeddings}: use at least {smallest_base}",
-        )
+__all__ = [
+    "ByteConfig",
+    "CheckpointConfig",
+    "DataConfig",
+    "MeshConfig",
+    "OptimizerConfig",
+    "RopeScaling",
+    "RunConfig",
+    "SourceConfig",
+    "TrainingConfig",
+]
 
 
 @dataclass(frozen=True)
@@ -165,6 +67,7 @@ class TrainingConfig:
     batch_size: int
     gradient_accumulation_steps: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
+    attention_kernel: Literal["auto", "reference", "chunked", "cudnn", "splash"] = "auto"
     eval_steps: int = 100
     eval_batches: int | None = None
 
@@ -265,6 +168,13 @@ class RunConfig:
             f"is more than training.max_steps {self.training.max_steps}",
         )
         self.model.check_xpos_range(self.training.dtype)
+        _require(
+            not self.model.attention_dropout or self.training.attention_kernel not in ("cudnn", "splash"),
+            "training.attention_kernel",
+            self.training.attention_kernel,
+            f"has no dropout, but model.attention_dropout is {self.model.attention_dropout}: use auto, reference or "
+            "chunked, or set model.attention_dropout to 0",
+        )
 
 
 def _require(holds: bool, name: str, value: object, complaint: str) -> None:

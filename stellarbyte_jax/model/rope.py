@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from stellarbyte_jax.config import XPOS_SMALLEST_ZETA, ByteConfig
+from stellarbyte_jax.model_config import XPOS_SMALLEST_ZETA, ByteConfig
 
 
 @jax.tree_util.register_dataclass
