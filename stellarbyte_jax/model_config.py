@@ -124,6 +124,11 @@ class ByteConfig:
             )
 
     @property
+    def stochastic(self) -> bool:
+        """Whether training drops anything at random."""
+        return any((self.drop_path_rate, self.hidden_dropout, self.attention_dropout, self.residual_dropout))
+
+    @property
     def context_length(self) -> int:
         """Positions that the model may be used at: dynamic scaling stretches `max_position_embeddings` as it goes."""
         if self.rope_scaling is not None and self.rope_scaling.rope_type == "dynamic":

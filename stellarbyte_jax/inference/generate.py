@@ -135,11 +135,11 @@ def _prefill(
     lengths_B = segment_ids_BT.sum(axis=1)
     position_ids_BT = jnp.maximum(jnp.arange(T) - (T - lengths_B)[:, None], 0)
     cache = KVCache.create(model.config, B, T + new_capacity, cache_dtype)
-    hidden_BTD, filled_cache = model.model(input_ids_BT, position_ids_BT, segment_ids_BT, cache)
-    assert filled_cache is not None
-    token_B = sample(model.logits(hidden_BTD[:, -1:])[:, 0], sampling, jax.random.fold_in(key, 0))
+    output = model.model(input_ids_BT, position_ids_BT, segment_ids_BT, cache)
+    assert output.cache is not None
+    token_B = sample(model.logits(output.hidden[:, -1:])[:, 0], sampling, jax.random.fold_in(key, 0))
     return _Decoding(
-        cache=filled_cache,
+        cache=output.cache,
         token_B=token_B,
         position_B=lengths_B,
         done_B=token_B == model.config.eos_token_id,

@@ -5,48 +5,98 @@ import jax.numpy as jnp
 from flax import nnx
 
 from stellarbyte_jax.config import ByteConfig
-from stellarbyte_jax.model.attention_kernels import cached_attention, causal_attention
-from stellarbyte_jax.model.kv_cache import KVCache
+from stellarbyte_jax.model.attention_kernels import attention, cached_attention
+from stellarbyte_jax.model.context import CallContext, LayerContext
+from stellarbyte_jax.model.kv_cache import LayerCache
 from stellarbyte_jax.model.linear import Linear
+from stellarbyte_jax.model.norm import RMSNorm
 from stellarbyte_jax.model.rope import RotaryTables, rotate
 
 
 class Attention(nnx.Module):
-    """Causal self-attention with K key/value heads, each serving G = N / K query heads (Ainslie et al. 2023)."""
+    """Causal self-attention with K key/value heads, each serving G = N / K query heads (Ainslie et al. 2023).
+
+    `kernel` names one of attention_kernels.py.
+    """
 
     def __init__(
-        self, config: ByteConfig, *, output_stddev: float, dtype: jnp.dtype, platform: str, rngs: nnx.Rngs
+        self,
+        config: ByteConfig,
+        *,
+        value_stddev: float,
+        output_stddev: float,
+        dtype: jnp.dtype,
+        kernel: str,
+        rngs: nnx.Rngs,
     ) -> None:
         D, N, K, H = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
         assert K is not None and H is not None
         stddev = config.initializer_range
-        self.q_proj = Linear(D, N * H, axes=("hidden", "heads"), stddev=stddev, dtype=dtype, rngs=rngs)
-        self.k_proj = Linear(D, K * H, axes=("hidden", "kv_heads"), stddev=stddev, dtype=dtype, rngs=rngs)
-        self.v_proj = Linear(D, K * H, axes=("hidden", "kv_heads"), stddev=stddev, dtype=dtype, rngs=rngs)
-        self.o_proj = Linear(N * H, D, axes=("heads", "hidden"), stddev=output_stddev, dtype=dtype, rngs=rngs)
-        self.num_kv_heads, self.head_dim, self.platform = K, H, platform
 
-    def __call__(self, x_BTD: jax.Array, tables: RotaryTables, segment_ids_BT: jax.Array | None) -> jax.Array:
-        """Attend within the sequence: [B, T, D] -> [B, T, D]."""
-        q_BKGTH, k_BKTH, v_BKTH = self._queries_keys_values(x_BTD, tables)
-        return self._join(causal_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, self.platform))
+        def linear(in_size: int, out_size: int, axes: tuple[str, str], stddev: float) -> Linear:
+            return Linear(
+                in_size, out_size, axes=axes, stddev=stddev, dtype=dtype, rngs=rngs, bias=config.attention_bias
+            )
 
-    def with_cache(
-        self, x_BTD: jax.Array, tables: RotaryTables, visible_BTS: jax.Array, cache: KVCache, layer: int
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Attend to the cache and to itself: [B, T, D] -> [B, T, D] and this layer's new keys and values."""
-        q_BKGTH, k_BKTH, v_BKTH = self._queries_keys_values(x_BTD, tables)
-        k_BKSH, v_BKSH = cache.append(layer, k_BKTH, v_BKTH)
-        return self._join(cached_attention(q_BKGTH, k_BKSH, v_BKSH, visible_BTS)), (k_BKSH, v_BKSH)
+        self.q_proj = linear(D, N * H, ("hidden", "heads"), stddev)
+        self.k_proj = linear(D, K * H, ("hidden", "kv_heads"), stddev)
+        self.v_proj = linear(D, K * H, ("hidden", "kv_heads"), value_stddev)
+        self.o_proj = linear(N * H, D, ("heads", "hidden"), output_stddev)
+        self.q_norm = RMSNorm(H, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(H, config.rms_norm_eps) if config.qk_norm else None
+        self.num_kv_heads, self.head_dim, self.kernel = K, H, kernel
+        self.window, self.dropout_rate = config.sliding_window, config.attention_dropout
 
-    def _queries_keys_values(self, x_BTD: jax.Array, tables: RotaryTables) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def __call__(
+        self, x_BTD: jax.Array, context: CallContext, layer: LayerContext, dropout_key: jax.Array | None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """Attend within the sequence, or to the cache and itself: [B, T, D] -> [B, T, D], and the layer's cache."""
+        q_BKGTH, k_BKTH, v_BKTH = self._queries_keys_values(x_BTD, context.tables)
+        if layer.cache is None:
+            out_BKGTH, cache = self._attend(q_BKGTH, k_BKTH, v_BKTH, context, dropout_key), None
+        else:
+            assert context.cache_view is not None
+            k_BKSH, v_BKSH, cache = layer.cache.append(k_BKTH, v_BKTH, context.cache_view)
+            out_BKGTH = cached_attention(q_BKGTH, k_BKSH, v_BKSH, context.cache_view.visible_BTS)
+        if layer.head_mask_N is not None:
+            mask_KG = layer.head_mask_N.reshape(self.num_kv_heads, -1)
+            out_BKGTH = out_BKGTH * mask_KG[:, :, None, None].astype(out_BKGTH.dtype)
+        return self._join(out_BKGTH), cache
+
+    def _attend(
+        self,
+        q_BKGTH: jax.Array,
+        k_BKTH: jax.Array,
+        v_BKTH: jax.Array,
+        context: CallContext,
+        dropout_key: jax.Array | None,
+    ) -> jax.Array:
+        return attention(
+            q_BKGTH,
+            k_BKTH,
+            v_BKTH,
+            kernel=self.kernel,
+            segment_ids_BT=context.segment_ids_BT,
+            window=self.window,
+            dropout_rate=self.dropout_rate,
+            dropout_key=dropout_key,
+        )
+
+    def _queries_keys_values(
+        self, x_BTD: jax.Array, tables: RotaryTables | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         (B, T, _), K, H = x_BTD.shape, self.num_kv_heads, self.head_dim
         q_BNTH = self.q_proj(x_BTD).reshape(B, T, -1, H).transpose(0, 2, 1, 3)
         k_BKTH = self.k_proj(x_BTD).reshape(B, T, K, H).transpose(0, 2, 1, 3)
         v_BKTH = self.v_proj(x_BTD).reshape(B, T, K, H).transpose(0, 2, 1, 3)
-        # 1/sqrt(H) rides on the query's tables: no pass of its own.
-        q_BNTH = rotate(q_BNTH, tables.q_cos[:, None] * H**-0.5, tables.q_sin[:, None] * H**-0.5)
-        k_BKTH = rotate(k_BKTH, tables.k_cos[:, None], tables.k_sin[:, None])
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BNTH, k_BKTH = self.q_norm(q_BNTH), self.k_norm(k_BKTH)
+        if tables is None:
+            q_BNTH = q_BNTH * H**-0.5
+        else:
+            # 1/sqrt(H) rides on the query's tables: no pass of its own.
+            q_BNTH = rotate(q_BNTH, tables.q_cos[:, None] * H**-0.5, tables.q_sin[:, None] * H**-0.5)
+            k_BKTH = rotate(k_BKTH, tables.k_cos[:, None], tables.k_sin[:, None])
         return q_BNTH.reshape(B, K, -1, T, H), k_BKTH, v_BKTH
 
     def _join(self, out_BKGTH: jax.Array) -> jax.Array:

@@ -26,6 +26,28 @@ def causal_attention(
     return _chunked_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT)
 
 
+def default_kernel(platform: str, dropout_rate: float = 0.0) -> str:
+    """The kernel that suits a platform, and attention dropout where there is any."""
+    kernel = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}.get(platform, "chunked")
+    return "reference" if dropout_rate and kernel != "chunked" else kernel
+
+
+def attention(
+    q_BKGTH: jax.Array,
+    k_BKTH: jax.Array,
+    v_BKTH: jax.Array,
+    *,
+    kernel: str,
+    segment_ids_BT: jax.Array | None = None,
+    window: int | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Causal attention by the named kernel."""
+    assert kernel == "chunked" and window is None and (dropout_key is None or not dropout_rate)
+    return _chunked_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT)
+
+
 def cached_attention(q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, visible_BTS: jax.Array) -> jax.Array:
     """Attention of new queries to a cache, seeing the slots where `visible_BTS` is true; float32 scores.
 

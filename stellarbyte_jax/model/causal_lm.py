@@ -1,5 +1,6 @@
 """The decoder, and the language model that puts a vocabulary on top of it."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax
@@ -8,9 +9,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from stellarbyte_jax.config import ByteConfig
+from stellarbyte_jax.model.attention_kernels import default_kernel
 from stellarbyte_jax.model.block import Block
+from stellarbyte_jax.model.context import CallContext, LayerContext
+from stellarbyte_jax.model.dropout import dropout
 from stellarbyte_jax.model.kv_cache import KVCache
 from stellarbyte_jax.model.linear import Linear
+from stellarbyte_jax.model.moe import RouterStats
 from stellarbyte_jax.model.norm import RMSNorm
 from stellarbyte_jax.model.rope import RotaryEmbedding
 
@@ -18,10 +23,11 @@ from stellarbyte_jax.model.rope import RotaryEmbedding
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class CausalLMOutput:
-    """float32 logits [B, T, V], and the cache with the new tokens in it where one was given."""
+    """float32 logits [B, T, V], the cache with the new tokens in it where one was given, and DecoderOutput's router."""
 
     logits: jax.Array
     cache: KVCache | None = None
+    router: RouterStats | None = None
 
 
 class Embedding(nnx.Module):
@@ -33,24 +39,43 @@ class Embedding(nnx.Module):
         self.embedding = nnx.Param(embedding_VD, axes=("vocab", "hidden"))
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DecoderOutput:
+    """Hidden states [B, T, D] after the final norm, the cache as above, and the routers' statistics, stacked on L."""
+
+    hidden: jax.Array
+    cache: KVCache | None = None
+    router: RouterStats | None = None
+
+
 class ByteDecoder(nnx.Module):
     """Embedding, layers and final norm: token ids to hidden states.
 
-    `dtype` is the compute dtype; parameters are float32. `platform` (default: the one JAX runs on) chooses the kernels.
+    `dtype` is the compute dtype; parameters are float32. `attention_kernel` is one of attention_kernels.py, or "auto"
+    for the one that suits `platform` (default: the one JAX runs on).
     """
 
     def __init__(
-        self, config: ByteConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, platform: str | None = None
+        self,
+        config: ByteConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        platform: str | None = None,
+        attention_kernel: str = "auto",
     ) -> None:
         self.config, self.dtype = config, jnp.dtype(dtype)
         self.platform = platform or jax.default_backend()
         self.embed_tokens = Embedding(config, rngs=rngs)
-        self.rotary_emb = RotaryEmbedding(config)
+        self.rotary_emb = None if config.position_embedding == "none" else RotaryEmbedding(config)
+        if attention_kernel == "auto":
+            attention_kernel = default_kernel(self.platform, config.attention_dropout)
 
         # All layers as one, with a leading axis L on every parameter.
         @nnx.vmap
         def create_layers(rngs: nnx.Rngs) -> Block:
-            return Block(config, dtype=self.dtype, platform=self.platform, rngs=rngs)
+            return Block(config, dtype=self.dtype, attention_kernel=attention_kernel, rngs=rngs)
 
         self.layers: Block | nnx.List[Block] = create_layers(rngs.split(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -61,56 +86,78 @@ class ByteDecoder(nnx.Module):
         position_ids: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         cache: KVCache | None = None,
-    ) -> tuple[jax.Array, KVCache | None]:
+        dropout_key: jax.Array | None = None,
+        *,
+        training: bool = False,
+    ) -> DecoderOutput:
         """Hidden states of a batch of token ids.
 
         Args:
             input_ids: int32 [B, T].
             position_ids: int32 [B, T]; by default 0, 1, 2 …, behind what the cache holds.
-            segment_ids: int32 [B, T]; tokens see only their own segment. By default each row is one document.
+            segment_ids: int32 [B, T]; tokens see only their own segment, and 0 is padding. By default each row is one
+                document.
             cache: keys and values to continue from.
-
-        Returns:
-            Hidden states [B, T, D] after the final norm, and the cache with the T new tokens, if one was given.
+            dropout_key: what dropout and DropPath draw from; without it nothing is dropped.
+            training: whether experts are held to their capacity.
         """
         B, T = input_ids.shape
         if position_ids is None:
-            first = 0 if cache is None else cache.length
-            position_ids = (first + jnp.arange(T, dtype=jnp.int32))[None]
-        tables = self.rotary_emb(position_ids)
+            position_ids = jnp.arange(T, dtype=jnp.int32)[None] if cache is None else cache.next_positions(T)
+        tables = None if self.rotary_emb is None else self.rotary_emb(position_ids)
+        embedding_key = layers_key = None
+        if dropout_key is not None and self.config.stochastic:
+            embedding_key, layers_key = jax.random.split(dropout_key)
         x_BTD = self.embed_tokens.embedding[...].astype(self.dtype)[input_ids]
+        x_BTD = dropout(x_BTD, self.config.hidden_dropout, embedding_key)
+        per_layer = self._per_layer(layers_key)
         if cache is None:
-            x_BTD = self._layers(x_BTD, tables, segment_ids)
-            return self.norm(x_BTD), None
+            context = CallContext(tables, segment_ids, None, training)
+            x_BTD, router = self._scan_layers(x_BTD, context, per_layer)
+            return DecoderOutput(self.norm(x_BTD), None, router)
 
         if segment_ids is None:
             segment_ids = jnp.ones((B, T), jnp.int32)
-        x_BTD, cache = self._layers_with_cache(x_BTD, tables, segment_ids, cache)
-        return self.norm(x_BTD), cache
+        context = CallContext(tables, segment_ids, cache.view(segment_ids), training)
+        x_BTD, cache = self._layers_with_cache(x_BTD, context, per_layer, cache)
+        return DecoderOutput(self.norm(x_BTD), cache)
 
-    def _layers(self, x_BTD, tables, segment_ids_BT):  # type: ignore[no-untyped-def]
+    def _per_layer(self, key: jax.Array | None) -> LayerContext:
+        """What differs from layer to layer, stacked: DropPath's rate rises from 0 to `drop_path_rate` with depth."""
+        config, L, N = self.config, self.config.num_hidden_layers, self.config.num_attention_heads
+        rates_L = head_mask_LN = None
+        if config.drop_path_rate and key is not None:
+            rates_L = jnp.linspace(0.0, config.drop_path_rate, L, dtype=jnp.float32)
+        if config.pruned_heads is not None:
+            head_mask_LN = jnp.asarray([[head not in gone for head in range(N)] for gone in config.pruned_heads])
+        return LayerContext(rates_L, None if key is None else jax.random.split(key, L), head_mask_LN)
+
+    def _scan_layers(
+        self, x_BTD: jax.Array, context: CallContext, per_layer: LayerContext
+    ) -> tuple[jax.Array, RouterStats | None]:
         graphdef, stacked = nnx.split(self.layers)
 
-        def body(x_BTD, layer):  # type: ignore[no-untyped-def]
-            return nnx.merge(graphdef, layer)(x_BTD, tables, segment_ids_BT), None
+        def body(x_BTD, inputs):  # type: ignore[no-untyped-def]
+            params, layer = inputs
+            output = nnx.merge(graphdef, params)(x_BTD, context, layer)
+            return output.x_BTD, output.router
 
         # On a CPU a loop keeps XLA from fusing across layers; elsewhere it keeps compile time flat in depth.
         unroll = self.config.num_hidden_layers if self.platform == "cpu" else 1
-        return jax.lax.scan(body, x_BTD, stacked, unroll=unroll)[0]
+        return jax.lax.scan(body, x_BTD, (stacked, per_layer), unroll=unroll)
 
-    def _layers_with_cache(self, x_BTD, tables, segment_ids_BT, cache):  # type: ignore[no-untyped-def]
-        T, S = x_BTD.shape[1], cache.segment_ids.shape[1]
-        cached_segments_BS = cache.append_segments(segment_ids_BT)
-        slots_T = cache.length + jnp.arange(T)
-        visible_BTS = (jnp.arange(S) <= slots_T[:, None]) & (
-            segment_ids_BT[:, :, None] == cached_segments_BS[:, None, :]
-        )
-        keys, values = [], []
-        for layer, block in enumerate(self._blocks()):
-            x_BTD, (k_BKSH, v_BKSH) = block.with_cache(x_BTD, tables, visible_BTS, cache, layer)
-            keys.append(k_BKSH)
-            values.append(v_BKSH)
-        return x_BTD, KVCache(tuple(keys), tuple(values), cached_segments_BS, cache.length + T)
+    def _layers_with_cache(
+        self, x_BTD: jax.Array, context: CallContext, per_layer: LayerContext, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        layers = []
+        for index, (block, layer_cache) in enumerate(zip(self._blocks(), cache.layers, strict=True)):
+            layer = jax.tree.map(lambda leaf, index=index: leaf[index], per_layer)
+            output = block(x_BTD, context, dataclasses.replace(layer, cache=layer_cache))
+            assert output.cache is not None
+            x_BTD = output.x_BTD
+            layers.append(output.cache)
+        assert context.cache_view is not None
+        return x_BTD, cache.advanced(tuple(layers), context.cache_view)
 
     def unstack(self) -> "ByteDecoder":
         """The same decoder with arrays of its own for each layer.
@@ -136,10 +183,16 @@ class ByteForCausalLM(nnx.Module):
     """StellarByte's language model: ByteDecoder and the projection to the vocabulary."""
 
     def __init__(
-        self, config: ByteConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, platform: str | None = None
+        self,
+        config: ByteConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        platform: str | None = None,
+        attention_kernel: str = "auto",
     ) -> None:
         self.config, self.dtype = config, jnp.dtype(dtype)
-        self.model = ByteDecoder(config, rngs=rngs, dtype=dtype, platform=platform)
+        self.model = ByteDecoder(config, rngs=rngs, dtype=dtype, platform=platform, attention_kernel=attention_kernel)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(
                 config.hidden_size,
@@ -156,10 +209,13 @@ class ByteForCausalLM(nnx.Module):
         position_ids: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         cache: KVCache | None = None,
+        dropout_key: jax.Array | None = None,
+        *,
+        training: bool = False,
     ) -> CausalLMOutput:
         """Next-token logits; arguments as in ByteDecoder."""
-        hidden_BTD, cache = self.model(input_ids, position_ids, segment_ids, cache)
-        return CausalLMOutput(self.logits(hidden_BTD), cache)
+        output = self.model(input_ids, position_ids, segment_ids, cache, dropout_key, training=training)
+        return CausalLMOutput(self.logits(output.hidden), output.cache, output.router)
 
     def unstack(self) -> "ByteForCausalLM":
         """The same model, made for decoding: see ByteDecoder.unstack."""

@@ -18,10 +18,22 @@ ACTIVATIONS = {
 
 
 class FeedForward(nnx.Module):
-    """down(act(gate x) · up x): SwiGLU when `hidden_act` is silu (Shazeer 2020, arXiv:2002.05202)."""
+    """down(act(gate x) · up x): SwiGLU when `hidden_act` is silu (Shazeer 2020, arXiv:2002.05202).
 
-    def __init__(self, config: ByteConfig, *, output_stddev: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
-        D, F, stddev = config.hidden_size, config.intermediate_size, config.initializer_range
+    `width` is the number of inner channels, by default `intermediate_size`.
+    """
+
+    def __init__(
+        self,
+        config: ByteConfig,
+        *,
+        width: int | None = None,
+        stddev: float,
+        output_stddev: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ) -> None:
+        D, F = config.hidden_size, width or config.intermediate_size
         self.gate_proj = Linear(D, F, axes=("hidden", "feed_forward"), stddev=stddev, dtype=dtype, rngs=rngs)
         self.up_proj = Linear(D, F, axes=("hidden", "feed_forward"), stddev=stddev, dtype=dtype, rngs=rngs)
         self.down_proj = Linear(F, D, axes=("feed_forward", "hidden"), stddev=output_stddev, dtype=dtype, rngs=rngs)
@@ -29,10 +41,10 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]."""
-        return self.down_proj(_gated(self.hidden_act, self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(gated(self.hidden_act, self.gate_proj(x), self.up_proj(x)))
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)
-def _gated(hidden_act: str, gate: jax.Array, up: jax.Array) -> jax.Array:
+def gated(hidden_act: str, gate: jax.Array, up: jax.Array) -> jax.Array:
     """act(gate) · up; its inner values are cheaper to work out again in the backward pass than to keep."""
     return ACTIVATIONS[hidden_act](gate) * up

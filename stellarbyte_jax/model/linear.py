@@ -6,7 +6,7 @@ from flax import nnx
 
 
 class Linear(nnx.Module):
-    """y = x W, with a float32 kernel [in, out] cast to the compute dtype at use.
+    """y = x W (+ b), with a float32 kernel [in, out] cast to the compute dtype at use.
 
     `axes` names the kernel's two logical axes, which sharding.py maps to the mesh.
     """
@@ -20,9 +20,11 @@ class Linear(nnx.Module):
         stddev: float,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
+        bias: bool = False,
     ) -> None:
         kernel = stddev * jax.random.normal(rngs.params(), (in_features, out_features), jnp.float32)
         self.kernel = nnx.Param(kernel, axes=axes)
+        self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32), axes=axes[1:]) if bias else None
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -30,4 +32,6 @@ class Linear(nnx.Module):
         # A plain 2-D matmul: XLA's CPU backend runs nothing faster, forward and backward.
         x_MD = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         y_MF = x_MD @ self.kernel[...].astype(self.dtype)
+        if self.bias is not None:
+            y_MF = y_MF + self.bias[...].astype(self.dtype)
         return y_MF.reshape(*x.shape[:-1], -1)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from stellarbyte_jax.model.rope_scaling import dynamic_frequencies, rope_frequencies
 from stellarbyte_jax.model_config import XPOS_SMALLEST_ZETA, ByteConfig
 
 
@@ -31,20 +32,24 @@ class RotaryEmbedding(nnx.Module):
 
     def __init__(self, config: ByteConfig) -> None:
         assert config.head_dim is not None
-        pair_starts = np.arange(0, config.head_dim, 2, dtype=np.float32)
-        self.inv_freq = _Constant(1.0 / config.rope_theta ** (pair_starts / np.float32(config.head_dim)))
+        self.config = config
+        inv_freq, self.attention_factor = rope_frequencies(config)
+        self.inv_freq = _Constant(inv_freq)
         self.xpos = config.position_embedding == "xpos"
         self.reference = config.max_position_embeddings / 2
         self.scale_base = config.xpos_scale_base
         if self.xpos:
+            pair_starts = np.arange(0, config.head_dim, 2, dtype=np.float32)
             zeta = (pair_starts / np.float32(config.head_dim) + np.float32(0.4)) / np.float32(1.4)
             self.zeta = nnx.Param(jnp.asarray(zeta), axes=("norm",)) if config.xpos_learnable else _Constant(zeta)
 
     def __call__(self, position_ids: jax.Array) -> RotaryTables:
         """Tables for int positions [B, T]."""
         positions = position_ids.astype(jnp.float32)[..., None]
-        angles = positions * self.inv_freq.value
+        angles = positions * self._frequencies(position_ids)
         cos, sin = jnp.cos(angles), jnp.sin(angles)
+        if self.attention_factor != 1:
+            cos, sin = cos * self.attention_factor, sin * self.attention_factor
         if not self.xpos:
             cos, sin = _both_halves(cos), _both_halves(sin)
             return RotaryTables(cos, sin, cos, sin)
@@ -56,6 +61,12 @@ class RotaryEmbedding(nnx.Module):
             _both_halves(cos * k_scale),
             _both_halves(sin * k_scale),
         )
+
+    def _frequencies(self, position_ids: jax.Array) -> jax.Array | np.ndarray:
+        scaling = self.config.rope_scaling
+        if scaling is not None and scaling.rope_type == "dynamic":
+            return dynamic_frequencies(self.config, position_ids.max() + 1)
+        return self.inv_freq.value
 
     def _zeta_in_range(self) -> jax.Array:
         if isinstance(self.zeta, _Constant):

@@ -52,7 +52,7 @@ def pretrain(config: RunConfig) -> bool:
     loader = TrainLoader(config.data, config.training.batch_size, config.seed, jax.process_index(), jax.process_count())
     mesh = make_mesh(config.mesh)
 
-    graphdef, abstract_params = abstract_model(config.model, config.training.dtype)
+    graphdef, abstract_params = abstract_model(config.model, config.training.dtype, config.training.attention_kernel)
     optimizer = make_optimizer(config.optimizer, config.training.max_steps)
     shardings = _state_shardings(config, abstract_params, optimizer, mesh)
     rows = batch_sharding(mesh)

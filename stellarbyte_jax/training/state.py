@@ -26,10 +26,12 @@ class TrainState:
 
 
 def abstract_model(
-    config: ByteConfig, dtype: DTypeLike = jnp.float32
+    config: ByteConfig, dtype: DTypeLike = jnp.float32, attention_kernel: str = "auto"
 ) -> tuple[nnx.GraphDef[ByteForCausalLM], nnx.State]:
     """The model's structure and its parameters' shapes, dtypes and logical axes; no memory is taken."""
-    model = nnx.eval_shape(lambda: ByteForCausalLM(config, rngs=nnx.Rngs(0), dtype=dtype))
+    model = nnx.eval_shape(
+        lambda: ByteForCausalLM(config, rngs=nnx.Rngs(0), dtype=dtype, attention_kernel=attention_kernel)
+    )
     graphdef, state = nnx.split(model)
     return graphdef, state
 

@@ -64,9 +64,9 @@ def make_eval_step(graphdef: nnx.GraphDef[ByteForCausalLM]) -> EvalStep:
 def batch_loss(graphdef: nnx.GraphDef[ByteForCausalLM], params: Params, batch: Batch) -> LossSums:
     """Sums of loss, correct predictions and tokens over a batch."""
     model = nnx.merge(graphdef, params)
-    hidden_BTD, _ = model.model(batch["input_ids"], batch.get("position_ids"), batch.get("segment_ids"))
+    output = model.model(batch["input_ids"], batch.get("position_ids"), batch.get("segment_ids"))
     head, head_axes = model.head
-    return token_loss(hidden_BTD, head, batch["labels"], head_axes)
+    return token_loss(output.hidden, head, batch["labels"], head_axes)
 
 
 def _accumulate(  # type: ignore[no-untyped-def]

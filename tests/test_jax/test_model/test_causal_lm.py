@@ -102,7 +102,7 @@ def test_logits_are_hidden_states_times_the_head() -> None:
         model, ids = tiny_model(config), random_tokens(config, 2, 5)
         assert hasattr(model, "lm_head") != tied
         head = model.model.embed_tokens.embedding[...].T if tied else model.lm_head.kernel[...]
-        hidden, _ = model.model(ids)
+        hidden = model.model(ids).hidden
         expected = np.asarray(hidden, np.float64) @ np.asarray(head, np.float64)
         assert relative_error(model(ids).logits, expected) < 1e-5
 
