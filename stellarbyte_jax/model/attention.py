@@ -58,9 +58,10 @@ class Attention(nnx.Module):
             assert context.cache_view is not None
             k_BKSH, v_BKSH, cache = layer.cache.append(k_BKTH, v_BKTH, context.cache_view)
             out_BKGTH = cached_attention(q_BKGTH, k_BKSH, v_BKSH, context.cache_view.visible_BTS)
-        if layer.head_mask_N is not None:
-            mask_KG = layer.head_mask_N.reshape(self.num_kv_heads, -1)
-            out_BKGTH = out_BKGTH * mask_KG[:, :, None, None].astype(out_BKGTH.dtype)
+        if layer.head_gates_BTN is not None:
+            B, T, _ = layer.head_gates_BTN.shape
+            gates_BKGT1 = layer.head_gates_BTN.swapaxes(1, 2).reshape(B, self.num_kv_heads, -1, T, 1)
+            out_BKGTH = out_BKGTH * gates_BKGT1.astype(out_BKGTH.dtype)
         return self._join(out_BKGTH), cache
 
     def _attend(

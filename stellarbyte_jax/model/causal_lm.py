@@ -87,6 +87,7 @@ class ByteDecoder(nnx.Module):
         segment_ids: jax.Array | None = None,
         cache: KVCache | None = None,
         dropout_key: jax.Array | None = None,
+        head_gates: jax.Array | None = None,
         *,
         training: bool = False,
     ) -> DecoderOutput:
@@ -99,6 +100,7 @@ class ByteDecoder(nnx.Module):
                 document.
             cache: keys and values to continue from.
             dropout_key: what dropout and DropPath draw from; without it nothing is dropped.
+            head_gates: [L, B or 1, T or 1, N]; multiplies the output of each attention head, 1 by default.
             training: whether experts are held to their capacity.
         """
         B, T = input_ids.shape
@@ -110,7 +112,7 @@ class ByteDecoder(nnx.Module):
             embedding_key, layers_key = jax.random.split(dropout_key)
         x_BTD = self.embed_tokens.embedding[...].astype(self.dtype)[input_ids]
         x_BTD = dropout(x_BTD, self.config.hidden_dropout, embedding_key)
-        per_layer = self._per_layer(layers_key)
+        per_layer = self._per_layer(layers_key, head_gates)
         if cache is None:
             context = CallContext(tables, segment_ids, None, training)
             x_BTD, router = self._scan_layers(x_BTD, context, per_layer)
@@ -122,15 +124,17 @@ class ByteDecoder(nnx.Module):
         x_BTD, cache = self._layers_with_cache(x_BTD, context, per_layer, cache)
         return DecoderOutput(self.norm(x_BTD), cache)
 
-    def _per_layer(self, key: jax.Array | None) -> LayerContext:
+    def _per_layer(self, key: jax.Array | None, head_gates_LBTN: jax.Array | None) -> LayerContext:
         """What differs from layer to layer, stacked: DropPath's rate rises from 0 to `drop_path_rate` with depth."""
         config, L, N = self.config, self.config.num_hidden_layers, self.config.num_attention_heads
-        rates_L = head_mask_LN = None
+        rates_L = None
         if config.drop_path_rate and key is not None:
             rates_L = jnp.linspace(0.0, config.drop_path_rate, L, dtype=jnp.float32)
         if config.pruned_heads is not None:
-            head_mask_LN = jnp.asarray([[head not in gone for head in range(N)] for gone in config.pruned_heads])
-        return LayerContext(rates_L, None if key is None else jax.random.split(key, L), head_mask_LN)
+            kept_LN = [[float(head not in gone) for head in range(N)] for gone in config.pruned_heads]
+            kept_L11N = jnp.asarray(kept_LN)[:, None, None]
+            head_gates_LBTN = kept_L11N if head_gates_LBTN is None else head_gates_LBTN * kept_L11N
+        return LayerContext(rates_L, None if key is None else jax.random.split(key, L), head_gates_LBTN)
 
     def _scan_layers(
         self, x_BTD: jax.Array, context: CallContext, per_layer: LayerContext

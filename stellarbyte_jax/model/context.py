@@ -23,10 +23,10 @@ class CallContext:
 class LayerContext:
     """One layer's own; stacked, the leading axis L is scanned over.
 
-    `dropout_key` is None where nothing is dropped, `head_mask_N` where no head is pruned.
+    `dropout_key` is None where nothing is dropped. `head_gates_BTN` (B and T may be 1) multiply the heads' outputs.
     """
 
     drop_path_rate: jax.Array | None
     dropout_key: jax.Array | None
-    head_mask_N: jax.Array | None
+    head_gates_BTN: jax.Array | None
     cache: LayerCache | None = None

@@ -112,11 +112,11 @@ def test_drop_path_drops_a_whole_branch_of_a_row() -> None:
 
 def test_rates_rise_with_depth_from_nothing() -> None:
     decoder = tiny_model(tiny_config(num_hidden_layers=4, drop_path_rate=0.3)).model
-    rates = decoder._per_layer(jax.random.key(0)).drop_path_rate
+    rates = decoder._per_layer(jax.random.key(0), None).drop_path_rate
     np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.3], rtol=1e-6)
-    assert decoder._per_layer(None).drop_path_rate is None
+    assert decoder._per_layer(None, None).drop_path_rate is None
     alone = tiny_model(tiny_config(num_hidden_layers=1, drop_path_rate=0.3)).model
-    assert alone._per_layer(jax.random.key(0)).drop_path_rate.tolist() == [0]
+    assert alone._per_layer(jax.random.key(0), None).drop_path_rate.tolist() == [0]
 
 
 DROPPING: list[dict[str, Any]] = [
