@@ -27,6 +27,7 @@ _FROM_TRANSFORMERS = frozenset(
         "model_type",
         "output_attentions",
         "output_hidden_states",
+        "output_router_logits",
         "problem_type",
         "return_dict",
         "torch_dtype",
@@ -55,6 +56,7 @@ def to_hf(config: ByteConfig, dtype: str) -> dict[str, Any]:
         "auto_map": _AUTO_MAP,
         "dtype": dtype,
         "model_type": MODEL_TYPE,
+        "output_router_logits": False,
         "use_cache": True,
         **to_dict(config),
     }

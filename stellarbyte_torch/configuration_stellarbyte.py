@@ -1,6 +1,7 @@
 """The architecture of a StellarByte model as a Hugging Face configuration; exports carry this file."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -12,30 +13,38 @@ _LARGEST_FINITE = {"float32": 3.4028235e38, "bfloat16": 3.3895314e38, "float16":
 # XPos decays pair 0 the fastest: zeta_0 = 0.4 / 1.4 (Sun et al. 2022, arXiv:2212.10554).
 XPOS_SMALLEST_ZETA = 0.4 / 1.4
 
+# The settings that rope_scaling may hold, with their types; `contradiction` says which go with which rope_type.
+_ROPE_SCALING: dict[str, type] = {
+    **{"rope_type": str, "factor": float, "original_max_position_embeddings": int, "truncate": bool},
+    **dict.fromkeys(("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"), float),
+    **{"low_freq_factor": float, "high_freq_factor": float},
+}
+
 
 @strict
 class ByteConfig(PreTrainedConfig):
     """Architecture of a StellarByte decoder: the same fields, defaults and rejections as `stellarbyte_jax.ByteConfig`.
 
-    `num_key_value_heads` defaults to `num_attention_heads`, `head_dim` to `hidden_size / num_attention_heads`.
-    Rotary settings stay flat (`rope_theta`, no `rope_parameters`), so config.json reads the same on both sides.
-    `use_cache` is Hugging Face's own: whether a forward call keeps keys and values when it is not told.
-
-    Raises:
-        ValueError: a field is out of range, or two fields contradict each other.
-        StrictDataclassFieldValidationError: a field has the wrong type, or is not one of its literal values.
+    Rotary settings stay flat (`rope_theta`, `rope_scaling`), so config.json reads the same on both sides. Raises
+    ValueError where a field is out of range or two contradict each other, StrictDataclassFieldValidationError where one
+    has the wrong type.
     """
 
     model_type = "stellarbyte"
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - transformers reads it from the class
     base_model_tp_plan = {  # noqa: RUF012
-        "layers.*.self_attn.q_proj": "colwise",
-        "layers.*.self_attn.k_proj": "colwise",
-        "layers.*.self_attn.v_proj": "colwise",
-        "layers.*.self_attn.o_proj": "rowwise",
-        "layers.*.mlp.gate_proj": "colwise",
-        "layers.*.mlp.up_proj": "colwise",
-        "layers.*.mlp.down_proj": "rowwise",
+        **{f"layers.*.self_attn.{name}_proj": "colwise" for name in ("q", "k", "v")},
+        **{f"layers.*.self_attn.{name}_norm": "replicated_with_grad_allreduce" for name in ("q", "k")},
+        **{f"layers.*.mlp.{name}_proj": "colwise" for name in ("gate", "up")},
+        **{f"layers.*.mlp.shared_experts.{name}_proj": "colwise" for name in ("gate", "up")},
+        **{f"layers.*.{name}": "rowwise" for name in ("self_attn.o_proj", "mlp.down_proj", "mlp.experts.down_proj")},
+        "layers.*.mlp.shared_experts.down_proj": "rowwise",
+        "layers.*.mlp.experts.gate_up_proj": "packed_colwise",
+        "layers.*.mlp.experts": "moe_tp_experts",
+    }
+    base_model_ep_plan = {  # noqa: RUF012
+        **{f"layers.*.mlp.experts.{name}": "grouped_gemm" for name in ("gate_up_proj", "down_proj")},  # type: ignore[misc]
+        "layers.*.mlp.experts": "ep_dispatch_experts",  # type: ignore[dict-item]
     }
     base_model_pp_plan = {  # noqa: RUF012
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
@@ -55,115 +64,237 @@ class ByteConfig(PreTrainedConfig):
     rms_norm_eps: int | float = 1e-5
     initializer_range: int | float = 0.02
     tie_word_embeddings: bool = False
-    position_embedding: Literal["xpos", "rope"] = "xpos"
+    position_embedding: Literal["xpos", "rope", "none"] = "xpos"
     rope_theta: int | float = 10000.0
+    rope_scaling: dict[str, Any] | None = None
     xpos_scale_base: int | float = 512.0
     xpos_learnable: bool = False
+    sliding_window: int | None = None
+    attention_bias: bool = False
+    qk_norm: bool = False
+    residual: Literal["pre_norm", "deepnorm"] = "pre_norm"
+    parallel_residual: bool = False
+    layer_scale_init: int | float | None = None
+    drop_path_rate: int | float = 0.0
+    hidden_dropout: int | float = 0.0
+    attention_dropout: int | float = 0.0
+    residual_dropout: int | float = 0.0
+    num_experts: int = 0
+    num_experts_per_tok: int = 2
+    num_shared_experts: int = 0
+    moe_intermediate_size: int | None = None
+    moe_capacity_factor: int | float | None = None
+    norm_topk_prob: bool = True
+    router_aux_loss_coef: int | float = 0.01
+    router_z_loss_coef: int | float = 0.001
+    pruned_heads: Sequence[Sequence[int]] | None = None
     # None and lists are what Hugging Face tools may set later on; a trained StellarByte model has three different ids.
     bos_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 1
     pad_token_id: int | None = 2
     use_cache: bool = True
+    output_router_logits: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for name in ("rope_scaling", "rope_parameters"):
-            value = kwargs.pop(name, None)
-            _require(value is None, name, value, "is not supported: leave it out, and set rope_theta")
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None and self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads == 0:
             self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.moe_intermediate_size is None and self.num_experts > 0:
+            self.moe_intermediate_size = self.intermediate_size
+        if self.rope_scaling is not None:
+            self.rope_scaling = {name: value for name, value in self.rope_scaling.items() if value is not None} or None
+        if (rope_parameters := kwargs.pop("rope_parameters", None)) is not None:
+            self.rope_parameters = rope_parameters
         super().__post_init__(**kwargs)
         self.validate_architecture()
 
     def validate_architecture(self) -> None:
-        """Refuse contradictions; transformers calls it again before it saves.
-
-        Raises:
-            ValueError: one sentence with the field, its value and the fix.
-        """
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "must be at least 1")
-        _require(
-            self.head_dim is not None,
-            "hidden_size",
-            self.hidden_size,
-            f"is not divisible by num_attention_heads {self.num_attention_heads}: choose a multiple, or set head_dim",
-        )
-        assert self.num_key_value_heads is not None
-        assert self.head_dim is not None
-        _require(
-            self.num_key_value_heads > 0 and self.num_attention_heads % self.num_key_value_heads == 0,
-            "num_key_value_heads",
-            self.num_key_value_heads,
-            f"must divide num_attention_heads {self.num_attention_heads}",
-        )
-        _require(
-            self.head_dim > 0 and self.head_dim % 2 == 0,
-            "head_dim",
-            self.head_dim,
-            "must be even and at least 2, for rotary positions turn pairs of channels",
-        )
-        for name in ("max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "xpos_scale_base"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "must be greater than 0")
-        self._check_token_ids()
-        _require(
-            self.position_embedding == "xpos" or not self.xpos_learnable,
-            "xpos_learnable",
-            self.xpos_learnable,
-            f"needs position_embedding xpos, not {self.position_embedding}",
-        )
+        """Refuse contradictions with one sentence; transformers calls it again before it saves."""
+        if complaint := _rope_scaling_mistake(self.rope_scaling or {}) or contradiction(vars(self)):
+            raise ValueError(complaint)
         self.check_xpos_range(self.dtype)
 
-    def _check_token_ids(self) -> None:
-        token_ids: list[int] = []
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            value = getattr(self, name)
-            for token_id in value if isinstance(value, list) else [value]:
-                if token_id is not None:
-                    _require(
-                        0 <= token_id < self.vocab_size,
-                        name,
-                        token_id,
-                        f"must be inside the vocabulary: 0 to vocab_size - 1 = {self.vocab_size - 1}",
-                    )
-                    token_ids.append(token_id)
-        _require(
-            len(set(token_ids)) == len(token_ids),
-            "pad_token_id",
-            self.pad_token_id,
-            f"must differ from bos_token_id {self.bos_token_id} and eos_token_id {self.eos_token_id}, "
-            "as they from each other",
-        )
-
     def check_xpos_range(self, dtype: Any) -> None:
-        """Refuse XPos decays that overflow `dtype` (a torch.dtype, its name, or None for float32) within the context.
-
-        A score multiplies a query's and a key's factor, each at most zeta_0^(-r / base) with r =
-        max_position_embeddings / 2; the product of two such, met by a pair that the causal mask then hides, must be
-        finite.
-
-        Raises:
-            ValueError: naming the smallest `xpos_scale_base` that fits.
-        """
-        if self.position_embedding != "xpos":
-            return
+        """Refuse XPos decays that overflow `dtype` (a torch.dtype, its name, or None for float32) in the context."""
+        # A score multiplies two factors of up to zeta_0^(-max_position_embeddings / 2 / base), even where it is masked.
         dtype_name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
         largest = _LARGEST_FINITE.get(dtype_name, _LARGEST_FINITE["float32"])
         decay = self.max_position_embeddings * math.log(1 / XPOS_SMALLEST_ZETA)
         smallest_base = math.ceil(decay / math.log(largest))
-        _require(
-            self.xpos_scale_base >= smallest_base,
-            "xpos_scale_base",
-            self.xpos_scale_base,
-            f"lets XPos leave the range of {dtype_name} within max_position_embeddings "
-            f"{self.max_position_embeddings}: use at least {smallest_base}",
+        if self.position_embedding == "xpos" and self.xpos_scale_base < smallest_base:
+            raise ValueError(
+                f"xpos_scale_base {self.xpos_scale_base} lets XPos leave the range of {dtype_name} within "
+                f"max_position_embeddings {self.max_position_embeddings}: use at least {smallest_base}"
+            )
+
+    @property
+    def rope_parameters(self) -> dict[str, Any] | None:
+        """`rope_theta` and `rope_scaling` in transformers' own shape, for its helpers; setting it sets those two."""
+        if self.position_embedding == "none":
+            return None
+        parameters = {"rope_theta": self.rope_theta, **(self.rope_scaling or {"rope_type": "default"})}
+        if parameters.get("rope_type") == "yarn":
+            parameters.setdefault("original_max_position_embeddings", self.max_position_embeddings)
+        return parameters
+
+    @rope_parameters.setter
+    def rope_parameters(self, parameters: Mapping[str, Any]) -> None:
+        scaling = {name: value for name, value in parameters.items() if name != "rope_theta" and value is not None}
+        self.rope_theta = parameters.get("rope_theta", self.rope_theta)
+        self.rope_scaling = None if scaling in ({}, {"rope_type": "default"}) else scaling
+
+    def standardize_rope_params(self) -> None:
+        """Nothing to do: transformers' helpers call this to bring `rope_parameters` into the shape that ours has."""
+
+    def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Nothing to do, for the same reason: all of `kwargs` is left to others."""
+        return kwargs
+
+
+def _rope_scaling_mistake(scaling: Mapping[str, Any]) -> str | None:
+    """The first setting that is missing, unknown or of the wrong type, as one sentence; JAX has a dataclass for it."""
+    for name in ("rope_type", "factor", *scaling) if scaling else ():
+        value, kind = scaling.get(name), _ROPE_SCALING.get(name)
+        if kind is None:
+            return f"rope_scaling.{name} {value!r} is not a setting: choose among {', '.join(_ROPE_SCALING)}"
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            return f"rope_scaling.{name} {value!r} must be given, as {kind.__name__}"
+    if scaling and scaling["rope_type"] not in ("linear", "dynamic", "yarn", "llama3"):
+        return f"rope_scaling.rope_type {scaling['rope_type']!r} must be one of linear, dynamic, yarn, llama3"
+    return None
+
+
+def contradiction(fields: Mapping[str, Any]) -> str | None:
+    """The first thing wrong with a model's fields, as one sentence, or None: the one list of all rejections.
+
+    stellarbyte_jax/model_config.py and stellarbyte_torch/configuration_stellarbyte.py hold this function in the same
+    words, and a test holds them equal: neither side may import the other. `rope_scaling` comes as a dict without None.
+    """
+
+    def say(name: str, complaint: str) -> str:
+        return f"{name} {fields[name]} {complaint}"
+
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+        if not fields[name] > 0:
+            return say(name, "must be at least 1")
+    layers, heads, kv_heads = (
+        fields[name] for name in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    )
+    if fields["head_dim"] is None:
+        return say(
+            "hidden_size", f"is not divisible by num_attention_heads {heads}: choose a multiple, or set head_dim"
         )
+    if not (kv_heads > 0 and heads % kv_heads == 0):
+        return say("num_key_value_heads", f"must divide num_attention_heads {heads}")
 
+    # Positions.
+    position = fields["position_embedding"]
+    if not fields["head_dim"] > 0:
+        return say("head_dim", "must be at least 1")
+    if fields["head_dim"] % 2 and position != "none":
+        return say("head_dim", "must be even, for rotary positions turn pairs of channels")
+    for name in ("max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "xpos_scale_base"):
+        if not fields[name] > 0:
+            return say(name, "must be greater than 0")
+    if fields["xpos_learnable"] and position != "xpos":
+        return say("xpos_learnable", f"needs position_embedding xpos, not {position}")
+    scaling = fields["rope_scaling"]
+    if scaling is not None:
+        if position == "xpos":
+            return (
+                f"rope_scaling {scaling['rope_type']} cannot be combined with position_embedding xpos, whose decay "
+                "counts unscaled positions: use position_embedding rope, or a larger xpos_scale_base"
+            )
+        if position == "none":
+            return f"rope_scaling {scaling['rope_type']} needs position_embedding rope, not none"
+        yarn = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
+        allowed = {
+            "linear": (),
+            "dynamic": (),
+            "yarn": ("original_max_position_embeddings", *yarn),
+            "llama3": ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+        }[scaling["rope_type"]]
+        for name, value in scaling.items():
+            if name not in ("rope_type", "factor", *allowed):
+                return f"rope_scaling.{name} {value} is no setting of rope_type {scaling['rope_type']}: leave it out"
+            if not isinstance(value, str | bool) and not value > 0:
+                return f"rope_scaling.{name} {value} must be greater than 0"
+        if not scaling["factor"] >= 1:
+            return f"rope_scaling.factor {scaling['factor']} must be at least 1"
+        if scaling["rope_type"] == "dynamic" and fields["head_dim"] == 2:
+            return say("head_dim", "is too small for rope_scaling dynamic, which has the exponent 1 / (head_dim - 2)")
+        if scaling["rope_type"] == "llama3":
+            for name in allowed:
+                if name not in scaling:
+                    return f"rope_scaling.{name} is missing: rope_type llama3 needs it"
+            low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+            if not low < high:
+                return f"rope_scaling.low_freq_factor {low} must be less than high_freq_factor {high}"
 
-def _require(holds: bool, name: str, value: object, complaint: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} {value} {complaint}")
+    # Attention and residual stream.
+    if fields["sliding_window"] is not None and not fields["sliding_window"] > 0:
+        return say("sliding_window", "must be at least 1, or null for no window")
+    for name in ("drop_path_rate", "hidden_dropout", "attention_dropout", "residual_dropout"):
+        if not 0 <= fields[name] < 1:
+            return say(name, "must be at least 0 and less than 1")
+    if fields["layer_scale_init"] is not None:
+        if not fields["layer_scale_init"] > 0:
+            return say("layer_scale_init", "must be greater than 0, or null for no LayerScale")
+        if fields["residual"] == "deepnorm":
+            return say(
+                "layer_scale_init",
+                "contradicts residual deepnorm, which weighs the branches by its own alpha: set one of them",
+            )
 
+    # Experts.
+    experts = fields["num_experts"]
+    if not experts >= 0:
+        return say("num_experts", "must be at least 1, or 0 for a dense feed-forward")
+    if experts and not 0 < fields["num_experts_per_tok"] <= experts:
+        return say("num_experts_per_tok", f"must be at least 1 and at most num_experts {experts}")
+    if not fields["num_shared_experts"] >= 0:
+        return say("num_shared_experts", "must be at least 0")
+    for name in ("moe_intermediate_size", "moe_capacity_factor"):
+        if fields[name] is not None and not fields[name] > 0:
+            return say(name, "must be greater than 0, or null")
+    for name in ("num_shared_experts", "moe_intermediate_size", "moe_capacity_factor"):
+        if fields[name] and not experts:
+            return say(name, "needs num_experts, which is 0: set num_experts, or leave it out")
+    for name in ("router_aux_loss_coef", "router_z_loss_coef"):
+        if not fields[name] >= 0:
+            return say(name, "must be at least 0")
 
-__all__ = ["ByteConfig"]
+    # Pruned heads.
+    pruned = fields["pruned_heads"]
+    if pruned is not None:
+        if len(pruned) != layers:
+            return f"pruned_heads lists {len(pruned)} layers, but num_hidden_layers is {layers}: give one list a layer"
+        for layer, gone in enumerate(pruned):
+            if sorted(set(gone)) != list(gone) or not all(0 <= head < heads for head in gone):
+                return (
+                    f"pruned_heads.{layer} {list(gone)} must rise, each head from 0 to num_attention_heads - 1 = "
+                    f"{heads - 1}"
+                )
+            if len(gone) == heads:
+                return f"pruned_heads.{layer} {list(gone)} leaves no head: keep at least one in each layer"
+
+    # Special tokens; Hugging Face allows several eos ids, or none.
+    token_ids: list[int] = []
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = fields[name]
+        for token_id in value if isinstance(value, list) else [value]:
+            if token_id is not None:
+                if not 0 <= token_id < fields["vocab_size"]:
+                    return (
+                        f"{name} {token_id} must be inside the vocabulary: 0 to vocab_size - 1 = "
+                        f"{fields['vocab_size'] - 1}"
+                    )
+                token_ids.append(token_id)
+    if len(set(token_ids)) < len(token_ids):
+        return say(
+            "pad_token_id",
+            f"must differ from bos_token_id {fields['bos_token_id']} and eos_token_id {fields['eos_token_id']}, "
+            "as they from each other",
+        )
+    return None

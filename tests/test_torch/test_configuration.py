@@ -1,14 +1,22 @@
 import dataclasses
+import inspect
+import json
+import re
 from typing import Any, get_args
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig, LlamaConfig, Qwen3MoeConfig
 
+from convert.config import from_hf
+from stellarbyte_jax import model_config as jax_side
 from stellarbyte_jax.config import ByteConfig as JaxByteConfig
+from stellarbyte_jax.config_file import to_dict
 from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.model_config import RopeScaling
 from stellarbyte_torch import ByteConfig
+from stellarbyte_torch import configuration_stellarbyte as torch_side
 
 from .tiny import TINY
 
@@ -25,6 +33,34 @@ ACCEPTED: list[dict[str, Any]] = [
     {"hidden_act": "gelu_pytorch_tanh"},
     {"vocab_size": 3, "bos_token_id": 2, "eos_token_id": 0, "pad_token_id": 1},
     {"max_position_embeddings": 32768, "xpos_scale_base": 512},
+    {"position_embedding": "none", "head_dim": 63},
+    {"attention_bias": True, "qk_norm": True, "sliding_window": 1, "attention_dropout": 0.1},
+    {
+        "parallel_residual": True,
+        "residual": "deepnorm",
+        "drop_path_rate": 0.5,
+        "hidden_dropout": 0,
+        "residual_dropout": 0.2,
+    },
+    {"layer_scale_init": 0.1},
+    {"num_experts": 4, "num_experts_per_tok": 4, "num_shared_experts": 1, "moe_capacity_factor": 1.5},
+    {"num_experts": 4, "moe_intermediate_size": 7, "norm_topk_prob": False, "router_aux_loss_coef": 0},
+    {"num_hidden_layers": 2, "pruned_heads": ((0, 11), ())},
+]
+# Given as a dict here, as a RopeScaling on the JAX side.
+SCALINGS: list[dict[str, Any]] = [
+    {"rope_type": "linear", "factor": 2.0},
+    {"rope_type": "dynamic", "factor": 4},
+    {"rope_type": "yarn", "factor": 4.0},
+    {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.5, "beta_fast": 16.0, "beta_slow": 2, "truncate": False},
+    {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.5, "original_max_position_embeddings": 512},
+    {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 512,
+    },
 ]
 
 REFUSED: list[dict[str, Any]] = [
@@ -57,6 +93,20 @@ REFUSED: list[dict[str, Any]] = [
     {"position_embedding": "rope", "xpos_learnable": True},
     {"max_position_embeddings": 65536},
     {"xpos_scale_base": 1.0},
+    {"sliding_window": 0},
+    {"drop_path_rate": 1.0},
+    {"hidden_dropout": -0.1},
+    {"layer_scale_init": 0.0},
+    {"layer_scale_init": 0.1, "residual": "deepnorm"},
+    {"num_experts": -1},
+    {"num_experts": 2, "num_experts_per_tok": 3},
+    {"num_shared_experts": 1},
+    {"moe_capacity_factor": 1.0},
+    {"num_experts": 2, "moe_intermediate_size": 0},
+    {"router_z_loss_coef": -1.0},
+    {"pruned_heads": ((0,),)},
+    {"num_hidden_layers": 1, "pruned_heads": ((1, 0),)},
+    {"num_hidden_layers": 1, "pruned_heads": (tuple(range(12)),)},
     # Two mistakes at once: both sides must complain of the same one.
     {"num_attention_heads": 0, "vocab_size": 0},
     {"hidden_size": 770, "num_key_value_heads": 5},
@@ -67,13 +117,17 @@ REFUSED: list[dict[str, Any]] = [
 def test_fields_and_defaults_are_those_of_the_jax_side() -> None:
     ours = {field.name: field.default for field in dataclasses.fields(ByteConfig)}
     inherited = {field.name for field in dataclasses.fields(ByteConfig.__base__)}
-    assert set(ours) - inherited == {*FIELDS, "use_cache"}
+    assert set(ours) - inherited == {*FIELDS, "use_cache", "output_router_logits"}
     assert {name: ours[name] for name in FIELDS} == {
         field.name: field.default for field in dataclasses.fields(JaxByteConfig)
     }
 
 
-@pytest.mark.parametrize("name", ["hidden_act", "position_embedding"])
+def test_both_sides_have_one_list_of_contradictions() -> None:
+    assert inspect.getsource(torch_side.contradiction) == inspect.getsource(jax_side.contradiction)
+
+
+@pytest.mark.parametrize("name", ["hidden_act", "position_embedding", "residual"])
 def test_literal_values_are_those_of_the_jax_side(name: str) -> None:
     theirs, ours = ({field.name: field.type for field in dataclasses.fields(c)} for c in (JaxByteConfig, ByteConfig))
     allowed = get_args(theirs[name])
@@ -95,7 +149,7 @@ def test_values_are_those_of_the_jax_side(changes: dict[str, Any]) -> None:
 def test_rejections_are_those_of_the_jax_side(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError) as theirs:
         JaxByteConfig(**changes)
-    with pytest.raises(ValueError, match=r"^[a-z_]+ ") as ours:
+    with pytest.raises(ValueError, match=r"^[a-z_.0-9]+ ") as ours:
         ByteConfig(**changes)
     assert str(ours.value) == str(theirs.value)
 
@@ -133,11 +187,66 @@ def test_types_are_checked() -> None:
         ByteConfig(vocab_size="32000")
 
 
-@pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
-def test_rope_scaling_is_refused_rather_than_ignored(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name} .*is not supported"):
-        ByteConfig(**{name: {"rope_type": "linear", "factor": 2.0}})
-    assert not hasattr(ByteConfig(**{name: None}), name)
+@pytest.mark.parametrize("scaling", SCALINGS, ids=str)
+def test_rope_scaling_is_that_of_the_jax_side(scaling: dict[str, Any], tmp_path) -> None:
+    changes = {"position_embedding": "rope", "rope_theta": 500.0}
+    theirs = JaxByteConfig(**changes, rope_scaling=RopeScaling(**scaling))
+    nulls = dict.fromkeys(to_dict(theirs.rope_scaling))
+    ours = ByteConfig(**changes, rope_scaling={**nulls, **scaling})
+    assert ours.rope_scaling == scaling == {k: v for k, v in to_dict(theirs)["rope_scaling"].items() if v is not None}
+    for name, value in (("factor", 0.5), ("beta_fast", -1.0), ("low_freq_factor", 9.0)):
+        with pytest.raises(UserError) as jax_error:
+            JaxByteConfig(**changes, rope_scaling=RopeScaling(**{**scaling, name: value}))
+        with pytest.raises(ValueError, match=r"^rope_scaling\.") as torch_error:
+            ByteConfig(**changes, rope_scaling={**scaling, name: value})
+        assert str(torch_error.value) == str(jax_error.value)
+    for position in ("xpos", "none"):
+        with pytest.raises(ValueError, match=f"^rope_scaling {scaling['rope_type']} .*rope"):
+            ByteConfig(position_embedding=position, rope_scaling=scaling)
+    ours.save_pretrained(tmp_path)
+    assert ByteConfig.from_pretrained(tmp_path).rope_scaling == scaling
+    assert "rope_parameters" not in ours.to_dict()
+    # transformers' shape, both ways.
+    again = ByteConfig(position_embedding="rope", rope_parameters=ours.rope_parameters)
+    assert again.rope_parameters == ours.rope_parameters
+    assert again.rope_theta == 500.0
+
+
+@pytest.mark.parametrize(
+    ("scaling", "complaint"),
+    [
+        ({"factor": 2.0}, "rope_scaling.rope_type None must be given, as str"),
+        ({"rope_type": "linear"}, "rope_scaling.factor None must be given, as float"),
+        ({"rope_type": "linear", "factor": "2"}, "rope_scaling.factor '2' must be given, as float"),
+        ({"rope_type": "linear", "factor": True}, "rope_scaling.factor True must be given, as float"),
+        ({"rope_type": "yarn", "factor": 2.0, "truncate": 1}, "rope_scaling.truncate 1 must be given, as bool"),
+        ({"rope_type": "yarn", "factor": 2.0, "betafast": 1.0}, "rope_scaling.betafast 1.0 is not a setting: choose"),
+        ({"rope_type": "longrope", "factor": 2.0}, "rope_scaling.rope_type 'longrope' must be one of linear, dynamic,"),
+    ],
+)
+def test_settings_of_rope_scaling_are_checked(scaling: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(complaint)}"):
+        ByteConfig(position_embedding="rope", rope_scaling=scaling)
+
+
+def test_rope_parameters_without_scaling() -> None:
+    config = ByteConfig(rope_theta=7.0)
+    assert config.rope_parameters == {"rope_theta": 7.0, "rope_type": "default"}
+    assert ByteConfig(position_embedding="none").rope_parameters is None
+    for nothing in ({"rope_theta": 8.0}, {"rope_type": "default", "rope_theta": 8.0}):
+        config = ByteConfig(rope_parameters=nothing)
+        assert (config.rope_theta, config.rope_scaling) == (8.0, None)
+
+
+def test_the_jax_side_reads_what_save_pretrained_writes(tmp_path) -> None:
+    for changes in ACCEPTED:
+        ByteConfig(**changes).save_pretrained(tmp_path)
+        written = json.loads((tmp_path / "config.json").read_text())
+        assert from_hf(written, "config.json") == JaxByteConfig(**changes)
+    for scaling in SCALINGS:
+        ByteConfig(position_embedding="rope", rope_scaling=scaling).save_pretrained(tmp_path)
+        written = json.loads((tmp_path / "config.json").read_text())
+        assert from_hf(written, "config.json").rope_scaling == RopeScaling(**scaling)
 
 
 def test_round_trip_through_json_keeps_every_field(tmp_path) -> None:
@@ -148,7 +257,7 @@ def test_round_trip_through_json_keeps_every_field(tmp_path) -> None:
             assert type(loaded) is ByteConfig
             assert loaded.dtype is torch.bfloat16
             assert loaded.task == "poems", "Hugging Face's configs carry keys that they do not know"
-            assert {name: getattr(loaded, name) for name in FIELDS} == {name: getattr(config, name) for name in FIELDS}
+            assert json.loads(loaded.to_json_string()) == json.loads(config.to_json_string())
         assert ByteConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
 
 
@@ -173,5 +282,14 @@ def test_hugging_face_tools_may_unset_and_list_token_ids(tmp_path) -> None:
 
 
 def test_vocabulary_is_hugging_faces() -> None:
-    ours = {"position_embedding", "xpos_scale_base", "xpos_learnable", "rope_theta"}
-    assert set(FIELDS) - ours <= set(LlamaConfig().to_dict())
+    ours = {
+        *("position_embedding", "xpos_scale_base", "xpos_learnable", "rope_theta", "rope_scaling", "pruned_heads"),
+        *("qk_norm", "residual", "parallel_residual", "layer_scale_init", "drop_path_rate", "hidden_dropout"),
+        *("residual_dropout", "num_shared_experts", "router_z_loss_coef", "moe_capacity_factor"),
+    }
+    theirs = {**LlamaConfig().to_dict(), **Qwen3MoeConfig().to_dict()}
+    assert set(FIELDS) - ours <= {*theirs, "num_experts"}
+    plan = Qwen3MoeConfig.base_model_tp_plan
+    assert plan.items() <= ByteConfig.base_model_tp_plan.items()
+    assert {name for name in ByteConfig.base_model_tp_plan if "shared_experts" not in name} == set(plan)
+    assert ByteConfig.base_model_ep_plan == Qwen3MoeConfig.base_model_ep_plan
