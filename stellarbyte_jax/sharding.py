@@ -20,6 +20,8 @@ LOGICAL_AXIS_RULES: dict[str, str | tuple[str, ...] | None] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "feed_forward": "tensor",
+    "expert": None,
+    "router": None,
     "norm": None,
     "layers": None,
 }

@@ -1,11 +1,99 @@
-"""Matmuls of rows that are grouped by expert, each group with its own matrix."""
+"""Matmuls of rows that are grouped by expert, each group with a matrix of its own."""
 
 import jax
+import jax.numpy as jnp
+
+# XLA's CPU backend multiplies this many rows at nearly full speed; more would only pad the groups further.
+_MOST_ROWS_A_BLOCK = 256
+# Reading an expert's matrix costs as much as multiplying about so many rows with it.
+_FEWEST_ROWS_A_BLOCK = 16
 
 
+@jax.custom_vjp
 def grouped_matmul(x_MD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array) -> jax.Array:
     """[M, D] x [E, D, F] -> [M, F]: the first group_sizes[0] rows times w[0], the next group_sizes[1] times w[1], ….
 
     The sizes, int32, add up to M.
     """
-    return jax.lax.ragged_dot(x_MD, w_EDF, group_sizes_E)
+    # What XLA makes of ragged_dot on a CPU multiplies every row with every expert.
+    return jax.lax.platform_dependent(x_MD, w_EDF, group_sizes_E, cpu=_blockwise, default=jax.lax.ragged_dot)
+
+
+def _forward(x_MD, w_EDF, group_sizes_E):  # type: ignore[no-untyped-def]
+    return grouped_matmul(x_MD, w_EDF, group_sizes_E), (x_MD, w_EDF, group_sizes_E)
+
+
+def _backward(operands, d_MF):  # type: ignore[no-untyped-def]
+    gradients = jax.lax.platform_dependent(*operands, d_MF, cpu=_blockwise_gradient, default=_ragged_gradient)
+    return *gradients, None
+
+
+grouped_matmul.defvjp(_forward, _backward)
+
+
+def _ragged_gradient(
+    x_MD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, d_MF: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    _, pull_back = jax.vjp(lambda x_MD, w_EDF: jax.lax.ragged_dot(x_MD, w_EDF, group_sizes_E), x_MD, w_EDF)
+    return pull_back(d_MF)
+
+
+def _blockwise(x_MD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array) -> jax.Array:
+    """Block after block of one group's rows; the rows by which a last block is too long are left as they were."""
+    size = _rows_a_block(x_MD.shape[0], w_EDF.shape[0])
+
+    def multiply(i: jax.Array, y_MF: jax.Array) -> jax.Array:
+        expert, start, own_R1 = _block(i, size, group_sizes_E, x_MD.shape[0])
+        y_RF = _rows(x_MD, start, size) @ w_EDF[expert]
+        y_RF = jnp.where(own_R1, y_RF, _rows(y_MF, start, size))
+        return jax.lax.dynamic_update_slice_in_dim(y_MF, y_RF, start, 0)
+
+    y_MF = jnp.zeros((x_MD.shape[0], w_EDF.shape[2]), x_MD.dtype)
+    return jax.lax.fori_loop(0, _block_counts(size, group_sizes_E).sum(), multiply, y_MF)
+
+
+def _blockwise_gradient(
+    x_MD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, d_MF: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    size = _rows_a_block(x_MD.shape[0], w_EDF.shape[0])
+
+    def add(i: jax.Array, gradients: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        dx_MD, dw_EDF = gradients
+        expert, start, own_R1 = _block(i, size, group_sizes_E, x_MD.shape[0])
+        d_RF = jnp.where(own_R1, _rows(d_MF, start, size), 0)
+        dx_RD = _rows(dx_MD, start, size) + d_RF @ w_EDF[expert].T
+        dw_DF = jnp.matmul(_rows(x_MD, start, size).T, d_RF, preferred_element_type=jnp.float32)
+        dx_MD = jax.lax.dynamic_update_slice_in_dim(dx_MD, dx_RD, start, 0)
+        return dx_MD, dw_EDF.at[expert].add(dw_DF)
+
+    zeros = jnp.zeros_like(x_MD), jnp.zeros(w_EDF.shape, jnp.float32)
+    dx_MD, dw_EDF = jax.lax.fori_loop(0, _block_counts(size, group_sizes_E).sum(), add, zeros)
+    return dx_MD, dw_EDF.astype(w_EDF.dtype)
+
+
+def _rows_a_block(rows: int, experts: int) -> int:
+    """The power of two near half a group's mean size: larger blocks pad more, smaller ones read more matrices."""
+    half = max(1, rows // (2 * experts))
+    return min(rows, max(_FEWEST_ROWS_A_BLOCK, min(_MOST_ROWS_A_BLOCK, 1 << (half.bit_length() - 1))))
+
+
+def _block_counts(size: int, group_sizes_E: jax.Array) -> jax.Array:
+    return (group_sizes_E + size - 1) // size
+
+
+def _block(i: jax.Array, size: int, group_sizes_E: jax.Array, rows: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Block i's expert and first row, and which of its rows are its own: bool [size, 1].
+
+    A block that would reach beyond the last row starts earlier instead.
+    """
+    counts_E, group_ends_E = _block_counts(size, group_sizes_E), jnp.cumsum(group_sizes_E)
+    block_ends_E = jnp.cumsum(counts_E)
+    expert = jnp.sum(block_ends_E <= i)
+    first = group_ends_E[expert] - group_sizes_E[expert] + (i - block_ends_E[expert] + counts_E[expert]) * size
+    start = jnp.minimum(first, rows - size)
+    row_R = start + jnp.arange(size)
+    return expert, start, ((row_R >= first) & (row_R < group_ends_E[expert]))[:, None]
+
+
+def _rows(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(x, start, size)

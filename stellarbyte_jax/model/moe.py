@@ -78,17 +78,12 @@ class SparseFeedForward(nnx.Module):
         self.config, self.dtype = config, dtype
         self.gate = Router(config, rngs=rngs)
         self.experts = Experts(config, stddev=stddev, output_stddev=output_stddev, dtype=dtype, rngs=rngs)
-        self.shared_experts = None
-        if config.num_shared_experts:
-            assert config.moe_intermediate_size is not None
-            self.shared_experts = FeedForward(
-                config,
-                width=config.num_shared_experts * config.moe_intermediate_size,
-                stddev=stddev,
-                output_stddev=output_stddev,
-                dtype=dtype,
-                rngs=rngs,
-            )
+        shared_width = config.num_shared_experts * (config.moe_intermediate_size or 0)
+        self.shared_experts = (
+            FeedForward(config, width=shared_width, stddev=stddev, output_stddev=output_stddev, dtype=dtype, rngs=rngs)
+            if shared_width
+            else None
+        )
 
     def __call__(
         self, x_BTD: jax.Array, segment_ids_BT: jax.Array | None, training: bool
