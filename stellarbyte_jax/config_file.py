@@ -44,8 +44,8 @@ def load_model_config(path: str | Path) -> ByteConfig:
     return _build(ByteConfig, read_yaml(Path(path)), "", ByteConfig)
 
 
-def save_run_config(config: RunConfig, path: str | Path) -> None:
-    """Writes the whole resolved config as YAML, from which `load_run_config` makes an equal one."""
+def save_config(config: RunConfig | ByteConfig, path: str | Path) -> None:
+    """Writes the whole config of a run or a model as YAML, from which `load_…_config` makes an equal one."""
     text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     partial = Path(f"{path}.partial")
     try:

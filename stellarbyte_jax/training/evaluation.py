@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,30 @@ def evaluate_run(
     Raises:
         UserError: no checkpoint, or the run's token shards are gone or were made with another tokenizer.
     """
+    run = load_trained_run(run_dir, step)
+    graphdef, _ = abstract_model(run.config.model, run.config.training.dtype)
+    batches = validation_batches(run.config.data, run.config.training.batch_size)
+    figures = evaluate(
+        jax.jit(make_eval_step(graphdef)),
+        jax.device_put(run.params),
+        _counted(batches, progress),
+        byte_lengths(run.tokenizer, run.config.model.vocab_size),
+    )
+    return figures, run.step
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A checkpoint with the config and the tokenizer that fit its validation split."""
+
+    params: Params
+    config: RunConfig
+    tokenizer: Tokenizer
+    step: int
+
+
+def load_trained_run(run_dir: str | Path, step: int | None = None) -> TrainedRun:
+    """The checkpoint of `step`, or the newest, once its validation split is known to be there; raises as above."""
     params, metadata, step = load_params(run_dir, step)
     config = _run_config(metadata, run_dir)
     tokenizer = Tokenizer(metadata.tokenizer_files, str(run_dir))
@@ -60,15 +85,7 @@ def evaluate_run(
         raise UserError(
             f"data.shards {config.data.shards} was made with another tokenizer than that of {run_dir}: prepare it again"
         )
-    graphdef, _ = abstract_model(config.model, config.training.dtype)
-    batches = validation_batches(config.data, config.training.batch_size)
-    figures = evaluate(
-        jax.jit(make_eval_step(graphdef)),
-        jax.device_put(params),
-        _counted(batches, progress),
-        byte_lengths(tokenizer, config.model.vocab_size),
-    )
-    return figures, step
+    return TrainedRun(params, config, tokenizer, step)
 
 
 def byte_lengths(tokenizer: Tokenizer, vocab_size: int) -> jax.Array:

@@ -16,7 +16,7 @@ from stellarbyte_jax.config_file import (
     differing_fields,
     model_config_from_dict,
     run_config_from_dict,
-    save_run_config,
+    save_config,
     to_dict,
 )
 from stellarbyte_jax.data.loader import TrainLoader, validation_batches
@@ -68,7 +68,7 @@ def pretrain(config: RunConfig) -> bool:
 
     state, step = _restore_or_init(config, optimizer, shardings, run_dir)
     if jax.process_index() == 0:
-        save_run_config(config, run_dir / "config.yaml")
+        save_config(config, run_dir / "config.yaml")
 
     with (
         Checkpointer(run_dir, config.checkpoint.save_total_limit) as checkpointer,

@@ -18,7 +18,7 @@ import pytest
 
 from stellarbyte_jax.cli import main
 from stellarbyte_jax.config import RunConfig
-from stellarbyte_jax.config_file import load_run_config, save_run_config
+from stellarbyte_jax.config_file import load_run_config, save_config
 from stellarbyte_jax.training.checkpoint import latest_step
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ CapSys = pytest.CaptureFixture[str]
 @pytest.fixture
 def config_file(run_config: Callable[..., RunConfig], tmp_path: Path) -> Path:
     """The tiny run's config as a file."""
-    save_run_config(run_config(), tmp_path / "config.yaml")
+    save_config(run_config(), tmp_path / "config.yaml")
     return tmp_path / "config.yaml"
 
 
@@ -53,7 +53,7 @@ def test_from_text_to_text(corpus: Path, run_config: Callable[..., RunConfig], t
     assert main(train) == 0
     assert f"320 tokens in {tokenizer}" in capsys.readouterr().out
 
-    save_run_config(
+    save_config(
         run_config(data={"tokenizer": str(tokenizer), "shards": str(shards)}, training={"max_steps": 300}),
         tmp_path / "config.yaml",
     )
@@ -277,7 +277,7 @@ def stellarbyte(*arguments: object, **options: Any) -> subprocess.Popen[str]:
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = run_config(training={"max_steps": 100_000}, checkpoint={"save_steps": 100_000})
-    save_run_config(config, tmp_path / "config.yaml")
+    save_config(config, tmp_path / "config.yaml")
     process = stellarbyte("pretrain", tmp_path / "config.yaml")
     assert process.stdout is not None
     seen = []

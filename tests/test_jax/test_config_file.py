@@ -25,7 +25,7 @@ from stellarbyte_jax.config_file import (
     load_run_config,
     model_config_from_dict,
     run_config_from_dict,
-    save_run_config,
+    save_config,
     to_dict,
 )
 from stellarbyte_jax.errors import UserError
@@ -82,7 +82,7 @@ def test_a_run_file(tmp_path: Path) -> None:
 def test_shipped_run_files_load_and_survive_saving(path: Path, tmp_path: Path) -> None:
     config = load_run_config(path)
     assert config.output_dir == f"runs/{path.stem}"
-    save_run_config(config, tmp_path / "a" / "config.yaml")
+    save_config(config, tmp_path / "a" / "config.yaml")
     assert load_run_config(tmp_path / "a" / "config.yaml") == config
 
 
@@ -249,7 +249,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_saving_where_nothing_can_be_written(tmp_path: Path) -> None:
     config = load_run_config(run_file(tmp_path))
     with pytest.raises(UserError, match="cannot be written"):
-        save_run_config(config, run_file(tmp_path) / "config.yaml")
+        save_config(config, run_file(tmp_path) / "config.yaml")
 
 
 def test_dicts_are_plain_and_come_back(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
 @given(config=run_configs())
 def test_saved_configs_load_equal(config: RunConfig, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    save_run_config(config, path)
+    save_config(config, path)
     assert load_run_config(path) == config
     # To every other reader of YAML the file says the same.
     assert yaml.safe_load(path.read_text(encoding="utf-8")) == to_dict(config)

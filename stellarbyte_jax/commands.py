@@ -1,0 +1,175 @@
+"""What each command of `stellarbyte` does with its options; heavy libraries are imported once they are needed."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+# The shell's exit code for Ctrl-C.
+INTERRUPTED = 130
+
+
+def corpus(options: argparse.Namespace) -> None:
+    """Write a corpus that is at hand."""
+    from stellarbyte_jax.data.corpus import write_stdlib_corpus
+
+    count = write_stdlib_corpus(options.output)
+    print(f"{count} documents, {options.output.stat().st_size / 1e6:.1f} MB in {options.output}")
+
+
+def tokenizer_train(options: argparse.Namespace) -> None:
+    """Train a tokenizer on text."""
+    from stellarbyte_jax.config import SourceConfig
+    from stellarbyte_jax.data.corpus import documents
+    from stellarbyte_jax.data.tokenizer_training import train_tokenizer
+
+    sources = [SourceConfig(path, tuple(options.field), options.template) for path in options.input]
+
+    def texts() -> Iterator[str]:
+        done = 0
+        with _progress("text read", "B") as update:
+            for source in sources:
+                for document in documents(source, options.on_bad_record):
+                    done += len(document.text.encode())
+                    update(done, None)
+                    yield document.text
+
+    tokenizer = train_tokenizer(texts(), options.vocab_size, options.output, options.special_tokens)
+    print(f"{tokenizer.vocab_size} tokens in {options.output}")
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Turn text into token shards."""
+    from stellarbyte_jax.config_file import load_run_config
+    from stellarbyte_jax.data.prepare import prepare
+
+    config = load_run_config(options.config, options.overrides)
+    with _progress("bytes of sources", "B") as update:
+        manifest = prepare(config.data, lambda progress: update(progress.bytes_done, progress.bytes_total))
+    for name, split in manifest.splits.items():
+        print(f"{name}: {split.documents} documents, {split.tokens} tokens, {split.bytes} bytes of text")
+    print(f"token shards in {config.data.shards}")
+
+
+def pretrain(options: argparse.Namespace) -> int:
+    """Train a model; the exit code says whether it was interrupted."""
+    from stellarbyte_jax.config_file import load_run_config
+
+    config = load_run_config(options.config, options.overrides)
+    # JAX is imported only now: a mistake in the config need not wait for it.
+    from stellarbyte_jax.training.loop import pretrain
+
+    finished = pretrain(config)
+    if finished:
+        print(f"{config.training.max_steps} steps done; checkpoints, config and metrics in {config.output_dir}")
+    return 0 if finished else INTERRUPTED
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Print a run's figures on its validation split."""
+    from stellarbyte_jax.training.evaluation import evaluate_run
+
+    with _progress("batches") as update:
+        figures, step = evaluate_run(options.run_dir, options.step, update)
+    if options.json:
+        print(json.dumps({"step": step, **figures}))
+        return
+    print(f"step {step}, validation split of {figures['tokens']:.0f} tokens")
+    for name in ("loss", "perplexity", "accuracy", "bits_per_byte"):
+        print(f"  {name.replace('_', ' '):<14} {figures[name]:.4f}")
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Continue prompts, streaming where there is one."""
+    import time
+
+    from stellarbyte_jax.data.tokenizer import StreamDecoder
+    from stellarbyte_jax.inference.generate import Generator
+    from stellarbyte_jax.inference.sampling import Sampling
+    from stellarbyte_jax.training.load import load_model
+
+    sampling = Sampling(options.temperature, options.top_k, options.top_p)
+    model, tokenizer, _ = load_model(options.run_dir, options.step, options.dtype)
+    prompts = [[tokenizer.bos_token_id, *tokenizer.encode(prompt)] for prompt in options.prompt]
+    # Up to the end of the context; a prompt that leaves no room at all is refused below.
+    room = max(1, model.config.max_position_embeddings - max(map(len, prompts)))
+    max_new_tokens = min(options.max_new_tokens, room)
+    generator = Generator(model)
+
+    if options.json or len(prompts) > 1:
+        start = time.perf_counter()
+        answers = generator.generate(prompts, max_new_tokens, sampling, options.seed)
+        seconds = time.perf_counter() - start
+        for prompt, tokens, answer in zip(options.prompt, prompts, answers, strict=True):
+            text = tokenizer.decode(answer)
+            record = {"prompt": prompt, "text": text, "prompt_tokens": len(tokens), "new_tokens": len(answer)}
+            rate = {"tokens_per_second": len(answer) / seconds}
+            print(json.dumps(record | rate, ensure_ascii=False) if options.json else prompt + text)
+        return
+
+    decoder, started, ended = StreamDecoder(tokenizer), False, False
+
+    def write(text: str) -> None:
+        nonlocal started
+        # The prompt waits for the first new tokens, so that an error never follows half an answer.
+        sys.stdout.write(text if started else options.prompt[0] + text)
+        sys.stdout.flush()
+        started = True
+
+    def on_tokens(tokens_BN) -> None:  # type: ignore[no-untyped-def]
+        nonlocal ended
+        for token in tokens_BN[0].tolist():
+            ended = ended or token == tokenizer.eos_token_id
+            write("" if ended else decoder.push(token))
+
+    generator.generate(prompts, max_new_tokens, sampling, options.seed, on_tokens)
+    write(decoder.finish() + "\n")
+
+
+def prune(options: argparse.Namespace) -> None:
+    """Take out a run's least important attention heads."""
+    from stellarbyte_jax.training.prune import prune_run
+
+    with _progress("batches") as update:
+        done = prune_run(
+            options.run_dir,
+            options.output_dir,
+            options.heads,
+            whole_groups=options.whole_groups,
+            step=options.step,
+            eval_batches=options.eval_batches,
+            progress=update,
+        )
+    if options.json:
+        record = {"step": done.step, "pruned_heads": done.heads, "importance": done.importance.tolist()}
+        print(json.dumps(record | {"before": done.before, "after": done.after}))
+        return
+    for layer, heads in done.heads.items():
+        print(f"layer {layer}: without heads {', '.join(map(str, heads))}")
+    before, after = (figures["bits_per_byte"] for figures in (done.before, done.after))
+    print(f"bits per byte on {done.before['tokens']:.0f} validation tokens: {before:.4f} before, {after:.4f} after")
+    model = options.output_dir / "model.yaml"
+    print(f"{options.output_dir}: the pruned model; train it on with --model {model} --output_dir {options.output_dir}")
+
+
+@contextmanager
+def _progress(what: str, unit: str = "") -> Iterator[Callable[[int, int | None], None]]:
+    """A bar with rate and ETA on a terminal, nothing elsewhere; yields update(done so far, total or None)."""
+    from rich import progress as bars
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    amount = (bars.DownloadColumn(), bars.TransferSpeedColumn()) if unit == "B" else (bars.MofNCompleteColumn(),)
+    columns = (bars.TextColumn(what), bars.BarColumn(), *amount, bars.TimeRemainingColumn())
+    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = None
+
+        def update(done: int, total: int | None) -> None:
+            nonlocal task
+            # What was done before the first call, by an interrupted run, must not count in the rate.
+            if task is None:
+                task = progress.add_task(what, total=total, completed=done)
+            progress.update(task, completed=done, total=total)
+
+        yield update

@@ -1,0 +1,88 @@
+"""From a run to a run without its least important attention heads."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from stellarbyte_jax.config_file import save_config, to_dict
+from stellarbyte_jax.data.loader import validation_batches
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.model.pruning import least_important, prune_heads
+from stellarbyte_jax.training.checkpoint import RunMetadata, latest_step, save_imported
+from stellarbyte_jax.training.evaluation import byte_lengths, evaluate, load_trained_run
+from stellarbyte_jax.training.head_importance import head_importance
+from stellarbyte_jax.training.state import Params, abstract_model
+from stellarbyte_jax.training.step import make_eval_step
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What was pruned: layer -> heads; each head's importance, [L, N]; figures of the validation batches looked at."""
+
+    step: int
+    heads: dict[int, list[int]]
+    importance: np.ndarray
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+def prune_run(
+    run_dir: str | Path,
+    output_dir: str | Path,
+    count: int,
+    *,
+    whole_groups: bool = False,
+    step: int | None = None,
+    eval_batches: int | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Pruning:
+    """Write `output_dir`: the run's model without its `count` least important heads, to be evaluated or trained on.
+
+    Importance is measured on the validation split (its first `eval_batches` batches, or all): see head_importance.py.
+    model.yaml in `output_dir` is the model's config, which a run that goes on from there has to name.
+
+    Raises:
+        UserError: no such run, one without a validation split, too many heads, or `output_dir` holds a run already.
+    """
+    if latest_step(output_dir) is not None:
+        raise UserError(f"{output_dir} holds checkpoints already: choose another folder for the pruned model")
+    run = load_trained_run(run_dir, step)
+    passes = _Passes(progress)
+
+    def batches() -> Iterator[Mapping[str, Any]]:
+        return passes.counted(validation_batches(run.config.data, run.config.training.batch_size, eval_batches))
+
+    graphdef, _ = abstract_model(run.config.model, run.config.training.dtype)
+    params: Params = jax.device_put(run.params)
+    scores_LN = head_importance(graphdef, params, batches())
+    heads = least_important(scores_LN, count, run.config.model, whole_groups)
+    config, pruned = prune_heads(run.config.model, params, heads)
+
+    bytes_a_token_V = byte_lengths(run.tokenizer, config.vocab_size)
+    figures = []
+    for model_config, model_params in ((run.config.model, params), (config, pruned)):
+        eval_step = jax.jit(make_eval_step(abstract_model(model_config, run.config.training.dtype)[0]))
+        figures.append(evaluate(eval_step, model_params, batches(), bytes_a_token_V))
+
+    save_config(config, Path(output_dir) / "model.yaml")
+    metadata = RunMetadata({"model": to_dict(config)}, run.tokenizer.files)
+    save_imported(output_dir, jax.tree.map(np.asarray, pruned), metadata)
+    return Pruning(run.step, heads, scores_LN, *figures)
+
+
+class _Passes:
+    """Counts batches over several passes for one progress bar."""
+
+    def __init__(self, progress: Callable[[int, int | None], None] | None) -> None:
+        self._progress, self._done = progress, 0
+
+    def counted(self, batches: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        for batch in batches:
+            yield batch
+            self._done += 1
+            if self._progress is not None:
+                self._progress(self._done, None)
