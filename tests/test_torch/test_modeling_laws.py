@@ -6,9 +6,14 @@ import pytest
 import torch
 from transformers import StaticCache
 
-from .tiny import POSITIONS, relative_error, tiny_model, tokens
+from .tiny import POSITIONS, SWITCHES, relative_error, tiny_model, tokens
 
 LENGTH = 12
+ALL = {**POSITIONS, **SWITCHES}
+
+
+def window_of(model: Any) -> int:
+    return model.config.sliding_window or LENGTH
 
 
 def gradient_reach(model, positions: torch.Tensor | None, use_cache: bool = False) -> torch.Tensor:
@@ -25,29 +30,34 @@ def gradient_reach(model, positions: torch.Tensor | None, use_cache: bool = Fals
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("position", POSITIONS)
-def test_law_1_causality(attention: str, position: str) -> None:
-    reach = gradient_reach(tiny_model(attention, **POSITIONS[position]), None)
-    allowed = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+@pytest.mark.parametrize("switch", ALL)
+def test_law_1_causality(attention: str, switch: str) -> None:
+    model = tiny_model(attention, **ALL[switch])
+    reach = gradient_reach(model, None)
+    # A window of W reaches W - 1 tokens back in each of the two layers.
+    allowed = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril().triu(-2 * (window_of(model) - 1))
     assert (reach[~allowed] == 0).all()
     assert (reach[allowed] > 0).all()
 
 
 @pytest.mark.parametrize("use_cache", [False, True])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("position", POSITIONS)
-def test_law_1_packed_documents(attention: str, position: str, use_cache: bool) -> None:
+@pytest.mark.parametrize("switch", ALL)
+def test_law_1_packed_documents(attention: str, switch: str, use_cache: bool) -> None:
     lengths = (5, 1, 6)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
     document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    reach = gradient_reach(tiny_model(attention, **POSITIONS[position]), positions, use_cache)
-    allowed = (document[:, None] == document[None, :]).tril()
+    model = tiny_model(attention, **ALL[switch])
+    reach = gradient_reach(model, positions, use_cache)
+    allowed = (document[:, None] == document[None, :]).tril().triu(-2 * (window_of(model) - 1))
     assert (reach[~allowed] == 0).all()
     assert (reach[allowed] > 0).all()
 
 
-def test_packed_documents_equal_documents_alone() -> None:
-    model = tiny_model()
+@pytest.mark.parametrize("switch", ["xpos", "window", "experts", "everything"])
+@torch.no_grad()
+def test_packed_documents_equal_documents_alone(switch: str) -> None:
+    model = tiny_model(**ALL[switch])
     first, second = tokens(1, 7, seed=1), tokens(1, 5, seed=2)
     positions = torch.cat([torch.arange(7), torch.arange(5)])[None]
     packed = model(torch.cat([first, second], dim=1), position_ids=positions).logits
@@ -68,11 +78,11 @@ def cache_for(kind: str, model: Any) -> StaticCache | None:
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("switch", ALL)
 @torch.no_grad()
-def test_law_2_cache_equals_full_forward(kind: str, attention: str, position: str) -> None:
+def test_law_2_cache_equals_full_forward(kind: str, attention: str, switch: str) -> None:
     """Every prefix length: prefill so many tokens, then the rest one by one."""
-    model = tiny_model(attention, **POSITIONS[position])
+    model = tiny_model(attention, **ALL[switch])
     ids = tokens(2, LENGTH)
     full = model(ids, use_cache=False).logits
     for prefix in range(1, LENGTH + 1):
@@ -86,10 +96,10 @@ def test_law_2_cache_equals_full_forward(kind: str, attention: str, position: st
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("switch", [*POSITIONS, "none", "window", "window_1", "everything"])
 @torch.no_grad()
-def test_law_2_with_left_padding(kind: str, attention: str, position: str) -> None:
-    model = tiny_model(attention, **POSITIONS[position])
+def test_law_2_with_left_padding(kind: str, attention: str, switch: str) -> None:
+    model = tiny_model(attention, **ALL[switch])
     ids, mask, positions = left_padded()
     # The short row without its padding: padding must not be felt either.
     full_short, full_long = model(ids[:1, 4:]).logits, model(ids[1:]).logits
@@ -115,10 +125,29 @@ def test_law_2_with_left_padding(kind: str, attention: str, position: str) -> No
         assert relative_error(logits[1:], full_long) < 1e-5, prefix
 
 
+@pytest.mark.parametrize("switch", ["xpos", "window", "window_1", "pruned"])
 @torch.no_grad()
-def test_a_prompt_may_enter_the_cache_in_chunks() -> None:
-    model = tiny_model()
+def test_a_prompt_may_enter_the_cache_in_chunks(switch: str) -> None:
+    model = tiny_model(**ALL[switch])
     ids = tokens(2, LENGTH)
     first = model(ids[:, :5], use_cache=True)
     second = model(ids[:, 5:], past_key_values=first.past_key_values)
     assert relative_error(torch.cat([first.logits, second.logits], dim=1), model(ids).logits) < 1e-5
+
+
+@pytest.mark.parametrize("switch", ALL)
+@torch.no_grad()
+def test_forward_step_equals_the_full_forward(switch: str) -> None:
+    model = tiny_model(**ALL[switch])
+    ids = tokens(2, LENGTH)
+    full = model(ids, use_cache=False).logits
+    out, past_k, past_v = model.forward_step(ids[:, :4])
+    pieces = [out]
+    for t in range(4, LENGTH):
+        out, past_k, past_v = model.forward_step(ids[:, t : t + 1], past_k, past_v)
+        assert out.shape == (2, 1, 97)
+        pieces.append(out)
+    assert len(past_k) == len(past_v) == 2
+    for layer, keys in zip(model.model.layers, past_k, strict=True):
+        assert keys.shape == (2, len(layer.self_attn.heads[1]), LENGTH, 8)
+    assert relative_error(torch.cat(pieces, dim=1), full) < 1e-5

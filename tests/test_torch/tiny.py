@@ -24,6 +24,28 @@ POSITIONS: dict[str, dict[str, Any]] = {
     "xpos": {"position_embedding": "xpos"},
     "xpos_learnable": {"position_embedding": "xpos", "xpos_learnable": True},
 }
+# One switch of the architecture each, and some that meet in one place.
+SWITCHES: dict[str, dict[str, Any]] = {
+    "none": {"position_embedding": "none"},
+    "linear": {"position_embedding": "rope", "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    "yarn": {"position_embedding": "rope", "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    "window": {"sliding_window": 5},
+    "window_1": {"sliding_window": 1},
+    "qk_norm": {"qk_norm": True},
+    "attention_bias": {"attention_bias": True},
+    "parallel": {"parallel_residual": True},
+    "deepnorm": {"residual": "deepnorm"},
+    "deepnorm_parallel": {"residual": "deepnorm", "parallel_residual": True},
+    "layer_scale": {"layer_scale_init": 0.5},
+    "dropouts": {"hidden_dropout": 0.1, "attention_dropout": 0.1, "residual_dropout": 0.1, "drop_path_rate": 0.1},
+    "experts": {"num_experts": 4, "moe_intermediate_size": 24},
+    "shared_experts": {"num_experts": 4, "num_experts_per_tok": 3, "num_shared_experts": 2, "norm_topk_prob": False},
+    "pruned": {"pruned_heads": ((1,), (0, 1))},
+    "everything": {
+        **{"sliding_window": 5, "qk_norm": True, "attention_bias": True, "residual": "deepnorm"},
+        **{"num_experts": 4, "num_shared_experts": 1, "moe_capacity_factor": 1.0, "pruned_heads": ((3,), ())},
+    },
+}
 
 
 def tiny_model(attention: str = "sdpa", **changes: Any) -> ByteForCausalLM:
