@@ -227,11 +227,6 @@ class ByteAttention(nn.Module):
     def prune_heads(self, gone: Iterable[int]) -> None:
         """Cut the projections down to what remains without these heads, which include those that are gone already."""
         projections = ((self.q_proj, 0, 0), (self.k_proj, 0, 1), (self.v_proj, 0, 1), (self.o_proj, 1, 0))
-        for projection, _, _ in projections:
-            if type(projection) is not nn.Linear:
-                raise ValueError(
-                    f"prune_heads meets a {type(projection).__name__}: merge adapters, or load the weights unquantized"
-                )
         before, device = self.heads, self.q_proj.weight.device
         self.set_heads(gone, device)
         for projection, dim, which in projections:
@@ -585,7 +580,8 @@ class BytePreTrainedModel(PreTrainedModel):
             ValueError: no such layer or head, or a layer would be left without heads.
         """
         depth = self.config.num_hidden_layers
-        pruned = [set(gone) for gone in self.config.pruned_heads or [()] * depth]
+        before = self.config.pruned_heads or ((),) * depth
+        pruned = [set(gone) for gone in before]
         for layer, heads in heads_to_prune.items():
             if not 0 <= layer < depth:
                 raise ValueError(f"heads_to_prune names layer {layer}: the layers are 0 to {depth - 1}")
@@ -595,8 +591,14 @@ class BytePreTrainedModel(PreTrainedModel):
         if complaint is not None:
             raise ValueError(complaint)
         decoder: Any = self.base_model
-        for decoder_layer, gone in zip(decoder.layers, pruned_heads, strict=True):
-            decoder_layer.self_attn.prune_heads(gone)
+        changed = [index for index in range(depth) if set(before[index]) != pruned[index]]
+        for attn in (decoder.layers[index].self_attn for index in changed):
+            for projection in (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj):
+                if type(projection) is not nn.Linear:
+                    kind = type(projection).__name__
+                    raise ValueError(f"prune_heads meets a {kind}: merge adapters, or load the weights unquantized")
+        for index in changed:
+            decoder.layers[index].self_attn.prune_heads(pruned_heads[index])
         self.config.pruned_heads = pruned_heads
 
 
