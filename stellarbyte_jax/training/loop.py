@@ -57,7 +57,7 @@ def pretrain(config: RunConfig) -> bool:
     shardings = _state_shardings(config, abstract_params, optimizer, mesh)
     rows = batch_sharding(mesh)
     train_step = jax.jit(
-        make_train_step(graphdef, optimizer, config.training.gradient_accumulation_steps),
+        make_train_step(graphdef, optimizer, config.training.gradient_accumulation_steps, config.seed),
         in_shardings=(shardings, rows),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 import jax
+import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -44,7 +45,7 @@ class MetricsLog:
         self._writes = jax.process_index() == 0
         self._file: IO[str] | None = None
         self._pending: list[tuple[int, dict[str, Any]]] = []
-        self._shown: dict[str, float | None] = {}
+        self._shown: dict[str, Any] = {}
         self._validated_steps: set[int] = set()
         self._bits_per_byte: float | None = None
         self._compiled = False
@@ -78,7 +79,7 @@ class MetricsLog:
                 self._file.close()
 
     def train(self, step: int, values: Mapping[str, Any]) -> None:
-        """Records an update's values, numbers or jax scalars: loss, accuracy, grad_norm, learning_rate, tokens, ….
+        """Records an update's values, numbers or jax arrays: loss, accuracy, grad_norm, learning_rate, tokens, ….
 
         `perplexity` is added from `loss`, `tokens_per_second` from `tokens` and the clock.
         """
@@ -187,20 +188,22 @@ class MetricsLog:
         return str(timedelta(seconds=round(self._step_seconds * (self._max_steps - self._step))))
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, float | None]:
-    """Fetched from the device; None for what JSON has no number for (a loss of NaN)."""
-    fetched = {name: float(value) for name, value in jax.device_get(dict(values)).items()}
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fetched from the device, arrays as lists; None for what JSON has no number for (a loss of NaN)."""
+    fetched = {name: np.asarray(value, np.float64).tolist() for name, value in jax.device_get(dict(values)).items()}
     if "loss" in fetched and "perplexity" not in fetched:
         fetched["perplexity"] = math.exp(fetched["loss"]) if fetched["loss"] < 700 else math.inf
-    return {name: number if math.isfinite(number) else None for name, number in fetched.items()}
+    return jax.tree.map(lambda number: number if math.isfinite(number) else None, fetched)
 
 
-def _in_words(numbers: Mapping[str, float | None], prefix: str) -> str:
+def _in_words(numbers: Mapping[str, Any], prefix: str) -> str:
     formats = {
         "loss": "loss {:.4f}",
         "perplexity": "perplexity {:.2f}",
         "accuracy": "accuracy {:.3f}",
         "bits_per_byte": "bits/byte {:.4f}",
+        "balance_loss": "balance {:.3f}",
+        "dropped_share": "dropped {:.3f}",
         "grad_norm": "gradient {:.2f}",
         "learning_rate": "rate {:.2e}",
         "tokens_per_second": "{:,.0f} tokens/s",

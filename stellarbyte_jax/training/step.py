@@ -10,6 +10,7 @@ from flax import nnx
 
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.training.loss import IGNORED_LABEL, LossSums, token_loss
+from stellarbyte_jax.training.router_loss import RouterSums, router_loss, router_metrics, router_sums
 from stellarbyte_jax.training.state import Params, TrainState
 
 Batch = dict[str, jax.Array]
@@ -17,34 +18,54 @@ Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Params, jax.Array, Any], tuple[LossSums, jax.Array]]
 
+# Parameters are drawn from the same seed: dropout's stream leaves it by another branch.
+_DROPOUT_STREAM = 0xD207
+
 
 def make_train_step(
     graphdef: nnx.GraphDef[ByteForCausalLM],
     optimizer: optax.GradientTransformation,
     gradient_accumulation_steps: int = 1,
+    seed: int = 0,
 ) -> TrainStep:
     """(state, batch) -> (state, metrics): the gradient of the mean loss over the batch's labelled tokens, applied once.
 
-    Each token weighs the same whatever micro-batch it falls into, so accumulation changes memory alone. A batch holds
-    int32 [B, T] input_ids, labels, and where documents are packed position_ids and segment_ids.
+    Each token weighs the same whatever micro-batch it falls into, so accumulation changes memory alone. Experts add
+    their routers' losses, a mean over all tokens that are no padding; the metrics keep them apart: `loss` is the
+    cross-entropy. What is dropped at random depends on `seed`, the step and the micro-batch, and on nothing else.
+
+    A batch holds int32 [B, T] input_ids, labels, and where documents are packed position_ids and segment_ids.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        config = nnx.merge(graphdef, state.params).config
         tokens = jnp.sum(batch["labels"] != IGNORED_LABEL, dtype=jnp.float32)
 
-        def mean_loss(params: Params, rows: Batch) -> tuple[jax.Array, LossSums]:
-            sums = batch_loss(graphdef, params, rows)
-            return sums.loss / jnp.maximum(tokens, 1), sums
+        def mean_loss(
+            params: Params, rows: Batch, dropout_key: jax.Array | None
+        ) -> tuple[jax.Array, tuple[LossSums, RouterSums | None]]:
+            sums, router = _forward(graphdef, params, rows, dropout_key, training=True)
+            loss = sums.loss / jnp.maximum(tokens, 1)
+            if router is not None:
+                loss += router_loss(config, router, batch)
+            return loss, (sums, router)
+
+        keys = None
+        if config.stochastic:
+            stream = jax.random.fold_in(jax.random.key(seed), _DROPOUT_STREAM)
+            keys = jax.random.split(jax.random.fold_in(stream, state.step), gradient_accumulation_steps)
 
         gradient_of = jax.grad(mean_loss, has_aux=True)
         if gradient_accumulation_steps == 1:
-            gradients, sums = gradient_of(state.params, batch)
+            gradients, (sums, router) = gradient_of(state.params, batch, None if keys is None else keys[0])
         else:
-            gradients, sums = _accumulate(gradient_of, state.params, batch, gradient_accumulation_steps)
+            gradients, (sums, router) = _accumulate(gradient_of, state.params, batch, keys, gradient_accumulation_steps)
 
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {**_means(sums), "grad_norm": optax.global_norm(gradients)}
+        if router is not None:
+            metrics |= router_metrics(config, router)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
@@ -62,24 +83,43 @@ def make_eval_step(graphdef: nnx.GraphDef[ByteForCausalLM]) -> EvalStep:
 
 
 def batch_loss(graphdef: nnx.GraphDef[ByteForCausalLM], params: Params, batch: Batch) -> LossSums:
-    """Sums of loss, correct predictions and tokens over a batch."""
+    """Sums of loss, correct predictions and tokens over a batch, with nothing dropped."""
+    return _forward(graphdef, params, batch, None, training=False)[0]
+
+
+def _forward(
+    graphdef: nnx.GraphDef[ByteForCausalLM],
+    params: Params,
+    batch: Batch,
+    dropout_key: jax.Array | None,
+    training: bool,
+) -> tuple[LossSums, RouterSums | None]:
     model = nnx.merge(graphdef, params)
-    output = model.model(batch["input_ids"], batch.get("position_ids"), batch.get("segment_ids"))
+    output = model.model(
+        batch["input_ids"],
+        batch.get("position_ids"),
+        batch.get("segment_ids"),
+        dropout_key=dropout_key,
+        training=training,
+    )
     head, head_axes = model.head
-    return token_loss(output.hidden, head, batch["labels"], head_axes)
+    sums = token_loss(output.hidden, head, batch["labels"], head_axes)
+    return sums, None if output.router is None else router_sums(output.router, batch)
 
 
 def _accumulate(  # type: ignore[no-untyped-def]
-    gradient_of, params: Params, batch: Batch, steps: int
-) -> tuple[Params, LossSums]:
+    gradient_of, params: Params, batch: Batch, keys: jax.Array | None, steps: int
+) -> tuple[Params, tuple[LossSums, RouterSums | None]]:
     # Micro-batch i takes rows i, i + steps, …: each device keeps its own rows when the batch is spread over a mesh.
     micro_batches = jax.tree.map(lambda x: x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1), batch)
-    first = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient_of, params, batch))
+    some_key = None if keys is None else keys[0]
+    first = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient_of, params, batch, some_key))
 
-    def add(total, rows):  # type: ignore[no-untyped-def]
-        return jax.tree.map(jnp.add, total, gradient_of(params, rows)), None
+    def add(total, inputs):  # type: ignore[no-untyped-def]
+        rows, key = inputs
+        return jax.tree.map(jnp.add, total, gradient_of(params, rows, key)), None
 
-    return jax.lax.scan(add, first, micro_batches)[0]
+    return jax.lax.scan(add, first, (micro_batches, keys))[0]
 
 
 def _means(sums: LossSums) -> Metrics:

@@ -147,6 +147,14 @@ def test_exact_ties_go_to_the_lower_index() -> None:
     assert_same(run(layer, x_BTD, None, False), expected, ones != 0)
 
 
+def test_logits_decide_where_probabilities_are_both_zero() -> None:
+    config = moe_config(num_experts=3)
+    kernel_DE = np.zeros((config.hidden_size, 3))
+    kernel_DE[0] = [-201, -200, 0]
+    _, router = run(with_router(layer_of(config), kernel_DE), inputs(config).at[:, :, 0].set(1.0), None, True)
+    assert np.array_equal(router.load_BE, np.tile([0, 0.5, 0.5], (B, 1)))
+
+
 def test_an_undecided_router_has_the_smallest_losses() -> None:
     config = moe_config(num_experts=4, num_experts_per_tok=2)
     _, router = run(with_router(layer_of(config), np.zeros((config.hidden_size, 4))), inputs(config), None, True)

@@ -1,6 +1,7 @@
 """Laws 5 and 6 through whole runs, and the runs that are refused."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -13,12 +14,14 @@ import jax
 import numpy as np
 import pytest
 
-from stellarbyte_jax.config import RunConfig
+from stellarbyte_jax.config import MeshConfig, RunConfig
 from stellarbyte_jax.config_file import load_run_config
 from stellarbyte_jax.data.loader import TrainLoader
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.sharding import make_mesh
+from stellarbyte_jax.training import loop
 from stellarbyte_jax.training.checkpoint import RunMetadata, latest_step, load_metadata, load_params, save_imported
 from stellarbyte_jax.training.loop import pretrain
 from stellarbyte_jax.training.metrics import MetricsLog
@@ -126,6 +129,33 @@ def test_law_6_with_micro_batches_and_two_interruptions(run_config: MakeConfig, 
     assert pretrain(config)
     assert records(config.output_dir) == records(whole.output_dir)
     assert bits(config.output_dir) == bits(whole.output_dir)
+
+
+def test_laws_5_and_6_with_experts_and_all_that_is_drawn(run_config: MakeConfig, disturb: Callable) -> None:
+    """Interrupted twice, over the same data and draws; and on eight devices, where rows lie elsewhere."""
+    model = {
+        "num_experts": 4, "num_shared_experts": 1, "moe_intermediate_size": 8, "moe_capacity_factor": 1.0,
+        "hidden_dropout": 0.1, "residual_dropout": 0.1, "drop_path_rate": 0.3,
+    }  # fmt: skip
+    config = run_config(model=model, training={"gradient_accumulation_steps": 2})
+    whole, spread = (dataclasses.replace(config, output_dir=config.output_dir + name) for name in ("-whole", "-spread"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+        assert pretrain(whole)
+        disturb(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert not pretrain(config)
+        disturb(8, crash)
+        with pytest.raises(Crash):
+            pretrain(config)
+        assert pretrain(config)
+    assert records(config.output_dir) == records(whole.output_dir)
+    assert bits(config.output_dir) == bits(whole.output_dir)
+    last = records(whole.output_dir)[-2]
+    assert len(last["expert_load"]) == 4 and sum(last["expert_load"]) == pytest.approx(1)
+    assert last["balance_loss"] >= 1 and last["dropped_share"] > 0
+
+    assert pretrain(dataclasses.replace(spread, mesh=MeshConfig(data=1, fsdp=2, tensor=4)))
+    assert np.allclose(losses(spread.output_dir), losses(whole.output_dir), rtol=1e-5, atol=0)
 
 
 @pytest.mark.usefixtures("one_device")

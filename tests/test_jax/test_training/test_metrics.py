@@ -47,6 +47,14 @@ def test_one_record_a_step(tmp_path: Path) -> None:
     }
 
 
+def test_a_figure_for_each_expert_is_a_list(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, 0, 1) as log:
+        log.train(1, values() | {"expert_load": jnp.array([0.25, float("nan"), 0.75]), "balance_loss": jnp.ones(())})
+    (record,) = records(tmp_path)
+    assert record["expert_load"] == [0.25, None, 0.75]
+    assert record["balance_loss"] == 1.0
+
+
 def test_rates_leave_out_compiling_and_what_is_paused(tmp_path: Path, clock: list[float]) -> None:
     with MetricsLog(tmp_path, 0, 4) as log:
         with log.paused():

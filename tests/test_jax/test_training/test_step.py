@@ -1,5 +1,6 @@
 """Law 8: micro-batches change memory alone; and a step is the update that its loss asks for."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
-from stellarbyte_jax.config import OptimizerConfig
+from stellarbyte_jax.config import ByteConfig, OptimizerConfig
 from stellarbyte_jax.training.loss import IGNORED_LABEL
 from stellarbyte_jax.training.optimizer import make_optimizer
 from stellarbyte_jax.training.state import TrainState, abstract_model
@@ -18,6 +20,11 @@ from test_jax.tiny import random_tokens, relative_error, segments, tiny_config, 
 
 CONFIG = tiny_config(xpos_learnable=True)
 GRAPHDEF, _ = abstract_model(CONFIG)
+EXPERTS = tiny_config(
+    num_experts=4, num_shared_experts=1, moe_intermediate_size=8, moe_capacity_factor=0.8, router_aux_loss_coef=0.5,
+    router_z_loss_coef=0.1,
+)  # fmt: skip
+DROPPING = tiny_config(hidden_dropout=0.1, residual_dropout=0.1, drop_path_rate=0.3)
 B, T, MICRO_BATCHES = 8, 12, 4
 
 
@@ -39,11 +46,26 @@ def batch() -> dict[str, np.ndarray]:
     }
 
 
-def one_step(optimizer: optax.GradientTransformation, micro_batches: int) -> tuple[TrainState, dict[str, float]]:
-    params = tiny_params(CONFIG)
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-    state, metrics = jax.jit(make_train_step(GRAPHDEF, optimizer, micro_batches))(state, batch())
-    return state, {name: float(value) for name, value in metrics.items()}
+def padded_batch() -> dict[str, np.ndarray]:
+    """The same, with less and less of a row real: a mean over rows or micro-batches is not one over tokens."""
+    rows = batch()
+    padding_BT = np.arange(T) >= T - np.arange(B)[:, None]
+    rows["segment_ids"][padding_BT] = 0
+    rows["labels"][padding_BT] = IGNORED_LABEL
+    return rows
+
+
+def start(config: ByteConfig, optimizer: optax.GradientTransformation, step: int = 0) -> TrainState:
+    params = tiny_params(config)
+    return TrainState(jnp.asarray(step, jnp.int32), params, optimizer.init(params))
+
+
+def one_step(
+    optimizer: optax.GradientTransformation, micro_batches: int, config: ByteConfig = CONFIG
+) -> tuple[TrainState, dict[str, Any]]:
+    train_step = jax.jit(make_train_step(abstract_model(config)[0], optimizer, micro_batches))
+    state, metrics = train_step(start(config, optimizer), padded_batch() if config == EXPERTS else batch())
+    return state, {name: np.asarray(value).tolist() for name, value in metrics.items()}
 
 
 def errors(actual: Any, expected: Any) -> dict[str, float]:
@@ -52,9 +74,9 @@ def errors(actual: Any, expected: Any) -> dict[str, float]:
 
 
 @functools.cache
-def gradients_of_a_step(micro_batches: int) -> tuple[Any, dict[str, float]]:
+def gradients_of_a_step(micro_batches: int, config: ByteConfig = CONFIG) -> tuple[Any, dict[str, Any]]:
     """By an optimizer whose state is the gradient that it was given."""
-    state, metrics = one_step(optax.trace(decay=0.0), micro_batches)
+    state, metrics = one_step(optax.trace(decay=0.0), micro_batches, config)
     return state.opt_state.trace, metrics
 
 
@@ -109,7 +131,7 @@ def test_a_step_is_the_gradient_of_the_mean_loss() -> None:
 def test_a_batch_without_labels_moves_nothing() -> None:
     rows = batch() | {"labels": np.full((B, T), IGNORED_LABEL, np.int32)}
     optimizer = optax.sgd(1.0)
-    state = TrainState(jnp.zeros((), jnp.int32), tiny_params(CONFIG), optimizer.init(tiny_params(CONFIG)))
+    state = start(CONFIG, optimizer)
     after, metrics = jax.jit(make_train_step(GRAPHDEF, optimizer))(state, rows)
     assert {name: float(value) for name, value in metrics.items()} == {
         "loss": 0, "accuracy": 0, "tokens": 0, "grad_norm": 0
@@ -125,3 +147,81 @@ def test_an_evaluation_step_counts_the_bytes_of_its_labels() -> None:
     labels = rows["labels"][rows["labels"] != IGNORED_LABEL]
     assert float(byte_count) == byte_lengths[labels].sum()
     assert float(sums.tokens) == len(labels)
+
+
+def test_law_8_with_experts() -> None:
+    whole, whole_metrics = gradients_of_a_step(1, EXPERTS)
+    parts, metrics = gradients_of_a_step(2, EXPERTS)
+    assert max(errors(parts, whole).values()) < 1e-5
+    assert metrics.keys() == whole_metrics.keys()
+    for name, value in metrics.items():
+        assert value == pytest.approx(whole_metrics[name], rel=1e-5), name
+
+
+def test_experts_add_their_routers_losses_to_the_gradient_and_not_to_the_loss() -> None:
+    rows, params = padded_batch(), tiny_params(EXPERTS)
+    graphdef, _ = abstract_model(EXPERTS)
+    real_BT, labelled_BT = rows["segment_ids"] != 0, rows["labels"] != IGNORED_LABEL
+
+    def losses(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        """With a log-softmax over all logits and a mean over tokens, row by row."""
+        output = nnx.merge(graphdef, params)(
+            rows["input_ids"], rows["position_ids"], rows["segment_ids"], training=True
+        )
+        log_probs_BTV = jax.nn.log_softmax(output.logits)
+        picked_BT = jnp.take_along_axis(log_probs_BTV, jnp.maximum(rows["labels"], 0)[..., None], axis=-1)[..., 0]
+        cross_entropy = -jnp.sum(picked_BT * labelled_BT) / labelled_BT.sum()
+        balance, z = (
+            sum(real_BT[b].sum() * leaf[layer, b] for b in range(B) for layer in range(2)) / real_BT.sum() / 2
+            for leaf in (output.router.balance_B, output.router.z_B)
+        )
+        return cross_entropy + 0.5 * balance + 0.1 * z, (cross_entropy, output.router)
+
+    expected, (cross_entropy, router) = jax.jit(jax.grad(losses, has_aux=True))(params)
+    gradients, metrics = gradients_of_a_step(1, EXPERTS)
+    assert max(errors(gradients, expected).values()) < 1e-5
+    assert metrics["loss"] == pytest.approx(float(cross_entropy), rel=1e-5)
+    row_weight_B = real_BT.sum(axis=1) / real_BT.sum()
+    assert metrics["expert_load"] == pytest.approx(
+        np.einsum("LBE,B->E", router.load_BE, row_weight_B) / EXPERTS.num_hidden_layers, rel=1e-5
+    )
+    assert sum(metrics["expert_load"]) == pytest.approx(1)
+    assert 0 < metrics["dropped_share"] < 1
+
+
+def test_evaluation_turns_no_token_away() -> None:
+    unlimited = abstract_model(dataclasses.replace(EXPERTS, moe_capacity_factor=None))[0]
+    limited, params = abstract_model(EXPERTS)[0], tiny_params(EXPERTS)
+    assert float(batch_loss(limited, params, padded_batch()).loss) == float(
+        batch_loss(unlimited, params, padded_batch()).loss
+    )
+
+
+def test_what_is_dropped_depends_on_seed_step_and_micro_batch_alone() -> None:
+    optimizer, rows = optax.sgd(0.0), batch()
+
+    @functools.cache
+    def losses(seed: int, micro_batches: int = 1) -> list[float]:
+        train_step = jax.jit(make_train_step(abstract_model(DROPPING)[0], optimizer, micro_batches, seed))
+        return [float(train_step(start(DROPPING, optimizer, step), rows)[1]["loss"]) for step in (0, 1, 0)]
+
+    first, second, again = losses(0)
+    assert first == again
+    assert len({first, second, *losses(1)}) == 4
+    # Two micro-batches of the same rows, each row twice, would have the loss of one if they drew alike.
+    twice = {name: np.repeat(x, 2, axis=0) for name, x in rows.items()}
+    train_step = jax.jit(make_train_step(abstract_model(DROPPING)[0], optimizer, 2, seed=0))
+    assert float(train_step(start(DROPPING, optimizer), twice)[1]["loss"]) != pytest.approx(first, rel=1e-4)
+
+
+def test_evaluation_drops_nothing() -> None:
+    params, rows = tiny_params(DROPPING), batch()
+    same = abstract_model(tiny_config())[0]
+    loss = batch_loss(abstract_model(DROPPING)[0], params, rows).loss
+    assert float(loss) == pytest.approx(float(batch_loss(same, params, rows).loss), rel=1e-6)
+
+
+def test_a_model_that_drops_nothing_draws_nothing() -> None:
+    optimizer = optax.sgd(1.0)
+    program = str(jax.make_jaxpr(make_train_step(GRAPHDEF, optimizer, 2, seed=1))(start(CONFIG, optimizer), batch()))
+    assert "random" not in program and "threefry" not in program
