@@ -103,7 +103,9 @@ class ByteRotaryEmbedding(nn.Module):
         with torch.no_grad():
             angle = position_BT1 * self.frequencies(position_ids).to(x.device)
             angle = torch.cat((angle, angle), dim=-1)
-            cos, sin = angle.cos() * self.attention_scaling, angle.sin() * self.attention_scaling
+            cos, sin = angle.cos(), angle.sin()
+            if self.attention_scaling != 1.0:
+                cos, sin = cos * self.attention_scaling, sin * self.attention_scaling
         if self.config.position_embedding == "rope":
             return cos, sin
 
@@ -198,7 +200,8 @@ class ByteAttention(nn.Module):
         self.k_proj = nn.Linear(D, kv_size, bias=config.attention_bias)
         self.v_proj = nn.Linear(D, kv_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(query_size, D, bias=config.attention_bias)
-        if config.qk_norm:
+        self.has_qk_norm = config.qk_norm
+        if self.has_qk_norm:
             self.q_norm = ByteRMSNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = ByteRMSNorm(self.head_dim, config.rms_norm_eps)
         inner_gain, output_gain = initial_gains(config)
@@ -218,9 +221,9 @@ class ByteAttention(nn.Module):
         # gets a copy for each query head.
         self.kv_slots = [keys.index(head // group) for head in queries]
         size = len(queries) // len(keys)
-        is_regular = self.kv_slots == [position // size for position in range(len(queries))]
-        self.num_key_value_groups = size if is_regular else 1
-        index = None if is_regular else torch.tensor(self.kv_slots, device=device)
+        self.is_regular = self.kv_slots == [position // size for position in range(len(queries))]
+        self.num_key_value_groups = size if self.is_regular else 1
+        index = None if self.is_regular else torch.tensor(self.kv_slots, device=device)
         self.register_buffer("kv_index", index, persistent=False)
 
     @torch.no_grad()
@@ -252,7 +255,7 @@ class ByteAttention(nn.Module):
 
         q_BTNH = self.q_proj(hidden_states).view(head_shape)
         k_BSKH = self.k_proj(hidden_states).view(head_shape)
-        if self.config.qk_norm:
+        if self.has_qk_norm:
             q_BTNH, k_BSKH = self.q_norm(q_BTNH), self.k_norm(k_BSKH)
         q_BNTH, k_BKSH = q_BTNH.transpose(1, 2), k_BSKH.transpose(1, 2)
         v_BKSH = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
@@ -269,7 +272,7 @@ class ByteAttention(nn.Module):
                 attention_mask = (
                     attention_mask[..., -T:] if isinstance(attention_mask, torch.Tensor) else attention_mask
                 )
-        if self.kv_index is not None:
+        if not self.is_regular:
             k_BKSH, v_BKSH = k_BKSH[:, self.kv_index], v_BKSH[:, self.kv_index]
 
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
