@@ -51,6 +51,9 @@ def to_hf(config: ByteConfig, dtype: str) -> dict[str, Any]:
         UserError: the model's XPos factors leave the range of `dtype`, in which transformers would then compute.
     """
     config.check_xpos_range(dtype)
+    fields = to_dict(config)
+    if config.rope_scaling is not None:  # transformers has a mapping here, of what is set
+        fields["rope_scaling"] = {name: value for name, value in fields["rope_scaling"].items() if value is not None}
     return {
         "architectures": ["ByteForCausalLM"],
         "auto_map": _AUTO_MAP,
@@ -58,7 +61,7 @@ def to_hf(config: ByteConfig, dtype: str) -> dict[str, Any]:
         "model_type": MODEL_TYPE,
         "output_router_logits": False,
         "use_cache": True,
-        **to_dict(config),
+        **fields,
     }
 
 

@@ -8,6 +8,8 @@ from stellarbyte_jax.config import ByteConfig
 
 Path = tuple[str, ...]
 Shape = tuple[int, ...]
+Index = tuple[slice | list[int], ...]
+When = Callable[[ByteConfig], bool]
 
 # A Hugging Face key with this mark stands for one tensor a layer; JAX has all layers in one array, stacked on axis 0.
 _LAYER = "{layer}"
@@ -21,7 +23,7 @@ def _always(_: ByteConfig) -> bool:
 class Row:
     """One parameter: its JAX path, its Hugging Face key, and its axes (letters of `axis_sizes`) without the layer axis.
 
-    `transpose` says that torch keeps the matrix as [out, in] where JAX has [in, out]. `keep_float32` says that
+    `transpose` says that torch keeps the last two axes as [out, in] where JAX has [in, out]. `keep_float32` says that
     bfloat16 models keep it in float32 all the same, as the torch side does. `when` says which models have it.
     """
 
@@ -30,7 +32,7 @@ class Row:
     axes: tuple[str, ...]
     transpose: bool = False
     keep_float32: bool = False
-    when: Callable[[ByteConfig], bool] = _always
+    when: When = _always
 
     @property
     def stacked(self) -> bool:
@@ -43,65 +45,113 @@ class Row:
         return tuple(self.jax.split("/"))
 
 
+# What layers are made of: MODULE/kernel in JAX is MODULE.weight in Hugging Face, and so on.
+
+
+def _matrix(module: str, in_axis: str, out_axis: str, when: When = _always) -> Row:
+    return Row(*_layer_names(module, "kernel", "weight"), (in_axis, out_axis), transpose=True, when=when)
+
+
+def _bias(module: str, axis: str, when: When) -> Row:
+    return Row(*_layer_names(module, "bias", "bias"), (axis,), when=when)
+
+
+def _gain(module: str, axis: str, when: When) -> Row:
+    return Row(*_layer_names(module, "scale", "weight"), (axis,), when=when)
+
+
+def _experts(name: str, in_axis: str, out_axis: str, when: When) -> Row:
+    return Row(*_layer_names("mlp/experts", name, name), ("E", in_axis, out_axis), transpose=True, when=when)
+
+
+def _layer_names(module: str, jax_leaf: str, hf_leaf: str) -> tuple[str, str]:
+    return f"model/layers/{module}/{jax_leaf}", f"model.layers.{_LAYER}.{module.replace('/', '.')}.{hf_leaf}"
+
+
+def _has_bias(config: ByteConfig) -> bool:
+    return config.attention_bias
+
+
+def _has_qk_norm(config: ByteConfig) -> bool:
+    return config.qk_norm
+
+
+def _is_dense(config: ByteConfig) -> bool:
+    return config.num_experts == 0
+
+
+def _is_sparse(config: ByteConfig) -> bool:
+    return config.num_experts > 0
+
+
+def _has_shared_experts(config: ByteConfig) -> bool:
+    return config.num_shared_experts > 0
+
+
+def _is_pre_norm(config: ByteConfig) -> bool:
+    return config.residual == "pre_norm"
+
+
+def _is_deepnorm(config: ByteConfig) -> bool:
+    return config.residual == "deepnorm"
+
+
+def _is_sequential(config: ByteConfig) -> bool:
+    return not config.parallel_residual
+
+
+def has_layer_scale(config: ByteConfig) -> bool:
+    """Whether the model has a gain for each channel of its branches."""
+    return config.layer_scale_init is not None
+
+
 # In the order in which transformers lists them. Axes: V vocabulary, D hidden, F feed-forward, Q query heads x head
-# size, KV key heads x head size, H/2 pairs of a head's channels.
+# size, KV key heads x head size, H head size, H/2 pairs of a head's channels, E experts, X an expert's feed-forward,
+# 2X its gate and up, S the shared experts' feed-forward.
 TABLE: tuple[Row, ...] = (
     Row("model/embed_tokens/embedding", "model.embed_tokens.weight", ("V", "D")),
-    Row(
-        "model/layers/self_attn/q_proj/kernel",
-        "model.layers.{layer}.self_attn.q_proj.weight",
-        ("D", "Q"),
-        transpose=True,
-    ),
-    Row(
-        "model/layers/self_attn/k_proj/kernel",
-        "model.layers.{layer}.self_attn.k_proj.weight",
-        ("D", "KV"),
-        transpose=True,
-    ),
-    Row(
-        "model/layers/self_attn/v_proj/kernel",
-        "model.layers.{layer}.self_attn.v_proj.weight",
-        ("D", "KV"),
-        transpose=True,
-    ),
-    Row(
-        "model/layers/self_attn/o_proj/kernel",
-        "model.layers.{layer}.self_attn.o_proj.weight",
-        ("Q", "D"),
-        transpose=True,
-    ),
-    Row("model/layers/mlp/gate_proj/kernel", "model.layers.{layer}.mlp.gate_proj.weight", ("D", "F"), transpose=True),
-    Row("model/layers/mlp/up_proj/kernel", "model.layers.{layer}.mlp.up_proj.weight", ("D", "F"), transpose=True),
-    Row("model/layers/mlp/down_proj/kernel", "model.layers.{layer}.mlp.down_proj.weight", ("F", "D"), transpose=True),
-    Row("model/layers/input_layernorm/scale", "model.layers.{layer}.input_layernorm.weight", ("D",)),
-    Row("model/layers/post_attention_layernorm/scale", "model.layers.{layer}.post_attention_layernorm.weight", ("D",)),
+    _matrix("self_attn/q_proj", "D", "Q"),
+    _bias("self_attn/q_proj", "Q", when=_has_bias),
+    _matrix("self_attn/k_proj", "D", "KV"),
+    _bias("self_attn/k_proj", "KV", when=_has_bias),
+    _matrix("self_attn/v_proj", "D", "KV"),
+    _bias("self_attn/v_proj", "KV", when=_has_bias),
+    _matrix("self_attn/o_proj", "Q", "D"),
+    _bias("self_attn/o_proj", "D", when=_has_bias),
+    _gain("self_attn/q_norm", "H", when=_has_qk_norm),
+    _gain("self_attn/k_norm", "H", when=_has_qk_norm),
+    _matrix("mlp/gate_proj", "D", "F", when=_is_dense),
+    _matrix("mlp/up_proj", "D", "F", when=_is_dense),
+    _matrix("mlp/down_proj", "F", "D", when=_is_dense),
+    _experts("gate_up_proj", "D", "2X", when=_is_sparse),
+    _experts("down_proj", "X", "D", when=_is_sparse),
+    _matrix("mlp/gate", "D", "E", when=_is_sparse),
+    _matrix("mlp/shared_experts/gate_proj", "D", "S", when=_has_shared_experts),
+    _matrix("mlp/shared_experts/up_proj", "D", "S", when=_has_shared_experts),
+    _matrix("mlp/shared_experts/down_proj", "S", "D", when=_has_shared_experts),
+    _gain("input_layernorm", "D", when=_is_pre_norm),
+    _gain("post_attention_layernorm", "D", when=_is_sequential),
+    _gain("post_feedforward_layernorm", "D", when=_is_deepnorm),
+    _gain("self_attn_layer_scale", "D", when=has_layer_scale),
+    _gain("mlp_layer_scale", "D", when=has_layer_scale),
     Row("model/norm/scale", "model.norm.weight", ("D",)),
-    Row(
-        "model/rotary_emb/zeta",
-        "model.rotary_emb.zeta",
-        ("H/2",),
-        keep_float32=True,
-        when=lambda config: config.xpos_learnable,
-    ),
-    Row(
-        "lm_head/kernel",
-        "lm_head.weight",
-        ("D", "V"),
-        transpose=True,
-        when=lambda config: not config.tie_word_embeddings,
-    ),
+    Row("model/rotary_emb/zeta", "model.rotary_emb.zeta", ("H/2",), keep_float32=True, when=lambda c: c.xpos_learnable),
+    Row("lm_head/kernel", "lm_head.weight", ("D", "V"), transpose=True, when=lambda c: not c.tie_word_embeddings),
 )
 
 
 @dataclass(frozen=True)
 class HFTensor:
-    """One Hugging Face tensor of a model, and where JAX has its values: at `path`, and there in `layer` if stacked."""
+    """One Hugging Face tensor of a model, and where JAX has its values: at `path`, and there in `layer` if stacked.
+
+    `kept` indexes those values: in a layer with pruned heads the array holds more channels than the tensor.
+    """
 
     key: str
     shape: Shape
     path: Path
     layer: int | None
+    kept: Index
     transpose: bool
     keep_float32: bool
 
@@ -112,16 +162,22 @@ def rows(config: ByteConfig) -> tuple[Row, ...]:
 
 
 def axis_sizes(config: ByteConfig) -> dict[str, int]:
-    """Length of every axis that the table names."""
+    """Length of every axis that the table names, as JAX has it: pruned heads keep their place."""
     assert config.head_dim is not None
     assert config.num_key_value_heads is not None
+    expert_size = config.moe_intermediate_size or 0
     return {
         "V": config.vocab_size,
         "D": config.hidden_size,
         "F": config.intermediate_size,
         "Q": config.num_attention_heads * config.head_dim,
         "KV": config.num_key_value_heads * config.head_dim,
+        "H": config.head_dim,
         "H/2": config.head_dim // 2,
+        "E": config.num_experts,
+        "X": expert_size,
+        "2X": 2 * expert_size,
+        "S": config.num_shared_experts * expert_size,
     }
 
 
@@ -142,7 +198,30 @@ def _hf_tensors(config: ByteConfig) -> Iterator[HFTensor]:
     for stacked, neighbours in groupby(rows(config), key=lambda row: row.stacked):
         group = list(neighbours)
         for layer in range(config.num_hidden_layers) if stacked else (None,):
+            remaining = _remaining_channels(config, layer)
             for row in group:
-                axes = row.axes[::-1] if row.transpose else row.axes
-                shape = tuple(sizes[axis] for axis in axes)
-                yield HFTensor(row.hf.format(layer=layer), shape, row.path, layer, row.transpose, row.keep_float32)
+                kept: Index = tuple(remaining.get(axis, slice(None)) for axis in row.axes)
+                lengths = [len(remaining.get(axis, range(sizes[axis]))) for axis in row.axes]
+                if row.transpose:
+                    lengths[-2:] = lengths[:-3:-1]
+                key = row.hf.format(layer=layer)
+                yield HFTensor(key, tuple(lengths), row.path, layer, kept, row.transpose, row.keep_float32)
+
+
+def _remaining_channels(config: ByteConfig, layer: int | None) -> dict[str, list[int]]:
+    """Axis -> the channels of the heads that a layer still has; a key head goes with the last query head that reads it.
+
+    Only where something is pruned: an axis that is not named here is whole.
+    """
+    gone = config.pruned_heads[layer] if config.pruned_heads is not None and layer is not None else ()
+    if not gone:
+        return {}
+    assert config.num_key_value_heads is not None
+    heads = [head for head in range(config.num_attention_heads) if head not in gone]
+    group = config.num_attention_heads // config.num_key_value_heads
+    return {"Q": _channels(heads, config), "KV": _channels(sorted({head // group for head in heads}), config)}
+
+
+def _channels(heads: list[int], config: ByteConfig) -> list[int]:
+    assert config.head_dim is not None
+    return [head * config.head_dim + channel for head in heads for channel in range(config.head_dim)]

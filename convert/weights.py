@@ -60,6 +60,9 @@ def to_hf(
 ) -> dict[str, LazyTensor]:
     """The Hugging Face tensors of a model, in transformers' order; values are transposed and cast only when read.
 
+    What belongs to pruned heads is left out. Nothing is computed from it, so the model is the same; but if it holds
+    anything but zeros, which is what `from_hf` puts there, this much does not come back.
+
     Args:
         params: pure nested dict of numpy or JAX arrays, layers stacked on their first axis.
         config: the model's config, which says what parameters there must be.
@@ -81,8 +84,8 @@ def _lazy(array: np.ndarray, tensor: HFTensor, dtype: str | None) -> LazyTensor:
     wanted = array.dtype if dtype is None else DTYPES["float32" if tensor.keep_float32 else dtype]
 
     def read() -> np.ndarray:
-        values = array if tensor.layer is None else array[tensor.layer]
-        return np.ascontiguousarray((values.T if tensor.transpose else values).astype(wanted, copy=False))
+        values = _of_layer(array, tensor)[tensor.kept]
+        return np.ascontiguousarray(_transposed(values, tensor).astype(wanted, copy=False))
 
     return LazyTensor(tensor.shape, wanted, read)
 
@@ -91,6 +94,8 @@ def from_hf(
     tensors: Mapping[str, Tensor], config: ByteConfig, dtype: str | None = None, where: str = "the weights"
 ) -> Params:
     """The inverse of `to_hf`: the parameters as a nested dict of numpy arrays, filled one tensor at a time.
+
+    Pruned heads, of which Hugging Face holds nothing, get zeros.
 
     Args:
         tensors: Hugging Face key -> array, or `LazyTensor` for what should be read only once needed.
@@ -110,15 +115,22 @@ def from_hf(
         check_dtype(tensor.key, stored.dtype, where)
         target = DTYPES[dtype] if dtype else np.dtype(stored.dtype)
         if tensor.path not in arrays:
-            arrays[tensor.path] = np.empty(shapes[tensor.path], target)
+            arrays[tensor.path] = np.zeros(shapes[tensor.path], target)
         array = arrays[tensor.path]
         if array.dtype != target:
             raise UserError(
                 f"{where} holds {tensor.key} as {target}, but layer 0 as {array.dtype}: save all layers in one dtype"
             )
-        values = np.asarray(stored)
-        array[... if tensor.layer is None else tensor.layer] = values.T if tensor.transpose else values
+        _of_layer(array, tensor)[tensor.kept] = _transposed(np.asarray(stored), tensor)
     return unflatten(arrays)
+
+
+def _of_layer(array: np.ndarray, tensor: HFTensor) -> np.ndarray:
+    return array if tensor.layer is None else array[tensor.layer]
+
+
+def _transposed(values: np.ndarray, tensor: HFTensor) -> np.ndarray:
+    return values.swapaxes(-1, -2) if tensor.transpose else values
 
 
 def check_names(found: Iterable[tuple[str, Shape]], expected: Mapping[str, Shape], where: str) -> None:
