@@ -59,7 +59,7 @@ def to_hf(config: ByteConfig, dtype: str) -> dict[str, Any]:
         "auto_map": _AUTO_MAP,
         "dtype": dtype,
         "model_type": MODEL_TYPE,
-        "output_router_logits": False,
+        **({"output_router_logits": False} if config.num_experts > 0 else {}),
         "use_cache": True,
         **fields,
     }

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, Qwen3MoeConfig
 
 # Largest finite value of each compute dtype. XPos computes in float32 and then casts, so wider dtypes gain nothing.
 _LARGEST_FINITE = {"float32": 3.4028235e38, "bfloat16": 3.3895314e38, "float16": 65504.0}
@@ -32,25 +32,9 @@ class ByteConfig(PreTrainedConfig):
 
     model_type = "stellarbyte"
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - transformers reads it from the class
-    base_model_tp_plan = {  # noqa: RUF012
-        **{f"layers.*.self_attn.{name}_proj": "colwise" for name in ("q", "k", "v")},
-        **{f"layers.*.self_attn.{name}_norm": "replicated_with_grad_allreduce" for name in ("q", "k")},
-        **{f"layers.*.mlp.{name}_proj": "colwise" for name in ("gate", "up")},
-        **{f"layers.*.mlp.shared_experts.{name}_proj": "colwise" for name in ("gate", "up")},
-        **{f"layers.*.{name}": "rowwise" for name in ("self_attn.o_proj", "mlp.down_proj", "mlp.experts.down_proj")},
-        "layers.*.mlp.shared_experts.down_proj": "rowwise",
-        "layers.*.mlp.experts.gate_up_proj": "packed_colwise",
-        "layers.*.mlp.experts": "moe_tp_experts",
-    }
-    base_model_ep_plan = {  # noqa: RUF012
-        **{f"layers.*.mlp.experts.{name}": "grouped_gemm" for name in ("gate_up_proj", "down_proj")},  # type: ignore[misc]
-        "layers.*.mlp.experts": "ep_dispatch_experts",  # type: ignore[dict-item]
-    }
-    base_model_pp_plan = {  # noqa: RUF012
-        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
-        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
-        "norm": (["hidden_states"], ["hidden_states"]),
-    }
+    # Our modules have the names of Qwen3Moe's, so its plans fit.
+    base_model_ep_plan = Qwen3MoeConfig.base_model_ep_plan
+    base_model_pp_plan = Qwen3MoeConfig.base_model_pp_plan
 
     vocab_size: int = 32000
     hidden_size: int = 768
@@ -93,7 +77,6 @@ class ByteConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 1
     pad_token_id: int | None = 2
     use_cache: bool = True
-    output_router_logits: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.num_key_value_heads is None:
@@ -102,6 +85,8 @@ class ByteConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.moe_intermediate_size is None and self.num_experts > 0:
             self.moe_intermediate_size = self.intermediate_size
+        if self.num_experts > 0:  # A dense model's config has no such switch, as in transformers' own models.
+            self.output_router_logits = kwargs.pop("output_router_logits", False)
         if self.rope_scaling is not None:
             self.rope_scaling = {name: value for name, value in self.rope_scaling.items() if value is not None} or None
         if (rope_parameters := kwargs.pop("rope_parameters", None)) is not None:
@@ -129,20 +114,35 @@ class ByteConfig(PreTrainedConfig):
             )
 
     @property
-    def rope_parameters(self) -> dict[str, Any] | None:
-        """`rope_theta` and `rope_scaling` in transformers' own shape, for its helpers; setting it sets those two."""
-        if self.position_embedding == "none":
-            return None
-        parameters = {"rope_theta": self.rope_theta, **(self.rope_scaling or {"rope_type": "default"})}
+    def base_model_tp_plan(self) -> dict[str, str]:  # type: ignore[override]
+        """How tensor parallelism splits the layers: an entry for each module that this architecture has."""
+        sparse = self.num_experts > 0
+        plan = {
+            name: how
+            for name, how in (Qwen3MoeConfig.base_model_tp_plan or {}).items()
+            if (self.qk_norm or "_norm" not in name) and (".mlp." not in name or sparse == (".experts" in name))
+        }
+        if self.num_shared_experts > 0:
+            plan |= {f"layers.*.mlp.shared_experts.{name}_proj": "colwise" for name in ("gate", "up")}
+            plan["layers.*.mlp.shared_experts.down_proj"] = "rowwise"
+        return plan
+
+    @property
+    def rope_parameters(self) -> dict[str, Any]:
+        """`rope_theta` and `rope_scaling` in transformers' own shape; setting it, or part of it, sets those two."""
+        if self.position_embedding != "rope":  # who knows nothing of XPos must not take it for plain rotary positions
+            raise AttributeError(f"rope_parameters needs position_embedding rope, not {self.position_embedding}")
+        parameters = _RopeParameters(rope_theta=self.rope_theta, **(self.rope_scaling or {"rope_type": "default"}))
         if parameters.get("rope_type") == "yarn":
             parameters.setdefault("original_max_position_embeddings", self.max_position_embeddings)
+        parameters.config = self
         return parameters
 
     @rope_parameters.setter
     def rope_parameters(self, parameters: Mapping[str, Any]) -> None:
         scaling = {name: value for name, value in parameters.items() if name != "rope_theta" and value is not None}
         self.rope_theta = parameters.get("rope_theta", self.rope_theta)
-        self.rope_scaling = None if scaling in ({}, {"rope_type": "default"}) else scaling
+        self.rope_scaling = None if not scaling or scaling.get("rope_type") == "default" else scaling
 
     def standardize_rope_params(self) -> None:
         """Nothing to do: transformers' helpers call this to bring `rope_parameters` into the shape that ours has."""
@@ -150,6 +150,20 @@ class ByteConfig(PreTrainedConfig):
     def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """Nothing to do, for the same reason: all of `kwargs` is left to others."""
         return kwargs
+
+
+class _RopeParameters(dict[str, Any]):
+    """A config's `rope_parameters`: transformers' users change them in place, so the config has to hear of it."""
+
+    config: ByteConfig
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if self.get(name) != value:  # validation sets what is there already
+            self.update({name: value})
+
+    def update(self, *changes: Any, **more: Any) -> None:
+        super().update(*changes, **more)
+        self.config.rope_parameters = self
 
 
 def _rope_scaling_mistake(scaling: Mapping[str, Any]) -> str | None:

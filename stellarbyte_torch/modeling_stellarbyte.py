@@ -536,7 +536,6 @@ class BytePreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["ByteDecoderLayer"]  # noqa: RUF012 - transformers' own protocol
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _keep_in_fp32_modules_strict = ["zeta"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -617,6 +616,8 @@ class ByteDecoder(BytePreTrainedModel):
         self.norm = ByteRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = ByteRotaryEmbedding(config) if config.position_embedding != "none" else None
         self.gradient_checkpointing = False
+        if config.xpos_learnable:
+            self._keep_in_fp32_modules_strict = ["zeta"]
         self.post_init()
 
     @merge_with_config_defaults
@@ -730,7 +731,7 @@ class ByteForCausalLM(BytePreTrainedModel, GenerationMixin):
             logits_to_keep: only the last so many positions get logits (0: all), or the positions in a 1-D tensor.
         """
         if output_router_logits is None:
-            output_router_logits = self.config.output_router_logits
+            output_router_logits = getattr(self.config, "output_router_logits", False)
         outputs: MoeModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

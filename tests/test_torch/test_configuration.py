@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import inspect
 import json
@@ -117,7 +118,7 @@ REFUSED: list[dict[str, Any]] = [
 def test_fields_and_defaults_are_those_of_the_jax_side() -> None:
     ours = {field.name: field.default for field in dataclasses.fields(ByteConfig)}
     inherited = {field.name for field in dataclasses.fields(ByteConfig.__base__)}
-    assert set(ours) - inherited == {*FIELDS, "use_cache", "output_router_logits"}
+    assert set(ours) - inherited == {*FIELDS, "use_cache"}
     assert {name: ours[name] for name in FIELDS} == {
         field.name: field.default for field in dataclasses.fields(JaxByteConfig)
     }
@@ -230,9 +231,10 @@ def test_settings_of_rope_scaling_are_checked(scaling: dict[str, Any], complaint
 
 
 def test_rope_parameters_without_scaling() -> None:
-    config = ByteConfig(rope_theta=7.0)
+    config = ByteConfig(rope_theta=7.0, position_embedding="rope")
     assert config.rope_parameters == {"rope_theta": 7.0, "rope_type": "default"}
-    assert ByteConfig(position_embedding="none").rope_parameters is None
+    # XPos is not what transformers would take it for.
+    assert not any(hasattr(ByteConfig(position_embedding=other), "rope_parameters") for other in ("xpos", "none"))
     for nothing in ({"rope_theta": 8.0}, {"rope_type": "default", "rope_theta": 8.0}):
         config = ByteConfig(rope_parameters=nothing)
         assert (config.rope_theta, config.rope_scaling) == (8.0, None)
@@ -289,7 +291,36 @@ def test_vocabulary_is_hugging_faces() -> None:
     }
     theirs = {**LlamaConfig().to_dict(), **Qwen3MoeConfig().to_dict()}
     assert set(FIELDS) - ours <= {*theirs, "num_experts"}
-    plan = Qwen3MoeConfig.base_model_tp_plan
-    assert plan.items() <= ByteConfig.base_model_tp_plan.items()
-    assert {name for name in ByteConfig.base_model_tp_plan if "shared_experts" not in name} == set(plan)
+
+
+def test_rope_parameters_change_in_place_as_in_transformers_configs() -> None:
+    config = ByteConfig(position_embedding="rope")
+    config.rope_parameters.update({"rope_type": "linear", "factor": 4.0, "rope_theta": 7.0})
+    assert (config.rope_theta, config.rope_scaling) == (7.0, {"rope_type": "linear", "factor": 4.0})
+    config.rope_parameters["factor"] = 2.0
+    assert config.rope_scaling == {"rope_type": "linear", "factor": 2.0}
+    config.rope_parameters["rope_type"] = "default"
+    assert config.rope_scaling is None
+    assert copy.deepcopy(config.rope_parameters) == {"rope_type": "default", "rope_theta": 7.0}
+
+
+def test_only_a_mixture_of_experts_has_router_logits_to_return(tmp_path) -> None:
+    assert not hasattr(ByteConfig(), "output_router_logits")
+    config = ByteConfig(num_experts=2)
+    assert config.output_router_logits is False
+    config.output_router_logits = True
+    config.save_pretrained(tmp_path)
+    assert ByteConfig.from_pretrained(tmp_path).output_router_logits is True
+
+
+def test_tensor_parallel_plan_has_what_the_architecture_has() -> None:
+    """Llama's for a dense model, Qwen3Moe's for experts, whose modules ours are named after."""
+    dense = ByteConfig().base_model_tp_plan
+    assert dense == LlamaConfig.base_model_tp_plan
+    sparse = ByteConfig(num_experts=2, qk_norm=True).base_model_tp_plan
+    # Qwen3Moe may keep some layers dense, we may not.
+    only_dense = {name for name in dense if ".mlp." in name}
+    assert sparse == {name: how for name, how in Qwen3MoeConfig.base_model_tp_plan.items() if name not in only_dense}
+    shared = ByteConfig(num_experts=2, qk_norm=True, num_shared_experts=1).base_model_tp_plan
+    assert shared == sparse | {name.replace(".mlp.", ".mlp.shared_experts."): dense[name] for name in only_dense}
     assert ByteConfig.base_model_ep_plan == Qwen3MoeConfig.base_model_ep_plan
