@@ -1,35 +1,22 @@
-"""Attention itself, softmax(Q K^T) V, by the kernel that suits the backend."""
+"""Attention, softmax(Q K^T) V, behind one door: the kernel that suits the backend, or the one asked for."""
 
-import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-# On the CPU: chunks small enough that future keys are seldom multiplied, few enough to compile quickly.
-SMALLEST_QUERY_CHUNK = 64
-MOST_QUERY_CHUNKS = 8
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.model.chunked_attention import chunked_attention, visible
+from stellarbyte_jax.model.softmax_attention import bias_of, dropped_softmax_attention, softmax_attention
+from stellarbyte_jax.model.splash_attention import splash_attention
 
-
-def causal_attention(
-    q_BKGTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, segment_ids_BT: jax.Array | None, platform: str
-) -> jax.Array:
-    """Causal grouped-query attention of a sequence to itself; queries come scaled by 1/sqrt(H).
-
-    With `segment_ids_BT` a token sees only its own segment. Scores and softmax are float32.
-
-    Returns:
-        [B, K, G, T, H] in q's dtype.
-    """
-    if platform in ("gpu", "cuda"):
-        return _fused_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT)
-    return _chunked_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT)
+KERNELS = ("reference", "chunked", "cudnn", "splash")
 
 
 def default_kernel(platform: str, dropout_rate: float = 0.0) -> str:
-    """The kernel that suits a platform, and attention dropout where there is any."""
-    kernel = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}.get(platform, "chunked")
-    return "reference" if dropout_rate and kernel != "chunked" else kernel
+    """The kernel that suits a platform; with attention dropout, one that can do that."""
+    kernel = {"gpu": "cudnn", "cuda": "cudnn", "rocm": "cudnn", "tpu": "splash"}.get(platform, "chunked")
+    return "reference" if dropout_rate and kernel in ("cudnn", "splash") else kernel
 
 
 def attention(
@@ -43,9 +30,42 @@ def attention(
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-    """Causal attention by the named kernel."""
-    assert kernel == "chunked" and window is None and (dropout_key is None or not dropout_rate)
-    return _chunked_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT)
+    """Causal grouped-query attention of a sequence to itself; scores and softmax are float32 in every kernel.
+
+    Args:
+        q_BKGTH: queries, scaled by 1/sqrt(H).
+        k_BKTH: keys.
+        v_BKTH: values.
+        kernel: reference (plain, T × T scores), chunked (for CPUs), cudnn (GPUs) or splash (TPUs).
+        segment_ids_BT: a token sees only its own segment; by default a row is one.
+        window: a token sees only the last so many, itself included; by default all before it.
+        dropout_rate: of the softmax weights, where there is a key.
+        dropout_key: what is dropped is drawn from it; None drops nothing.
+
+    Returns:
+        [B, K, G, T, H] in q's dtype.
+
+    Raises:
+        UserError: no such kernel, or it cannot do what is asked of it.
+    """
+    if kernel not in KERNELS:
+        raise UserError(f"training.attention_kernel {kernel} is unknown: use {', '.join(KERNELS)} or auto")
+    if not dropout_rate:
+        dropout_key = None
+    if dropout_key is not None and kernel in ("cudnn", "splash"):
+        raise UserError(
+            f"training.attention_kernel {kernel} has no dropout, but model.attention_dropout is {dropout_rate}: use "
+            "auto, reference or chunked, or set model.attention_dropout to 0"
+        )
+    if window is not None and window >= q_BKGTH.shape[3]:
+        window = None
+    if kernel == "chunked":
+        return chunked_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, dropout_rate, dropout_key)
+    if kernel == "splash":
+        return splash_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window)
+    if kernel == "cudnn":
+        return _cudnn_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window)
+    return _reference_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, dropout_rate, dropout_key)
 
 
 def cached_attention(q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, visible_BTS: jax.Array) -> jax.Array:
@@ -57,103 +77,30 @@ def cached_attention(q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, v
     B, K, G, T, H = q_BKGTH.shape
     q = q_BKGTH.reshape(B, K, G * T, H)
     k, v = k_BKSH.astype(q.dtype), v_BKSH.astype(q.dtype)
-    return _softmax_attention(q, k, v, _bias(visible_BTS, G)).reshape(q_BKGTH.shape)
+    return softmax_attention(q, k, v, bias_of(visible_BTS, G)).reshape(q_BKGTH.shape)
 
 
-def _chunked_attention(
-    q_BKGTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, segment_ids_BT: jax.Array | None
+def _reference_attention(
+    q_BKGTH: jax.Array,
+    k_BKTH: jax.Array,
+    v_BKTH: jax.Array,
+    segment_ids_BT: jax.Array | None,
+    window: int | None,
+    dropout_rate: float,
+    dropout_key: jax.Array | None,
 ) -> jax.Array:
-    """Chunks of queries against past keys only: half the scores are never computed."""
     B, K, G, T, H = q_BKGTH.shape
-    chunk = max(SMALLEST_QUERY_CHUNK, -(-T // MOST_QUERY_CHUNKS))
-    ends = (*range(chunk, T, chunk), T)
-    sizes = [end - start for start, end in zip((0, *ends), ends, strict=False)]
-    chunks = zip(
-        ends, sizes, jax.lax.split(q_BKGTH, sizes, 3), _prefixes(k_BKTH, ends), _prefixes(v_BKTH, ends), strict=True
-    )
-    outputs = []
-    for end, size, q, k, v in chunks:
-        bias = _bias(_visible(end - size, end, segment_ids_BT), G)
-        outputs.append(_softmax_attention(q.reshape(B, K, G * size, H), k, v, bias).reshape(B, K, G, size, H))
-    return jnp.concatenate(outputs, axis=3)
+    bias = bias_of(visible(0, T, segment_ids_BT, window), G)
+    out = dropped_softmax_attention(q_BKGTH.reshape(B, K, G * T, H), k_BKTH, v_BKTH, bias, dropout_rate, dropout_key)
+    return out.reshape(q_BKGTH.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _prefixes(x_BKTH: jax.Array, ends: tuple[int, ...]) -> tuple[jax.Array, ...]:
-    """x[:, :, :end] for each end. The gradient adds up stretch by stretch, where slices' own would pad each to T."""
-    return tuple(x_BKTH[:, :, :end] for end in ends)
-
-
-def _prefixes_forward(x_BKTH: jax.Array, ends: tuple[int, ...]) -> tuple[tuple[jax.Array, ...], None]:
-    return _prefixes(x_BKTH, ends), None
-
-
-def _prefixes_backward(ends: tuple[int, ...], _: None, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array]:
-    stretches = []
-    for index, (start, end) in enumerate(zip((0, *ends), ends, strict=False)):
-        stretches.append(functools.reduce(jnp.add, [gradient[:, :, start:end] for gradient in gradients[index:]]))
-    return (jnp.concatenate(stretches, axis=2),)
-
-
-_prefixes.defvjp(_prefixes_forward, _prefixes_backward)
-
-
-@jax.custom_vjp
-def _softmax_attention(q_BKQH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, bias_B1QS: jax.Array) -> jax.Array:
-    """softmax(q k^T + bias) v, [B, K, Q, H] in q's dtype; Q are the queries of a kv head, group by group.
-
-    Written so that XLA's CPU compiler can fuse the softmax with its matmuls: four dimensions, the mask added rather
-    than selected, and normalisation after the product with V. The bias has no gradient.
-    """
-    return _softmax_attention_forward(q_BKQH, k_BKSH, v_BKSH, bias_B1QS)[0]
-
-
-def _softmax_attention_forward(q_BKQH, k_BKSH, v_BKSH, bias_B1QS):  # type: ignore[no-untyped-def]
-    scores = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, k_BKSH, preferred_element_type=jnp.float32) + bias_B1QS
-    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    total = weights.sum(axis=-1, keepdims=True)
-    out = jnp.einsum("BKQS,BKSH->BKQH", weights.astype(v_BKSH.dtype), v_BKSH) / total
-    return out.astype(q_BKQH.dtype), (q_BKQH, k_BKSH, v_BKSH, weights, total, out)
-
-
-def _softmax_attention_backward(residuals, d_out):  # type: ignore[no-untyped-def]
-    q, k, v, weights, total, out = residuals
-    d_sum = d_out / total
-    d_scores = weights * (
-        jnp.einsum("BKQH,BKSH->BKQS", d_sum.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        - (d_sum * out).sum(axis=-1, keepdims=True)
-    )
-    d_scores = d_scores.astype(q.dtype)
-    d_q = jnp.einsum("BKQS,BKSH->BKQH", d_scores, k)
-    d_k = _contract_queries(d_scores, q)
-    d_v = _contract_queries(weights.astype(v.dtype), d_sum.astype(v.dtype))
-    return d_q, d_k, d_v, None
-
-
-def _contract_queries(x_BKQS: jax.Array, y_BKQH: jax.Array) -> jax.Array:
-    """[B, K, S, H]. Transposed beforehand, and in full: XLA's fast CPU matmuls take plain rows by columns."""
-    x_BKSQ = jax.lax.optimization_barrier(x_BKQS.swapaxes(2, 3))
-    return jnp.einsum("BKSQ,BKQH->BKSH", x_BKSQ, y_BKQH)
-
-
-_softmax_attention.defvjp(_softmax_attention_forward, _softmax_attention_backward)
-
-
-def _visible(start: int, end: int, segment_ids_BT: jax.Array | None) -> jax.Array:
-    """Where queries start … end - 1 may look: bool [B or 1, end - start, end]."""
-    visible_BTS = (jnp.arange(end) <= jnp.arange(start, end)[:, None])[None]
-    if segment_ids_BT is not None:
-        visible_BTS = visible_BTS & (segment_ids_BT[:, start:end, None] == segment_ids_BT[:, None, :end])
-    return visible_BTS
-
-
-def _bias(visible_BTS: jax.Array, groups: int) -> jax.Array:
-    """0 where visible and -inf elsewhere, for the queries of every group: [B, 1, G·T, S]."""
-    return jnp.tile(jnp.where(visible_BTS, 0.0, -jnp.inf), (1, groups, 1))[:, None]
-
-
-def _fused_attention(
-    q_BKGTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, segment_ids_BT: jax.Array | None
+def _cudnn_attention(
+    q_BKGTH: jax.Array,
+    k_BKTH: jax.Array,
+    v_BKTH: jax.Array,
+    segment_ids_BT: jax.Array | None,
+    window: int | None,
 ) -> jax.Array:
     """jax.nn.dot_product_attention: cuDNN's flash attention where the dtype allows it, XLA's own for float32."""
     B, K, G, T, H = q_BKGTH.shape
@@ -163,7 +110,19 @@ def _fused_attention(
     if segment_ids_BT is not None:
         mask = (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])[:, None]
     implementation: Literal["cudnn", "xla"] = "xla" if q_BKGTH.dtype == jnp.float32 else "cudnn"
+    if implementation == "cudnn" and (H % 8 or H > 256):
+        raise UserError(
+            f"training.attention_kernel cudnn takes head_dim of a multiple of 8 up to 256, not {H}: use reference"
+        )
     out_BTNH = jax.nn.dot_product_attention(
-        q_BTNH, k_BTKH, v_BTKH, mask=mask, is_causal=True, scale=1.0, implementation=implementation
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        mask=mask,
+        is_causal=True,
+        scale=1.0,
+        # (to the left, to the right) of the query, which itself is not counted.
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation=implementation,
     )
     return out_BTNH.transpose(0, 2, 1, 3).reshape(B, K, G, T, H)

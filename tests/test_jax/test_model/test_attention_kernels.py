@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stellarbyte_jax.model.attention_kernels import cached_attention, causal_attention
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.model.attention_kernels import attention, cached_attention, default_kernel
 from test_jax.tiny import relative_error, segments
 
 B, H = 2, 8
@@ -49,23 +50,145 @@ def check(attention, q, k, v, visible_BTS, weight) -> None:
         assert relative_error(gradient, expected) < 1e-5
 
 
-# On the CPU 64 is one chunk, 65 a chunk and a single query, 200 three and a piece, 515 eight of 65, the last one short.
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
-@pytest.mark.parametrize(
-    ("K", "G", "T", "packed"),
-    [(4, 1, 200, True), (2, 2, 200, False), (1, 4, 65, True), (2, 2, 64, True), (1, 1, 2, False), (1, 2, 515, True)],
-)
-def test_causal_attention(platform: str, K: int, G: int, T: int, packed: bool) -> None:
-    """The GPU's kernel too: away from a GPU, jax.nn.dot_product_attention does the same in plain XLA."""
-    q, k, v, weight = inputs(K, G, T, T)
-    segment_ids = None
+def visible_pairs(T: int, segment_ids: np.ndarray | None, window: int | None) -> np.ndarray:
+    """bool [B, T, T], pair by pair as the definitions read."""
     visible = np.tril(np.ones((B, T, T), bool))
-    if packed:
-        first, second = T // 3, T - T // 3 - T // 10
-        rows = [segments(first, second, padding=T // 10)[1], segments(1, T - 1)[1]]
-        segment_ids = np.concatenate(rows)
+    if window is not None:
+        visible &= np.arange(T)[:, None] - np.arange(T) < window
+    if segment_ids is not None:
         visible &= segment_ids[:, :, None] == segment_ids[:, None, :]
-    check(lambda q, k, v: causal_attention(q, k, v, segment_ids, platform), q, k, v, visible, weight)
+    return visible
+
+
+def packed_segments(T: int) -> np.ndarray:
+    """Two rows of documents, the first with a tail of padding: int32 [B, T]."""
+    first, padding = T // 3, T // 10
+    rows = [segments(first, T - first - padding, padding=padding)[1], segments(1, T - 1)[1]]
+    return np.concatenate(rows)
+
+
+# Chunks of 64 queries at least: 64 is one chunk, 65 a chunk and a single query, 200 three and a piece, 515 eight of 65,
+# the last one short. With a window of 3 or 64, 200 makes four bands; with one of 70, 200 makes three.
+MATRIX = [
+    (4, 1, 200, True, None),
+    (2, 2, 200, False, None),
+    (1, 4, 65, True, None),
+    (2, 2, 64, True, None),
+    (1, 1, 2, False, None),
+    (1, 2, 515, True, None),
+    (2, 2, 200, False, 3),
+    (1, 2, 200, True, 64),
+    (2, 1, 200, True, 70),
+    (2, 2, 129, False, 2),
+    (1, 4, 100, True, 30),
+    (2, 2, 65, True, 65),
+    (2, 2, 65, False, 1000),
+]
+
+
+@pytest.mark.parametrize("kernel", ["reference", "chunked", "cudnn"])
+@pytest.mark.parametrize(("K", "G", "T", "packed", "window"), MATRIX)
+def test_kernels_conform(kernel: str, K: int, G: int, T: int, packed: bool, window: int | None) -> None:
+    """cudnn's too: in float32, jax.nn.dot_product_attention does the same in plain XLA."""
+    q, k, v, weight = inputs(K, G, T, T)
+    segment_ids = packed_segments(T) if packed else None
+    check(
+        lambda q, k, v: attention(q, k, v, kernel=kernel, segment_ids_BT=segment_ids, window=window),
+        *(q, k, v),
+        visible_pairs(T, segment_ids, window),
+        weight,
+    )
+
+
+# Splash interpreted: tiles of 128, so few and small.
+@pytest.mark.parametrize(("K", "G", "T", "packed", "window"), [(2, 2, 128, False, None), (1, 3, 256, True, 100)])
+def test_splash_conforms(K: int, G: int, T: int, packed: bool, window: int | None) -> None:
+    test_kernels_conform("splash", K, G, T, packed, window)
+
+
+@pytest.mark.parametrize("kernel", ["reference", "chunked", "cudnn"])
+@pytest.mark.parametrize("window", [None, 64])
+def test_nothing_leaks(kernel: str, window: int | None) -> None:
+    """Out of sight is exactly 0 in the gradient: other documents, the future, and what lies before the window."""
+    q, k, v, _ = inputs(1, 2, 200, 200)
+    segment_ids = packed_segments(200)
+
+    @jax.jit
+    @jax.grad
+    def reach(kv, t):
+        out = attention(q, *kv, kernel=kernel, segment_ids_BT=segment_ids, window=window)
+        return jnp.sum(jnp.take(out, t, axis=3) ** 2)
+
+    visible = visible_pairs(200, segment_ids, window)
+    for t in (0, 60, 66, 67, 130, 150, 199):
+        d_k, d_v = reach((k, v), t)
+        touched = np.abs(d_k).sum((1, 3)) + np.abs(d_v).sum((1, 3)) > 0
+        assert (touched == visible[:, t]).all()
+
+
+def dropped(kernel: str, seed: int, rate: float = 0.25, window: int | None = None):
+    """With equal scores and values of 1, the sum of what was kept: [B, K, G, T]."""
+    q, k, v = jnp.zeros((B, 2, 2, 200, H)), jnp.zeros((B, 2, 200, H)), jnp.ones((B, 2, 200, H))
+    key = jax.random.key(seed)
+    out = attention(q, k, v, kernel=kernel, window=window, dropout_rate=rate, dropout_key=key)
+    return np.asarray(out)[..., 0]
+
+
+@pytest.mark.parametrize("kernel", ["reference", "chunked"])
+@pytest.mark.parametrize("window", [None, 64])
+def test_dropout_drops_weights_and_keeps_the_mean(kernel: str, window: int | None) -> None:
+    kept = dropped(kernel, 0, window=window)
+    # The first query has one key: all or nothing, rescaled.
+    assert np.isclose(kept[..., 0, None], [0, 4 / 3]).any(axis=-1).all()
+    assert abs(kept.mean() - 1) < 0.02
+    assert abs((kept[..., -1] * 0.75).std() - (0.75 * 0.25 / (window or 200)) ** 0.5) < 0.03
+    assert (kept == dropped(kernel, 0, window=window)).all()
+    assert (kept != dropped(kernel, 1, window=window)).any()
+    assert (dropped(kernel, 0, rate=0.0) == dropped(kernel, 1, rate=0.0)).all()
+
+
+@pytest.mark.parametrize("kernel", ["reference", "chunked"])
+def test_the_gradient_sees_the_same_weights_dropped(kernel: str) -> None:
+    q, k, v, weight = inputs(1, 2, 70, 70)
+
+    def loss(q, k, v):
+        out = attention(q, k, v, kernel=kernel, dropout_rate=0.3, dropout_key=jax.random.key(3))
+        return jnp.sum(out * weight)
+
+    gradients, step = jax.grad(loss, argnums=(0, 1, 2))(q, k, v), 1e-2
+    for index, x in enumerate((q, k, v)):
+        direction = np.random.default_rng(index).normal(size=x.shape).astype(np.float32)
+        up, down = ([*(q, k, v)] for _ in range(2))
+        up[index], down[index] = x + step * direction, x - step * direction
+        slope = (float(loss(*up)) - float(loss(*down))) / (2 * step)
+        assert float(jnp.sum(gradients[index] * direction)) == pytest.approx(slope, rel=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernel": "flash"}, "attention_kernel flash is unknown: use reference, chunked, cudnn, splash or auto"),
+        ({"kernel": "splash"}, "splash takes sequences of a multiple of 128 tokens, not 65"),
+        ({"kernel": "splash", "dropout": True}, "attention_kernel splash has no dropout, but model.attention_dropout"),
+        ({"kernel": "cudnn", "dropout": True}, "attention_kernel cudnn has no dropout, but model.attention_dropout"),
+        ({"kernel": "cudnn", "dtype": jnp.bfloat16}, "cudnn takes head_dim of a multiple of 8 up to 256, not 6"),
+    ],
+)
+def test_what_a_kernel_cannot_do_is_refused(options: dict, message: str) -> None:
+    q, k, v, _ = (x[..., :6].astype(options.get("dtype", np.float32)) for x in inputs(1, 1, 65, 65))
+    dropout = {"dropout_rate": 0.1, "dropout_key": jax.random.key(0)} if options.get("dropout") else {}
+    with pytest.raises(UserError, match=message):
+        attention(q, k, v, kernel=options["kernel"], **dropout)
+
+
+def test_each_platform_has_its_kernel() -> None:
+    kernels = {platform: default_kernel(platform) for platform in ("cpu", "gpu", "cuda", "tpu")}
+    assert kernels == {"cpu": "chunked", "gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}
+    assert [default_kernel(platform, 0.1) for platform in ("cpu", "gpu", "tpu")] == [
+        "chunked",
+        "reference",
+        "reference",
+    ]
 
 
 def test_cached_attention_sees_what_it_may() -> None:
@@ -79,16 +202,17 @@ def test_cached_attention_sees_what_it_may() -> None:
 def test_scores_of_any_size_stay_finite() -> None:
     """The largest score is taken off before exp: e^1000 is no float."""
     q, k, v, _ = inputs(1, 2, 65, 65)
-    out = jax.jit(lambda q, k, v: causal_attention(q, k, v, None, "cpu"))(200 * q, 200 * k, v)
-    assert np.isfinite(out).all()
+    for kernel in ("reference", "chunked", "cudnn"):
+        assert np.isfinite(attention(200 * q, 200 * k, v, kernel=kernel)).all()
 
 
-def test_bfloat16_attention_keeps_float32_scores() -> None:
-    q, k, v, weight = inputs(2, 2, 130, 130)
+@pytest.mark.parametrize("kernel", ["reference", "chunked", "splash"])
+def test_bfloat16_attention_keeps_float32_scores(kernel: str) -> None:
+    q, k, v, weight = inputs(2, 2, 128, 128)
     rounded = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
-    out = jax.jit(lambda q, k, v: causal_attention(q, k, v, None, "cpu"))(*rounded)
+    out = jax.jit(lambda q, k, v: attention(q, k, v, kernel=kernel))(*rounded)
     assert out.dtype == jnp.bfloat16
-    visible = np.tril(np.ones((B, 130, 130), bool))
+    visible = np.tril(np.ones((B, 128, 128), bool))
     expected, _ = plain_attention(*(np.asarray(x, np.float64) for x in rounded), visible, weight)
     # bfloat16 weights and a bfloat16 output, each rounded by up to 2^-9.
     assert relative_error(out, expected) < 2**-8

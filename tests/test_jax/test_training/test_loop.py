@@ -135,7 +135,7 @@ def test_laws_5_and_6_with_experts_and_all_that_is_drawn(run_config: MakeConfig,
     """Interrupted twice, over the same data and draws; and on eight devices, where rows lie elsewhere."""
     model = {
         "num_experts": 4, "num_shared_experts": 1, "moe_intermediate_size": 8, "moe_capacity_factor": 1.0,
-        "hidden_dropout": 0.1, "residual_dropout": 0.1, "drop_path_rate": 0.3,
+        "hidden_dropout": 0.1, "attention_dropout": 0.1, "residual_dropout": 0.1, "drop_path_rate": 0.3,
     }  # fmt: skip
     config = run_config(model=model, training={"gradient_accumulation_steps": 2})
     whole, spread = (dataclasses.replace(config, output_dir=config.output_dir + name) for name in ("-whole", "-spread"))

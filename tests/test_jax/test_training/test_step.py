@@ -24,7 +24,7 @@ EXPERTS = tiny_config(
     num_experts=4, num_shared_experts=1, moe_intermediate_size=8, moe_capacity_factor=0.8, router_aux_loss_coef=0.5,
     router_z_loss_coef=0.1,
 )  # fmt: skip
-DROPPING = tiny_config(hidden_dropout=0.1, residual_dropout=0.1, drop_path_rate=0.3)
+DROPPING = tiny_config(hidden_dropout=0.1, attention_dropout=0.1, residual_dropout=0.1, drop_path_rate=0.3)
 B, T, MICRO_BATCHES = 8, 12, 4
 
 

@@ -1,0 +1,61 @@
+"""softmax(Q K^T + bias) V for one block of queries and keys: what the plain kernels and caches are made of."""
+
+import jax
+import jax.numpy as jnp
+
+from stellarbyte_jax.model.dropout import dropout
+
+
+def bias_of(visible_BTS: jax.Array, groups: int) -> jax.Array:
+    """0 where visible and -inf elsewhere, for the queries of every group: [B, 1, G·T, S]."""
+    return jnp.tile(jnp.where(visible_BTS, 0.0, -jnp.inf), (1, groups, 1))[:, None]
+
+
+@jax.custom_vjp
+def softmax_attention(q_BKQH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, bias_B1QS: jax.Array) -> jax.Array:
+    """softmax(q k^T + bias) v, [B, K, Q, H] in q's dtype; Q are the queries of a kv head, group by group.
+
+    Written so that XLA's CPU compiler can fuse the softmax with its matmuls: four dimensions, the mask added rather
+    than selected, and normalisation after the product with V. The bias has no gradient.
+    """
+    return _forward(q_BKQH, k_BKSH, v_BKSH, bias_B1QS)[0]
+
+
+def _forward(q_BKQH, k_BKSH, v_BKSH, bias_B1QS):  # type: ignore[no-untyped-def]
+    scores = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, k_BKSH, preferred_element_type=jnp.float32) + bias_B1QS
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    total = weights.sum(axis=-1, keepdims=True)
+    out = jnp.einsum("BKQS,BKSH->BKQH", weights.astype(v_BKSH.dtype), v_BKSH) / total
+    return out.astype(q_BKQH.dtype), (q_BKQH, k_BKSH, v_BKSH, weights, total, out)
+
+
+def _backward(residuals, d_out):  # type: ignore[no-untyped-def]
+    q, k, v, weights, total, out = residuals
+    d_sum = d_out / total
+    d_scores = weights * (
+        jnp.einsum("BKQH,BKSH->BKQS", d_sum.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        - (d_sum * out).sum(axis=-1, keepdims=True)
+    )
+    d_scores = d_scores.astype(q.dtype)
+    d_q = jnp.einsum("BKQS,BKSH->BKQH", d_scores, k)
+    d_k = _contract_queries(d_scores, q)
+    d_v = _contract_queries(weights.astype(v.dtype), d_sum.astype(v.dtype))
+    return d_q, d_k, d_v, None
+
+
+def _contract_queries(x_BKQS: jax.Array, y_BKQH: jax.Array) -> jax.Array:
+    """[B, K, S, H]. Transposed beforehand, and in full: XLA's fast CPU matmuls take plain rows by columns."""
+    x_BKSQ = jax.lax.optimization_barrier(x_BKQS.swapaxes(2, 3))
+    return jnp.einsum("BKSQ,BKQH->BKSH", x_BKSQ, y_BKQH)
+
+
+softmax_attention.defvjp(_forward, _backward)
+
+
+def dropped_softmax_attention(
+    q_BKQH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, bias_B1QS: jax.Array, rate: float, key: jax.Array | None
+) -> jax.Array:
+    """The same as the formula reads, with dropout on the weights where there is a key; the gradient is JAX's own."""
+    scores = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, k_BKSH, preferred_element_type=jnp.float32) + bias_B1QS
+    weights = dropout(jax.nn.softmax(scores, axis=-1), rate, key)
+    return jnp.einsum("BKQS,BKSH->BKQH", weights.astype(v_BKSH.dtype), v_BKSH).astype(q_BKQH.dtype)
