@@ -5,7 +5,7 @@ import json
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from convert import config as hf_config
-from convert import hf_checkpoint, run_checkpoint, shards, staged_folder, weights
+from convert import hf_checkpoint, layer_scale, run_checkpoint, shards, staged_folder, weights
 from convert.run_checkpoint import RunCheckpoint
 from convert.staged_folder import CERTIFICATE
 from convert.two_sides import JaxSide, Side, TokenIds, TorchSide, require_torch
@@ -47,7 +47,12 @@ def verify(
 ) -> dict[str, Any]:
     """Compares a run with its export and writes HF_DIR/certificate.json; returns what that holds.
 
-    `verdict` in it is "equal", or "different" with a sentence for each thing found in `differences`.
+    `verdict` in it is "equal", or "different" with a sentence for each thing found in `differences`. An export with
+    LayerScale folded in is compared with the run's weights, folded; its logits with those of the run as it is.
+
+    Both sides send a token to the same experts, exact ties included, but float32 sums in another order: where two
+    experts' scores are as near as rounding, the sides may choose differently, and logits there are apart by more than
+    the tolerance. That is reported as any other difference.
 
     Args:
         run_dir: of the run.
@@ -66,9 +71,11 @@ def verify(
         raise UserError(f"{hf_dir / hf_config.CONFIG} names the dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
     stored = shards.read(hf_dir)
     checkpoint = run_checkpoint.load(run_dir, _exported_step(hf_dir) if step is None else step)
-    derived = weights.to_hf(checkpoint.params, checkpoint.config, dtype)
+    folded = layer_scale.is_folded(checkpoint.config, config)
+    expected = layer_scale.without_layer_scale(checkpoint.config) if folded else checkpoint.config
+    derived = (layer_scale.to_hf_folded if folded else weights.to_hf)(checkpoint.params, checkpoint.config, dtype)
 
-    differences = _config_differences(checkpoint.config, config) + _modeling_differences(hf_dir)
+    differences = _config_differences(expected, config) + _modeling_differences(hf_dir)
     hashes, tensor_differences = _compare_tensors(derived, stored)
     differences += tensor_differences
     certificate: dict[str, Any] = {
@@ -77,10 +84,13 @@ def verify(
         "dtype": dtype,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        "layer_scale_folded": folded,
         "tensors": hashes,
     }
-    if config == checkpoint.config and derived.keys() == stored.keys():
-        comparison = _compare_behaviour(checkpoint, dtype, hf_dir, prompts)
+    if config == expected and derived.keys() == stored.keys():
+        if dtype != "float32":  # compared are then the values that the export holds, rounded as they are
+            checkpoint = replace(checkpoint, params=weights.from_hf(derived, expected, "float32"), config=expected)
+        comparison = _compare_behaviour(checkpoint, hf_dir, prompts)
         differences += comparison.differences
         certificate |= {"logits": comparison.logits, "prompts": comparison.prompts}
     verdict = {"verdict": "different" if differences else "equal", "differences": differences}
@@ -96,9 +106,10 @@ def summary(certificate: Mapping[str, Any]) -> str:
         others = f" (and {len(differences) - 1} more differences)" if len(differences) > 1 else ""
         return f"different: {differences[0]}{others}"
     logits = certificate["logits"]
+    folded = " (LayerScale folded in)" if certificate["layer_scale_folded"] else ""
     return (
-        f"equal: {len(certificate['tensors'])} tensors bit for bit, logits at {logits['positions']} positions within "
-        f"{logits['max_relative_error']:.1e} of the largest, "
+        f"equal: {len(certificate['tensors'])} tensors bit for bit{folded}, "
+        f"logits at {logits['positions']} positions within {logits['max_relative_error']:.1e} of the largest, "
         f"{len(certificate['prompts'])} greedy continuations token for token"
     )
 
@@ -173,19 +184,12 @@ class _Comparison:
     prompts: list[dict[str, Any]]
 
 
-def _compare_behaviour(
-    checkpoint: RunCheckpoint, dtype: str, hf_dir: Path, prompts: Sequence[str] | None
-) -> _Comparison:
+def _compare_behaviour(checkpoint: RunCheckpoint, hf_dir: Path, prompts: Sequence[str] | None) -> _Comparison:
     """Asks both sides for tokens, greedy continuations, and the logits of prompt and continuation."""
     config, tokenizer = checkpoint.config, Tokenizer(checkpoint.tokenizer_files, "of the run")
-    # The values that the export holds: rounded where it is in bfloat16.
-    params = checkpoint.params
-    if dtype != "float32":
-        params = weights.from_hf(weights.to_hf(params, config, dtype), config, "float32")
-
     # One side after the other, so that a large model is not in memory for both.
     texts = DEFAULT_PROMPTS if prompts is None else prompts
-    side: Side = JaxSide(params, config, tokenizer)
+    side: Side = JaxSide(checkpoint.params, config, tokenizer)
     token_ids = side.encode(texts)
     starts, max_new_tokens = _fit(texts, token_ids, config, shorten=prompts is None)
     our_answers = side.greedy(starts, max_new_tokens)
@@ -203,7 +207,8 @@ def _compare_behaviour(
     relative = logits["max_relative_error"]
     if relative is None or relative > LOGITS_TOLERANCE:
         amount = "nan" if relative is None else f"{relative:.1e} of the largest"
-        differences.append(f"logits differ by {amount}, more than the {LOGITS_TOLERANCE:g} that float32 allows")
+        routed = ", unless two experts score the same to rounding" if config.num_experts else ""
+        differences.append(f"logits differ by {amount}, more than the {LOGITS_TOLERANCE:g} that float32 allows{routed}")
     for text, start, a, b, scores in zip(texts, starts, our_answers, their_answers, our_logits, strict=True):
         if a != b:
             differences.append(_first_parting(text, a, b, scores[len(start) - 1 :], config.eos_token_id))

@@ -53,6 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     to_hf.add_argument(
         "--force", action="store_true", help="replace the files of a model in HF_DIR that no export wrote"
     )
+    to_hf.add_argument(
+        "--fold-layer-scale",
+        action="store_true",
+        help="multiply LayerScale into o_proj and down_proj: the export has none, and no longer the run's very weights",
+    )
     to_hf.set_defaults(run=_to_hf)
 
     about = "make a run directory of a Hugging Face folder"
@@ -86,6 +91,7 @@ def _to_hf(options: argparse.Namespace) -> int:
             dtype=options.dtype,
             max_shard_size=options.max_shard_size,
             force=options.force,
+            fold_layer_scale=options.fold_layer_scale,
             progress=progress,
         )
     print(f"{options.hf_dir}: step {done.step}, {done.parameters:,} parameters, {_megabytes(done.nbytes)} of weights")

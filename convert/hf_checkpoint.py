@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from convert import config as hf_config
-from convert import model_card, run_checkpoint, shards, staged_folder, weights
+from convert import layer_scale, model_card, run_checkpoint, shards, staged_folder, weights
 from convert.run_checkpoint import RunCheckpoint
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.errors import UserError
@@ -41,6 +41,7 @@ def to_hf(
     dtype: str = "float32",
     max_shard_size: str = "5GB",
     force: bool = False,
+    fold_layer_scale: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
     """Writes a run's checkpoint as a folder that transformers loads; needs neither torch nor transformers.
@@ -52,29 +53,37 @@ def to_hf(
         dtype: of the weights, one of `EXPORT_DTYPES`. float32 is exact.
         max_shard_size: such as "5GB".
         force: replace the files of a model in `hf_dir` even if no export wrote them; other files stay in any case.
+        fold_layer_scale: multiply LayerScale into the projections that it follows, so that the export has none: the
+            same function, up to rounding, of weights that are no longer the run's own.
         progress: told the bytes written and the bytes in all.
 
     Raises:
-        UserError: no such checkpoint; `hf_dir` holds what is not ours; the disk is full.
+        UserError: no such checkpoint; `hf_dir` holds what is not ours; no LayerScale to fold; the disk is full.
     """
     shard_bytes = shards.parse_size(max_shard_size)
     hf_dir = hf_dir.resolve()
     keep = staged_folder.check_replaceable(hf_dir, force)
     checkpoint = run_checkpoint.load(run_dir, step)
     where = f"the checkpoint of step {checkpoint.step} in {run_dir}"
-    tensors = weights.to_hf(checkpoint.params, checkpoint.config, dtype, where)
+    config = checkpoint.config
+    if fold_layer_scale:
+        config = layer_scale.without_layer_scale(config, where)
+        tensors = layer_scale.to_hf_folded(checkpoint.params, checkpoint.config, dtype, where)
+    else:
+        tensors = weights.to_hf(checkpoint.params, config, dtype, where)
     conversion = _describe(checkpoint.step, tensors)
     with staged_folder.staged(hf_dir, keep) as folder:
-        _write_json(folder / hf_config.CONFIG, hf_config.to_hf(checkpoint.config, dtype))
-        _write_json(folder / hf_config.GENERATION_CONFIG, hf_config.generation_to_hf(checkpoint.config))
+        _write_json(folder / hf_config.CONFIG, hf_config.to_hf(config, dtype))
+        _write_json(folder / hf_config.GENERATION_CONFIG, hf_config.generation_to_hf(config))
         Tokenizer.save_files(checkpoint.tokenizer_files, folder)
         for path in modeling_files():
             shutil.copyfile(path, folder / path.name)
         figures = model_card.read_figures(run_dir / "metrics.jsonl", checkpoint.step)
-        card = model_card.render(hf_dir.name, checkpoint, dtype, conversion.parameters, figures)
+        card = model_card.render(hf_dir.name, checkpoint, dtype, conversion.parameters, figures, fold_layer_scale)
         (folder / "README.md").write_text(card, encoding="utf-8")
         shards.write(tensors, folder, shard_bytes, _counting(progress, conversion.nbytes))
         about = {"stellarbyte": version("stellarbyte"), "step": checkpoint.step, "dtype": dtype}
+        about |= {"layer_scale": "folded into the projections"} if fold_layer_scale else {}
         staged_folder.write_manifest(folder, about)
     return conversion
 

@@ -84,7 +84,14 @@ def _parse(line: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def render(name: str, checkpoint: RunCheckpoint, dtype: str, parameters: int, figures: Mapping[str, str]) -> str:
+def render(
+    name: str,
+    checkpoint: RunCheckpoint,
+    dtype: str,
+    parameters: int,
+    figures: Mapping[str, str],
+    fold_layer_scale: bool = False,
+) -> str:
     """The card's Markdown, with YAML in front as the Hugging Face Hub reads it.
 
     Args:
@@ -93,13 +100,14 @@ def render(name: str, checkpoint: RunCheckpoint, dtype: str, parameters: int, fi
         dtype: of the weights.
         parameters: how many there are.
         figures: what was measured in training, name -> value; may be empty.
+        fold_layer_scale: whether the export has LayerScale in its projections.
     """
     return _CARD.format(
         name=name,
         parameters=parameters,
         dtype=dtype,
         bos=BOS_TOKEN,
-        architecture=_table(_architecture(checkpoint.config)),
+        architecture=_table(_architecture(checkpoint.config, fold_layer_scale)),
         figures=_table({"Steps": f"{checkpoint.step:,}", **figures}),
     )
 
@@ -108,18 +116,51 @@ def _table(cells: Mapping[str, str]) -> str:
     return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in cells.items())])
 
 
-def _architecture(config: ByteConfig) -> dict[str, str]:
-    positions = {"xpos": f"XPos, scale base {config.xpos_scale_base:g}", "rope": "RoPE"}[config.position_embedding]
-    if config.xpos_learnable:
-        positions += ", learnable zeta"
+def _architecture(config: ByteConfig, folded: bool) -> dict[str, str]:
+    heads = f"{config.num_attention_heads} query heads of size {config.head_dim}"
+    attention = [heads, f"{config.num_key_value_heads} key/value heads"]
+    if config.pruned_heads is not None:
+        attention.append(f"{sum(map(len, config.pruned_heads))} query heads pruned in all")
+    if config.sliding_window is not None:
+        attention.append(f"a window of {config.sliding_window} tokens")
+    attention += ["biases"] * config.attention_bias + ["normalised queries and keys"] * config.qk_norm
     return {
-        "Layers": str(config.num_hidden_layers),
+        "Layers": f"{config.num_hidden_layers}, {_residual(config, folded)}",
         "Hidden size": str(config.hidden_size),
-        "Attention": f"{config.num_attention_heads} query heads of size {config.head_dim}, "
-        f"{config.num_key_value_heads} key/value heads",
-        "Feed-forward": f"gated, {config.intermediate_size} wide, {config.hidden_act}",
-        "Positions": f"{positions}, theta {config.rope_theta:g}",
-        "Context": f"{config.max_position_embeddings} tokens",
+        "Attention": ", ".join(attention),
+        "Feed-forward": _feed_forward(config),
+        "Positions": _positions(config),
+        "Context": f"{config.context_length} tokens",
         "Vocabulary": f"{config.vocab_size} tokens, head {'tied to' if config.tie_word_embeddings else 'apart from'} "
         "the embedding",
     }
+
+
+def _residual(config: ByteConfig, folded: bool) -> str:
+    scheme = {"pre_norm": "pre-norm", "deepnorm": "DeepNorm"}[config.residual]
+    if config.parallel_residual:
+        scheme += ", attention and feed-forward in parallel"
+    if folded:
+        return scheme + ", LayerScale folded into the projections"
+    return scheme + ", LayerScale" * (config.layer_scale_init is not None)
+
+
+def _feed_forward(config: ByteConfig) -> str:
+    if config.num_experts == 0:
+        return f"gated, {config.intermediate_size} wide, {config.hidden_act}"
+    shared = f" and {config.num_shared_experts} shared" if config.num_shared_experts else ""
+    return (
+        f"{config.num_experts} experts, {config.num_experts_per_tok} for each token{shared}: gated, "
+        f"{config.moe_intermediate_size} wide, {config.hidden_act}"
+    )
+
+
+def _positions(config: ByteConfig) -> str:
+    if config.position_embedding == "none":
+        return "none but the causal order"
+    if config.position_embedding == "xpos":
+        learnable = ", learnable zeta" * config.xpos_learnable
+        return f"XPos, scale base {config.xpos_scale_base:g}{learnable}, theta {config.rope_theta:g}"
+    scaling = config.rope_scaling
+    scaled = f", {scaling.rope_type} scaling by {scaling.factor:g}" if scaling is not None else ""
+    return f"RoPE, theta {config.rope_theta:g}{scaled}"

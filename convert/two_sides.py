@@ -49,7 +49,10 @@ class JaxSide:
         return [self._tokenizer.encode(text) for text in texts]
 
     def logits(self, sequences: Sequence[TokenIds]) -> list[np.ndarray]:
-        """As in `Side`; one batch, for what stands to the right of a token has no influence on it."""
+        """As in `Side`; one batch, for what stands to the right of a token has no influence on it.
+
+        (Dynamic rope scaling looks at the longest position, but not before max_position_embeddings.)
+        """
         import jax
 
         longest = max(map(len, sequences))
