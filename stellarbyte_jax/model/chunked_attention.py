@@ -25,7 +25,8 @@ def chunked_attention(
     B, K, G, T, H = q_BKGTH.shape
     if window is not None:
         block = max(SMALLEST_QUERY_CHUNK, window)
-        if 2 * block < T:
+        # A band of two blocks is less than half of T / 2 keys, what chunks look at in the mean.
+        if 4 * block < T:
             return _banded_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, block, dropout_rate, dropout_key)
     chunk = max(SMALLEST_QUERY_CHUNK, -(-T // MOST_QUERY_CHUNKS))
     ends = (*range(chunk, T, chunk), T)
