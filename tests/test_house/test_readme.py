@@ -44,7 +44,7 @@ def test_commands_exist():
 
 
 def test_files_named_in_the_tree_exist():
-    (tree,) = re.findall(r"## The house\n(.*?)\nArchitecture", README, re.DOTALL)
+    (tree,) = re.findall(r"## The house\n(.*?)\n## ", README, re.DOTALL)
     files = {path.name for path in ROOT.rglob("*.py") if ".venv" not in path.parts}
     named = re.findall(r"\b\w+\.py\b", tree)
     assert len(named) > 10
