@@ -125,6 +125,8 @@ class ByteConfig(PreTrainedConfig):
         if self.num_shared_experts > 0:
             plan |= {f"layers.*.mlp.shared_experts.{name}_proj": "colwise" for name in ("gate", "up")}
             plan["layers.*.mlp.shared_experts.down_proj"] = "rowwise"
+        if self.xpos_learnable:  # each device sees its own heads' share of zeta's gradient
+            plan["rotary_emb"] = "replicated_with_grad_allreduce"
         return plan
 
     @property

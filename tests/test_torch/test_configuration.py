@@ -323,4 +323,5 @@ def test_tensor_parallel_plan_has_what_the_architecture_has() -> None:
     assert sparse == {name: how for name, how in Qwen3MoeConfig.base_model_tp_plan.items() if name not in only_dense}
     shared = ByteConfig(num_experts=2, qk_norm=True, num_shared_experts=1).base_model_tp_plan
     assert shared == sparse | {name.replace(".mlp.", ".mlp.shared_experts."): dense[name] for name in only_dense}
+    assert ByteConfig(xpos_learnable=True).base_model_tp_plan.keys() - dense == {"rotary_emb"}
     assert ByteConfig.base_model_ep_plan == Qwen3MoeConfig.base_model_ep_plan
