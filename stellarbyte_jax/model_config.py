@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from stellarbyte_jax.errors import UserError
 
-# Largest finite value of each compute dtype; kept here so that checking a config imports no array library.
-_LARGEST_FINITE = {"float32": 3.4028235e38, "bfloat16": 3.3895314e38, "float16": 65504.0}
+# The largest factor that XPos may put on a score in each compute dtype: a 256th of the largest finite value, which
+# leaves room for the score itself. Kept here so that checking a config imports no array library.
+_LARGEST_FACTOR = {"float32": 3.4028235e38 / 256, "bfloat16": 3.3895314e38 / 256, "float16": 65504.0 / 256}
 
 # XPos decays pair 0 the fastest: zeta_0 = 0.4 / 1.4 (Sun et al. 2022, arXiv:2212.10554).
 XPOS_SMALLEST_ZETA = 0.4 / 1.4
@@ -108,7 +109,8 @@ class ByteConfig:
         """Refuse XPos decays that overflow `dtype` somewhere in the context.
 
         A score multiplies a query's and a key's factor, each at most zeta_0^(-r / base) with r =
-        max_position_embeddings / 2; the product of two such, met by a pair that the causal mask hides, must be finite.
+        max_position_embeddings / 2; even where the causal mask hides a pair that meets two such, its score must be
+        finite.
 
         Raises:
             UserError: naming the smallest `xpos_scale_base` that fits.
@@ -116,7 +118,7 @@ class ByteConfig:
         if self.position_embedding != "xpos":
             return
         decay = self.max_position_embeddings * math.log(1 / XPOS_SMALLEST_ZETA)
-        smallest_base = math.ceil(decay / math.log(_LARGEST_FINITE[dtype]))
+        smallest_base = math.ceil(decay / math.log(_LARGEST_FACTOR[dtype]))
         if self.xpos_scale_base < smallest_base:
             raise UserError(
                 f"xpos_scale_base {self.xpos_scale_base} lets XPos leave the range of {dtype} within "

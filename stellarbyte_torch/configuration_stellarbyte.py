@@ -7,8 +7,9 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen3MoeConfig
 
-# Largest finite value of each compute dtype. XPos computes in float32 and then casts, so wider dtypes gain nothing.
-_LARGEST_FINITE = {"float32": 3.4028235e38, "bfloat16": 3.3895314e38, "float16": 65504.0}
+# The largest factor that XPos may put on a score in each dtype: a 256th of the largest finite value, which leaves room
+# for the score itself. XPos computes in float32 and then casts, so wider dtypes gain nothing.
+_LARGEST_FACTOR = {"float32": 3.4028235e38 / 256, "bfloat16": 3.3895314e38 / 256, "float16": 65504.0 / 256}
 
 # XPos decays pair 0 the fastest: zeta_0 = 0.4 / 1.4 (Sun et al. 2022, arXiv:2212.10554).
 XPOS_SMALLEST_ZETA = 0.4 / 1.4
@@ -104,7 +105,7 @@ class ByteConfig(PreTrainedConfig):
         """Refuse XPos decays that overflow `dtype` (a torch.dtype, its name, or None for float32) in the context."""
         # A score multiplies two factors of up to zeta_0^(-max_position_embeddings / 2 / base), even where it is masked.
         dtype_name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
-        largest = _LARGEST_FINITE.get(dtype_name, _LARGEST_FINITE["float32"])
+        largest = _LARGEST_FACTOR.get(dtype_name, _LARGEST_FACTOR["float32"])
         decay = self.max_position_embeddings * math.log(1 / XPOS_SMALLEST_ZETA)
         smallest_base = math.ceil(decay / math.log(largest))
         if self.position_embedding == "xpos" and self.xpos_scale_base < smallest_base:

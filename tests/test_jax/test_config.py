@@ -50,13 +50,13 @@ def test_model_rejections(fields: dict[str, Any], message: str) -> None:
 
 
 def test_the_xpos_base_it_names_fits() -> None:
-    with pytest.raises(UserError, match="use at least 29"):
-        ByteConfig(xpos_scale_base=28.0)
-    ByteConfig(xpos_scale_base=29.0)
+    with pytest.raises(UserError, match="use at least 31"):
+        ByteConfig(xpos_scale_base=30.0)
+    ByteConfig(xpos_scale_base=31.0)
 
 
 def test_xpos_range_is_that_of_the_compute_dtype() -> None:
-    config = ByteConfig(xpos_scale_base=29.0)
+    config = ByteConfig(xpos_scale_base=31.0)
     with pytest.raises(UserError, match="float16"):
         config.check_xpos_range("float16")
     dataclasses.replace(config, position_embedding="rope").check_xpos_range("float16")

@@ -178,9 +178,9 @@ def test_xpos_range_follows_the_dtype() -> None:
     ByteConfig(**changes)
     ByteConfig(**changes, dtype="bfloat16")
     ByteConfig(**changes, position_embedding="rope", dtype="float16")
-    with pytest.raises(ValueError, match=r"leave the range of float16 .*: use at least 926$"):
+    with pytest.raises(ValueError, match=r"leave the range of float16 .*: use at least 1851$"):
         ByteConfig(**changes, dtype="float16")
-    ByteConfig(**{**changes, "xpos_scale_base": 926}, dtype="float16")
+    ByteConfig(**{**changes, "xpos_scale_base": 1851}, dtype="float16")
 
 
 def test_types_are_checked() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from stellarbyte_jax.model.attention_kernels import attention
 from stellarbyte_jax.model.rope import RotaryEmbedding, rotate
 from stellarbyte_jax.model_config import XPOS_SMALLEST_ZETA, ByteConfig
 from test_jax.tiny import relative_error, tiny_config
@@ -138,3 +139,18 @@ def test_rotation_is_float32_in_a_bfloat16_model() -> None:
     assert rounded.dtype == jnp.bfloat16
     # The input's and the output's own rounding, 2^-9 each.
     assert relative_error(rounded, rotate(x, tables.q_cos[0], tables.q_sin[0])) < 2**-8
+
+
+@pytest.mark.parametrize("kernel", ["chunked", "reference"])
+def test_the_smallest_base_leaves_room_for_scores(kernel: str) -> None:
+    """The first query and the last key: their score is hidden, and all the same must not become inf - inf."""
+    smallest = 31.0  # what ByteConfig names for 2048 positions
+    embedding = rotary(max_position_embeddings=2048, xpos_scale_base=smallest)
+    tables = embedding(jnp.asarray([[0, 2047]]))
+    q, k = (jax.random.normal(jax.random.key(seed), (1, 1, 1, 2, HEAD_DIM)) * 4 for seed in (0, 1))
+    out, gradient = jax.value_and_grad(
+        lambda q: attention(
+            rotate(q, tables.q_cos, tables.q_sin), rotate(k, tables.k_cos, tables.k_sin)[0], k[0], kernel=kernel
+        ).sum()
+    )(q)
+    assert np.isfinite(out) and np.isfinite(gradient).all()
