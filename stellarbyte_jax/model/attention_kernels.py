@@ -1,12 +1,10 @@
 """Attention, softmax(Q K^T) V, behind one door: the kernel that suits the backend, or the one asked for."""
 
-from typing import Literal
-
 import jax
-import jax.numpy as jnp
 
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.model.chunked_attention import chunked_attention, visible
+from stellarbyte_jax.model.cudnn_attention import cudnn_attention
 from stellarbyte_jax.model.softmax_attention import bias_of, dropped_softmax_attention, softmax_attention
 from stellarbyte_jax.model.splash_attention import splash_attention
 
@@ -15,7 +13,7 @@ KERNELS = ("reference", "chunked", "cudnn", "splash")
 
 def default_kernel(platform: str, dropout_rate: float = 0.0) -> str:
     """The kernel that suits a platform; with attention dropout, one that can do that."""
-    kernel = {"gpu": "cudnn", "cuda": "cudnn", "rocm": "cudnn", "tpu": "splash"}.get(platform, "chunked")
+    kernel = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}.get(platform, "chunked")
     return "reference" if dropout_rate and kernel in ("cudnn", "splash") else kernel
 
 
@@ -57,6 +55,7 @@ def attention(
             f"training.attention_kernel {kernel} has no dropout, but model.attention_dropout is {dropout_rate}: use "
             "auto, reference or chunked, or set model.attention_dropout to 0"
         )
+    assert window is None or window > 0
     if window is not None and window >= q_BKGTH.shape[3]:
         window = None
     if kernel == "chunked":
@@ -64,7 +63,7 @@ def attention(
     if kernel == "splash":
         return splash_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window)
     if kernel == "cudnn":
-        return _cudnn_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window)
+        return cudnn_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window)
     return _reference_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, dropout_rate, dropout_key)
 
 
@@ -90,39 +89,6 @@ def _reference_attention(
     dropout_key: jax.Array | None,
 ) -> jax.Array:
     B, K, G, T, H = q_BKGTH.shape
-    bias = bias_of(visible(0, T, segment_ids_BT, window), G)
+    bias = bias_of(visible(0, 0, T, segment_ids_BT, window), G)
     out = dropped_softmax_attention(q_BKGTH.reshape(B, K, G * T, H), k_BKTH, v_BKTH, bias, dropout_rate, dropout_key)
     return out.reshape(q_BKGTH.shape)
-
-
-def _cudnn_attention(
-    q_BKGTH: jax.Array,
-    k_BKTH: jax.Array,
-    v_BKTH: jax.Array,
-    segment_ids_BT: jax.Array | None,
-    window: int | None,
-) -> jax.Array:
-    """jax.nn.dot_product_attention: cuDNN's flash attention where the dtype allows it, XLA's own for float32."""
-    B, K, G, T, H = q_BKGTH.shape
-    q_BTNH = q_BKGTH.reshape(B, K * G, T, H).transpose(0, 2, 1, 3)
-    k_BTKH, v_BTKH = k_BKTH.transpose(0, 2, 1, 3), v_BKTH.transpose(0, 2, 1, 3)
-    mask = None
-    if segment_ids_BT is not None:
-        mask = (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])[:, None]
-    implementation: Literal["cudnn", "xla"] = "xla" if q_BKGTH.dtype == jnp.float32 else "cudnn"
-    if implementation == "cudnn" and (H % 8 or H > 256):
-        raise UserError(
-            f"training.attention_kernel cudnn takes head_dim of a multiple of 8 up to 256, not {H}: use reference"
-        )
-    out_BTNH = jax.nn.dot_product_attention(
-        q_BTNH,
-        k_BTKH,
-        v_BTKH,
-        mask=mask,
-        is_causal=True,
-        scale=1.0,
-        # (to the left, to the right) of the query, which itself is not counted.
-        local_window_size=None if window is None else (window - 1, 0),
-        implementation=implementation,
-    )
-    return out_BTNH.transpose(0, 2, 1, 3).reshape(B, K, G, T, H)

@@ -23,34 +23,34 @@ def chunked_attention(
 ) -> jax.Array:
     """As attention_kernels.attention: [B, K, G, T, H]."""
     B, K, G, T, H = q_BKGTH.shape
-    if window is not None:
-        block = max(SMALLEST_QUERY_CHUNK, window)
-        # A band of two blocks is less than half of T / 2 keys, what chunks look at in the mean.
-        if 4 * block < T:
-            return _banded_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, block, dropout_rate, dropout_key)
     chunk = max(SMALLEST_QUERY_CHUNK, -(-T // MOST_QUERY_CHUNKS))
+    if window is not None and max(SMALLEST_QUERY_CHUNK, window) < chunk:
+        # So few chunks would each see many keys that the window hides.
+        return _banded_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, dropout_rate, dropout_key)
     ends = (*range(chunk, T, chunk), T)
-    sizes = [end - start for start, end in zip((0, *ends), ends, strict=False)]
-    chunks = zip(
-        ends, sizes, jax.lax.split(q_BKGTH, sizes, 3), _prefixes(k_BKTH, ends), _prefixes(v_BKTH, ends), strict=True
-    )
+    starts = (0, *ends[:-1])
+    # The first key that each chunk can see, rounded down to where a chunk starts.
+    firsts = tuple(0 if window is None else max(0, start - window + 1) // chunk * chunk for start in starts)
+    sizes = [end - start for start, end in zip(starts, ends, strict=True)]
+    queries = jax.lax.split(q_BKGTH, sizes, 3)
+    keys, values = _stretches(k_BKTH, firsts, ends), _stretches(v_BKTH, firsts, ends)
     outputs = []
-    for end, size, q, k, v in chunks:
-        bias = bias_of(visible(end - size, end, segment_ids_BT, window), G)
+    for first, end, size, q, k, v in zip(firsts, ends, sizes, queries, keys, values, strict=True):
+        bias = bias_of(visible(end - size, first, end, segment_ids_BT, window), G)
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, end)
         out = _block_attention(q.reshape(B, K, G * size, H), k, v, bias, dropout_rate, key)
         outputs.append(out.reshape(B, K, G, size, H))
     return jnp.concatenate(outputs, axis=3)
 
 
-def visible(start: int, end: int, segment_ids_BT: jax.Array | None, window: int | None) -> jax.Array:
-    """Where queries start … end - 1 may look: bool [B or 1, end - start, end]."""
-    distance_TS = jnp.arange(start, end)[:, None] - jnp.arange(end)
-    visible_BTS = (distance_TS >= 0)[None]
-    if window is not None and window < end:
-        visible_BTS = visible_BTS & (distance_TS < window)
+def visible(start: int, first: int, end: int, segment_ids_BT: jax.Array | None, window: int | None) -> jax.Array:
+    """Which of the keys first … end - 1 the queries start … end - 1 may see: bool [B or 1, T, S]."""
+    keys_S, queries_T1 = jnp.arange(first, end), jnp.arange(start, end)[:, None]
+    visible_BTS = (keys_S <= queries_T1)[None]
+    if window is not None:
+        visible_BTS = visible_BTS & (keys_S > queries_T1 - window)
     if segment_ids_BT is not None:
-        visible_BTS = visible_BTS & (segment_ids_BT[:, start:end, None] == segment_ids_BT[:, None, :end])
+        visible_BTS = visible_BTS & (segment_ids_BT[:, start:end, None] == segment_ids_BT[:, None, first:end])
     return visible_BTS
 
 
@@ -68,7 +68,6 @@ def _banded_attention(
     v_BKTH: jax.Array,
     segment_ids_BT: jax.Array | None,
     window: int,
-    block: int,
     dropout_rate: float,
     dropout_key: jax.Array | None,
 ) -> jax.Array:
@@ -77,6 +76,7 @@ def _banded_attention(
     A window is no longer than a block, so time and memory grow with T · window, and the program not at all.
     """
     B, K, G, T, H = q_BKGTH.shape
+    block = max(SMALLEST_QUERY_CHUNK, window)
     n = -(-T // block)
     padding = n * block - T
     segments = jnp.zeros((1, T), jnp.int32) if segment_ids_BT is None else segment_ids_BT
@@ -105,21 +105,30 @@ def _banded_attention(
     return out[:, :, :, :T]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _prefixes(x_BKTH: jax.Array, ends: tuple[int, ...]) -> tuple[jax.Array, ...]:
-    """x[:, :, :end] for each end. The gradient adds up stretch by stretch, where slices' own would pad each to T."""
-    return tuple(x_BKTH[:, :, :end] for end in ends)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _stretches(x_BKTH: jax.Array, firsts: tuple[int, ...], ends: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    """x[:, :, first:end] for each first and end, where every first is 0 or one of the ends, which rise to T.
+
+    The gradient adds up from end to end, where slices' own would pad each to T.
+    """
+    return tuple(x_BKTH[:, :, first:end] for first, end in zip(firsts, ends, strict=True))
 
 
-def _prefixes_forward(x_BKTH: jax.Array, ends: tuple[int, ...]) -> tuple[tuple[jax.Array, ...], None]:
-    return _prefixes(x_BKTH, ends), None
+def _stretches_forward(
+    x_BKTH: jax.Array, firsts: tuple[int, ...], ends: tuple[int, ...]
+) -> tuple[tuple[jax.Array, ...], None]:
+    return _stretches(x_BKTH, firsts, ends), None
 
 
-def _prefixes_backward(ends: tuple[int, ...], _: None, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array]:
-    stretches = []
+def _stretches_backward(
+    firsts: tuple[int, ...], ends: tuple[int, ...], _: None, gradients: tuple[jax.Array, ...]
+) -> tuple[jax.Array]:
+    sums = []
     for index, (start, end) in enumerate(zip((0, *ends), ends, strict=False)):
-        stretches.append(functools.reduce(jnp.add, [gradient[:, :, start:end] for gradient in gradients[index:]]))
-    return (jnp.concatenate(stretches, axis=2),)
+        sharers = zip(firsts[index:], gradients[index:], strict=True)
+        parts = [gradient[:, :, start - first : end - first] for first, gradient in sharers if first <= start]
+        sums.append(functools.reduce(jnp.add, parts))
+    return (jnp.concatenate(sums, axis=2),)
 
 
-_prefixes.defvjp(_prefixes_forward, _prefixes_backward)
+_stretches.defvjp(_stretches_forward, _stretches_backward)

@@ -31,15 +31,16 @@ def _forward(q_BKQH, k_BKSH, v_BKSH, bias_B1QS):  # type: ignore[no-untyped-def]
 
 def _backward(residuals, d_out):  # type: ignore[no-untyped-def]
     q, k, v, weights, total, out = residuals
-    d_sum = d_out / total
+    # Rounded once, for both terms of the difference: where they nearly cancel, so do their errors.
+    d_sum = (d_out / total).astype(v.dtype)
     d_scores = weights * (
-        jnp.einsum("BKQH,BKSH->BKQS", d_sum.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        jnp.einsum("BKQH,BKSH->BKQS", d_sum, v, preferred_element_type=jnp.float32)
         - (d_sum * out).sum(axis=-1, keepdims=True)
     )
     d_scores = d_scores.astype(q.dtype)
     d_q = jnp.einsum("BKQS,BKSH->BKQH", d_scores, k)
     d_k = _contract_queries(d_scores, q)
-    d_v = _contract_queries(weights.astype(v.dtype), d_sum.astype(v.dtype))
+    d_v = _contract_queries(weights.astype(v.dtype), d_sum)
     return d_q, d_k, d_v, None
 
 
