@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import convert.certificate as certificates
 from convert import hf_checkpoint
 from convert.run_checkpoint import RunCheckpoint, save
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
@@ -50,6 +51,13 @@ def python():
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def no_models(monkeypatch):
+    """Leaves out the comparison of behaviour, for tests of all else."""
+    nothing = certificates._Comparison([], {"positions": 0, "max_relative_error": 0.0}, [])
+    monkeypatch.setattr(certificates, "_compare_behaviour", lambda *_: nothing)
 
 
 def _as_numpy(tree):

@@ -1,6 +1,5 @@
 """Tiny models that the converter's tests share."""
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,28 @@ def random_params(config: ByteConfig, seed: int = 0, dtype: str = "float32") -> 
         special = np.array([-0.0, np.nan, -np.inf, 1e-40], array.dtype)[: array.size]
         array.reshape(-1)[: special.size] = special
         leaves[path] = array
-    return weights.unflatten(leaves)
+    return without_pruned_heads(weights.unflatten(leaves), config)
+
+
+def sensible_params(config: ByteConfig, seed: int = 1) -> weights.Params:
+    """Parameters that let every part of a model have its say: nothing at the value where it would start."""
+    generator = np.random.default_rng(seed)
+
+    def values(path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
+        if path[-1] == "scale":
+            return generator.uniform(0.4, 1.4, shape)
+        if path[-1] == "zeta":
+            # Below the bound, at it, inside and above: the clip and its straight-through gradient all count.
+            start = (np.arange(0, 1, 1 / shape[0]) + 0.4) / 1.4
+            return start + np.resize([-0.05, 0.0, 0.02, 0.5], shape)
+        if path[-1] == "bias":
+            return generator.normal(0.0, 0.3, shape)
+        if path[-1] == "embedding":
+            return generator.normal(0.0, 0.5, shape)
+        return generator.normal(0.0, 1.2 * shape[-2] ** -0.5, shape)
+
+    leaves = {path: values(path, shape).astype(np.float32) for path, shape in names.jax_shapes(config).items()}
+    return without_pruned_heads(weights.unflatten(leaves), config)
 
 
 def bits(tree: weights.Params) -> dict[str, tuple[tuple[int, ...], str, bytes]]:
@@ -48,34 +68,19 @@ def bits(tree: weights.Params) -> dict[str, tuple[tuple[int, ...], str, bytes]]:
     }
 
 
-# Every switch of the architecture that both sides build, combined.
-SWITCHES = {
-    "tie_word_embeddings": (False, True),
-    "position": ("xpos", "xpos_learnable", "rope"),
-    "num_key_value_heads": (4, 2, 1),
-}
-
-
-def grid() -> list[ByteConfig]:
-    """All combinations of `SWITCHES` with the activations dealt out in turn, so that each meets every position."""
-    acts = itertools.cycle(("silu", "gelu", "gelu_pytorch_tanh", "relu"))
-    configs = []
-    for tied, position, kv_heads in itertools.product(*SWITCHES.values()):
-        configs.append(
-            tiny(
-                tie_word_embeddings=tied,
-                position_embedding=position.removesuffix("_learnable"),
-                xpos_learnable=position == "xpos_learnable",
-                num_key_value_heads=kv_heads,
-                hidden_act=next(acts),
-                xpos_scale_base=16.0,
-            )
-        )
-    return configs
-
-
-def describe(config: ByteConfig) -> str:
-    """A test's id."""
-    position = "xpos_learnable" if config.xpos_learnable else config.position_embedding
-    tied = "tied" if config.tie_word_embeddings else "untied"
-    return f"{tied}-{position}-kv{config.num_key_value_heads}-{config.hidden_act}"
+def without_pruned_heads(params: weights.Params, config: ByteConfig) -> weights.Params:
+    """The same with zeros for what belongs to pruned heads, as pruning leaves it; in place."""
+    if config.pruned_heads is None:
+        return params
+    assert config.head_dim is not None and config.num_key_value_heads is not None
+    attention, H = params["model"]["layers"]["self_attn"], config.head_dim
+    group = config.num_attention_heads // config.num_key_value_heads
+    for layer, gone in enumerate(config.pruned_heads):
+        whole_groups = [k for k in range(config.num_key_value_heads) if {*range(k * group, (k + 1) * group)} <= {*gone}]
+        for projection, heads in (("q_proj", gone), ("k_proj", whole_groups), ("v_proj", whole_groups)):
+            for head in heads:
+                for leaf in attention[projection].values():  # kernel [L, D, out] and bias [L, out]
+                    leaf[layer, ..., head * H : (head + 1) * H] = 0
+        for head in gone:
+            attention["o_proj"]["kernel"][layer, head * H : (head + 1) * H] = 0
+    return params

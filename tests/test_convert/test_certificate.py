@@ -8,11 +8,13 @@ from safetensors.numpy import load_file, save_file
 import convert.certificate as certificates
 from convert import hf_checkpoint, run_checkpoint, shards
 from convert.cli import main
+from convert.run_checkpoint import RunCheckpoint
+from stellarbyte_jax.config import RopeScaling
 from stellarbyte_jax.config_file import to_dict
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.training.checkpoint import Checkpointer, RunMetadata
-from test_convert.models import tiny
+from test_convert.models import sensible_params, tiny
 
 NORM = "model.layers.1.input_layernorm.weight"
 
@@ -21,13 +23,6 @@ NORM = "model.layers.1.input_layernorm.weight"
 def export(exported, tmp_path):
     """A copy to spoil."""
     return shutil.copytree(exported, tmp_path / "hf")
-
-
-@pytest.fixture
-def no_models(monkeypatch):
-    """Leaves out the comparison of behaviour, for tests of all else."""
-    nothing = certificates._Comparison([], {"positions": 0, "max_relative_error": 0.0}, [])
-    monkeypatch.setattr(certificates, "_compare_behaviour", lambda *_: nothing)
 
 
 def spoil(folder, change):
@@ -58,6 +53,28 @@ def test_a_bfloat16_export_is_certified_with_prompts_of_the_users_own(run_dir, t
     certificate = json.loads(capsys.readouterr().out)
     assert [prompt["text"] for prompt in certificate["prompts"]] == ["the star", "<|SEOS|> is text"]
     assert (certificate["verdict"], certificate["dtype"]) == ("equal", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            **{"position_embedding": "none", "sliding_window": 5, "pruned_heads": ((0, 1), (2,)), "num_experts": 4},
+            **{"num_shared_experts": 1, "moe_capacity_factor": 0.5, "attention_bias": True, "layer_scale_init": 0.1},
+        },
+        {
+            **{"position_embedding": "rope", "rope_scaling": RopeScaling("dynamic", 2.0), "residual": "deepnorm"},
+            **{"parallel_residual": True, "qk_norm": True, "tie_word_embeddings": True, "drop_path_rate": 0.5},
+        },
+    ],
+    ids=["sparse", "dynamic"],
+)
+def test_any_architecture_is_certified(fields, tokenizer, tmp_path):
+    config = tiny(vocab_size=300, **fields)
+    run_checkpoint.save(tmp_path / "run", RunCheckpoint(sensible_params(config), config, tokenizer.files, step=0))
+    hf_checkpoint.to_hf(tmp_path / "run", tmp_path / "hf")
+    certificate = certificates.verify(tmp_path / "run", tmp_path / "hf")
+    assert (certificate["verdict"], certificate["differences"]) == ("equal", [])
 
 
 def test_one_bit_is_found_and_named(run_dir, export, capsys):

@@ -3,29 +3,42 @@ import json
 import pytest
 
 from convert import config as convert_config
+from stellarbyte_jax.config import RopeScaling
 from stellarbyte_jax.errors import UserError
 from stellarbyte_torch import ByteConfig as TorchByteConfig
-from test_convert.models import describe, grid, tiny
+from test_convert.models import tiny
+from test_convert.switches import grid
+
+every_config = pytest.mark.parametrize("config", grid().values(), ids=grid().keys())
 
 
-@pytest.mark.parametrize("config", grid(), ids=describe)
+@every_config
 def test_there_and_back(config):
     assert convert_config.from_hf(json.loads(json.dumps(convert_config.to_hf(config, "float32"))), "x") == config
 
 
-@pytest.mark.parametrize("config", grid()[:4], ids=describe)
+@every_config
 def test_what_transformers_saves_is_read(config, tmp_path):
     TorchByteConfig(**convert_config.to_hf(config, "float32")).save_pretrained(tmp_path)
     assert convert_config.read_hf(tmp_path) == config
 
 
-@pytest.mark.parametrize("config", grid()[:4], ids=describe)
+@every_config
 def test_transformers_saves_the_same_file(config, tmp_path):
     ours = convert_config.to_hf(config, "float32")
     TorchByteConfig(**ours).save_pretrained(tmp_path)
     theirs = json.loads((tmp_path / "config.json").read_text())
     del theirs["transformers_version"]
     assert theirs == ours
+
+
+def test_scaling_and_pruned_heads_are_plain_json():
+    scaling = RopeScaling("yarn", 4.0, beta_fast=16.0)
+    config = tiny(position_embedding="rope", rope_scaling=scaling, pruned_heads=((0, 1), (2,)))
+    written = convert_config.to_hf(config, "float32")
+    assert written["rope_scaling"] == {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16.0}
+    assert written["pruned_heads"] == [[0, 1], [2]]
+    assert convert_config.to_hf(tiny(), "float32")["rope_scaling"] is None
 
 
 def test_defaults_fill_what_a_config_leaves_out():
@@ -42,6 +55,9 @@ def test_defaults_fill_what_a_config_leaves_out():
         ({"hidden_size": "24"}, "hidden_size is '24', expected an integer"),
         ({"eos_token_id": [1, 2]}, "eos_token_id is a list, expected an integer"),
         ({"num_key_value_heads": 3}, "num_key_value_heads 3 must divide"),
+        ({"pruned_heads": [[0]]}, "pruned_heads lists 1 layers, but num_hidden_layers is 2"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_scaling.rope_type is 'longrope'"),
+        ({"rope_parameters": {"rope_theta": 1e4}}, "rope_parameters is not a field"),
     ],
 )
 def test_bad_configs_are_refused(change, complaint):

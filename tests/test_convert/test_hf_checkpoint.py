@@ -9,10 +9,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 
 import stellarbyte_torch  # noqa: F401 - makes the Auto classes know the architecture
 from convert import config as hf_config
-from convert import hf_checkpoint, run_checkpoint, shards, weights
+from convert import hf_checkpoint, model_card, run_checkpoint, shards, weights
 from convert.run_checkpoint import RunCheckpoint
+from stellarbyte_jax.config import RopeScaling
 from stellarbyte_jax.errors import UserError
 from test_convert.models import bits, random_params, tiny
+from test_convert.switches import grid
 
 FILES = {
     "README.md",
@@ -120,9 +122,20 @@ def test_bfloat16_survives_the_way_through_a_float32_run(run_dir, tmp_path):
     assert contents(tmp_path / "a" / "hf") == contents(tmp_path / "b" / "hf")
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_what_transformers_saves_is_imported(tokenizer, tmp_path, tied):
-    config = tiny(vocab_size=300, tie_word_embeddings=tied)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"tie_word_embeddings": True, "residual": "deepnorm", "position_embedding": "none"},
+        {
+            **{"num_experts": 3, "num_shared_experts": 1, "pruned_heads": ((1,), (2, 3)), "layer_scale_init": 0.1},
+            **{"position_embedding": "rope", "rope_scaling": RopeScaling("linear", 2.0), "attention_bias": True},
+        },
+    ],
+    ids=["plain", "tied", "sparse"],
+)
+def test_what_transformers_saves_is_imported(tokenizer, tmp_path, fields):
+    config = tiny(vocab_size=300, **fields)
     params = random_params(config)
     run_checkpoint.save(tmp_path / "run", RunCheckpoint(params, config, tokenizer.files, step=0))
     hf_checkpoint.to_hf(tmp_path / "run", tmp_path / "hf")
@@ -149,6 +162,20 @@ def test_the_card_shows_the_figures_of_the_exported_step(run_dir, tmp_path):
     assert "0.1250" not in card, "measured after the step that was exported"
     front = card.split("---\n")[1]
     assert "library_name: transformers" in front
+
+
+def test_the_card_describes_every_architecture(tokenizer):
+    for config in grid().values():
+        card = model_card.render("m", RunCheckpoint({}, config, tokenizer.files, step=7), "float32", 1000, {})
+        assert f"{config.num_attention_heads} query heads" in card
+        assert (f"{config.num_experts} experts, {config.num_experts_per_tok} for each token" in card) == bool(
+            config.num_experts
+        )
+        assert ("DeepNorm" in card, "in parallel" in card) == (config.residual == "deepnorm", config.parallel_residual)
+        assert ("a window of" in card, "pruned" in card) == (
+            config.sliding_window is not None,
+            bool(config.pruned_heads),
+        )
 
 
 def test_other_architectures_are_refused(tmp_path):

@@ -6,16 +6,16 @@ import torch
 from stellarbyte_jax.training.head_importance import head_importance as jax_importance
 from stellarbyte_jax.training.state import abstract_model
 from stellarbyte_torch.pruning import head_importance as torch_importance
-from test_convert.models import tiny
-from test_convert.test_parity import jax_params, torch_model
+from test_convert.models import sensible_params, tiny
+from test_convert.torch_side import TorchModel
 
 
 def test_both_sides_score_alike() -> None:
     config = tiny(num_key_value_heads=2)
-    params = jax_params(config)
+    params = sensible_params(config)
     ids = np.random.default_rng(0).integers(3, config.vocab_size, (3, 9)).astype(np.int32)
     next_ids = np.concatenate([ids[:, 1:], np.full((3, 1), -100, np.int32)], axis=1)
     ours = jax_importance(abstract_model(config)[0], params, [{"input_ids": ids, "labels": next_ids}])
     batch = {"input_ids": torch.tensor(ids).long(), "labels": torch.tensor(ids).long()}
-    theirs = torch.stack(torch_importance(torch_model(config, params), [batch])).numpy()
+    theirs = torch.stack(torch_importance(TorchModel(config, params).model, [batch])).numpy()
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)

@@ -4,39 +4,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convert import names, weights
-from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.errors import UserError
+from test_convert import drawn, switches
 from test_convert.models import bits, random_params, tiny
 
 
-@st.composite
-def configs(draw):
-    kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    position = draw(st.sampled_from(("xpos", "rope")))
-    return ByteConfig(
-        vocab_size=draw(st.integers(3, 9)),
-        hidden_size=draw(st.integers(1, 7)),
-        intermediate_size=draw(st.integers(1, 7)),
-        num_hidden_layers=draw(st.integers(1, 4)),
-        num_attention_heads=kv_heads * group,
-        num_key_value_heads=kv_heads,
-        head_dim=2 * draw(st.integers(1, 3)),
-        tie_word_embeddings=draw(st.booleans()),
-        position_embedding=position,
-        xpos_learnable=position == "xpos" and draw(st.booleans()),
-    )
-
-
-@given(configs(), st.integers(0, 2**32), st.sampled_from(("float32", "bfloat16", "float16")))
-@settings(max_examples=150, deadline=None)
+@given(drawn.configs(), st.integers(0, 2**32), st.sampled_from(("float32", "bfloat16", "float16")))
+@settings(max_examples=200, deadline=None)
 def test_law_4_there_and_back_is_the_identity_on_bits(config, seed, dtype):
     params = random_params(config, seed, dtype)
     tensors = {key: np.asarray(tensor) for key, tensor in weights.to_hf(params, config).items()}
     assert bits(weights.from_hf(tensors, config)) == bits(params)
 
 
-@given(configs(), st.integers(0, 2**32))
-@settings(max_examples=50, deadline=None)
+@given(drawn.configs(), st.integers(0, 2**32))
+@settings(max_examples=100, deadline=None)
 def test_law_4_the_other_way_round(config, seed):
     generator = np.random.default_rng(seed)
     tensors = {
@@ -48,6 +30,17 @@ def test_law_4_the_other_way_round(config, seed):
     assert {k: np.asarray(v).tobytes() for k, v in back.items()} == {k: v.tobytes() for k, v in tensors.items()}
 
 
+@pytest.mark.parametrize("config", switches.grid().values(), ids=switches.grid().keys())
+def test_law_4_for_every_switch(config):
+    params = random_params(config)
+    tensors = {key: np.asarray(tensor) for key, tensor in weights.to_hf(params, config).items()}
+    back = weights.from_hf(tensors, config)
+    assert bits(back) == bits(params)
+    assert {key: np.asarray(tensor).tobytes() for key, tensor in weights.to_hf(back, config).items()} == {
+        key: tensor.tobytes() for key, tensor in tensors.items()
+    }
+
+
 def test_matrices_are_transposed_and_layers_told_apart():
     config = tiny()
     params = random_params(config)
@@ -56,6 +49,39 @@ def test_matrices_are_transposed_and_layers_told_apart():
     assert np.asarray(tensors["model.layers.1.mlp.up_proj.weight"]).tobytes() == kernel[1].T.tobytes()
     embedding = params["model"]["embed_tokens"]["embedding"]
     assert np.asarray(tensors["model.embed_tokens.weight"]).tobytes() == embedding.tobytes()
+
+
+def test_experts_are_transposed_one_by_one_with_the_gate_first():
+    config = tiny(num_experts=3, moe_intermediate_size=5)
+    params = random_params(config)
+    tensors = weights.to_hf(params, config)
+    gate_up_LEDF = params["model"]["layers"]["mlp"]["experts"]["gate_up_proj"]
+    assert gate_up_LEDF.shape == (2, 3, 24, 10)
+    assert np.asarray(tensors["model.layers.1.mlp.experts.gate_up_proj"])[2].tobytes() == gate_up_LEDF[1, 2].T.tobytes()
+    down_LEFD = params["model"]["layers"]["mlp"]["experts"]["down_proj"]
+    assert np.asarray(tensors["model.layers.0.mlp.experts.down_proj"])[1].tobytes() == down_LEFD[0, 1].T.tobytes()
+    gate_LDE = params["model"]["layers"]["mlp"]["gate"]["kernel"]
+    assert np.asarray(tensors["model.layers.1.mlp.gate.weight"]).tobytes() == gate_LDE[1].T.tobytes()
+
+
+def test_pruned_heads_are_cut_out_and_come_back_as_zeros():
+    config = tiny(attention_bias=True, pruned_heads=((0, 1), (2,)))
+    params = random_params(tiny(attention_bias=True))  # whole: what is masked may hold anything
+    tensors = {key: np.asarray(tensor) for key, tensor in weights.to_hf(params, config).items()}
+    attention, first, second = params["model"]["layers"]["self_attn"], "model.layers.0.", "model.layers.1."
+    kept = [*range(16), *range(24, 32)]  # heads 0, 1 and 3, each of size 8
+    assert tensors[first + "self_attn.q_proj.weight"].shape == (16, 24)
+    assert tensors[first + "self_attn.k_proj.weight"].tobytes() == attention["k_proj"]["kernel"][0, :, 8:].T.tobytes()
+    assert tensors[first + "self_attn.v_proj.bias"].tobytes() == attention["v_proj"]["bias"][0, 8:].tobytes()
+    assert tensors[second + "self_attn.q_proj.bias"].tobytes() == attention["q_proj"]["bias"][1, kept].tobytes()
+    assert tensors[second + "self_attn.o_proj.weight"].tobytes() == attention["o_proj"]["kernel"][1, kept].T.tobytes()
+    assert tensors[second + "self_attn.k_proj.weight"].shape == (16, 24), "head 3 still reads the second group"
+    back = weights.from_hf(tensors, config)["model"]["layers"]["self_attn"]
+    assert not back["q_proj"]["kernel"][1, :, 16:24].any()
+    assert not back["o_proj"]["kernel"][0, :16].any()
+    assert not back["k_proj"]["bias"][0, :8].any()
+    with pytest.raises(UserError, match=r"q_proj\.weight of shape \[16, 24\], but this config gives it \[32, 24\]"):
+        weights.from_hf(tensors, tiny(attention_bias=True))
 
 
 def test_values_are_only_made_when_read():
