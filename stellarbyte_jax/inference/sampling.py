@@ -11,15 +11,21 @@ from stellarbyte_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """Greedy at temperature 0; otherwise top-k, then top-p (Holtzman et al. 2020), of the tempered distribution.
+    """What becomes of the logits before a draw, in the order of Hugging Face's generate.
+
+    The repetition penalty (Keskar et al. 2019, arXiv:1909.05858) on tokens of the prompt and the answer so far; then,
+    at temperature 0, the likeliest token; otherwise the temperature, top-k, top-p (Holtzman et al. 2020,
+    arXiv:1904.09751) and min-p (Nguyen et al. 2024, arXiv:2407.01082).
 
     Raises:
-        UserError: a value is out of range.
+        UserError: a value is out of range, or is meant for draws at temperature 0, which draws nothing.
     """
 
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -28,29 +34,83 @@ class Sampling:
             raise UserError(f"top_k {self.top_k} must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p {self.top_p} must be greater than 0 and at most 1")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise UserError(f"min_p {self.min_p} must be at least 0 and at most 1")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise UserError(
+                f"repetition_penalty {self.repetition_penalty} must be greater than 0 (1 is none) and finite"
+            )
+        for name in ("top_k", "top_p", "min_p"):
+            if self.temperature == 0 and getattr(self, name) is not None:
+                raise UserError(
+                    f"{name} {getattr(self, name)} has no effect at temperature 0, which takes the likeliest token: "
+                    "set a temperature above 0, or leave it out"
+                )
+
+    @property
+    def penalises(self) -> bool:
+        """Whether a draw depends on which tokens there were."""
+        return self.repetition_penalty != 1
 
 
-def sample(logits_BV: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
-    """Draw one token a row: float32 logits [B, V] -> int32 [B]."""
+def warp(logits_MV: jax.Array, sampling: Sampling, seen_MV: jax.Array | None = None) -> jax.Array:
+    """Logits whose softmax is the distribution of a draw, -inf where a token is out of the question.
+
+    Args:
+        logits_MV: float32.
+        sampling: at temperature 0 one token is left, the first of the likeliest.
+        seen_MV: bool, the tokens so far; the repetition penalty alone needs them.
+    """
+    logits_MV = _penalise(logits_MV, sampling, seen_MV)
     if sampling.temperature == 0:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    logits_BV = logits_BV / sampling.temperature
+        likeliest_M1 = jnp.argmax(logits_MV, axis=-1, keepdims=True)
+        return jnp.where(jnp.arange(logits_MV.shape[-1]) == likeliest_M1, 0.0, -jnp.inf)
+    return _temper_and_cut(logits_MV, sampling)
+
+
+def sample(logits_MV: jax.Array, sampling: Sampling, key: jax.Array, seen_MV: jax.Array | None = None) -> jax.Array:
+    """Draw one token a row: float32 logits [M, V] -> int32 [M]; arguments as in `warp`."""
+    logits_MV = _penalise(logits_MV, sampling, seen_MV)
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_MV, axis=-1).astype(jnp.int32)
+    return jax.random.categorical(key, _temper_and_cut(logits_MV, sampling), axis=-1).astype(jnp.int32)
+
+
+def _penalise(logits_MV: jax.Array, sampling: Sampling, seen_MV: jax.Array | None) -> jax.Array:
+    if not sampling.penalises:
+        return logits_MV
+    assert seen_MV is not None
+    penalty = sampling.repetition_penalty
+    return jnp.where(seen_MV, jnp.where(logits_MV < 0, logits_MV * penalty, logits_MV / penalty), logits_MV)
+
+
+def _temper_and_cut(logits_MV: jax.Array, sampling: Sampling) -> jax.Array:
+    logits_MV = logits_MV / sampling.temperature
     if sampling.top_k is not None:
-        logits_BV = _keep_top_k(logits_BV, sampling.top_k)
+        logits_MV = _keep_top_k(logits_MV, sampling.top_k)
     if sampling.top_p is not None:
-        logits_BV = _keep_top_p(logits_BV, sampling.top_p)
-    return jax.random.categorical(key, logits_BV, axis=-1).astype(jnp.int32)
+        logits_MV = _keep_top_p(logits_MV, sampling.top_p)
+    if sampling.min_p is not None:
+        logits_MV = _keep_min_p(logits_MV, sampling.min_p)
+    return logits_MV
 
 
-def _keep_top_k(logits_BV: jax.Array, k: int) -> jax.Array:
-    kth_B1 = jax.lax.top_k(logits_BV, min(k, logits_BV.shape[-1]))[0][:, -1:]
-    return jnp.where(logits_BV < kth_B1, -jnp.inf, logits_BV)
+def _keep_top_k(logits_MV: jax.Array, k: int) -> jax.Array:
+    kth_M1 = jax.lax.top_k(logits_MV, min(k, logits_MV.shape[-1]))[0][:, -1:]
+    return jnp.where(logits_MV < kth_M1, -jnp.inf, logits_MV)
 
 
-def _keep_top_p(logits_BV: jax.Array, p: float) -> jax.Array:
-    """Keep the likeliest tokens until their probabilities reach p, the one that reaches it included."""
-    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-    probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
-    mass_before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
-    smallest_kept_B1 = jnp.min(jnp.where(mass_before_BV < p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits_BV < smallest_kept_B1, -jnp.inf, logits_BV)
+def _keep_top_p(logits_MV: jax.Array, p: float) -> jax.Array:
+    """Keep the likeliest tokens until their probabilities reach p, the one that reaches it and its equals included."""
+    sorted_MV = jnp.sort(logits_MV, axis=-1)
+    # Summed from the unlikeliest on: beside 1, their small probabilities would be lost.
+    mass_up_to_MV = jnp.cumsum(jax.nn.softmax(sorted_MV, axis=-1), axis=-1)
+    kept_MV = (mass_up_to_MV > 1 - p).at[:, -1].set(True)
+    smallest_kept_M1 = jnp.min(jnp.where(kept_MV, sorted_MV, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits_MV < smallest_kept_M1, -jnp.inf, logits_MV)
+
+
+def _keep_min_p(logits_MV: jax.Array, p: float) -> jax.Array:
+    """Keep the tokens that are at least p times as likely as the likeliest."""
+    relative_MV = jnp.exp(logits_MV - jnp.max(logits_MV, axis=-1, keepdims=True))
+    return jnp.where(relative_MV < p, -jnp.inf, logits_MV)
