@@ -7,7 +7,7 @@ import torch
 
 from stellarbyte_torch import ByteConfig, ByteForCausalLM, ByteModel
 
-from .tiny import POSITIONS, relative_error, tiny_model, tokens
+from .tiny import POSITIONS, SWITCHES, relative_error, tiny_model, tokens
 
 
 def test_the_lines_of_the_readme() -> None:
@@ -70,6 +70,22 @@ def test_gradient_checkpointing_equals_plain(position: str, reentrant: bool) -> 
         assert torch.equal(parameter.grad, gradients[name]), name
 
 
+@pytest.mark.parametrize("name", ["dropouts", "everything"])
+def test_gradient_checkpointing_draws_the_same_dropout_again(name: str) -> None:
+    ids = tokens(3, 16)
+    plain, checkpointed = (tiny_model(**{**SWITCHES["dropouts"], **SWITCHES[name]}).train() for _ in range(2))
+    checkpointed.gradient_checkpointing_enable()
+    calls: list[int] = []
+    checkpointed.model.layers[1].self_attn.register_forward_hook(lambda *_: calls.append(1))
+    for model in (plain, checkpointed):
+        torch.manual_seed(5)
+        model(ids, labels=ids).loss.backward()
+    assert len(calls) == 2  # once forward, once more for the gradient
+    gradients = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    for parameter_name, parameter in checkpointed.named_parameters():
+        assert torch.equal(parameter.grad, gradients[parameter_name]), parameter_name
+
+
 def test_loss_is_the_mean_over_what_counts() -> None:
     model = tiny_model()
     ids = tokens(2, 10)
@@ -81,6 +97,11 @@ def test_loss_is_the_mean_over_what_counts() -> None:
     picked = log_probabilities.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
     expected = -(picked * (targets != -100)).sum() / (targets != -100).sum()
     assert outputs.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    # Trainer, when it accumulates: the sum, over what it counted in all of its micro-batches.
+    counted = (targets != -100).sum()
+    loss = model(ids, labels=labels, num_items_in_batch=3 * counted).loss
+    assert loss.item() == pytest.approx(expected.item() / 3, rel=1e-6)
+    assert model.loss_function(outputs.logits, labels, 97).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_logits_to_keep() -> None:
@@ -155,15 +176,69 @@ def test_the_padding_row_is_learnt_like_any_other() -> None:
     assert (model.model.embed_tokens.weight.grad[pad] != 0).any()
 
 
-def test_resizing_the_vocabulary() -> None:
-    model = tiny_model()
+@pytest.mark.parametrize("tied", [False, True])
+def test_resizing_the_vocabulary(tied: bool, tmp_path) -> None:
+    model = tiny_model(tie_word_embeddings=tied)
     ids = tokens(1, 6)
     before = model(ids).logits
     model.resize_token_embeddings(105)
-    assert model.config.vocab_size == 105
-    after = model(ids).logits
-    assert after.shape[-1] == 105
-    assert torch.allclose(after[..., :97], before, atol=1e-6)
+    assert model.config.vocab_size == model.vocab_size == 105
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    after = model(ids, labels=ids)
+    assert after.logits.shape[-1] == 105
+    assert torch.allclose(after.logits[..., :97], before, atol=1e-6)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(ByteForCausalLM.from_pretrained(tmp_path)(ids).logits, after.logits)
+    model.resize_token_embeddings(97)
+    assert torch.allclose(model(ids).logits, before, atol=1e-6)
+
+
+def test_tying_untying_and_setting_embeddings(tmp_path) -> None:
+    model = tiny_model()
+    ids = tokens(1, 6)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    model.save_pretrained(tmp_path)
+    loaded = ByteForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+
+    untied = ByteForCausalLM.from_pretrained(tmp_path, tie_word_embeddings=False)
+    assert untied.lm_head.weight is not untied.model.embed_tokens.weight
+
+    embeddings, head = torch.nn.Embedding(97, 32), torch.nn.Linear(32, 97, bias=False)
+    untied.set_input_embeddings(embeddings)
+    untied.set_output_embeddings(head)
+    assert untied.model.embed_tokens is untied.get_input_embeddings() is embeddings
+    assert untied.lm_head is untied.get_output_embeddings() is head
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_safetensors_in_shards(tied: bool, tmp_path) -> None:
+    model = tiny_model(tie_word_embeddings=tied, **SWITCHES["shared_experts"])
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    ids = tokens(1, 6)
+    assert torch.equal(ByteForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("switches", [{"xpos_learnable": True}, SWITCHES["shared_experts"]], ids=str)
+@torch.no_grad()
+def test_device_map_splits_by_layer(switches: dict[str, Any], tmp_path) -> None:
+    model = tiny_model(**switches, num_hidden_layers=3)
+    ids = tokens(2, 8)
+    model.save_pretrained(tmp_path)
+    bytes_of_a_layer = sum(parameter.nbytes for parameter in model.model.layers[0].parameters())
+    memory = {"cpu": 2 * bytes_of_a_layer + 3 * model.lm_head.weight.nbytes, "disk": 10**9}
+    split = ByteForCausalLM.from_pretrained(
+        tmp_path, device_map="auto", max_memory=memory, offload_folder=tmp_path / "offload"
+    )
+    devices = split.hf_device_map
+    assert set(devices.values()) == {"cpu", "disk"}
+    assert all(f"model.layers.{layer}" in devices for layer in range(3))
+    assert relative_error(split(ids).logits, model(ids).logits) < 1e-6
+    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
+    assert torch.equal(split.generate(ids, **options), model.generate(ids, **options))
 
 
 @pytest.mark.parametrize("position", POSITIONS)
@@ -175,6 +250,21 @@ def test_bfloat16_stays_near_float32(position: str) -> None:
     assert outputs.loss.dtype is torch.float32
     # bfloat16 keeps 8 bits: 2^-8 at each of some ten roundings on the way.
     assert relative_error(outputs.logits, expected.logits) < 10 * 2**-8
+
+
+def test_loading_as_bfloat16_keeps_positions_and_statistics_in_float32(tmp_path) -> None:
+    tiny_model(xpos_learnable=True, qk_norm=True).save_pretrained(tmp_path)
+    loaded = ByteForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    rotary = loaded.model.rotary_emb
+    assert {parameter.dtype for parameter in loaded.model.layers.parameters()} == {torch.bfloat16}
+    assert rotary.zeta.dtype is rotary.inv_freq.dtype is torch.float32
+    assert torch.equal(rotary.inv_freq, tiny_model().model.rotary_emb.inv_freq)
+    # 1 + 2^-9 has no bfloat16: a sum of squares rounded to it would lose what the float32 one keeps.
+    norm = loaded.model.norm
+    x = torch.full((1, 32), 2.0, dtype=torch.bfloat16)
+    x[0, 0] = 0.125
+    exact = x.double() / (x.double().square().mean() + norm.variance_epsilon).sqrt()
+    assert torch.equal(norm(x), exact.to(torch.bfloat16))
 
 
 def test_autocast_trains_float32_weights() -> None:
