@@ -12,6 +12,9 @@ from stellarbyte_jax.model.linear import Linear
 from stellarbyte_jax.model.norm import RMSNorm
 from stellarbyte_jax.model.rope import RotaryTables, rotate
 
+# What the kernels that are particular about the length of a sequence want it to be a multiple of.
+_LENGTH_MULTIPLES = {"splash": 128, "cudnn": 2}
+
 
 class Attention(nnx.Module):
     """Causal self-attention with K key/value heads, each serving G = N / K query heads (Ainslie et al. 2023).
@@ -52,12 +55,15 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, LayerCache | None]:
         """Attend within the sequence, or to the cache and itself: [B, T, D] -> [B, T, D], and the layer's cache."""
         q_BKGTH, k_BKTH, v_BKTH = self._queries_keys_values(x_BTD, context.tables)
-        if layer.cache is None:
-            out_BKGTH, cache = self._attend(q_BKGTH, k_BKTH, v_BKTH, context, dropout_key), None
+        cache, view = layer.cache, context.cache_view
+        if cache is None or view is None:
+            out_BKGTH = self._attend(q_BKGTH, k_BKTH, v_BKTH, context.segment_ids_BT, dropout_key)
+        elif view.visible_BTS is None:
+            out_BKGTH = self._attend_prompt(q_BKGTH, k_BKTH, v_BKTH, context)
+            cache = cache.take(k_BKTH, v_BKTH, view)
         else:
-            assert context.cache_view is not None
-            k_BKSH, v_BKSH, cache = layer.cache.append(k_BKTH, v_BKTH, context.cache_view)
-            out_BKGTH = cached_attention(q_BKGTH, k_BKSH, v_BKSH, context.cache_view.visible_BTS)
+            k_BKSH, v_BKSH, cache = cache.append(k_BKTH, v_BKTH, view)
+            out_BKGTH = cached_attention(q_BKGTH, k_BKSH, v_BKSH, view.visible_BTS)
         if layer.head_gates_BTN is not None:
             B, T, _ = layer.head_gates_BTN.shape
             gates_BKGT1 = layer.head_gates_BTN.swapaxes(1, 2).reshape(B, self.num_kv_heads, -1, T, 1)
@@ -69,19 +75,32 @@ class Attention(nnx.Module):
         q_BKGTH: jax.Array,
         k_BKTH: jax.Array,
         v_BKTH: jax.Array,
-        context: CallContext,
-        dropout_key: jax.Array | None,
+        segment_ids_BT: jax.Array | None,
+        dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         return attention(
             q_BKGTH,
             k_BKTH,
             v_BKTH,
             kernel=self.kernel,
-            segment_ids_BT=context.segment_ids_BT,
+            segment_ids_BT=segment_ids_BT,
             window=self.window,
             dropout_rate=self.dropout_rate,
             dropout_key=dropout_key,
         )
+
+    def _attend_prompt(
+        self, q_BKGTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, context: CallContext
+    ) -> jax.Array:
+        """As `_attend`, for any T: what is added behind the tokens is seen by none of them."""
+        T, segment_ids_BT = q_BKGTH.shape[3], context.segment_ids_BT
+        more = -T % _LENGTH_MULTIPLES.get(self.kernel, 1)
+        q_BKGTH, k_BKTH, v_BKTH = (
+            jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((0, more), (0, 0))) for x in (q_BKGTH, k_BKTH, v_BKTH)
+        )
+        if segment_ids_BT is not None:
+            segment_ids_BT = jnp.pad(segment_ids_BT, ((0, 0), (0, more)))
+        return self._attend(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT)[:, :, :, :T]
 
     def _queries_keys_values(
         self, x_BTD: jax.Array, tables: RotaryTables | None

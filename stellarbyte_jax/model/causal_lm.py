@@ -103,7 +103,7 @@ class ByteDecoder(nnx.Module):
             head_gates: [L, B or 1, T or 1, N]; multiplies the output of each attention head, 1 by default.
             training: whether experts are held to their capacity.
         """
-        B, T = input_ids.shape
+        T = input_ids.shape[1]
         if position_ids is None:
             position_ids = jnp.arange(T, dtype=jnp.int32)[None] if cache is None else cache.next_positions(T)
         tables = None if self.rotary_emb is None else self.rotary_emb(position_ids)
@@ -118,9 +118,7 @@ class ByteDecoder(nnx.Module):
             x_BTD, router = self._scan_layers(x_BTD, context, per_layer)
             return DecoderOutput(self.norm(x_BTD), None, router)
 
-        if segment_ids is None:
-            segment_ids = jnp.ones((B, T), jnp.int32)
-        context = CallContext(tables, segment_ids, cache.view(segment_ids), training)
+        context = CallContext(tables, segment_ids, cache.view(T, segment_ids), training)
         x_BTD, cache = self._layers_with_cache(x_BTD, context, per_layer, cache)
         return DecoderOutput(self.norm(x_BTD), cache)
 
@@ -220,6 +218,35 @@ class ByteForCausalLM(nnx.Module):
         """Next-token logits; arguments as in ByteDecoder."""
         output = self.model(input_ids, position_ids, segment_ids, cache, dropout_key, training=training)
         return CausalLMOutput(self.logits(output.hidden), output.cache, output.router)
+
+    def forward_step(
+        self,
+        x_t: jax.Array,
+        past_k: tuple[jax.Array, ...] | None = None,
+        past_v: tuple[jax.Array, ...] | None = None,
+    ) -> tuple[jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+        """One step of a decoding loop of your own.
+
+        Args:
+            x_t: token ids [B, T], at first a prompt, then usually T = 1.
+            past_k: keys that the last step returned, for each layer [B, K, S, H] of the S tokens so far; None at the
+                start. All are kept, even those that a sliding window no longer sees: S is the position of x_t.
+            past_v: values, likewise.
+
+        Returns:
+            float32 logits [B, T, V], and keys and values of the S + T tokens. A KVCache, whose arrays do not grow,
+            decodes without compiling anew for each S.
+        """
+        B, T = x_t.shape
+        if past_k is None or past_v is None:
+            assert past_k is None and past_v is None
+            cache = KVCache.create(self.config, B, T, self.dtype, slack=T)
+        else:
+            cache = KVCache.of(self.config, past_k, past_v, room=T)
+        output = self(x_t, cache=cache)
+        assert output.cache is not None
+        layers = output.cache.layers
+        return output.logits, tuple(x.keys.data for x in layers), tuple(x.values.data for x in layers)
 
     def unstack(self) -> "ByteForCausalLM":
         """The same model, made for decoding: see ByteDecoder.unstack."""

@@ -1,40 +1,109 @@
 """The memory of a decoder: keys and values of the tokens that it has read."""
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from stellarbyte_jax.config import ByteConfig
+from stellarbyte_jax.errors import UserError
+
+CACHE_DTYPES = ("float32", "bfloat16", "int8")
+
+_LARGEST_INT8 = 127
+
+
+@dataclass(frozen=True)
+class CacheView:
+    """How the T tokens of a call meet a cache; all layers share it.
+
+    visible_BTS: which of the keys that a layer's `append` gives each token sees. None where nothing was read before:
+        the tokens see one another alone, as without a cache.
+    slots_BT: where the tokens are written, to be seen from there. None where they would overwrite what the first of
+        them must still see, or where nothing was read before: then the cache takes what it is to keep at the end.
+    source_BS: for that, which of the T tokens each slot takes; negative: none.
+    """
+
+    visible_BTS: jax.Array | None
+    slots_BT: jax.Array | None
+    source_BS: jax.Array | None
+    segment_ids_BS: jax.Array
+    lengths_B: jax.Array
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class CacheView:
-    """What the T tokens of a call see of a cache, themselves included: bool [B, T, S]; and where they are written."""
+class Slots:
+    """Keys or values of one layer, [B, K, S, H]; those in int8 have float32 scales for each slot, [B, K, S, 1]."""
 
-    visible_BTS: jax.Array
-    segment_ids_BS: jax.Array
-    start: jax.Array
+    data: jax.Array
+    scales: jax.Array | None = None
+
+    @staticmethod
+    def create(shape: tuple[int, int, int, int], dtype: DTypeLike) -> "Slots":
+        """Empty ones."""
+        scales = jnp.zeros((*shape[:3], 1), jnp.float32) if jnp.dtype(dtype) == jnp.int8 else None
+        return Slots(jnp.zeros(shape, dtype), scales)
+
+    def read(self, dtype: DTypeLike) -> jax.Array:
+        """What is stored, [B, K, S, H], in a compute dtype."""
+        if self.scales is None:
+            return self.data.astype(dtype)
+        return (self.data.astype(jnp.float32) * self.scales).astype(dtype)
+
+    def write(self, x_BKTH: jax.Array, slots_BT: jax.Array) -> "Slots":
+        """With token t of row b in slot slots_BT[b, t]; a slot beyond the last takes nothing."""
+        rows_B1 = jnp.arange(slots_BT.shape[0])[:, None]
+
+        def write(old_BKSH: jax.Array, new_BKTH: jax.Array) -> jax.Array:
+            return old_BKSH.at[rows_B1, :, slots_BT].set(new_BKTH.transpose(0, 2, 1, 3), mode="drop")
+
+        return jax.tree.map(write, self, self._packed(x_BKTH))
+
+    def take(self, x_BKTH: jax.Array, source_BS: jax.Array) -> "Slots":
+        """With token source_BS[b, s] of row b in slot s, where that is not negative."""
+
+        def take(old_BKSH: jax.Array, new_BKTH: jax.Array) -> jax.Array:
+            taken_BKSH = jax.vmap(lambda new_KTH, source_S: new_KTH[:, jnp.maximum(source_S, 0)])(new_BKTH, source_BS)
+            return jnp.where(source_BS[:, None, :, None] >= 0, taken_BKSH, old_BKSH)
+
+        return jax.tree.map(take, self, self._packed(x_BKTH))
+
+    def _packed(self, x_BKTH: jax.Array) -> "Slots":
+        if self.scales is None:
+            return Slots(x_BKTH.astype(self.data.dtype))
+        x32 = x_BKTH.astype(jnp.float32)
+        scales = jnp.abs(x32).max(axis=-1, keepdims=True) / _LARGEST_INT8
+        return Slots(jnp.round(x32 / jnp.where(scales > 0, scales, 1.0)).astype(jnp.int8), scales)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LayerCache:
-    """Keys and values of one layer: [B, K, S, H]."""
+    """Keys and values of one layer."""
 
-    keys: jax.Array
-    values: jax.Array
+    keys: Slots
+    values: Slots
 
     def append(
         self, k_BKTH: jax.Array, v_BKTH: jax.Array, view: CacheView
     ) -> tuple[jax.Array, jax.Array, "LayerCache"]:
-        """(keys, values) to attend to, [B, K, S, H] as `view` counts them, and the cache with the T new ones in it."""
-        start = (0, 0, view.start, 0)
-        keys = jax.lax.dynamic_update_slice(self.keys, k_BKTH.astype(self.keys.dtype), start)
-        values = jax.lax.dynamic_update_slice(self.values, v_BKTH.astype(self.values.dtype), start)
-        return keys, values, LayerCache(keys, values)
+        """(keys, values) as `view` counts them, [B, K, S, H], and the cache with the new ones in it."""
+        if view.slots_BT is not None:
+            keys, values = self.keys.write(k_BKTH, view.slots_BT), self.values.write(v_BKTH, view.slots_BT)
+            return keys.read(k_BKTH.dtype), values.read(v_BKTH.dtype), LayerCache(keys, values)
+        k_BKSH = jnp.concatenate([self.keys.read(k_BKTH.dtype), k_BKTH], axis=2)
+        v_BKSH = jnp.concatenate([self.values.read(v_BKTH.dtype), v_BKTH], axis=2)
+        return k_BKSH, v_BKSH, self.take(k_BKTH, v_BKTH, view)
+
+    def take(self, k_BKTH: jax.Array, v_BKTH: jax.Array, view: CacheView) -> "LayerCache":
+        """The cache with what it is to keep of the new ones."""
+        assert view.source_BS is not None
+        return LayerCache(self.keys.take(k_BKTH, view.source_BS), self.values.take(v_BKTH, view.source_BS))
 
 
 @jax.tree_util.register_dataclass
@@ -42,39 +111,124 @@ class LayerCache:
 class KVCache:
     """Preallocated keys and values, one array a layer, so that each is updated in place.
 
-    Row b's slot s holds a token of document `segment_ids[b, s]`; 0 marks padding. All rows fill slots in step: prompts
-    of unequal length are padded on the left. Slots from `length` on are empty.
+    Row b has read `lengths[b]` tokens. Its token n lies in slot n, or in slot n mod S of a ring, which holds the last S
+    tokens: as many as a sliding window needs, and some slack. Tokens of segment 0 are padding, which no other segment
+    sees; at the end of a call's row they are not kept, and count in no length. So prompts of unequal length may be
+    padded on the left or on the right.
     """
 
     layers: tuple[LayerCache, ...]
     segment_ids: jax.Array  # int32 [B, S]
-    length: jax.Array  # int32 []
+    lengths: jax.Array  # int32 [B]
+    window: int | None = field(metadata={"static": True})
+    ring: bool = field(metadata={"static": True})
+    fresh: bool = field(metadata={"static": True})  # nothing was ever read
 
     @staticmethod
-    def create(config: ByteConfig, batch_size: int, capacity: int, dtype: DTypeLike = jnp.float32) -> "KVCache":
-        """An empty cache for `capacity` tokens a row."""
+    def create(
+        config: ByteConfig, batch_size: int, capacity: int, dtype: DTypeLike = jnp.float32, slack: int = 0
+    ) -> "KVCache":
+        """An empty cache for `capacity` tokens a row; with a sliding window, memory for no more than it and `slack`.
+
+        Of a ring, `clip` may take back as many tokens as it has slack. A call of more than slack + 1 tokens costs a
+        pass over the whole ring, others write their tokens alone.
+
+        Raises:
+            UserError: dtype is none of float32, bfloat16 and int8.
+        """
+        if jnp.dtype(dtype).name not in CACHE_DTYPES:
+            raise UserError(f"cache dtype {jnp.dtype(dtype).name} is not supported: use {', '.join(CACHE_DTYPES)}")
+        window = config.sliding_window
+        size = capacity if window is None else min(capacity, window + slack)
         assert config.num_key_value_heads is not None and config.head_dim is not None
-        shape = (batch_size, config.num_key_value_heads, capacity, config.head_dim)
+        shape = (batch_size, config.num_key_value_heads, size, config.head_dim)
         return KVCache(
             layers=tuple(
-                LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_hidden_layers)
+                LayerCache(Slots.create(shape, dtype), Slots.create(shape, dtype))
+                for _ in range(config.num_hidden_layers)
             ),
-            segment_ids=jnp.zeros((batch_size, capacity), jnp.int32),
-            length=jnp.zeros((), jnp.int32),
+            segment_ids=jnp.zeros((batch_size, size), jnp.int32),
+            lengths=jnp.zeros((batch_size,), jnp.int32),
+            window=window,
+            ring=size < capacity,
+            fresh=True,
+        )
+
+    @staticmethod
+    def of(config: ByteConfig, keys: Sequence[jax.Array], values: Sequence[jax.Array], room: int) -> "KVCache":
+        """A cache of arrays that hold S tokens for each layer, [B, K, S, H], and room for more."""
+
+        def slots(x_BKSH: jax.Array) -> Slots:
+            return Slots(jnp.pad(x_BKSH, ((0, 0), (0, 0), (0, room), (0, 0))))
+
+        B, _, S, _ = keys[0].shape
+        return KVCache(
+            layers=tuple(LayerCache(slots(k), slots(v)) for k, v in zip(keys, values, strict=True)),
+            segment_ids=jnp.ones((B, S + room), jnp.int32),
+            lengths=jnp.full((B,), S, jnp.int32),
+            window=config.sliding_window,
+            ring=False,
+            fresh=False,
         )
 
     def next_positions(self, count: int) -> jax.Array:
-        """Positions of the next `count` tokens: int32 [B or 1, count]."""
-        return (self.length + jnp.arange(count, dtype=jnp.int32))[None]
+        """Positions of the next `count` tokens: int32 [B, count]."""
+        return self.lengths[:, None] + jnp.arange(count, dtype=jnp.int32)
 
-    def view(self, segment_ids_BT: jax.Array) -> CacheView:
-        """What T new tokens of these segments will see."""
-        T, S = segment_ids_BT.shape[1], self.segment_ids.shape[1]
-        segment_ids_BS = jax.lax.dynamic_update_slice(self.segment_ids, segment_ids_BT, (0, self.length))
-        slots_T = self.length + jnp.arange(T)
-        visible_BTS = (jnp.arange(S) <= slots_T[:, None]) & (segment_ids_BT[:, :, None] == segment_ids_BS[:, None, :])
-        return CacheView(visible_BTS, segment_ids_BS, self.length)
+    def clip(self, lengths_B: jax.Array) -> "KVCache":
+        """Without the tokens from number `lengths_B` on; of a ring, no more of them than its slack."""
+        return dataclasses.replace(self, lengths=jnp.minimum(self.lengths, lengths_B))
+
+    def reset(self, rows_B: jax.Array) -> "KVCache":
+        """With nothing in the rows where `rows_B` is true."""
+        return dataclasses.replace(self, lengths=jnp.where(rows_B, 0, self.lengths))
+
+    def view(self, count: int, segment_ids_BT: jax.Array | None) -> CacheView:
+        """What `count` new tokens of each row see and where they go; by default all are of segment 1."""
+        (B, S), T = self.segment_ids.shape, count
+        kept_B: Any = T
+        if segment_ids_BT is None:
+            segment_ids_BT = jnp.ones((B, T), jnp.int32)
+        else:
+            kept_B = jnp.max((segment_ids_BT != 0) * jnp.arange(1, T + 1, dtype=jnp.int32), axis=1)
+        lengths_B, numbers_BT = self.lengths + kept_B, self.next_positions(T)
+
+        in_place = not self.ring or (self.window is not None and S - self.window >= T - 1)
+        if in_place and not self.fresh:
+            slots_BT = numbers_BT % S if self.ring else numbers_BT
+            segment_ids_BS = self.segment_ids.at[jnp.arange(B)[:, None], slots_BT].set(segment_ids_BT, mode="drop")
+            visible_BTS = self._visible(numbers_BT, segment_ids_BT, self._numbers(self.lengths + T), segment_ids_BS)
+            return CacheView(visible_BTS, slots_BT, None, segment_ids_BS, lengths_B)
+
+        source_BS = self._numbers(lengths_B) - self.lengths[:, None]
+        taken_BS = jnp.take_along_axis(segment_ids_BT, jnp.maximum(source_BS, 0), axis=1)
+        segment_ids_BS = jnp.where(source_BS >= 0, taken_BS, self.segment_ids)
+        if self.fresh:
+            return CacheView(None, None, source_BS, segment_ids_BS, lengths_B)
+        before_BTS = self._visible(numbers_BT, segment_ids_BT, self._numbers(self.lengths), self.segment_ids)
+        among_BTT = self._visible(numbers_BT, segment_ids_BT, numbers_BT, segment_ids_BT)
+        visible_BTS = jnp.concatenate([before_BTS, among_BTT], axis=2)
+        return CacheView(visible_BTS, None, source_BS, segment_ids_BS, lengths_B)
 
     def advanced(self, layers: tuple[LayerCache, ...], view: CacheView) -> "KVCache":
-        """The cache once every layer has appended the tokens of `view`."""
-        return KVCache(layers, view.segment_ids_BS, self.length + view.visible_BTS.shape[1])
+        """The cache once every layer has taken the tokens of `view`."""
+        return dataclasses.replace(
+            self, layers=layers, segment_ids=view.segment_ids_BS, lengths=view.lengths_B, fresh=False
+        )
+
+    def _numbers(self, lengths_B: jax.Array) -> jax.Array:
+        """The number of the token in each slot once rows are so long: int32 [B, S]; negative: none."""
+        last_B1, slots_S = lengths_B[:, None] - 1, jnp.arange(self.segment_ids.shape[1], dtype=jnp.int32)
+        if self.ring:
+            return last_B1 - (last_B1 - slots_S) % slots_S.size
+        return jnp.where(slots_S <= last_B1, slots_S, -1)
+
+    def _visible(
+        self, numbers_BT: jax.Array, segment_ids_BT: jax.Array, numbers_BS: jax.Array, segment_ids_BS: jax.Array
+    ) -> jax.Array:
+        """bool [B, T, S]: keys no later than the query, inside the window, of the same segment, and there at all."""
+        distance_BTS = numbers_BT[:, :, None] - numbers_BS[:, None, :]
+        visible_BTS = (distance_BTS >= 0) & (numbers_BS >= 0)[:, None, :]
+        if self.window is not None:
+            visible_BTS &= distance_BTS < self.window
+        return visible_BTS & (segment_ids_BT[:, :, None] == segment_ids_BS[:, None, :])

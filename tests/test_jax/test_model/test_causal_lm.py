@@ -1,5 +1,6 @@
 """The whole model: what each token may depend on (law 1), how it starts, and what its parameters say of themselves."""
 
+import dataclasses
 import math
 
 import jax
@@ -56,10 +57,12 @@ def test_law_1_packed_documents() -> None:
     assert (touched[allowed] > 0).all()
 
 
-def test_law_1_behind_a_cache() -> None:
+@pytest.mark.parametrize("fresh", [True, False])
+def test_law_1_behind_a_cache(fresh: bool) -> None:
     positions, segment_ids = segments(7, 1, 12)
     config = tiny_config(vocab_size=VOCAB)
-    touched = reach(config, 20, positions, segment_ids, KVCache.create(config, 1, 24))
+    cache = dataclasses.replace(KVCache.create(config, 1, 24), fresh=fresh)
+    touched = reach(config, 20, positions, segment_ids, cache)
     allowed = np.tril(segment_ids[0][:, None] == segment_ids[0][None])
     assert (touched[~allowed] == 0).all()
     assert (touched[allowed] > 0).all()
@@ -94,6 +97,29 @@ def test_unstacked_equals_stacked(tied: bool) -> None:
     assert np.array_equal(logits, unstacked_logits)
     assert all(map(np.array_equal, jax.tree.leaves(cache), jax.tree.leaves(unstacked_cache)))
     assert relative_error(unstacked_logits, jax.jit(lambda: model(ids).logits)()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"sliding_window": 3, "position_embedding": "rope"}, {"pruned_heads": ((0,), (2, 3)), "sliding_window": 2}],
+    ids=["xpos", "rope, window", "pruned, window"],
+)
+def test_steps_of_a_loop_of_your_own_equal_the_full_forward(fields: dict) -> None:
+    config = tiny_config(**fields)
+    model, ids = tiny_model(config), random_tokens(config, 2, 9)
+    graphdef, state = nnx.split(model)
+    step = jax.jit(lambda state, *inputs: nnx.merge(graphdef, state).forward_step(*inputs))
+    logits, keys, values = step(state, ids[:, :4])
+    pieces = [logits]
+    for start, end in ((4, 5), (5, 6), (6, 9)):
+        logits, keys, values = step(state, ids[:, start:end], keys, values)
+        shape = (2, config.num_key_value_heads, end, config.head_dim)
+        assert len(keys) == len(values) == config.num_hidden_layers
+        assert {x.shape for x in (*keys, *values)} == {shape}
+        pieces.append(logits)
+    expected = jax.jit(lambda: model(ids).logits)()
+    assert pieces[0].dtype == jnp.float32
+    assert relative_error(np.concatenate(pieces, axis=1), expected) < 1e-5
 
 
 def test_logits_are_hidden_states_times_the_head() -> None:

@@ -1,5 +1,6 @@
-"""Law 2: reading token by token behind a cache changes nothing, at any prefix length, padded or packed."""
+"""Law 2: reading in pieces behind a cache changes nothing, wherever they are cut, padded, packed, or around a ring."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from flax import nnx
 
 from stellarbyte_jax.config import ByteConfig
+from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.model.kv_cache import KVCache
+from stellarbyte_jax.model_config import RopeScaling
 from test_jax.tiny import random_tokens, relative_error, segments, tiny_config, tiny_model
 
 T = 9
@@ -21,65 +24,91 @@ CONFIGS = {
         xpos_learnable=True, num_key_value_heads=1, tie_word_embeddings=True
     ),
     "rope, a kv head each": tiny_config(position_embedding="rope", num_key_value_heads=4),
+    "no positions, window": tiny_config(position_embedding="none", sliding_window=3),
+    "xpos, window of 1": tiny_config(sliding_window=1),
+    "rope, window of 2": tiny_config(position_embedding="rope", sliding_window=2, attention_bias=True, qk_norm=True),
+    "yarn, deepnorm": tiny_config(
+        num_hidden_layers=1, position_embedding="rope", rope_scaling=RopeScaling("yarn", 2.0), residual="deepnorm"
+    ),
+    "experts, parallel, window": tiny_config(
+        num_hidden_layers=1,
+        num_experts=4,
+        num_shared_experts=1,
+        parallel_residual=True,
+        sliding_window=4,
+        moe_capacity_factor=0.5,
+    ),
+    "pruned heads, window": tiny_config(pruned_heads=((0, 1), (2,)), sliding_window=3, layer_scale_init=0.5),
 }
+# Room beyond the window: none, some, and so much that nothing is ever overwritten.
+SLACKS = (0, 2, 4 * T)
 
 
-class Reader:
-    """A model that reads behind a cache, with few programs compiled: one for each number of tokens."""
+@functools.cache
+def reader(config: ByteConfig, dtype: Any = jnp.float32):
+    """(input ids, position ids, segment ids, cache) -> (logits, cache); one program for each number of tokens."""
+    graphdef, state = nnx.split(tiny_model(config, dtype).unstack())
 
-    def __init__(self, config: ByteConfig, cache_dtype: Any = jnp.float32, dtype: Any = jnp.float32) -> None:
-        self.config, self.cache_dtype = config, cache_dtype
-        graphdef, state = nnx.split(tiny_model(config, dtype).unstack())
+    @jax.jit
+    def read(state, input_ids, position_ids, segment_ids, cache):
+        output = nnx.merge(graphdef, state)(input_ids, position_ids, segment_ids, cache)
+        return output.logits, output.cache
 
-        @jax.jit
-        def read(state, input_ids, position_ids, segment_ids, cache):
-            output = nnx.merge(graphdef, state)(input_ids, position_ids, segment_ids, cache)
-            return output.logits, output.cache
+    return functools.partial(read, state)
 
-        self._read = functools.partial(read, state)
 
-    def __call__(self, rows: dict[str, np.ndarray], chunks: list[int]) -> np.ndarray:
-        """Logits [B, T, V] of rows read in chunks of these many tokens; the cache has room to spare."""
-        cache = KVCache.create(self.config, len(rows["input_ids"]), T + 4, self.cache_dtype)
-        logits, start = [], 0
-        for size in chunks:
-            now = slice(start, start + size)
-            piece, cache = self._read(
-                rows["input_ids"][:, now],
-                rows["position_ids"][:, now],
-                rows["segment_ids"][:, now],
-                cache,
-            )
-            logits.append(piece)
-            start += size
-        assert int(cache.length) == start == T
-        return np.concatenate(logits, axis=1)
+def in_pieces(
+    config: ByteConfig, pieces: list[int], slack: int = 0, cache_dtype: Any = jnp.float32, dtype: Any = jnp.float32
+) -> np.ndarray:
+    """Logits [B, T, V] of `rows` read in pieces of so many tokens; the cache has room to spare."""
+    batch, logits, start = rows(config), [], 0
+    cache = KVCache.create(config, len(batch["input_ids"]), T + 4, cache_dtype, slack)
+    for size in pieces:
+        now = slice(start, start + size)
+        piece, cache = reader(config, dtype)(
+            batch["input_ids"][:, now], batch["position_ids"][:, now], batch["segment_ids"][:, now], cache
+        )
+        logits.append(piece)
+        start += size
+    assert start == T
+    return np.concatenate(logits, axis=1)
 
 
 def rows(config: ByteConfig) -> dict[str, np.ndarray]:
-    """A plain row, one padded on the left, and one packed with three documents."""
-    positions, segment_ids = zip(segments(T), segments(T), segments(4, 1, T - 5), strict=True)
+    """A plain row, one padded on the left, one packed with three documents, one padded on the right."""
+    positions, segment_ids = zip(
+        segments(T), segments(T), segments(4, 1, T - 5), segments(T - 3, padding=3), strict=True
+    )
     batch = {
-        "input_ids": random_tokens(config, 3, T),
+        "input_ids": random_tokens(config, 4, T),
         "position_ids": np.concatenate(positions),
         "segment_ids": np.concatenate(segment_ids),
     }
-    batch["input_ids"][1, :3] = config.pad_token_id
     batch["segment_ids"][1, :3] = 0
     batch["position_ids"][1] = np.maximum(np.arange(T) - 3, 0)
+    batch["input_ids"][batch["segment_ids"] == 0] = config.pad_token_id
     return batch
+
+
+@functools.cache
+def forward(config: ByteConfig, dtype: Any = jnp.float32):
+    """Logits without a cache."""
+    graphdef, state = nnx.split(tiny_model(config, dtype))
+    return functools.partial(jax.jit(lambda state, ids: nnx.merge(graphdef, state)(ids).logits), state)
 
 
 @functools.cache
 def each_document_alone(config: ByteConfig, dtype: Any = jnp.float32) -> np.ndarray:
     """Logits [B, T, V] of `rows` from a pass over each document by itself, without cache, segments or padding."""
     batch = rows(config)
-    graphdef, state = nnx.split(tiny_model(config, dtype))
-    forward = jax.jit(lambda state, ids: nnx.merge(graphdef, state)(ids).logits)
     logits = np.full((*batch["input_ids"].shape, config.vocab_size), np.nan)
     for row, (ids, segment_ids) in enumerate(zip(batch["input_ids"], batch["segment_ids"], strict=True)):
         for segment in set(segment_ids) - {0}:
-            logits[row, segment_ids == segment] = forward(state, ids[None, segment_ids == segment])[0]
+            document = ids[segment_ids == segment]
+            # One program for all: what stands behind a document changes nothing (law 1).
+            padded = np.full((1, T), config.pad_token_id, np.int32)
+            padded[0, : len(document)] = document
+            logits[row, segment_ids == segment] = forward(config, dtype)(padded)[0, : len(document)]
     return logits
 
 
@@ -91,47 +120,184 @@ def differences(actual: np.ndarray, expected: np.ndarray) -> float:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_law_2_every_prefix_length(name: str) -> None:
     config = CONFIGS[name]
-    batch, read = rows(config), Reader(config)
+    # Each length is a program to compile: all of them once.
+    for prefix in range(1, T + 1) if name == "rope, window of 2" else (5,):
+        logits = in_pieces(config, [prefix] + [1] * (T - prefix))
+        assert differences(logits, each_document_alone(config)) < 1e-5, prefix
+
+
+@pytest.mark.parametrize("slack", SLACKS)
+@pytest.mark.parametrize("name", ["xpos, grouped", "no positions, window", "rope, window of 2"])
+def test_a_prompt_may_be_read_in_pieces(name: str, slack: int) -> None:
+    """Pieces that fit behind what their first token sees, and pieces that would overwrite it, or go around more than
+    once."""
+    config = CONFIGS[name]
+    for pieces in ([2, 4, 3], [1, 2, 1, 5]):
+        assert differences(in_pieces(config, pieces, slack), each_document_alone(config)) < 1e-5
+
+
+@pytest.mark.parametrize("slack", SLACKS)
+@pytest.mark.parametrize("name", ["xpos, grouped", "no positions, window", "xpos, window of 1"])
+def test_rows_may_be_read_at_different_speeds(name: str, slack: int) -> None:
+    """Each call brings some rows fewer tokens than others, or none; positions are those by default."""
+    config, steps, B = CONFIGS[name], 3, 3
+    rng, length = np.random.default_rng(0), 24
+    ids = random_tokens(config, B, length)
+    cache, done = KVCache.create(config, B, length + steps, slack=slack), np.zeros(B, int)
+    expected = np.asarray(forward(config)(ids))
+    while done.min() < length - steps:
+        counts = np.minimum(rng.integers(0, steps + 1, B), length - done)
+        taken = done[:, None] + np.arange(steps)
+        real = np.arange(steps) < counts[:, None]
+        some = np.take_along_axis(ids, np.minimum(taken, length - 1), 1)
+        logits, cache = reader(config)(np.where(real, some, 2), None, real.astype(np.int32), cache)
+        assert np.isfinite(logits).all()
+        for row in range(B):
+            for t in range(counts[row]):
+                assert relative_error(logits[row, t], expected[row, done[row] + t]) < 1e-5
+        done += counts
+        assert np.array_equal(cache.lengths, done)
+
+
+@pytest.mark.parametrize("slack", SLACKS)
+@pytest.mark.parametrize("name", ["xpos, grouped", "rope, window of 2"])
+def test_what_is_clipped_was_never_read(name: str, slack: int) -> None:
+    """Of a ring, as many as it has slack; in both rows at once, and then in one."""
+    config, more = CONFIGS[name], min(slack, 3)
+    ids, wrong = random_tokens(config, 2, 16), random_tokens(config, 2, 16, seed=1)
+    expected = np.asarray(forward(config)(ids))
+    _, cache = reader(config)(ids[:, :5], None, None, KVCache.create(config, 2, 24, slack=slack))
+    for start in range(5, 16):
+        before = cache.lengths
+        if more:
+            _, cache = reader(config)(wrong[:, :more], None, None, cache)
+        cache = cache.clip(before)
+        assert np.array_equal(cache.lengths, before)
+        logits, cache = reader(config)(ids[:, start : start + 1], None, None, cache)
+        assert relative_error(logits[:, 0], expected[:, start]) < 1e-5
+    assert np.array_equal(cache.clip(jnp.array([3, 99])).lengths, [3, 16])
+
+
+@pytest.mark.parametrize("name", ["xpos, grouped", "rope, window of 2"])
+def test_a_row_that_is_reset_starts_anew_beside_the_others(name: str) -> None:
+    config = CONFIGS[name]
+    first, second = random_tokens(config, 2, 14), random_tokens(config, 2, 14, seed=1)
+    _, cache = reader(config)(first[:, :9], None, None, KVCache.create(config, 2, 20))
+    cache = cache.reset(jnp.array([True, False]))
+    ids = np.stack([second[0, :5], first[1, 9:]])
+    logits = []
+    for t in range(5):
+        piece, cache = reader(config)(ids[:, t : t + 1], None, None, cache)
+        logits.append(piece)
+    assert np.array_equal(cache.lengths, [5, 14])
+    got = np.concatenate(logits, axis=1)
+    assert relative_error(got[0], forward(config)(second[:1, :5])[0]) < 1e-5
+    assert relative_error(got[1], forward(config)(first[1:])[0, 9:]) < 1e-5
+
+
+@pytest.mark.parametrize("slack", SLACKS)
+def test_padding_stays_finite(slack: int) -> None:
+    for pieces in ([1] * T, [3, 3, 3], [1, 8]):
+        assert np.isfinite(in_pieces(CONFIGS["no positions, window"], pieces, slack)).all()
+
+
+@pytest.mark.parametrize(
+    ("cache_dtype", "tolerance"),
+    [
+        # Rounded to 8 bits, by up to 2^-9 of their size. Scores of this model's large weights reach into the tens, so
+        # that one may move by some hundredths, and a probability by as much of itself: 5 % in all.
+        (jnp.bfloat16, 5e-2),
+        # Steps of 1/127 of each vector's largest number, so off by up to 2^-8 of that: twice as far, of the largest.
+        (jnp.int8, 1e-1),
+    ],
+)
+@pytest.mark.parametrize("name", ["xpos, grouped", "no positions, window"])
+def test_caches_of_fewer_bits(name: str, cache_dtype: Any, tolerance: float) -> None:
+    config = CONFIGS[name]
     alone = each_document_alone(config)
-    # Each length is a program to compile: all of them once, elsewhere those around the documents' borders.
-    for prefix in range(1, T + 1) if name == "xpos, grouped" else (1, 4, 5):
-        assert differences(read(batch, [prefix] + [1] * (T - prefix)), alone) < 1e-5, prefix
-
-
-def test_a_prompt_may_be_read_in_pieces() -> None:
-    config = CONFIGS["xpos, grouped"]
-    batch = rows(config)
-    assert differences(Reader(config)(batch, [2, 4, 3]), each_document_alone(config)) < 1e-5
-
-
-def test_padding_stays_finite() -> None:
-    config = CONFIGS["xpos, grouped"]
-    assert np.isfinite(Reader(config)(rows(config), [1] * T)).all()
-
-
-def test_bfloat16_cache() -> None:
-    """Keys and values are rounded to 8 bits, by up to 2^-9 of their size. Scores of this model's large weights reach
-    into the tens, so that one may move by some hundredths, and a probability by as much of itself: 5 % in all."""
-    config = CONFIGS["xpos, grouped"]
-    batch = rows(config)
-    error = differences(Reader(config, jnp.bfloat16)(batch, [4] + [1] * (T - 4)), each_document_alone(config))
-    assert 1e-5 < error < 5e-2
+    for pieces in ([4] + [1] * (T - 4), [1, 4, 4]):
+        assert 1e-5 < differences(in_pieces(config, pieces, 0, cache_dtype), alone) < tolerance
 
 
 def test_a_bfloat16_model_reads_the_same_behind_its_cache() -> None:
     """The same roundings on both sides, in another order of sums: a few of bfloat16's 2^-8."""
     config = CONFIGS["xpos, grouped"]
-    batch = rows(config)
-    read = Reader(config, jnp.bfloat16, jnp.bfloat16)
-    assert differences(read(batch, [4] + [1] * (T - 4)), each_document_alone(config, jnp.bfloat16)) < 5e-2
+    logits = in_pieces(config, [4] + [1] * (T - 4), 0, jnp.bfloat16, jnp.bfloat16)
+    assert differences(logits, each_document_alone(config, jnp.bfloat16)) < 5e-2
 
 
 def test_positions_and_segments_by_default_continue_the_cache() -> None:
     config = CONFIGS["xpos, grouped"]
-    graphdef, state = nnx.split(tiny_model(config))
-    forward = jax.jit(lambda state, ids, cache=None: nnx.merge(graphdef, state)(ids, cache=cache))
     ids = random_tokens(config, 2, T)
-    first = forward(state, ids[:, :5], KVCache.create(config, 2, T))
-    second = forward(state, ids[:, 5:], first.cache)
-    assert first.logits.dtype == jnp.float32
-    assert relative_error(np.concatenate([first.logits, second.logits], axis=1), forward(state, ids).logits) < 1e-5
+    first, cache = reader(config)(ids[:, :5], None, None, KVCache.create(config, 2, T))
+    second, _ = reader(config)(ids[:, 5:], None, None, cache)
+    assert second.dtype == jnp.float32
+    assert relative_error(np.concatenate([first, second], axis=1), forward(config)(ids)) < 1e-5
+
+
+def bytes_of(cache: KVCache) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
+
+
+def test_a_windows_memory_is_flat() -> None:
+    """32 windows of tokens in the memory of one, and each of them sees what it should."""
+    window = 4
+    config = tiny_config(sliding_window=window, max_position_embeddings=256, xpos_scale_base=256.0)
+    length = 32 * window
+    ids = random_tokens(config, 1, length)
+    cache = KVCache.create(config, 1, length)
+    room = bytes_of(cache)
+    assert room == bytes_of(KVCache.create(config, 1, 2 * window)) == bytes_of(KVCache.create(config, 1, 10**6))
+    logits, cache = reader(config)(ids[:, :5], None, None, cache)
+    assert bytes_of(cache) == room
+    pieces = [logits]
+    for t in range(5, length):
+        logits, cache = reader(config)(ids[:, t : t + 1], None, None, cache)
+        pieces.append(logits)
+    assert bytes_of(cache) == room
+    assert relative_error(np.concatenate(pieces, axis=1), forward(config)(ids)) < 1e-5
+
+
+def test_bytes_of_each_dtype() -> None:
+    config = CONFIGS["xpos, grouped"]
+    values = 2 * 2 * 10 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    scales = 4 * values // config.head_dim
+    rest = 4 * (2 * 10 + 2)
+    sizes = [bytes_of(KVCache.create(config, 2, 10, dtype)) - rest for dtype in ("float32", "bfloat16", "int8")]
+    assert sizes == [4 * values, 2 * values, values + scales]
+    with pytest.raises(UserError, match="cache dtype float16 is not supported: use float32, bfloat16, int8"):
+        KVCache.create(config, 2, 10, jnp.float16)
+
+
+def scratch(config: ByteConfig, tokens: int, cache: KVCache, steps: int = 1) -> int:
+    """Bytes that a loop of so many steps needs beside the cache, which it may overwrite."""
+    graphdef, state = nnx.split(tiny_model(config).unstack())
+
+    def loop(state, ids, cache):
+        model = nnx.merge(graphdef, state)
+        if steps == 1:
+            return model.model(ids, cache=cache).cache
+        return jax.lax.fori_loop(0, steps, lambda _, cache: model.model(ids, cache=cache).cache, cache)
+
+    ids = jnp.zeros((len(cache.lengths), tokens), jnp.int32)
+    return jax.jit(loop, donate_argnums=2).lower(state, ids, cache).compile().memory_analysis().temp_size_in_bytes
+
+
+def used(cache: KVCache) -> KVCache:
+    """The cache as one that was read into."""
+    return dataclasses.replace(cache, fresh=False)
+
+
+@pytest.mark.parametrize("window", [None, 2040])
+def test_a_decoding_loop_writes_in_place(window: int | None) -> None:
+    config = tiny_config(position_embedding="rope", sliding_window=window)
+    cache = used(KVCache.create(config, 2, 4096, slack=8))
+    # What it needs are scores and a mask of one call, [B, N, S] each; a copy of keys or of values would be more.
+    assert scratch(config, 1, cache, steps=8) < cache.layers[0].keys.data.nbytes
+
+
+def test_reading_a_long_prompt_takes_memory_as_reading_it_without_a_cache_does() -> None:
+    """By the ordinary kernels; with a window theirs grows with the prompt, not with its square."""
+    config = tiny_config(position_embedding="rope", sliding_window=16, num_hidden_layers=1)
+    sizes = [scratch(config, length, KVCache.create(config, 1, length)) for length in (1024, 4096)]
+    assert sizes[1] < 6 * sizes[0]
