@@ -70,12 +70,15 @@ def attention(
 def cached_attention(q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, visible_BTS: jax.Array) -> jax.Array:
     """Attention of new queries to a cache, seeing the slots where `visible_BTS` is true; float32 scores.
 
+    A query that sees no slot, as padding may, gets the mean of all values: nothing to use, but finite.
+
     Returns:
         [B, K, G, T, H] in q's dtype.
     """
     B, K, G, T, H = q_BKGTH.shape
     q = q_BKGTH.reshape(B, K, G * T, H)
     k, v = k_BKSH.astype(q.dtype), v_BKSH.astype(q.dtype)
+    visible_BTS = visible_BTS | ~visible_BTS.any(axis=2, keepdims=True)
     return softmax_attention(q, k, v, bias_of(visible_BTS, G)).reshape(q_BKGTH.shape)
 
 

@@ -63,10 +63,9 @@ def visible_pairs(T: int, segment_ids: np.ndarray | None, window: int | None) ->
 
 
 def packed_segments(T: int) -> np.ndarray:
-    """Two rows of documents, the first with a tail of padding: int32 [B, T]."""
+    """A row of two documents and a tail of padding, and a row of padding alone: int32 [B, T]."""
     first, padding = T // 3, T // 10
-    rows = [segments(first, T - first - padding, padding=padding)[1], segments(1, T - 1)[1]]
-    return np.concatenate(rows)
+    return np.concatenate([segments(first, T - first - padding, padding=padding)[1], segments(padding=T)[1]])
 
 
 # Chunks of 64 queries at least: 64 is one chunk, 65 a chunk and a single query, 200 three and a piece, 515 eight of 65,
@@ -209,10 +208,10 @@ def test_dropout_drops_weights_and_keeps_the_mean(kernel: str, window: int | Non
 
 @pytest.mark.parametrize("kernel", ["reference", "chunked", "cudnn", "splash"])
 def test_without_rate_or_key_nothing_is_dropped(kernel: str) -> None:
-    q, k, v, _ = inputs(1, 2, 128, 128)
-    plain = attention(q, k, v, kernel=kernel)
-    assert (attention(q, k, v, kernel=kernel, dropout_rate=0.0, dropout_key=jax.random.key(0)) == plain).all()
-    assert (attention(q, k, v, kernel=kernel, dropout_rate=0.5) == plain).all()
+    *qkv, weight = inputs(1, 2, 128, 128)
+    case = (*qkv, visible_pairs(128, None, None), weight)
+    for options in ({"dropout_rate": 0.0, "dropout_key": jax.random.key(0)}, {"dropout_rate": 0.5}):
+        check(lambda q, k, v, options=options: attention(q, k, v, kernel=kernel, **options), *case)
 
 
 @pytest.mark.parametrize("kernel", ["reference", "chunked"])
@@ -266,6 +265,25 @@ def test_cached_attention_sees_what_it_may() -> None:
     visible = np.random.default_rng(0).random((B, T, S)) < 0.4
     visible[:, :, 5] = True
     check(lambda q, k, v: cached_attention(q, k, v, visible), q, k, v, visible, weight)
+
+
+def test_what_sees_nothing_of_a_cache_is_finite_and_changes_nothing_else() -> None:
+    q, k, v, _ = inputs(2, 3, 3, 20)
+    visible = np.ones((B, 3, 20), bool)
+    expected = cached_attention(q, k, v, visible)
+    visible[0, 1] = False
+    out, pullback = jax.vjp(lambda q, k, v: cached_attention(q, k, v, visible), q, k, v)
+    assert np.isfinite(out).all() and all(np.isfinite(gradient).all() for gradient in pullback(out))
+    assert (out == expected)[1].all() and (out == expected)[0][:, :, [0, 2]].all()
+
+
+@pytest.mark.parametrize("kernel", ["reference", "chunked", "cudnn", "splash"])
+def test_hidden_scores_at_the_edge_of_float32_stay_hidden(kernel: str) -> None:
+    """XPos lets the scores of future keys come close to overflow: no finite bias would hide them."""
+    q, k, v, _ = inputs(1, 1, 128, 128)
+    q[..., 0], k[..., 0] = 1, np.where(np.arange(128) < 100, 0, 3e38)
+    run = jax.jit(lambda q, k, v: attention(q, k, v, kernel=kernel)[..., :100, :])
+    assert (run(q, k, v) == run(q, np.where(k == np.float32(3e38), 0, k), v)).all()
 
 
 def test_scores_of_any_size_stay_finite() -> None:
