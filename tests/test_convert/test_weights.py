@@ -3,10 +3,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from convert import config as convert_config
 from convert import names, weights
 from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.model.pruning import prune_heads
 from test_convert import drawn, switches
-from test_convert.models import bits, random_params, tiny
+from test_convert.models import bits, random_params, sensible_params, tiny
+from test_convert.torch_side import TorchModel
 
 
 @given(drawn.configs(), st.integers(0, 2**32), st.sampled_from(("float32", "bfloat16", "float16")))
@@ -82,6 +85,17 @@ def test_pruned_heads_are_cut_out_and_come_back_as_zeros():
     assert not back["k_proj"]["bias"][0, :8].any()
     with pytest.raises(UserError, match=r"q_proj\.weight of shape \[16, 24\], but this config gives it \[32, 24\]"):
         weights.from_hf(tensors, tiny(attention_bias=True))
+
+
+def test_pruning_before_and_after_conversion_is_the_same():
+    config = tiny(attention_bias=True, tie_word_embeddings=True)
+    params, heads = sensible_params(config), {0: [0, 1], 1: [2]}
+    model = TorchModel(config, params).model
+    model.prune_heads(heads)
+    pruned_config, pruned_params = prune_heads(config, params, heads)
+    assert convert_config.from_hf(model.config.to_dict(), "the pruned model") == pruned_config
+    state = {key: tensor.numpy() for key, tensor in model.state_dict().items() if key != "lm_head.weight"}
+    assert bits(weights.from_hf(state, pruned_config)) == bits(pruned_params)
 
 
 def test_values_are_only_made_when_read():
