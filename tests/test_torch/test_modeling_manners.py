@@ -74,7 +74,7 @@ def test_gradient_checkpointing_equals_plain(position: str, reentrant: bool) -> 
 def test_gradient_checkpointing_draws_the_same_dropout_again(name: str) -> None:
     ids = tokens(3, 16)
     plain, checkpointed = (tiny_model(**{**SWITCHES["dropouts"], **SWITCHES[name]}).train() for _ in range(2))
-    checkpointed.gradient_checkpointing_enable()
+    checkpointed.activation_checkpointing_enable()
     calls: list[int] = []
     checkpointed.model.layers[1].self_attn.register_forward_hook(lambda *_: calls.append(1))
     for model in (plain, checkpointed):

@@ -37,7 +37,7 @@ def test_accumulating_is_one_batch(switches: dict[str, Any], tmp_path) -> None:
 
 
 def test_checkpointed_training_saves_what_loads(tmp_path) -> None:
-    training = trainer(tiny_model(), tmp_path, gradient_checkpointing=True, save_strategy="steps", save_steps=2)
+    training = trainer(tiny_model(), tmp_path, activation_checkpointing=True, save_strategy="steps", save_steps=2)
     losses = training.train()
     assert losses.global_step == 2
     loaded = ByteForCausalLM.from_pretrained(tmp_path / "checkpoint-2")
