@@ -12,6 +12,7 @@ from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.model.attention_kernels import default_kernel
 from stellarbyte_jax.model.block import Block
 from stellarbyte_jax.model.context import CallContext, LayerContext
+from stellarbyte_jax.model.cudnn_attention import check_xpos
 from stellarbyte_jax.model.dropout import dropout
 from stellarbyte_jax.model.kv_cache import KVCache
 from stellarbyte_jax.model.linear import Linear
@@ -71,6 +72,8 @@ class ByteDecoder(nnx.Module):
         self.rotary_emb = None if config.position_embedding == "none" else RotaryEmbedding(config)
         if attention_kernel == "auto":
             attention_kernel = default_kernel(self.platform, config.attention_dropout)
+        if attention_kernel == "cudnn":
+            check_xpos(config)
 
         # All layers as one, with a leading axis L on every parameter.
         @nnx.vmap

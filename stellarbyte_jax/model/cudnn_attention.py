@@ -1,5 +1,6 @@
 """Causal attention for NVIDIA GPUs: cuDNN's flash attention, by jax.nn.dot_product_attention."""
 
+import math
 from typing import Literal
 
 import jax
@@ -8,6 +9,7 @@ from jax.extend.backend import get_backend
 
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.model.chunked_attention import visible
+from stellarbyte_jax.model_config import XPOS_SMALLEST_ZETA, ByteConfig
 
 
 def cudnn_attention(
@@ -45,6 +47,25 @@ def cudnn_attention(
         implementation=implementation,
     )
     return out_BTNH.transpose(0, 2, 1, 3).reshape(B, K, G, T, H)
+
+
+def check_xpos(config: ByteConfig) -> None:
+    """Refuses XPos decays that a mask of cuDNN would not hide.
+
+    A hidden pair has 2^41 taken off its score, which XPos may have multiplied by up to 3.5^(max_position_embeddings /
+    xpos_scale_base); 2^10 are left for the score itself.
+
+    Raises:
+        UserError: naming the smallest `xpos_scale_base` that fits.
+    """
+    if config.position_embedding != "xpos":
+        return
+    smallest = math.ceil(config.max_position_embeddings * math.log(1 / XPOS_SMALLEST_ZETA) / (31 * math.log(2)))
+    if config.xpos_scale_base < smallest:
+        raise UserError(
+            f"model.xpos_scale_base {config.xpos_scale_base} decays too fast for training.attention_kernel cudnn within "
+            f"max_position_embeddings {config.max_position_embeddings}: use at least {smallest}, or kernel reference"
+        )
 
 
 def _check_cudnn(T: int, H: int, dtype: jnp.dtype, masked: bool) -> None:

@@ -1,13 +1,17 @@
 """Each attention kernel against plain attention in float64."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.model.attention_kernels import attention, cached_attention, default_kernel
-from test_jax.tiny import relative_error, segments
+from stellarbyte_jax.model.causal_lm import ByteDecoder
+from test_jax.tiny import relative_error, segments, tiny_config
 
 B, H = 2, 8
 
@@ -291,3 +295,12 @@ def test_scores_of_any_size_stay_finite() -> None:
     q, k, v, _ = inputs(1, 2, 65, 65)
     for kernel in ("reference", "chunked", "cudnn"):
         assert np.isfinite(attention(200 * q, 200 * k, v, kernel=kernel)).all()
+
+
+def test_a_decay_that_a_mask_of_cudnn_would_not_hide_is_refused() -> None:
+    config = tiny_config(max_position_embeddings=2048, xpos_scale_base=119.0)
+    with pytest.raises(UserError, match=r"xpos_scale_base 119.0 decays too fast for .* cudnn .*: use at least 120"):
+        ByteDecoder(config, rngs=nnx.Rngs(0), platform="cuda")
+    for changes in ({"xpos_scale_base": 120.0}, {"position_embedding": "rope"}):
+        ByteDecoder(dataclasses.replace(config, **changes), rngs=nnx.Rngs(0), platform="cuda")
+    ByteDecoder(config, rngs=nnx.Rngs(0), platform="cpu")
