@@ -128,6 +128,19 @@ def _parser() -> argparse.ArgumentParser:
         help="sample from the likeliest that reach probability P (default: from all)",
     )
     generate.add_argument(
+        "--min-p", type=float, metavar="P", help="sample from those at least P times as likely as the likeliest"
+    )
+    generate.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="above 1 (default), tokens of the prompt and the text so far are less likely",
+    )
+    generate.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
+    )
+    generate.add_argument(
         "--max-new-tokens", type=int, default=128, metavar="N", help="stop after N tokens (default 128), or at <|SEOS|>"
     )
     generate.add_argument("--seed", type=int, default=0, metavar="N", help="for sampling (default 0)")

@@ -84,31 +84,37 @@ def generate(options: argparse.Namespace) -> None:
     """Continue prompts, streaming where there is one."""
     import time
 
-    from stellarbyte_jax.data.tokenizer import StreamDecoder
     from stellarbyte_jax.inference.generate import Generator
     from stellarbyte_jax.inference.sampling import Sampling
+    from stellarbyte_jax.inference.text import generate_text
     from stellarbyte_jax.training.load import load_model
 
-    sampling = Sampling(options.temperature, options.top_k, options.top_p)
+    sampling = Sampling(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+    )
     model, tokenizer, _ = load_model(options.run_dir, options.step, options.dtype)
     prompts = [[tokenizer.bos_token_id, *tokenizer.encode(prompt)] for prompt in options.prompt]
     # Up to the end of the context; a prompt that leaves no room at all is refused below.
-    room = max(1, model.config.max_position_embeddings - max(map(len, prompts)))
+    room = max(1, model.config.context_length - max(map(len, prompts)))
     max_new_tokens = min(options.max_new_tokens, room)
-    generator = Generator(model)
+    request = (Generator(model), tokenizer, prompts, max_new_tokens, sampling, options.seed, options.stop)
 
     if options.json or len(prompts) > 1:
         start = time.perf_counter()
-        answers = generator.generate(prompts, max_new_tokens, sampling, options.seed)
+        answers = generate_text(*request)
         seconds = time.perf_counter() - start
         for prompt, tokens, answer in zip(options.prompt, prompts, answers, strict=True):
-            text = tokenizer.decode(answer)
-            record = {"prompt": prompt, "text": text, "prompt_tokens": len(tokens), "new_tokens": len(answer)}
-            rate = {"tokens_per_second": len(answer) / seconds}
-            print(json.dumps(record | rate, ensure_ascii=False) if options.json else prompt + text)
+            counts = {"prompt_tokens": len(tokens), "new_tokens": answer.new_tokens}
+            record = {"prompt": prompt, "text": answer.text} | counts
+            rate = {"tokens_per_second": answer.new_tokens / seconds}
+            print(json.dumps(record | rate, ensure_ascii=False) if options.json else prompt + answer.text)
         return
 
-    decoder, started, ended = StreamDecoder(tokenizer), False, False
+    started = False
 
     def write(text: str) -> None:
         nonlocal started
@@ -117,14 +123,8 @@ def generate(options: argparse.Namespace) -> None:
         sys.stdout.flush()
         started = True
 
-    def on_tokens(tokens_BN) -> None:  # type: ignore[no-untyped-def]
-        nonlocal ended
-        for token in tokens_BN[0].tolist():
-            ended = ended or token == tokenizer.eos_token_id
-            write("" if ended else decoder.push(token))
-
-    generator.generate(prompts, max_new_tokens, sampling, options.seed, on_tokens)
-    write(decoder.finish() + "\n")
+    generate_text(*request, on_text=lambda _, text: write(text))
+    write("\n")
 
 
 def prune(options: argparse.Namespace) -> None:

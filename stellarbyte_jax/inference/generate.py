@@ -1,5 +1,6 @@
 """Continuing prompts: one prefill, then decoding in a compiled loop."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,11 @@ STREAM_TOKENS = 8
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Decoding:
-    """The loop's carry. `token_B` is drawn but not yet read by the model; `tokens_BN` holds all `count` drawn ones."""
+    """The loop's carry.
+
+    `token_B` is drawn but not yet read by the model; `tokens_BN` holds all `count` drawn ones. `seen_BV` tells which
+    tokens the prompt and the answer hold, for the repetition penalty only.
+    """
 
     cache: KVCache
     token_B: jax.Array
@@ -35,6 +40,7 @@ class _Decoding:
     done_B: jax.Array
     tokens_BN: jax.Array
     count: jax.Array
+    seen_BV: jax.Array | None
 
 
 class Generator:
@@ -63,7 +69,7 @@ class Generator:
         max_new_tokens: int,
         sampling: Sampling | None = None,
         seed: int = 0,
-        on_tokens: Callable[[np.ndarray], None] | None = None,
+        on_tokens: Callable[[np.ndarray], np.ndarray | None] | None = None,
     ) -> list[list[int]]:
         """Continue each prompt until <|SEOS|>, or by `max_new_tokens`.
 
@@ -72,10 +78,12 @@ class Generator:
             max_new_tokens: at most so many are added to each.
             sampling: greedy by default.
             seed: of the draws.
-            on_tokens: called with new tokens, int32 [B, n], as they come; rows that are done hold <|PAD|>.
+            on_tokens: called with new tokens, int32 [B, n], as they come; rows that are done hold <|PAD|>. It may
+                return bool [B], true for the rows that it wants no more of.
 
         Returns:
-            The new tokens of each prompt, <|SEOS|> not included.
+            The new tokens of each prompt, <|SEOS|> not included; all that `on_tokens` was shown of a row before it
+            wanted no more.
 
         Raises:
             UserError: a prompt is empty or leaves no room in the context.
@@ -91,30 +99,35 @@ class Generator:
             new_capacity=_round_up(max_new_tokens, LENGTH_MULTIPLE),
             sampling=sampling,
         )
-        shown = 0
+        shown, ends = 0, [max_new_tokens] * len(prompts)
         while True:
             count = int(carry.count)
-            if on_tokens is not None:
-                on_tokens(np.asarray(carry.tokens_BN[:, shown:count]))
+            unwanted_B = None if on_tokens is None else on_tokens(np.asarray(carry.tokens_BN[:, shown:count]))
+            if unwanted_B is not None:
+                ends = [min(end, count) if unwanted else end for end, unwanted in zip(ends, unwanted_B, strict=True)]
+                carry = dataclasses.replace(carry, done_B=carry.done_B | jnp.asarray(unwanted_B))
             shown = count
             if count == max_new_tokens or bool(carry.done_B.all()):
                 break
             limit = max_new_tokens if on_tokens is None else min(count + STREAM_TOKENS, max_new_tokens)
             carry = self._decode(self._params, carry=carry, limit=limit, key=key, sampling=sampling)
         rows = np.asarray(carry.tokens_BN[:, :shown]).tolist()
-        return [_until(row, self.config.eos_token_id) for row in rows]
+        return [_until(row[:end], self.config.eos_token_id) for row, end in zip(rows, ends, strict=True)]
 
     def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        context = self.config.max_position_embeddings
+        config, context = self.config, self.config.context_length
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens {max_new_tokens} must be at least 1")
         for prompt in prompts:
             if len(prompt) == 0:
                 raise UserError("a prompt is empty: give at least <|SBOS|>")
             if len(prompt) + max_new_tokens > context:
+                limit = "max_position_embeddings" + " · rope_scaling.factor" * (
+                    context > config.max_position_embeddings
+                )
                 raise UserError(
                     f"a prompt of {len(prompt)} tokens and max_new_tokens {max_new_tokens} exceed the context of "
-                    f"{context} tokens (max_position_embeddings): shorten the prompt or ask for fewer tokens"
+                    f"{context} tokens ({limit}): shorten the prompt or ask for fewer tokens"
                 )
 
 
@@ -137,7 +150,11 @@ def _prefill(
     cache = KVCache.create(model.config, B, T + new_capacity, cache_dtype)
     output = model.model(input_ids_BT, position_ids_BT, segment_ids_BT, cache)
     assert output.cache is not None
-    token_B = sample(model.logits(output.hidden[:, -1:])[:, 0], sampling, jax.random.fold_in(key, 0))
+    seen_BV = None
+    if sampling.penalises:
+        nothing_BV = jnp.zeros((B, model.config.vocab_size), bool)
+        seen_BV = nothing_BV.at[jnp.arange(B)[:, None], input_ids_BT].max(segment_ids_BT != 0)
+    token_B = sample(model.logits(output.hidden[:, -1:])[:, 0], sampling, jax.random.fold_in(key, 0), seen_BV)
     return _Decoding(
         cache=output.cache,
         token_B=token_B,
@@ -145,6 +162,7 @@ def _prefill(
         done_B=token_B == model.config.eos_token_id,
         tokens_BN=jnp.zeros((B, new_capacity), jnp.int32).at[:, 0].set(token_B),
         count=jnp.ones((), jnp.int32),
+        seen_BV=_seen_too(seen_BV, token_B),
     )
 
 
@@ -166,7 +184,7 @@ def _decode(
     def draw(carry: _Decoding) -> _Decoding:
         output = model(carry.token_B[:, None], carry.position_B[:, None], cache=carry.cache)
         assert output.cache is not None
-        token_B = sample(output.logits[:, 0], sampling, jax.random.fold_in(key, carry.count))
+        token_B = sample(output.logits[:, 0], sampling, jax.random.fold_in(key, carry.count), carry.seen_BV)
         token_B = jnp.where(carry.done_B, model.config.pad_token_id, token_B)
         return _Decoding(
             cache=output.cache,
@@ -175,9 +193,14 @@ def _decode(
             done_B=carry.done_B | (token_B == model.config.eos_token_id),
             tokens_BN=carry.tokens_BN.at[:, carry.count].set(token_B),
             count=carry.count + 1,
+            seen_BV=_seen_too(carry.seen_BV, token_B),
         )
 
     return jax.lax.while_loop(unfinished, draw, carry)
+
+
+def _seen_too(seen_BV: jax.Array | None, token_B: jax.Array) -> jax.Array | None:
+    return None if seen_BV is None else seen_BV.at[jnp.arange(token_B.size), token_B].set(True)
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:

@@ -94,6 +94,17 @@ def test_generate_streams_what_it_returns(finished_run: Path, capsys: CapSys) ->
     assert record["prompt"] == "star é" and 0 < record["new_tokens"] <= 20
 
 
+def test_generate_ends_before_the_first_stop_string(finished_run: Path, capsys: CapSys) -> None:
+    command = ["generate", str(finished_run), "--max-new-tokens", "20", "--temperature", "0.8", "--min-p", "0.01"]
+    command += ["--repetition-penalty", "1.1", "--prompt", "star"]
+    assert main([*command, "--json"]) == 0
+    text = json.loads(capsys.readouterr().out)["text"]
+    stop = text[len(text) // 2 :][:3]
+    assert stop
+    assert main([*command, "--stop", "never said", "--stop", stop]) == 0
+    assert capsys.readouterr().out == "star" + text[: text.index(stop)] + "\n"
+
+
 def test_generate_goes_up_to_the_end_of_the_context(finished_run: Path, capsys: CapSys) -> None:
     assert main(["generate", str(finished_run), "--prompt", "star", "--max-new-tokens", "5000", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
@@ -121,6 +132,12 @@ def test_several_prompts_are_answered_in_their_order(finished_run: Path, capsys:
         (["generate", "nowhere", "--prompt", "x"], "nowhere/checkpoints holds no checkpoint"),
         (["generate", "nowhere", "--prompt", "x", "--temperature", "-1"], "temperature -1.0 must be at least 0"),
         (["generate", "nowhere", "--prompt", "x", "--top-p", "2"], "top_p 2.0 must be greater than 0 and at most 1"),
+        (["generate", "nowhere", "--prompt", "x", "--top-k", "5"], "top_k 5 has no effect at temperature 0"),
+        (["generate", "nowhere", "--prompt", "x", "--min-p", "0.1"], "min_p 0.1 has no effect at temperature 0"),
+        (
+            ["generate", "nowhere", "--prompt", "x", "--repetition-penalty", "0"],
+            "repetition_penalty 0.0 must be greater",
+        ),
         (["tokenizer", "train", "--input", "nowhere", "--vocab-size", "300", "--output", "t"], "nowhere"),
         (["corpus", "stdlib", "/dev/null/corpus.jsonl"], "/dev/null"),
     ],

@@ -13,6 +13,7 @@ from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.inference.generate import STREAM_TOKENS, Generator
 from stellarbyte_jax.inference.sampling import Sampling
+from stellarbyte_jax.model_config import RopeScaling
 from test_jax.tiny import random_tokens, tiny_config, tiny_model
 
 # Wide enough for prompts of one and of two lengths of 32, few enough tokens that greedy text soon meets <|SEOS|>.
@@ -109,6 +110,48 @@ def test_streaming_gives_the_same_tokens(sampling: Sampling, new_tokens: int) ->
     assert [row[: len(answer)] for row, answer in zip(rows, streamed, strict=True)] == streamed
 
 
+@pytest.mark.parametrize("asked_at", [1, 2])
+def test_a_watcher_may_end_a_row(asked_at: int) -> None:
+    """The others go on as they would have; nothing is decoded once no row is wanted."""
+    whole = generator().generate(PROMPTS[:3], NEW_TOKENS)
+    seen: list[np.ndarray] = []
+
+    def end(rows: list[bool]):
+        def watch(tokens: np.ndarray) -> np.ndarray | None:
+            seen.append(tokens)
+            return np.array(rows) if len(seen) == asked_at else None
+
+        return watch
+
+    shown = 1 + STREAM_TOKENS * (asked_at - 1)
+    answers = generator().generate(PROMPTS[:3], NEW_TOKENS, on_tokens=end([False, True, False]))
+    assert answers == [whole[0], whole[1][:shown], whole[2]]
+    assert set(np.concatenate(seen, axis=1)[1, shown:]) <= {CONFIG.pad_token_id}
+    seen.clear()
+    answers = generator().generate(PROMPTS[:3], NEW_TOKENS, on_tokens=end([True, True, True]))
+    assert answers == [answer[:shown] for answer in whole] and len(seen) == asked_at
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.5])
+def test_the_repetition_penalty_counts_prompt_and_answer(penalty: float) -> None:
+    """Not the padding beside the prompts: theirs are of unequal lengths."""
+
+    def penalised(prompt: list[int]) -> list[int]:
+        tokens = list(prompt)
+        for _ in range(NEW_TOKENS):
+            logits = next_logits(CONFIG)(tokens)
+            scaled = np.where(logits < 0, logits * np.float32(penalty), logits / np.float32(penalty))
+            token = int(np.where(np.isin(np.arange(len(logits)), tokens), scaled, logits).argmax())
+            if token == CONFIG.eos_token_id:
+                break
+            tokens.append(token)
+        return tokens[len(prompt) :]
+
+    answers = generator().generate(PROMPTS, NEW_TOKENS, Sampling(repetition_penalty=penalty))
+    assert answers == [penalised(prompt) for prompt in PROMPTS]
+    assert answers != generator().generate(PROMPTS, NEW_TOKENS)
+
+
 def test_a_seed_gives_its_text() -> None:
     run = functools.partial(generator().generate, PROMPTS[:2], NEW_TOKENS, Sampling(1.5))
     assert run(seed=1) == run(seed=1)
@@ -163,6 +206,17 @@ def test_bfloat16_cache_and_model() -> None:
 def test_what_does_not_fit_is_refused(prompts: list[list[int]], new_tokens: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         generator().generate(prompts, new_tokens)
+
+
+def test_dynamic_scaling_stretches_the_context() -> None:
+    """Beyond max_position_embeddings the frequencies of a call grow with it, so only room and length are compared."""
+    config = tiny_config(
+        position_embedding="rope", rope_scaling=RopeScaling("dynamic", 2.0), max_position_embeddings=32
+    )
+    run = Generator(tiny_model(config)).generate
+    assert 0 < len(run([[5] * 40], 24)[0]) <= 24
+    with pytest.raises(UserError, match=r"exceed the context of 64 tokens \(max_position_embeddings · rope_scaling"):
+        run([[5] * 40], 25)
 
 
 def test_the_context_may_be_filled_to_the_brim() -> None:

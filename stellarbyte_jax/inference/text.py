@@ -1,0 +1,128 @@
+"""From new tokens to text, streamed and cut at stop strings."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stellarbyte_jax.data.tokenizer import StreamDecoder, Tokenizer
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.inference.generate import Generator
+from stellarbyte_jax.inference.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What continues a prompt, and how many tokens it took: the one that completed a stop string, but no <|SEOS|>."""
+
+    text: str
+    new_tokens: int
+
+
+def generate_text(
+    generator: Generator,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    on_text: Callable[[int, str], None] | None = None,
+) -> list[Answer]:
+    """Continue each prompt until <|SEOS|>, by `max_new_tokens`, or up to the first of the stop strings.
+
+    Args:
+        generator: the model.
+        tokenizer: its tokenizer.
+        prompts: token ids, of any lengths from 1.
+        max_new_tokens: at most so many are added to each.
+        sampling: greedy by default.
+        seed: of the draws.
+        stop: the text of an answer ends before the first of these that is complete in it, wherever tokens begin and
+            end; of two that are complete at the same character, before the longer.
+        on_text: called with the row and more of its text, maybe none, as it comes; never with what will be cut off.
+
+    Raises:
+        UserError: a stop string or a prompt is empty, or a prompt leaves no room in the context.
+    """
+    if "" in stop:
+        raise UserError("stop '' would end every answer at once: give at least one character, or leave it out")
+    rows = [_Row(tokenizer, generator.config.eos_token_id, stop) for _ in prompts]
+
+    def take(tokens: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
+        for index, (row, new) in enumerate(zip(rows, tokens, strict=True)):
+            text = row.take(map(int, new))
+            if on_text is not None:
+                on_text(index, text)
+        return np.array([row.ended for row in rows])
+
+    watched = bool(stop) or on_text is not None
+    tokens = generator.generate(prompts, max_new_tokens, sampling, seed, take if watched else None)
+    if not watched:
+        take(tokens)
+    for index, row in enumerate(rows):
+        text = row.finish()
+        if on_text is not None:
+            on_text(index, text)
+    return [Answer("".join(row.pieces), row.new_tokens) for row in rows]
+
+
+class _Row:
+    """One answer as it grows."""
+
+    def __init__(self, tokenizer: Tokenizer, eos_token_id: int, stop: Sequence[str]) -> None:
+        self.pieces: list[str] = []
+        self.new_tokens = 0
+        self.ended = False
+        self._eos_token_id = eos_token_id
+        self._decoder, self._cutter = StreamDecoder(tokenizer), StopCutter(stop)
+
+    def take(self, token_ids: "map[int]") -> str:
+        """More of its text."""
+        before = len(self.pieces)
+        for token_id in token_ids:
+            if self.ended or token_id == self._eos_token_id:
+                self.ended = True
+                break
+            self.new_tokens += 1
+            self.pieces.append(self._cutter.push(self._decoder.push(token_id)))
+            self.ended = self._cutter.stopped
+        return "".join(self.pieces[before:])
+
+    def finish(self) -> str:
+        """The rest of its text."""
+        rest = ""
+        if not self._cutter.stopped:
+            rest = self._cutter.push(self._decoder.finish()) + self._cutter.finish()
+        self.pieces.append(rest)
+        return rest
+
+
+class StopCutter:
+    """Passes text on up to the first stop string, holding back what may yet turn out to begin one."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self.stopped = False
+        self._stop, self._held = tuple(stop), ""
+
+    def push(self, text: str) -> str:
+        """What can be passed on, once this text has come; may be empty."""
+        assert not self.stopped
+        held = self._held + text
+        found = [(start + len(stop), start) for stop in self._stop if (start := held.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return held[: min(found)[1]]
+        beginning = max((_overlap(held, stop) for stop in self._stop), default=0)
+        self._held = held[len(held) - beginning :]
+        return held[: len(held) - beginning]
+
+    def finish(self) -> str:
+        """What was held back, once no more text will come."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of the text are the beginning of a stop string."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

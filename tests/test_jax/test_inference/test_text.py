@@ -1,0 +1,167 @@
+"""Text that is cut at stop strings, against the whole text searched character by character."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stellarbyte_jax.config import ByteConfig, DataConfig
+from stellarbyte_jax.data.tokenizer import Tokenizer
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.inference.generate import Generator
+from stellarbyte_jax.inference.sampling import Sampling
+from stellarbyte_jax.inference.text import Answer, StopCutter, generate_text
+from test_jax.conftest import VOCAB_SIZE
+from test_jax.tiny import random_tokens, tiny_config, tiny_model
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """Reading character by character, up to where the first complete stop string began, the longest if several."""
+    for end in range(1, len(text) + 1):
+        complete = [len(s) for s in stop if text[:end].endswith(s)]
+        if complete:
+            return text[: end - max(complete)]
+    return text
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    pieces=st.lists(st.text("ab", max_size=4), max_size=8),
+    stop=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3),
+)
+def test_cutting_depends_on_no_border(pieces: list[str], stop: list[str]) -> None:
+    cutter, passed = StopCutter(stop), ""
+    for piece in pieces:
+        passed += cutter.push(piece)
+        if cutter.stopped:
+            break
+        assert "".join(pieces).startswith(passed)
+    passed += cutter.finish()
+    assert passed == cut("".join(pieces), stop)
+    assert cutter.stopped == any(s in "".join(pieces) for s in stop)
+
+
+def test_nothing_is_held_back_that_begins_no_stop_string() -> None:
+    cutter = StopCutter(["\n\n", "END"])
+    assert [cutter.push(text) for text in ("one\n", "two E", "N", "d\n", "\nx")] == ["one", "\ntwo ", "", "ENd", ""]
+    assert cutter.stopped
+
+
+@pytest.fixture(scope="module")
+def tokenizer(small_data: DataConfig) -> Tokenizer:
+    return Tokenizer.load(small_data.tokenizer)
+
+
+class Parrot(Generator):
+    """Says the tokens that it was given, so many at a time."""
+
+    def __init__(self, config: ByteConfig, rows: list[list[int]], chunk: int) -> None:
+        self.config, self._rows, self._chunk = config, rows, chunk
+        self.chunks = 0
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        on_tokens: Callable[[np.ndarray], np.ndarray | None] | None = None,
+    ) -> list[list[int]]:
+        del prompts, max_new_tokens, sampling, seed
+        if on_tokens is None:
+            return self._rows
+        for tokens in self._tokens():
+            self.chunks += 1
+            ended = on_tokens(tokens)
+            if ended is not None and ended.all():
+                break
+        return self._rows
+
+    def _tokens(self) -> Iterator[np.ndarray]:
+        longest = max(map(len, self._rows)) + 1
+        table = np.full((len(self._rows), longest), self.config.pad_token_id, np.int32)
+        for line, row in zip(table, self._rows, strict=True):
+            line[: len(row) + 1] = [*row, self.config.eos_token_id]
+        for start in range(0, longest, self._chunk):
+            yield table[:, start : start + self._chunk]
+
+
+TEXT = "eine Über-größe 。。 \N{GRINNING FACE} ab。c\n\nEnde"
+
+
+def bytewise(tokenizer: Tokenizer, text: str) -> list[int]:
+    """A token for each byte, so that no character but ASCII is whole in one."""
+    ids = [token_id for byte in text.encode() for token_id in tokenizer.encode(bytes([byte]))]
+    assert tokenizer.decode(ids) == text
+    return ids
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize(
+    "stop",
+    [
+        (),
+        ("é",),
+        ("ö",),
+        ("\n\n", "。c"),
+        ("。 ", "。。 "),
+        ("größe", "ß"),
+        ("\N{GRINNING FACE}",),
+        ("\n\nEnde!", "xyz"),
+    ],
+    ids=str,
+)
+def test_characters_that_tokens_cut_through(tokenizer: Tokenizer, stop: tuple[str, ...], chunk: int) -> None:
+    config = tiny_config(vocab_size=VOCAB_SIZE)
+    rows = [bytewise(tokenizer, TEXT), tokenizer.encode(TEXT), bytewise(tokenizer, "ab"), []]
+    parrot, streamed = Parrot(config, rows, chunk), [""] * len(rows)
+
+    def on_text(row: int, text: str) -> None:
+        streamed[row] += text
+
+    answers = generate_text(parrot, tokenizer, [[0]] * len(rows), 100, stop=stop, on_text=on_text)
+    texts = [cut(TEXT, stop), cut(TEXT, stop), "ab", ""]
+    assert [answer.text for answer in answers] == texts == streamed
+    assert generate_text(parrot, tokenizer, [[0]] * len(rows), 100, stop=stop) == answers
+    for row, answer in zip(rows, answers, strict=True):
+        until = tokenizer.decode(row[: answer.new_tokens])
+        assert until.startswith(answer.text)
+        if answer.new_tokens < len(row):
+            assert any(s in until for s in stop) and not any(
+                s in tokenizer.decode(row[: answer.new_tokens - 1]) for s in stop
+            )
+
+
+def test_reading_ends_once_every_row_is_complete(tokenizer: Tokenizer) -> None:
+    parrot = Parrot(
+        tiny_config(vocab_size=VOCAB_SIZE), [bytewise(tokenizer, text) for text in ("ab.cdefgh", "a.bcdefgh")], 2
+    )
+    assert generate_text(parrot, tokenizer, [[0], [0]], 100, stop=["."]) == [Answer("ab", 3), Answer("a", 2)]
+    assert parrot.chunks == 2
+
+
+def test_a_character_that_never_came_whole(tokenizer: Tokenizer) -> None:
+    rows = [[*bytewise(tokenizer, "ab"), tokenizer.encode(b"\xc3")[0]]]
+    parrot = Parrot(tiny_config(vocab_size=VOCAB_SIZE), rows, 2)
+    assert generate_text(parrot, tokenizer, [[0]], 100) == [Answer("ab\ufffd", 3)]
+    assert generate_text(parrot, tokenizer, [[0]], 100, stop=["b\ufffd", "bx"]) == [Answer("a", 3)]
+
+
+def test_a_models_text_ends_where_its_whole_text_would(tokenizer: Tokenizer) -> None:
+    """Every row at its own place, as it does alone."""
+    config = tiny_config(vocab_size=VOCAB_SIZE, max_position_embeddings=128)
+    generator, sampling = Generator(tiny_model(config, seed=1)), Sampling(1.0)
+    prompts = [random_tokens(config, length, seed=length).tolist() for length in (2, 9, 5)]
+    whole = [answer.text for answer in generate_text(generator, tokenizer, prompts, 40, sampling)]
+    stops = {text[place : place + length] for text in whole for place in (3, 8, 15) for length in (1, 2, 4)} - {""}
+    assert len(stops) > 10
+    for stop in sorted(stops):
+        answers = generate_text(generator, tokenizer, prompts, 40, sampling, stop=[stop])
+        assert [answer.text for answer in answers] == [cut(text, [stop]) for text in whole]
+
+
+def test_an_empty_stop_string_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match="stop '' would end every answer at once"):
+        generate_text(Parrot(tiny_config(), [[]], 1), tokenizer, [[0]], 4, stop=["x", ""])
