@@ -63,8 +63,8 @@ def check_xpos(config: ByteConfig) -> None:
     smallest = math.ceil(config.max_position_embeddings * math.log(1 / XPOS_SMALLEST_ZETA) / (31 * math.log(2)))
     if config.xpos_scale_base < smallest:
         raise UserError(
-            f"model.xpos_scale_base {config.xpos_scale_base} decays too fast for training.attention_kernel cudnn within "
-            f"max_position_embeddings {config.max_position_embeddings}: use at least {smallest}, or kernel reference"
+            f"model.xpos_scale_base {config.xpos_scale_base} decays too fast for training.attention_kernel cudnn "
+            f"within max_position_embeddings {config.max_position_embeddings}: use at least {smallest}, or kernel reference"
         )
 
 
