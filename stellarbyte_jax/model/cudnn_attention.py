@@ -64,7 +64,7 @@ def check_xpos(config: ByteConfig) -> None:
     if config.xpos_scale_base < smallest:
         raise UserError(
             f"model.xpos_scale_base {config.xpos_scale_base} decays too fast for training.attention_kernel cudnn "
-            f"within max_position_embeddings {config.max_position_embeddings}: use at least {smallest}, or kernel reference"
+            f"within {config.max_position_embeddings} positions: use at least {smallest}, or kernel reference"
         )
 
 
