@@ -66,7 +66,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--json", action="store_true", help="print one JSON object instead of streaming the text")
     generate.set_defaults(run=_generate)
+
+    data = commands.add_parser(
+        "data", help="look at fine-tuning data", description="Look at fine-tuning data."
+    ).add_subparsers(title="commands", metavar="COMMAND", required=True)
+    preview = data.add_parser(
+        "preview",
+        help="print samples as the model will see them",
+        description="Print samples as the model will see them: trained tokens green, or between ⟦ and ⟧.",
+    )
+    preview.add_argument("config", metavar="CONFIG.yaml", type=Path, help="a fine-tuning config: its data and model")
+    preview.add_argument("--samples", type=_count, default=3, metavar="N", help="how many samples (default 3)")
+    preview.set_defaults(run=_preview)
     return parser
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r} is no number of samples")
+    return int(word)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -102,6 +120,20 @@ def _generate(options: argparse.Namespace) -> None:
 
     generation.generate(model, tokenizer, options.prompt, sampling, on_text=write)
     write("\n")
+
+
+def _preview(options: argparse.Namespace) -> None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from stellarbyte_torch.data_preview import preview
+
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    try:
+        for text in preview(options.config, options.samples, colour=colour):
+            sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone (| head); Python must not complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

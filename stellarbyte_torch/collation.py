@@ -1,0 +1,98 @@
+"""Samples as the items of a dataset, and items as the batches that a model takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from stellarbyte_torch.chat_encoding import Sample
+
+IGNORED_LABEL = -100
+
+# Padded lengths are multiples of this: tensor cores want it, and a compiled model sees fewer shapes.
+_LENGTH_MULTIPLE = 8
+
+Item = dict[str, np.ndarray]
+
+
+class SampleDataset(Dataset[Item]):
+    """One sample an item: input_ids, labels, int64 [T]; labels -100 where a token is not trained on."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Item:
+        sample = self.samples[index]
+        input_ids = sample.input_ids.astype(np.int64)
+        return {"input_ids": input_ids, "labels": np.where(sample.trained, input_ids, IGNORED_LABEL)}
+
+
+class PackedDataset(Dataset[Item]):
+    """One row of samples an item: input_ids, labels, position_ids, int64 [T]; positions start at 0 in each sample.
+
+    No sample sees another: our model and transformers' start a new document wherever positions do not rise by one. No
+    label crosses over either, as a sample's first token is never trained on.
+    """
+
+    def __init__(self, samples: Sequence[Sample], rows: Sequence[Sequence[int]]) -> None:
+        self.samples, self.rows = SampleDataset(samples), rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Item:
+        items = [self.samples[sample] for sample in self.rows[index]]
+        row = {name: np.concatenate([item[name] for item in items]) for name in ("input_ids", "labels")}
+        return row | {"position_ids": np.concatenate([np.arange(len(item["labels"])) for item in items])}
+
+
+@dataclass(frozen=True)
+class PaddingCollator:
+    """Items, padded on the right to the longest: input_ids, labels, attention_mask, int64 [B, T]."""
+
+    pad_token_id: int
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
+        """The batch of some items."""
+        longest = max(len(item["input_ids"]) for item in items)
+        length = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+        batch = _padded(items, length, self.pad_token_id)
+        lengths = torch.tensor([len(item["input_ids"]) for item in items])
+        batch["attention_mask"] = (torch.arange(length)[None] < lengths[:, None]).long()
+        return batch
+
+
+@dataclass(frozen=True)
+class PackingCollator:
+    """Packed rows, filled up to one length: input_ids, labels, position_ids, int64 [B, T].
+
+    There is no attention_mask: with one, transformers would not look for documents. What fills a row up is a document
+    of its own, which is not trained on.
+    """
+
+    pad_token_id: int
+    row_length: int
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
+        """The batch of some items."""
+        batch = _padded(items, self.row_length, self.pad_token_id)
+        positions = torch.zeros(len(items), self.row_length, dtype=torch.int64)
+        for row, item in zip(positions, items, strict=True):
+            used = len(item["position_ids"])
+            row[:used] = torch.from_numpy(item["position_ids"])
+            row[used:] = torch.arange(self.row_length - used)
+        return batch | {"position_ids": positions}
+
+
+def _padded(items: Sequence[Item], length: int, pad_token_id: int) -> dict[str, torch.Tensor]:
+    batch: dict[str, torch.Tensor] = {}
+    for name, filler in (("input_ids", pad_token_id), ("labels", IGNORED_LABEL)):
+        batch[name] = torch.full((len(items), length), filler, dtype=torch.int64)
+        for row, item in zip(batch[name], items, strict=True):
+            row[: len(item[name])] = torch.from_numpy(item[name])
+    return batch

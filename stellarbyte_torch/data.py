@@ -1,0 +1,212 @@
+"""From a data config and a tokenizer to what a Trainer trains on."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from stellarbyte_torch.chat_encoding import STELLARBYTE_TEMPLATE, ChatEncoder, Sample
+from stellarbyte_torch.collation import Item, PackedDataset, PackingCollator, PaddingCollator, SampleDataset
+from stellarbyte_torch.conversations import Conversation, parse_record
+from stellarbyte_torch.data_config import DataConfig
+from stellarbyte_torch.errors import UserError
+from stellarbyte_torch.packing import pack
+from stellarbyte_torch.record_files import BadRecords, RecordError, read_records, source_files
+
+# Conversations encoded at a time, on all cores.
+_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of both splits, and what became of the records; `first_bad` tells about the first few bad ones.
+
+    too_long records had more than max_length tokens, cut_tokens of which are in no sample; untrained samples were left
+    out as they had no trained token. tokens and trained_tokens count both splits.
+    """
+
+    train: list[Sample]
+    validation: list[Sample]
+    records: int
+    bad_records: int
+    first_bad: tuple[str, ...]
+    too_long: int
+    cut_tokens: int
+    untrained: int
+    tokens: int
+    trained_tokens: int
+    seconds: float
+
+    def summary(self) -> str:
+        """One line: what there is, then what is not, if anything is missing."""
+        share = self.trained_tokens / self.tokens
+        line = (
+            f"{self.records} records: {len(self.train)} training and {len(self.validation)} validation samples, "
+            f"{self.tokens} tokens, {self.trained_tokens} ({share:.0%}) of them trained"
+        )
+        if self.too_long:
+            line += f"; {self.too_long} too long, {self.cut_tokens} tokens cut off"
+        if self.untrained:
+            line += f"; {self.untrained} left out without a trained token"
+        if self.bad_records:
+            more = "; …" if self.bad_records > len(self.first_bad) else ""
+            line += f"; {self.bad_records} bad records skipped: {'; '.join(self.first_bad)}{more}"
+        return line
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What a Trainer needs: the datasets (validation None if nothing was set apart), the collator, and arguments.
+
+    trainer_arguments are for TrainingArguments.
+    """
+
+    train: Dataset[Item]
+    validation: Dataset[Item] | None
+    collator: PaddingCollator | PackingCollator
+    trainer_arguments: dict[str, Any]
+    samples: Samples
+
+
+def prepare_data(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int], None] | None = None
+) -> PreparedData:
+    """Datasets and collator for a config: packed rows, or samples that batches of like lengths are made of.
+
+    `progress` is told the conversations read so far. The same config, files and tokenizer give the same data.
+
+    Raises:
+        UserError: as `read_samples`.
+    """
+    samples = read_samples(config, tokenizer, progress)
+    pad_token_id = next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None)
+
+    def dataset(split: list[Sample]) -> Dataset[Item]:
+        if not config.packing:
+            return SampleDataset(split)
+        return PackedDataset(split, pack([len(sample) for sample in split], config.max_length, config.seed))
+
+    return PreparedData(
+        train=dataset(samples.train),
+        validation=dataset(samples.validation) if samples.validation else None,
+        collator=PackingCollator(pad_token_id, config.max_length) if config.packing else PaddingCollator(pad_token_id),
+        trainer_arguments={
+            "remove_unused_columns": False,
+            "train_sampling_strategy": "random" if config.packing else "group_by_length",
+        },
+        samples=samples,
+    )
+
+
+def read_samples(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int], None] | None = None
+) -> Samples:
+    """Reads all sources, encodes them, and sets validation samples apart.
+
+    Raises:
+        UserError: a source is missing or cannot be read; a record is bad; a template is missing; no sample is left.
+    """
+    started = time.perf_counter()
+    encoder = ChatEncoder(tokenizer, _template(config.chat_template))
+    bad_records = BadRecords(config.on_bad_record)
+    samples: list[Sample] = []
+    conversations_read = unsuitable = too_long = cut_tokens = untrained = 0
+    conversations = _conversations(config, bad_records)
+    while batch := list(islice(conversations, _BATCH)):
+        conversations_read += len(batch)
+        for encoded in encoder.encode(batch, config.loss_on):
+            if isinstance(encoded, RecordError):
+                bad_records.add(str(encoded))
+                unsuitable += 1
+                continue
+            pieces = _fitting(encoded, config)
+            if len(encoded) > config.max_length:
+                too_long += 1
+                cut_tokens += len(encoded) - sum(map(len, pieces))
+            trained = [piece for piece in pieces if piece.trained.any()]
+            untrained += len(pieces) - len(trained)
+            samples += trained
+        if progress is not None:
+            progress(conversations_read)
+    records = conversations_read + bad_records.count - unsuitable
+    if not samples:
+        raise UserError(
+            f"data.sources give no sample to train on: of {records} records {bad_records.count} were bad, {too_long} "
+            f"too long for max_length {config.max_length}, and {untrained} samples had no trained token"
+        )
+    train, validation = _split(samples, config)
+    return Samples(
+        train=train,
+        validation=validation,
+        records=records,
+        bad_records=bad_records.count,
+        first_bad=tuple(bad_records.first),
+        too_long=too_long,
+        cut_tokens=cut_tokens,
+        untrained=untrained,
+        tokens=sum(map(len, samples)),
+        trained_tokens=sum(int(sample.trained.sum()) for sample in samples),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _template(chat_template: str | None) -> str | None:
+    if chat_template is None or chat_template == "stellarbyte":
+        return chat_template and STELLARBYTE_TEMPLATE
+    try:
+        return Path(chat_template).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UserError(
+            f"data.chat_template {chat_template} cannot be read ({reason}): name a Jinja file, or stellarbyte"
+        ) from None
+
+
+def _conversations(config: DataConfig, bad_records: BadRecords) -> Iterator[Conversation]:
+    for source in config.sources:
+        for path in source_files(source):
+            for record, where in read_records(path, bad_records):
+                try:
+                    conversation = parse_record(record, where, source.format)
+                except RecordError as error:
+                    bad_records.add(str(error))
+                else:
+                    yield conversation
+
+
+def _fitting(sample: Sample, config: DataConfig) -> list[Sample]:
+    """The sample in pieces of at most max_length tokens: one, some or none, as on_too_long says."""
+    length = config.max_length
+    if len(sample) <= length:
+        return [sample]
+    if config.on_too_long == "drop":
+        return []
+    starts = [0] if config.on_too_long == "truncate" else range(0, len(sample), length)
+    pieces = []
+    for start in starts:
+        trained = sample.trained[start : start + length].copy()
+        trained[0] = False  # what predicts it is in the piece before
+        pieces.append(replace(sample, input_ids=sample.input_ids[start : start + length], trained=trained))
+    return pieces
+
+
+def _split(samples: list[Sample], config: DataConfig) -> tuple[list[Sample], list[Sample]]:
+    """Training and validation samples, in order; which is which is drawn by tokens and seed, not by order."""
+    if config.validation_fraction == 0 or len(samples) < 2:
+        return samples, []
+    salt = config.seed.to_bytes(16, "little")
+    digests = [hashlib.blake2b(sample.input_ids.tobytes(), digest_size=16, salt=salt).digest() for sample in samples]
+    count = max(1, round(len(samples) * config.validation_fraction))
+    last = sorted(digests)[count - 1]
+    apart = [digest <= last for digest in digests]
+    if all(apart):  # they are all equal, or nearly: nothing would be left to train on
+        return samples, []
+    train = [sample for sample, is_apart in zip(samples, apart, strict=True) if not is_apart]
+    validation = [sample for sample, is_apart in zip(samples, apart, strict=True) if is_apart]
+    return train, validation
