@@ -36,7 +36,6 @@ class _Decoding:
 
     cache: KVCache
     token_B: jax.Array
-    position_B: jax.Array
     done_B: jax.Array
     tokens_BN: jax.Array
     count: jax.Array
@@ -90,7 +89,7 @@ class Generator:
         """
         self._check(prompts, max_new_tokens)
         sampling, key = sampling or Sampling(), jax.random.key(seed)
-        input_ids_BT, segment_ids_BT = _pad_left(prompts, self.config.pad_token_id)
+        input_ids_BT, segment_ids_BT = _pad_right(prompts, self.config.pad_token_id)
         carry = self._prefill(
             self._params,
             input_ids_BT,
@@ -142,11 +141,12 @@ def _prefill(
     new_capacity: int,
     sampling: Sampling,
 ) -> _Decoding:
-    """Read the prompts, padded on the left, and draw the first new token of each."""
+    """Read the prompts, padded on the right, and draw the first new token of each."""
     model = nnx.merge(graphdef, params)
     B, T = input_ids_BT.shape
     lengths_B = segment_ids_BT.sum(axis=1)
-    position_ids_BT = jnp.maximum(jnp.arange(T) - (T - lengths_B)[:, None], 0)
+    # Padding has no position of its own: dynamic scaling goes by the largest.
+    position_ids_BT = jnp.minimum(jnp.arange(T), lengths_B[:, None] - 1)
     cache = KVCache.create(model.config, B, T + new_capacity, cache_dtype)
     output = model.model(input_ids_BT, position_ids_BT, segment_ids_BT, cache)
     assert output.cache is not None
@@ -154,11 +154,11 @@ def _prefill(
     if sampling.penalises:
         nothing_BV = jnp.zeros((B, model.config.vocab_size), bool)
         seen_BV = nothing_BV.at[jnp.arange(B)[:, None], input_ids_BT].max(segment_ids_BT != 0)
-    token_B = sample(model.logits(output.hidden[:, -1:])[:, 0], sampling, jax.random.fold_in(key, 0), seen_BV)
+    last_B1D = output.hidden[jnp.arange(B), lengths_B - 1][:, None]
+    token_B = sample(model.logits(last_B1D)[:, 0], sampling, jax.random.fold_in(key, 0), seen_BV)
     return _Decoding(
         cache=output.cache,
         token_B=token_B,
-        position_B=lengths_B,
         done_B=token_B == model.config.eos_token_id,
         tokens_BN=jnp.zeros((B, new_capacity), jnp.int32).at[:, 0].set(token_B),
         count=jnp.ones((), jnp.int32),
@@ -182,14 +182,13 @@ def _decode(
         return (carry.count < limit) & ~carry.done_B.all()
 
     def draw(carry: _Decoding) -> _Decoding:
-        output = model(carry.token_B[:, None], carry.position_B[:, None], cache=carry.cache)
+        output = model(carry.token_B[:, None], cache=carry.cache)
         assert output.cache is not None
         token_B = sample(output.logits[:, 0], sampling, jax.random.fold_in(key, carry.count), carry.seen_BV)
         token_B = jnp.where(carry.done_B, model.config.pad_token_id, token_B)
         return _Decoding(
             cache=output.cache,
             token_B=token_B,
-            position_B=carry.position_B + 1,
             done_B=carry.done_B | (token_B == model.config.eos_token_id),
             tokens_BN=carry.tokens_BN.at[:, carry.count].set(token_B),
             count=carry.count + 1,
@@ -203,14 +202,14 @@ def _seen_too(seen_BV: jax.Array | None, token_B: jax.Array) -> jax.Array | None
     return None if seen_BV is None else seen_BV.at[jnp.arange(token_B.size), token_B].set(True)
 
 
-def _pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and segment ids, int32 [B, T]; segment 0 is padding."""
+def _pad_right(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and segment ids, int32 [B, T]; segment 0 is padding, which the cache does not keep."""
     T = _round_up(max(len(prompt) for prompt in prompts), LENGTH_MULTIPLE)
     input_ids_BT = np.full((len(prompts), T), pad_token_id, np.int32)
     segment_ids_BT = np.zeros((len(prompts), T), np.int32)
     for row, prompt in enumerate(prompts):
-        input_ids_BT[row, T - len(prompt) :] = prompt
-        segment_ids_BT[row, T - len(prompt) :] = 1
+        input_ids_BT[row, : len(prompt)] = prompt
+        segment_ids_BT[row, : len(prompt)] = 1
     return input_ids_BT, segment_ids_BT
 
 

@@ -56,7 +56,17 @@ def step_by_step(prompt: list[int], new_tokens: int, config: ByteConfig = CONFIG
     return tokens[len(prompt) :]
 
 
-@pytest.mark.parametrize("fields", [{}, {"position_embedding": "rope", "tie_word_embeddings": True}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"position_embedding": "rope", "tie_word_embeddings": True},
+        # Shorter than a prompt, so that the cache is a ring, which other rows have not come around yet.
+        {"sliding_window": 5, "position_embedding": "none"},
+        {"sliding_window": 12, "num_experts": 4, "residual": "deepnorm"},
+    ],
+    ids=str,
+)
 def test_greedy_is_the_likeliest_token_again_and_again(fields: dict) -> None:
     config = tiny_config(vocab_size=24, max_position_embeddings=128, **fields)
     answers = generator(config).generate(PROMPTS, NEW_TOKENS)
@@ -208,13 +218,29 @@ def test_what_does_not_fit_is_refused(prompts: list[list[int]], new_tokens: int,
         generator().generate(prompts, new_tokens)
 
 
+DYNAMIC = tiny_config(
+    vocab_size=24,
+    position_embedding="rope",
+    rope_scaling=RopeScaling("dynamic", 2.0),
+    max_position_embeddings=32,
+)
+
+
+@pytest.mark.parametrize("lengths", [(40,), (40, 5, 33)], ids=str)
+def test_dynamic_scaling_goes_by_the_longest_prompt_not_its_padding(lengths: tuple[int, ...]) -> None:
+    prompts = [random_tokens(DYNAMIC, length, seed=length).tolist() for length in lengths]
+    answers = Generator(tiny_model(DYNAMIC, seed=4)).generate(prompts, 1)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        positions = jnp.arange(max(lengths))[None]
+        ids = np.full((1, max(lengths)), DYNAMIC.pad_token_id, np.int32)
+        ids[0, : len(prompt)] = prompt
+        expected = int(tiny_model(DYNAMIC, seed=4)(ids, positions).logits[0, len(prompt) - 1].argmax())
+        assert answer == [expected] * (expected != DYNAMIC.eos_token_id)
+
+
 def test_dynamic_scaling_stretches_the_context() -> None:
-    """Beyond max_position_embeddings the frequencies of a call grow with it, so only room and length are compared."""
-    config = tiny_config(
-        position_embedding="rope", rope_scaling=RopeScaling("dynamic", 2.0), max_position_embeddings=32
-    )
-    run = Generator(tiny_model(config)).generate
-    assert 0 < len(run([[5] * 40], 24)[0]) <= 24
+    run = Generator(tiny_model(DYNAMIC, seed=4)).generate
+    assert len(run([[5] * 40], 24)[0]) <= 24
     with pytest.raises(UserError, match=r"exceed the context of 64 tokens \(max_position_embeddings · rope_scaling"):
         run([[5] * 40], 25)
 
