@@ -71,8 +71,9 @@ class PaddingCollator:
 class PackingCollator:
     """Packed rows, filled up to one length: input_ids, labels, position_ids, int64 [B, T].
 
-    There is no attention_mask: with one, transformers would not look for documents. What fills a row up is a document
-    of its own, which is not trained on.
+    There is no attention_mask: with one, transformers would not look for documents, and most of its models do not look
+    when they make a cache either (use_cache, which Trainer turns off). What fills a row up is a document of its own,
+    which is not trained on.
     """
 
     pad_token_id: int

@@ -99,6 +99,7 @@ def prepare_data(
         trainer_arguments={
             "remove_unused_columns": False,
             "train_sampling_strategy": "random" if config.packing else "group_by_length",
+            "use_cache": False,  # with a cache, many models of transformers do not keep packed samples apart
         },
         samples=samples,
     )

@@ -205,6 +205,14 @@ def test_a_last_character_of_many_tokens_is_trained_on_whole(ours: PreTrainedTok
     assert sample.trained.tolist() == [False, *[True] * (len(sample) - 2), False]
 
 
+def test_white_space_at_the_ends_of_a_turn_is_trained_on() -> None:
+    """A tokenizer like GPT-2's takes white space out of its offsets, by which transformers would lose the turn."""
+    tokenizer = gpt2_like()
+    template = "{{ bos_token }}{% generation %}{{ messages[0].content }}{% endgeneration %}{{ eos_token }}"
+    sample = encode(ChatEncoder(tokenizer, template), [{"role": "assistant", "content": "  The quick "}])
+    assert tokenizer.decode(sample.input_ids[sample.trained]) == "  The quick "
+
+
 def test_our_template_is_the_one_that_tokenizers_are_given(ours: PreTrainedTokenizerBase) -> None:
     assert STELLARBYTE_TEMPLATE == CHAT_TEMPLATE == ours.chat_template
 
