@@ -145,6 +145,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--seed", type=int, default=0, metavar="N", help="for sampling (default 0)")
     generate.add_argument(
+        "--draft", type=Path, metavar="RUN_DIR", help="a smaller model's run, to guess tokens that this one checks"
+    )
+    generate.add_argument(
+        "--draft-tokens", type=int, default=4, metavar="N", help="guessed between two checks (default 4)"
+    )
+    generate.add_argument(
         "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the computation (default float32)"
     )
     generate.add_argument("--json", action="store_true", help="print one JSON object a prompt instead of streaming")

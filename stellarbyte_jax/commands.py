@@ -86,6 +86,7 @@ def generate(options: argparse.Namespace) -> None:
 
     from stellarbyte_jax.inference.generate import Generator
     from stellarbyte_jax.inference.sampling import Sampling
+    from stellarbyte_jax.inference.speculative import SpeculativeGenerator
     from stellarbyte_jax.inference.text import generate_text
     from stellarbyte_jax.training.load import load_model
 
@@ -101,7 +102,13 @@ def generate(options: argparse.Namespace) -> None:
     # Up to the end of the context; a prompt that leaves no room at all is refused below.
     room = max(1, model.config.context_length - max(map(len, prompts)))
     max_new_tokens = min(options.max_new_tokens, room)
-    request = (Generator(model), tokenizer, prompts, max_new_tokens, sampling, options.seed, options.stop)
+    generator: Generator | SpeculativeGenerator = Generator(model)
+    if options.draft is not None:
+        draft, _, _ = load_model(options.draft, None, options.dtype)
+        room = max(1, min(room, draft.config.context_length - max(map(len, prompts))))
+        max_new_tokens = min(max_new_tokens, room)
+        generator = SpeculativeGenerator(model, draft, options.draft_tokens)
+    request = (generator, tokenizer, prompts, max_new_tokens, sampling, options.seed, options.stop)
 
     if options.json or len(prompts) > 1:
         start = time.perf_counter()

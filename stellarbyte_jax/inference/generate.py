@@ -13,13 +13,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from stellarbyte_jax.config import ByteConfig
-from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.inference.prompts import LENGTH_MULTIPLE, check_prompts, pad_right, round_up, until_eos
 from stellarbyte_jax.inference.sampling import Sampling, sample
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.kv_cache import KVCache
-
-# Prompts and answers are given room in multiples of this, so that few lengths are ever compiled.
-LENGTH_MULTIPLE = 32
 
 # Tokens decoded between two looks at the result, when somebody watches.
 STREAM_TOKENS = 8
@@ -87,15 +84,15 @@ class Generator:
         Raises:
             UserError: a prompt is empty or leaves no room in the context.
         """
-        self._check(prompts, max_new_tokens)
+        check_prompts(self.config, prompts, max_new_tokens)
         sampling, key = sampling or Sampling(), jax.random.key(seed)
-        input_ids_BT, segment_ids_BT = _pad_right(prompts, self.config.pad_token_id)
+        input_ids_BT, segment_ids_BT = pad_right(prompts, self.config.pad_token_id)
         carry = self._prefill(
             self._params,
             input_ids_BT,
             segment_ids_BT,
             key,
-            new_capacity=_round_up(max_new_tokens, LENGTH_MULTIPLE),
+            new_capacity=round_up(max_new_tokens, LENGTH_MULTIPLE),
             sampling=sampling,
         )
         shown, ends = 0, [max_new_tokens] * len(prompts)
@@ -111,23 +108,7 @@ class Generator:
             limit = max_new_tokens if on_tokens is None else min(count + STREAM_TOKENS, max_new_tokens)
             carry = self._decode(self._params, carry=carry, limit=limit, key=key, sampling=sampling)
         rows = np.asarray(carry.tokens_BN[:, :shown]).tolist()
-        return [_until(row[:end], self.config.eos_token_id) for row, end in zip(rows, ends, strict=True)]
-
-    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        config, context = self.config, self.config.context_length
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens {max_new_tokens} must be at least 1")
-        for prompt in prompts:
-            if len(prompt) == 0:
-                raise UserError("a prompt is empty: give at least <|SBOS|>")
-            if len(prompt) + max_new_tokens > context:
-                limit = "max_position_embeddings" + " · rope_scaling.factor" * (
-                    context > config.max_position_embeddings
-                )
-                raise UserError(
-                    f"a prompt of {len(prompt)} tokens and max_new_tokens {max_new_tokens} exceed the context of "
-                    f"{context} tokens ({limit}): shorten the prompt or ask for fewer tokens"
-                )
+        return [until_eos(row[:end], self.config.eos_token_id) for row, end in zip(rows, ends, strict=True)]
 
 
 def _prefill(
@@ -200,22 +181,3 @@ def _decode(
 
 def _seen_too(seen_BV: jax.Array | None, token_B: jax.Array) -> jax.Array | None:
     return None if seen_BV is None else seen_BV.at[jnp.arange(token_B.size), token_B].set(True)
-
-
-def _pad_right(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and segment ids, int32 [B, T]; segment 0 is padding, which the cache does not keep."""
-    T = _round_up(max(len(prompt) for prompt in prompts), LENGTH_MULTIPLE)
-    input_ids_BT = np.full((len(prompts), T), pad_token_id, np.int32)
-    segment_ids_BT = np.zeros((len(prompts), T), np.int32)
-    for row, prompt in enumerate(prompts):
-        input_ids_BT[row, : len(prompt)] = prompt
-        segment_ids_BT[row, : len(prompt)] = 1
-    return input_ids_BT, segment_ids_BT
-
-
-def _round_up(length: int, multiple: int) -> int:
-    return -(-length // multiple) * multiple
-
-
-def _until(tokens: list[int], eos_token_id: int) -> list[int]:
-    return tokens[: tokens.index(eos_token_id)] if eos_token_id in tokens else tokens

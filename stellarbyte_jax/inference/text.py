@@ -9,6 +9,7 @@ from stellarbyte_jax.data.tokenizer import StreamDecoder, Tokenizer
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.inference.generate import Generator
 from stellarbyte_jax.inference.sampling import Sampling
+from stellarbyte_jax.inference.speculative import SpeculativeGenerator
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Answer:
 
 
 def generate_text(
-    generator: Generator,
+    generator: Generator | SpeculativeGenerator,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,

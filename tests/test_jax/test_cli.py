@@ -105,6 +105,16 @@ def test_generate_ends_before_the_first_stop_string(finished_run: Path, capsys: 
     assert capsys.readouterr().out == "star" + text[: text.index(stop)] + "\n"
 
 
+def test_generate_with_a_draft_says_the_same(finished_run: Path, capsys: CapSys) -> None:
+    command = ["generate", str(finished_run), "--max-new-tokens", "20", "--prompt", "star"]
+    assert main(command) == 0
+    plain = capsys.readouterr().out
+    assert main([*command, "--draft", str(finished_run), "--draft-tokens", "2"]) == 0
+    assert capsys.readouterr().out == plain
+    assert main([*command, "--draft", str(finished_run.parent / "none")]) == 2
+    assert "none" in capsys.readouterr().err
+
+
 def test_generate_goes_up_to_the_end_of_the_context(finished_run: Path, capsys: CapSys) -> None:
     assert main(["generate", str(finished_run), "--prompt", "star", "--max-new-tokens", "5000", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)

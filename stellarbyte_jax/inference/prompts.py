@@ -1,0 +1,52 @@
+"""Prompts of any lengths as one batch, and answers out of it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stellarbyte_jax.config import ByteConfig
+from stellarbyte_jax.errors import UserError
+
+# Prompts and answers are given room in multiples of this, so that few lengths are ever compiled.
+LENGTH_MULTIPLE = 32
+
+
+def check_prompts(config: ByteConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Refuses prompts that are empty, or that leave no room in the context for so many new tokens.
+
+    Raises:
+        UserError: naming the length, and the context.
+    """
+    context = config.context_length
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens {max_new_tokens} must be at least 1")
+    for prompt in prompts:
+        if len(prompt) == 0:
+            raise UserError("a prompt is empty: give at least <|SBOS|>")
+        if len(prompt) + max_new_tokens > context:
+            limit = "max_position_embeddings" + " · rope_scaling.factor" * (context > config.max_position_embeddings)
+            raise UserError(
+                f"a prompt of {len(prompt)} tokens and max_new_tokens {max_new_tokens} exceed the context of "
+                f"{context} tokens ({limit}): shorten the prompt or ask for fewer tokens"
+            )
+
+
+def pad_right(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and segment ids, int32 [B, T]; segment 0 is padding, which the cache does not keep."""
+    T = round_up(max(len(prompt) for prompt in prompts), LENGTH_MULTIPLE)
+    input_ids_BT = np.full((len(prompts), T), pad_token_id, np.int32)
+    segment_ids_BT = np.zeros((len(prompts), T), np.int32)
+    for row, prompt in enumerate(prompts):
+        input_ids_BT[row, : len(prompt)] = prompt
+        segment_ids_BT[row, : len(prompt)] = 1
+    return input_ids_BT, segment_ids_BT
+
+
+def round_up(length: int, multiple: int) -> int:
+    """The next multiple, or the length itself."""
+    return -(-length // multiple) * multiple
+
+
+def until_eos(tokens: list[int], eos_token_id: int) -> list[int]:
+    """What stands before the first eos."""
+    return tokens[: tokens.index(eos_token_id)] if eos_token_id in tokens else tokens
