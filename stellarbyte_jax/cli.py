@@ -72,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     corpus = command("corpus", commands.corpus, "write a corpus that is at hand on this machine")
     corpus.add_argument("name", choices=["stdlib"], help="stdlib: the Python standard library, one document a file")
     corpus.add_argument("output", type=Path, metavar="OUT.jsonl")
+    corpus.add_argument(
+        "--chat", action="store_true", help="as questions and answers made of its docstrings, in the messages format"
+    )
 
     tokenizer = groups.add_parser("tokenizer", help="train a tokenizer", description="Train a tokenizer.")
     train = tokenizer.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser).add_parser(

@@ -12,10 +12,16 @@ INTERRUPTED = 130
 
 def corpus(options: argparse.Namespace) -> None:
     """Write a corpus that is at hand."""
-    from stellarbyte_jax.data.corpus import write_stdlib_corpus
+    if options.chat:
+        from stellarbyte_jax.data.docstring_chat import write_stdlib_chat
 
-    count = write_stdlib_corpus(options.output)
-    print(f"{count} documents, {options.output.stat().st_size / 1e6:.1f} MB in {options.output}")
+        count, pairs = write_stdlib_chat(options.output)
+        written = f"{count} conversations of {pairs} question/answer pairs"
+    else:
+        from stellarbyte_jax.data.corpus import write_stdlib_corpus
+
+        written = f"{write_stdlib_corpus(options.output)} documents"
+    print(f"{written}, {options.output.stat().st_size / 1e6:.1f} MB in {options.output}")
 
 
 def tokenizer_train(options: argparse.Namespace) -> None:

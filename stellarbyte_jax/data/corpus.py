@@ -4,7 +4,7 @@ import glob
 import json
 import os
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -72,35 +72,58 @@ def documents(
         raise UserError(f"{source.path} holds no text: name a source that has some")
 
 
+def stdlib_sources() -> Iterator[tuple[str, str]]:
+    """Path and text of each file of this machine's Python standard library, tests left out, sorted by path.
+
+    Raises:
+        UserError: the library lies here without its sources.
+    """
+    library = Path(sysconfig.get_paths()["stdlib"])
+    empty = True
+    for file in _files_below(library, _STDLIB_WITHOUT):
+        if file.suffix != ".py" or file.name.startswith(_STDLIB_WITHOUT_FILES):
+            continue
+        try:
+            text = file.read_bytes().decode()
+        except UnicodeDecodeError:  # a few old files declare another encoding; the corpus is UTF-8
+            continue
+        if text.strip():
+            yield file.relative_to(library).as_posix(), text
+            empty = False
+    if empty:
+        raise UserError(f"the Python standard library at {library} has no source files: name a corpus of your own")
+
+
 def write_stdlib_corpus(path: str | Path) -> int:
     """Write this machine's Python standard library, without its tests, as {"path", "text"} lines; returns how many.
 
     Raises:
         UserError: the library lies here without its sources, or the file cannot be written.
     """
-    library, path = Path(sysconfig.get_paths()["stdlib"]), Path(path)
+    return write_records(path, ({"path": name, "text": text} for name, text in stdlib_sources()))
+
+
+def write_records(path: str | Path, records: Iterable[Mapping[str, object]]) -> int:
+    """Write records as JSON lines, whole or not at all; returns how many.
+
+    Raises:
+        UserError: the name does not end in .jsonl, or the file cannot be written.
+    """
+    path = Path(path)
     if path.suffix != ".jsonl":
         raise UserError(f"{path} is to hold JSON lines: let its name end in .jsonl")
     partial = path.with_name(path.name + ".partial")
     count = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8", newline="\n") as output:
-            for file in _files_below(library, _STDLIB_WITHOUT):
-                if file.suffix != ".py" or file.name.startswith(_STDLIB_WITHOUT_FILES):
-                    continue
-                try:
-                    text = file.read_bytes().decode()
-                except UnicodeDecodeError:  # a few old files declare another encoding; the corpus is UTF-8
-                    continue
-                if text.strip():
-                    record = {"path": file.relative_to(library).as_posix(), "text": text}
+        try:
+            with partial.open("w", encoding="utf-8", newline="\n") as output:
+                for record in records:
                     output.write(json.dumps(record, ensure_ascii=False) + "\n")
                     count += 1
-        if count == 0:
-            partial.unlink()
-            raise UserError(f"the Python standard library at {library} has no source files: name a corpus of your own")
-        partial.replace(path)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"the corpus cannot be written to {path}: {error.strerror}") from None
     return count
