@@ -1,6 +1,5 @@
 """Turns conversations into tokens and, exactly, which of them are trained on."""
 
-import json
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from stellarbyte_torch.conversations import Conversation
 from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.record_files import RecordError
+from stellarbyte_torch.special_names import PRIVATE, with_private_names
 
 # What `stellarbyte tokenizer train` writes into every tokenizer's folder: here for tokenizers that have no template.
 STELLARBYTE_TEMPLATE = """\
@@ -32,10 +32,7 @@ STELLARBYTE_TEMPLATE = """\
 
 _GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
-# Unicode's last private plane is ours while a conversation is rendered: its first characters stand for the special
-# tokens, the last for these marks.
-_PRIVATE = re.compile("[\U00100000-\U0010ffff]")
-_FIRST_NAME = 0x100000
+# Marks that stand in a conversation while it is rendered: private characters, too, behind those of the special tokens.
 _TEXT, _TEXT_END = "\U0010fff0", "\U0010fff1"  # around what only looks like a special token
 _TURN, _TURN_END = "\U0010fff2", "\U0010fff3"  # around what the assistant says
 
@@ -78,7 +75,7 @@ class ChatEncoder:
                 f"the tokenizer {tokenizer.name_or_path} has no tokenizer.json, without which no token can be "
                 "traced to its characters: use a fast tokenizer"
             )
-        self._names, self._backend = _with_private_names(backend, tokenizer.name_or_path)
+        self._names, self._backend = with_private_names(backend, tokenizer.name_or_path)
         longest_first = sorted(self._names, key=len, reverse=True)
         special = "|".join(map(re.escape, longest_first)) or "(?!)"  # (?!) matches nothing
         self._special = re.compile(special)
@@ -106,6 +103,20 @@ class ChatEncoder:
             if not isinstance(spans, RecordError):
                 results[index] = _sample(conversations[index].where, next(encodings), spans)
         return results
+
+    def encode_prompt(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """Tokens of a conversation up to where the assistant is to answer.
+
+        Raises:
+            RecordError: as `encode` says of a conversation.
+            UserError: there is no template.
+        """
+        where = "the conversation"
+        template = self._chat_template(where, with_tools=False)
+        guarded = [self._guarded(message, where) for message in messages]
+        text, _ = self._filled_in(template, guarded, [], where, add_generation_prompt=True)
+        text, _, _ = self._named(text, [], where)
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def _render(self, conversation: Conversation, loss_on: str) -> tuple[str, list[tuple[int, int]]]:
         """The text to encode, in which special tokens have their private names, and its trained stretches."""
@@ -147,7 +158,7 @@ class ChatEncoder:
             ) from None
 
     def _filled_in(
-        self, template: str, messages: list[Any], tools: list[Any], where: str
+        self, template: str, messages: list[Any], tools: list[Any], where: str, *, add_generation_prompt: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
         with_marks = _GENERATION_MARK.search(template) is not None
         special_tokens: dict[str, Any] = self._tokenizer.special_tokens_map
@@ -157,6 +168,7 @@ class ChatEncoder:
                 tools=tools or None,
                 chat_template=template,
                 return_assistant_tokens_mask=with_marks,
+                add_generation_prompt=add_generation_prompt,
                 **special_tokens,
             )
         except (jinja2.TemplateError, TypeError) as error:
@@ -191,7 +203,7 @@ class ChatEncoder:
                 raise RecordError(
                     f"{where} holds the lone surrogate U+{ord(value[error.start]):04X}, which is no character"
                 ) from None
-            private = _PRIVATE.search(value)
+            private = PRIVATE.search(value)
             if private:
                 raise RecordError(
                     f"{where} holds the private-use character U+{ord(private[0]):X}, of a range that we need "
@@ -261,31 +273,3 @@ def _sample(where: str, encoding: tokenizers.Encoding, spans: list[tuple[int, in
         trained |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
     trained[:1] = False
     return Sample(where, np.array(encoding.ids, np.int32), trained)
-
-
-def _with_private_names(backend: Any, shown: str) -> tuple[dict[str, str], tokenizers.Tokenizer]:
-    """The special tokens' private names, and a copy of the tokenizer that knows them by these names alone.
-
-    No text can hold such a name, so text never becomes a special token. The copy keeps the offsets of white space,
-    which some post-processors trim.
-    """
-    content = json.loads(backend.to_str())
-    content |= {"post_processor": None, "truncation": None, "padding": None}
-    names: dict[str, str] = {}
-    for token in content["added_tokens"]:
-        if token["special"]:
-            names[token["content"]] = chr(_FIRST_NAME + len(names))
-            token["content"] = names[token["content"]]
-    model = content["model"]
-    vocabulary = model.get("vocab")
-    if isinstance(vocabulary, dict):
-        model["vocab"] = {names.get(token, token): number for token, number in vocabulary.items()}
-    elif isinstance(vocabulary, list):  # Unigram: token and score
-        model["vocab"] = [[names.get(token, token), score] for token, score in vocabulary]
-    if model.get("unk_token") in names:
-        model["unk_token"] = names[model["unk_token"]]
-    renamed = tokenizers.Tokenizer.from_str(json.dumps(content))
-    for token, name in names.items():
-        if renamed.token_to_id(name) != backend.token_to_id(token):
-            raise UserError(f"the special token {token} of the tokenizer {shown} cannot be told from text")
-    return names, renamed

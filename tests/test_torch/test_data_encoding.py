@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from stellarbyte_jax.data.tokenizer import Tokenizer
@@ -76,6 +76,18 @@ def llama_like() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
+def unigram_like() -> PreTrainedTokenizerBase:
+    """T5's manner: pieces with scores, text normalised before."""
+    backend = tokenizers.Tokenizer(models.Unigram())
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=100, special_tokens=["<unk>", *SPECIAL], unk_token="<unk>", show_progress=False
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
 LETTERS = st.characters(exclude_categories=["Cs"], max_codepoint=0xFFFFF)
 WORDS = st.sampled_from(
     ["The", " quick", "\n", "\n\n", "  ", "<", "|", "im_end", "春眠", "🚀", "é", "e\u0301", "[INST]", "."]
@@ -132,7 +144,7 @@ def test_two_hundred_conversations_equal_those_of_transformers(ours: PreTrainedT
 
 
 @pytest.mark.parametrize("template", [CHATML, INSTRUCT], ids=["chatml", "instruct"])
-@pytest.mark.parametrize("make", [gpt2_like, llama_like])
+@pytest.mark.parametrize("make", [gpt2_like, llama_like, unigram_like])
 def test_other_tokenizers_and_templates(make: Any, template: str) -> None:
     tokenizer = make()
     encoder = ChatEncoder(tokenizer, template)
@@ -223,6 +235,18 @@ def test_plain_text_is_between_bos_and_eos_and_trained_whole(ours: PreTrainedTok
     assert ours.decode(sample.input_ids) == "<|SBOS|>The <|SEOS|> fox<|SEOS|>"
     assert sum(token == ours.eos_token_id for token in sample.input_ids) == 1
     assert sample.trained.tolist() == [False] + [True] * (len(sample) - 1)
+
+
+def test_a_prompt_is_what_the_answer_follows(ours: PreTrainedTokenizerBase) -> None:
+    encoder = ChatEncoder(ours)
+    messages = [{"role": "system", "content": "Be <|SEOS|> short."}, {"role": "user", "content": "The quick"}]
+    prompt = encoder.encode_prompt(messages)
+    sample = encode(encoder, [*messages, {"role": "assistant", "content": "brown"}])
+    assert sample.input_ids.tolist()[: len(prompt)] == prompt
+    assert sample.trained.tolist() == [False] * len(prompt) + [True] * (len(sample) - len(prompt))
+    assert encoder.encode_prompt(messages[1:]) == ours.apply_chat_template(
+        messages[1:], add_generation_prompt=True, return_dict=False
+    )
 
 
 def test_loss_on_all_leaves_out_the_first_token_alone(ours: PreTrainedTokenizerBase) -> None:
