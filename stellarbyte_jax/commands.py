@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from stellarbyte_jax.errors import UserError
+
 # The shell's exit code for Ctrl-C.
 INTERRUPTED = 130
 
@@ -110,7 +112,11 @@ def generate(options: argparse.Namespace) -> None:
     max_new_tokens = min(options.max_new_tokens, room)
     generator: Generator | SpeculativeGenerator = Generator(model)
     if options.draft is not None:
-        draft, _, _ = load_model(options.draft, None, options.dtype)
+        draft, draft_tokenizer, _ = load_model(options.draft, None, options.dtype)
+        if draft_tokenizer.sha256 != tokenizer.sha256:
+            raise UserError(
+                f"--draft {options.draft} has another tokenizer than {options.run_dir}: take one that shares it"
+            )
         room = max(1, min(room, draft.config.context_length - max(map(len, prompts))))
         max_new_tokens = min(max_new_tokens, room)
         generator = SpeculativeGenerator(model, draft, options.draft_tokens)

@@ -275,6 +275,10 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
     for name in ("moe_intermediate_size", "moe_capacity_factor"):
         if fields[name] is not None and not fields[name] > 0:
             return say(name, "must be greater than 0, or null")
+    if experts:
+        for name in ("hidden_size", "moe_intermediate_size"):
+            if fields[name] % 8:
+                return say(name, "must be a multiple of 8 with num_experts: grouped matmuls take rows of 16 bytes")
     for name in ("num_shared_experts", "moe_intermediate_size", "moe_capacity_factor"):
         if fields[name] and not experts:
             return say(name, "needs num_experts, which is 0: set num_experts, or leave it out")

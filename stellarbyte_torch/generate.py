@@ -37,6 +37,9 @@ class Sampling:
             _require(self.top_k > 0, "--top-k", self.top_k, "must be at least 1")
         if self.top_p is not None:
             _require(0 < self.top_p <= 1, "--top-p", self.top_p, "must be greater than 0 and at most 1")
+        for option, value in (("--top-k", self.top_k), ("--top-p", self.top_p)):
+            complaint = "has no effect at --temperature 0, which takes the likeliest token: set --temperature above 0"
+            _require(self.temperature > 0 or value is None, option, value, complaint)
         _require(self.max_new_tokens > 0, "--max-new-tokens", self.max_new_tokens, "must be at least 1")
         _require(0 <= self.seed < 2**63, "--seed", self.seed, "must be at least 0 and less than 2^63")
 

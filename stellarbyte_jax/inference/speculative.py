@@ -293,5 +293,5 @@ def _accept(
 
 
 def _positions(config: ByteConfig, cache: KVCache, count: int) -> jax.Array:
-    # What lies beyond the context is never kept, but must stay finite.
-    return jnp.minimum(cache.next_positions(count), config.context_length - 1)
+    # What lies beyond the context is never kept, but must stay finite, and dynamic scaling must not go by it.
+    return jnp.minimum(cache.next_positions(count), config.max_position_embeddings - 1)

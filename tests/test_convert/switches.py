@@ -47,10 +47,10 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
     "act": {name: {"hidden_act": name} for name in ("silu", "gelu", "gelu_pytorch_tanh", "relu")},
     "experts": {
         "dense": {},
-        "top-1": {"num_experts": 3, "num_experts_per_tok": 1, "moe_intermediate_size": 12},
+        "top-1": {"num_experts": 3, "num_experts_per_tok": 1, "moe_intermediate_size": 16},
         "top-2 shared": {"num_experts": 5, "num_shared_experts": 2, "moe_intermediate_size": 8},
-        "not normalised": {"num_experts": 4, "norm_topk_prob": False},
-        "capacity": {"num_experts": 4, "moe_capacity_factor": 0.6, "moe_intermediate_size": 12},
+        "not normalised": {"num_experts": 4, "norm_topk_prob": False, "moe_intermediate_size": 16},
+        "capacity": {"num_experts": 4, "moe_capacity_factor": 0.6, "moe_intermediate_size": 16},
     },
     "pruned": {"none": {}, "group": {}, "part": {}},  # the heads depend on the groups: see `_pruned_heads`
     "drop": {

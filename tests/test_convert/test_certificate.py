@@ -59,7 +59,13 @@ def test_a_bfloat16_export_is_certified_with_prompts_of_the_users_own(run_dir, t
     "fields",
     [
         {
-            **{"position_embedding": "none", "sliding_window": 5, "pruned_heads": ((0, 1), (2,)), "num_experts": 4},
+            **{
+                "position_embedding": "none",
+                "sliding_window": 5,
+                "pruned_heads": ((0, 1), (2,)),
+                "num_experts": 4,
+                "moe_intermediate_size": 8,
+            },
             **{"num_shared_experts": 1, "moe_capacity_factor": 0.5, "attention_bias": True, "layer_scale_init": 0.1},
         },
         {

@@ -128,7 +128,13 @@ def test_bfloat16_survives_the_way_through_a_float32_run(run_dir, tmp_path):
         {},
         {"tie_word_embeddings": True, "residual": "deepnorm", "position_embedding": "none"},
         {
-            **{"num_experts": 3, "num_shared_experts": 1, "pruned_heads": ((1,), (2, 3)), "layer_scale_init": 0.1},
+            **{
+                "num_experts": 3,
+                "moe_intermediate_size": 8,
+                "num_shared_experts": 1,
+                "pruned_heads": ((1,), (2, 3)),
+                "layer_scale_init": 0.1,
+            },
             **{"position_embedding": "rope", "rope_scaling": RopeScaling("linear", 2.0), "attention_bias": True},
         },
     ],

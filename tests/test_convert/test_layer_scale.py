@@ -15,14 +15,27 @@ from test_convert.torch_side import TorchModel
 
 CONFIGS = {
     "dense": {"attention_bias": True},
-    "experts": {"num_experts": 4, "num_shared_experts": 1, "attention_bias": True, "pruned_heads": ((1,), (2, 3))},
+    "experts": {
+        "num_experts": 4,
+        "moe_intermediate_size": 8,
+        "num_shared_experts": 1,
+        "attention_bias": True,
+        "pruned_heads": ((1,), (2, 3)),
+    },
     "parallel": {"parallel_residual": True, "tie_word_embeddings": True},
 }
 
 
 @pytest.fixture
 def scaled_run(tmp_path, tokenizer):
-    config = tiny(vocab_size=300, layer_scale_init=0.1, attention_bias=True, num_experts=4, num_shared_experts=1)
+    config = tiny(
+        vocab_size=300,
+        layer_scale_init=0.1,
+        attention_bias=True,
+        num_experts=4,
+        moe_intermediate_size=8,
+        num_shared_experts=1,
+    )
     run_checkpoint.save(tmp_path / "run", RunCheckpoint(sensible_params(config), config, tokenizer.files, step=0))
     return tmp_path / "run"
 

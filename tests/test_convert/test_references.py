@@ -17,7 +17,7 @@ from stellarbyte_jax.training.state import abstract_model
 from test_convert.models import tiny
 
 WINDOW = 6
-MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 LLAMA3 = {"original_max_position_embeddings": 32, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 # Name of transformers' class, our switches, and what its config calls them.
@@ -35,7 +35,7 @@ REFERENCES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "mistral": ("Mistral", {"sliding_window": WINDOW}, {"sliding_window": WINDOW}),
     "qwen3": ("Qwen3", {"qk_norm": True}, {}),
-    "mixtral": ("Mixtral", MOE | {"moe_intermediate_size": None}, {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mixtral": ("Mixtral", MOE | {"intermediate_size": 16}, {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen3_moe": ("Qwen3Moe", MOE | {"qk_norm": True}, MOE | {"norm_topk_prob": True}),
     "qwen3_moe_plain": ("Qwen3Moe", MOE | {"qk_norm": True, "norm_topk_prob": False}, MOE | {"norm_topk_prob": False}),
 }

@@ -55,11 +55,11 @@ def test_matrices_are_transposed_and_layers_told_apart():
 
 
 def test_experts_are_transposed_one_by_one_with_the_gate_first():
-    config = tiny(num_experts=3, moe_intermediate_size=5)
+    config = tiny(num_experts=3, moe_intermediate_size=8)
     params = random_params(config)
     tensors = weights.to_hf(params, config)
     gate_up_LEDF = params["model"]["layers"]["mlp"]["experts"]["gate_up_proj"]
-    assert gate_up_LEDF.shape == (2, 3, 24, 10)
+    assert gate_up_LEDF.shape == (2, 3, 24, 16)
     assert np.asarray(tensors["model.layers.1.mlp.experts.gate_up_proj"])[2].tobytes() == gate_up_LEDF[1, 2].T.tobytes()
     down_LEFD = params["model"]["layers"]["mlp"]["experts"]["down_proj"]
     assert np.asarray(tensors["model.layers.0.mlp.experts.down_proj"])[1].tobytes() == down_LEFD[0, 1].T.tobytes()

@@ -45,7 +45,7 @@ ACCEPTED: list[dict[str, Any]] = [
     },
     {"layer_scale_init": 0.1},
     {"num_experts": 4, "num_experts_per_tok": 4, "num_shared_experts": 1, "moe_capacity_factor": 1.5},
-    {"num_experts": 4, "moe_intermediate_size": 7, "norm_topk_prob": False, "router_aux_loss_coef": 0},
+    {"num_experts": 4, "moe_intermediate_size": 8, "norm_topk_prob": False, "router_aux_loss_coef": 0},
     {"num_hidden_layers": 2, "pruned_heads": ((0, 11), ())},
 ]
 # Given as a dict here, as a RopeScaling on the JAX side.
@@ -104,6 +104,8 @@ REFUSED: list[dict[str, Any]] = [
     {"num_shared_experts": 1},
     {"moe_capacity_factor": 1.0},
     {"num_experts": 2, "moe_intermediate_size": 0},
+    {"num_experts": 2, "moe_intermediate_size": 12},
+    {"num_experts": 2, "hidden_size": 36, "num_attention_heads": 2},
     {"router_z_loss_coef": -1.0},
     {"pruned_heads": ((0,),)},
     {"num_hidden_layers": 1, "pruned_heads": ((1, 0),)},

@@ -199,3 +199,9 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path: Path) -> No
     export(tmp_path, vocab_size=280)
     with pytest.raises(UserError, match=r"tokenizer of 300 tokens, more than the model's vocab_size 280"):
         load(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize(("field", "option"), [({"top_k": 5}, "--top-k 5"), ({"top_p": 0.5}, "--top-p 0.5")])
+def test_nothing_is_ignored_at_temperature_0(field, option):
+    with pytest.raises(UserError, match=f"^{option} has no effect at --temperature 0"):
+        Sampling(**field)

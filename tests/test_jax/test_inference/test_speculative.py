@@ -120,9 +120,12 @@ def test_rows_are_watched_and_stopped_one_by_one() -> None:
     assert [token for token in shown[0] if token != 1][: len(answers[0])] == answers[0]
 
 
-def test_answers_end_where_the_context_does() -> None:
-    """Guesses reach beyond it; XPos at its smallest base must not overflow there."""
-    speculative, plain = pair(draft_tokens=5)
+@pytest.mark.parametrize(
+    "fields", [{}, {"position_embedding": "rope", "rope_scaling": RopeScaling("dynamic", 4.0)}], ids=["xpos", "dynamic"]
+)
+def test_answers_end_where_the_context_does(fields: dict[str, Any]) -> None:
+    """Guesses reach beyond it: nothing may overflow there, and dynamic scaling must not go by them."""
+    speculative, plain = pair(draft_tokens=16, **fields)
     prompts = prompts_of((40,))
     assert speculative.generate(prompts, 24) == plain.generate(prompts, 24)
 

@@ -16,7 +16,7 @@ from stellarbyte_jax.model.feed_forward import ACTIVATIONS
 from stellarbyte_jax.model.moe import RouterStats, SparseFeedForward
 from test_jax.tiny import random_tokens, relative_error, segments, tiny_config, tiny_model
 
-B, T, E, F = 3, 20, 5, 6
+B, T, E, F = 3, 20, 5, 8
 _, SEGMENTS_T = segments(12, 3, padding=5)
 # A packed row that ends in padding, one that begins with it, and one that holds nothing else.
 SEGMENT_IDS = np.concatenate([SEGMENTS_T, SEGMENTS_T[:, ::-1], np.zeros_like(SEGMENTS_T)])
