@@ -9,9 +9,10 @@ from stellarbyte_torch.auto_classes import register_with_transformers
 
 if TYPE_CHECKING:
     from stellarbyte_torch.configuration_stellarbyte import ByteConfig
+    from stellarbyte_torch.lora_config import LoRAConfig
     from stellarbyte_torch.modeling_stellarbyte import ByteDecoder, ByteForCausalLM, ByteModel
 
-__all__ = ["ByteConfig", "ByteDecoder", "ByteForCausalLM", "ByteModel"]
+__all__ = ["ByteConfig", "ByteDecoder", "ByteForCausalLM", "ByteModel", "LoRAConfig"]
 
 register_with_transformers()
 
@@ -22,6 +23,10 @@ def __getattr__(name: str) -> Any:
         from stellarbyte_torch.configuration_stellarbyte import ByteConfig
 
         return ByteConfig
+    if name == "LoRAConfig":
+        from stellarbyte_torch.lora_config import LoRAConfig
+
+        return LoRAConfig
     if name in __all__:
         from stellarbyte_torch import modeling_stellarbyte
 
