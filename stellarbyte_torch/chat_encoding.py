@@ -171,6 +171,8 @@ class ChatEncoder:
                 add_generation_prompt=add_generation_prompt,
                 **special_tokens,
             )
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(f"the chat template is not Jinja: {error.message} in its line {error.lineno}") from None
         except (jinja2.TemplateError, TypeError) as error:
             raise RecordError(f"{where} does not suit the chat template ({error})") from None
         (text,), marks = rendered

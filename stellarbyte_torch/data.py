@@ -137,9 +137,10 @@ def read_samples(
             progress(conversations_read)
     records = conversations_read + bad_records.count - unsuitable
     if not samples:
+        first = f" (such as {bad_records.first[0]})" if bad_records.first else ""
         raise UserError(
-            f"data.sources give no sample to train on: of {records} records {bad_records.count} were bad, {too_long} "
-            f"too long for max_length {config.max_length}, and {untrained} samples had no trained token"
+            f"data.sources give no sample to train on: of {records} records {bad_records.count} were bad{first}, "
+            f"{too_long} too long for max_length {config.max_length}, and {untrained} samples had no trained token"
         )
     train, validation = _split(samples, config)
     return Samples(

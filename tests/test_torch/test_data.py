@@ -120,6 +120,11 @@ def test_nothing_to_train_on_is_refused(tmp_path: Path, tokenizer: PreTrainedTok
     ):
         read_samples(config(path), tokenizer)
     assert len(read_samples(config(path, loss_on="all"), tokenizer).train) == 1
+    path = write(tmp_path, [3])
+    with pytest.raises(
+        UserError, match=r"of 1 records 1 were bad \(such as .*x.jsonl:1 is not a JSON object but a number\)"
+    ):
+        read_samples(config(path, on_bad_record="skip"), tokenizer)
 
 
 def test_chat_templates(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
