@@ -1,6 +1,7 @@
 """The command line `stellarbyte-torch`."""
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -127,6 +128,8 @@ def _preview(options: argparse.Namespace) -> None:
     from stellarbyte_torch.data_preview import preview
 
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of few characters must not end the preview
     try:
         for text in preview(options.config, options.samples, colour=colour):
             sys.stdout.write(text)

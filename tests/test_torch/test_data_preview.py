@@ -46,6 +46,14 @@ def test_samples_with_marks_then_a_summary(
     assert SHOWN.replace("⟦", "\x1b[32m").replace("⟧", "\x1b[0m") in coloured
 
 
+def test_a_terminal_of_few_characters(folder: Path, tmp_path: Path) -> None:
+    config = write(tmp_path / "c.yaml", folder)
+    command = [sys.executable, "-m", "stellarbyte_torch.cli", "data", "preview", str(config), "--samples", "1"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "\\u27e6na\\xefve \\U0001f680" in result.stdout
+
+
 def test_a_tokenizer_of_its_own(folder: Path, tmp_path: Path) -> None:
     config = write(tmp_path / "c.yaml", folder, f"  tokenizer: {folder}\n", model="")
     assert SHOWN in "".join(preview(config, 1, colour=False))
