@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import Linear
 from peft.utils import load_peft_weights
 from torch import nn
 
 from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.lora_config import LoRAConfig
-from stellarbyte_torch.lora_targets import resolve
+from stellarbyte_torch.lora_targets import lora_layers, resolve
 
 
 def apply_lora_to_model(model: nn.Module, config: LoraConfig, adapter_name: str = "default") -> PeftModel:
@@ -25,6 +26,11 @@ def apply_lora_to_model(model: nn.Module, config: LoraConfig, adapter_name: str 
     if isinstance(model, PeftModel):
         config = resolve(config, model.get_base_model())
         config.task_type = config.task_type or model.active_peft_config.task_type
+        if config.activation is not None and any(type(layer) is Linear for layer in lora_layers(model).values()):
+            raise UserError(
+                f"activation {config.activation!r} cannot join adapters that peft itself put on this model: "
+                "put those on with apply_lora_to_model or load_lora"
+            )
         model.add_adapter(adapter_name, config)
         return model
     config = resolve(config, model)

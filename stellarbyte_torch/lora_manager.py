@@ -85,6 +85,9 @@ class LoRAManager:
         if not weights:
             raise UserError("no adapter to activate: name one, or call deactivate()")
         self._check_known(weights)
+        whole = [name for name in weights if self.model.peft_config[name].modules_to_save]
+        if len(whole) > 1:
+            raise UserError(f"adapters {', '.join(whole)} bring whole modules along, which do not add up: activate one")
         if self._slot is not None and trainable:
             raise UserError(
                 "a compiled model's adapters are copies in its slot and do not train: train before compile()"
@@ -136,7 +139,10 @@ class LoRAManager:
                 if list(self.model.peft_config) == [name]:  # PEFT's wrapper does not run without any adapter
                     self.model = self.model.unload()
                     return
-                self._switch()
+                # PEFT would otherwise choose a successor of its own to be active.
+                others = [other for other in self.model.peft_config if other != name]
+                keep = [SLOT] if self._slot is not None else list(self._active) or others[:1]
+                self.model.base_model.set_adapter(keep, inference_mode=True)
                 self.model.delete_adapter(name)
                 self._switch()
 
@@ -165,7 +171,7 @@ class LoRAManager:
         """torch.compile the model so that activate and deactivate never compile it again.
 
         The model then runs one slot of the given rank (by default the highest registered) that activate fills with
-        copies. PEFT's layers list their adapters, so one registered later compiles the model once more. options are
+        copies. PEFT's layers list their adapters, so register and delete each make it compile once more. options are
         torch.compile's.
         Forward passes inside compiled code do not take part in the lock by themselves: use `forward`, `generate` or
         `hold`. Raises UserError: no adapter yet, or one that a slot cannot imitate.
@@ -207,9 +213,14 @@ class LoRAManager:
         with self._swap("run rows with adapters of their own"), self._unmerged():
             self.model.base_model.enable_adapter_layers()
             self._scale({})
+            hooks = {module: set(module._forward_pre_hooks) for module in self.model.modules()}
             try:
                 yield {"adapter_names": names}
             finally:
+                for module, own in hooks.items():  # PEFT leaves its hooks behind where the forward raises
+                    for leftover in set(module._forward_pre_hooks) - own:
+                        del module._forward_pre_hooks[leftover]
+                        module._forward_pre_hooks_with_kwargs.pop(leftover, None)
                 self._switch()
 
     @contextmanager
@@ -240,11 +251,11 @@ class LoRAManager:
             return
         if not self.names:
             return
-        names = list(self._active)
         tuner = self.model.base_model
-        tuner._enable_adapter_layers(enabled=bool(names))  # first, for enabling them lets them train as well
-        tuner.set_adapter(names, inference_mode=not self._trainable)
-        self.model.active_adapter = (names or self.names)[0]  # whose config PEFT's wrapper looks up
+        tuner._enable_adapter_layers(enabled=bool(self._active))
+        if self._active:  # after enabling, which lets them train
+            tuner.set_adapter(list(self._active), inference_mode=not self._trainable)
+        self.model.active_adapter = tuner.active_adapters[0]  # whose config PEFT's wrapper looks up
         self._scale(self._active)
 
     def _scale(self, weights: Mapping[str, float]) -> None:

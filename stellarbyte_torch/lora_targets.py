@@ -6,6 +6,7 @@ from typing import Any
 
 from peft.tuners.lora import LoraLayer, LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -26,7 +27,8 @@ def resolve(config: LoRAConfig, model: nn.Module) -> LoRAConfig:
         setattr(config, field, None if field == "train_layers" else False)
     if whole:
         config.modules_to_save = sorted({*(config.modules_to_save or []), *whole})
-        tied = {name for name, module in model.named_modules() if module in (_embeddings(model), _head(model))}
+        ends = (_embeddings(model), _head(model))
+        tied = {name for name, module in _base_modules(model).items() if module in ends}
         config.ensure_weight_tying = config.ensure_weight_tying or (is_tied(model) and not tied.isdisjoint(whole))
     _check_targets(config, model)
     return config
@@ -44,24 +46,30 @@ def is_tied(model: nn.Module) -> bool:
 
 
 def _embeddings(model: Any) -> nn.Module | None:
-    return model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    return _unwrapped(model.get_input_embeddings()) if hasattr(model, "get_input_embeddings") else None
 
 
 def _head(model: Any) -> nn.Module | None:
-    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return _unwrapped(model.get_output_embeddings()) if hasattr(model, "get_output_embeddings") else None
+
+
+def _unwrapped(module: Any) -> Any:
+    """The base's module inside PEFT's layer or wrapper."""
+    if isinstance(module, AuxiliaryTrainingWrapper):
+        return module.original_module
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
 def _base_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The model's modules by the names they had before any adapter."""
     modules: dict[str, nn.Module] = {}
-    inside_adapted: list[str] = []
+    wrapped: tuple[str, ...] = ()
     for name, module in model.named_modules():
-        if any(name.startswith(prefix) for prefix in inside_adapted):
+        if name.startswith(wrapped):
             continue
-        if isinstance(module, BaseTunerLayer):
-            inside_adapted.append(f"{name}.")
-            module = module.get_base_layer()
-        modules[name] = module
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            wrapped += (f"{name}.",)
+        modules[name] = _unwrapped(module)
     return modules
 
 

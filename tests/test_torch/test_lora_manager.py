@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from peft import PeftModel
@@ -172,6 +173,47 @@ def test_rows_have_adapters_of_their_own() -> None:
         manager.activate(name) if name else manager.deactivate()
         expected = manager.generate(input_ids=IDS[row : row + 1], max_new_tokens=4, do_sample=False)
         assert torch.equal(generated[row : row + 1], expected)
+
+
+def test_rows_that_fail_leave_nothing_behind() -> None:
+    manager = manager_of(tiny_model())
+    manager.activate("french")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="Length of `adapter_names` should be the same as the number of inputs"):
+            manager.forward(input_ids=IDS, adapter_names=["maths"])
+        assert torch.equal(logits(manager.model), alone("byte", FRENCH, 0))
+
+
+def test_adapters_that_bring_whole_modules_along() -> None:
+    base = tiny_model()
+    expected, before = logits(base), bits(base)
+    config = LoRAConfig(r=2, target_modules=["q_proj"], train_head=True)
+    manager = manager_of(base, one=config, two=config, three=FRENCH)
+    for step, name in enumerate(("one", "two"), start=1):
+        base.lm_head.modules_to_save[name].weight.data *= 1.0 + step
+    outputs = []
+    for adapters in ("one", "two", {"two": 1.0, "three": 1.0}, "three"):
+        manager.activate(adapters)
+        outputs.append(logits(manager.model))
+    assert all(not torch.equal(one, other) for i, one in enumerate(outputs) for other in outputs[:i])
+    assert torch.equal(outputs[3], alone("byte", FRENCH, 2))
+    with pytest.raises(
+        UserError, match="adapters one, two bring whole modules along, which do not add up: activate one"
+    ):
+        manager.activate({"one": 1.0, "two": 1.0})
+    assert manager.active == {"three": 1.0}
+    manager.activate("two")
+    manager.delete("two")
+    assert torch.equal(logits(manager.model), expected) and is_unchanged(base, before)
+    manager.activate("one")
+    assert torch.equal(logits(manager.model), outputs[0])
+
+
+def test_a_nonlinear_adapter_beside_adapters_that_peft_put_on() -> None:
+    manager = LoRAManager(peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["q_proj"])))
+    with pytest.raises(UserError, match="activation 'relu' cannot join adapters that peft itself put on this model"):
+        manager.register("bent", LoRAConfig(target_modules=["q_proj"], activation="relu"))
+    assert manager.names == ["default"]
 
 
 def test_saved_and_registered_again(tmp_path: Path) -> None:

@@ -111,8 +111,9 @@ def test_many_threads_never_see_half_a_swap(changes: dict[str, int]) -> None:
         assert all(future.result() >= 5 for future in running)
 
 
-def test_rows_are_not_seen_by_other_threads() -> None:
-    manager = two_adapters()
+@pytest.mark.parametrize("what", ["rows", "experts"])
+def test_what_peft_writes_into_the_model_is_not_seen_by_other_threads(what: str) -> None:
+    manager = two_adapters(**({"num_experts": 4, "moe_intermediate_size": 24} if what == "experts" else {}))
     expected = logits_of(manager, "one")
     entered, finished = threading.Event(), threading.Event()
 
@@ -130,7 +131,9 @@ def test_rows_are_not_seen_by_other_threads() -> None:
     with ThreadPoolExecutor(1) as pool, torch.no_grad():
         other = pool.submit(plain_forward)
         in_the_middle(manager, let_the_other_try)
-        manager.forward(input_ids=IDS, adapter_names=["two", None])
+        rows = ["two", None] if what == "rows" else None
+        actual = manager.forward(input_ids=IDS, adapter_names=rows).logits
+        assert rows or torch.equal(actual, expected)
         assert torch.equal(other.result(), expected)
 
 
