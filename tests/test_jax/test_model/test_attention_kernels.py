@@ -263,8 +263,9 @@ def test_each_platform_has_its_kernel() -> None:
     ]
 
 
-def test_cached_attention_sees_what_it_may() -> None:
-    T, S = 3, 20
+@pytest.mark.parametrize("T", [1, 3, 7], ids=["few", "some", "many"])
+def test_cached_attention_sees_what_it_may(T: int) -> None:
+    S = 20
     q, k, v, weight = inputs(2, 3, T, S)
     visible = np.random.default_rng(0).random((B, T, S)) < 0.4
     visible[:, :, 5] = True
