@@ -29,7 +29,7 @@ test: $(INSTALLED)
 	ruff check .
 	ruff format --check .
 	mypy
-	python -m pytest
+	python -m pytest -n 2
 
 lint: $(INSTALLED)
 	ruff check .
