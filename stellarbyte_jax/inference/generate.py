@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.inference.prompts import LENGTH_MULTIPLE, check_prompts, pad_right, round_up, until_eos
-from stellarbyte_jax.inference.sampling import Sampling, sample
+from stellarbyte_jax.inference.sampling import Sampling, sample, seen_in_prompts
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.kv_cache import KVCache
 
@@ -131,10 +131,7 @@ def _prefill(
     cache = KVCache.create(model.config, B, T + new_capacity, cache_dtype)
     output = model.model(input_ids_BT, position_ids_BT, segment_ids_BT, cache)
     assert output.cache is not None
-    seen_BV = None
-    if sampling.penalises:
-        nothing_BV = jnp.zeros((B, model.config.vocab_size), bool)
-        seen_BV = nothing_BV.at[jnp.arange(B)[:, None], input_ids_BT].max(segment_ids_BT != 0)
+    seen_BV = seen_in_prompts(sampling, input_ids_BT, segment_ids_BT, model.config.vocab_size)
     last_B1D = output.hidden[jnp.arange(B), lengths_B - 1][:, None]
     token_B = sample(model.logits(last_B1D)[:, 0], sampling, jax.random.fold_in(key, 0), seen_BV)
     return _Decoding(

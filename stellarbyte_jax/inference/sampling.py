@@ -53,6 +53,17 @@ class Sampling:
         return self.repetition_penalty != 1
 
 
+def seen_in_prompts(
+    sampling: Sampling, input_ids_BT: jax.Array, segment_ids_BT: jax.Array, vocab_size: int
+) -> jax.Array | None:
+    """bool [B, V], the tokens of each prompt, padding (segment 0) aside; None where no draw depends on them."""
+    if not sampling.penalises:
+        return None
+    rows_B1 = jnp.arange(input_ids_BT.shape[0])[:, None]
+    nothing_BV = jnp.zeros((input_ids_BT.shape[0], vocab_size), bool)
+    return nothing_BV.at[rows_B1, input_ids_BT].max(segment_ids_BT != 0)
+
+
 def warp(logits_MV: jax.Array, sampling: Sampling, seen_MV: jax.Array | None = None) -> jax.Array:
     """Logits whose softmax is the distribution of a draw, -inf where a token is out of the question.
 

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.inference.prompts import LENGTH_MULTIPLE, check_prompts, pad_right, round_up, until_eos
-from stellarbyte_jax.inference.sampling import Sampling, warp
+from stellarbyte_jax.inference.sampling import Sampling, seen_in_prompts, warp
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.kv_cache import KVCache
 
@@ -164,10 +164,7 @@ def _prefill(
         filled = model.model(input_ids_BT, position_ids_BT, read_BT, cache).cache
         assert filled is not None
         caches.append(filled)
-    seen_BV = None
-    if sampling.penalises:
-        nothing_BV = jnp.zeros((B, model.config.vocab_size), bool)
-        seen_BV = nothing_BV.at[rows_B[:, None], input_ids_BT].max(segment_ids_BT != 0)
+    seen_BV = seen_in_prompts(sampling, input_ids_BT, segment_ids_BT, model.config.vocab_size)
     return _Speculation(
         cache=caches[0],
         draft_cache=caches[1],
