@@ -17,19 +17,6 @@ from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.record_files import RecordError
 from stellarbyte_torch.special_names import PRIVATE, with_private_names
 
-# What `stellarbyte tokenizer train` writes into every tokenizer's folder: here for tokenizers that have no template.
-STELLARBYTE_TEMPLATE = """\
-{%- for message in messages -%}
-    {{- bos_token + message['role'] + '\\n' -}}
-    {%- if message['role'] == 'assistant' -%}
-        {%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}
-    {%- else -%}
-        {{- message['content'] + eos_token -}}
-    {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- bos_token + 'assistant\\n' -}}{%- endif -%}
-"""
-
 _GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 # Marks that stand in a conversation while it is rendered: private characters, too, behind those of the special tokens.

@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from stellarbyte_torch.chat_encoding import STELLARBYTE_TEMPLATE, ChatEncoder, Sample
+from stellarbyte_torch.chat_encoding import ChatEncoder, Sample
+from stellarbyte_torch.chat_template import read_template
 from stellarbyte_torch.collation import Item, PackedDataset, PackingCollator, PaddingCollator, SampleDataset
 from stellarbyte_torch.conversations import Conversation, parse_record
 from stellarbyte_torch.data_config import DataConfig
@@ -114,7 +114,7 @@ def read_samples(
         UserError: a source is missing or cannot be read; a record is bad; a template is missing; no sample is left.
     """
     started = time.perf_counter()
-    encoder = ChatEncoder(tokenizer, _template(config.chat_template))
+    encoder = ChatEncoder(tokenizer, read_template(config.chat_template, "data.chat_template"))
     bad_records = BadRecords(config.on_bad_record)
     samples: list[Sample] = []
     conversations_read = unsuitable = too_long = cut_tokens = untrained = 0
@@ -156,18 +156,6 @@ def read_samples(
         trained_tokens=sum(int(sample.trained.sum()) for sample in samples),
         seconds=time.perf_counter() - started,
     )
-
-
-def _template(chat_template: str | None) -> str | None:
-    if chat_template is None or chat_template == "stellarbyte":
-        return chat_template and STELLARBYTE_TEMPLATE
-    try:
-        return Path(chat_template).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise UserError(
-            f"data.chat_template {chat_template} cannot be read ({reason}): name a Jinja file, or stellarbyte"
-        ) from None
 
 
 def _conversations(config: DataConfig, bad_records: BadRecords) -> Iterator[Conversation]:

@@ -1,22 +1,20 @@
 """Shows samples as a model will see them, with the tokens that are trained on set off from the rest."""
 
-import re
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from stellarbyte_torch.chat_encoding import Sample
 from stellarbyte_torch.config_file import Node, build, read_yaml
 from stellarbyte_torch.data import read_samples
 from stellarbyte_torch.data_config import DataConfig
 from stellarbyte_torch.errors import UserError
+from stellarbyte_torch.model_folder import load_tokenizer
+from stellarbyte_torch.terminal_text import harmless
 
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
-
-# A sample must not be able to command the terminal, or to end a colour.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def preview(path: Path, count: int, *, colour: bool) -> Iterator[str]:
@@ -48,25 +46,9 @@ def marked_text(sample: Sample, tokenizer: PreTrainedTokenizerBase, *, colour: b
     for trained, run in groupby(
         zip(sample.input_ids.tolist(), sample.trained.tolist(), strict=True), lambda pair: pair[1]
     ):
-        text = str(tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False))
-        text = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+        text = harmless(str(tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False)))
         pieces.append(f"{before}{text}{after}" if trained else text)
     return "".join(pieces)
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    if not folder.is_dir():
-        raise UserError(f"the tokenizer's folder {folder} does not exist: check the path, relative to {Path.cwd()}")
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # tokenizers raises the bare class for a damaged tokenizer.json
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{folder} holds no tokenizer that can be loaded: {reason}") from error
 
 
 def _tokenizer_folder(config: DataConfig, root: Node, path: Path) -> Path:

@@ -3,18 +3,17 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from stellarbyte_torch.errors import UserError
+from stellarbyte_torch.model_folder import load_model, load_tokenizer
 from stellarbyte_torch.modeling_stellarbyte import ByteForCausalLM
 
 # What decoding puts where bytes are no UTF-8, be it for good or only until the next token completes the character.
@@ -64,23 +63,8 @@ def load(
         UserError: the folder is missing, holds another architecture, is damaged, or the device is not there.
     """
     _check_folder(folder)
-    try:
-        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device} is not available here: {_first_line(error)}") from error
-    try:
-        loaded: Any = ByteForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise UserError(f"{folder} holds a model that cannot be loaded: {_first_line(error)}") from error
-    model, report = loaded
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # tokenizers raises the bare class for a damaged tokenizer.json
-        raise UserError(f"{folder} holds no tokenizer that can be loaded: {_first_line(error)}") from error
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[kind]:
-            raise UserError(f"{folder} does not fit its config.json: {kind.replace('_', ' ')} {sorted(report[kind])}")
+    model: Any = load_model(folder, device, dtype)
+    tokenizer = load_tokenizer(folder)
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(
             f"{folder} holds a tokenizer of {len(tokenizer)} tokens, more than the model's vocab_size "
@@ -88,7 +72,7 @@ def load(
         )
     # What the caller asks for decides alone: generate would fill gaps from the folder's generation_config.json.
     model.generation_config = GenerationConfig()
-    return model.to(target).eval(), tokenizer
+    return model, tokenizer
 
 
 def generate(
@@ -124,28 +108,38 @@ def generate(
             f"{config.max_position_embeddings} that must hold the answer, too: shorten it"
         )
     input_ids = torch.tensor([prompt_ids], device=model.device)
-    streamer = _TextStream(tokenizer, on_text) if on_text else None
+    streamer = TextStream(tokenizer, on_text) if on_text else None
     torch.manual_seed(sampling.seed)
     started = time.perf_counter()
     output_ids = model.generate(
         input_ids,
         attention_mask=torch.ones_like(input_ids),
-        generation_config=_generation_config(sampling, config, min(sampling.max_new_tokens, room)),
+        generation_config=generation_config(
+            sampling,
+            min(sampling.max_new_tokens, room),
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+        ),
         streamer=streamer,
     )
     new_ids = output_ids[0, len(prompt_ids) :].tolist()
     seconds = time.perf_counter() - started
     if new_ids and new_ids[-1] == config.eos_token_id:
         new_ids = new_ids[:-1]
-    return Generation(prompt, _decode(tokenizer, new_ids), len(prompt_ids), len(new_ids), len(new_ids) / seconds)
+    return Generation(prompt, decode(tokenizer, new_ids), len(prompt_ids), len(new_ids), len(new_ids) / seconds)
 
 
-class _TextStream(BaseStreamer):
-    """Hands on text token by token, holding back the bytes of a character that is not complete yet."""
+class TextStream(BaseStreamer):
+    """Hands on text token by token, holding back the bytes of a character that is not complete yet; no stop_ids."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], Any]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], Any], stop_ids: Collection[int] = ()
+    ) -> None:
         self.tokenizer = tokenizer
         self.on_text = on_text
+        self.stop_ids = stop_ids
+        self.before: list[int] = []  # what was handed on last: some tokenizers begin a text without its space
         self.pending: list[int] = []
         self.prompt_seen = False
 
@@ -154,19 +148,24 @@ class _TextStream(BaseStreamer):
         if not self.prompt_seen:
             self.prompt_seen = True
             return
-        self.pending += value.flatten().tolist()
-        if not _decode(self.tokenizer, self.pending).endswith(_REPLACEMENT):
+        self.pending += [token for token in value.flatten().tolist() if token not in self.stop_ids]
+        if not self._text().endswith(_REPLACEMENT):
             self.end()
 
     def end(self) -> None:
         """Hand on what is held back, complete or not."""
-        text = _decode(self.tokenizer, self.pending)
-        self.pending = []
+        text = self._text()
         if text:
+            self.before = self.pending
             self.on_text(text)
+        self.pending = []
+
+    def _text(self) -> str:
+        return decode(self.tokenizer, self.before + self.pending)[len(decode(self.tokenizer, self.before)) :]
 
 
-def _generation_config(sampling: Sampling, config: Any, max_new_tokens: int) -> GenerationConfig:
+def generation_config(sampling: Sampling, max_new_tokens: int, **tokens: Any) -> GenerationConfig:
+    """What transformers' generate is told; tokens are its eos_token_id and the like."""
     choice: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
         choice = {
@@ -176,16 +175,11 @@ def _generation_config(sampling: Sampling, config: Any, max_new_tokens: int) -> 
             "top_k": sampling.top_k or 0,
             "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
         }
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
-        pad_token_id=config.pad_token_id,
-        **choice,
-    )
+    return GenerationConfig(max_new_tokens=max_new_tokens, **tokens, **choice)
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """The text of tokens, special ones left out."""
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
@@ -206,10 +200,6 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"{folder} holds a model of type {model_type}, not stellarbyte: give a StellarByte export")
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder} holds no tokenizer.json: copy the one there that the model was trained with")
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _require(holds: bool, name: str, value: object, complaint: str) -> None:

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.data.tokenizer_training import CHAT_TEMPLATE, train_tokenizer
-from stellarbyte_torch.chat_encoding import STELLARBYTE_TEMPLATE, ChatEncoder, Sample
+from stellarbyte_torch.chat_encoding import ChatEncoder, Sample
+from stellarbyte_torch.chat_template import STELLARBYTE_TEMPLATE
 from stellarbyte_torch.conversations import Conversation
 from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.record_files import RecordError
