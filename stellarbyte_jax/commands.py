@@ -48,15 +48,18 @@ def tokenizer_train(options: argparse.Namespace) -> None:
 
 
 def prepare(options: argparse.Namespace) -> None:
-    """Turn text into token shards."""
+    """Turn text or chat into token shards."""
     from stellarbyte_jax.config_file import load_run_config
     from stellarbyte_jax.data.prepare import prepare
 
     config = load_run_config(options.config, options.overrides)
     with _progress("bytes of sources", "B") as update:
         manifest = prepare(config.data, lambda progress: update(progress.bytes_done, progress.bytes_total))
+    unit = "documents" if manifest.samples is None else "samples"
     for name, split in manifest.splits.items():
-        print(f"{name}: {split.documents} documents, {split.tokens} tokens, {split.bytes} bytes of text")
+        print(f"{name}: {split.documents} {unit}, {split.tokens} tokens, {split.bytes} bytes of text")
+    if manifest.samples is not None:
+        print(manifest.samples.summary())
     print(f"token shards in {config.data.shards}")
 
 

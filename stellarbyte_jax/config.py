@@ -37,7 +37,20 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What the model reads: sources of text, the tokenizer's folder, the folder of the token shards made of both."""
+    """What the model reads: sources, the tokenizer's folder, the folder of the token shards made of both.
+
+    kind: text is one stream, cut into rows; chat is samples, several a row but each whole, made of records of messages,
+        prompt and completion, instruction and output (alpaca), or plain text, as their fields say.
+
+    For chat alone:
+
+    chat_template: a Jinja file, or "stellarbyte" for the one that `stellarbyte tokenizer train` writes; the tokenizer's
+        own by default.
+    loss_on: assistant trains on assistant turns only, all on every token. Plain text is trained on whole in both cases.
+    on_too_long: of a sample of more than sequence_length tokens, truncate keeps the first ones; drop leaves it out;
+        split goes on in further samples, which do not see what came before. In each case what has no trained token left
+        is left out, and all of it is counted.
+    """
 
     sources: tuple[SourceConfig, ...]
     tokenizer: str
@@ -46,6 +59,10 @@ class DataConfig:
     validation_fraction: float = 0.01
     on_bad_record: Literal["fail", "skip"] = "fail"
     tokens_per_shard: int = 64 * 1024 * 1024
+    kind: Literal["text", "chat"] = "text"
+    chat_template: str | None = None
+    loss_on: Literal["assistant", "all"] = "assistant"
+    on_too_long: Literal["truncate", "drop", "split"] = "truncate"
 
     def __post_init__(self) -> None:
         _require(bool(self.sources), "data.sources", list(self.sources), "must name at least one source of text")
@@ -57,6 +74,15 @@ class DataConfig:
             self.validation_fraction,
             "must be at least 0 and less than 1",
         )
+        if self.kind == "text":
+            for name, default in (("chat_template", None), ("loss_on", "assistant"), ("on_too_long", "truncate")):
+                value = getattr(self, name)
+                _require(value == default, f"data.{name}", value, "is for data.kind chat: set that, or leave this out")
+        else:
+            for source in self.sources:
+                plain = source.fields == ("text",) and source.template is None
+                complaint = "has fields or a template, which are for data.kind text: take them out"
+                _require(plain, "data.sources", source.path, complaint)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """What a document is: its text, where it comes from, how a record becomes one, and what happens to bad records."""
 
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from stellarbyte_jax.config import SourceConfig
 from stellarbyte_jax.errors import UserError
@@ -97,12 +97,12 @@ class RecordText:
             RecordError: it is no object, lacks a field, or a field holds no text.
         """
         if not isinstance(record, Mapping):
-            raise RecordError(f"{where} is not a JSON object but {_kind(record)}")
+            raise RecordError(f"{where} is not a JSON object but {kind_of(record)}")
         for field in self.fields:
             if field not in record:
-                raise RecordError(f"{where} lacks the field {field!r} (it has {_names(record)})")
+                raise RecordError(f"{where} lacks the field {field!r} (it has {names_of(record)})")
             if isinstance(record[field], bool) or not isinstance(record[field], str | int | float):
-                raise RecordError(f"{where} has {_kind(record[field])} in the field {field!r}, not text")
+                raise RecordError(f"{where} has {kind_of(record[field])} in the field {field!r}, not text")
         text = "".join(literal if field is None else f"{literal}{record[field]}" for literal, field in self._parts)
         try:
             text.encode()
@@ -123,14 +123,29 @@ class RecordText:
                 raise UserError(f"{name}:1 has no column {field!r}: set the source's fields to some of {list(columns)}")
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """How an error calls a value: null, a string, a list …"""
     names = {type(None): "null", bool: "true or false", str: "a string", list: "a list", dict: "an object"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
 
 
-def _names(record: Mapping[object, object]) -> str:
+def names_of(record: Mapping[Any, object]) -> str:
+    """How an error lists the fields of a record."""
     names = [str(name) for name in record]
     return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") if names else "none"
+
+
+def documents_of(blocks: Iterable[str], origin: str, bytes_read: Callable[[], int]) -> Iterator[Document]:
+    """A text that comes block by block, as a document or, if it is long, in pieces of one."""
+    held: str | None = None  # a piece waits for the next one, which tells whether it was the last
+    begins = True
+    for piece in pieces(blocks):
+        if held is not None:
+            yield Document(held, origin, bytes_read(), begins, ends=False)
+            begins = False
+        held = piece
+    if held is not None:
+        yield Document(held, origin, bytes_read(), begins, ends=True)
 
 
 def pieces(blocks: Iterable[str]) -> Iterator[str]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.packing import PackedRows
+from stellarbyte_jax.data.sample_packing import PackedSamples
 from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.errors import UserError
 
@@ -25,7 +26,7 @@ class TrainLoader:
     contiguous part alone. Each row comes exactly once an epoch.
 
     Raises:
-        UserError: the split holds no rows, or the hosts cannot share a batch evenly.
+        UserError: the split holds no rows or was prepared for another config, or the hosts cannot share a batch evenly.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ def validation_batches(
     """This host's part of the validation split, in order, once; the last batch is filled up with rows of padding.
 
     Raises:
-        UserError: the split holds no rows, or the hosts cannot share a batch evenly.
+        UserError: the split holds no rows or was prepared for another config, or the hosts cannot share a batch evenly.
     """
     rows = _packed_rows(data, "validation")
     local_size = _local_size(batch_size, process_index, process_count)
@@ -76,8 +77,10 @@ def validation_batches(
         yield _stack([rows[i] if i < len(rows) else rows.padding_row() for i in range(first, first + local_size)])
 
 
-def _packed_rows(data: DataConfig, split: str) -> PackedRows:
-    rows = PackedRows(TokenShards.open(data.shards, split), data.sequence_length)
+def _packed_rows(data: DataConfig, split: str) -> PackedRows | PackedSamples:
+    shards = TokenShards.open(data.shards, split)
+    shards.manifest.recipe.check_serves(data)
+    rows = (PackedRows if data.kind == "text" else PackedSamples)(shards, data.sequence_length)
     if len(rows) == 0:
         fix = "raise data.validation_fraction, or add documents" if split == "validation" else "add documents"
         raise UserError(f"the {split} split of {data.shards} holds no text: {fix}, and prepare it again")

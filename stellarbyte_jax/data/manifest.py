@@ -4,11 +4,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from stellarbyte_jax.config import DataConfig
+from stellarbyte_jax.data.chat_template import chat_template
 from stellarbyte_jax.data.documents import BadRecords
 from stellarbyte_jax.data.record_files import file_format
 from stellarbyte_jax.data.tokenizer import Tokenizer
@@ -32,6 +35,35 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
+class ChatRecipe:
+    """What decides the content of chat shards besides: how conversations become samples; sha256 of the template."""
+
+    chat_template_sha256: str | None
+    loss_on: str
+    on_too_long: str
+    sequence_length: int
+
+    @classmethod
+    def make(cls, data: DataConfig, tokenizer: Tokenizer) -> "ChatRecipe":
+        """The recipe of `data` now."""
+        template = chat_template(data, tokenizer)
+        sha256 = None if template is None else hashlib.sha256(template.encode()).hexdigest()
+        return cls(sha256, data.loss_on, data.on_too_long, data.sequence_length)
+
+    def differences(self, other: "ChatRecipe") -> Iterator[str]:
+        """As Recipe.differences."""
+        for name in _CHAT_SETTINGS:
+            if getattr(self, name) != getattr(other, name):
+                yield f"data.{name} is {getattr(self, name)}, not {getattr(other, name)}"
+        if self.chat_template_sha256 != other.chat_template_sha256:
+            yield "the chat template is another"
+
+
+# What a run's config must have as it was when the shards were made.
+_CHAT_SETTINGS = ("loss_on", "on_too_long", "sequence_length")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """All that decides the shards' content, to the last byte."""
 
@@ -45,6 +77,18 @@ class Recipe:
     validation_fraction: float
     tokens_per_shard: int
     source_files: tuple[SourceFile, ...]
+    chat: ChatRecipe | None = None
+
+    @property
+    def kind(self) -> Literal["text", "chat"]:
+        """As data.kind."""
+        return "text" if self.chat is None else "chat"
+
+    @property
+    def item_dtype(self) -> np.dtype:
+        """What the shards are arrays of: tokens, or in chat shards each with whether it is `trained` on."""
+        token = np.dtype(self.dtype)
+        return token if self.chat is None else np.dtype([("token", token), ("trained", np.bool_)])
 
     @classmethod
     def make(
@@ -82,16 +126,42 @@ class Recipe:
             validation_fraction=data.validation_fraction,
             tokens_per_shard=data.tokens_per_shard,
             source_files=tuple(source_files),
+            chat=ChatRecipe.make(data, tokenizer) if data.kind == "chat" else None,
         )
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> "Recipe":
         """The inverse of dataclasses.asdict after a trip through JSON."""
         files = tuple(SourceFile(**{**file, "fields": tuple(file["fields"])}) for file in mapping["source_files"])
-        return cls(**{**mapping, "source_files": files})
+        chat = mapping.get("chat")
+        return cls(**{**mapping, "source_files": files, "chat": None if chat is None else ChatRecipe(**chat)})
+
+    def check_serves(self, data: DataConfig) -> None:
+        """Refuse to train or evaluate by a config that means something else than these shards.
+
+        Raises:
+            UserError: naming what differs.
+        """
+        if data.kind != self.kind:
+            raise UserError(
+                f"data.kind is {data.kind}, but data.shards {data.shards} holds token shards of kind {self.kind}: "
+                "set data.kind or data.shards to go together"
+            )
+        for name in _CHAT_SETTINGS if self.chat is not None else ():
+            ours, theirs = getattr(self.chat, name), getattr(data, name)
+            if ours != theirs:
+                raise UserError(
+                    f"data.{name} is {theirs}, but data.shards {data.shards} was prepared with {ours}: "
+                    f"set it to {ours}, or prepare into another folder"
+                )
 
     def differences(self, other: "Recipe") -> Iterator[str]:
         """What makes the shards of `other` differ from ours, each as "name: ours, not theirs"."""
+        if self.chat is None or other.chat is None:
+            if self.kind != other.kind:
+                yield f"data.kind is {self.kind}, not {other.kind}"
+        else:
+            yield from self.chat.differences(other.chat)
         for name in ("format_version", "validation_fraction", "tokens_per_shard"):
             if getattr(self, name) != getattr(other, name):
                 yield f"{name} is {getattr(self, name)}, not {getattr(other, name)}"
@@ -117,11 +187,37 @@ class Recipe:
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """Size of a split: tokens with bos and eos, documents, UTF-8 bytes of their text."""
+    """Size of a split: tokens with bos and eos, documents (chat: samples), UTF-8 bytes of their text."""
 
     tokens: int
     documents: int
     bytes: int
+
+
+@dataclass(frozen=True)
+class SampleCounts:
+    """Of chat, over both splits: tokens trained on, and what is in no sample.
+
+    too_long conversations had more than sequence_length tokens, cut_tokens of which are in no sample; untrained samples
+    were left out as they had no trained token.
+    """
+
+    trained_tokens: int = 0
+    too_long: int = 0
+    cut_tokens: int = 0
+    untrained: int = 0
+
+    def __add__(self, other: "SampleCounts") -> "SampleCounts":
+        return SampleCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def summary(self) -> str:
+        """One line: what is trained on, then what is not there, if anything is missing."""
+        line = f"{self.trained_tokens} tokens trained on"
+        if self.too_long:
+            line += f"; {self.too_long} conversations too long, {self.cut_tokens} tokens of them left out"
+        if self.untrained:
+            line += f"; {self.untrained} samples left out without a trained token"
+        return line
 
 
 @dataclass(frozen=True)
@@ -130,6 +226,7 @@ class Manifest:
 
     recipe: Recipe
     splits: dict[str, SplitCounts]
+    samples: SampleCounts | None = None
     bad_record_count: int = 0
     first_bad_records: tuple[str, ...] = ()
 
@@ -157,6 +254,7 @@ class Manifest:
             return cls(
                 recipe=Recipe.from_dict(mapping["recipe"]),
                 splits={name: SplitCounts(**mapping["splits"][name]) for name in SPLITS},
+                samples=SampleCounts(**mapping["samples"]) if mapping.get("samples") else None,
                 bad_record_count=mapping["bad_record_count"],
                 first_bad_records=tuple(mapping["first_bad_records"]),
             )

@@ -63,10 +63,15 @@ class PackedRows:
 
     def padding_row(self) -> dict[str, np.ndarray]:
         """A row without any document, to fill up a batch."""
-        empty = np.zeros(self._sequence_length, np.int32)
-        return {
-            "input_ids": np.full_like(empty, self._pad_token_id),
-            "labels": np.full_like(empty, IGNORED_LABEL),
-            "position_ids": empty,
-            "segment_ids": empty.copy(),
-        }
+        return padding_row(self._sequence_length, self._pad_token_id)
+
+
+def padding_row(length: int, pad_token_id: int) -> dict[str, np.ndarray]:
+    """A row of padding alone, each int32 [T]."""
+    empty = np.zeros(length, np.int32)
+    return {
+        "input_ids": np.full_like(empty, pad_token_id),
+        "labels": np.full_like(empty, IGNORED_LABEL),
+        "position_ids": empty,
+        "segment_ids": empty.copy(),
+    }

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from stellarbyte_jax.config import DataConfig
+from stellarbyte_jax.data.chat import tokenized_chat
 from stellarbyte_jax.data.corpus import source_files
 from stellarbyte_jax.data.documents import BadRecords
-from stellarbyte_jax.data.manifest import MANIFEST_NAME, SPLITS, Manifest, Recipe, SplitCounts, write_json
+from stellarbyte_jax.data.manifest import MANIFEST_NAME, SPLITS, Manifest, Recipe, SampleCounts, SplitCounts, write_json
 from stellarbyte_jax.data.shard_writer import ShardWriter, SplitState
 from stellarbyte_jax.data.tokenized import Position, TokenBatch, tokenized
 from stellarbyte_jax.data.tokenizer import Tokenizer
@@ -42,8 +43,8 @@ def prepare(
 ) -> Manifest:
     """Tokenize the sources of `data` into the folder data.shards; resume an unfinished one, return a finished one.
 
-    A document, [bos] + tokens + [eos], goes to the validation split if the hash of its text (of the first
-    documents.PIECE_CHARS of a long one) says so; should either split get none of two or more documents, the last
+    A document, [bos] + tokens + [eos], or a conversation goes to the validation split if the hash of its text (of the
+    first documents.PIECE_CHARS of a long one) says so; should either split get none of two or more documents, the last
     document moves there. Memory stays flat: a few batches of text. The result is the same to the last byte, however
     often it was interrupted.
 
@@ -101,15 +102,15 @@ def _make(
         (folder / _POSITION_NAME).unlink(missing_ok=True)  # before the recipe that it belongs to goes
         write_json(folder / _RECIPE_NAME, asdict(recipe))
     writers = {
-        split: ShardWriter(folder, split, recipe.dtype, recipe.tokens_per_shard, states[split]) for split in SPLITS
+        split: ShardWriter(folder, split, recipe.item_dtype, recipe.tokens_per_shard, states[split]) for split in SPLITS
     }
     try:
-        position = _write_splits(
-            tokenized(data, tokenizer, files, position), recipe, position, folder, writers, progress
-        )
+        batches = (tokenized if data.kind == "text" else tokenized_chat)(data, tokenizer, files, position)
+        position = _write_splits(batches, recipe, position, folder, writers, progress)
         if not any(state.documents for state in states.values()):
             paths = ", ".join(source.path for source in data.sources)
-            raise UserError(f"data.sources {paths} hold no text: name a source that has some")
+            found = "hold no text" if data.kind == "text" else f"give no sample ({position.samples.summary()})"
+            raise UserError(f"data.sources {paths} {found}: name a source that has some")
         _fill_empty_split(writers, recipe, position, folder)
         for writer in writers.values():
             writer.finish()
@@ -120,6 +121,7 @@ def _make(
     manifest = Manifest(
         recipe=recipe,
         splits={split: SplitCounts(state.tokens, state.documents, state.bytes) for split, state in states.items()},
+        samples=position.samples if data.kind == "chat" else None,
         bad_record_count=position.bad_record_count,
         first_bad_records=position.first_bad_records,
     )
@@ -220,10 +222,17 @@ def _load_position(
     if not path.exists():
         return None
     saved = json.loads(path.read_text("utf-8"))
-    position = Position(**{**saved["position"], "first_bad_records": tuple(saved["position"]["first_bad_records"])})
+    fields = saved["position"]
+    position = Position(
+        **fields
+        | {
+            "first_bad_records": tuple(fields["first_bad_records"]),
+            "samples": SampleCounts(**fields.get("samples", {})),
+        }
+    )
     states = {split: SplitState(**saved["splits"][split]) for split in SPLITS}
     for split, state in states.items():
-        if not ShardWriter.is_intact(folder, split, recipe.dtype, recipe.tokens_per_shard, state):
+        if not ShardWriter.is_intact(folder, split, recipe.item_dtype, recipe.tokens_per_shard, state):
             report(f"The interrupted {split} shards in {folder} are not all there: preparing from the start.")
             return None
     return position, states

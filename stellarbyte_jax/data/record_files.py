@@ -1,16 +1,17 @@
-"""Reads the documents of one file, whatever its format, with flat memory."""
+"""Reads the documents or the records of one file, whatever its format, with flat memory."""
 
 import csv
 import io
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import copyfileobj
 from typing import BinaryIO
 
 from stellarbyte_jax.data.compression import BLOCK_BYTES, BROKEN_ARCHIVE, COMPRESSIONS, open_file
-from stellarbyte_jax.data.documents import BadRecords, Document, RecordError, RecordText, pieces
+from stellarbyte_jax.data.documents import BadRecords, Document, RecordError, RecordText, documents_of
 from stellarbyte_jax.errors import UserError
 
 FORMATS = (".txt", ".md", ".py", ".jsonl", ".json", ".csv", ".parquet")
@@ -27,6 +28,10 @@ def file_format(path: Path) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
 
 
+# What a record is, its file:line (parquet: the row), and the bytes of its file, as stored, read so far.
+Record = tuple[object, str, int]
+
+
 def read_documents(path: Path, record_text: RecordText, bad_records: BadRecords) -> Iterator[Document]:
     """Documents of a file, in order; empty ones are left out, long ones come in pieces.
 
@@ -35,28 +40,51 @@ def read_documents(path: Path, record_text: RecordText, bad_records: BadRecords)
     Raises:
         UserError: the file cannot be read, lacks a column, or holds a bad record that `bad_records` does not skip.
     """
+    if file_format(path) not in _READERS:
+        with _complaints(path, bad_records):
+            yield from _read_text(path, bad_records)
+        return
+    for record, where, bytes_read in read_records(path, bad_records, record_text):
+        try:
+            text = record_text(record, where)
+        except RecordError as error:
+            bad_records.add(str(error))
+        else:
+            yield from documents_of([text], where, lambda bytes_read=bytes_read: bytes_read)  # type: ignore[misc]
+
+
+def read_records(path: Path, bad_records: BadRecords, record_text: RecordText | None = None) -> Iterator[Record]:
+    """Records of a file, in order; a file of text is a record with the one field "text".
+
+    Of a table only the columns that `record_text` needs are read, or all of them.
+
+    Raises:
+        UserError: as `read_documents` says.
+    """
     suffix = file_format(path)
     assert suffix is not None, path
-    readers: dict[str, _Reader] = {
-        ".jsonl": _read_jsonl,
-        ".json": _read_json,
-        ".csv": _read_csv,
-        ".parquet": _read_parquet,
-    }
-    try:
-        if suffix not in readers:
-            yield from _read_text(path, bad_records)
+    with _complaints(path, bad_records), open_file(path) as (raw, stream):
+        if suffix in _READERS:
+            yield from _READERS[suffix](path, raw, stream, record_text, bad_records)
+            return
+        try:
+            text = "".join(_decoded_blocks(path, stream))
+        except RecordError as error:
+            bad_records.add(str(error))
         else:
-            with open_file(path) as (raw, stream):
-                yield from readers[suffix](path, raw, stream, record_text, bad_records)
+            yield {"text": text}, f"{path}:1", raw.tell()
+
+
+@contextmanager
+def _complaints(path: Path, bad_records: BadRecords) -> Iterator[None]:
+    """Says of a file that cannot be read which one it is."""
+    try:
+        yield
     except BROKEN_ARCHIVE as error:
         # What came before the damage is already out: only the rest of the file is lost.
         bad_records.add(f"{path} is a truncated or damaged {path.suffix} file ({error})")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
-_Reader = Callable[[Path, BinaryIO, BinaryIO, RecordText, BadRecords], Iterator[Document]]
 
 
 def _read_text(path: Path, bad_records: BadRecords) -> Iterator[Document]:
@@ -72,10 +100,10 @@ def _read_text(path: Path, bad_records: BadRecords) -> Iterator[Document]:
             bad_records.add(str(error))
             return
         if count <= len(head):
-            yield from _documents(head, f"{path}:1", raw.tell)
+            yield from documents_of(head, f"{path}:1", raw.tell)
             return
     with open_file(path) as (raw, stream):
-        yield from _documents(_decoded_blocks(path, stream), f"{path}:1", raw.tell)
+        yield from documents_of(_decoded_blocks(path, stream), f"{path}:1", raw.tell)
 
 
 def _decoded_blocks(path: Path, stream: BinaryIO) -> Iterator[str]:
@@ -105,33 +133,24 @@ def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> RecordError:
     return RecordError(f"{path}:{line} is not valid UTF-8 (byte 0x{error.object[error.start]:02x}, {error.reason})")
 
 
-def _documents(blocks: Iterable[str], origin: str, bytes_read: Callable[[], int]) -> Iterator[Document]:
-    held: str | None = None  # a piece waits for the next one, which tells whether it was the last
-    begins = True
-    for piece in pieces(blocks):
-        if held is not None:
-            yield Document(held, origin, bytes_read(), begins, ends=False)
-            begins = False
-        held = piece
-    if held is not None:
-        yield Document(held, origin, bytes_read(), begins, ends=True)
-
-
 def _read_jsonl(
-    path: Path, raw: BinaryIO, stream: BinaryIO, record_text: RecordText, bad_records: BadRecords
-) -> Iterator[Document]:
+    path: Path,
+    raw: BinaryIO,
+    stream: BinaryIO,
+    record_text: RecordText | None,  # noqa: ARG001 - as the other readers
+    bad_records: BadRecords,
+) -> Iterator[Record]:
     for number, line in enumerate(stream, 1):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         if not line.strip():
             continue
-        where = f"{path}:{number}"
         try:
-            text = record_text(_parse_json(line, path, number), where)
+            record = _parse_json(line, path, number)
         except RecordError as error:
             bad_records.add(str(error))
             continue
-        yield from _documents([text], where, raw.tell)
+        yield record, f"{path}:{number}", raw.tell()
 
 
 def _parse_json(line: bytes, path: Path, number: int) -> object:
@@ -146,29 +165,17 @@ def _parse_json(line: bytes, path: Path, number: int) -> object:
 
 
 def _read_json(
-    path: Path, raw: BinaryIO, stream: BinaryIO, record_text: RecordText, bad_records: BadRecords
-) -> Iterator[Document]:
+    path: Path,
+    raw: BinaryIO,
+    stream: BinaryIO,
+    record_text: RecordText | None,  # noqa: ARG001 - as the other readers
+    bad_records: BadRecords,
+) -> Iterator[Record]:
     try:
-        content = "".join(_decoded_blocks(path, stream))
-    except RecordError as error:
+        for item, line in _json_items("".join(_decoded_blocks(path, stream)), path):
+            yield item, f"{path}:{line}", raw.tell()
+    except RecordError as error:  # what follows a syntax error cannot be told
         bad_records.add(str(error))
-        return
-    items = _json_items(content, path)
-    while True:
-        try:
-            item, line = next(items)
-        except StopIteration:
-            return
-        except RecordError as error:  # the generator is at its end: what follows a syntax error cannot be told
-            bad_records.add(str(error))
-            return
-        where = f"{path}:{line}"
-        try:
-            text = record_text(item, where)
-        except RecordError as error:
-            bad_records.add(str(error))
-            continue
-        yield from _documents([text], where, raw.tell)
 
 
 def _json_items(content: str, path: Path) -> Iterator[tuple[object, int]]:
@@ -224,8 +231,8 @@ def _json_items(content: str, path: Path) -> Iterator[tuple[object, int]]:
 
 
 def _read_csv(
-    path: Path, raw: BinaryIO, stream: BinaryIO, record_text: RecordText, bad_records: BadRecords
-) -> Iterator[Document]:
+    path: Path, raw: BinaryIO, stream: BinaryIO, record_text: RecordText | None, bad_records: BadRecords
+) -> Iterator[Record]:
     csv.field_size_limit(_CSV_CELL_LIMIT)  # the module has one limit for all; its default of 131072 is short of a page
     lines = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
     rows = csv.reader(lines, strict=True)
@@ -243,21 +250,17 @@ def _read_csv(
             continue
         if header is None:
             header = cells
-            record_text.check_columns(header, str(path))
-            continue
-        try:
-            if len(cells) != len(header):
-                raise RecordError(f"{where} has {len(cells)} cells where the header has {len(header)}")
-            text = record_text(dict(zip(header, cells, strict=True)), where)
-        except RecordError as error:
-            bad_records.add(str(error))
-            continue
-        yield from _documents([text], where, raw.tell)
+            if record_text is not None:
+                record_text.check_columns(header, str(path))
+        elif len(cells) != len(header):
+            bad_records.add(f"{where} has {len(cells)} cells where the header has {len(header)}")
+        else:
+            yield dict(zip(header, cells, strict=True)), where, raw.tell()
 
 
 def _read_parquet(
-    path: Path, raw: BinaryIO, stream: BinaryIO, record_text: RecordText, bad_records: BadRecords
-) -> Iterator[Document]:
+    path: Path, raw: BinaryIO, stream: BinaryIO, record_text: RecordText | None, bad_records: BadRecords
+) -> Iterator[Record]:
     # Imported here, for it takes a third of a second and most corpora need none of it.
     import pyarrow
     from pyarrow import parquet
@@ -268,19 +271,25 @@ def _read_parquet(
         size, row = path.stat().st_size, 0
         try:
             table = parquet.ParquetFile(raw if stream is raw else unpacked)
-            record_text.check_columns(table.schema_arrow.names, str(path))
+            columns = None
+            if record_text is not None:
+                record_text.check_columns(table.schema_arrow.names, str(path))
+                columns = list(record_text.fields)
             rows = max(table.metadata.num_rows, 1)
-            for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=list(record_text.fields)):
+            for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
                 for record in batch.to_pylist():
                     row += 1
-                    where = f"{path}:{row}"
-                    try:
-                        text = record_text(record, where)
-                    except RecordError as error:
-                        bad_records.add(str(error))
-                        continue
-                    position = size * row // rows
-                    yield from _documents([text], where, lambda position=position: position)  # type: ignore[misc]
+                    yield record, f"{path}:{row}", size * row // rows
         except (pyarrow.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             bad_records.add(f"{path}:{row + 1} is not readable as parquet ({reason})")
+
+
+_Reader = Callable[[Path, BinaryIO, BinaryIO, RecordText | None, BadRecords], Iterator[Record]]
+
+_READERS: dict[str, _Reader] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}

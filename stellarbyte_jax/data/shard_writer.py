@@ -15,7 +15,7 @@ _COPY_TOKENS = 1 << 20
 
 
 def shard_path(folder: Path, split: str, index: int) -> Path:
-    """File of a shard's tokens: uint16 or uint32 [at most tokens_per_shard]."""
+    """File of a shard's tokens: Recipe.item_dtype [at most tokens_per_shard]."""
     return folder / f"{split}-{index:05d}.npy"
 
 
@@ -38,21 +38,21 @@ class SplitState:
 class ShardWriter:
     """Writes one split: each shard holds exactly tokens_per_shard tokens but the last; documents run across shards."""
 
-    def __init__(self, folder: Path, split: str, dtype: str, tokens_per_shard: int, state: SplitState) -> None:
+    def __init__(self, folder: Path, split: str, dtype: np.dtype, tokens_per_shard: int, state: SplitState) -> None:
         self.state = state
         self._folder, self._split = folder, split
-        self._dtype, self._tokens_per_shard = np.dtype(dtype), tokens_per_shard
+        self._dtype, self._tokens_per_shard = dtype, tokens_per_shard
         self._shard: BinaryIO | None = None
         self._documents = _open_at(documents_path(folder, split), np.dtype(np.int64), 0, state.documents)
         self._remove_shards_after_end()
 
     @staticmethod
-    def is_intact(folder: Path, split: str, dtype: str, tokens_per_shard: int, state: SplitState) -> bool:
+    def is_intact(folder: Path, split: str, dtype: np.dtype, tokens_per_shard: int, state: SplitState) -> bool:
         """Whether the files hold all that `state` says, which a power failure may have undone."""
         lengths = {documents_path(folder, split): state.documents * 8}
         for index, start in enumerate(range(0, state.tokens, tokens_per_shard)):
             tokens = min(tokens_per_shard, state.tokens - start)
-            lengths[shard_path(folder, split, index)] = tokens * np.dtype(dtype).itemsize
+            lengths[shard_path(folder, split, index)] = tokens * dtype.itemsize
         return all(path.is_file() and path.stat().st_size >= HEADER_BYTES + size for path, size in lengths.items())
 
     def append(self, tokens: np.ndarray, starts: np.ndarray, begins: np.ndarray, text_bytes: np.ndarray) -> None:

@@ -22,7 +22,7 @@ class TokenShards:
         counts = manifest.splits[split]
         self.folder, self.split, self.manifest = folder, split, manifest
         self.tokens, self.documents, self.bytes = counts.tokens, counts.documents, counts.bytes
-        self.dtype = np.dtype(manifest.recipe.dtype)
+        self.dtype = manifest.recipe.item_dtype
         self._tokens_per_shard = manifest.recipe.tokens_per_shard
         self._shard = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)  # each open one takes a file descriptor
         self.starts = _map(documents_path(folder, split), np.dtype(np.int64), self.documents + 1)

@@ -2,30 +2,34 @@
 
 import os
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.documents import PIECE_CHARS, BadRecords, Document, RecordText
+from stellarbyte_jax.data.manifest import SampleCounts
 from stellarbyte_jax.data.record_files import read_documents
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
 # A batch is text enough for every core, and small: encoding takes some 50 bytes of memory a character.
-_BATCH_CHARS = 1 << 20
+BATCH_CHARS = 1 << 20
 _ENCODERS = 2  # while one takes the ids over from Rust, the other keeps the cores busy
 _BATCHES_AHEAD = 4
 
 
 @dataclass(frozen=True)
 class Position:
-    """How far the sources are read: files done, pieces of documents and bytes read of the next one.
+    """How far the sources are read: files done, then pieces of documents (chat: records) and bytes of the next one.
 
-    It also carries what reading on needs: the split of the document that may be open, and the bad records so far.
+    It also carries what reading on needs: the split of the document that may be open, and the bad records and the
+    samples so far.
     """
 
     file: int = 0
@@ -34,6 +38,7 @@ class Position:
     in_validation: bool = False
     bad_record_count: int = 0
     first_bad_records: tuple[str, ...] = ()
+    samples: SampleCounts = field(default_factory=SampleCounts)
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,25 @@ def tokenized(
 
     `files` names each file with the index of its source. Memory is a few batches, whatever the sources' size.
     """
-    batches = _text_batches(data, files, position)
+    return encoded_ahead(_text_batches(data, files, position), partial(_encode, tokenizer))
+
+
+_Batch = TypeVar("_Batch")
+_Item = TypeVar("_Item")
+
+
+def encoded_ahead(
+    batches: Iterator[_Batch], encode: Callable[[_Batch], TokenBatch]
+) -> Generator[TokenBatch, None, None]:
+    """The batches, encoded in order, while one thread reads the next ones and others encode them."""
     with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(_ENCODERS, "encode") as encoders:
 
+        def encode_read(read: Future[_Batch | None]) -> TokenBatch | None:
+            batch = read.result()
+            return None if batch is None else encode(batch)
+
         def submit() -> Future[TokenBatch | None]:
-            return encoders.submit(_encode, tokenizer, reader.submit(next, batches, None))
+            return encoders.submit(encode_read, reader.submit(next, batches, None))
 
         pending = deque(submit() for _ in range(_BATCHES_AHEAD))
         try:
@@ -93,44 +112,55 @@ def tokenized(
                 future.cancel()
 
 
+def unread(
+    files: Sequence[tuple[int, Path]],
+    position: Position,
+    bad_records: BadRecords,
+    read: Callable[[int, Path], Iterator[_Item]],
+) -> Iterator[tuple[int, int, _Item]]:
+    """What `read(source, path)` gives of all files behind `position`: (file, items of it read by now, item)."""
+    for file_index in range(position.file, len(files)):
+        done = position.pieces if file_index == position.file else 0
+        for count, item in enumerate(read(*files[file_index]), 1):
+            if count > done:
+                yield file_index, count, item
+            elif count == done:  # the bad records met on the way here are in the position already
+                bad_records.count, bad_records.first = position.bad_record_count, position.first_bad_records
+
+
 def _text_batches(
     data: DataConfig, files: Sequence[tuple[int, Path]], position: Position
 ) -> Generator[_TextBatch, None, None]:
     record_texts = [RecordText(source) for source in data.sources]
     bad_records = BadRecords(data.on_bad_record, position.bad_record_count, position.first_bad_records)
-    batch_chars = max(_BATCH_CHARS, PIECE_CHARS * (os.cpu_count() or 1))
+    batch_chars = max(BATCH_CHARS, PIECE_CHARS * (os.cpu_count() or 1))
     in_validation = position.in_validation
     batch = _TextBatch(position)
-    for file_index in range(position.file, len(files)):
-        source_index, path = files[file_index]
-        done = position.pieces if file_index == position.file else 0
-        for count, document in enumerate(read_documents(path, record_texts[source_index], bad_records), 1):
-            if count <= done:
-                if count == done:  # the bad records met on the way here are in the position already
-                    bad_records.count, bad_records.first = position.bad_record_count, position.first_bad_records
-                continue
-            utf8 = document.text.encode()
-            if document.begins:
-                in_validation = _is_validation(utf8, data.validation_fraction)
-            batch.add(document, in_validation, len(utf8))
-            if batch.chars >= batch_chars:
-                batch.position = Position(
-                    file_index, count, document.bytes_read, in_validation, bad_records.count, bad_records.first
-                )
-                yield batch
-                batch = _TextBatch(batch.position)
+
+    def read(source_index: int, path: Path) -> Iterator[Document]:
+        return read_documents(path, record_texts[source_index], bad_records)
+
+    for file_index, count, document in unread(files, position, bad_records, read):
+        utf8 = document.text.encode()
+        if document.begins:
+            in_validation = is_validation(utf8, data.validation_fraction)
+        batch.add(document, in_validation, len(utf8))
+        if batch.chars >= batch_chars:
+            batch.position = Position(
+                file_index, count, document.bytes_read, in_validation, bad_records.count, bad_records.first
+            )
+            yield batch
+            batch = _TextBatch(batch.position)
     batch.position = Position(len(files), 0, 0, in_validation, bad_records.count, bad_records.first)
     yield batch
 
 
-def _is_validation(text: bytes, fraction: float) -> bool:
+def is_validation(text: bytes, fraction: float) -> bool:
+    """Whether a text goes to the validation split, which depends on the text alone."""
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") < fraction * 2**64
 
 
-def _encode(tokenizer: Tokenizer, read: Future[_TextBatch | None]) -> TokenBatch | None:
-    batch = read.result()
-    if batch is None:
-        return None
+def _encode(tokenizer: Tokenizer, batch: _TextBatch) -> TokenBatch:
     ids, lengths = tokenizer.encode_joined(batch.texts)
     begins, ends = np.array(batch.begins, bool), np.array(batch.ends, bool)
     whole_lengths = lengths + begins + ends

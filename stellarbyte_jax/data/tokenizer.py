@@ -28,7 +28,7 @@ class Tokenizer:
     def __init__(self, files: Mapping[str, str], name: str) -> None:
         self.files = dict(files)
         """The folder's content, file name to text: enough to write the tokenizer again."""
-        self._name = name
+        self.name = name
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(self.files["tokenizer.json"])
         except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception for whatever it cannot parse
@@ -142,14 +142,14 @@ class Tokenizer:
         if self.vocab_size > vocab_size:
             raise UserError(
                 f"model.vocab_size {vocab_size} is smaller than the {self.vocab_size} tokens of the tokenizer "
-                f"{self._name}: raise model.vocab_size to at least {self.vocab_size}, or train a smaller tokenizer"
+                f"{self.name}: raise model.vocab_size to at least {self.vocab_size}, or train a smaller tokenizer"
             )
 
     def _special_id(self, token: str) -> int:
         token_id = self._tokenizer.token_to_id(token)
         if token_id is None:
             raise UserError(
-                f"the tokenizer {self._name} lacks the special token {token}: "
+                f"the tokenizer {self.name} lacks the special token {token}: "
                 "use one made by `stellarbyte tokenizer train`"
             )
         return int(token_id)
@@ -158,7 +158,7 @@ class Tokenizer:
         token_id = self._tokenizer.token_to_id(char)
         if token_id is None:
             raise UserError(
-                f"the tokenizer {self._name} lacks some of the 256 bytes: use one made by `stellarbyte tokenizer train`"
+                f"the tokenizer {self.name} lacks some of the 256 bytes: use one made by `stellarbyte tokenizer train`"
             )
         return int(token_id)
 

@@ -49,7 +49,7 @@ def data(tmp_path: Path, tokenizer_folder: Path) -> DataConfig:
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenized, "_BATCH_CHARS", 200)
+    monkeypatch.setattr(tokenized, "BATCH_CHARS", 200)
     monkeypatch.setattr(tokenized, "PIECE_CHARS", 0)
     monkeypatch.setattr(documents, "PIECE_CHARS", 150)
     monkeypatch.setattr(prepare_module, "_TOKENS_PER_CHECKPOINT", 100)
@@ -166,7 +166,7 @@ def test_killed_and_resumed_is_the_same_to_the_byte(data: DataConfig, tmp_path: 
 import os, signal
 from stellarbyte_jax.config import DataConfig, SourceConfig
 from stellarbyte_jax.data import documents, prepare, tokenized
-tokenized._BATCH_CHARS, tokenized.PIECE_CHARS, documents.PIECE_CHARS, prepare._TOKENS_PER_CHECKPOINT = 200, 0, 150, 100
+tokenized.BATCH_CHARS, tokenized.PIECE_CHARS, documents.PIECE_CHARS, prepare._TOKENS_PER_CHECKPOINT = 200, 0, 150, 100
 prepare.prepare({data!r}, lambda p: os.kill(os.getpid(), signal.SIGKILL) if p.documents > 15 else None)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL

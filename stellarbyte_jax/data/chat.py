@@ -1,0 +1,112 @@
+"""Streams the sources' conversations as samples: tokens, and for each whether it is trained on."""
+
+import os
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from stellarbyte_jax.config import DataConfig
+from stellarbyte_jax.data.chat_encoding import SAMPLE_DTYPE, ChatEncoder, RenderedChat
+from stellarbyte_jax.data.chat_template import chat_template
+from stellarbyte_jax.data.conversations import parse_record
+from stellarbyte_jax.data.documents import PIECE_CHARS, BadRecords, RecordError
+from stellarbyte_jax.data.manifest import SampleCounts
+from stellarbyte_jax.data.record_files import Record, read_records
+from stellarbyte_jax.data.tokenized import BATCH_CHARS, Position, TokenBatch, encoded_ahead, is_validation, unread
+from stellarbyte_jax.data.tokenizer import Tokenizer
+
+
+@dataclass
+class _ChatBatch:
+    position: Position
+    chats: list[RenderedChat] = field(default_factory=list)
+    chars: int = 0
+
+
+def tokenized_chat(
+    data: DataConfig, tokenizer: Tokenizer, files: Sequence[tuple[int, Path]], position: Position
+) -> Generator[TokenBatch, None, None]:
+    """Like `tokenized`, of conversations: each sample is a document, its tokens are chat_encoding.SAMPLE_DTYPE.
+
+    Raises:
+        UserError: a template is missing or no Jinja, or a record is bad and data.on_bad_record is fail.
+    """
+    encoder = ChatEncoder(tokenizer, chat_template(data, tokenizer))
+    rendered = _rendered(data, encoder, files, position)
+    samples = position.samples
+    with closing(encoded_ahead(rendered, partial(_encode, data, encoder, tokenizer.byte_lengths))) as batches:
+        for batch in batches:
+            samples += batch.position.samples
+            yield replace(batch, position=replace(batch.position, samples=samples))
+
+
+def _rendered(
+    data: DataConfig, encoder: ChatEncoder, files: Sequence[tuple[int, Path]], position: Position
+) -> Iterator[_ChatBatch]:
+    bad_records = BadRecords(data.on_bad_record, position.bad_record_count, position.first_bad_records)
+    batch_chars = max(BATCH_CHARS, PIECE_CHARS * (os.cpu_count() or 1))
+
+    def read(_: int, path: Path) -> Iterator[Record]:
+        return read_records(path, bad_records)
+
+    batch = _ChatBatch(Position())
+    for file_index, count, (record, where, bytes_read) in unread(files, position, bad_records, read):
+        try:
+            chat = encoder.render(parse_record(record, where), data.loss_on)
+        except RecordError as error:
+            bad_records.add(str(error))
+            continue
+        batch.chats.append(chat)
+        batch.chars += len(chat.text)
+        if batch.chars >= batch_chars:
+            batch.position = Position(file_index, count, bytes_read, False, bad_records.count, bad_records.first)
+            yield batch
+            batch = _ChatBatch(Position())
+    batch.position = Position(len(files), 0, 0, False, bad_records.count, bad_records.first)
+    yield batch
+
+
+def _encode(data: DataConfig, encoder: ChatEncoder, byte_lengths: np.ndarray, batch: _ChatBatch) -> TokenBatch:
+    """The batch's samples; the counts in its position are of this batch alone."""
+    samples: list[np.ndarray] = []
+    in_validation: list[bool] = []
+    too_long = cut_tokens = untrained = 0
+    for chat, sample in zip(batch.chats, encoder.encode(batch.chats), strict=True):
+        pieces = _fitting(sample, data)
+        too_long += len(sample) > data.sequence_length
+        cut_tokens += len(sample) - sum(map(len, pieces))
+        trained = [piece for piece in pieces if piece["trained"].any()]
+        untrained += len(pieces) - len(trained)
+        samples += trained
+        # By the conversation, so that what it was split into stays together.
+        in_validation += [is_validation(chat.text.encode(), data.validation_fraction)] * len(trained)
+
+    tokens = np.concatenate(samples) if samples else np.empty(0, SAMPLE_DTYPE)
+    ends = np.cumsum([len(sample) for sample in samples], dtype=np.int64)
+    counts = SampleCounts(int(tokens["trained"].sum()), too_long, cut_tokens, untrained)
+    return TokenBatch(
+        tokens=tokens,
+        starts=np.append(np.int64(0), ends)[:-1],
+        begins=np.ones(len(samples), bool),
+        in_validation=np.array(in_validation, bool),
+        text_bytes=np.array([byte_lengths[sample["token"]].sum() for sample in samples], np.int64),
+        position=replace(batch.position, samples=counts),
+    )
+
+
+def _fitting(sample: np.ndarray, data: DataConfig) -> list[np.ndarray]:
+    """The sample in pieces of at most sequence_length tokens: one, some or none, as on_too_long says."""
+    length = data.sequence_length
+    if len(sample) <= length:
+        return [sample]
+    if data.on_too_long == "drop":
+        return []
+    starts = [0] if data.on_too_long == "truncate" else range(0, len(sample), length)
+    pieces = [sample[start : start + length] for start in starts]
+    for piece in pieces:
+        piece["trained"][0] = False  # what predicts it is in the piece before
+    return pieces
