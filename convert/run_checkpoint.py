@@ -6,7 +6,7 @@ from pathlib import Path
 
 from convert.weights import Params
 from stellarbyte_jax.config import ByteConfig
-from stellarbyte_jax.config_file import model_config_from_dict, to_dict
+from stellarbyte_jax.config_file import model_config_from_dict, save_config, to_dict
 from stellarbyte_jax.errors import UserError
 
 
@@ -42,5 +42,6 @@ def save(run_dir: Path, checkpoint: RunCheckpoint) -> None:
     """Writes a model that was trained elsewhere as the first checkpoint of a new run."""
     from stellarbyte_jax.training.checkpoint import RunMetadata, save_imported
 
+    save_config(checkpoint.config, run_dir / "model.yaml")  # for `init_from`
     metadata = RunMetadata({"model": to_dict(checkpoint.config)}, dict(checkpoint.tokenizer_files))
     save_imported(run_dir, checkpoint.params, metadata)

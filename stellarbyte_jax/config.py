@@ -1,5 +1,6 @@
 """Every setting of a run, as frozen dataclasses that refuse contradictions when they are built."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -169,7 +170,10 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole pretraining run: enough, with the sources' text, to do it again."""
+    """A whole pretraining run: enough, with the sources' text, to do it again.
+
+    init_from: the folder of a run whose newest weights this one starts from; its model is this one's.
+    """
 
     output_dir: str
     model: ByteConfig
@@ -179,8 +183,15 @@ class RunConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     seed: int = 0
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
+        _require(
+            self.init_from is None or os.path.normpath(self.init_from) != os.path.normpath(self.output_dir),
+            "init_from",
+            self.init_from,
+            "is output_dir as well: a run that is there goes on by itself, and a new one needs a folder of its own",
+        )
         _require(
             self.data.sequence_length <= self.model.max_position_embeddings,
             "data.sequence_length",

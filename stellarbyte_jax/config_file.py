@@ -27,7 +27,7 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
 
     `overrides` are words as on a command line: `--seed 3`, `--training.max_steps=10`, `--data.sources.0.path X`. Values
     are YAML. `model` is a mapping, or the path of a model's YAML file: relative to the run's file where that names it,
-    to the current directory where an override does.
+    to the current directory where an override does. It may be left out where `init_from` names a run that has one.
 
     Raises:
         UserError: naming file:line or override, field, value and what was expected.

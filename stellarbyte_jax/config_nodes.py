@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.run_folder import check_is_run, model_files
 
 
 @dataclass
@@ -124,10 +125,30 @@ def apply_override(root: Node, keys: list[str], override: Node, folder: Path) ->
 
 
 def expand_model(root: Node, folder: Path) -> None:
-    """Replaces a `model` that is a path by the nodes of that file."""
-    model = root.value.get("model") if isinstance(root.value, dict) else None
+    """Replaces a `model` that is a path by the nodes of that file, and one left out by those of the run `init_from`."""
+    if not isinstance(root.value, dict):
+        return
+    model, init_from = (root.value.get(name) for name in ("model", "init_from"))
     if model is not None and isinstance(model.value, str):
         path = (Path() if model.word is not None else folder) / model.value
         if not path.is_file():
             raise UserError(f"{model.where}: model is {model.value!r}, but there is no file {path}")
         root.value["model"] = read_yaml(path)
+    elif model is None and init_from is not None and isinstance(init_from.value, str):
+        root.value["model"] = _model_of_run(init_from)
+
+
+def _model_of_run(init_from: Node) -> Node:
+    folder = Path(init_from.value)
+    try:
+        check_is_run(folder)
+    except UserError as error:
+        raise UserError(f"{init_from.where}: {error}") from error
+    whole, model = model_files(folder)
+    if whole.is_file():
+        config = read_yaml(whole)
+        if isinstance(config.value, dict) and "model" in config.value:
+            return config.value["model"]
+    if model.is_file():
+        return read_yaml(model)
+    raise UserError(f"{init_from.where}: {folder} has neither config.yaml nor model.yaml: name its model in `model`")

@@ -179,6 +179,15 @@ def restore(
     return params, opt_state, metadata, step
 
 
+def restore_params(run_dir: str | Path, abstract_params: Tree, step: int | None = None) -> tuple[Tree, int]:
+    """(parameters, step) of another run to start from, as `restore` gives them; nothing in its folder changes."""
+
+    def read(folder: Path) -> Tree:
+        return read_arrays(folder / "params", abstract_params, _read_metadata(folder)[1]["params"])
+
+    return _read_newest(run_dir, step, read)
+
+
 def _checkpoints(run_dir: str | Path) -> Path:
     return Path(run_dir) / "checkpoints"
 

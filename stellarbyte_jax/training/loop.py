@@ -1,6 +1,5 @@
 """The pretraining loop: read it top to bottom."""
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -8,53 +7,44 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from stellarbyte_jax.config import RunConfig
-from stellarbyte_jax.config_file import (
-    differing_fields,
-    model_config_from_dict,
-    run_config_from_dict,
-    save_config,
-    to_dict,
-)
+from stellarbyte_jax.config_file import save_config, to_dict
 from stellarbyte_jax.data.loader import TrainLoader, validation_batches
 from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.errors import UserError
-from stellarbyte_jax.sharding import batch_sharding, make_mesh, param_shardings, replicated
-from stellarbyte_jax.training.checkpoint import Checkpointer, RunMetadata, latest_step, load_metadata, restore
+from stellarbyte_jax.sharding import batch_sharding, make_mesh, replicated
+from stellarbyte_jax.training.checkpoint import Checkpointer, RunMetadata, latest_step
 from stellarbyte_jax.training.evaluation import byte_lengths, evaluate
 from stellarbyte_jax.training.interrupt import Interrupt
 from stellarbyte_jax.training.metrics import MetricsLog
 from stellarbyte_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from stellarbyte_jax.training.state import TrainState, abstract_model, init_state
+from stellarbyte_jax.training.start import check_start, start, state_shardings
+from stellarbyte_jax.training.state import abstract_model
 from stellarbyte_jax.training.step import make_eval_step, make_train_step
-
-# What may change when a run goes on: none of it changes the losses.
-_FREE_FIELDS = ("checkpoint.", "mesh.", "output_dir", "training.eval_steps", "training.eval_batches")
 
 
 def pretrain(config: RunConfig) -> bool:
-    """Train until max_steps, from the newest checkpoint in `output_dir` if there is one.
+    """Train until max_steps, from the newest checkpoint in `output_dir` if there is one: see start.py.
 
     Returns:
         True when max_steps are done, False when a signal ended the run early (it is saved, and can go on).
 
     Raises:
-        UserError: the data, tokenizer, mesh or an earlier run in `output_dir` do not fit the config, or the loss is
-            no longer finite.
+        UserError: the data, tokenizer, mesh, the run in `init_from` or an earlier one in `output_dir` do not fit the
+            config, or the loss is no longer finite.
     """
     run_dir = Path(config.output_dir)
     tokenizer = _load_tokenizer(config)
-    _check_same_run(config, tokenizer, run_dir)
+    check_start(config, tokenizer)
     loader = TrainLoader(config.data, config.training.batch_size, config.seed, jax.process_index(), jax.process_count())
     mesh = make_mesh(config.mesh)
 
     graphdef, abstract_params = abstract_model(config.model, config.training.dtype, config.training.attention_kernel)
     optimizer = make_optimizer(config.optimizer, config.training.max_steps)
-    shardings = _state_shardings(config, abstract_params, optimizer, mesh)
+    shardings = state_shardings(config, abstract_params, optimizer, mesh)
     rows = batch_sharding(mesh)
     train_step = jax.jit(
         make_train_step(graphdef, optimizer, config.training.gradient_accumulation_steps, config.seed),
@@ -66,7 +56,7 @@ def pretrain(config: RunConfig) -> bool:
     learning_rate = jax.jit(learning_rate_schedule(config.optimizer, config.training.max_steps))
     bytes_a_token_V = byte_lengths(tokenizer, config.model.vocab_size)
 
-    state, step = _restore_or_init(config, optimizer, shardings, run_dir)
+    state, step = start(config, optimizer, shardings)
     if jax.process_index() == 0:
         save_config(config, run_dir / "config.yaml")
 
@@ -125,63 +115,6 @@ def _load_tokenizer(config: RunConfig) -> Tokenizer:
     return tokenizer
 
 
-def _check_same_run(config: RunConfig, tokenizer: Tokenizer, run_dir: Path) -> None:
-    if latest_step(run_dir) is None:
-        return
-    metadata, _ = load_metadata(run_dir)
-    if "training" in metadata.config:
-        before = run_config_from_dict(metadata.config, f"{run_dir}/checkpoints")
-        differing = differing_fields(before, config)
-    else:  # an imported model
-        before_model = model_config_from_dict(metadata.config["model"], f"{run_dir}/checkpoints")
-        differing = [(f"model.{name}", a, b) for name, a, b in differing_fields(before_model, config.model)]
-    differing = [difference for difference in differing if not difference[0].startswith(_FREE_FIELDS)]
-    if differing:
-        shown = ", ".join(f"{name} (was {a}, now {b})" for name, a, b in differing)
-        raise UserError(f"{run_dir} holds a run with another config: {shown}; choose another output_dir")
-    if metadata.tokenizer_files != tokenizer.files:
-        raise UserError(
-            f"{run_dir} holds a run with another tokenizer than {config.data.tokenizer}: choose another output_dir"
-        )
-
-
-def _state_shardings(
-    config: RunConfig, abstract_params: Any, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> Any:
-    """A TrainState of shardings: where each array lies. The optimizer's moments lie like their parameters."""
-    params = param_shardings(abstract_params, mesh)
-    abstract = jax.eval_shape(lambda: init_state(config.model, optimizer, config.seed))
-    opt_state = optax.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        abstract.opt_state,
-        params,
-        transform_non_params=lambda _: replicated(mesh),
-    )
-    return dataclasses.replace(abstract, step=replicated(mesh), params=params, opt_state=opt_state)
-
-
-def _restore_or_init(
-    config: RunConfig, optimizer: optax.GradientTransformation, shardings: Any, run_dir: Path
-) -> tuple[TrainState, int]:
-    def create() -> TrainState:
-        return init_state(config.model, optimizer, config.seed)
-
-    if latest_step(run_dir) is None:
-        # Under jit, so that each device makes its own part: no host ever holds the whole model.
-        return jax.jit(create, out_shardings=shardings)(), 0
-
-    abstract = jax.tree.map(
-        lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
-        jax.eval_shape(create),
-        shardings,
-    )
-    params, opt_state, _, step = restore(run_dir, abstract.params, abstract.opt_state)
-    if opt_state is None:  # an imported model
-        opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
-    return TrainState(jax.device_put(jnp.asarray(step, jnp.int32), shardings.step), params, opt_state), step
-
-
 def _to_devices(batch: dict[str, Any], sharding: jax.sharding.NamedSharding) -> dict[str, jax.Array]:
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
@@ -209,8 +142,10 @@ def _opening(config: RunConfig, abstract_params: Any, rows: int, mesh: Mesh, ste
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_params))
     devices = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     tokens_a_step = config.training.batch_size * config.data.sequence_length
-    start = f"going on after step {step}" if step else "from scratch"
+    origin = "from scratch" if config.init_from is None else f"from the weights of {config.init_from}"
+    if step:
+        origin = f"going on after step {step}"
     return (
         f"{parameters / 1e6:.1f} M parameters, {rows} rows of {config.data.sequence_length} tokens, {tokens_a_step} "
-        f"tokens a step, {mesh.size} {jax.default_backend()} device(s) ({devices}), {config.training.dtype}, {start}"
+        f"tokens a step, {mesh.size} {jax.default_backend()} device(s) ({devices}), {config.training.dtype}, {origin}"
     )

@@ -2,13 +2,11 @@
 
 import dataclasses
 import functools
-import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,53 +22,13 @@ from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training import loop
 from stellarbyte_jax.training.checkpoint import RunMetadata, latest_step, load_metadata, load_params, save_imported
 from stellarbyte_jax.training.loop import pretrain
-from stellarbyte_jax.training.metrics import MetricsLog
+from test_jax.runs import Crash, bits, crash, losses, records
 
 MakeConfig = Callable[..., RunConfig]
 
 
-def records(run_dir: str | Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the one figure that the clock makes."""
-    lines = (Path(run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
-
-
-def losses(run_dir: str | Path) -> list[float]:
-    return [record["loss"] for record in records(run_dir) if "loss" in record]
-
-
-def bits(run_dir: str | Path) -> dict[str, bytes]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(load_params(run_dir)[0])
-    return {jax.tree_util.keystr(path): leaf.tobytes() for path, leaf in leaves}
-
-
 def config_of(run_dir: Path) -> RunConfig:
     return load_run_config(run_dir / "config.yaml")
-
-
-@pytest.fixture
-def disturb(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
-    """Has something happen as soon as step n is computed, before it can be saved."""
-    train = MetricsLog.train
-
-    def plan(at: int, event: Callable[[], None]) -> None:
-        def train_then(self: MetricsLog, step: int, values: Mapping[str, Any]) -> None:
-            train(self, step, values)
-            if step == at:
-                monkeypatch.setattr(MetricsLog, "train", train)
-                event()
-
-        monkeypatch.setattr(MetricsLog, "train", train_then)
-
-    return plan
-
-
-class Crash(Exception):
-    pass
-
-
-def crash() -> None:
-    raise Crash
 
 
 def test_a_run_learns_and_leaves_its_papers(finished_run: Path) -> None:

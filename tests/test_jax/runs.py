@@ -1,0 +1,32 @@
+"""What tests of whole runs look at, and how they crash them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from stellarbyte_jax.training.checkpoint import load_params
+
+
+def records(run_dir: str | Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without the one figure that the clock makes."""
+    lines = (Path(run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+
+
+def losses(run_dir: str | Path) -> list[float]:
+    return [record["loss"] for record in records(run_dir) if "loss" in record]
+
+
+def bits(run_dir: str | Path) -> dict[str, bytes]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(load_params(run_dir)[0])
+    return {jax.tree_util.keystr(path): leaf.tobytes() for path, leaf in leaves}
+
+
+class Crash(Exception):
+    pass
+
+
+def crash() -> None:
+    raise Crash
