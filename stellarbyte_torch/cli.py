@@ -1,35 +1,33 @@
 """The command line `stellarbyte-torch`."""
 
 import argparse
-import io
-import json
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
+from stellarbyte_torch import commands
+from stellarbyte_torch.commands import INTERRUPTED
 from stellarbyte_torch.errors import UserError
-
-if TYPE_CHECKING:
-    from stellarbyte_torch.generate import Sampling
 
 PROGRAM = "stellarbyte-torch"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 after a mistake that the user can mend, 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, overrides = parser.parse_known_args(arguments)
+    if overrides and not hasattr(options, "overrides"):
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    options.overrides = overrides
     try:
-        options.run(options)
+        return options.run(options) or 0
     except UserError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 130
-    return 0
+        return INTERRUPTED
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,9 +39,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=PROGRAM, description="Use StellarByte models in PyTorch.")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    groups = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    generate = commands.add_parser(
+    generate = groups.add_parser(
         "generate",
         help="continue a prompt with an exported model",
         description="Continue a prompt with an exported model.",
@@ -52,9 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
     _add_generation_options(generate, max_new_tokens=128)
     generate.add_argument("--json", action="store_true", help="print one JSON object instead of streaming the text")
-    generate.set_defaults(run=_generate)
+    generate.set_defaults(run=commands.generate)
 
-    chat = commands.add_parser(
+    chat = groups.add_parser(
         "chat",
         help="talk with a model, and swap its adapters meanwhile",
         description="Talk with a chat model and swap its adapters meanwhile: /help there lists the commands. "
@@ -74,9 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_generation_options(chat, max_new_tokens=512)
     chat.add_argument("--json", action="store_true", help="print one JSON object an answer, or a command's reply")
-    chat.set_defaults(run=_chat)
+    chat.set_defaults(run=commands.chat)
 
-    data = commands.add_parser(
+    data = groups.add_parser(
         "data", help="look at fine-tuning data", description="Look at fine-tuning data."
     ).add_subparsers(title="commands", metavar="COMMAND", required=True)
     preview = data.add_parser(
@@ -86,7 +84,35 @@ def _parser() -> argparse.ArgumentParser:
     )
     preview.add_argument("config", metavar="CONFIG.yaml", type=Path, help="a fine-tuning config: its data and model")
     preview.add_argument("--samples", type=_count, default=3, metavar="N", help="how many samples (default 3)")
-    preview.set_defaults(run=_preview)
+    preview.set_defaults(run=commands.preview)
+
+    finetune = groups.add_parser(
+        "finetune",
+        help="train a model on chat data: LoRA, some layers, or all of it",
+        description="Train a model on chat data: LoRA, some layers, or all of it. The same command goes on with a run.",
+        allow_abbrev=False,
+    )
+    finetune.add_argument(
+        "config", metavar="CONFIG.yaml", type=Path, help="[--section.field value …] override fields of the config"
+    )
+    finetune.add_argument("--json", action="store_true", help="print the closing figures as one JSON object")
+    finetune.set_defaults(run=commands.finetune, overrides=[])
+
+    merge = groups.add_parser(
+        "merge",
+        help="merge an adapter into its base",
+        description="Merge an adapter into its base, in float32, and tell what rounding the result costs.",
+    )
+    merge.add_argument("folder", metavar="HF_DIR", type=Path, help="the base's Hugging Face folder")
+    merge.add_argument("adapter", metavar="ADAPTER", type=Path, help="a folder in PEFT's format")
+    merge.add_argument("output", metavar="OUT", type=Path, help="where the merged model goes, a Hugging Face folder")
+    merge.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the merged weights (default auto: the base's)",
+    )
+    merge.set_defaults(run=commands.merge)
     return parser
 
 
@@ -120,88 +146,6 @@ def _count(word: str) -> int:
     if not word.isdecimal():
         raise argparse.ArgumentTypeError(f"{word!r} is no number of samples")
     return int(word)
-
-
-def _generate(options: argparse.Namespace) -> None:
-    # A local folder needs no network, and its loading no progress bar between prompt and answer. Imports come this late
-    # because they take seconds, which --help and a misspelt option should not.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from transformers.utils import logging
-
-    from stellarbyte_torch import generate as generation
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    sampling = _sampling(options)
-    model, tokenizer = generation.load(options.folder, options.device, options.dtype)
-    if options.json:
-        print(json.dumps(asdict(generation.generate(model, tokenizer, options.prompt, sampling)), ensure_ascii=False))
-        return
-
-    started = False
-
-    def write(text: str) -> None:
-        nonlocal started
-        # The prompt waits for the first new token, so that an error never follows half an answer.
-        sys.stdout.write(text if started else options.prompt + text)
-        sys.stdout.flush()
-        started = True
-
-    generation.generate(model, tokenizer, options.prompt, sampling, on_text=write)
-    write("\n")
-
-
-def _chat(options: argparse.Namespace) -> None:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from transformers.utils import logging
-
-    from stellarbyte_torch import chat
-    from stellarbyte_torch.chat_session import open_session
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # What is no UTF-8 gets its sentence where it is used; a terminal of few characters must not end the talk.
-            stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "backslashreplace")
-    session = open_session(options.folder, _sampling(options), options.chat_template, options.device, options.dtype)
-    session.system = options.system
-    chat.add_adapters(session, options.adapter)
-    try:
-        if sys.stdin.isatty() and sys.stdout.isatty() and not options.json:
-            chat.talk(session, colour=not os.environ.get("NO_COLOR"))
-        else:
-            chat.answer_lines(session, sys.stdin, as_json=options.json)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _sampling(options: argparse.Namespace) -> "Sampling":
-    from stellarbyte_torch.generate import Sampling
-
-    return Sampling(
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        max_new_tokens=options.max_new_tokens,
-        seed=options.seed,
-    )
-
-
-def _preview(options: argparse.Namespace) -> None:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from stellarbyte_torch.data_preview import preview
-
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of few characters must not end the preview
-    try:
-        for text in preview(options.config, options.samples, colour=colour):
-            sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has gone (| head); Python must not complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

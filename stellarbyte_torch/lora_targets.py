@@ -22,7 +22,7 @@ def resolve(config: LoRAConfig, model: nn.Module) -> LoRAConfig:
     Raises UserError: a target, a parameter or a layer that is not there.
     """
     config = copy.deepcopy(config)
-    whole = _trained_whole(config, model)
+    whole = trained_whole(config, model)
     for field in FREEZING:
         setattr(config, field, None if field == "train_layers" else False)
     if whole:
@@ -79,8 +79,11 @@ def _layer_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _trained_whole(config: LoRAConfig, model: nn.Module) -> set[str]:
-    """Names of the modules that the freezing fields train, each of which holds parameters of its own."""
+def trained_whole(config: LoRAConfig, model: nn.Module) -> set[str]:
+    """Names of the modules that the freezing fields train, each of which holds parameters of its own.
+
+    Raises UserError: a layer or a kind of module that is not there.
+    """
     modules = {n: m for n, m in _base_modules(model).items() if any(True for _ in m.parameters(recurse=False))}
     whole: set[str] = set()
     for field, module in (("train_embeddings", _embeddings(model)), ("train_head", _head(model))):

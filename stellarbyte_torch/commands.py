@@ -1,0 +1,146 @@
+"""What each command of `stellarbyte-torch` does with its options; heavy libraries are imported once they are needed."""
+
+import argparse
+import io
+import json
+import os
+import sys
+import warnings
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from stellarbyte_torch.errors import UserError
+
+if TYPE_CHECKING:
+    from stellarbyte_torch.generate import Sampling
+
+# The shell's exit code for Ctrl-C.
+INTERRUPTED = 130
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Continue a prompt, streaming or as JSON."""
+    # A local folder needs no network, and its loading no progress bar between prompt and answer. Imports come this late
+    # because they take seconds, which --help and a misspelt option should not.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from stellarbyte_torch import generate as generation
+
+    _quieten()
+    sampling = _sampling(options)
+    model, tokenizer = generation.load(options.folder, options.device, options.dtype)
+    if options.json:
+        print(json.dumps(asdict(generation.generate(model, tokenizer, options.prompt, sampling)), ensure_ascii=False))
+        return
+
+    started = False
+
+    def write(text: str) -> None:
+        nonlocal started
+        # The prompt waits for the first new token, so that an error never follows half an answer.
+        sys.stdout.write(text if started else options.prompt + text)
+        sys.stdout.flush()
+        started = True
+
+    generation.generate(model, tokenizer, options.prompt, sampling, on_text=write)
+    write("\n")
+
+
+def chat(options: argparse.Namespace) -> None:
+    """Talk with a model, in the terminal or by piped lines."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from stellarbyte_torch import chat as chatting
+    from stellarbyte_torch.chat_session import open_session
+
+    _quieten()
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What is no UTF-8 gets its sentence where it is used; a terminal of few characters must not end the talk.
+            stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "backslashreplace")
+    session = open_session(options.folder, _sampling(options), options.chat_template, options.device, options.dtype)
+    session.system = options.system
+    chatting.add_adapters(session, options.adapter)
+    try:
+        if sys.stdin.isatty() and sys.stdout.isatty() and not options.json:
+            chatting.talk(session, colour=not os.environ.get("NO_COLOR"))
+        else:
+            chatting.answer_lines(session, sys.stdin, as_json=options.json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def preview(options: argparse.Namespace) -> None:
+    """Print samples as the model will see them."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from stellarbyte_torch.data_preview import preview as previewed
+
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of few characters must not end the preview
+    try:
+        for text in previewed(options.config, options.samples, colour=colour):
+            sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone (| head); Python must not complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def finetune(options: argparse.Namespace) -> int:
+    """Train a model on chat data; the exit code says whether it was interrupted."""
+    from rich.console import Console
+
+    from stellarbyte_torch.finetune import finetune
+    from stellarbyte_torch.finetune_config import load_finetune_config
+    from stellarbyte_torch.finetune_report import closing_table
+
+    _quieten()
+    console = Console(stderr=options.json, highlight=False, markup=False)
+    summary = finetune(load_finetune_config(options.config, options.overrides), console)
+    if int(os.environ.get("RANK", "0")) == 0:  # of the processes that `accelerate launch` starts, one speaks
+        if options.json:
+            print(json.dumps(summary))
+        elif summary["finished"]:
+            console.print(closing_table(summary), soft_wrap=True)
+    return 0 if summary["finished"] else INTERRUPTED
+
+
+def merge(options: argparse.Namespace) -> None:
+    """Merge an adapter into its base."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+
+    from stellarbyte_torch.lora import load_lora, merge_and_save
+    from stellarbyte_torch.model_folder import load_model, load_tokenizer
+
+    _quieten()
+    if not (options.adapter / "adapter_config.json").is_file():
+        raise UserError(f"{options.adapter} holds no adapter_config.json: give a folder in PEFT's format")
+    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
+        raise UserError(f"{options.output} is in use: name a folder that is new or empty")
+    own = (options.adapter / "tokenizer.json").is_file()  # with the chat template that the adapter was trained by
+    tokenizer = load_tokenizer(options.adapter if own else options.folder)
+    model = load_lora(load_model(options.folder, "cpu"), options.adapter)
+    dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+    print(merge_and_save(model, options.output, dtype, tokenizer))
+    print(f"the merged model is in {options.output}")
+
+
+def _quieten() -> None:
+    """What transformers has to say is for programmers; our own lines tell what a user needs."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _sampling(options: argparse.Namespace) -> "Sampling":
+    from stellarbyte_torch.generate import Sampling
+
+    return Sampling(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+    )

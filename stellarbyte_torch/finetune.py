@@ -1,0 +1,182 @@
+"""A fine-tuning run, from its config to what it leaves in its folder: read it top to bottom."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, set_seed
+
+from stellarbyte_torch.chat_template import read_template
+from stellarbyte_torch.data import PreparedData, prepare_data
+from stellarbyte_torch.errors import UserError
+from stellarbyte_torch.finetune_base import load_base, load_base_config, load_base_tokenizer
+from stellarbyte_torch.finetune_config import (
+    FinetuneConfig,
+    differing_fields,
+    load_finetune_config,
+    save_finetune_config,
+)
+from stellarbyte_torch.finetune_progress import FinetuneProgress
+from stellarbyte_torch.finetune_report import Summary, opening, summarise
+from stellarbyte_torch.finetune_setup import make_trainable, training_arguments, training_fields
+from stellarbyte_torch.finetune_trainer import EvaluateAtEnd, FinetuneTrainer
+from stellarbyte_torch.interrupt import Interrupt
+
+# What may change when a run goes on: none of it is part of what is computed in a step.
+_FREE_FIELDS = (
+    *("output_dir", "early_stopping_patience", "training.eval", "training.save_", "training.per_device_eval_"),
+    *("training.log", "training.report_to", "training.run_name", "training.project", "training.dataloader_"),
+    "training.load_best_model_at_end",
+)
+
+
+def finetune(config: FinetuneConfig, console: Console) -> Summary:
+    """Train until the end, from the newest checkpoint in `output_dir` if there is one.
+
+    Returns:
+        The figures of the run; "finished" is False when a signal ended it early (it is saved, and can go on).
+
+    Raises:
+        UserError: the model, the data, or an earlier run in `output_dir` do not fit the config, something that it asks
+            for is not here, or the loss is no longer finite.
+    """
+    run_dir = Path(config.output_dir)
+    # With the defaults filled in, so that what is compared and written is all that the run depends on.
+    config = replace(config, training=training_fields(config))
+    summary = _check_same_run(config, run_dir)
+    if summary is not None:
+        console.print(f"the run in {run_dir} has ended already")
+        return summary
+    checkpoint = newest_checkpoint(run_dir)
+
+    model_config = load_base_config(config.model)
+    tokenizer = _load_tokenizer(config)
+    _check_fits(config, model_config, tokenizer)
+    data = _prepare(config, tokenizer, console)
+    arguments = training_arguments(config, data.trainer_arguments, resumes=checkpoint is not None)
+    is_main = arguments.process_index == 0
+
+    base = load_base(config.model, config.dtype, config.quantization)
+    used_cache = base.config.use_cache
+    set_seed(arguments.seed)
+    model = make_trainable(base, config)
+    if is_main:
+        save_finetune_config(config, run_dir / "config.yaml")
+
+    with FinetuneProgress(run_dir / "metrics.jsonl", console, is_main=is_main) as progress, Interrupt() as interrupt:
+        trainer = FinetuneTrainer(
+            pad_token_id=data.collator.pad_token_id,
+            model=model,
+            args=arguments,
+            data_collator=data.collator,
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            callbacks=[EvaluateAtEnd(), progress, interrupt, *_early_stopping(config)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        progress.say(opening(config.model, model, data.samples.summary(), arguments, checkpoint))
+        with _memory_explained():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    base.config.use_cache = used_cache
+    folder = run_dir / ("adapter" if config.lora is not None else "model")
+    summary = summarise(trainer, progress, None if interrupt.stopped else folder)
+    if interrupt.stopped:
+        steps = f"stopped after step {trainer.state.global_step}"
+        progress.say(f"{steps}, saved in {run_dir}: the same command goes on from there")
+        return summary
+    trainer.save_model(str(folder))
+    if is_main:
+        tokenizer.save_pretrained(folder)
+        (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest checkpoint of a run that was written to its end."""
+    folders = sorted(
+        (run_dir / "checkpoints").glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2])
+    )
+    for folder in reversed(folders):
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+        except (OSError, ValueError):
+            continue
+        return folder
+    return None
+
+
+def _check_same_run(config: FinetuneConfig, run_dir: Path) -> Summary | None:
+    """The summary of the run in the folder if it has ended. Raises UserError: it is another run, or no run at all."""
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        taken = [name for name in ("checkpoints", "adapter", "model", "config.json") if (run_dir / name).exists()]
+        if taken:
+            raise UserError(f"output_dir {run_dir} holds {taken[0]}, but no run of this command: choose another one")
+        return None
+    before = load_finetune_config(path)
+    differing = [found for found in differing_fields(before, config) if not found[0].startswith(_FREE_FIELDS)]
+    if differing and (newest_checkpoint(run_dir) or (run_dir / "summary.json").exists()):
+        shown = ", ".join(f"{name} (was {a}, now {b})" for name, a, b in differing)
+        raise UserError(f"output_dir {run_dir} holds a run with another config: {shown}; choose another output_dir")
+    try:
+        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return summary if isinstance(summary, dict) else None
+
+
+def _load_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer, with the chat template that the run trains, so that what is saved speaks by it."""
+    tokenizer = load_base_tokenizer(config.data.tokenizer or config.model)
+    template = read_template(config.data.chat_template, "data.chat_template")
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def _check_fits(config: FinetuneConfig, model_config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    context = getattr(model_config, "max_position_embeddings", None)
+    if context is not None and config.data.max_length > context:
+        raise UserError(
+            f"data.max_length {config.data.max_length} is more than the {context} positions of model {config.model}: "
+            f"set it to {context} or less"
+        )
+    vocab_size = getattr(model_config, "vocab_size", None)
+    if vocab_size is not None and len(tokenizer) > vocab_size:
+        raise UserError(
+            f"the tokenizer of {len(tokenizer)} tokens has more than the vocab_size {vocab_size} of model "
+            f"{config.model}: set data.tokenizer to the one that it was trained with"
+        )
+
+
+def _prepare(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, console: Console) -> PreparedData:
+    with console.status("reading conversations") if console.is_terminal else nullcontext():
+        data = prepare_data(config.data, tokenizer)
+    if data.validation is None and config.data.validation_fraction > 0:
+        raise UserError(
+            f"data.validation_fraction {config.data.validation_fraction} sets nothing apart, as the samples are too "
+            "few or all equal: set it to 0, or give more data"
+        )
+    return data
+
+
+def _early_stopping(config: FinetuneConfig) -> list[EarlyStoppingCallback]:
+    patience = config.early_stopping_patience
+    return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
+
+
+@contextmanager
+def _memory_explained() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the GPU's memory is not enough: lower training.per_device_train_batch_size (and raise "
+            "training.gradient_accumulation_steps) or data.max_length, or set training.activation_checkpointing"
+        ) from error

@@ -1,0 +1,91 @@
+"""The model that fine-tuning starts from: of a folder or of the Hub, whole or quantised."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from stellarbyte_torch.errors import UserError
+from stellarbyte_torch.model_folder import first_line, load_model, load_tokenizer
+
+_MISTAKES = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError, HFValidationError)
+
+
+def load_base_config(name: str) -> Any:
+    """The config of a causal language model, by its folder or Hub id.
+
+    Raises:
+        UserError: there is no such folder or model, or Transformers cannot read it.
+    """
+    folder = _folder(name)
+    if folder is not None and not (folder / "config.json").is_file():
+        missing = "holds no config.json" if folder.is_dir() else f"is not a folder, relative to {Path.cwd()}"
+        raise UserError(f"model {name} {missing}: give a model's Hugging Face folder")
+    try:
+        return AutoConfig.from_pretrained(name if folder is None else folder)
+    except _MISTAKES as error:
+        where = "is neither a folder here nor a model that the Hub gives" if folder is None else "cannot be loaded"
+        raise UserError(f"model {name} {where}: {first_line(error)}") from error
+
+
+def load_base_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder or of a Hub id. Raises UserError: there is none, or it is damaged."""
+    folder = _folder(name)
+    if folder is not None:
+        return load_tokenizer(folder)
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # tokenizers raises the bare class for a damaged tokenizer.json
+        raise UserError(f"{name} has no tokenizer that can be loaded: {first_line(error)}") from error
+
+
+def load_base(name: str, dtype: str, quantization: str) -> PreTrainedModel:
+    """The model in a dtype ("auto": as saved), its linear layers quantised to "int8" or "nf4" if asked ("none": not).
+
+    Raises:
+        UserError: weights are missing, left over or damaged; or what quantises is not there.
+    """
+    folder = _folder(name)
+    if folder is not None and quantization == "none":
+        # An absolute path, so that an adapter, which remembers its base, may be loaded from anywhere.
+        return load_model(folder.resolve(), "cpu", dtype)
+    options = {} if quantization == "none" else {"quantization_config": _quantizer(quantization)}
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            name if folder is None else folder.resolve(), dtype=dtype, trust_remote_code=False, **options
+        )
+    except _MISTAKES as error:
+        raise UserError(f"model {name} cannot be loaded: {first_line(error)}") from error
+
+
+def _folder(name: str) -> Path | None:
+    """The folder that a name means, there or not; None for the id of a model on the Hub: owner/name, and no folder."""
+    folder = Path(name).expanduser()
+    is_path = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
+    return folder if is_path or folder.is_dir() else None
+
+
+def _quantizer(quantization: str) -> Any:
+    if quantization == "int8":
+        if find_spec("torchao") is None:
+            raise UserError("quantization int8 needs torchao: pip install torchao, or set quantization to none")
+        from torchao.quantization import Int8WeightOnlyConfig
+        from transformers import TorchAoConfig
+
+        return TorchAoConfig(Int8WeightOnlyConfig())
+    if not torch.cuda.is_available():
+        raise UserError("quantization nf4 needs a CUDA GPU, and there is none here: set quantization to int8 or none")
+    if find_spec("bitsandbytes") is None:
+        raise UserError("quantization nf4 needs bitsandbytes: pip install bitsandbytes, or set it to int8 or none")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )

@@ -1,0 +1,157 @@
+"""What a config file says about a fine-tuning run."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from transformers import TrainingArguments
+
+from stellarbyte_torch.config_file import Node, build, field_values, plain, read_yaml
+from stellarbyte_torch.config_overrides import override
+from stellarbyte_torch.data_config import DataConfig
+from stellarbyte_torch.errors import UserError
+from stellarbyte_torch.lora_config import LoRAConfig
+
+# Fields of TrainingArguments that the command decides itself, and what to write instead.
+_OURS = {
+    "output_dir": "give output_dir at the top of the file",
+    "logging_dir": "TensorBoard's files go into output_dir/checkpoints",
+    "resume_from_checkpoint": "the same command goes on from the newest checkpoint of output_dir",
+    "eval_on_start": "the validation loss before training is measured in any case",
+    "metric_for_best_model": "the best model is the one of the lowest validation loss",
+    "greater_is_better": "the best model is the one of the lowest validation loss",
+    "enable_jit_checkpoint": "Ctrl-C and SIGTERM write a checkpoint in any case",
+    "save_only_model": "a checkpoint without the optimizer could not go on",
+    "disable_tqdm": "the progress display is ours",
+    "remove_unused_columns": "every field of a batch is for the model",
+    "include_num_input_tokens_seen": "tokens are counted in any case, padding left out",
+    "push_to_hub": "upload the folder when the run has ended",
+    "hub_token": "a config file is no place for a secret",
+    "do_train": "leave it out",
+    "do_eval": "leave it out",
+    "do_predict": "leave it out",
+}
+
+
+@dataclass(frozen=True)
+class TrainableConfig:
+    """What trains when there is no LoRA and not everything trains: layers, as "4-7" or [4, 5], and these modules."""
+
+    layers: str | tuple[int, ...] | None = None
+    embeddings: bool = False
+    norms: bool = False
+    head: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.layers or self.embeddings or self.norms or self.head):
+            raise UserError("layers, embeddings, norms, head: name one at least, or leave trainable out to train all")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """A fine-tuning run.
+
+    model: a folder or a Hub id, of any causal language model of Transformers.
+    output_dir: where the run writes; the same command goes on there after an interruption.
+    data: what to train on.
+    lora: fields of LoRAConfig, to train adapters; left out, the weights themselves train.
+    trainable: the part of the weights that trains; left out, all of them. LoRA has its own train_… fields for this.
+    training: fields of transformers.TrainingArguments.
+    early_stopping_patience: evaluations without a lower validation loss before the run ends; null: never.
+    quantization: of the base under LoRA. int8 is torchao's, weights only; nf4 is bitsandbytes', on CUDA.
+    dtype: of the loaded weights; auto is the one they were saved in.
+    """
+
+    model: str
+    output_dir: str
+    data: DataConfig
+    lora: dict[str, Any] | None = None
+    trainable: TrainableConfig | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    early_stopping_patience: int | None = None
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.model or not self.output_dir:
+            raise UserError(f"{'output_dir' if self.model else 'model'} is empty: name a folder")
+        if self.lora is not None and self.trainable is not None:
+            raise UserError(
+                "trainable is for runs without lora, whose own train_layers, train_embeddings, train_norms and "
+                "train_head do the same: leave one of the two out"
+            )
+        if self.early_stopping_patience is not None:
+            if self.early_stopping_patience < 1:
+                raise UserError(f"early_stopping_patience is {self.early_stopping_patience}: choose 1 or more, or null")
+            if self.data.validation_fraction == 0:
+                raise UserError(
+                    "early_stopping_patience needs validation samples: set data.validation_fraction above 0"
+                )
+        if self.quantization != "none" and self.lora is None:
+            raise UserError(
+                f"quantization {self.quantization} is for a base under lora, as rounded weights cannot train: "
+                "add lora, or set quantization to none"
+            )
+        if self.dtype == "float16" and self.lora is None:
+            raise UserError(
+                "dtype float16 cannot train, as its updates vanish: set float32 with training.fp16, or bfloat16"
+            )
+
+
+def load_finetune_config(path: Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
+    """The config in a YAML file, with command-line overrides (`--training.max_steps 10`) put over it.
+
+    Raises:
+        UserError: naming file:line or override, field, value and what was expected.
+    """
+    root = override(read_yaml(path), overrides)
+    config = build(FinetuneConfig, root)
+    lora = root.value.get("lora")
+    training = root.value.get("training")
+    return dataclasses.replace(
+        config,
+        lora=None if lora is None or lora.value is None else _lora_fields(lora),
+        training={} if training is None or training.value is None else _training_fields(training),
+    )
+
+
+def save_finetune_config(config: FinetuneConfig, path: Path) -> None:
+    """Write the whole config as YAML, of which `load_finetune_config` makes an equal one."""
+    text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=120)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8", newline="")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def differing_fields(a: FinetuneConfig, b: FinetuneConfig) -> list[tuple[str, Any, Any]]:
+    """(dotted name, value in a, value in b) of every field in which two configs differ."""
+    return _differences("", plain(a), plain(b))
+
+
+def _differences(name: str, a: Any, b: Any) -> list[tuple[str, Any, Any]]:
+    if a == b:
+        return []
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        prefix = f"{name}." if name else ""
+        keys = dict.fromkeys([*a, *b])
+        return [found for key in keys for found in _differences(f"{prefix}{key}", a.get(key), b.get(key))]
+    return [(name, a, b)]
+
+
+def _lora_fields(node: Node) -> dict[str, Any]:
+    build(LoRAConfig, node, "lora")  # complains of what no adapter can have
+    return plain(field_values(LoRAConfig, node, "lora"))
+
+
+def _training_fields(node: Node) -> dict[str, Any]:
+    for name, value in node.value.items() if isinstance(node.value, dict) else ():
+        if name in _OURS:
+            raise UserError(f"{value.where}: training.{name} is not for the config: {_OURS[name]}")
+    return plain(field_values(TrainingArguments, node, "training"))

@@ -1,0 +1,115 @@
+"""What a fine-tuning run is made of: the arguments of its Trainer, and the model with what of it trains."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, prepare_model_for_kbit_training
+from transformers import PreTrainedModel, TrainingArguments
+
+from stellarbyte_torch.errors import UserError
+from stellarbyte_torch.finetune_config import FinetuneConfig
+from stellarbyte_torch.lora_adapters import apply_lora_to_model
+from stellarbyte_torch.lora_config import LoRAConfig
+from stellarbyte_torch.lora_targets import trained_whole
+
+# Reporters of Transformers by the packages that they need.
+_REPORTERS = {"tensorboard": "tensorboard", "swanlab": "swanlab", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+def training_fields(config: FinetuneConfig) -> dict[str, Any]:
+    """The config's fields of TrainingArguments, with our defaults where it says nothing."""
+    given = config.training
+    validates = config.data.validation_fraction > 0
+    # Ten times a run; as a share of it where it is below 1, as Transformers takes it.
+    eval_steps = given.get("eval_steps", given.get("save_steps", 0.1))
+    eval_strategy = given.get("eval_strategy", "steps" if validates else "no")
+    save_strategy = given.get("save_strategy", "steps" if eval_strategy == "no" else eval_strategy)
+    defaults = {
+        # Adapters want larger steps than weights.
+        "learning_rate": 2e-4 if config.lora is not None else 5e-5,
+        "warmup_steps": 0.03,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # the run ends there instead
+        "eval_strategy": eval_strategy,
+        "eval_steps": eval_steps,
+        "save_strategy": save_strategy,
+        "save_steps": eval_steps,
+        "save_total_limit": 2,
+        "load_best_model_at_end": eval_strategy == save_strategy != "no",
+        "restore_callback_states_from_checkpoint": True,  # early stopping counts on
+        "train_sampling_strategy": "random" if config.data.packing else "group_by_length",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "log_level": "error",
+    }
+    return {**defaults, **given}
+
+
+def training_arguments(config: FinetuneConfig, data_arguments: dict[str, Any], *, resumes: bool) -> TrainingArguments:
+    """The Trainer's arguments.
+
+    Raises:
+        UserError: TrainingArguments refuses them, or something that they need is not here.
+    """
+    fields = {**data_arguments, **training_fields(config)}
+    for reporter in [reporters] if isinstance(reporters := fields.get("report_to") or [], str) else reporters:
+        if reporter in _REPORTERS and find_spec(_REPORTERS[reporter]) is None:
+            raise UserError(f"training.report_to {reporter} needs a package: pip install {_REPORTERS[reporter]}")
+    if fields.get("fp16") and (fields.get("use_cpu") or not torch.cuda.is_available()):
+        raise UserError("training.fp16 needs a CUDA GPU, and there is none here: set training.bf16, or neither")
+    if config.early_stopping_patience is not None and not fields["load_best_model_at_end"]:
+        raise UserError(
+            "early_stopping_patience needs the best model to be kept: leave out training.load_best_model_at_end, or "
+            "set training.eval_strategy and training.save_strategy to the same, steps or epoch"
+        )
+    try:
+        arguments = TrainingArguments(
+            output_dir=str(Path(config.output_dir) / "checkpoints"),
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            eval_on_start=fields["eval_strategy"] != "no" and not resumes,
+            metric_for_best_model="eval_loss",
+            greater_is_better=False,
+            **{name: value for name, value in fields.items() if name != "remove_unused_columns"},
+        )
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise UserError(f"training: {' '.join(str(error).split())}") from error
+    return arguments
+
+
+def make_trainable(model: PreTrainedModel, config: FinetuneConfig) -> PreTrainedModel | PeftModel:
+    """The model with adapters on it, or with its weights frozen but for what the config names.
+
+    Raises:
+        UserError: something named is not there; the weights are in a dtype that cannot train.
+    """
+    if config.lora is not None:
+        if config.quantization == "nf4":
+            # The QLoRA recipe; what trades time for memory is Trainer's to switch on.
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        try:
+            return apply_lora_to_model(model, LoRAConfig(**config.lora))
+        except UserError as error:
+            raise UserError(f"lora.{error}") from error
+    if model.dtype == torch.float16:
+        raise UserError(
+            f"model {config.model} is saved in float16, which cannot train: set dtype to float32 or bfloat16"
+        )
+    chosen = config.trainable
+    if chosen is not None:
+        fields = LoRAConfig(
+            train_layers=chosen.layers,
+            train_embeddings=chosen.embeddings,
+            train_norms=chosen.norms,
+            train_head=chosen.head,
+        )
+        try:
+            names = trained_whole(fields, model)
+        except UserError as error:  # LoRA's fields go by other names
+            raise UserError(str(error).replace("train_", "trainable.")) from error
+        model.requires_grad_(False)
+        for name in names:
+            for parameter in model.get_submodule(name).parameters(recurse=False):
+                parameter.requires_grad_(True)
+    return model
