@@ -41,6 +41,15 @@ class Answer:
     tokens_per_second: float
 
 
+@dataclass(frozen=True)
+class _Past:
+    """The cache of the last answer: of which tokens, and under which adapters."""
+
+    input_ids: list[int]
+    adapters: dict[str, float]
+    cache: Any
+
+
 class ChatSession:
     """Talks with any causal language model of transformers; adapters may change between two answers.
 
@@ -80,6 +89,10 @@ class ChatSession:
         self._sampling = sampling
         self._vocab_size = model.get_input_embeddings().weight.shape[0]
         self._stop_ids = sorted(_stop_ids(model, tokenizer, self._encoder))
+        self._past: _Past | None = None
+        rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+        # In longer texts these turn all keys by other angles, also those that a cache holds.
+        self._keys_move = {"dynamic", "longrope"} & {rope.get("rope_type"), rope.get("type")} != set()
         model.generation_config = GenerationConfig()  # generate would fill gaps with what it holds
         torch.manual_seed(sampling.seed)
 
@@ -154,8 +167,10 @@ class ChatSession:
         input_ids = torch.tensor([prompt_ids], device=self.manager.model.device)
         room = self.context - len(prompt_ids)
         started = time.perf_counter()
-        output_ids = self.manager.generate(
+        cache, self._past = self._cache_of(prompt_ids), None  # it grows, and is of no use if that fails half-way
+        output = self.manager.generate(
             input_ids=input_ids,
+            past_key_values=cache,
             attention_mask=torch.ones_like(input_ids),
             generation_config=generation_config(
                 self._sampling,
@@ -163,18 +178,28 @@ class ChatSession:
                 eos_token_id=self._stop_ids or None,
                 # Only rows that have ended are padded, and there is but one.
                 pad_token_id=self._stop_ids[0] if self._stop_ids else 0,
+                return_dict_in_generate=True,
             ),
             stopping_criteria=StoppingCriteriaList([interrupt]),
             streamer=TextStream(self._tokenizer, on_text, self._stop_ids) if on_text else None,
         )
         seconds = time.perf_counter() - started
-        new_ids = output_ids[0, len(prompt_ids) :].tolist()
+        ids = output.sequences[0].tolist()
+        self._past = _Past(ids[:-1], self.manager.active, output.past_key_values)  # the last token was never read
+        new_ids = ids[len(prompt_ids) :]
         finish: Literal["stop", "length", "interrupted"] = "interrupted" if interrupted else "length"
         if new_ids and new_ids[-1] in self._stop_ids:
             finish = "stop"
             new_ids.pop()
         text = decode(self._tokenizer, new_ids)
         return Answer(text, self.adapter, finish, forgotten, len(prompt_ids), len(new_ids), len(new_ids) / seconds)
+
+    def _cache_of(self, prompt_ids: list[int]) -> Any:
+        """The last answer's cache, where the conversation only went on from there; else None."""
+        past = self._past
+        if past is None or past.adapters != self.manager.active or self._keys_move:
+            return None
+        return past.cache if prompt_ids[: len(past.input_ids)] == past.input_ids else None
 
     def _prompt(self) -> tuple[list[int], int]:
         """The conversation's tokens, and how many of its oldest messages had to go for a quarter of the context."""
@@ -217,8 +242,8 @@ def open_session(
         UserError: the folder, the template or the device cannot be used.
     """
     template = read_template(chat_template, "--chat-template")
-    tokenizer = load_tokenizer(folder)
-    return ChatSession(load_model(folder, device, dtype), tokenizer, sampling, template)
+    model = load_model(folder, device, dtype)
+    return ChatSession(model, load_tokenizer(folder), sampling, template)
 
 
 def _context_length(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -164,8 +164,8 @@ class TextStream(BaseStreamer):
         return decode(self.tokenizer, self.before + self.pending)[len(decode(self.tokenizer, self.before)) :]
 
 
-def generation_config(sampling: Sampling, max_new_tokens: int, **tokens: Any) -> GenerationConfig:
-    """What transformers' generate is told; tokens are its eos_token_id and the like."""
+def generation_config(sampling: Sampling, max_new_tokens: int, **others: Any) -> GenerationConfig:
+    """What transformers' generate is told; others are its fields that have nothing to do with sampling."""
     choice: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
         choice = {
@@ -175,7 +175,7 @@ def generation_config(sampling: Sampling, max_new_tokens: int, **tokens: Any) ->
             "top_k": sampling.top_k or 0,
             "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
         }
-    return GenerationConfig(max_new_tokens=max_new_tokens, **tokens, **choice)
+    return GenerationConfig(max_new_tokens=max_new_tokens, **others, **choice)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
