@@ -14,12 +14,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.documents import RecordError
-from stellarbyte_jax.data.tokenizer import Tokenizer
+from stellarbyte_jax.data.tokenizer import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, Tokenizer
 from stellarbyte_jax.data.tokenizer_training import CHAT_TEMPLATE
 from stellarbyte_jax.errors import UserError
 
 # Around what the assistant says: private characters, of which special_names.PRIVATE leaves none in any text.
 TURN, TURN_END = "\U0010fff2", "\U0010fff3"
+
+_OUR_TOKENS = {"bos_token": BOS_TOKEN, "eos_token": EOS_TOKEN, "pad_token": PAD_TOKEN}
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
@@ -62,7 +64,7 @@ class ChatTemplate:
         self.source = source
         self.marks_turns = _GENERATION.search(source) is not None
         """Whether it has {% generation %} blocks."""
-        self._tokens = _special_tokens(_hugging_face_config(tokenizer))
+        self._tokens = _OUR_TOKENS | _special_tokens(_hugging_face_config(tokenizer))
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:

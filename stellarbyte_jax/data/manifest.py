@@ -214,9 +214,9 @@ class SampleCounts:
         """One line: what is trained on, then what is not there, if anything is missing."""
         line = f"{self.trained_tokens} tokens trained on"
         if self.too_long:
-            line += f"; {self.too_long} conversations too long, {self.cut_tokens} tokens of them left out"
+            line += f"; {self.too_long} too long, {self.cut_tokens} tokens cut off"
         if self.untrained:
-            line += f"; {self.untrained} samples left out without a trained token"
+            line += f"; {self.untrained} left out without a trained token"
         return line
 
 
