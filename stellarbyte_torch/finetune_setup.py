@@ -63,19 +63,19 @@ def training_arguments(config: FinetuneConfig, data_arguments: dict[str, Any], *
             "early_stopping_patience needs the best model to be kept: leave out training.load_best_model_at_end, or "
             "set training.eval_strategy and training.save_strategy to the same, steps or epoch"
         )
+    if not torch.accelerator.is_available():
+        fields["use_cpu"] = True  # without which TrainingArguments takes bfloat16 for a mistake
     try:
-        arguments = TrainingArguments(
+        return TrainingArguments(
             output_dir=str(Path(config.output_dir) / "checkpoints"),
             disable_tqdm=True,
-            remove_unused_columns=False,
             eval_on_start=fields["eval_strategy"] != "no" and not resumes,
             metric_for_best_model="eval_loss",
             greater_is_better=False,
-            **{name: value for name, value in fields.items() if name != "remove_unused_columns"},
+            **fields,
         )
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error
-    return arguments
 
 
 def make_trainable(model: PreTrainedModel, config: FinetuneConfig) -> PreTrainedModel | PeftModel:
