@@ -54,7 +54,7 @@ class Attention(nnx.Module):
         self, x_BTD: jax.Array, context: CallContext, layer: LayerContext, dropout_key: jax.Array | None
     ) -> tuple[jax.Array, LayerCache | None]:
         """Attend within the sequence, or to the cache and itself: [B, T, D] -> [B, T, D], and the layer's cache."""
-        q_BKGTH, k_BKTH, v_BKTH = self._queries_keys_values(x_BTD, context.tables)
+        q_BKGTH, k_BKTH, v_BKTH = self._queries_keys_values(x_BTD, context.tables, layer.dropout_key)
         cache, view = layer.cache, context.cache_view
         if cache is None or view is None:
             out_BKGTH = self._attend(q_BKGTH, k_BKTH, v_BKTH, context.segment_ids_BT, dropout_key)
@@ -68,7 +68,7 @@ class Attention(nnx.Module):
             B, T, _ = layer.head_gates_BTN.shape
             gates_BKGT1 = layer.head_gates_BTN.swapaxes(1, 2).reshape(B, self.num_kv_heads, -1, T, 1)
             out_BKGTH = out_BKGTH * gates_BKGT1.astype(out_BKGTH.dtype)
-        return self._join(out_BKGTH), cache
+        return self._join(out_BKGTH, layer.dropout_key), cache
 
     def _attend(
         self,
@@ -103,12 +103,12 @@ class Attention(nnx.Module):
         return self._attend(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT)[:, :, :, :T]
 
     def _queries_keys_values(
-        self, x_BTD: jax.Array, tables: RotaryTables | None
+        self, x_BTD: jax.Array, tables: RotaryTables | None, adapters_key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         (B, T, _), K, H = x_BTD.shape, self.num_kv_heads, self.head_dim
-        q_BNTH = self.q_proj(x_BTD).reshape(B, T, -1, H).transpose(0, 2, 1, 3)
-        k_BKTH = self.k_proj(x_BTD).reshape(B, T, K, H).transpose(0, 2, 1, 3)
-        v_BKTH = self.v_proj(x_BTD).reshape(B, T, K, H).transpose(0, 2, 1, 3)
+        q_BNTH = self.q_proj(x_BTD, adapters_key).reshape(B, T, -1, H).transpose(0, 2, 1, 3)
+        k_BKTH = self.k_proj(x_BTD, adapters_key).reshape(B, T, K, H).transpose(0, 2, 1, 3)
+        v_BKTH = self.v_proj(x_BTD, adapters_key).reshape(B, T, K, H).transpose(0, 2, 1, 3)
         if self.q_norm is not None and self.k_norm is not None:
             q_BNTH, k_BKTH = self.q_norm(q_BNTH), self.k_norm(k_BKTH)
         if tables is None:
@@ -119,6 +119,6 @@ class Attention(nnx.Module):
             k_BKTH = rotate(k_BKTH, tables.k_cos[:, None], tables.k_sin[:, None])
         return q_BNTH.reshape(B, K, -1, T, H), k_BKTH, v_BKTH
 
-    def _join(self, out_BKGTH: jax.Array) -> jax.Array:
+    def _join(self, out_BKGTH: jax.Array, adapters_key: jax.Array | None) -> jax.Array:
         B, _, _, T, H = out_BKGTH.shape
-        return self.o_proj(out_BKGTH.reshape(B, -1, T, H).transpose(0, 2, 1, 3).reshape(B, T, -1))
+        return self.o_proj(out_BKGTH.reshape(B, -1, T, H).transpose(0, 2, 1, 3).reshape(B, T, -1), adapters_key)

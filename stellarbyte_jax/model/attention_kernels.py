@@ -5,7 +5,13 @@ import jax
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.model.chunked_attention import chunked_attention, visible
 from stellarbyte_jax.model.cudnn_attention import cudnn_attention
-from stellarbyte_jax.model.softmax_attention import bias_of, dropped_softmax_attention, softmax_attention
+from stellarbyte_jax.model.softmax_attention import (
+    FEW_QUERIES,
+    bias_of,
+    dropped_softmax_attention,
+    few_queries_attention,
+    softmax_attention,
+)
 from stellarbyte_jax.model.splash_attention import splash_attention
 
 KERNELS = ("reference", "chunked", "cudnn", "splash")
@@ -79,7 +85,8 @@ def cached_attention(q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, v
     q = q_BKGTH.reshape(B, K, G * T, H)
     k, v = k_BKSH.astype(q.dtype), v_BKSH.astype(q.dtype)
     visible_BTS = visible_BTS | ~visible_BTS.any(axis=2, keepdims=True)
-    return softmax_attention(q, k, v, bias_of(visible_BTS, G)).reshape(q_BKGTH.shape)
+    attend = few_queries_attention if G * T <= FEW_QUERIES else softmax_attention
+    return attend(q, k, v, bias_of(visible_BTS, G)).reshape(q_BKGTH.shape)
 
 
 def _reference_attention(

@@ -82,9 +82,9 @@ class Block(nnx.Module):
 
         def feed_forward(h_BTD: jax.Array) -> tuple[jax.Array, RouterStats | None]:
             if isinstance(self.mlp, SparseFeedForward):
-                branch_BTD, router = self.mlp(h_BTD, context.segment_ids_BT, context.training)
+                branch_BTD, router = self.mlp(h_BTD, context.segment_ids_BT, context.training, layer.dropout_key)
             else:
-                branch_BTD, router = self.mlp(h_BTD), None
+                branch_BTD, router = self.mlp(h_BTD, layer.dropout_key), None
             return self._branch(branch_BTD, self.mlp_layer_scale, layer, second_key), router
 
         if self.parallel:

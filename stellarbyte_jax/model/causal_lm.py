@@ -68,6 +68,7 @@ class ByteDecoder(nnx.Module):
     ) -> None:
         self.config, self.dtype = config, jnp.dtype(dtype)
         self.platform = platform or jax.default_backend()
+        self.stochastic = config.stochastic
         self.embed_tokens = Embedding(config, rngs=rngs)
         self.rotary_emb = None if config.position_embedding == "none" else RotaryEmbedding(config)
         if attention_kernel == "auto":
@@ -111,7 +112,7 @@ class ByteDecoder(nnx.Module):
             position_ids = jnp.arange(T, dtype=jnp.int32)[None] if cache is None else cache.next_positions(T)
         tables = None if self.rotary_emb is None else self.rotary_emb(position_ids)
         embedding_key = layers_key = None
-        if dropout_key is not None and self.config.stochastic:
+        if dropout_key is not None and self.stochastic:
             embedding_key, layers_key = jax.random.split(dropout_key)
         x_BTD = self.embed_tokens.embedding[...].astype(self.dtype)[input_ids]
         x_BTD = dropout(x_BTD, self.config.hidden_dropout, embedding_key)

@@ -39,9 +39,10 @@ class FeedForward(nnx.Module):
         self.down_proj = Linear(F, D, axes=("feed_forward", "hidden"), stddev=output_stddev, dtype=dtype, rngs=rngs)
         self.hidden_act = config.hidden_act
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., D]."""
-        return self.down_proj(gated(self.hidden_act, self.gate_proj(x), self.up_proj(x)))
+    def __call__(self, x: jax.Array, adapters_key: jax.Array | None = None) -> jax.Array:
+        """[..., D] -> [..., D]; adapters' dropout draws from `adapters_key`."""
+        h = gated(self.hidden_act, self.gate_proj(x, adapters_key), self.up_proj(x, adapters_key))
+        return self.down_proj(h, adapters_key)
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)

@@ -27,8 +27,8 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32), axes=axes[1:]) if bias else None
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., in] -> [..., out] in the compute dtype."""
+    def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:  # noqa: ARG002
+        """[..., in] -> [..., out] in the compute dtype. Only an adapter, in lora.py, draws from `dropout_key`."""
         # A plain 2-D matmul: XLA's CPU backend runs nothing faster, forward and backward.
         x_MD = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         y_MF = x_MD @ self.kernel[...].astype(self.dtype)

@@ -86,7 +86,11 @@ class SparseFeedForward(nnx.Module):
         )
 
     def __call__(
-        self, x_BTD: jax.Array, segment_ids_BT: jax.Array | None, training: bool
+        self,
+        x_BTD: jax.Array,
+        segment_ids_BT: jax.Array | None,
+        training: bool,
+        adapters_key: jax.Array | None = None,
     ) -> tuple[jax.Array, RouterStats]:
         """[B, T, D] -> [B, T, D].
 
@@ -115,7 +119,7 @@ class SparseFeedForward(nnx.Module):
         x_MD = x_BTD.reshape(-1, D).astype(self.dtype)
         y_MD = self._route(x_MD, expert_BTk.reshape(-1, k), weight_BTk.reshape(-1, k))
         if self.shared_experts is not None:
-            y_MD = y_MD + self.shared_experts(x_MD)
+            y_MD = y_MD + self.shared_experts(x_MD, adapters_key)
         return y_MD.reshape(B, T, D), _statistics(logits_BTE, probs_BTE, expert_BTk, served_BTk, real_BT)
 
     def _route(self, x_MD: jax.Array, expert_Mk: jax.Array, weight_Mk: jax.Array) -> jax.Array:

@@ -290,9 +290,9 @@ def used(cache: KVCache) -> KVCache:
 
 @pytest.mark.parametrize("window", [None, 2040])
 def test_a_decoding_loop_writes_in_place(window: int | None) -> None:
-    config = tiny_config(position_embedding="rope", sliding_window=window)
+    config = tiny_config(position_embedding="rope", sliding_window=window, head_dim=16)
     cache = used(KVCache.create(config, 2, 4096, slack=8))
-    # What it needs are scores and a mask of one call, [B, N, S] each; a copy of keys or of values would be more.
+    # What it needs are scores and a mask of one call, a few [B, N, S]; a copy of keys or of values would be more.
     assert scratch(config, 1, cache, steps=8) < cache.layers[0].keys.data.nbytes
 
 
