@@ -158,8 +158,8 @@ def _coerce(kind: Any, node: Node, name: str) -> Any:
         return plain(node)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return build(kind, node, name)
-    if origin is dict and isinstance(value, dict):
-        return plain(node)
+    if origin is dict and isinstance(value, dict | None):
+        return plain(node) or {}
     if origin in _LISTS and isinstance(value, list):
         items = [_coerce(arguments[0] if arguments else Any, item, f"{name}.{i}") for i, item in enumerate(value)]
         return tuple(items) if origin is tuple else items

@@ -44,7 +44,7 @@ class FinetuneTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Trainer's, counting tokens."""
-        self._tokens += _real_tokens(inputs, self._pad_token_id).to(self._tokens.device)
+        self._tokens += real_tokens(inputs, self._pad_token_id).to(self._tokens.device)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
@@ -154,7 +154,7 @@ class EvaluateAtEnd(TrainerCallback):
         return control
 
 
-def _real_tokens(inputs: dict[str, Any], pad_token_id: int) -> torch.Tensor:
+def real_tokens(inputs: dict[str, Any], pad_token_id: int) -> torch.Tensor:
     """How many tokens of a batch are no padding."""
     if "attention_mask" in inputs:
         return inputs["attention_mask"].sum()
