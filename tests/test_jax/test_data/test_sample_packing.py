@@ -35,6 +35,11 @@ def test_rows_are_nearly_full() -> None:
     assert lengths.sum() > 0.99 * 1024 * (pack(lengths, 1024).max() + 1)
 
 
+def test_the_fullest_row_that_has_room_is_taken() -> None:
+    first, second, third = pack(np.array([5, 6, 4]), 10)
+    assert second == third != first
+
+
 def test_equally_long_samples_meet_whoever_is_their_neighbour_in_the_file() -> None:
     rows = pack(np.full(100, 5), 10)
     assert sum(abs(int(a) - int(b)) == 0 for a, b in pairwise(rows)) < 10
