@@ -94,13 +94,13 @@ def finetune(options: argparse.Namespace) -> int:
     from stellarbyte_torch.finetune_report import closing_table
 
     _quieten()
-    console = Console(stderr=options.json, highlight=False, markup=False)
+    speaks = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` starts, one
+    console = Console(stderr=options.json, quiet=not speaks, highlight=False, markup=False)
     summary = finetune(load_finetune_config(options.config, options.overrides), console)
-    if int(os.environ.get("RANK", "0")) == 0:  # of the processes that `accelerate launch` starts, one speaks
-        if options.json:
-            print(json.dumps(summary))
-        elif summary["finished"]:
-            console.print(closing_table(summary), soft_wrap=True)
+    if options.json and speaks:
+        print(json.dumps(summary))
+    elif summary["finished"]:
+        console.print(closing_table(summary), soft_wrap=True)
     return 0 if summary["finished"] else INTERRUPTED
 
 

@@ -1,5 +1,6 @@
 """A fine-tuning run, from its config to what it leaves in its folder: read it top to bottom."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -31,8 +32,11 @@ from stellarbyte_torch.interrupt import Interrupt
 _FREE_FIELDS = (
     *("output_dir", "early_stopping_patience", "training.eval", "training.save_", "training.per_device_eval_"),
     *("training.log", "training.report_to", "training.run_name", "training.project", "training.dataloader_"),
-    "training.load_best_model_at_end",
+    *("training.load_best_model_at_end", "training.use_cpu"),
 )
+
+# In output_dir, beside config.yaml.
+_FINGERPRINT = "samples.sha256"
 
 
 def finetune(config: FinetuneConfig, console: Console) -> Summary:
@@ -58,6 +62,7 @@ def finetune(config: FinetuneConfig, console: Console) -> Summary:
     tokenizer = _load_tokenizer(config)
     _check_fits(config, model_config, tokenizer)
     data = _prepare(config, tokenizer, console)
+    _check_same_data(data, run_dir, resumes=checkpoint is not None)
     arguments = training_arguments(config, data.trainer_arguments, resumes=checkpoint is not None)
     is_main = arguments.process_index == 0
 
@@ -67,6 +72,7 @@ def finetune(config: FinetuneConfig, console: Console) -> Summary:
     model = make_trainable(base, config)
     if is_main:
         save_finetune_config(config, run_dir / "config.yaml")
+        (run_dir / _FINGERPRINT).write_text(_fingerprint(data) + "\n", encoding="utf-8")
 
     with FinetuneProgress(run_dir / "metrics.jsonl", console, is_main=is_main) as progress, Interrupt() as interrupt:
         trainer = FinetuneTrainer(
@@ -164,6 +170,26 @@ def _prepare(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, console
             "few or all equal: set it to 0, or give more data"
         )
     return data
+
+
+def _check_same_data(data: PreparedData, run_dir: Path, *, resumes: bool) -> None:
+    try:
+        before = (run_dir / _FINGERPRINT).read_text(encoding="utf-8").strip()
+    except OSError:
+        return
+    if resumes and before != _fingerprint(data):
+        raise UserError(
+            f"output_dir {run_dir} holds a run on other samples: the sources or the tokenizer have changed since; "
+            "choose another output_dir"
+        )
+
+
+def _fingerprint(data: PreparedData) -> str:
+    """Of all tokens, in order, and of which of them are trained on."""
+    digest = hashlib.sha256()
+    for sample in (*data.samples.train, *data.samples.validation):
+        digest.update(len(sample).to_bytes(8, "little") + sample.input_ids.tobytes() + sample.trained.tobytes())
+    return digest.hexdigest()
 
 
 def _early_stopping(config: FinetuneConfig) -> list[EarlyStoppingCallback]:

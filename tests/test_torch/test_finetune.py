@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import signal
@@ -81,44 +82,51 @@ def load_trainable(tmp_path: Path, text: str) -> Any:
     return load_finetune_config(path).trainable
 
 
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupting(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        on_step_end(self, args, state, control, **kwargs)
+        if state.global_step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.undo()
+    on_step_end = FinetuneProgress.on_step_end
+    monkeypatch.setattr(FinetuneProgress, "on_step_end", interrupting)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"lora": {**LORA, "lora_dropout": 0.2}, "training": {"gradient_accumulation_steps": 2}},
         {"lora": None, "training": {"eval_steps": 5, "per_device_train_batch_size": 4}},
         {"data": {"packing": True}, "lora": {**LORA, "lora_dropout": 0.2}},
+        {"early_stopping_patience": 4, "training": {"eval_steps": 1, "learning_rate": 0.2, "max_steps": 20}},
     ],
-    ids=["lora", "full", "packed"],
+    ids=["lora", "full", "packed", "early"],
 )
 def test_interrupted_is_uninterrupted(
     changes: dict[str, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def settings(name: str) -> Any:
-        return config(
-            folder, tmp_path / name, **{key: dict(value) if value else value for key, value in changes.items()}
-        )
+        return config(folder, tmp_path / name, **copy.deepcopy(changes))
 
-    run(settings("whole"))
-    on_step_end = FinetuneProgress.on_step_end
-
-    def interrupting(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        on_step_end(self, args, state, control, **kwargs)
-        if state.global_step == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(FinetuneProgress, "on_step_end", interrupting)
-    for stop_at in (2, 6):  # in the first epoch, and in a later one
+    whole, _ = run(settings("whole"))
+    # In the first epoch, and in a later one; where it stops by itself at 11, when evaluations are no better any more.
+    stops = (2, 9) if whole["steps"] == 11 else (2, 6)
+    for stop_at in stops:
+        interrupt_at(stop_at, monkeypatch)
         summary, printed = run(settings("parts"))
         assert not summary["finished"]
         assert f"stopped after step {stop_at}, saved in {tmp_path / 'parts'}: the same command goes on" in printed
         assert not (tmp_path / "parts" / "summary.json").exists()
-    stop_at = -1
+    monkeypatch.undo()
     summary, printed = run(settings("parts"))
-    assert summary["finished"] and "going on after step 6" in printed
+    assert summary["finished"] and f"going on after step {stops[-1]}" in printed
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    for name in ("steps", "best_step", "train_loss_first", "validation_loss_before", "validation_loss_after"):
+        assert summary[name] == whole[name]
     kind = "model" if changes.get("lora", LORA) is None else "adapter"
-    (whole,), (parts,) = ((tmp_path / name / kind).glob("*.safetensors") for name in ("whole", "parts"))
-    assert whole.read_bytes() == parts.read_bytes()
+    (one,), (other,) = ((tmp_path / name / kind).glob("*.safetensors") for name in ("whole", "parts"))
+    assert one.read_bytes() == other.read_bytes()
     before = (tmp_path / "parts" / "metrics.jsonl").read_bytes()
     again, printed = run(settings("parts"))
     assert again == summary and "has ended already" in printed
@@ -201,6 +209,17 @@ def test_another_run_in_the_folder(folder: Path, tmp_path: Path) -> None:
         run(config(folder, tmp_path))
     with pytest.raises(UserError, match=r"holds config\.json, but no run of this command: choose another one"):
         run(config(folder, folder))
+
+
+def test_other_data_under_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = model_folder(tmp_path / "model")
+    settings = config(folder, tmp_path / "run")
+    interrupt_at(2, monkeypatch)
+    assert not run(settings)[0]["finished"]
+    lines = (folder / "chat.jsonl").read_text().splitlines(keepends=True)
+    (folder / "chat.jsonl").write_text("".join(lines[1:]))
+    with pytest.raises(UserError, match="holds a run on other samples: the sources or the tokenizer have changed"):
+        run(settings)
 
 
 def test_a_loss_that_is_not_finite(folder: Path, tmp_path: Path) -> None:
