@@ -21,17 +21,17 @@ class RunCheckpoint:
 
 
 def load(run_dir: Path, step: int | None = None) -> RunCheckpoint:
-    """The checkpoint of `step`, or the newest; no model is built.
+    """The checkpoint of `step`, or the newest, adapters merged into their base; no model is built.
 
     Raises:
         UserError: no such run or step, or a broken checkpoint.
     """
     # Orbax takes seconds to import, which a mistake in the command line should not.
-    from stellarbyte_jax.training.checkpoint import load_params
+    from stellarbyte_jax.training.lora_base import load_weights
 
     if not run_dir.is_dir():
         raise UserError(f"{run_dir} is not a folder: give the output_dir of a run")
-    params, metadata, found = load_params(run_dir, step)
+    params, metadata, found = load_weights(run_dir, step)
     where = f"the checkpoint of step {found} in {run_dir}"
     return RunCheckpoint(
         params, model_config_from_dict(metadata.config["model"], where), metadata.tokenizer_files, found

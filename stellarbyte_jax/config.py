@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.lora_config import LoRAConfig
 from stellarbyte_jax.model_config import ByteConfig, RopeScaling
 
 __all__ = [
     "ByteConfig",
     "CheckpointConfig",
     "DataConfig",
+    "LoRAConfig",
     "MeshConfig",
     "OptimizerConfig",
     "RopeScaling",
@@ -173,6 +175,7 @@ class RunConfig:
     """A whole pretraining run: enough, with the sources' text, to do it again.
 
     init_from: the folder of a run whose newest weights this one starts from; its model is this one's.
+    lora: train adapters alone, on the weights of `init_from`, which stay as they are and are needed on.
     """
 
     output_dir: str
@@ -184,6 +187,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     seed: int = 0
     init_from: str | None = None
+    lora: LoRAConfig | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -192,6 +196,14 @@ class RunConfig:
             self.init_from,
             "is output_dir as well: a run that is there goes on by itself, and a new one needs a folder of its own",
         )
+        if self.lora is not None:
+            self.lora.layer_numbers(self.model.num_hidden_layers)
+            _require(
+                self.init_from is not None,
+                "init_from",
+                self.init_from,
+                "must name the run whose weights lora trains adapters on",
+            )
         _require(
             self.data.sequence_length <= self.model.max_position_embeddings,
             "data.sequence_length",

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from stellarbyte_jax.config import ByteConfig, RunConfig
+from stellarbyte_jax.config import ByteConfig, LoRAConfig, RunConfig
 from stellarbyte_jax.config_nodes import Node, apply_override, expand_model, locate, parse_overrides, read_yaml
 from stellarbyte_jax.errors import UserError
 
@@ -71,6 +71,11 @@ def model_config_from_dict(mapping: Mapping[str, Any], where: str) -> ByteConfig
     return _build(ByteConfig, locate(mapping, where), "", ByteConfig)
 
 
+def lora_config_from_dict(mapping: Mapping[str, Any], where: str) -> LoRAConfig:
+    """The inverse of `to_dict` for adapters; `where` names the source in errors."""
+    return _build(LoRAConfig, locate(mapping, where), "lora", RunConfig)
+
+
 def differing_fields(a: Any, b: Any) -> list[tuple[str, Any, Any]]:
     """(dotted name, value in a, value in b) of every field in which two configs of one class differ."""
     assert type(a) is type(b)
@@ -105,6 +110,8 @@ def _differences(name: str, a: Any, b: Any) -> list[tuple[str, Any, Any]]:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)
+    if isinstance(value, Mapping):
+        return dict(value)
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -147,14 +154,17 @@ def _coerce(kind: Any, node: Node, name: str, root: type) -> Any:
     value = node.value
     arguments = typing.get_args(kind)
     if isinstance(kind, types.UnionType):
-        if value is None:
+        if value is None and types.NoneType in arguments:
             return None
-        (kind,) = (argument for argument in arguments if argument is not types.NoneType)
-        return _coerce(kind, node, name, root)
+        kinds = [argument for argument in arguments if argument is not types.NoneType]
+        lists = [kind for kind in kinds if typing.get_origin(kind) is tuple]
+        return _coerce((lists if isinstance(value, list) and lists else kinds)[0], node, name, root)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _build(kind, node, name, root)
     if typing.get_origin(kind) is tuple and isinstance(value, list):
         return tuple(_coerce(arguments[0], item, f"{name}.{i}", root) for i, item in enumerate(value))
+    if typing.get_origin(kind) is Mapping and isinstance(value, dict):
+        return {key: _coerce(arguments[1], item, f"{name}.{key}", root) for key, item in value.items()}
     if typing.get_origin(kind) is typing.Literal and isinstance(value, str) and value in arguments:
         return value
     if kind is float:
@@ -174,6 +184,8 @@ def _coerce(kind: Any, node: Node, name: str, root: type) -> Any:
 def _describe(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
         return "a list"
+    if typing.get_origin(kind) is Mapping:
+        return "a mapping"
     if typing.get_origin(kind) is typing.Literal:
         return f"one of {', '.join(typing.get_args(kind))}"
     if dataclasses.is_dataclass(kind):

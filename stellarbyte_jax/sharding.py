@@ -23,6 +23,7 @@ LOGICAL_AXIS_RULES: dict[str, str | tuple[str, ...] | None] = {
     "expert": None,
     "router": None,
     "norm": None,
+    "rank": None,
     "layers": None,
 }
 

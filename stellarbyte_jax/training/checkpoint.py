@@ -1,6 +1,8 @@
 """Checkpoints of a run: parameters, optimizer state and metadata, saved as one step and read back strictly."""
 
 import dataclasses
+import hashlib
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -30,17 +32,28 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
+class Base:
+    """The checkpoint whose weights lie below adapters, and what tells whether they are still the same."""
+
+    run_dir: str
+    step: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class RunMetadata:
     """What a checkpoint holds beside its arrays.
 
-    config: `to_dict` of the RunConfig, or {"model": …} alone where a model was imported.
+    config: `to_dict` of the RunConfig, or {"model": …} alone where a model was imported ("lora" too for adapters).
     tokenizer_files: file name -> text, as `Tokenizer.files`.
     data_position: where the data goes on, such as {"step": 60}.
+    base: where the parameters are adapters alone, what they are adapters on.
     """
 
     config: dict[str, Any]
     tokenizer_files: dict[str, str]
     data_position: dict[str, Any] = field(default_factory=dict)
+    base: Base | None = None
 
 
 class Checkpointer:
@@ -127,7 +140,18 @@ def save_imported(run_dir: str | Path, params: Tree, metadata: RunMetadata) -> N
 
 def latest_step(run_dir: str | Path) -> int | None:
     """The step of the newest checkpoint, readable or not; None where there is none."""
-    return max(_steps(_checkpoints(run_dir)), default=None)
+    return max(checkpoint_steps(run_dir), default=None)
+
+
+def checkpoint_steps(run_dir: str | Path) -> list[int]:
+    """The steps of all checkpoints, readable or not, ascending."""
+    return _steps(_checkpoints(run_dir))
+
+
+def fingerprint(run_dir: str | Path, step: int) -> str:
+    """A hash of a checkpoint's parameters, by the checksums that were saved with them; raises as `load_params`."""
+    sums, _ = _read_newest(run_dir, step, lambda folder: _read_metadata(folder)[1]["params"])
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
 def load_metadata(run_dir: str | Path, step: int | None = None) -> tuple[RunMetadata, int]:
@@ -229,5 +253,5 @@ def _set_aside(broken: Path) -> None:
 def _read_metadata(folder: Path) -> tuple[RunMetadata, dict[str, dict[str, int]]]:
     """The metadata, and for each item of arrays their checksums."""
     stored = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "metadata")
-    sums = stored.pop("checksums")
-    return RunMetadata(**stored), sums
+    sums, base = stored.pop("checksums"), stored.pop("base", None)
+    return RunMetadata(**stored, base=None if base is None else Base(**base)), sums

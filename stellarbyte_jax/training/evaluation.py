@@ -16,7 +16,8 @@ from stellarbyte_jax.data.loader import validation_batches
 from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.errors import UserError
-from stellarbyte_jax.training.checkpoint import RunMetadata, load_params
+from stellarbyte_jax.training.checkpoint import RunMetadata
+from stellarbyte_jax.training.lora_base import load_weights
 from stellarbyte_jax.training.state import Params, abstract_model
 from stellarbyte_jax.training.step import EvalStep, make_eval_step
 
@@ -78,7 +79,7 @@ class TrainedRun:
 
 def load_trained_run(run_dir: str | Path, step: int | None = None) -> TrainedRun:
     """The checkpoint of `step`, or the newest, once its validation split is known to be there; raises as above."""
-    params, metadata, step = load_params(run_dir, step)
+    params, metadata, step = load_weights(run_dir, step)
     config = _run_config(metadata, run_dir)
     tokenizer = Tokenizer(metadata.tokenizer_files, str(run_dir))
     if TokenShards.open(config.data.shards, "validation").manifest.recipe.tokenizer_sha256 != tokenizer.sha256:

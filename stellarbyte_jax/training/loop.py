@@ -15,6 +15,7 @@ from stellarbyte_jax.data.loader import TrainLoader, validation_batches
 from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.model.lora import join
 from stellarbyte_jax.sharding import batch_sharding, make_mesh, replicated
 from stellarbyte_jax.training.checkpoint import Checkpointer, RunMetadata, latest_step
 from stellarbyte_jax.training.evaluation import byte_lengths, evaluate
@@ -22,7 +23,7 @@ from stellarbyte_jax.training.interrupt import Interrupt
 from stellarbyte_jax.training.metrics import MetricsLog
 from stellarbyte_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from stellarbyte_jax.training.start import check_start, start, state_shardings
-from stellarbyte_jax.training.state import abstract_model
+from stellarbyte_jax.training.state import Params, abstract_model
 from stellarbyte_jax.training.step import make_eval_step, make_train_step
 
 
@@ -42,21 +43,25 @@ def pretrain(config: RunConfig) -> bool:
     loader = TrainLoader(config.data, config.training.batch_size, config.seed, jax.process_index(), jax.process_count())
     mesh = make_mesh(config.mesh)
 
-    graphdef, abstract_params = abstract_model(config.model, config.training.dtype, config.training.attention_kernel)
+    graphdef, abstract_params = abstract_model(
+        config.model, config.training.dtype, config.training.attention_kernel, config.lora
+    )
     optimizer = make_optimizer(config.optimizer, config.training.max_steps)
-    shardings = state_shardings(config, abstract_params, optimizer, mesh)
+    shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, mesh)
     rows = batch_sharding(mesh)
     train_step = jax.jit(
         make_train_step(graphdef, optimizer, config.training.gradient_accumulation_steps, config.seed),
-        in_shardings=(shardings, rows),
+        in_shardings=(shardings, rows, frozen_shardings),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
-    eval_step = jax.jit(make_eval_step(graphdef), in_shardings=(shardings.params, replicated(mesh), rows))
+    weights_shardings = join(frozen_shardings, shardings.params)
+    eval_step = jax.jit(make_eval_step(graphdef), in_shardings=(weights_shardings, replicated(mesh), rows))
     learning_rate = jax.jit(learning_rate_schedule(config.optimizer, config.training.max_steps))
     bytes_a_token_V = byte_lengths(tokenizer, config.model.vocab_size)
 
-    state, step = start(config, optimizer, shardings)
+    begun = start(config, optimizer, shardings, frozen_shardings)
+    state, step = begun.state, begun.step
     if jax.process_index() == 0:
         save_config(config, run_dir / "config.yaml")
 
@@ -70,19 +75,20 @@ def pretrain(config: RunConfig) -> bool:
         def validate() -> None:
             with log.paused():
                 if config.data.validation_fraction > 0:
-                    log.validation(step, evaluate(eval_step, state.params, _validation(config, rows), bytes_a_token_V))
+                    weights = join(begun.frozen, state.params)
+                    log.validation(step, evaluate(eval_step, weights, _validation(config, rows), bytes_a_token_V))
 
         def save() -> None:
             with log.paused():
-                metadata = RunMetadata(to_dict(config), tokenizer.files, {"step": step})
+                metadata = RunMetadata(to_dict(config), tokenizer.files, {"step": step}, begun.base)
                 checkpointer.save(step, state.params, state.opt_state, metadata)
 
-        log.say(_opening(config, abstract_params, len(loader), mesh, step))
+        log.say(_opening(config, state.params, begun.frozen, len(loader), mesh, step))
         if step == 0:
             validate()
         while step < config.training.max_steps:
             batch = _to_devices(next(batches), rows)
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, batch, begun.frozen)
             log.train(step + 1, {**metrics, "learning_rate": learning_rate(step)})
             step += 1
 
@@ -138,14 +144,15 @@ def _check_finite(metrics: dict[str, jax.Array], step: int, checkpointer: Checkp
             raise UserError(f"the {name} of step {step} is {float(value)}: {advice}{intact}")
 
 
-def _opening(config: RunConfig, abstract_params: Any, rows: int, mesh: Mesh, step: int) -> str:
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_params))
+def _opening(config: RunConfig, params: Params, frozen: Params, rows: int, mesh: Mesh, step: int) -> str:
+    trained, below = (sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6 for tree in (params, frozen))
+    parameters = f"{trained:.3f} M parameters of adapters on {below:.1f} M" if frozen else f"{trained:.1f} M parameters"
     devices = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     tokens_a_step = config.training.batch_size * config.data.sequence_length
     origin = "from scratch" if config.init_from is None else f"from the weights of {config.init_from}"
     if step:
         origin = f"going on after step {step}"
     return (
-        f"{parameters / 1e6:.1f} M parameters, {rows} rows of {config.data.sequence_length} tokens, {tokens_a_step} "
+        f"{parameters}, {rows} rows of {config.data.sequence_length} tokens, {tokens_a_step} "
         f"tokens a step, {mesh.size} {jax.default_backend()} device(s) ({devices}), {config.training.dtype}, {origin}"
     )

@@ -9,6 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from stellarbyte_jax.config import OptimizerConfig
+from stellarbyte_jax.model.lora import ADAPTER_LEAVES
 
 
 def make_optimizer(config: OptimizerConfig, max_steps: int) -> optax.GradientTransformation:
@@ -65,4 +66,5 @@ def decays(params: Any) -> Any:
 
     Names tell: layers are stacked, so the scale of a norm has two axes as well.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)
+    matrices = ("kernel", "embedding", *ADAPTER_LEAVES)
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in matrices, params)

@@ -1,6 +1,7 @@
 """What a run begins with: its own newest checkpoint, the weights of the run in `init_from`, or fresh ones."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +11,64 @@ import optax
 from jax.sharding import Mesh
 
 from stellarbyte_jax.config import RunConfig
-from stellarbyte_jax.config_file import differing_fields, model_config_from_dict, run_config_from_dict
+from stellarbyte_jax.config_file import (
+    differing_fields,
+    lora_config_from_dict,
+    model_config_from_dict,
+    run_config_from_dict,
+    to_dict,
+)
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.model.lora import split_adapters
 from stellarbyte_jax.run_folder import check_is_run
 from stellarbyte_jax.sharding import param_shardings, replicated
-from stellarbyte_jax.training.checkpoint import latest_step, load_metadata, restore, restore_params
-from stellarbyte_jax.training.state import TrainState, init_state
+from stellarbyte_jax.training.checkpoint import Base, latest_step, load_metadata, restore, restore_params
+from stellarbyte_jax.training.lora_base import restore_base
+from stellarbyte_jax.training.state import Params, TrainState, init_params, init_state
 
 # What may change when a run goes on: none of it changes the losses.
 _FREE_FIELDS = ("checkpoint.", "mesh.", "output_dir", "training.eval_steps", "training.eval_batches")
 
 
+@dataclass(frozen=True)
+class Start:
+    """The state to go on from and its step; for adapters also the frozen weights below, and what to know them by."""
+
+    state: TrainState
+    step: int
+    frozen: Params
+    base: Base | None
+
+
 def check_start(config: RunConfig, tokenizer: Tokenizer) -> None:
-    """Refuses a config that does not fit the run in `output_dir`, or, before there is one, that in `init_from`.
+    """Refuses a config that does not fit the run in `output_dir`, or that in `init_from` if its weights are needed.
 
     Raises:
         UserError: naming the fields that differ, or that the tokenizer does.
     """
     if latest_step(config.output_dir) is not None:
         _check_same_run(config, tokenizer)
-    elif config.init_from is not None:
+        if config.lora is None:
+            return
+    if config.init_from is not None:
         _check_init_from(config, config.init_from, tokenizer)
 
 
 def state_shardings(
     config: RunConfig, abstract_params: Any, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> Any:
-    """A TrainState of shardings: where each array lies. The optimizer's moments lie like their parameters."""
+) -> tuple[Any, Params]:
+    """(a TrainState of shardings, those of the frozen weights): where each array lies.
+
+    The optimizer's moments lie like their parameters.
+    """
     params = param_shardings(abstract_params, mesh)
-    abstract = jax.eval_shape(lambda: init_state(config.model, optimizer, config.seed))
+    frozen, adapters = split_adapters(params)
+    if config.lora is None:
+        frozen = {}
+    else:
+        params = adapters
+    abstract = jax.eval_shape(lambda: init_state(config.model, optimizer, config.seed, config.lora))
     opt_state = optax.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,
@@ -47,32 +76,46 @@ def state_shardings(
         params,
         transform_non_params=lambda _: replicated(mesh),
     )
-    return dataclasses.replace(abstract, step=replicated(mesh), params=params, opt_state=opt_state)
+    return dataclasses.replace(abstract, step=replicated(mesh), params=params, opt_state=opt_state), frozen
 
 
-def start(config: RunConfig, optimizer: optax.GradientTransformation, shardings: Any) -> tuple[TrainState, int]:
-    """(the state to go on from, its step), each array made or read where it lies: no host holds the whole model."""
+def start(
+    config: RunConfig, optimizer: optax.GradientTransformation, shardings: Any, frozen_shardings: Params
+) -> Start:
+    """What the run goes on from, each array made or read where it lies: no host holds the whole model.
+
+    Raises:
+        UserError: a checkpoint that is needed is broken, gone, changed, or of another shape.
+    """
 
     def create() -> TrainState:
-        return init_state(config.model, optimizer, config.seed)
+        return init_state(config.model, optimizer, config.seed, config.lora)
 
-    resumed = latest_step(config.output_dir) is not None
-    if not resumed and config.init_from is None:
-        return jax.jit(create, out_shardings=shardings)(), 0
-
-    abstract = jax.tree.map(
-        lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
-        jax.eval_shape(create),
-        shardings,
-    )
-    if resumed:
-        params, opt_state, _, step = restore(config.output_dir, abstract.params, abstract.opt_state)
+    abstract = _placed(jax.eval_shape(create), shardings)
+    metadata, opt_state, step = None, None, 0
+    if latest_step(config.output_dir) is not None:
+        params, opt_state, metadata, step = restore(config.output_dir, abstract.params, abstract.opt_state)
+    elif config.init_from is not None and config.lora is None:
+        params, _ = restore_params(config.init_from, abstract.params)
     else:
-        assert config.init_from is not None
-        (params, _), opt_state, step = restore_params(config.init_from, abstract.params), None, 0
-    if opt_state is None:  # the weights of another run, or of an imported model
+        # Under jit, so that each device makes its own part.
+        params = jax.jit(lambda: create().params, out_shardings=shardings.params)()
+    if opt_state is None:  # new parameters, or those of an imported model
         opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
-    return TrainState(jax.device_put(jnp.asarray(step, jnp.int32), shardings.step), params, opt_state), step
+    state = TrainState(jax.device_put(jnp.asarray(step, jnp.int32), shardings.step), params, opt_state)
+    if config.lora is None:
+        return Start(state, step, {}, None)
+
+    assert config.init_from is not None
+    abstract_base = _placed(jax.eval_shape(lambda: init_params(config.model, config.seed)), frozen_shardings)
+    known = None if metadata is None else metadata.base
+    return Start(state, step, *restore_base(config.init_from, abstract_base, known, config.output_dir))
+
+
+def _placed(abstract: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), abstract, shardings
+    )
 
 
 def _check_same_run(config: RunConfig, tokenizer: Tokenizer) -> None:
@@ -83,9 +126,15 @@ def _check_same_run(config: RunConfig, tokenizer: Tokenizer) -> None:
         differing = differing_fields(before, config)
     else:  # an imported model
         differing = _differing_model(metadata.config, run_dir, config)
+        lora = metadata.config.get("lora")
+        before_lora = None if lora is None else lora_config_from_dict(lora, f"{run_dir}/checkpoints")
+        if before_lora != config.lora:
+            differing.append(("lora", lora, None if config.lora is None else to_dict(config.lora)))
         if config.init_from is not None:
             differing.append(("init_from", None, config.init_from))
-    differing = [difference for difference in differing if not difference[0].startswith(_FREE_FIELDS)]
+    # Where the weights below adapters lie may change: what they are is looked at when they are read.
+    free = _FREE_FIELDS if config.lora is None else (*_FREE_FIELDS, "init_from")
+    differing = [difference for difference in differing if not difference[0].startswith(free)]
     if differing:
         shown = ", ".join(f"{name} (was {a}, now {b})" for name, a, b in differing)
         raise UserError(f"{run_dir} holds a run with another config: {shown}; choose another output_dir")
@@ -98,6 +147,11 @@ def _check_same_run(config: RunConfig, tokenizer: Tokenizer) -> None:
 def _check_init_from(config: RunConfig, run_dir: str, tokenizer: Tokenizer) -> None:
     check_is_run(Path(run_dir))
     metadata, _ = load_metadata(run_dir)
+    if metadata.base is not None:
+        raise UserError(
+            f"init_from {run_dir} holds adapters on {metadata.base.run_dir}: make one model of both with "
+            "`stellarbyte-convert to-hf` and a run of that with `from-hf`, and name it"
+        )
     differing = _differing_model(metadata.config, run_dir, config)
     if differing:
         shown = ", ".join(f"{name} (there {a}, here {b})" for name, a, b in differing)

@@ -9,16 +9,20 @@ import optax
 from flax import nnx
 from jax.typing import DTypeLike
 
-from stellarbyte_jax.config import ByteConfig
+from stellarbyte_jax.config import ByteConfig, LoRAConfig
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
+from stellarbyte_jax.model.lora import add_adapters, split_adapters
 
 Params = dict[str, Any]
+
+# Dropout draws from the same seed: adapters leave it by another branch.
+_ADAPTERS_STREAM = 0x10FA
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Steps done, float32 parameters as a plain nested dict, and the optimizer's state."""
+    """Steps done, the float32 parameters that are trained as a plain nested dict, and the optimizer's state."""
 
     step: jax.Array
     params: Params
@@ -26,13 +30,24 @@ class TrainState:
 
 
 def abstract_model(
-    config: ByteConfig, dtype: DTypeLike = jnp.float32, attention_kernel: str = "auto"
+    config: ByteConfig,
+    dtype: DTypeLike = jnp.float32,
+    attention_kernel: str = "auto",
+    lora: LoRAConfig | None = None,
 ) -> tuple[nnx.GraphDef[ByteForCausalLM], nnx.State]:
-    """The model's structure and its parameters' shapes, dtypes and logical axes; no memory is taken."""
-    model = nnx.eval_shape(
-        lambda: ByteForCausalLM(config, rngs=nnx.Rngs(0), dtype=dtype, attention_kernel=attention_kernel)
-    )
-    graphdef, state = nnx.split(model)
+    """The model's structure and its parameters' shapes, dtypes and logical axes; no memory is taken.
+
+    Raises:
+        UserError: `lora` names what the model has not.
+    """
+
+    def create() -> ByteForCausalLM:
+        model = ByteForCausalLM(config, rngs=nnx.Rngs(0), dtype=dtype, attention_kernel=attention_kernel)
+        if lora is not None:
+            add_adapters(model, lora, jax.random.key(0))
+        return model
+
+    graphdef, state = nnx.split(nnx.eval_shape(create))
     return graphdef, state
 
 
@@ -41,7 +56,16 @@ def init_params(config: ByteConfig, seed: int) -> Params:
     return nnx.to_pure_dict(nnx.state(ByteForCausalLM(config, rngs=nnx.Rngs(seed))))
 
 
-def init_state(config: ByteConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state before the first step."""
-    params = init_params(config, seed)
+def init_adapters(config: ByteConfig, lora: LoRAConfig, seed: int) -> Params:
+    """Fresh adapters alone; under jit the weights that they are for are never made."""
+    model = ByteForCausalLM(config, rngs=nnx.Rngs(0))
+    add_adapters(model, lora, jax.random.fold_in(jax.random.key(seed), _ADAPTERS_STREAM))
+    return split_adapters(nnx.to_pure_dict(nnx.state(model)))[1]
+
+
+def init_state(
+    config: ByteConfig, optimizer: optax.GradientTransformation, seed: int, lora: LoRAConfig | None = None
+) -> TrainState:
+    """The state before the first step; with `lora`, its parameters are the adapters."""
+    params = init_params(config, seed) if lora is None else init_adapters(config, lora, seed)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))

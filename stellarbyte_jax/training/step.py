@@ -9,13 +9,14 @@ import optax
 from flax import nnx
 
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
+from stellarbyte_jax.model.lora import join
 from stellarbyte_jax.training.loss import IGNORED_LABEL, LossSums, token_loss
 from stellarbyte_jax.training.router_loss import RouterSums, router_loss, router_metrics, router_sums
 from stellarbyte_jax.training.state import Params, TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
 EvalStep = Callable[[Params, jax.Array, Any], tuple[LossSums, jax.Array]]
 
 # Parameters are drawn from the same seed: dropout's stream leaves it by another branch.
@@ -28,30 +29,33 @@ def make_train_step(
     gradient_accumulation_steps: int = 1,
     seed: int = 0,
 ) -> TrainStep:
-    """(state, batch) -> (state, metrics): the gradient of the mean loss over the batch's labelled tokens, applied once.
+    """(state, batch, frozen) -> (state, metrics): the gradient of the batch's mean loss, applied once.
 
-    Each token weighs the same whatever micro-batch it falls into, so accumulation changes memory alone. Experts add
-    their routers' losses, a mean over all tokens that are no padding; the metrics keep them apart: `loss` is the
-    cross-entropy. What is dropped at random depends on `seed`, the step and the micro-batch, and on nothing else.
+    The mean is over labelled tokens, each of which weighs the same whatever micro-batch it falls into, so accumulation
+    changes memory alone. Experts add their routers' losses, a mean over all tokens that are no padding; the metrics
+    keep them apart: `loss` is the cross-entropy. What is dropped at random depends on `seed`, the step and the
+    micro-batch, and on nothing else.
 
-    A batch holds int32 [B, T] input_ids, labels, and where documents are packed position_ids and segment_ids.
+    `frozen`, by default nothing, is what the model has beside the state's parameters: the base below adapters. A batch
+    holds int32 [B, T] input_ids, labels, and where documents are packed position_ids and segment_ids.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        config = nnx.merge(graphdef, state.params).config
+    def train_step(state: TrainState, batch: Batch, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
+        model = nnx.merge(graphdef, join(frozen, state.params))
+        config = model.config
         tokens = jnp.sum(batch["labels"] != IGNORED_LABEL, dtype=jnp.float32)
 
         def mean_loss(
             params: Params, rows: Batch, dropout_key: jax.Array | None
         ) -> tuple[jax.Array, tuple[LossSums, RouterSums | None]]:
-            sums, router = _forward(graphdef, params, rows, dropout_key, training=True)
+            sums, router = _forward(graphdef, join(frozen, params), rows, dropout_key, training=True)
             loss = sums.loss / jnp.maximum(tokens, 1)
             if router is not None:
                 loss += router_loss(config, router, batch)
             return loss, (sums, router)
 
         keys = None
-        if config.stochastic:
+        if model.model.stochastic:
             stream = jax.random.fold_in(jax.random.key(seed), _DROPOUT_STREAM)
             keys = jax.random.split(jax.random.fold_in(stream, state.step), gradient_accumulation_steps)
 

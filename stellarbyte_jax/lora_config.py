@@ -1,0 +1,89 @@
+"""LoRAConfig: which adapters are trained beside frozen weights, in the words of PEFT's LoraConfig."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from stellarbyte_jax.errors import UserError
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Adapters x A B · scaling beside linear layers x W (Hu et al. 2021, arXiv:2106.09685), by PEFT's names.
+
+    target_modules: a layer's modules by name or end of name, such as q_proj or mlp.up_proj; or all-linear, all of them.
+    r, lora_alpha: the rank R, and scaling · R.
+    lora_dropout: the probability with which an adapter, and it alone, drops its inputs.
+    use_rslora: scaling is lora_alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732) instead of lora_alpha / r.
+    layers: those to adapt, as "0-3,8", both ends included; by default all.
+    rank_pattern, alpha_pattern: a module's name or end of name -> an r or lora_alpha of its own.
+    """
+
+    target_modules: str | tuple[str, ...]
+    r: int = 8
+    lora_alpha: float = 8
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    layers: str | None = None
+    rank_pattern: Mapping[str, int] = field(default_factory=dict, hash=False)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.target_modules, str) and self.target_modules != ALL_LINEAR:
+            raise UserError(
+                f"lora.target_modules {self.target_modules} must be a list of modules such as [{self.target_modules}], "
+                f"or {ALL_LINEAR}"
+            )
+        if not self.target_modules:
+            raise UserError("lora.target_modules [] names no module: name one at least, or take all-linear")
+        for name, rank in {"r": self.r, **{f"rank_pattern.{key}": r for key, r in self.rank_pattern.items()}}.items():
+            if rank < 1:
+                raise UserError(f"lora.{name} {rank} must be at least 1")
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"lora.lora_dropout {self.lora_dropout} must be at least 0 and less than 1")
+        self._ranges()
+
+    def adapts(self, module: str) -> bool:
+        """Whether a layer's linear module of this dotted name gets an adapter."""
+        return self.target_modules == ALL_LINEAR or any(ends_with(module, name) for name in self.target_modules)
+
+    def rank(self, module: str) -> int:
+        """R of the adapter beside a module."""
+        return next((r for name, r in self.rank_pattern.items() if ends_with(module, name)), self.r)
+
+    def scaling(self, module: str) -> float:
+        """What x A B is multiplied with beside a module."""
+        alpha = next((a for name, a in self.alpha_pattern.items() if ends_with(module, name)), self.lora_alpha)
+        return alpha / (self.rank(module) ** 0.5 if self.use_rslora else self.rank(module))
+
+    def layer_numbers(self, num_hidden_layers: int) -> list[int]:
+        """The layers that have adapters, ascending; raises UserError: the model has not so many."""
+        ranges = self._ranges()
+        if ranges is None:
+            return list(range(num_hidden_layers))
+        numbers = sorted({layer for span in ranges for layer in span})
+        if numbers[-1] >= num_hidden_layers:
+            raise UserError(
+                f"lora.layers {self.layers} names layer {numbers[-1]}, but the model has layers 0 to "
+                f"{num_hidden_layers - 1}: choose from these"
+            )
+        return numbers
+
+    def _ranges(self) -> list[range] | None:
+        if self.layers is None:
+            return None
+        ranges = []
+        for part in self.layers.split(","):
+            match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+            span = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+            if not span:
+                raise UserError(f'lora.layers {self.layers} must be numbers and ascending ranges, such as "0-3,8"')
+            ranges.append(span)
+        return ranges
+
+
+def ends_with(module: str, name: str) -> bool:
+    """Whether `name` is the module's dotted name or the last words of it."""
+    return module == name or module.endswith(f".{name}")

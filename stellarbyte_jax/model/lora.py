@@ -1,0 +1,126 @@
+"""Low-rank adapters beside a model's linear layers (Hu et al. 2021, arXiv:2106.09685)."""
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.lora_config import ALL_LINEAR, LoRAConfig, ends_with
+from stellarbyte_jax.model.causal_lm import ByteForCausalLM
+from stellarbyte_jax.model.dropout import dropout
+from stellarbyte_jax.model.linear import Linear
+
+Tree = dict[str, Any]
+
+# The names of an adapter's two arrays, beside the kernel of the module that it adapts.
+ADAPTER_LEAVES = ("lora_A", "lora_B")
+
+
+class LoRALinear(Linear):
+    """y = x W (+ b) + dropout(x) A B · scaling, all layers stacked: kernel [L, in, out], A [L, in, R], B [L, R, out].
+
+    It starts as PEFT's does: A uniform within 1 / sqrt(in), B zero, so that y is the base's. In a layer that is not
+    adapted A is zero as well, and both stay so: with A and B zero, neither has a gradient.
+    """
+
+    def __init__(self, base: Linear, config: LoRAConfig, name: str, key: jax.Array) -> None:
+        self.kernel, self.bias, self.dtype = base.kernel, base.bias, base.dtype
+        (L, D, F), R = base.kernel.get_value().shape, config.rank(name)
+        # No two modules of a layer draw the same, in their first values or in what they drop.
+        self.stream = zlib.crc32(name.encode())
+        A_LDR = jax.random.uniform(jax.random.fold_in(key, self.stream), (L, D, R), jnp.float32, -1, 1) * D**-0.5
+        adapted_L = np.isin(np.arange(L), config.layer_numbers(L))
+        in_axis, out_axis = base.kernel.get_metadata()["axes"]
+        self.lora_A = nnx.Param(jnp.where(adapted_L[:, None, None], A_LDR, 0.0), axes=(in_axis, "rank"))
+        self.lora_B = nnx.Param(jnp.zeros((L, R, F), jnp.float32), axes=("rank", out_axis))
+        self.scaling, self.dropout_rate = config.scaling(name), config.lora_dropout
+
+    def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+        """[..., in] -> [..., out] in the compute dtype."""
+        y = super().__call__(x)
+        if dropout_key is not None:
+            dropout_key = jax.random.fold_in(dropout_key, self.stream)
+        x_MD = dropout(x.reshape(-1, x.shape[-1]).astype(self.dtype), self.dropout_rate, dropout_key)
+        h_MR = x_MD @ self.lora_A[...].astype(self.dtype)
+        adapted_MF = (h_MR @ self.lora_B[...].astype(self.dtype)) * self.scaling
+        return y + adapted_MF.reshape(y.shape)
+
+
+def add_adapters(model: ByteForCausalLM, config: LoRAConfig, key: jax.Array) -> None:
+    """Puts an adapter beside each linear layer that `config` names, in place.
+
+    Raises:
+        UserError: a name that fits no module, or none that is adapted; a layer that the model has not.
+    """
+    linears = dict(_linears(model))
+    _check_names(config, list(linears))
+    for name, (parent, attribute, linear) in linears.items():
+        if config.adapts(name):
+            setattr(parent, attribute, LoRALinear(linear, config, name, key))
+    model.model.stochastic = model.model.stochastic or config.lora_dropout > 0
+
+
+def split_adapters(tree: Tree) -> tuple[Tree, Tree]:
+    """(all but the adapters, the adapters) of a model's parameters, or of a tree like them."""
+    base: Tree = {}
+    adapters: Tree = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            for side, part in zip((base, adapters), split_adapters(value), strict=True):
+                if part:
+                    side[name] = part
+        else:
+            (adapters if name in ADAPTER_LEAVES else base)[name] = value
+    return base, adapters
+
+
+def join(base: Tree | None, adapters: Tree) -> Tree:
+    """The inverse of `split_adapters`; without a base, the adapters as they are."""
+    if not base:
+        return adapters
+    joined = dict(base)
+    for name, value in adapters.items():
+        joined[name] = join(base[name], value) if name in base else value
+    return joined
+
+
+def merge_adapters(base: Tree, adapters: Tree, config: LoRAConfig) -> Tree:
+    """Parameters, as numpy arrays, of the model that the base and its adapters are together: W + A B · scaling."""
+    return _merge(base, adapters, config, "")
+
+
+def _merge(base: Tree, adapters: Tree, config: LoRAConfig, name: str) -> Tree:
+    merged = dict(base)
+    for child, part in adapters.items():
+        if child not in ADAPTER_LEAVES:
+            merged[child] = _merge(base[child], part, config, f"{name}.{child}" if name else child)
+    if "lora_A" in adapters:
+        A_LDR, B_LRF = (np.asarray(adapters[leaf], np.float32) for leaf in ADAPTER_LEAVES)
+        merged["kernel"] = base["kernel"] + np.float32(config.scaling(name)) * (A_LDR @ B_LRF)
+    return merged
+
+
+def _linears(model: ByteForCausalLM) -> Iterator[tuple[str, tuple[nnx.Module, str, Linear]]]:
+    """A layer's dotted module name -> the module that holds it, by which attribute, and itself."""
+    for path, parent in nnx.iter_modules(model.model.layers):
+        for attribute, child in list(nnx.iter_children(parent)):
+            if isinstance(child, Linear):
+                yield ".".join(map(str, (*path, attribute))), (parent, str(attribute), child)
+
+
+def _check_names(config: LoRAConfig, modules: list[str]) -> None:
+    there = ", ".join(sorted(modules))
+    if config.target_modules != ALL_LINEAR:
+        for target in config.target_modules:
+            if not any(ends_with(module, target) for module in modules):
+                raise UserError(f"lora.target_modules {target} fits no module: a layer of this model has {there}")
+    adapted = [module for module in modules if config.adapts(module)]
+    for field in ("rank_pattern", "alpha_pattern"):
+        for name in getattr(config, field):
+            if not any(ends_with(module, name) for module in adapted):
+                raise UserError(f"lora.{field}.{name} fits no adapted module: these are {', '.join(sorted(adapted))}")

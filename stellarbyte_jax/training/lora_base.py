@@ -1,0 +1,60 @@
+"""The frozen weights below a run's adapters: found again by their run and step, and refused if they have changed."""
+
+from pathlib import Path
+
+from stellarbyte_jax.config_file import lora_config_from_dict
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.model.lora import merge_adapters
+from stellarbyte_jax.training.array_files import Tree
+from stellarbyte_jax.training.checkpoint import (
+    Base,
+    RunMetadata,
+    checkpoint_steps,
+    fingerprint,
+    load_params,
+    restore_params,
+)
+
+
+def restore_base(run_dir: str, abstract_params: Tree, known: Base | None, adapters_dir: str) -> tuple[Tree, Base]:
+    """(the base's parameters, sharded like the abstract ones, and what to know them by).
+
+    Takes the newest checkpoint in `run_dir`, or the one `known` to be below the adapters in `adapters_dir`.
+
+    Raises:
+        UserError: it is gone or has changed, or cannot be read.
+    """
+    if known is not None:
+        _check(Base(run_dir, known.step, known.fingerprint), adapters_dir)
+        return restore_params(run_dir, abstract_params, known.step)[0], known
+    params, step = restore_params(run_dir, abstract_params)
+    return params, Base(run_dir, step, fingerprint(run_dir, step))
+
+
+def load_weights(run_dir: str | Path, step: int | None = None) -> tuple[Tree, RunMetadata, int]:
+    """(parameters of the whole model as numpy arrays, metadata, step): adapters are merged into their base.
+
+    Otherwise as `load_params`, which gives what is in the checkpoint.
+    """
+    params, metadata, step = load_params(run_dir, step)
+    if metadata.base is None:
+        return params, metadata, step
+    _check(metadata.base, run_dir)
+    base, *_ = load_params(metadata.base.run_dir, metadata.base.step)
+    lora = lora_config_from_dict(metadata.config["lora"], f"{run_dir}/checkpoints/{step}")
+    return merge_adapters(base, params, lora), metadata, step
+
+
+def _check(base: Base, adapters_dir: str | Path) -> None:
+    there = checkpoint_steps(base.run_dir)
+    if base.step not in there:
+        steps = f"only steps {', '.join(map(str, there))}" if there else "no checkpoint"
+        raise UserError(
+            f"{adapters_dir} holds adapters on step {base.step} of {base.run_dir}, where there is {steps}: "
+            "bring that checkpoint back"
+        )
+    if fingerprint(base.run_dir, base.step) != base.fingerprint:
+        raise UserError(
+            f"{adapters_dir} holds adapters on other weights than step {base.step} of {base.run_dir} has now: "
+            "bring back the run that they were trained on"
+        )
