@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import logging
 import os
 import sys
 import warnings
@@ -87,13 +88,13 @@ def preview(options: argparse.Namespace) -> None:
 
 def finetune(options: argparse.Namespace) -> int:
     """Train a model on chat data; the exit code says whether it was interrupted."""
+    _quieten()
     from rich.console import Console
 
     from stellarbyte_torch.finetune import finetune
     from stellarbyte_torch.finetune_config import load_finetune_config
     from stellarbyte_torch.finetune_report import closing_table
 
-    _quieten()
     speaks = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` starts, one
     console = Console(stderr=options.json, quiet=not speaks, highlight=False, markup=False)
     summary = finetune(load_finetune_config(options.config, options.overrides), console)
@@ -107,12 +108,12 @@ def finetune(options: argparse.Namespace) -> int:
 def merge(options: argparse.Namespace) -> None:
     """Merge an adapter into its base."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    _quieten()
     import torch
 
     from stellarbyte_torch.lora import load_lora, merge_and_save
     from stellarbyte_torch.model_folder import load_model, load_tokenizer
 
-    _quieten()
     if not (options.adapter / "adapter_config.json").is_file():
         raise UserError(f"{options.adapter} holds no adapter_config.json: give a folder in PEFT's format")
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
@@ -126,11 +127,13 @@ def merge(options: argparse.Namespace) -> None:
 
 
 def _quieten() -> None:
-    """What transformers has to say is for programmers; our own lines tell what a user needs."""
-    from transformers.utils import logging
+    """What libraries have to say is for programmers; our own lines tell what a user needs."""
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in ("torchao", "torch.utils._pytree"):  # torchao tells of every kernel that is for another machine
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 

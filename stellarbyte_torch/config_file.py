@@ -187,7 +187,8 @@ def _options(kind: Any) -> list[Any]:
     is_union = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
     options = list(typing.get_args(kind)) if is_union else [kind]
     has_enum = any(isinstance(option, enum.EnumMeta) for option in options)
-    return [option for option in options if not (has_enum and option is str)]
+    # A string last, as which an override's word passes in any case; Python keeps no order of its own here.
+    return sorted((option for option in options if not (has_enum and option is str)), key=lambda option: option is str)
 
 
 def _choices(kind: Any) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -34,11 +35,10 @@ class FinetuneTrainer(Trainer):
         lora = model.peft_config[model.active_adapters[0]] if isinstance(model, PeftModel) else None
         self._regularises = bool(getattr(lora, "orthogonal_reg", 0.0) or getattr(lora, "l2_reg", 0.0))
         self._has_lora_plus = getattr(lora, "loraplus_lr_ratio", None) is not None
-        self._has_routers = getattr(model.config, "router_aux_loss_coef", None) is not None
-        self._trains_routers = self._has_routers and lora is None
+        self._trains_routers = lora is None and getattr(model.config, "router_aux_loss_coef", None) is not None
         self._pad_token_id = pad_token_id
         self._tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
-        self._losses: list[torch.Tensor] = []
+        self._rows: list[torch.Tensor] = []
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -73,25 +73,24 @@ class FinetuneTrainer(Trainer):
         prediction_loss_only: bool,  # noqa: ARG002 - Trainer's signature
         ignore_keys: list[str] | None = None,  # noqa: ARG002
     ) -> tuple[torch.Tensor, None, None]:
-        """The cross entropy of a batch, remembered together with the tokens that it is a mean of."""
+        """The cross entropy of a batch, remembered for each of its rows together with how many tokens it is of."""
         inputs = self._prepare_inputs(inputs)
-        if self._has_routers:
-            inputs = {**inputs, "output_router_logits": False}
+        labels = inputs.pop("labels")[:, 1:]
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = model(**inputs).loss.mean().detach()
-        trained = (inputs["labels"][:, 1:] != IGNORED_LABEL).sum()
-        self._losses.append(torch.stack([loss.float(), trained.float()]))
+            logits = model(**inputs).logits[:, :-1].float()
+        losses = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED_LABEL, reduction="none")
+        rows_B2 = torch.stack([losses.sum(1), (labels != IGNORED_LABEL).sum(1).float()], 1)
+        loss = rows_B2[:, 0].sum() / rows_B2[:, 1].sum()
+        # Where batches do not divide evenly among the processes, rows come twice; this leaves the copies out.
+        self._rows.append(self.accelerator.gather_for_metrics(rows_B2))
         return loss, None, None
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's, with the mean over tokens as the loss, where Trainer's is one over batches."""
-        self._losses = []
+        self._rows = []
         output: Any = super().evaluation_loop(*args, **kwargs)
-        losses_BX = torch.stack(self._losses).cpu().double()
-        sums = torch.stack([losses_BX.prod(1).sum(), losses_BX[:, 1].sum()])
-        if self.args.world_size > 1:  # where batches do not divide evenly, a few samples count twice
-            sums = self.accelerator.gather(sums.to(self.args.device)).view(-1, 2).sum(0).cpu()
-        output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_loss"] = (sums[0] / sums[1]).item()
+        loss, tokens = torch.cat(self._rows).cpu().double().sum(0).tolist()
+        output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_loss"] = loss / tokens
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
