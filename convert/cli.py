@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from stellarbyte_jax.errors import UserError
 
@@ -74,7 +74,37 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line (default: a few of our own)")
     verify.add_argument("--json", action="store_true", help="print the certificate instead of a summary")
     verify.set_defaults(run=_verify)
+
+    _adapter_commands(commands)
     return parser
+
+
+def _adapter_commands(commands: Any) -> None:
+    about = "carry adapters between runs and PEFT, bit for bit"
+    adapter = commands.add_parser("adapter", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    directions = adapter.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    about = "export a run's adapters as a folder that PEFT loads"
+    to_peft = directions.add_parser("to-peft", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    to_peft.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the output_dir of a run with `lora`")
+    to_peft.add_argument("adapter_dir", metavar="ADAPTER_DIR", type=Path, help="the folder to write")
+    to_peft.add_argument("--step", type=int, metavar="N", help="of the checkpoint (default: the newest)")
+    to_peft.add_argument(
+        "--base-model", metavar="HF_DIR", help="the model that the adapter is for, noted for PEFT to find it"
+    )
+    to_peft.add_argument(
+        "--force", action="store_true", help="replace the files of an adapter in ADAPTER_DIR that no export wrote"
+    )
+    to_peft.set_defaults(run=_to_peft)
+
+    about = "make a run directory of an adapter that PEFT saved"
+    from_peft = directions.add_parser("from-peft", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    from_peft.add_argument("adapter_dir", metavar="ADAPTER_DIR", type=Path, help="what to-peft or PEFT wrote")
+    from_peft.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the run directory to make")
+    from_peft.add_argument(
+        "--base", metavar="RUN_DIR", type=Path, required=True, help="the run whose newest weights the adapter is for"
+    )
+    from_peft.set_defaults(run=_from_peft)
 
 
 # The converters are imported late: their libraries take seconds, which --help and a misspelt option should not.
@@ -103,6 +133,29 @@ def _from_hf(options: argparse.Namespace) -> int:
 
     done = hf_checkpoint.from_hf(options.hf_dir, options.run_dir)
     print(f"{options.run_dir}: step {done.step}, {done.parameters:,} parameters from {options.hf_dir}")
+    return 0
+
+
+def _to_peft(options: argparse.Namespace) -> int:
+    from convert import adapters
+
+    done = adapters.to_peft(
+        options.run_dir,
+        options.adapter_dir,
+        step=options.step,
+        base_model=options.base_model,
+        force=options.force,
+    )
+    size = f"{done.parameters:,} parameters, {_megabytes(done.nbytes)}"
+    print(f"{options.adapter_dir}: step {done.step}, {size} of adapters")
+    return 0
+
+
+def _from_peft(options: argparse.Namespace) -> int:
+    from convert import adapters
+
+    done = adapters.from_peft(options.adapter_dir, options.run_dir, options.base)
+    print(f"{options.run_dir}: step {done.step}, {done.parameters:,} parameters of adapters on {options.base}")
     return 0
 
 

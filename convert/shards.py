@@ -119,7 +119,7 @@ def _merge(files: Iterable[Path]) -> tuple[dict[str, Path], dict[str, LazyTensor
     home: dict[str, Path] = {}
     tensors: dict[str, LazyTensor] = {}
     for file in files:
-        for key, tensor in _read_file(file).items():
+        for key, tensor in read_file(file).items():
             if key in home:
                 raise UserError(f"{key} is both in {home[key]} and in {file.name}: remove all but the right one")
             home[key] = file
@@ -127,7 +127,8 @@ def _merge(files: Iterable[Path]) -> tuple[dict[str, Path], dict[str, LazyTensor
     return home, tensors
 
 
-def _read_file(path: Path) -> dict[str, LazyTensor]:
+def read_file(path: Path) -> dict[str, LazyTensor]:
+    """Key -> tensor of one file; raises as `read`."""
     try:
         file = safe_open(path, framework="np")  # memory-mapped, for as long as its tensors live
         keys = file.keys()

@@ -141,7 +141,7 @@ def expand_model(root: Node, folder: Path) -> None:
 def _model_of_run(init_from: Node) -> Node:
     folder = Path(init_from.value)
     try:
-        check_is_run(folder)
+        check_is_run(folder, "init_from")
     except UserError as error:
         raise UserError(f"{init_from.where}: {error}") from error
     whole, model = model_files(folder)

@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +13,6 @@ from stellarbyte_jax.lora_config import ALL_LINEAR, LoRAConfig, ends_with
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.dropout import dropout
 from stellarbyte_jax.model.linear import Linear
-
-Tree = dict[str, Any]
-
-# The names of an adapter's two arrays, beside the kernel of the module that it adapts.
-ADAPTER_LEAVES = ("lora_A", "lora_B")
 
 
 class LoRALinear(Linear):
@@ -63,46 +57,6 @@ def add_adapters(model: ByteForCausalLM, config: LoRAConfig, key: jax.Array) -> 
         if config.adapts(name):
             setattr(parent, attribute, LoRALinear(linear, config, name, key))
     model.model.stochastic = model.model.stochastic or config.lora_dropout > 0
-
-
-def split_adapters(tree: Tree) -> tuple[Tree, Tree]:
-    """(all but the adapters, the adapters) of a model's parameters, or of a tree like them."""
-    base: Tree = {}
-    adapters: Tree = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            for side, part in zip((base, adapters), split_adapters(value), strict=True):
-                if part:
-                    side[name] = part
-        else:
-            (adapters if name in ADAPTER_LEAVES else base)[name] = value
-    return base, adapters
-
-
-def join(base: Tree | None, adapters: Tree) -> Tree:
-    """The inverse of `split_adapters`; without a base, the adapters as they are."""
-    if not base:
-        return adapters
-    joined = dict(base)
-    for name, value in adapters.items():
-        joined[name] = join(base[name], value) if name in base else value
-    return joined
-
-
-def merge_adapters(base: Tree, adapters: Tree, config: LoRAConfig) -> Tree:
-    """Parameters, as numpy arrays, of the model that the base and its adapters are together: W + A B · scaling."""
-    return _merge(base, adapters, config, "")
-
-
-def _merge(base: Tree, adapters: Tree, config: LoRAConfig, name: str) -> Tree:
-    merged = dict(base)
-    for child, part in adapters.items():
-        if child not in ADAPTER_LEAVES:
-            merged[child] = _merge(base[child], part, config, f"{name}.{child}" if name else child)
-    if "lora_A" in adapters:
-        A_LDR, B_LRF = (np.asarray(adapters[leaf], np.float32) for leaf in ADAPTER_LEAVES)
-        merged["kernel"] = base["kernel"] + np.float32(config.scaling(name)) * (A_LDR @ B_LRF)
-    return merged
 
 
 def _linears(model: ByteForCausalLM) -> Iterator[tuple[str, tuple[nnx.Module, str, Linear]]]:

@@ -15,8 +15,8 @@ from stellarbyte_jax.data.loader import TrainLoader, validation_batches
 from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.errors import UserError
-from stellarbyte_jax.model.lora import join
 from stellarbyte_jax.sharding import batch_sharding, make_mesh, replicated
+from stellarbyte_jax.training.adapters import join
 from stellarbyte_jax.training.checkpoint import Checkpointer, RunMetadata, latest_step
 from stellarbyte_jax.training.evaluation import byte_lengths, evaluate
 from stellarbyte_jax.training.interrupt import Interrupt

@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from stellarbyte_jax.config import OptimizerConfig
-from stellarbyte_jax.model.lora import ADAPTER_LEAVES
+from stellarbyte_jax.training.adapters import ADAPTER_LEAVES
 
 
 def make_optimizer(config: OptimizerConfig, max_steps: int) -> optax.GradientTransformation:

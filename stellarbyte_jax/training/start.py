@@ -20,9 +20,9 @@ from stellarbyte_jax.config_file import (
 )
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.errors import UserError
-from stellarbyte_jax.model.lora import split_adapters
 from stellarbyte_jax.run_folder import check_is_run
 from stellarbyte_jax.sharding import param_shardings, replicated
+from stellarbyte_jax.training.adapters import split_adapters
 from stellarbyte_jax.training.checkpoint import Base, latest_step, load_metadata, restore, restore_params
 from stellarbyte_jax.training.lora_base import restore_base
 from stellarbyte_jax.training.state import Params, TrainState, init_params, init_state
@@ -145,7 +145,7 @@ def _check_same_run(config: RunConfig, tokenizer: Tokenizer) -> None:
 
 
 def _check_init_from(config: RunConfig, run_dir: str, tokenizer: Tokenizer) -> None:
-    check_is_run(Path(run_dir))
+    check_is_run(Path(run_dir), "init_from")
     metadata, _ = load_metadata(run_dir)
     if metadata.base is not None:
         raise UserError(

@@ -11,7 +11,8 @@ from jax.typing import DTypeLike
 
 from stellarbyte_jax.config import ByteConfig, LoRAConfig
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
-from stellarbyte_jax.model.lora import add_adapters, split_adapters
+from stellarbyte_jax.model.lora import add_adapters
+from stellarbyte_jax.training.adapters import split_adapters
 
 Params = dict[str, Any]
 

@@ -22,9 +22,9 @@ from stellarbyte_jax.cli import main
 from stellarbyte_jax.config import LoRAConfig, MeshConfig, RunConfig
 from stellarbyte_jax.config_file import run_config_from_dict, to_dict
 from stellarbyte_jax.errors import UserError
-from stellarbyte_jax.model.lora import join, merge_adapters
 from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training import loop
+from stellarbyte_jax.training.adapters import join, merge_adapters
 from stellarbyte_jax.training.checkpoint import RunMetadata, load_metadata, load_params, save_imported
 from stellarbyte_jax.training.load import load_model
 from stellarbyte_jax.training.loop import pretrain

@@ -1,0 +1,171 @@
+"""What adapters there are: a run's LoRAConfig, and PEFT's adapter_config.json."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.lora_config import LoRAConfig
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+# Fields of PEFT that say nothing of what a saved adapter computes, whatever they hold.
+_SILENT = {
+    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",
+    "layers_pattern", "lora_ga_config", "loftq_config", "megatron_config", "megatron_core", "peft_type", "peft_version",
+    "qalora_group_size", "revision", "runtime_config", "task_type",
+}  # fmt: skip
+
+# Fields that name what is adapted, at what rank: the tensors tell that, and alphas are worked out below.
+_SPOKEN_FOR = {
+    "alpha_pattern", "exclude_modules", "init_lora_weights", "layers_to_transform", "lora_alpha", "lora_dropout", "r",
+    "rank_pattern", "target_modules", "use_rslora",
+}  # fmt: skip
+
+# Other ways to start change the base as well, and such an adapter is none for the base as it was.
+_STARTS_BESIDE_THE_BASE = (True, False, "gaussian", "orthogonal", "eva")
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What the tensors of an adapter show: the layers, and each adapted module of a layer with its rank."""
+
+    layers: list[int]
+    ranks: dict[str, int]
+
+
+def to_peft(
+    config: LoRAConfig, modules: Iterable[str], num_hidden_layers: int, base_model: str | None
+) -> dict[str, Any]:
+    """The fields of adapter_config.json for the adapters of a run, of whose modules `modules` are adapted."""
+    every = isinstance(config.target_modules, str)
+    targets = {name.rpartition(".")[2] for name in modules} if every else set(config.target_modules)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        "target_modules": sorted(targets),
+        "layers_to_transform": None if config.layers is None else config.layer_numbers(num_hidden_layers),
+        "r": config.r,
+        "lora_alpha": _whole(config.lora_alpha),
+        "lora_dropout": config.lora_dropout,
+        "use_rslora": config.use_rslora,
+        "rank_pattern": dict(config.rank_pattern),
+        "alpha_pattern": {name: _whole(alpha) for name, alpha in config.alpha_pattern.items()},
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The fields of a folder's adapter_config.json, once each is known to be one that adapters in JAX can have.
+
+    Raises:
+        UserError: no such file, no LoRA, or a field that would change what the adapter computes.
+    """
+    path = folder / ADAPTER_CONFIG
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): name a folder that PEFT has saved") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not a whole JSON file ({error}): save the adapter again") from error
+    kind = fields.get("peft_type") if isinstance(fields, dict) else None
+    if kind != "LORA":
+        raise UserError(f"{path}: peft_type is {kind!r}, and JAX holds LORA adapters alone: train one of these")
+    for name, value in fields.items():
+        neutral = value in (None, False, "none") or value in ([], {})
+        if name not in _SILENT | _SPOKEN_FOR and not neutral:
+            raise UserError(f"{path}: {name} is {json.dumps(value)}, which adapters in JAX cannot have: train without")
+    start = fields.get("init_lora_weights", True)
+    if start not in _STARTS_BESIDE_THE_BASE:
+        raise UserError(
+            f"{path}: init_lora_weights is {start!r}, which changes the base as well: save the adapter as one for the "
+            "base as it was, as PEFT's path_initial_model_for_weight_conversion does"
+        )
+    return fields
+
+
+def from_peft(fields: Mapping[str, Any], adapted: Adapted, modules: list[str], layers: int, where: str) -> LoRAConfig:
+    """The run's config of the same adapters.
+
+    Args:
+        fields: as `read` gave them.
+        adapted: what the tensors show.
+        modules: all modules of a layer that could be adapted.
+        layers: how many the model has.
+        where: names the source of `fields` in errors.
+
+    Raises:
+        UserError: a module's alpha differs from layer to layer, or a rank from what the tensors show.
+    """
+    alphas: dict[str, float] = {}
+    for module, rank in adapted.ranks.items():
+        full_names = [f"model.layers.{layer}.{module}" for layer in adapted.layers]
+        stated = {_by_pattern(fields.get("rank_pattern"), name, fields.get("r", 8)) for name in full_names}
+        if stated != {rank}:
+            raise UserError(f"{where}: {module} has rank {rank}, but r and rank_pattern say {sorted(stated)}")
+        several = {_by_pattern(fields.get("alpha_pattern"), name, fields.get("lora_alpha", 8)) for name in full_names}
+        if len(several) > 1:
+            raise UserError(
+                f"{where}: alpha_pattern gives {module} {sorted(several)} in different layers, where adapters in JAX "
+                "have one: train with one"
+            )
+        alphas[module] = several.pop()
+
+    common: dict[str, Any] = {
+        "r": fields.get("r", 8),
+        "lora_alpha": fields.get("lora_alpha", 8),
+        "lora_dropout": fields.get("lora_dropout", 0.0),
+        "use_rslora": fields.get("use_rslora", False),
+        "layers": None if len(adapted.layers) == layers else _ranges(adapted.layers),
+    }
+    targets = fields.get("target_modules")
+    as_written = LoRAConfig(
+        target_modules=tuple(targets) if targets and isinstance(targets, list) else tuple(adapted.ranks),
+        rank_pattern=fields.get("rank_pattern") or {},
+        alpha_pattern=fields.get("alpha_pattern") or {},
+        **common,
+    )
+    # Regular expressions and names of single layers are PEFT's alone: then the modules are named one by one.
+    one_by_one = LoRAConfig(
+        target_modules=tuple(adapted.ranks),
+        rank_pattern={module: rank for module, rank in adapted.ranks.items() if rank != common["r"]},
+        alpha_pattern={module: alpha for module, alpha in alphas.items() if alpha != common["lora_alpha"]},
+        **common,
+    )
+    return as_written if _describe(as_written, modules) == _describe(one_by_one, modules) else one_by_one
+
+
+def _describe(config: LoRAConfig, modules: list[str]) -> dict[str, tuple[int, float]]:
+    return {module: (config.rank(module), config.scaling(module)) for module in modules if config.adapts(module)}
+
+
+def _by_pattern(pattern: Mapping[str, Any] | None, name: str, otherwise: Any) -> Any:
+    """The value of the first key that fits a module's full name, as PEFT looks it up."""
+    for key, value in (pattern or {}).items():
+        if re.match(rf"(.*\.)?({key})$", name):
+            return value
+    return otherwise
+
+
+def _ranges(layers: list[int]) -> str:
+    """Ascending numbers as "0-3,8"."""
+    spans: list[list[int]] = []
+    for layer in layers:
+        if spans and layer == spans[-1][-1] + 1:
+            spans[-1].append(layer)
+        else:
+            spans.append([layer])
+    return ",".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
+
+
+def _whole(number: float) -> float:
+    """As an integer where it is one, which is how PEFT writes an alpha."""
+    return int(number) if float(number).is_integer() else number

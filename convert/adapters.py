@@ -1,0 +1,199 @@
+"""Adapters between a run and PEFT's folder, bit for bit."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from convert import adapter_config, names, shards, staged_folder, weights
+from convert.adapter_config import ADAPTER_CONFIG, Adapted
+from convert.hf_checkpoint import Conversion
+from convert.names import HFTensor
+from convert.weights import LazyTensor, Params
+from stellarbyte_jax.config import ByteConfig, LoRAConfig
+from stellarbyte_jax.config_file import lora_config_from_dict, model_config_from_dict, save_config, to_dict
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.run_folder import check_is_run
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+_PREFIX = "base_model.model."
+_KEY = re.compile(re.escape(_PREFIX) + r"(model\.layers\.(\d+)\.(.+))\.(lora_[AB])\.weight")
+
+
+def to_peft(
+    run_dir: Path, adapter_dir: Path, *, step: int | None = None, base_model: str | None = None, force: bool = False
+) -> Conversion:
+    """Writes a run's adapters as a folder that stock PEFT loads; needs neither torch nor PEFT.
+
+    Args:
+        run_dir: the output_dir of a run with `lora`, or what `from_peft` made.
+        adapter_dir: is written beside and renamed at the end. An earlier export there is replaced.
+        step: of the checkpoint; the newest by default.
+        base_model: the Hugging Face folder or name that the adapter is for, for PEFT to find it.
+        force: replace what is in `adapter_dir` under the same names even if no export wrote it.
+
+    Raises:
+        UserError: no such checkpoint, or one of a whole model; `adapter_dir` holds what is not ours; the disk is full.
+    """
+    # Orbax takes seconds to import, which a mistake in the command line should not.
+    from stellarbyte_jax.training.checkpoint import load_params
+
+    adapter_dir = adapter_dir.resolve()
+    keep = staged_folder.check_replaceable(adapter_dir, force)
+    adapters, metadata, found = load_params(run_dir, step)
+    if metadata.base is None:
+        raise UserError(f"{run_dir} holds a whole model and no adapters: export it with `stellarbyte-convert to-hf`")
+    where = f"the checkpoint of step {found} in {run_dir}"
+    config = model_config_from_dict(metadata.config["model"], where)
+    lora = lora_config_from_dict(metadata.config["lora"], where)
+    tensors = to_peft_tensors(adapters, config, lora)
+    modules = [module for module in _linears(config) if lora.adapts(module)]
+    fields = adapter_config.to_peft(lora, modules, config.num_hidden_layers, base_model)
+    with staged_folder.staged(adapter_dir, keep) as folder:
+        text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
+        (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+        try:
+            save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise UserError(f"{ADAPTER_WEIGHTS} cannot be written to {folder}: {error}") from error
+        (folder / ADAPTER_WEIGHTS).chmod(folder.stat().st_mode & 0o666)
+        staged_folder.write_manifest(folder, {"stellarbyte": version("stellarbyte"), "step": found})
+    return _conversion(found, tensors.values())
+
+
+def from_peft(adapter_dir: Path, run_dir: Path, base_dir: Path) -> Conversion:
+    """Makes a run directory, step 0, of an adapter that PEFT saved, on the newest weights of the run in `base_dir`.
+
+    Raises:
+        UserError: an adapter that JAX cannot hold, or for another base; weights that are missing, unknown, misshapen or
+            broken; `base_dir` is no run of a whole model; `run_dir` exists; the disk is full.
+    """
+    from stellarbyte_jax.training.checkpoint import Base, RunMetadata, fingerprint, load_metadata, save_imported
+
+    run_dir = run_dir.resolve()
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise UserError(f"{run_dir} exists already: name a new run directory")
+    check_is_run(base_dir, "--base")
+    metadata, step = load_metadata(base_dir)
+    if metadata.base is not None:
+        raise UserError(f"--base {base_dir} holds adapters itself, on {metadata.base.run_dir}: name a whole model")
+    config = model_config_from_dict(metadata.config["model"], f"{base_dir}/checkpoints")
+    fields = adapter_config.read(adapter_dir)
+    tensors = shards.read_file(adapter_dir / ADAPTER_WEIGHTS)
+    adapters, lora = from_peft_tensors(tensors, fields, config, str(adapter_dir))
+    conversion = _conversion(0, tensors.values())
+    base = Base(str(base_dir), step, fingerprint(base_dir, step))
+    with staged_folder.staged(run_dir) as folder:
+        save_config(config, folder / "model.yaml")
+        about = {"model": to_dict(config), "lora": to_dict(lora)}
+        save_imported(folder, adapters, RunMetadata(about, metadata.tokenizer_files, base=base))
+    return conversion
+
+
+def to_peft_tensors(adapters: Params, config: ByteConfig, lora: LoRAConfig) -> dict[str, np.ndarray]:
+    """PEFT's key -> tensor of each A [R, in] and B [out, R]; what belongs to pruned heads is left out."""
+    arrays = dict(weights.flatten(adapters))
+    tensors = {}
+    for layer in lora.layer_numbers(config.num_hidden_layers):
+        for module, kernels in _linears(config).items():
+            if lora.adapts(module):
+                kernel = kernels[layer]
+                A_DR, B_RF = (arrays[(*kernel.path[:-1], leaf)][layer] for leaf in ("lora_A", "lora_B"))
+                for leaf, values in (("lora_A", A_DR[kernel.kept[0]]), ("lora_B", B_RF[:, kernel.kept[1]])):
+                    tensors[_key(kernel, leaf)] = np.ascontiguousarray(values.T)
+    return tensors
+
+
+def from_peft_tensors(
+    tensors: Mapping[str, LazyTensor], fields: Mapping[str, object], config: ByteConfig, where: str
+) -> tuple[Params, LoRAConfig]:
+    """(a run's adapters, float32, zero where there is none; their config), of PEFT's tensors and adapter_config.json.
+
+    Raises:
+        UserError: as `from_peft`.
+    """
+    linears = _linears(config)
+    adapted = _adapted(tensors, linears, config.num_hidden_layers, where)
+    lora = adapter_config.from_peft(fields, adapted, list(linears), config.num_hidden_layers, where)
+
+    arrays: dict[names.Path, np.ndarray] = {}
+    expected: dict[str, names.Shape] = {}
+    shapes = names.jax_shapes(config)
+    for module, rank in adapted.ranks.items():
+        path = linears[module][0].path
+        L, D, F = shapes[path]
+        arrays[(*path[:-1], "lora_A")] = np.zeros((L, D, rank), np.float32)
+        arrays[(*path[:-1], "lora_B")] = np.zeros((L, rank, F), np.float32)
+        for layer in adapted.layers:
+            out_features, in_features = linears[module][layer].shape
+            expected[_key(linears[module][layer], "lora_A")] = (rank, in_features)
+            expected[_key(linears[module][layer], "lora_B")] = (out_features, rank)
+    weights.check_names(((key, tensor.shape) for key, tensor in tensors.items()), expected, where)
+
+    for module in adapted.ranks:
+        for layer in adapted.layers:
+            kernel = linears[module][layer]
+            A_DR, B_RF = (arrays[(*kernel.path[:-1], leaf)][layer] for leaf in ("lora_A", "lora_B"))
+            A_DR[kernel.kept[0]] = np.asarray(tensors[_key(kernel, "lora_A")]).T
+            B_RF[:, kernel.kept[1]] = np.asarray(tensors[_key(kernel, "lora_B")]).T
+    return weights.unflatten(arrays), lora
+
+
+def _adapted(
+    tensors: Mapping[str, LazyTensor], linears: Mapping[str, list[HFTensor]], num_layers: int, where: str
+) -> Adapted:
+    """What the keys name, once all are known to be of one form: some modules, all in the same layers."""
+    layers_of: dict[str, set[int]] = {}
+    ranks: dict[str, int] = {}
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key)
+        module, layer = (match[3], int(match[2])) if match else ("", -1)
+        if match is None or module not in linears or layer >= num_layers:
+            raise UserError(
+                f"{where} holds {key}, which adapters in JAX have no place for: they are lora_A and lora_B of "
+                f"{', '.join(linears)} in layers 0 to {num_layers - 1} of the base"
+            )
+        weights.check_dtype(key, tensor.dtype, where)
+        layers_of.setdefault(module, set()).add(layer)
+        if match[4] == "lora_A" and tensor.shape:
+            ranks.setdefault(module, tensor.shape[0])
+    if not layers_of:
+        raise UserError(f"{where} holds no adapter at all: save it again")
+    (first, layers), *others = layers_of.items()
+    for module, its_layers in others:
+        if its_layers != layers:
+            raise UserError(
+                f"{where} adapts {first} in layers {sorted(layers)}, but {module} in {sorted(its_layers)}: adapters in "
+                "JAX are in the same layers for all modules"
+            )
+    for module in layers_of:
+        if module not in ranks:
+            raise UserError(f"{where} lacks lora_A.weight of {module}: save the adapter again")
+    # In the base's own order, whatever that of the file.
+    return Adapted(sorted(layers), {module: ranks[module] for module in linears if module in ranks})
+
+
+def _linears(config: ByteConfig) -> dict[str, list[HFTensor]]:
+    """A layer's adaptable modules by dotted name -> their matrix in each layer; a router is none of them."""
+    routers = {row.path for row in names.rows(config) if row.axes[-1] == "E"}
+    linears: dict[str, list[HFTensor]] = {}
+    for tensor in names.hf_tensors(config):
+        if tensor.layer is not None and tensor.path[-1] == "kernel" and tensor.path not in routers:
+            module = tensor.key.removeprefix(f"model.layers.{tensor.layer}.").removesuffix(".weight")
+            linears.setdefault(module, []).append(tensor)
+    return linears
+
+
+def _key(kernel: HFTensor, leaf: str) -> str:
+    return f"{_PREFIX}{kernel.key.removesuffix('.weight')}.{leaf}.weight"
+
+
+def _conversion(step: int, tensors: Iterable[np.ndarray | LazyTensor]) -> Conversion:
+    sizes = [(int(np.prod(tensor.shape)), tensor.nbytes) for tensor in tensors]
+    return Conversion(step, sum(count for count, _ in sizes), sum(nbytes for _, nbytes in sizes))
