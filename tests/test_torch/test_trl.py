@@ -1,4 +1,4 @@
-"""Batches against those of TRL's SFTTrainer, where TRL is installed: it is no requirement of ours."""
+"""TRL's SFTTrainer: the same batches as ours, and our models in it as any other; skipped where TRL is not installed."""
 
 import json
 from itertools import pairwise
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig
 from transformers import AutoTokenizer
 
 from stellarbyte_torch.collation import IGNORED_LABEL
@@ -68,6 +70,43 @@ def test_the_same_batches_as_trl(packing: bool, tmp_path: Path) -> None:
     assert (ours["input_ids"][:, :length][seen] == batch["input_ids"][seen]).all()
     assert (ours["labels"][:, :length] == batch["labels"]).all()
     assert not ours["attention_mask"][:, length:].any()
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_sft_trainer_trains_an_exported_model_by_its_path(packing: bool, tmp_path: Path) -> None:
+    """Nothing of ours but the folder: the model by name, a peft_config, and what PEFT then saves loads again."""
+    folder = export(tmp_path / "export")
+    trainer: Any = trl.SFTTrainer(
+        model=str(folder),
+        args=trl.SFTConfig(
+            output_dir=str(tmp_path / "run"),
+            assistant_only_loss=True,
+            max_length=64,
+            packing=packing,
+            padding_free=packing,
+            max_steps=8,
+            per_device_train_batch_size=4,
+            learning_rate=3e-2,
+            lr_scheduler_type="constant",
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+        ),
+        train_dataset=datasets.Dataset.from_list([{"messages": messages} for messages in conversations()]),
+        peft_config=LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    assert losses[-1] < 0.9 * losses[0]
+
+    trainer.save_model(str(tmp_path / "adapter"))
+    ids = torch.arange(3, 23)[None]
+    with torch.no_grad():
+        expected = trainer.model.eval()(ids).logits
+        loaded: Any = AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "adapter"))
+        assert torch.equal(loaded.eval()(ids).logits, expected)
 
 
 def documents(batch: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
