@@ -1,6 +1,7 @@
 """The command line `stellarbyte-torch`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if overrides and not hasattr(options, "overrides"):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     options.overrides = overrides
+    options.colour = not os.environ.get("NO_COLOR")
+    options.speaks = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` starts, one
+    if options.run is not commands.finetune:  # whose model may be the Hub's; a local folder needs no network
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         return options.run(options) or 0
     except UserError as error:

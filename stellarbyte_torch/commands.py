@@ -21,12 +21,10 @@ INTERRUPTED = 130
 
 def generate(options: argparse.Namespace) -> None:
     """Continue a prompt, streaming or as JSON."""
-    # A local folder needs no network, and its loading no progress bar between prompt and answer. Imports come this late
-    # because they take seconds, which --help and a misspelt option should not.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # Imports come this late because they take seconds, which --help and a misspelt option should not.
+    _quieten()
     from stellarbyte_torch import generate as generation
 
-    _quieten()
     sampling = _sampling(options)
     model, tokenizer = generation.load(options.folder, options.device, options.dtype)
     if options.json:
@@ -48,11 +46,10 @@ def generate(options: argparse.Namespace) -> None:
 
 def chat(options: argparse.Namespace) -> None:
     """Talk with a model, in the terminal or by piped lines."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    _quieten()
     from stellarbyte_torch import chat as chatting
     from stellarbyte_torch.chat_session import open_session
 
-    _quieten()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # What is no UTF-8 gets its sentence where it is used; a terminal of few characters must not end the talk.
@@ -62,7 +59,7 @@ def chat(options: argparse.Namespace) -> None:
     chatting.add_adapters(session, options.adapter)
     try:
         if sys.stdin.isatty() and sys.stdout.isatty() and not options.json:
-            chatting.talk(session, colour=not os.environ.get("NO_COLOR"))
+            chatting.talk(session, colour=options.colour)
         else:
             chatting.answer_lines(session, sys.stdin, as_json=options.json)
     except BrokenPipeError:
@@ -71,10 +68,10 @@ def chat(options: argparse.Namespace) -> None:
 
 def preview(options: argparse.Namespace) -> None:
     """Print samples as the model will see them."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    _quieten()
     from stellarbyte_torch.data_preview import preview as previewed
 
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    colour = options.colour and sys.stdout.isatty()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of few characters must not end the preview
     try:
@@ -95,10 +92,9 @@ def finetune(options: argparse.Namespace) -> int:
     from stellarbyte_torch.finetune_config import load_finetune_config
     from stellarbyte_torch.finetune_report import closing_table
 
-    speaks = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` starts, one
-    console = Console(stderr=options.json, quiet=not speaks, highlight=False, markup=False)
+    console = Console(stderr=options.json, quiet=not options.speaks, highlight=False, markup=False)
     summary = finetune(load_finetune_config(options.config, options.overrides), console)
-    if options.json and speaks:
+    if options.json and options.speaks:
         print(json.dumps(summary))
     elif summary["finished"]:
         console.print(closing_table(summary), soft_wrap=True)
@@ -107,7 +103,6 @@ def finetune(options: argparse.Namespace) -> int:
 
 def merge(options: argparse.Namespace) -> None:
     """Merge an adapter into its base."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     _quieten()
     import torch
 
@@ -128,13 +123,14 @@ def merge(options: argparse.Namespace) -> None:
 
 def _quieten() -> None:
     """What libraries have to say is for programmers; our own lines tell what a user needs."""
+    # Before the first import: torchao, which transformers loads, tells of every kernel that is for another machine.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in ("torchao", "torch.utils._pytree"):  # torchao tells of every kernel that is for another machine
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _sampling(options: argparse.Namespace) -> "Sampling":
