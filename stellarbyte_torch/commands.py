@@ -124,7 +124,7 @@ def merge(options: argparse.Namespace) -> None:
 def _quieten() -> None:
     """What libraries have to say is for programmers; our own lines tell what a user needs."""
     # Before the first import: torchao, which transformers loads, tells of every kernel that is for another machine.
-    for name in ("torchao", "torch.utils._pytree"):
+    for name in ("torchao", "torch.utils._pytree", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     from transformers.utils import logging as transformers_logging

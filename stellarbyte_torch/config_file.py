@@ -150,7 +150,8 @@ def _coerce(kind: Any, node: Node, name: str) -> Any:
             try:
                 return _coerce(option, node, name)
             except UserError:
-                continue
+                if isinstance(value, list) and (typing.get_origin(option) or option) in _LISTS:
+                    raise  # it is about an item
         raise UserError(f"{node.where}: {name} is {_show(node)}, expected {' or '.join(map(_describe, options))}")
     (kind,) = options
     origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
@@ -175,6 +176,8 @@ def _coerce(kind: Any, node: Node, name: str) -> Any:
     elif origin is str and node.word is not None:
         return node.word  # on the command line every word is a string already: --output_dir 2026
     choices = _choices(kind)
+    if value is False and "no" in choices:
+        return "no"  # as which YAML 1.1 reads it: save_strategy: no
     if any(value == choice and type(value) is type(choice) for choice in choices):
         return value
     near = difflib.get_close_matches(str(value), map(str, choices), n=1)

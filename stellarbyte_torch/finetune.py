@@ -75,18 +75,19 @@ def finetune(config: FinetuneConfig, console: Console) -> Summary:
         (run_dir / _FINGERPRINT).write_text(_fingerprint(data) + "\n", encoding="utf-8")
 
     with FinetuneProgress(run_dir / "metrics.jsonl", console, is_main=is_main) as progress, Interrupt() as interrupt:
-        trainer = FinetuneTrainer(
-            pad_token_id=data.collator.pad_token_id,
-            model=model,
-            args=arguments,
-            data_collator=data.collator,
-            train_dataset=data.train,
-            eval_dataset=data.validation,
-            callbacks=[EvaluateAtEnd(), progress, interrupt, *_early_stopping(config)],
-        )
+        with _explained():
+            trainer = FinetuneTrainer(
+                pad_token_id=data.collator.pad_token_id,
+                model=model,
+                args=arguments,
+                data_collator=data.collator,
+                train_dataset=data.train,
+                eval_dataset=data.validation,
+                callbacks=[EvaluateAtEnd(), progress, interrupt, *_early_stopping(config)],
+            )
         trainer.remove_callback(PrinterCallback)
         progress.say(opening(config.model, model, data.samples.summary(), arguments, checkpoint))
-        with _memory_explained():
+        with _explained():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     base.config.use_cache = used_cache
@@ -198,7 +199,8 @@ def _early_stopping(config: FinetuneConfig) -> list[EarlyStoppingCallback]:
 
 
 @contextmanager
-def _memory_explained() -> Iterator[None]:
+def _explained() -> Iterator[None]:
+    """What a config can ask of this machine in vain, and only the Trainer finds out, as a user's mistake."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -206,3 +208,5 @@ def _memory_explained() -> Iterator[None]:
             "the GPU's memory is not enough: lower training.per_device_train_batch_size (and raise "
             "training.gradient_accumulation_steps) or data.max_length, or set training.activation_checkpointing"
         ) from error
+    except ImportError as error:  # such as an optimizer's package
+        raise UserError(f"training: {' '.join(str(error).split())}") from error

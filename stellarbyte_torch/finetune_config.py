@@ -34,6 +34,8 @@ _OURS = {
     "do_eval": "leave it out",
     "do_predict": "leave it out",
 }
+# What Trainer would stumble over late.
+_AT_LEAST_1 = {"per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"}
 
 
 @dataclass(frozen=True)
@@ -154,4 +156,8 @@ def _training_fields(node: Node) -> dict[str, Any]:
     for name, value in node.value.items() if isinstance(node.value, dict) else ():
         if name in _OURS:
             raise UserError(f"{value.where}: training.{name} is not for the config: {_OURS[name]}")
-    return plain(field_values(TrainingArguments, node, "training"))
+    fields = plain(field_values(TrainingArguments, node, "training"))
+    for name in fields.keys() & _AT_LEAST_1:
+        if fields[name] < 1:
+            raise UserError(f"{node.value[name].where}: training.{name} is {fields[name]}: choose 1 or more")
+    return fields

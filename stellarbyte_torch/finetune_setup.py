@@ -66,7 +66,7 @@ def training_arguments(config: FinetuneConfig, data_arguments: dict[str, Any], *
     if not torch.accelerator.is_available():
         fields["use_cpu"] = True  # without which TrainingArguments takes bfloat16 for a mistake
     try:
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(Path(config.output_dir) / "checkpoints"),
             disable_tqdm=True,
             eval_on_start=fields["eval_strategy"] != "no" and not resumes,
@@ -76,6 +76,9 @@ def training_arguments(config: FinetuneConfig, data_arguments: dict[str, Any], *
         )
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error
+    if arguments.fsdp and arguments.world_size == 1:
+        raise UserError("training.fsdp needs several processes: start the command by `accelerate launch`")
+    return arguments
 
 
 def make_trainable(model: PreTrainedModel, config: FinetuneConfig) -> PreTrainedModel | PeftModel:

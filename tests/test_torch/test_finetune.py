@@ -179,6 +179,18 @@ def test_bfloat16(folder: Path, tmp_path: Path) -> None:
     assert {value.dtype for value in adapter.values()} == {torch.float32}
 
 
+def test_lora_on_an_int8_base(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    rounded, _ = run(config(folder, tmp_path / "int8", quantization="int8"))
+    exact, _ = run(config(folder, tmp_path / "float"))
+    for name in ("validation_loss_before", "validation_loss_after"):
+        assert rounded[name] == pytest.approx(exact[name], rel=0.01)
+        assert rounded[name] != exact[name]
+    # What was trained on the rounded base loads on the whole one.
+    model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "int8" / "adapter")
+    assert torch.isfinite(model(tokens(1, 8)).logits).all()
+
+
 def test_another_model_and_no_validation(folder: Path, tmp_path: Path) -> None:
     model = llama(vocab_size=300)
     model.save_pretrained(tmp_path / "llama")
@@ -240,6 +252,8 @@ def test_a_loss_that_is_not_finite(folder: Path, tmp_path: Path) -> None:
         ({"data": {"validation_fraction": 0.0, "sources": ()}}, r"sources is \(\) but must name at least one source"),
         ({"training": {"fp16": True}}, r"training\.fp16 needs a CUDA GPU, and there is none here"),
         ({"training": {"report_to": "swanlab"}}, r"training\.report_to swanlab needs a package: pip install swanlab"),
+        ({"training": {"fsdp": "full_shard"}}, r"training\.fsdp needs several processes: start the command by `acc"),
+        ({"training": {"deepspeed": "x.json"}}, r"training: .*deepspeed"),
         ({"training": {"save_steps": 4}}, r"training: .*requires the saving steps to be a round multiple"),
         (
             {"early_stopping_patience": 1, "training": {"load_best_model_at_end": False}},
@@ -262,10 +276,15 @@ def test_mistakes(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+def test_an_optimizer_whose_package_is_not_there(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"training: You need to install `galore_torch`"):
+        run(config(folder, tmp_path, training={"optim": "galore_adamw", "optim_target_modules": ["q_proj"]}))
+
+
 def test_mistakes_of_layers(folder: Path, tmp_path: Path) -> None:
     for text, complaint in (
         ("layers: 5-7", r"trainable\.layers names layer 5, and the model has layers 0 to 1"),
-        ("layers: [x]", r"trainable\.layers is \['x'\]|expected a string"),
+        ("layers: [x]", r"c\.yaml:4: trainable\.layers\.0 is 'x', expected an integer"),
     ):
         with pytest.raises(UserError, match=complaint):
             run(config(folder, tmp_path / "run", lora=None, trainable=load_trainable(tmp_path, text)))

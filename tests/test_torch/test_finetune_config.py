@@ -46,6 +46,7 @@ training:
   activation_checkpointing_kwargs: {use_reentrant: false}
   fsdp_config: {version: 2}
   eval_steps: 10
+  save_strategy: no
 """
     config = load(text, tmp_path)
     assert config.lora == {
@@ -55,7 +56,7 @@ training:
     assert config.training == {
         **{"learning_rate": 1e-4, "lr_scheduler_type": "cosine", "optim": "adamw_torch", "eval_steps": 10.0},
         **{"report_to": ["tensorboard"], "activation_checkpointing": True, "fsdp_config": {"version": 2}},
-        "activation_checkpointing_kwargs": {"use_reentrant": False},
+        **{"activation_checkpointing_kwargs": {"use_reentrant": False}, "save_strategy": "no"},
     }
 
 
@@ -104,6 +105,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
             "training:\n  zzz: 3",
             "c.yaml:5: training.zzz is not a field; the fields here are those of TrainingArguments",
         ),
+        ("training:\n  gradient_accumulation_steps: 0", "training.gradient_accumulation_steps is 0: choose 1 or more"),
         ("training:\n  max_steps: 3.5", "c.yaml:5: training.max_steps is 3.5, expected an integer"),
         ("training:\n  lr_scheduler_type: cosin", "c.yaml:5: training.lr_scheduler_type is 'cosin', expected one of"),
         ("training:\n  lr_scheduler_type: cosin", "did you mean cosine?"),
