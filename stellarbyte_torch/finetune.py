@@ -67,7 +67,7 @@ def finetune(config: FinetuneConfig, console: Console) -> Summary:
     is_main = arguments.process_index == 0
 
     base = load_base(config.model, config.dtype, config.quantization)
-    used_cache = base.config.use_cache
+    used_cache = getattr(base.config, "use_cache", True)
     set_seed(arguments.seed)
     model = make_trainable(base, config)
     if is_main:
@@ -97,6 +97,8 @@ def finetune(config: FinetuneConfig, console: Console) -> Summary:
         steps = f"stopped after step {trainer.state.global_step}"
         progress.say(f"{steps}, saved in {run_dir}: the same command goes on from there")
         return summary
+    if trainer.is_fsdp_enabled:  # where every process holds a part, and Trainer would save parts
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(folder))
     if is_main:
         tokenizer.save_pretrained(folder)
@@ -126,7 +128,10 @@ def _check_same_run(config: FinetuneConfig, run_dir: Path) -> Summary | None:
         if taken:
             raise UserError(f"output_dir {run_dir} holds {taken[0]}, but no run of this command: choose another one")
         return None
-    before = load_finetune_config(path)
+    try:
+        before = load_finetune_config(path)
+    except UserError as error:
+        raise UserError(f"output_dir {run_dir} holds another kind of run, choose another one: {error}") from error
     differing = [found for found in differing_fields(before, config) if not found[0].startswith(_FREE_FIELDS)]
     if differing and (newest_checkpoint(run_dir) or (run_dir / "summary.json").exists()):
         shown = ", ".join(f"{name} (was {a}, now {b})" for name, a, b in differing)

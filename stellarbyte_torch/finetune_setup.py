@@ -41,6 +41,7 @@ def training_fields(config: FinetuneConfig) -> dict[str, Any]:
         "restore_callback_states_from_checkpoint": True,  # early stopping counts on
         "train_sampling_strategy": "random" if config.data.packing else "group_by_length",
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,  # all that trains is used in each step; looking for the rest takes time
         "log_level": "error",
     }
     return {**defaults, **given}

@@ -216,6 +216,9 @@ def test_another_run_in_the_folder(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds a run with another config: lora\.r \(was 4, now 8\), training\.seed"):
         run(config(folder, tmp_path, lora={**LORA, "r": 8}, training={"max_steps": 1, "seed": 3}))
     run(config(folder, tmp_path, training={"max_steps": 1, "logging_steps": 5, "save_total_limit": 9}))
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    with pytest.raises(UserError, match=r"holds another kind of run, choose another one: .*:1: seed is not a field"):
+        run(config(folder, tmp_path))
     (tmp_path / "config.yaml").unlink()
     with pytest.raises(UserError, match=r"holds checkpoints, but no run of this command: choose another one"):
         run(config(folder, tmp_path))
