@@ -101,6 +101,17 @@ def _parser() -> argparse.ArgumentParser:
     pretrain = command("pretrain", commands.pretrain, "train a model, or go on training it")
     pretrain.add_argument("config", type=Path, metavar="CONFIG.yaml", help=overriding)
 
+    plan = command("plan", commands.plan, "foresee memory, speed and cost of a run on a machine that is not here")
+    plan.add_argument("config", type=Path, metavar="CONFIG.yaml", help=overriding)
+    plan.add_argument(
+        "--topology", required=True, metavar="CHIP:SIDES", help="v5e:16x16, v4, v5p, v6e alike, or h100:8x4 (4 nodes)"
+    )
+    plan.add_argument("--slices", type=int, default=1, metavar="N", help="so many of them (default 1)")
+    plan.add_argument("--tokens", metavar="N", help="also time and cost of so many tokens, such as 300B")
+    plan.add_argument("--price", type=float, metavar="X", help="US dollars a chip and hour (default: the list price)")
+    plan.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw the memory of each chip")
+    plan.add_argument("--json", action="store_true", help="print one JSON object")
+
     evaluate = command("evaluate", commands.evaluate, "measure a run's model on its validation split")
     _run_dir_options(evaluate)
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")

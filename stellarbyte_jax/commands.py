@@ -77,6 +77,41 @@ def pretrain(options: argparse.Namespace) -> int:
     return 0 if finished else INTERRUPTED
 
 
+def plan(options: argparse.Namespace) -> None:
+    """Foresee a run on a machine that is not here."""
+    from stellarbyte_jax.config_file import load_run_config
+
+    config = load_run_config(options.config, options.overrides)
+    tokens = None if options.tokens is None else _count(options.tokens)
+    from stellarbyte_jax.planning.plan import make_plan
+    from stellarbyte_jax.planning.report import memory_picture, plan_text
+    from stellarbyte_jax.planning.topology import parse_topology
+
+    plan = make_plan(config, parse_topology(options.topology), options.slices)
+    if options.picture is not None:
+        try:
+            options.picture.write_text(memory_picture(plan), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--picture {options.picture} cannot be written: {error.strerror}") from error
+    if options.json:
+        print(json.dumps(plan.to_dict(tokens, options.price)))
+    else:
+        print(plan_text(plan, tokens, options.price))
+
+
+def _count(text: str) -> float:
+    """A number that may end in K, M, B or T."""
+    scales = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+    scale = scales.get(text[-1:].upper(), 1.0)
+    try:
+        count = float(text[:-1] if scale > 1 else text) * scale
+    except ValueError:
+        count = 0.0
+    if not 0 < count < float("inf"):
+        raise UserError(f"--tokens {text} is no number above 0: write 300B or 3e11")
+    return count
+
+
 def evaluate(options: argparse.Namespace) -> None:
     """Print a run's figures on its validation split."""
     from stellarbyte_jax.training.evaluation import evaluate_run

@@ -1,0 +1,45 @@
+"""The chips that a plan can be made for: what each can hold, compute and carry."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip, per second and in bytes; bandwidths of links count one direction.
+
+    hbm_bytes: what a program may use; the rest is the runtime's own.
+    ring: a torus axis of a multiple of so many chips closes into a ring, which carries both ways round.
+    link: ICI's bandwidth of one link, a torus axis having one to each side; NVLink's of a whole GPU.
+    network: what one chip gets of the data-centre network (TPUs) or InfiniBand (GPUs).
+    price: US dollars a chip and hour on demand, as listed in 2025; None where no list price is public.
+    """
+
+    name: str
+    platform: Literal["tpu", "gpu"]
+    hbm_bytes: float
+    peak_flops: dict[str, float]
+    hbm_bandwidth: float
+    torus_axes: int
+    ring: int
+    link: float
+    network: float
+    price: float | None
+
+
+# Peak, HBM and ICI: Google's pages of each chip (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e), whose ICI figure
+# adds up all links and both directions; links one by one, and what of it is reached: "How to Scale Your Model", ch. 2
+# (jax-ml.github.io/scaling-book/tpus). float32 matmuls take one bfloat16 pass by JAX's default. What of the HBM a
+# program may use is what the TPU compiler itself says where one does not fit. H100: NVIDIA's data sheet of the SXM5
+# card (TF32 for float32, without sparsity), NVLink 4, one 400 Gbit/s port a GPU. Prices: cloud.google.com/tpu/pricing,
+# US regions; GPUs' differ by a factor of four between clouds, so there is none.
+_CHIPS = (
+    Chip("v4", "tpu", 31.25 * GIB, {"bfloat16": 275e12, "float32": 275e12}, 1.228e12, 3, 4, 45e9, 6.25e9, 3.22),
+    Chip("v5e", "tpu", 15.75 * GIB, {"bfloat16": 197e12, "float32": 197e12}, 0.819e12, 2, 16, 45e9, 3.125e9, 1.20),
+    Chip("v5p", "tpu", 95.74 * GIB, {"bfloat16": 459e12, "float32": 459e12}, 2.765e12, 3, 4, 90e9, 6.25e9, 4.20),
+    Chip("v6e", "tpu", 31.25 * GIB, {"bfloat16": 918e12, "float32": 918e12}, 1.638e12, 2, 16, 90e9, 12.5e9, 2.70),
+    Chip("h100", "gpu", 79.1 * GIB, {"bfloat16": 989e12, "float32": 494e12}, 3.35e12, 2, 1, 450e9, 50e9, None),
+)
+CHIPS = {chip.name: chip for chip in _CHIPS}

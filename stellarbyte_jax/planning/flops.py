@@ -1,0 +1,71 @@
+"""The floating-point operations of a training step, counted matmul by matmul."""
+
+from dataclasses import dataclass
+
+from stellarbyte_jax.config import ByteConfig
+
+# A matmul's backward pass is two of its size.
+_FORWARD_AND_BACKWARD = 3
+
+# Splash's backward makes scores twice more, once for the queries' gradient and once for the keys' and values', and with
+# each what flows into them: 2 matmuls forward, 3 + 4 backward, where 2 + 4 would be needed.
+_SPLASH_MATMULS = 9
+_ATTENTION_MATMULS = 6
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """FLOPs of one step over all chips.
+
+    model: what the model's mathematics needs, attention's pairs one by one; MFU's numerator.
+    executed: what the program's kernels really multiply, hidden pairs and work done twice included.
+    """
+
+    model: int
+    executed: int
+    attention: int
+
+
+def step_flops(config: ByteConfig, rows: int, length: int, kernel: str = "splash", block: int = 512) -> StepFlops:
+    """Of `rows` rows of `length` tokens, forward and backward; a multiply-add is two.
+
+    Packed documents are counted as if each row were one: kernels skip what other documents hide by whole blocks only.
+    Elementwise work, norms and the optimizer are left out: 1 % or less.
+    """
+    tokens, L = rows * length, config.num_hidden_layers
+    matmuls = _FORWARD_AND_BACKWARD * tokens * (L * layer_matmul_flops(config) + head_flops(config))
+    a_pair = 2 * config.num_attention_heads * (config.head_dim or 0) * L * rows
+    attention = _ATTENTION_MATMULS * a_pair * visible_pairs(length, config.sliding_window)
+    executed = {
+        "splash": _SPLASH_MATMULS * a_pair * visible_pairs(length, config.sliding_window, block),
+        "cudnn": (_ATTENTION_MATMULS + 1) * a_pair * visible_pairs(length, config.sliding_window, 128),
+    }.get(kernel, _ATTENTION_MATMULS * a_pair * length * length)
+    return StepFlops(matmuls + attention, matmuls + executed, attention)
+
+
+def layer_matmul_flops(config: ByteConfig) -> int:
+    """Forward FLOPs of one token in one layer, without attention's scores: of experts, those that work on it."""
+    D, N, H = config.hidden_size, config.num_attention_heads, config.head_dim or 0
+    attention = 2 * D * H * (2 * N + 2 * (config.num_key_value_heads or N))
+    if not config.num_experts:
+        return attention + 6 * D * config.intermediate_size
+    experts_at_work = config.num_experts_per_tok + config.num_shared_experts
+    return attention + 2 * D * config.num_experts + experts_at_work * 6 * D * (config.moe_intermediate_size or 0)
+
+
+def head_flops(config: ByteConfig) -> int:
+    """Forward FLOPs of one token's logits."""
+    return 2 * config.hidden_size * config.vocab_size
+
+
+def visible_pairs(length: int, window: int | None, block: int = 1) -> int:
+    """(query, key) pairs of a row of which the query sees the key; with `block`, all of each block that holds one."""
+    window = min(window or length, length)
+    if block == 1:
+        return window * (window + 1) // 2 + (length - window) * window
+    block = min(block, length)
+    pairs = 0
+    for start in range(0, length, block):
+        first_key = max(0, start - window + 1) // block * block
+        pairs += (start + block - first_key) * block
+    return pairs

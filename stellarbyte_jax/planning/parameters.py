@@ -1,0 +1,17 @@
+"""How many parameters a model has, and how many of them work on each token."""
+
+import math
+
+import jax
+
+from stellarbyte_jax.config import ByteConfig
+from stellarbyte_jax.planning.program import abstract_model_on
+
+
+def count_parameters(config: ByteConfig) -> tuple[int, int]:
+    """(all parameters, those without the experts that a token is not sent to)."""
+    _, abstract = abstract_model_on(config, "float32", "reference", "cpu")
+    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract))
+    idle_experts = config.num_experts - config.num_experts_per_tok if config.num_experts else 0
+    an_expert = 3 * config.hidden_size * (config.moe_intermediate_size or 0)
+    return total, total - config.num_hidden_layers * idle_experts * an_expert

@@ -1,0 +1,130 @@
+"""A run on a machine: whether it fits, how fast it is at best, what it costs and what binds."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stellarbyte_jax.config import RunConfig
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.planning.flops import StepFlops, step_flops
+from stellarbyte_jax.planning.memory import Memory, predict_memory
+from stellarbyte_jax.planning.parameters import count_parameters
+from stellarbyte_jax.planning.program import kernel_of
+from stellarbyte_jax.planning.roofline import Roofline, predict_time
+from stellarbyte_jax.planning.saved import saved_by_layers
+from stellarbyte_jax.planning.topology import Topology, mesh_sizes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is predicted of a run."""
+
+    config: RunConfig
+    topology: Topology
+    mesh: dict[str, int]
+    kernel: str
+    parameters: int
+    active_parameters: int
+    memory: Memory
+    flops: StepFlops
+    roofline: Roofline
+
+    @property
+    def fits(self) -> bool:
+        """Whether each chip can hold what it must."""
+        return self.memory.total <= self.topology.chip.hbm_bytes
+
+    @property
+    def tokens_a_step(self) -> int:
+        """Of all chips, padding counted."""
+        return self.config.training.batch_size * self.config.data.sequence_length
+
+    @property
+    def tokens_per_second(self) -> float:
+        """At most."""
+        return self.tokens_a_step / self.roofline.step_seconds
+
+    @property
+    def mfu(self) -> float:
+        """At most: the share of the chips' peak that goes into the model's own FLOPs."""
+        chip = self.topology.chip
+        peak = chip.peak_flops[self.config.training.dtype] * self.topology.size
+        return self.flops.model / self.roofline.step_seconds / peak
+
+    @property
+    def binds(self) -> str:
+        """What has to give first for the run to go, or to go faster."""
+        return self.roofline.binds if self.fits else "memory"
+
+    def cost(self, tokens: float, price: float | None) -> tuple[float, float | None]:
+        """(hours, US dollars) that so many tokens take at least, at `price` a chip and hour or the list price."""
+        hours = tokens / self.tokens_per_second / 3600
+        price = self.topology.chip.price if price is None else price
+        return hours, None if price is None else hours * self.topology.size * price
+
+    def to_dict(self, tokens: float | None = None, price: float | None = None) -> dict[str, Any]:
+        """For JSON: bytes, seconds and FLOPs; memory is one chip's. `tokens` adds their time and cost."""
+        run = {} if tokens is None else dict(zip(("hours", "dollars"), self.cost(tokens, price), strict=True))
+        return {
+            "topology": str(self.topology),
+            "chips": self.topology.size,
+            "mesh": self.mesh,
+            "attention_kernel": self.kernel,
+            "parameters": self.parameters,
+            "active_parameters": self.active_parameters,
+            "memory": {**self.memory.parts(), "total": self.memory.total, "hbm": int(self.topology.chip.hbm_bytes)},
+            "fits": self.fits,
+            "tokens_a_step": self.tokens_a_step,
+            "flops_a_step": asdict(self.flops),
+            "roofline_seconds": asdict(self.roofline),
+            "step_seconds": self.roofline.step_seconds,
+            "tokens_per_second": self.tokens_per_second,
+            "mfu": self.mfu,
+            "binds": self.binds,
+            **run,
+        }
+
+
+def make_plan(config: RunConfig, topology: Topology, slices: int = 1) -> Plan:
+    """Predicts a run on `slices` of a topology.
+
+    Raises:
+        UserError: the trainer cannot do that, or the mesh does not fit the topology.
+    """
+    kernel = kernel_of(config, topology.chip.platform)
+    _check_possible(config, topology, slices, kernel)
+    return predict(config, topology, kernel)
+
+
+def predict(config: RunConfig, topology: Topology, kernel: str) -> Plan:
+    """As make_plan, for what the trainer would do if it could."""
+    sizes = mesh_sizes(config.mesh, topology)
+    training, model, platform = config.training, config.model, topology.chip.platform
+    micro_batch, spread = training.batch_size // training.gradient_accumulation_steps, sizes["data"] * sizes["fsdp"]
+    if micro_batch % spread:
+        raise UserError(
+            f"training.batch_size {training.batch_size} makes micro-batches of {micro_batch} rows, which mesh.data "
+            f"{sizes['data']} x mesh.fsdp {sizes['fsdp']} do not divide: use a multiple of "
+            f"{spread * training.gradient_accumulation_steps}"
+        )
+    saved = saved_by_layers(config, micro_batch // spread, sizes["tensor"], platform)
+    memory = predict_memory(config, sizes, saved, platform)
+    flops = step_flops(model, training.batch_size, config.data.sequence_length, kernel)
+    roofline = predict_time(config, topology, sizes, flops, memory, saved)
+    return Plan(config, topology, sizes, kernel, *count_parameters(model), memory, flops, roofline)
+
+
+def _check_possible(config: RunConfig, topology: Topology, slices: int, kernel: str) -> None:
+    """Refuses what the trainer cannot do yet: a plan for it would be a promise."""
+    if config.lora is not None:
+        raise UserError("lora: adapters cannot be planned yet; leave lora out to plan the training of all weights")
+    if slices != 1:
+        raise UserError(f"--slices {slices}: the mesh has no axis across slices yet; plan one slice")
+    if kernel == "splash" and topology.size > 1:
+        raise UserError(
+            f"training.attention_kernel splash does not run on more than one chip yet, and --topology {topology} has "
+            f"{topology.size}: use --training.attention_kernel reference"
+        )
+    if kernel == "splash" and topology.chip.platform == "gpu":
+        raise UserError("training.attention_kernel splash is for TPUs: use auto, cudnn or reference on GPUs")
+    if kernel == "cudnn" and topology.chip.platform == "tpu":
+        raise UserError("training.attention_kernel cudnn is for GPUs: use auto, splash or reference on TPUs")

@@ -1,0 +1,170 @@
+"""What the layers keep between their forward and backward passes, read from the train step's jaxpr."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from stellarbyte_jax.config import ByteConfig, RunConfig
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.planning.program import abstract_batch, abstract_model_on, kernel_of
+from stellarbyte_jax.training.optimizer import make_optimizer
+from stellarbyte_jax.training.state import init_state
+from stellarbyte_jax.training.step import make_train_step
+
+# What reads and writes HBM; everything else is taken to be fused into one of these.
+_KERNELS = ("dot_general", "ragged_dot", "ragged_dot_general", "pallas_call")
+
+# A TPU's vectors: the last axis of an array in HBM is filled up to 128 lanes, the one before to 8 rows.
+_LANES, _ROWS = 128, 8
+
+
+@dataclass(frozen=True)
+class SavedByLayers:
+    """Bytes on one chip for one micro-batch, all layers together.
+
+    activations: what depends on the tokens. weights: what depends on parameters alone, such as copies in the compute
+    dtype, before fsdp divides it. traffic: what matmuls and kernels read and write,
+    forward and backward.
+    """
+
+    activations: int
+    weights: int
+    traffic: int
+
+
+def saved_by_layers(config: RunConfig, rows: int, tensor: int, platform: str) -> SavedByLayers:
+    """Traces the train step for one chip's `rows` rows and 1/`tensor` of each layer; nothing is compiled.
+
+    It is the trainer's own step: switches of the architecture, kernels and remat policies count by themselves.
+
+    Raises:
+        UserError: `tensor` does not divide heads or feed-forward channels, or the kernel cannot do what is asked.
+    """
+    kernel, length = kernel_of(config, platform), config.data.sequence_length
+    if kernel == "cudnn":
+        # cuDNN is not here to be asked. It keeps what splash keeps, which wants a multiple of 128 tokens.
+        kernel, length = "splash", -(-length // _LANES) * _LANES
+    model = _part_of_model(config.model, tensor)
+    optimizer = make_optimizer(config.optimizer, config.training.max_steps)
+    graphdef, _ = abstract_model_on(model, config.training.dtype, kernel, platform)
+    state = jax.eval_shape(lambda: init_state(model, optimizer, config.seed))
+    step = make_train_step(graphdef, optimizer, seed=config.seed)
+    jaxpr = jax.make_jaxpr(step)(state, abstract_batch(rows, length), {}).jaxpr
+
+    loops = [eqn for eqn in _equations(jaxpr) if _is_loop(eqn, config.model.num_hidden_layers)]
+    forward = next(eqn for eqn in loops if not eqn.params["reverse"])
+    backward = next(eqn for eqn in loops if eqn.params["reverse"])
+    pad = platform == "tpu"
+    activations, weights = _kept(forward, pad)
+    traffic = sum(_traffic(eqn.params["jaxpr"].jaxpr) for eqn in (forward, backward))
+    layers = config.model.num_hidden_layers
+    return SavedByLayers(activations, weights, traffic * layers)
+
+
+def padded_bytes(shape: tuple[int, ...], dtype: Any, pad: bool = True, *, free: bool = False) -> int:
+    """Bytes of an array in HBM; with `pad` in a TPU's tiles of 8 × 128, axes of 1 left out of them.
+
+    `free`: the compiler may store the last two axes the other way round, as it does with parameters.
+    """
+    sides = [side for side in shape if side != 1]
+    size = math.prod(sides) * jnp.dtype(dtype).itemsize
+    if not pad or len(sides) < 2:
+        return size
+    rows, lanes = sides[-2:]
+    tilings = [_up(rows, _ROWS) * _up(lanes, _LANES), _up(rows, _LANES) * _up(lanes, _ROWS)]
+    return size // (rows * lanes) * (min(tilings) if free else tilings[0])
+
+
+def _up(side: int, multiple: int) -> int:
+    return -(-side // multiple) * multiple
+
+
+def _part_of_model(config: ByteConfig, tensor: int) -> ByteConfig:
+    """The model whose whole layers are what one chip holds of this one's."""
+    if tensor == 1:
+        return config
+    parts: dict[str, Any] = {"head_dim": config.head_dim, "pruned_heads": None}
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size", "moe_intermediate_size"):
+        value = getattr(config, name)
+        if value is not None and value % tensor:
+            raise UserError(f"mesh.tensor {tensor} does not divide model.{name} {value}: choose a size that does")
+        parts[name] = None if value is None else value // tensor
+    return dataclasses.replace(config, **parts)
+
+
+def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in _inner(eqn):
+            yield from _equations(inner)
+
+
+def _inner(eqn: JaxprEqn) -> list[Jaxpr]:
+    """The jaxprs that an equation runs; of a choice by platform the last, which is that of accelerators."""
+    found = []
+    for value in eqn.params.values():
+        values = value if isinstance(value, tuple | list) else (value,)
+        jaxprs = [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in values if isinstance(x, ClosedJaxpr | Jaxpr)]
+        found += jaxprs[-1:] if eqn.primitive.name == "cond" else jaxprs
+    return found
+
+
+def _is_loop(eqn: JaxprEqn, length: int) -> bool:
+    return eqn.primitive.name == "scan" and eqn.params["length"] == length
+
+
+def _kept(forward: JaxprEqn, pad: bool) -> tuple[int, int]:
+    """(activations, weights) that a scan over layers puts out for its reverse; equal values are kept once by XLA."""
+    body = forward.params["jaxpr"].jaxpr
+    consts, carry = forward.params["num_consts"], forward.params["num_carry"]
+    xs = body.invars[consts + carry :]
+    parameters = {id(var) for var in xs if jnp.issubdtype(var.aval.dtype, jnp.floating) and var.aval.ndim}
+    number = _value_numbers(body)
+    of_tokens = _depends_on(body, [var for var in body.invars if id(var) not in parameters])
+    seen, bytes_of = set(), {True: 0, False: 0}
+    for inner, outer in zip(body.outvars[carry:], forward.outvars[carry:], strict=True):
+        if isinstance(inner, Literal) or number[inner] in seen:
+            continue
+        seen.add(number[inner])
+        aval: Any = outer.aval
+        bytes_of[inner in of_tokens] += padded_bytes(aval.shape, aval.dtype, pad)
+    return bytes_of[True], bytes_of[False]
+
+
+def _value_numbers(jaxpr: Jaxpr) -> dict[Any, int]:
+    """Equal numbers for values that the same operation made of the same values."""
+    number: dict[Any, int] = {var: index for index, var in enumerate((*jaxpr.constvars, *jaxpr.invars))}
+    known: dict[Any, int] = {}
+    for eqn in jaxpr.eqns:
+        of = tuple(str(var) if isinstance(var, Literal) else number[var] for var in eqn.invars)
+        same = not _inner(eqn) and not eqn.effects
+        for place, var in enumerate(eqn.outvars):
+            key = (eqn.primitive, str(eqn.params), of, place) if same else object()
+            number[var] = known.setdefault(key, len(number) + len(known))
+    return number
+
+
+def _depends_on(jaxpr: Jaxpr, sources: list[Any]) -> set[Any]:
+    dependent = set(sources)
+    for eqn in jaxpr.eqns:
+        if any(not isinstance(var, Literal) and var in dependent for var in eqn.invars):
+            dependent.update(eqn.outvars)
+    return dependent
+
+
+def _traffic(jaxpr: Jaxpr) -> int:
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in _KERNELS:
+            arrays: list[Any] = [var.aval for var in (*eqn.invars, *eqn.outvars) if hasattr(var.aval, "dtype")]
+            total += sum(aval.size * aval.dtype.itemsize for aval in arrays)
+        else:
+            trips = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
+            total += trips * sum(_traffic(inner) for inner in _inner(eqn))
+    return total

@@ -1,0 +1,96 @@
+"""How chips are wired, and what each mesh axis gets of the wires."""
+
+import math
+import re
+from dataclasses import asdict, dataclass
+
+from stellarbyte_jax.config import MeshConfig
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.planning.chips import CHIPS, Chip
+
+# Axes that talk most get neighbours: the last of these is laid out first.
+MESH_AXES = ("data", "fsdp", "tensor")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """`shape` chips of one kind: the sides of a torus for TPUs, (GPUs a node, nodes) for GPUs."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """How many chips."""
+        return math.prod(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+
+def parse_topology(text: str) -> Topology:
+    """Reads "v5e:16x16", "v5p:4x4x8" or "h100:8x16" (16 nodes of 8).
+
+    Raises:
+        UserError: no such chip, or sides that it has not.
+    """
+    name, _, sides = text.partition(":")
+    if name not in CHIPS:
+        raise UserError(f"--topology {text} names no known chip: use {', '.join(CHIPS)}, as in v5e:16x16 or h100:8x4")
+    chip = CHIPS[name]
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sides) or sides.count("x") + 1 != chip.torus_axes:
+        example = {"v4": "4x4x4", "v5p": "4x4x4", "h100": "8x4"}.get(name, "4x4")
+        raise UserError(f"--topology {text} must give {chip.torus_axes} sides for {name}, as in {name}:{example}")
+    shape = tuple(int(side) for side in sides.split("x"))
+    if chip.platform == "gpu" and shape[0] > 8:
+        raise UserError(f"--topology {text} has {shape[0]} GPUs a node: there are at most 8, as in {name}:8x4")
+    return Topology(chip, shape)
+
+
+def mesh_sizes(config: MeshConfig, topology: Topology) -> dict[str, int]:
+    """Chips along each mesh axis, the one of -1 worked out.
+
+    Raises:
+        UserError: the axes' product is not the number of chips.
+    """
+    sizes: dict[str, int] = asdict(config)
+    assert tuple(sizes) == MESH_AXES
+    known = math.prod(size for size in sizes.values() if size != -1)
+    sizes = {name: topology.size // known if size == -1 else size for name, size in sizes.items()}
+    if math.prod(sizes.values()) != topology.size:
+        raise UserError(
+            f"mesh {sizes} needs {math.prod(sizes.values()) or known} chips, but --topology {topology} has "
+            f"{topology.size}: set one axis to -1, or sizes whose product is the number of chips"
+        )
+    return sizes
+
+
+def axis_bandwidths(topology: Topology, sizes: dict[str, int]) -> dict[str, float]:
+    """Bytes a second that a chip receives in an all-gather along each mesh axis of more than one chip.
+
+    Axes take up the topology's sides from the last mesh axis on; a gather along several sides uses the links of all.
+    Where one axis shares a side with another, or a side is no ring, bytes go one way only.
+    """
+    left, bandwidths = list(topology.shape), {}
+    for name in reversed(MESH_AXES):
+        needed, taken = sizes[name], []
+        for side, free in enumerate(left):
+            share = math.gcd(needed, free)
+            needed, left[side] = needed // share, free // share
+            taken.append(share)
+        if sizes[name] > 1:
+            bandwidths[name] = _bandwidth(topology, taken)
+    return bandwidths
+
+
+def _bandwidth(topology: Topology, taken: list[int]) -> float:
+    chip = topology.chip
+    if chip.platform == "gpu":
+        in_node, nodes = taken
+        # What comes from other nodes enters through all the node's ports, and goes round by NVLink.
+        return chip.link if nodes == 1 else min(chip.link, chip.network * in_node)
+    total = 0.0
+    for share, side in zip(taken, topology.shape, strict=True):
+        if share > 1:
+            total += chip.link * (2 if share == side and side % chip.ring == 0 else 1)
+    return total or chip.link
