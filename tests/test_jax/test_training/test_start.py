@@ -45,8 +45,10 @@ def test_the_weights_are_the_other_runs_and_all_else_is_new(run_config: MakeConf
     optimizer = make_optimizer(config.optimizer, config.training.max_steps)
     lies = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shardings = jax.tree.map(lambda _: lies, jax.eval_shape(lambda: init_state(config.model, optimizer, 0)))
-    state, step = start(config, optimizer, shardings)
-    assert step == 0 == int(state.step)
+    begun = start(config, optimizer, shardings, {})
+    state = begun.state
+    assert begun.step == 0 == int(state.step)
+    assert (begun.frozen, begun.base) == ({}, None)
     assert tree_bits(state.params) == bits(finished_run)
     assert tree_bits(state.opt_state) == tree_bits(optimizer.init(state.params))
 
