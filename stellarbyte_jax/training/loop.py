@@ -145,8 +145,10 @@ def _check_finite(metrics: dict[str, jax.Array], step: int, checkpointer: Checkp
 
 
 def _opening(config: RunConfig, params: Params, frozen: Params, rows: int, mesh: Mesh, step: int) -> str:
-    trained, below = (sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6 for tree in (params, frozen))
-    parameters = f"{trained:.3f} M parameters of adapters on {below:.1f} M" if frozen else f"{trained:.1f} M parameters"
+    trained, below = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, frozen))
+    parameters = f"{trained / 1e6:.1f} M parameters"
+    if frozen:
+        parameters = f"{trained:,} parameters of adapters on {below / 1e6:.1f} M"
     devices = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     tokens_a_step = config.training.batch_size * config.data.sequence_length
     origin = "from scratch" if config.init_from is None else f"from the weights of {config.init_from}"

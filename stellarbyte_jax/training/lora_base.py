@@ -25,8 +25,9 @@ def restore_base(run_dir: str, abstract_params: Tree, known: Base | None, adapte
         UserError: it is gone or has changed, or cannot be read.
     """
     if known is not None:
-        _check(Base(run_dir, known.step, known.fingerprint), adapters_dir)
-        return restore_params(run_dir, abstract_params, known.step)[0], known
+        here = Base(run_dir, known.step, known.fingerprint)  # it may have been moved since
+        _check(here, adapters_dir)
+        return restore_params(run_dir, abstract_params, here.step)[0], here
     params, step = restore_params(run_dir, abstract_params)
     return params, Base(run_dir, step, fingerprint(run_dir, step))
 

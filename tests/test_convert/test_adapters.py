@@ -25,6 +25,9 @@ from stellarbyte_jax.training.checkpoint import (
     save_imported,
 )
 from stellarbyte_jax.training.load import load_model
+from stellarbyte_torch import ByteModel
+from stellarbyte_torch import LoRAConfig as TorchLoRAConfig
+from stellarbyte_torch.lora import apply_lora_to_model
 from test_convert.adapting import (
     drawn_adapters,
     jax_logits_and_gradients,
@@ -157,6 +160,21 @@ def test_peft_s_other_ways_to_name_what_is_adapted():
     )  # fmt: skip
     theirs, _ = torch_logits_and_gradients(peft_model(config, base, fields, tensors), batch)
     assert relative(jax_logits_and_gradients(config, lora, base, ours, batch)[0], theirs) < 1e-5
+
+
+def test_what_our_own_torch_side_saves_comes_over(run_dir, exported, tmp_path):
+    """Layers of all-linear are an expression of what PEFT is to leave out."""
+    model = ByteModel.from_pretrained(exported)
+    ours = TorchLoRAConfig(r=2, lora_alpha=6, target_modules="all-linear", layers="1", init_lora_weights=False)
+    model = apply_lora_to_model(model, ours).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    adapters.from_peft(tmp_path / "adapter", tmp_path / "run", run_dir)
+    lora = load_metadata(tmp_path / "run")[0].config["lora"]
+    assert (lora["layers"], lora["r"], lora["lora_alpha"], len(lora["target_modules"])) == ("1", 2, 6.0, 7)
+    ids = np.random.default_rng(0).integers(3, 300, (2, 11))
+    with torch.no_grad():
+        theirs = model(input_ids=torch.from_numpy(ids)).logits.numpy()
+    assert relative(load_model(tmp_path / "run")[0](ids.astype(np.int32)).logits, theirs) < 1e-5
 
 
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"

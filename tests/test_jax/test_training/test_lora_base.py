@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
@@ -184,6 +185,7 @@ def test_a_base_that_has_changed_or_gone_is_refused(
     config = dataclasses.replace(config, init_from=str(tmp_path / "moved"))
     disturb(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert not pretrain(config)
+    assert load_model(config.output_dir)[2] == 7
 
     shutil.rmtree(tmp_path / "moved" / "checkpoints" / "12")
     with pytest.raises(UserError, match=r"holds adapters on step 12 of .*moved, where there is only steps 10: bring"):
@@ -213,6 +215,22 @@ def test_other_adapters_and_a_base_of_adapters_are_refused(
         "lora.target_modules qkv fits no module: a layer of this model has mlp.down_proj, mlp.gate_proj, mlp.up_proj, "
         "self_attn.k_proj, self_attn.o_proj, self_attn.q_proj, self_attn.v_proj"
     )
+
+
+@pytest.mark.usefixtures("one_device")
+def test_by_command_without_naming_the_model(
+    run_config: MakeConfig, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = to_dict(run_config(training={"max_steps": 2}, optimizer={"warmup_steps": 0}))
+    del fields["model"]
+    lora = {"target_modules": "all-linear", "r": 1}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(fields | {"init_from": str(finished_run), "lora": lora}))
+    assert main(["pretrain", str(tmp_path / "run.yaml"), "--lora.layers", "1"]) == 0
+    # The sum of in + out over the seven matrices of a layer, in both layers, of which one stays zero.
+    assert "464 parameters of adapters on 0.0 M" in capsys.readouterr().out
+    adapters = _leaves(load_params(tmp_path / "run")[0])
+    assert sum(leaf.size for leaf in adapters.values()) == 2 * (32 + 24 + 24 + 32 + 40 + 40 + 40)
+    assert all(leaf[1].any() and not leaf[0].any() for leaf in adapters.values())
 
 
 @pytest.mark.usefixtures("one_device")
