@@ -6,7 +6,14 @@ RUN := runs/quickstart
 CONFIG := configs/run/quickstart.yaml
 PROMPT := def __init__(self
 
-.PHONY: quickstart test lint format bench clean
+# The fine-tuning demo, and what it asks; a question of its own each, so that no answer leans on the one before.
+DEMO := runs/finetune-demo
+DEMO_STEPS := 120
+QUESTION := What does the function `os.path.join` do?
+QUESTIONS := '$(QUESTION)' /reset 'What is the class `threading.Thread`?' /reset 'What does the method `socket.socket.close` do?'
+ANSWER := stellarbyte-torch chat $(DEMO)/base --max-new-tokens 40
+
+.PHONY: quickstart finetune-demo test lint format bench clean
 
 quickstart: $(INSTALLED)
 	stellarbyte corpus stdlib $(RUN)/corpus.jsonl
@@ -24,6 +31,71 @@ quickstart: $(INSTALLED)
 	@echo "  stellarbyte generate $(RUN) --prompt 'import ' --temperature 0.8 --top-p 0.95 --seed 1"
 	@echo "  stellarbyte pretrain $(CONFIG) --training.max_steps 1000 --output_dir runs/longer"
 	@echo "  and configs/run/plays_en.yaml, to train on text of your own."
+
+finetune-demo: $(INSTALLED) $(DEMO)/base/config.json
+	stellarbyte corpus stdlib --chat $(DEMO)/chat.jsonl
+	@echo
+	@echo "The first adapter learns to answer in prose."
+	stellarbyte-torch finetune configs/finetune/demo_answers.yaml
+	@echo
+	@echo "The second is a non-linear LoRA and learns to answer the same questions with a call."
+	python -c 'import json; \
+	    conversations = [json.loads(line)["messages"] for line in open("$(DEMO)/chat.jsonl", encoding="utf-8")]; \
+	    pairs = [{"prompt": m[0]["content"], "completion": m[3]["content"]} for m in conversations if len(m) == 4]; \
+	    open("$(DEMO)/signatures.jsonl", "w", encoding="utf-8").writelines(json.dumps(pair) + "\n" for pair in pairs)'
+	stellarbyte-torch finetune configs/finetune/demo_signatures.yaml
+	@echo
+	@echo "Before, the base, which has read source code and never a question:"
+	printf '%s\n' $(QUESTIONS) | $(ANSWER)
+	@echo
+	@echo "After, the same questions to each adapter:"
+	printf '%s\n' $(QUESTIONS) | $(ANSWER) --adapter answers=$(DEMO)/answers/adapter
+	printf '%s\n' $(QUESTIONS) | $(ANSWER) --adapter signatures=$(DEMO)/signatures/adapter
+	@echo
+	@echo "Hot swap: one model, and the same question under one adapter, the other, the first again, and none."
+	printf '%s\n' '$(QUESTION)' '/adapter signatures' /retry '/adapter answers' /retry '/adapter off' /retry /adapters | \
+	    $(ANSWER) --adapter answers=$(DEMO)/answers/adapter --adapter signatures=$(DEMO)/signatures/adapter
+	@echo
+	@echo "Merged into the base: a model like any other."
+	rm -rf $(DEMO)/merged
+	stellarbyte-torch merge $(DEMO)/base $(DEMO)/answers/adapter $(DEMO)/merged
+	printf '%s\n' '$(QUESTION)' | stellarbyte-torch chat $(DEMO)/merged --max-new-tokens 40
+	@echo
+	@echo "And where StellarByte is not imported: stock PEFT with the adapter, stock transformers with the merged model."
+	python -W ignore -c 'import logging, sys; \
+	    logging.disable(); \
+	    from peft import PeftModel; \
+	    from transformers import AutoModelForCausalLM, AutoTokenizer; \
+	    load = lambda loader, folder: loader.from_pretrained(f"$(DEMO)/{folder}", trust_remote_code=True); \
+	    base, merged = (load(AutoModelForCausalLM, folder) for folder in ("base", "merged")); \
+	    tokenizer = load(AutoTokenizer, "base"); \
+	    models = PeftModel.from_pretrained(base, "$(DEMO)/answers/adapter"), merged; \
+	    question = [{"role": "user", "content": "$(QUESTION)"}]; \
+	    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt"); \
+	    tokens = [m.generate(**prompt, max_new_tokens=40)[0, prompt["input_ids"].shape[1]:].tolist() for m in models]; \
+	    print(*(f"{ids}  {tokenizer.decode(ids, skip_special_tokens=True)}" for ids in tokens), sep="\n"); \
+	    assert "stellarbyte_torch" not in sys.modules and tokens[0] == tokens[1]'
+	@echo
+	@echo "All of it is in $(DEMO): base, chat.jsonl, answers/adapter and signatures/adapter (PEFT's folders, with their runs"
+	@echo "beside them: config.yaml, metrics.jsonl, summary.json), and merged."
+	@echo "Next: . .venv/bin/activate, then"
+	@echo "  stellarbyte-torch chat $(DEMO)/base --adapter answers=$(DEMO)/answers/adapter"
+	@echo "  stellarbyte-torch data preview configs/finetune/demo_answers.yaml"
+	@echo "  stellarbyte-torch finetune configs/finetune/demo_answers.yaml --training.max_steps 500 --output_dir runs/longer-answers"
+	@echo "  and a config of your own, from those in configs/finetune."
+
+# The quickstart's model where there is one, which later quickstarts leave alone; else one of half its training.
+$(DEMO)/base/config.json: | $(INSTALLED)
+	@rm -rf $(DEMO)/base && mkdir -p $(DEMO)
+ifneq ($(wildcard $(RUN)/hf/config.json),)
+	cp -R $(RUN)/hf $(DEMO)/base
+else
+	stellarbyte corpus stdlib $(RUN)/corpus.jsonl
+	stellarbyte tokenizer train --input $(RUN)/corpus.jsonl --vocab-size 4096 --output $(RUN)/tokenizer
+	stellarbyte prepare $(CONFIG)
+	stellarbyte pretrain $(CONFIG) --training.max_steps $(DEMO_STEPS) --output_dir $(DEMO)/pretrained
+	stellarbyte-convert to-hf $(DEMO)/pretrained $(DEMO)/base
+endif
 
 test: $(INSTALLED)
 	ruff check .
