@@ -15,7 +15,7 @@ from stellarbyte_jax.data.loader import TrainLoader, validation_batches
 from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.errors import UserError
-from stellarbyte_jax.sharding import batch_sharding, make_mesh, replicated
+from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training.adapters import join
 from stellarbyte_jax.training.checkpoint import Checkpointer, RunMetadata, latest_step
 from stellarbyte_jax.training.evaluation import byte_lengths, evaluate
@@ -42,26 +42,31 @@ def pretrain(config: RunConfig) -> bool:
     check_start(config, tokenizer)
     loader = TrainLoader(config.data, config.training.batch_size, config.seed, jax.process_index(), jax.process_count())
     mesh = make_mesh(config.mesh)
+    layout = Layout.of(config.mesh, mesh)
 
     graphdef, abstract_params = abstract_model(
-        config.model, config.training.dtype, config.training.attention_kernel, config.lora
+        config.model,
+        config.training.dtype,
+        config.training.attention_kernel,
+        config.lora,
+        remat=config.training.remat,
+        layout=layout,
     )
     optimizer = make_optimizer(config.optimizer, config.training.max_steps)
-    shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, mesh)
-    rows = batch_sharding(mesh)
+    shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
+    rows, everywhere = layout.sharding("batch", "length"), layout.sharding()
     train_step = jax.jit(
         make_train_step(graphdef, optimizer, config.training.gradient_accumulation_steps, config.seed),
         in_shardings=(shardings, rows, frozen_shardings),
-        out_shardings=(shardings, replicated(mesh)),
+        out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )
     weights_shardings = join(frozen_shardings, shardings.params)
-    eval_step = jax.jit(make_eval_step(graphdef), in_shardings=(weights_shardings, replicated(mesh), rows))
+    eval_step = jax.jit(make_eval_step(graphdef), in_shardings=(weights_shardings, everywhere, rows))
     learning_rate = jax.jit(learning_rate_schedule(config.optimizer, config.training.max_steps))
     bytes_a_token_V = byte_lengths(tokenizer, config.model.vocab_size)
 
-    begun = start(config, optimizer, shardings, frozen_shardings)
-    state, step = begun.state, begun.step
+    state, step, frozen, base = start(config, optimizer, shardings, frozen_shardings)
     if jax.process_index() == 0:
         save_config(config, run_dir / "config.yaml")
 
@@ -75,20 +80,20 @@ def pretrain(config: RunConfig) -> bool:
         def validate() -> None:
             with log.paused():
                 if config.data.validation_fraction > 0:
-                    weights = join(begun.frozen, state.params)
+                    weights = join(frozen, state.params)
                     log.validation(step, evaluate(eval_step, weights, _validation(config, rows), bytes_a_token_V))
 
         def save() -> None:
             with log.paused():
-                metadata = RunMetadata(to_dict(config), tokenizer.files, {"step": step}, begun.base)
+                metadata = RunMetadata(to_dict(config), tokenizer.files, {"step": step}, base)
                 checkpointer.save(step, state.params, state.opt_state, metadata)
 
-        log.say(_opening(config, state.params, begun.frozen, len(loader), mesh, step))
+        log.say(_opening(config, state.params, frozen, len(loader), mesh, step))
         if step == 0:
             validate()
         while step < config.training.max_steps:
             batch = _to_devices(next(batches), rows)
-            state, metrics = train_step(state, batch, begun.frozen)
+            state, metrics = train_step(state, batch, frozen)
             log.train(step + 1, {**metrics, "learning_rate": learning_rate(step)})
             step += 1
 

@@ -1,14 +1,12 @@
 """What a run begins with: its own newest checkpoint, the weights of the run in `init_from`, or fresh ones."""
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import (
@@ -21,18 +19,17 @@ from stellarbyte_jax.config_file import (
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.run_folder import check_is_run
-from stellarbyte_jax.sharding import param_shardings, replicated
+from stellarbyte_jax.sharding import Layout, param_shardings
 from stellarbyte_jax.training.adapters import split_adapters
 from stellarbyte_jax.training.checkpoint import Base, latest_step, load_metadata, restore, restore_params
 from stellarbyte_jax.training.lora_base import restore_base
 from stellarbyte_jax.training.state import Params, TrainState, init_params, init_state
 
 # What may change when a run goes on: none of it changes the losses.
-_FREE_FIELDS = ("checkpoint.", "mesh.", "output_dir", "training.eval_steps", "training.eval_batches")
+_FREE_FIELDS = ("checkpoint.", "mesh.", "output_dir", "training.eval_steps", "training.eval_batches", "training.remat")
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """The state to go on from and its step; for adapters also the frozen weights below, and what to know them by."""
 
     state: TrainState
@@ -56,13 +53,13 @@ def check_start(config: RunConfig, tokenizer: Tokenizer) -> None:
 
 
 def state_shardings(
-    config: RunConfig, abstract_params: Any, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: RunConfig, abstract_params: Any, optimizer: optax.GradientTransformation, layout: Layout
 ) -> tuple[Any, Params]:
     """(a TrainState of shardings, those of the frozen weights): where each array lies.
 
     The optimizer's moments lie like their parameters.
     """
-    params = param_shardings(abstract_params, mesh)
+    params = param_shardings(abstract_params, layout)
     frozen, adapters = split_adapters(params)
     if config.lora is None:
         frozen = {}
@@ -74,9 +71,9 @@ def state_shardings(
         lambda _, sharding: sharding,
         abstract.opt_state,
         params,
-        transform_non_params=lambda _: replicated(mesh),
+        transform_non_params=lambda _: layout.sharding(),
     )
-    return dataclasses.replace(abstract, step=replicated(mesh), params=params, opt_state=opt_state), frozen
+    return dataclasses.replace(abstract, step=layout.sharding(), params=params, opt_state=opt_state), frozen
 
 
 def start(

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from stellarbyte_jax.config import ByteConfig, LoRAConfig
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.lora import add_adapters
+from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 from stellarbyte_jax.training.adapters import split_adapters
 
 Params = dict[str, Any]
@@ -35,15 +36,29 @@ def abstract_model(
     dtype: DTypeLike = jnp.float32,
     attention_kernel: str = "auto",
     lora: LoRAConfig | None = None,
+    *,
+    platform: str | None = None,
+    remat: str = "none",
+    layout: Layout = ONE_DEVICE,
 ) -> tuple[nnx.GraphDef[ByteForCausalLM], nnx.State]:
     """The model's structure and its parameters' shapes, dtypes and logical axes; no memory is taken.
+
+    `platform`, `remat` and `layout` are as in ByteForCausalLM.
 
     Raises:
         UserError: `lora` names what the model has not.
     """
 
     def create() -> ByteForCausalLM:
-        model = ByteForCausalLM(config, rngs=nnx.Rngs(0), dtype=dtype, attention_kernel=attention_kernel)
+        model = ByteForCausalLM(
+            config,
+            rngs=nnx.Rngs(0),
+            dtype=dtype,
+            platform=platform,
+            attention_kernel=attention_kernel,
+            remat=remat,
+            layout=layout,
+        )
         if lora is not None:
             add_adapters(model, lora, jax.random.key(0))
         return model
