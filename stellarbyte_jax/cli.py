@@ -109,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--slices", type=int, default=1, metavar="N", help="so many of them (default 1)")
     plan.add_argument("--tokens", metavar="N", help="also time and cost of so many tokens, such as 300B")
     plan.add_argument("--price", type=float, metavar="X", help="US dollars a chip and hour (default: the list price)")
+    plan.add_argument(
+        "--compile", action="store_true", help="ask the real TPU compiler as well (extra tpu; takes minutes)"
+    )
     plan.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw the memory of each chip")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
 

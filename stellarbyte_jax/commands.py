@@ -84,19 +84,29 @@ def plan(options: argparse.Namespace) -> None:
     config = load_run_config(options.config, options.overrides)
     tokens = None if options.tokens is None else _count(options.tokens)
     from stellarbyte_jax.planning.plan import make_plan
-    from stellarbyte_jax.planning.report import memory_picture, plan_text
+    from stellarbyte_jax.planning.report import compiled_text, memory_picture, plan_text
     from stellarbyte_jax.planning.topology import parse_topology
 
-    plan = make_plan(config, parse_topology(options.topology), options.slices)
+    topology = parse_topology(options.topology)
+    plan = make_plan(config, topology, options.slices)
+    compiled = None
+    if options.compile:
+        from stellarbyte_jax.planning.compile_ahead import compile_ahead
+
+        with _progress(f"compiling for {topology}"):
+            compiled = compile_ahead(config, topology)
     if options.picture is not None:
         try:
             options.picture.write_text(memory_picture(plan), encoding="utf-8")
         except OSError as error:
             raise UserError(f"--picture {options.picture} cannot be written: {error.strerror}") from error
     if options.json:
-        print(json.dumps(plan.to_dict(tokens, options.price)))
-    else:
-        print(plan_text(plan, tokens, options.price))
+        seen = {} if compiled is None else {"compiled": compiled.to_dict()}
+        print(json.dumps(plan.to_dict(tokens, options.price) | seen))
+        return
+    print(plan_text(plan, tokens, options.price))
+    if compiled is not None:
+        print("\n" + compiled_text(plan, compiled))
 
 
 def _count(text: str) -> float:

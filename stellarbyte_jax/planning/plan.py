@@ -124,6 +124,11 @@ def _check_possible(config: RunConfig, topology: Topology, slices: int, kernel: 
             f"training.attention_kernel splash does not run on more than one chip yet, and --topology {topology} has "
             f"{topology.size}: use --training.attention_kernel reference"
         )
+    if config.model.num_experts and topology.size > 1:
+        raise UserError(
+            f"model.num_experts {config.model.num_experts}: on more than one chip each still routes the tokens of all, "
+            "so a plan would not hold; plan a dense model, or one chip"
+        )
     if kernel == "splash" and topology.chip.platform == "gpu":
         raise UserError("training.attention_kernel splash is for TPUs: use auto, cudnn or reference on GPUs")
     if kernel == "cudnn" and topology.chip.platform == "tpu":

@@ -3,6 +3,7 @@
 from html import escape
 
 from stellarbyte_jax.planning.chips import GIB
+from stellarbyte_jax.planning.compile_ahead import Compiled
 from stellarbyte_jax.planning.plan import Plan
 
 _BAR_COLUMNS = 40
@@ -65,6 +66,26 @@ def _cost(plan: Plan, tokens: float | None, price: float | None) -> list[str]:
         else f"{dollars:,.0f} US dollars at {rate} a chip and hour"
     )
     return [f"{tokens:.4g} tokens: at least {hours:,.1f} hours, {cost}"]
+
+
+def compiled_text(plan: Plan, compiled: Compiled) -> str:
+    """The compiler's own figures beside the prediction."""
+    memory, program = plan.memory, compiled.program
+    lines = ["the TPU compiler's own analysis, GiB        predicted  compiled  error of the prediction"]
+    for name, ours, theirs in (
+        ("arguments", memory.arguments, compiled.arguments),
+        ("temporaries", memory.temporaries, compiled.temporaries),
+        ("total", memory.total, compiled.total),
+    ):
+        lines.append(f"  {name:<41} {ours / GIB:9.3f} {theirs / GIB:9.3f}  {ours / theirs - 1:+.1%}")
+    lines.append(f"  {'alive at once, at most':<41} {'':9} {compiled.peak / GIB:9.3f}")
+    lines.append("collectives of one chip a step")
+    for kind, collective in program.collectives.items():
+        lines.append(f"  {kind:<24} {collective.count:8,} times {collective.bytes / GIB:9.3f} GiB")
+    if not program.collectives:
+        lines.append("  none")
+    kernels = f", without {program.kernels:,} calls of Mosaic kernels" if program.kernels else ""
+    return "\n".join([*lines, f"estimated cycles a step: {program.cycles / 1e9:.3f} G{kernels}"])
 
 
 def memory_picture(plan: Plan) -> str:

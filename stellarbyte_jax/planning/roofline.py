@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.planning.flops import StepFlops
-from stellarbyte_jax.planning.memory import Memory, loss_chunks, rows_a_chip
+from stellarbyte_jax.planning.memory import Memory, rows_a_chip
 from stellarbyte_jax.planning.saved import SavedByLayers
 from stellarbyte_jax.planning.topology import Topology, axis_bandwidths
 
@@ -67,8 +67,8 @@ def received_bytes(config: RunConfig, sizes: dict[str, int], memory: Memory) -> 
     """Bytes that each chip receives a step along each mesh axis.
 
     fsdp gathers weights in the compute dtype for the forward and again for the backward pass, and scatters gradients:
-    three times the weights, and the vocabulary's head twice for each chunk of the loss. data sums gradients: twice
-    what a chip has of them. tensor sums the output of attention and of the feed-forward, and their inputs' gradients.
+    three times the weights. data sums gradients: twice what a chip has of them. tensor sums the output of attention
+    and of the feed-forward, and their inputs' gradients.
     """
     model, itemsize = config.model, jnp.dtype(config.training.dtype).itemsize
     micro_batches = config.training.gradient_accumulation_steps
@@ -76,11 +76,10 @@ def received_bytes(config: RunConfig, sizes: dict[str, int], memory: Memory) -> 
     # Both in the compute dtype, of what one part of a tensor axis has: all of it, and what one chip keeps.
     kept = memory.parameters / 4 * itemsize
     gathered = kept * sizes["fsdp"]
-    head = model.vocab_size * model.hidden_size // sizes["tensor"] * itemsize
     tokens = rows_a_chip(config, sizes) * config.data.sequence_length
     sums = tokens * model.hidden_size * itemsize * 4 * model.num_hidden_layers
     return {
         "data": micro_batches * others["data"] * 2 * kept,
-        "fsdp": micro_batches * others["fsdp"] * (3 * gathered + (2 * loss_chunks(config, sizes) - 2) * head),
+        "fsdp": micro_batches * others["fsdp"] * 3 * gathered,
         "tensor": micro_batches * others["tensor"] * 2 * sums,
     }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,7 @@ def saved_by_layers(config: RunConfig, rows: int, tensor: int, platform: str) ->
     forward = next(eqn for eqn in loops if not eqn.params["reverse"])
     backward = next(eqn for eqn in loops if eqn.params["reverse"])
     pad = platform == "tpu"
-    activations, weights = _kept(forward, pad)
+    activations, weights = _kept(forward, backward, pad)
     traffic = sum(_traffic(eqn.params["jaxpr"].jaxpr) for eqn in (forward, backward))
     layers = config.model.num_hidden_layers
     return SavedByLayers(activations, weights, traffic * layers)
@@ -119,7 +120,7 @@ def _is_loop(eqn: JaxprEqn, length: int) -> bool:
     return eqn.primitive.name == "scan" and eqn.params["length"] == length
 
 
-def _kept(forward: JaxprEqn, pad: bool) -> tuple[int, int]:
+def _kept(forward: JaxprEqn, backward: JaxprEqn, pad: bool) -> tuple[int, int]:
     """(activations, weights) that a scan over layers puts out for its reverse; equal values are kept once by XLA."""
     body = forward.params["jaxpr"].jaxpr
     consts, carry = forward.params["num_consts"], forward.params["num_carry"]
@@ -127,14 +128,36 @@ def _kept(forward: JaxprEqn, pad: bool) -> tuple[int, int]:
     parameters = {id(var) for var in xs if jnp.issubdtype(var.aval.dtype, jnp.floating) and var.aval.ndim}
     number = _value_numbers(body)
     of_tokens = _depends_on(body, [var for var in body.invars if id(var) not in parameters])
+    uses = _uses(backward)
     seen, bytes_of = set(), {True: 0, False: 0}
     for inner, outer in zip(body.outvars[carry:], forward.outvars[carry:], strict=True):
         if isinstance(inner, Literal) or number[inner] in seen:
             continue
         seen.add(number[inner])
         aval: Any = outer.aval
-        bytes_of[inner in of_tokens] += padded_bytes(aval.shape, aval.dtype, pad)
+        dtype, used_by = aval.dtype, uses.get(outer, set())
+        if pad and dtype == jnp.float32 and used_by == {"dot_general"}:
+            dtype = jnp.bfloat16  # a TPU's matmuls round to it at their door, so XLA keeps no more
+        # Kernels want their own order of axes; otherwise XLA finds one that fills the tiles.
+        free = "pallas_call" not in used_by
+        bytes_of[inner in of_tokens] += padded_bytes(aval.shape, dtype, pad, free=free)
     return bytes_of[True], bytes_of[False]
+
+
+def _uses(backward: JaxprEqn) -> dict[Any, set[str]]:
+    """What reads each input of the reverse scan, looked at through changes of shape."""
+    body = backward.params["jaxpr"].jaxpr
+    reads: dict[Any, set[str]] = defaultdict(set)
+    for eqn in reversed(body.eqns):
+        inner = {e.primitive.name for jaxpr in _inner(eqn) for e in _equations(jaxpr)}
+        names = {"pallas_call"} if "pallas_call" in inner else {eqn.primitive.name}
+        if eqn.primitive.name in ("reshape", "transpose", "squeeze"):
+            names = reads[eqn.outvars[0]]
+        for var in eqn.invars:
+            if not isinstance(var, Literal):
+                reads[var] |= names
+    pairs = zip(backward.invars, body.invars, strict=True)
+    return {outer: reads[inner] for outer, inner in pairs if not isinstance(outer, Literal)}
 
 
 def _value_numbers(jaxpr: Jaxpr) -> dict[Any, int]:

@@ -1,0 +1,78 @@
+"""The real TPU compiler's word on a plan, asked in a process that has the environment it wants."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stellarbyte_jax.config import RunConfig
+from stellarbyte_jax.config_file import to_dict
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.planning.hlo import Collective, ProgramReport
+from stellarbyte_jax.planning.topology import Topology
+
+# What Cloud calls a slice: for most chips by its cores, two a chip.
+_ACCELERATORS = {"v4": ("v4", 2), "v5e": ("v5litepod", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1)}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Bytes of one chip by the compiler's own analysis, and what its program does.
+
+    peak: what lives at once; arguments and temporaries together may be more, by the gaps between them.
+    """
+
+    arguments: int
+    temporaries: int
+    peak: int
+    program: ProgramReport
+
+    @property
+    def total(self) -> int:
+        """What the compiler holds against the HBM."""
+        return self.arguments + self.temporaries
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def compile_ahead(config: RunConfig, topology: Topology) -> Compiled:
+    """Compiles the run's train step for the topology; no TPU is needed, but libtpu and some minutes are.
+
+    Raises:
+        UserError: no libtpu, GPUs, or the compiler refuses the program: it does not fit.
+    """
+    if topology.chip.platform != "tpu":
+        raise UserError(f"--compile knows TPUs only, not --topology {topology}: leave --compile out")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("--compile needs the TPU compiler: pip install 'stellarbyte[tpu]' in an environment of its own")
+    name, cores = _ACCELERATORS[topology.chip.name]
+    environment = {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": f"{name}-{topology.size * cores}",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it touches no TPU, so it need not have it alone
+    }
+    # `env` adds to the environment that we have, which is the user's own.
+    settings = [f"{name}={value}" for name, value in environment.items()]
+    done = subprocess.run(
+        ["env", *settings, sys.executable, "-m", "stellarbyte_jax.planning.compile_worker"],
+        input=json.dumps({"config": to_dict(config), "topology": str(topology)}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(f"--compile: the compiler's process failed for --topology {topology}: {last[:300]}")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    if "refused" in answer:
+        raise UserError(f"--compile: the TPU compiler refuses this step for {topology}: {answer['refused']}")
+    program = answer["program"]
+    collectives = {kind: Collective(**entry) for kind, entry in program["collectives"].items()}
+    report = ProgramReport(collectives, program["cycles"], program["kernels"])
+    return Compiled(answer["arguments"], answer["temporaries"], answer["peak"], report)

@@ -1,0 +1,69 @@
+"""A process of its own that compiles a run's train step for TPUs that are not here: JSON in, JSON out."""
+
+import dataclasses
+import json
+import re
+import sys
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from stellarbyte_jax.config import RunConfig
+from stellarbyte_jax.config_file import run_config_from_dict
+from stellarbyte_jax.planning.hlo import read_program
+from stellarbyte_jax.planning.program import abstract_batch, abstract_model_on, kernel_of
+from stellarbyte_jax.sharding import Layout, make_mesh
+from stellarbyte_jax.training.optimizer import make_optimizer
+from stellarbyte_jax.training.start import state_shardings
+from stellarbyte_jax.training.state import init_state
+from stellarbyte_jax.training.step import make_train_step
+
+
+def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
+    """The compiler's report of the train step, placed as the training loop places it, or its refusal."""
+    mesh = make_mesh(config.mesh, topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    layout = Layout.of(config.mesh, mesh)
+    kernel = kernel_of(config, "tpu")
+    graphdef, abstract_params = abstract_model_on(
+        config.model, config.training.dtype, kernel, "tpu", config.training.remat, layout
+    )
+    optimizer = make_optimizer(config.optimizer, config.training.max_steps)
+    shardings, frozen = state_shardings(config, abstract_params, optimizer, layout)
+    rows = layout.sharding("batch", "length")
+    step = jax.jit(
+        make_train_step(graphdef, optimizer, config.training.gradient_accumulation_steps, config.seed),
+        in_shardings=(shardings, rows, frozen),
+        out_shardings=(shardings, layout.sharding()),
+        donate_argnums=0,
+    )
+    state = jax.tree.map(
+        lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
+        jax.eval_shape(lambda: init_state(config.model, optimizer, config.seed)),
+        shardings,
+    )
+    batch = abstract_batch(config.training.batch_size, config.data.sequence_length, rows)
+    try:
+        compiled = step.trace(state, batch, {}).lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        return {"refused": _reason(str(error))}
+    memory = compiled.memory_analysis()
+    return {
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "peak": memory.peak_memory_in_bytes,
+        "program": dataclasses.asdict(read_program(compiled.as_text())),
+    }
+
+
+def _reason(message: str) -> str:
+    """The compiler's one sentence out of its page."""
+    used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message)
+    if used:
+        return f"out of memory: it needs {used[1]}iB of HBM and has {used[2]}iB"
+    return message.splitlines()[0][:300]
+
+
+if __name__ == "__main__":
+    request = json.load(sys.stdin)
+    print(json.dumps(compile_step(run_config_from_dict(request["config"], "the plan"), request["topology"])))
