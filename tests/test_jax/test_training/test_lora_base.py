@@ -23,7 +23,7 @@ from stellarbyte_jax.cli import main
 from stellarbyte_jax.config import LoRAConfig, MeshConfig, RunConfig
 from stellarbyte_jax.config_file import run_config_from_dict, to_dict
 from stellarbyte_jax.errors import UserError
-from stellarbyte_jax.sharding import make_mesh
+from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training import loop
 from stellarbyte_jax.training.adapters import join, merge_adapters
 from stellarbyte_jax.training.checkpoint import RunMetadata, load_metadata, load_params, save_imported
@@ -113,10 +113,12 @@ def test_law_5_eight_devices_equal_one(
     config = adapting(run_config(), finished_run, mesh=mesh)
     disturb(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert not pretrain(config)
-    assert np.allclose(losses(config.output_dir), losses(adapted_run.output_dir)[:4], rtol=1e-5, atol=0)
+    found = losses(config.output_dir)
+    assert len(found) >= 4  # a busy machine may deliver the signal a step late
+    assert np.allclose(found, losses(adapted_run.output_dir)[: len(found)], rtol=1e-5, atol=0)
 
     abstract = abstract_model(config.model, lora=LORA)[1]
-    shardings, frozen = state_shardings(config, abstract, make_optimizer(config.optimizer, 12), make_mesh(mesh))
+    shardings, frozen = state_shardings(config, abstract, make_optimizer(config.optimizer, 12), Layout(make_mesh(mesh)))
     o_proj = shardings.params["model"]["layers"]["self_attn"]["o_proj"]
     assert (o_proj["lora_A"].spec, o_proj["lora_B"].spec) == (P(None, "tensor", None), P(None, None, "fsdp"))
     assert set(frozen["model"]["layers"]["self_attn"]["o_proj"]) == {"kernel"}
