@@ -116,12 +116,12 @@ def _trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> i
 
 
 def _payload(instruction: _Instruction, types: dict[str, str]) -> int:
-    operands = re.findall(r"%([\w.\-]+)", instruction.rest.split("), ")[0])
+    operands = sum(_bytes(types.get(name, "")) for name in re.findall(r"%([\w.\-]+)", instruction.rest.split("), ")[0]))
     result = _bytes(instruction.type)
     if instruction.opcode.endswith("-start"):
-        # What starts returns its operands as well, and flags.
-        result -= sum(_bytes(types.get(name, "")) for name in operands)
-    return max(result, sum(_bytes(types.get(name, "")) for name in operands))
+        # What starts returns its operands as well, and flags of no size.
+        result = _bytes(instruction.type.replace("u32[]", "")) - operands
+    return max(result, operands)
 
 
 def _bytes(type_text: str) -> int:

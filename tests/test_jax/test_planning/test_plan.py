@@ -1,0 +1,140 @@
+"""Plans, in words and numbers, and what is refused."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from stellarbyte_jax.cli import main
+from stellarbyte_jax.config_file import save_config
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.planning.chips import CHIPS
+from stellarbyte_jax.planning.compile_ahead import Compiled, compile_ahead
+from stellarbyte_jax.planning.hlo import Collective, ProgramReport
+from stellarbyte_jax.planning.plan import make_plan
+from stellarbyte_jax.planning.report import compiled_text, memory_picture, plan_text
+from stellarbyte_jax.planning.topology import parse_topology
+
+ONE_CHIP = parse_topology("v5e:1x1")
+FOUR_CHIPS = parse_topology("v5e:2x2")
+REFERENCE = {"attention_kernel": "reference"}
+
+
+def test_parameters_and_moments_are_spread_by_fsdp(planned_run):
+    """On GPUs, where nothing is padded: all matrices lie on fsdp, norms on each chip."""
+    config = planned_run(mesh={"data": 1, "fsdp": 2})
+    two, one = (make_plan(config, parse_topology("h100:2x1")), make_plan(planned_run(), parse_topology("h100:1x1")))
+    norms = (2 * 2 + 1) * 16
+    assert one.memory.parameters == 4 * one.parameters
+    assert two.memory.parameters == 4 * ((one.parameters - norms) // 2 + norms)
+    assert two.memory.optimizer == 2 * two.memory.parameters
+    assert two.memory.activations == one.memory.activations // 2
+
+
+def test_the_parts_are_the_whole(planned_run):
+    plan = make_plan(planned_run(training={"gradient_accumulation_steps": 2}), ONE_CHIP)
+    memory = plan.memory
+    assert memory.total == sum(memory.parts().values()) == memory.arguments + memory.temporaries
+    assert memory.micro_batches == memory.parameters
+    assert plan.tokens_per_second * plan.roofline.step_seconds == pytest.approx(8 * 128)
+    assert 0 < plan.mfu < 1
+    assert plan.fits
+
+
+def test_what_binds(planned_run):
+    assert make_plan(planned_run(), ONE_CHIP).binds == "HBM"
+    far = planned_run(training={"batch_size": 64}, mesh={"data": 64}, vocab_size=320)
+    assert make_plan(far, parse_topology("h100:1x64")).binds == "interconnect (mesh.data)"
+    big = planned_run(training={"batch_size": 2**20})
+    assert make_plan(big, ONE_CHIP).binds == "memory"
+
+
+def test_cost(planned_run):
+    plan = make_plan(planned_run(), ONE_CHIP)
+    hours, dollars = plan.cost(plan.tokens_per_second * 7200, price=3.0)
+    assert (hours, dollars) == (pytest.approx(2), pytest.approx(6))
+    assert plan.cost(1e9, None)[1] == pytest.approx(plan.cost(1e9, CHIPS["v5e"].price)[1])
+    assert make_plan(planned_run(), parse_topology("h100:1x1")).cost(1e9, None)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "topology", "complaint"),
+    [
+        (
+            {"training": {"batch_size": 6, **REFERENCE}},
+            "v5e:2x2",
+            "training.batch_size 6 makes micro-batches of 6 rows",
+        ),
+        ({}, "v5e:2x2", "training.attention_kernel splash does not run on more than one chip"),
+        ({"training": {"attention_kernel": "splash"}}, "h100:1x1", "splash is for TPUs"),
+        ({"training": {"attention_kernel": "cudnn"}}, "v5e:1x1", "cudnn is for GPUs"),
+        ({"num_experts": 4, "training": REFERENCE}, "v5e:2x2", "model.num_experts 4"),
+        ({"length": 100}, "v5e:1x1", "multiple of 128 tokens"),
+        ({"mesh": {"data": 1, "fsdp": 3}, "training": REFERENCE}, "v5e:2x2", "mesh .* needs 3 chips"),
+    ],
+)
+def test_what_the_trainer_cannot_do_is_refused(planned_run, fields, topology, complaint):
+    with pytest.raises(UserError, match=complaint):
+        make_plan(planned_run(**fields), parse_topology(topology))
+
+
+def test_slices_are_refused(planned_run):
+    with pytest.raises(UserError, match="--slices 2"):
+        make_plan(planned_run(training=REFERENCE), FOUR_CHIPS, slices=2)
+
+
+def test_a_picture_shows_each_chip_and_part(planned_run):
+    plan = make_plan(planned_run(training=REFERENCE), FOUR_CHIPS)
+    picture = ElementTree.fromstring(memory_picture(plan))
+    titles = [title.text for title in picture.iter("{http://www.w3.org/2000/svg}title")]
+    assert len(titles) == 4 * len(plan.memory.parts())
+    assert sum("activations" in title for title in titles) == 4
+
+
+def test_the_compilers_figures_stand_beside(planned_run):
+    plan = make_plan(planned_run(), ONE_CHIP)
+    report = ProgramReport({"all-gather": Collective(3, 2**30)}, cycles=2 * 10**9, kernels=4)
+    text = compiled_text(plan, Compiled(plan.memory.arguments, 2 * plan.memory.temporaries, 5, report))
+    assert "+0.0%" in text and "-50.0%" in text
+    assert "all-gather                      3 times     1.000 GiB" in text
+    assert "2.000 G, without 4 calls of Mosaic kernels" in text
+
+
+def test_without_libtpu(planned_run, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"pip install 'stellarbyte\[tpu\]'"):
+        compile_ahead(planned_run(), ONE_CHIP)
+    with pytest.raises(UserError, match="--compile knows TPUs only"):
+        compile_ahead(planned_run(), parse_topology("h100:1x1"))
+
+
+def test_the_real_compiler_agrees(planned_run):
+    pytest.importorskip("libtpu")
+    config = planned_run(training={"batch_size": 16, **REFERENCE})
+    compiled = compile_ahead(config, FOUR_CHIPS)
+    assert make_plan(config, FOUR_CHIPS).memory.arguments == pytest.approx(compiled.arguments, rel=0.1)
+    assert compiled.program.cycles > 0
+    assert "all-reduce" in compiled.program.collectives
+
+
+def test_the_command(planned_run, tmp_path, capsys):
+    save_config(planned_run(), tmp_path / "run.yaml")
+    command = ["plan", str(tmp_path / "run.yaml"), "--topology", "v5e:1x1", "--tokens", "300B"]
+    assert main([*command, "--picture", str(tmp_path / "memory.svg"), "--training.batch_size", "4"]) == 0
+    text = capsys.readouterr().out
+    assert "4 rows of 128 tokens a step" in text and "3e+11 tokens: at least" in text and "fits" in text
+    assert (tmp_path / "memory.svg").read_text().startswith("<svg")
+
+    assert main([*command, "--json", "--price", "2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    plan = make_plan(planned_run(), ONE_CHIP)
+    assert found == json.loads(json.dumps(plan.to_dict(3e11, 2.0)))
+    assert found["dollars"] == pytest.approx(2 * found["hours"])
+    assert plan_text(plan)
+
+
+@pytest.mark.parametrize("tokens", ["3x", "-1", "0", "B", "nan"])
+def test_what_is_no_number_of_tokens(planned_run, tokens, tmp_path, capsys):
+    save_config(planned_run(), tmp_path / "run.yaml")
+    assert main(["plan", str(tmp_path / "run.yaml"), "--topology", "v5e:1x1", f"--tokens={tokens}"]) == 2
+    assert f"--tokens {tokens} is no number above 0" in capsys.readouterr().err

@@ -1,0 +1,62 @@
+"""What layers keep, against arrays counted by hand and JAX's own list."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.planning.saved import padded_bytes, saved_by_layers
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "free", "expected"),
+    [
+        ((8, 128), "float32", False, 4 * 8 * 128),
+        ((7, 100), "bfloat16", False, 2 * 8 * 128),
+        ((3, 2048, 64), "bfloat16", False, 2 * 3 * 2048 * 128),
+        ((3, 2048, 64), "bfloat16", True, 2 * 3 * 2048 * 64),
+        ((5, 1, 1, 768), "float32", False, 4 * 8 * 768),
+        ((768,), "float32", False, 4 * 768),
+        ((), "int32", False, 4),
+    ],
+)
+def test_tiles(shape, dtype, free, expected):
+    assert padded_bytes(shape, dtype, free=free) == expected
+    assert padded_bytes(shape, dtype, pad=False) == jax.ShapeDtypeStruct(shape, dtype).size * jnp.dtype(dtype).itemsize
+
+
+# On a GPU nothing is padded, so the bytes can be added up by hand.
+def test_a_layer_added_up(planned_run):
+    config = planned_run(training={"dtype": "bfloat16"}, intermediate_size=32, position_embedding="none")
+    B, T, D, F, N, K, H, L = 2, 128, 16, 32, 4, 2, 4, 2
+    saved = saved_by_layers(config, B, 1, "gpu")
+    norm = B * T * (4 * D + 2 * 4 + 2 * D + 2 * D)  # its input, mean and 1 / rms in float32; normed, and scaled
+    attention = 2 * B * T * (N * H + 2 * K * H + N * H) + 4 * B * T * N  # q, k, v, output and each row's logsumexp
+    joined = 2 * B * T * N * H  # the output again, heads side by side
+    feed_forward = 2 * B * T * 3 * F  # gate, up and their product
+    assert saved.activations == L * (2 * norm + attention + joined + feed_forward)
+    assert saved.weights == 2 * L * (2 * D * N * H + 2 * D * K * H + 3 * D * F + 2 * D)
+
+
+def test_more_rows_keep_more_and_weigh_the_same(planned_run):
+    config = planned_run()
+    one, three = (saved_by_layers(config, rows, 1, "gpu") for rows in (1, 3))
+    assert three.activations == 3 * one.activations
+    assert three.weights == one.weights
+
+
+def test_masks_of_dropout_are_activations(planned_run):
+    plain, dropped = (
+        saved_by_layers(planned_run(residual_dropout=rate, training={"attention_kernel": "reference"}), 2, 1, "tpu")
+        for rate in (0.0, 0.5)
+    )
+    assert dropped.weights == plain.weights
+    assert dropped.activations > plain.activations
+
+
+def test_tensor_axes_share_heads_and_channels(planned_run):
+    config = planned_run()
+    whole, half = (saved_by_layers(config, 2, tensor, "gpu") for tensor in (1, 2))
+    assert whole.activations / 2 < half.activations < whole.activations
+    with pytest.raises(UserError, match=r"mesh.tensor 4 does not divide model.num_key_value_heads 2"):
+        saved_by_layers(config, 2, 4, "gpu")

@@ -1,0 +1,64 @@
+"""How chips are named, and who gets which wires."""
+
+import pytest
+
+from stellarbyte_jax.config import MeshConfig
+from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.planning.topology import axis_bandwidths, mesh_sizes, parse_topology
+
+
+def sizes(topology: str, **mesh: int) -> dict[str, int]:
+    return mesh_sizes(MeshConfig(**mesh), parse_topology(topology))
+
+
+def bandwidths(topology: str, **mesh: int) -> dict[str, float]:
+    links = axis_bandwidths(parse_topology(topology), sizes(topology, **mesh))
+    link = parse_topology(topology).chip.link
+    return {axis: bandwidth / link for axis, bandwidth in links.items()}
+
+
+def test_names():
+    assert parse_topology("v5p:4x4x8").size == 128
+    assert str(parse_topology("h100:8x4")) == "h100:8x4"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("v9:4x4", "names no known chip: use v4, v5e, v5p, v6e, h100"),
+        ("v5e", "must give 2 sides for v5e, as in v5e:4x4"),
+        ("v5p:4x4", "must give 3 sides for v5p, as in v5p:4x4x4"),
+        ("v5e:0x4", "must give 2 sides"),
+        ("h100:16x2", "at most 8"),
+    ],
+)
+def test_what_is_no_topology(text, complaint):
+    with pytest.raises(UserError, match=complaint):
+        parse_topology(text)
+
+
+def test_one_axis_is_worked_out():
+    found = sizes("v5e:4x4", data=1, fsdp=-1, tensor=4)
+    assert (found["data"], found["fsdp"], found["tensor"]) == (1, 4, 4)
+    with pytest.raises(UserError, match=r"--topology v5e:4x4 has 16"):
+        sizes("v5e:4x4", data=3)
+
+
+def test_a_gather_over_the_whole_torus_uses_all_links():
+    # 16 closes a ring on v5e and 4 does not; both of a chip's sides have two links where they do.
+    assert bandwidths("v5e:16x16", data=1, fsdp=-1) == {"fsdp": 4}
+    assert bandwidths("v5e:4x4", data=1, fsdp=-1) == {"fsdp": 2}
+    assert bandwidths("v5p:4x4x4", data=1, fsdp=-1) == {"fsdp": 6}
+
+
+def test_the_innermost_axis_has_a_side_for_itself():
+    assert bandwidths("v5p:4x4x4", data=1, fsdp=16, tensor=4) == {"tensor": 2, "fsdp": 4}
+    # Two axes share a side: none of them goes round it.
+    assert bandwidths("v5p:4x4x4", data=1, fsdp=32, tensor=2) == {"tensor": 1, "fsdp": 5}
+
+
+def test_gpus_leave_their_node_by_infiniband():
+    # 8 GPUs have 400 GB/s together, less than NVLink's 450.
+    assert bandwidths("h100:8x4", data=1, fsdp=4, tensor=8)["tensor"] == 1
+    assert bandwidths("h100:8x4", data=1, fsdp=-1)["fsdp"] == pytest.approx(400 / 450)
+    assert bandwidths("h100:8x4", data=1, fsdp=4, tensor=8)["fsdp"] == pytest.approx(50 / 450)
