@@ -44,7 +44,7 @@ HloModule jit_step, is_scheduled=true
   %permute = (bf16[4,8]{1,0}, bf16[4,8]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%block), channel_id=1
   %done = bf16[4,8]{1,0} collective-permute-done(%permute)
   %kernel = bf16[4,8]{1,0} custom-call(%done), custom_call_target="tpu_custom_call"
-  %go = bf16[16,8]{1,0} fusion(%kernel), kind=kCustom, calls=%async_collective_fusion.2, backend_config={"estimated_cycles":"10"}
+  %go = bf16[16,8]{1,0} fusion(%kernel), kind=kCustom, calls=%async_collective_fusion.2, a={"estimated_cycles":"10"}
   ROOT %next = (s32[], bf16[4,8]) tuple(%index, %kernel)
 }
 
@@ -56,7 +56,7 @@ HloModule jit_step, is_scheduled=true
 
 ENTRY %main (p0: bf16[4,8]) -> f32[4,8] {
   %p0 = bf16[4,8]{1,0} parameter(0)
-  %start = bf16[16,8]{1,0} fusion(%p0), kind=kCustom, calls=%piece, backend_config={"estimated_cycles":"100"}
+  %start = bf16[16,8]{1,0} fusion(%p0), kind=kCustom, calls=%piece, a={"estimated_cycles":"100"}
   %loop = (s32[]{:T(128)}, bf16[4,8]{1,0}) while(%tuple), condition=%condition, body=%body
   %end = bf16[16,8]{1,0} fusion(%start), kind=kCustom, calls=%piece.3
   ROOT %scattered = f32[4,8]{1,0} fusion(%end), kind=kCustom, calls=%all-reduce-scatter
