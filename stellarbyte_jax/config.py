@@ -1,6 +1,7 @@
 """Every setting of a run, as frozen dataclasses that refuse contradictions when they are built."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -90,13 +91,17 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long and how much at once: `batch_size` is rows a step over all devices, before accumulation splits it."""
+    """How long and how much at once: `batch_size` is rows a step over all devices, before accumulation splits it.
+
+    remat: what a layer works out again in the backward pass instead of keeping it, see model/remat.py.
+    """
 
     max_steps: int
     batch_size: int
     gradient_accumulation_steps: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention_kernel: Literal["auto", "reference", "chunked", "cudnn", "splash"] = "auto"
+    remat: Literal["none", "full", "dots", "dots_without_batch", "save_attention"] = "none"
     eval_steps: int = 100
     eval_batches: int | None = None
 
@@ -143,19 +148,36 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one axis may be -1, for all that the others leave."""
+    """Devices along each mesh axis; one axis may be -1, for all that the others leave. sharding.py says what each does.
+
+    slices: of the devices, with a slow network between them; data goes across them, or fsdp where data cannot.
+    rules: where logical axes of sharding.py's table lie instead, such as {hidden: [fsdp, expert]}, or [] for nowhere.
+    """
 
     data: int = -1
     fsdp: int = 1
+    expert: int = 1
+    context: int = 1
     tensor: int = 1
+    slices: int = 1
+    rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Mesh axis to devices along it; those that talk most come last, and get neighbours."""
+        return {name: getattr(self, name) for name in ("data", "fsdp", "expert", "context", "tensor")}
 
     def __post_init__(self) -> None:
-        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        sizes = self.sizes
         for name, size in sizes.items():
             _require(size > 0 or size == -1, f"mesh.{name}", size, "must be at least 1, or -1 to infer it")
         _require(
             list(sizes.values()).count(-1) <= 1, "mesh", sizes, "has more than one -1: only one axis can be inferred"
         )
+        _require(self.slices > 0, "mesh.slices", self.slices, "must be at least 1")
+        for axis, rule in self.rules.items():
+            for name in rule:
+                _require(name in sizes, f"mesh.rules.{axis}", name, f"is no mesh axis: use {', '.join(sizes)}")
 
 
 @dataclass(frozen=True)

@@ -1,41 +1,126 @@
-"""The one table from logical axes to mesh axes, and the mesh."""
+"""The one table from logical axes to mesh axes, the mesh, and where arrays lie on it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from stellarbyte_jax.config import MeshConfig
 from stellarbyte_jax.errors import UserError
 
-# Parameters name their axes where they are declared; only this table knows where those lie.
-# data: whole copies; fsdp: copies whose parameters are spread; tensor: one layer's matrices split.
-LOGICAL_AXIS_RULES: dict[str, str | tuple[str, ...] | None] = {
-    "batch": ("data", "fsdp"),
-    "vocab": "tensor",
-    "hidden": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "feed_forward": "tensor",
-    "expert": None,
-    "router": None,
-    "norm": None,
-    "rank": None,
-    "layers": None,
+# Parameters name their axes where they are declared and activations where they are made; only this table knows where
+# those lie. data: whole copies; fsdp: copies whose parameters are spread; expert: like data, but each has experts of
+# its own; context: a row's tokens split; tensor: one layer's matrices split. Axes of one device do nothing, so one
+# table serves every mesh; `mesh.rules` changes single lines of it.
+LOGICAL_AXIS_RULES: Mapping[str, tuple[str, ...]] = {
+    # of activations
+    "batch": ("data", "fsdp", "expert"),
+    "length": ("context",),
+    # The residual stream and its norms: what every tensor device would do alike is shared out by tokens instead.
+    "residual_length": ("context", "tensor"),
+    # of parameters and activations
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "feed_forward": ("tensor",),
+    "expert": ("expert",),
+    # of parameters
+    "hidden": ("fsdp", "context"),
+    "router": (),
+    "norm": (),
+    "rank": (),
+    "layers": (),
 }
+
+
+_ONE_DEVICE = AbstractMesh((1,), ("data",))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A mesh, and the table by which logical axes lie on it; by default one device. Hashable, so models may hold it."""
+
+    mesh: Mesh | AbstractMesh = _ONE_DEVICE
+    overrides: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @classmethod
+    def of(cls, config: MeshConfig, mesh: Mesh | AbstractMesh) -> "Layout":
+        """`mesh` with the config's rules.
+
+        Raises:
+            UserError: a rule of `mesh.rules` for an axis that is not in the table.
+        """
+        for name in config.rules:
+            if name not in LOGICAL_AXIS_RULES:
+                raise UserError(f"mesh.rules {name} is no logical axis: these are {', '.join(LOGICAL_AXIS_RULES)}")
+        return cls(mesh, tuple(sorted(config.rules.items())))
+
+    def mesh_axes(self, axis: str) -> tuple[str, ...]:
+        """The mesh axes of more than one device that a logical axis is split over."""
+        rule = dict(self.overrides).get(axis, LOGICAL_AXIS_RULES[axis])
+        return tuple(name for name in rule if self.mesh.shape.get(name, 1) > 1)
+
+    def parts(self, axis: str) -> int:
+        """Into how many parts a logical axis is split."""
+        return math.prod(self.mesh.shape[name] for name in self.mesh_axes(axis))
+
+    def spec(self, *axes: str | None) -> PartitionSpec:
+        """Where an array with these logical axes lies, None for one that is not split.
+
+        Raises:
+            UserError: two of the axes lie on one mesh axis.
+        """
+        taken: dict[str, str] = {}
+        entries: list[Any] = []
+        for axis in axes:
+            mesh_axes = () if axis is None else self.mesh_axes(axis)
+            for name in mesh_axes:
+                if name in taken:
+                    raise UserError(
+                        f"mesh.rules {axis} puts it on {name}, where {taken[name]} of the same array lies already: "
+                        "give one of the two another mesh axis, or none with []"
+                    )
+                taken[name] = str(axis)
+            entries.append(mesh_axes[0] if len(mesh_axes) == 1 else mesh_axes or None)
+        return PartitionSpec(*entries)
+
+    def sharding(self, *axes: str | None) -> NamedSharding:
+        """`spec` on this mesh; without axes, the same on every device."""
+        return NamedSharding(self.mesh, self.spec(*axes))
+
+    def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """x, lying as these axes say; axes that cannot be split evenly are left whole."""
+        if self.mesh.size == 1:
+            return x
+        even = (
+            axis if axis and size % self.parts(axis) == 0 else None for axis, size in zip(axes, x.shape, strict=True)
+        )
+        return jax.lax.with_sharding_constraint(x, self.sharding(*even))
+
+    def map(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+        """`function` on each device's own part of the arrays; on one device `function` itself."""
+        if self.mesh.size == 1:
+            return function
+        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+ONE_DEVICE = Layout()
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh that `config` describes over `devices` (by default all).
 
     Raises:
-        UserError: the axes' product is not the number of devices.
+        UserError: the axes' product is not the number of devices, or slices cannot be told apart.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
+    sizes = config.sizes
     known = math.prod(size for size in sizes.values() if size != -1)
     sizes = {name: len(devices) // known if size == -1 else size for name, size in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
@@ -44,38 +129,51 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             "set one axis to -1, or sizes whose product is the number of devices"
         )
     axis_types = (jax.sharding.AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices)
+    if config.slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices)
+    return Mesh(_device_slices(sizes, config.slices, devices), tuple(sizes), axis_types=axis_types)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch spread over the mesh."""
-    return NamedSharding(mesh, PartitionSpec(LOGICAL_AXIS_RULES["batch"]))
+def _device_slices(sizes: dict[str, int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices as a mesh in which only data, or else fsdp, leaves a slice: its network is slow."""
+    crossing = next((name for name in ("data", "fsdp") if sizes[name] % slices == 0), None)
+    if crossing is None:
+        raise UserError(
+            f"mesh.slices {slices} divides neither mesh.data {sizes['data']} nor mesh.fsdp {sizes['fsdp']}: one of "
+            "the two goes across slices"
+        )
+    # Devices that do not know their slice, as CPUs, are dealt out in order.
+    per_slice = len(devices) // slices
+    groups: dict[int, list[jax.Device]] = {}
+    for index, device in enumerate(devices):
+        groups.setdefault(getattr(device, "slice_index", index // per_slice), []).append(device)
+    if len(groups) != slices:
+        raise UserError(f"mesh.slices {slices} is not the number of slices of these devices: set it to {len(groups)}")
+    shape = [size // slices if name == crossing else size for name, size in sizes.items()]
+    meshes = [mesh_utils.create_device_mesh(shape, groups[index]) for index in sorted(groups)]
+    return np.concatenate(meshes, axis=list(sizes).index(crossing))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def param_shardings(abstract_params: Any, mesh: Mesh) -> dict[str, Any]:
+def param_shardings(abstract_params: Any, layout: Layout) -> dict[str, Any]:
     """Where each parameter of an abstract NNX state lies, as a plain nested dict like the parameters.
 
     Raises:
-        UserError: a parameter's axis is not divisible by its mesh axis.
+        UserError: a parameter's axis is not divisible by its mesh axes, or two of its axes lie on one.
     """
 
     def sharding_of(path: tuple[Any, ...], param: nnx.Variable) -> NamedSharding:
         shape, axes = param.get_value().shape, param.get_metadata()["axes"]
         axes = ("layers",) * (len(shape) - len(axes)) + axes  # stacked layers have one axis more
-        spec = [LOGICAL_AXIS_RULES[axis] for axis in axes]
-        for size, mesh_axis in zip(shape, spec, strict=True):
-            if isinstance(mesh_axis, str) and size % mesh.shape[mesh_axis]:
+        for size, axis in zip(shape, axes, strict=True):
+            if size % layout.parts(axis):
+                names = layout.mesh_axes(axis)
+                sizes = " x ".join(f"mesh.{name} {layout.mesh.shape[name]}" for name in names)
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise UserError(
-                    f"mesh.{mesh_axis} {mesh.shape[mesh_axis]} does not divide {name} of shape {shape}: choose a size "
-                    "that divides every parameter's axis"
+                    f"{sizes} does not divide {name} of shape {shape}: choose a size that divides every parameter's "
+                    "axis"
                 )
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        return layout.sharding(*axes)
 
     variables = nnx.to_pure_dict(abstract_params, extract_fn=lambda variable: variable)
     return jax.tree_util.tree_map_with_path(sharding_of, variables, is_leaf=lambda node: isinstance(node, nnx.Variable))

@@ -11,6 +11,7 @@ from stellarbyte_jax.model.kv_cache import LayerCache
 from stellarbyte_jax.model.linear import Linear
 from stellarbyte_jax.model.norm import RMSNorm
 from stellarbyte_jax.model.rope import RotaryTables, rotate
+from stellarbyte_jax.sharding import Layout
 
 # What the kernels that are particular about the length of a sequence want it to be a multiple of.
 _LENGTH_MULTIPLES = {"splash": 128, "cudnn": 2}
@@ -30,6 +31,8 @@ class Attention(nnx.Module):
         output_stddev: float,
         dtype: jnp.dtype,
         kernel: str,
+        platform: str,
+        layout: Layout,
         rngs: nnx.Rngs,
     ) -> None:
         D, N, K, H = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -47,7 +50,8 @@ class Attention(nnx.Module):
         self.o_proj = linear(N * H, D, ("heads", "hidden"), output_stddev)
         self.q_norm = RMSNorm(H, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(H, config.rms_norm_eps) if config.qk_norm else None
-        self.num_kv_heads, self.head_dim, self.kernel = K, H, kernel
+        self.num_kv_heads, self.head_dim = K, H
+        self.kernel, self.platform, self.layout = kernel, platform, layout
         self.window, self.dropout_rate = config.sliding_window, config.attention_dropout
 
     def __call__(
@@ -87,6 +91,8 @@ class Attention(nnx.Module):
             window=self.window,
             dropout_rate=self.dropout_rate,
             dropout_key=dropout_key,
+            platform=self.platform,
+            layout=self.layout,
         )
 
     def _attend_prompt(

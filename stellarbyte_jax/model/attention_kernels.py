@@ -1,10 +1,12 @@
 """Attention, softmax(Q K^T) V, behind one door: the kernel that suits the backend, or the one asked for."""
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.model.chunked_attention import chunked_attention, visible
 from stellarbyte_jax.model.cudnn_attention import cudnn_attention
+from stellarbyte_jax.model.remat import ATTENTION
 from stellarbyte_jax.model.softmax_attention import (
     FEW_QUERIES,
     bias_of,
@@ -13,6 +15,7 @@ from stellarbyte_jax.model.softmax_attention import (
     softmax_attention,
 )
 from stellarbyte_jax.model.splash_attention import splash_attention
+from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 
 KERNELS = ("reference", "chunked", "cudnn", "splash")
 
@@ -33,6 +36,8 @@ def attention(
     window: int | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
+    platform: str | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> jax.Array:
     """Causal grouped-query attention of a sequence to itself; scores and softmax are float32 in every kernel.
 
@@ -45,6 +50,8 @@ def attention(
         window: a token sees only the last so many, itself included; by default all before it.
         dropout_rate: of the softmax weights, where there is a key.
         dropout_key: what is dropped is drawn from it; None drops nothing.
+        platform: what it is compiled for, by default where JAX runs: splash is interpreted on all but TPUs.
+        layout: where the arrays lie on a mesh; cudnn and splash then run on each device's own rows and kv heads.
 
     Returns:
         [B, K, G, T, H] in q's dtype.
@@ -64,13 +71,16 @@ def attention(
     assert window is None or window > 0
     if window is not None and window >= q_BKGTH.shape[3]:
         window = None
-    if kernel == "chunked":
-        return chunked_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, dropout_rate, dropout_key)
     if kernel == "splash":
-        return splash_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window)
+        interpret = (platform or jax.default_backend()) != "tpu"
+        return splash_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, layout, interpret)
     if kernel == "cudnn":
-        return cudnn_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window)
-    return _reference_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, dropout_rate, dropout_key)
+        out_BKGTH = cudnn_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, layout)
+    elif kernel == "chunked":
+        out_BKGTH = chunked_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, dropout_rate, dropout_key)
+    else:
+        out_BKGTH = _reference_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, dropout_rate, dropout_key)
+    return checkpoint_name(out_BKGTH, ATTENTION)
 
 
 def cached_attention(q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, visible_BTS: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from stellarbyte_jax.model.feed_forward import FeedForward
 from stellarbyte_jax.model.kv_cache import LayerCache
 from stellarbyte_jax.model.moe import RouterStats, SparseFeedForward
 from stellarbyte_jax.model.norm import RMSNorm
+from stellarbyte_jax.sharding import Layout
 
 
 class BlockOutput(NamedTuple):
@@ -41,7 +42,16 @@ class Block(nnx.Module):
     f is attention, then the feed-forward; with `parallel_residual` both at once, x + attention(h) + mlp(h), one norm.
     """
 
-    def __init__(self, config: ByteConfig, *, dtype: jnp.dtype, attention_kernel: str, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        config: ByteConfig,
+        *,
+        dtype: jnp.dtype,
+        attention_kernel: str,
+        platform: str,
+        layout: Layout,
+        rngs: nnx.Rngs,
+    ) -> None:
         D, L, stddev = config.hidden_size, config.num_hidden_layers, config.initializer_range
         self.deepnorm, self.parallel = config.residual == "deepnorm", config.parallel_residual
         self.alpha = (2 * L) ** 0.25
@@ -59,6 +69,8 @@ class Block(nnx.Module):
             output_stddev=output_stddev,
             dtype=dtype,
             kernel=attention_kernel,
+            platform=platform,
+            layout=layout,
             rngs=rngs,
         )
         if not self.parallel:

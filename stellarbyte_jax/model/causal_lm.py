@@ -18,7 +18,9 @@ from stellarbyte_jax.model.kv_cache import KVCache
 from stellarbyte_jax.model.linear import Linear
 from stellarbyte_jax.model.moe import RouterStats
 from stellarbyte_jax.model.norm import RMSNorm
+from stellarbyte_jax.model.remat import rematerialized
 from stellarbyte_jax.model.rope import RotaryEmbedding
+from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 
 
 @jax.tree_util.register_dataclass
@@ -54,7 +56,8 @@ class ByteDecoder(nnx.Module):
     """Embedding, layers and final norm: token ids to hidden states.
 
     `dtype` is the compute dtype; parameters are float32. `attention_kernel` is one of attention_kernels.py, or "auto"
-    for the one that suits `platform` (default: the one JAX runs on).
+    for the one that suits `platform` (default: the one JAX runs on). `remat` is one of the policies in remat.py.
+    `layout` is where activations and kernels lie on a mesh.
     """
 
     def __init__(
@@ -65,10 +68,12 @@ class ByteDecoder(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         platform: str | None = None,
         attention_kernel: str = "auto",
+        remat: str = "none",
+        layout: Layout = ONE_DEVICE,
     ) -> None:
         self.config, self.dtype = config, jnp.dtype(dtype)
         self.platform = platform or jax.default_backend()
-        self.stochastic = config.stochastic
+        self.stochastic, self.remat, self.layout = config.stochastic, remat, layout
         self.embed_tokens = Embedding(config, rngs=rngs)
         self.rotary_emb = None if config.position_embedding == "none" else RotaryEmbedding(config)
         if attention_kernel == "auto":
@@ -79,7 +84,14 @@ class ByteDecoder(nnx.Module):
         # All layers as one, with a leading axis L on every parameter.
         @nnx.vmap
         def create_layers(rngs: nnx.Rngs) -> Block:
-            return Block(config, dtype=self.dtype, attention_kernel=attention_kernel, rngs=rngs)
+            return Block(
+                config,
+                dtype=self.dtype,
+                attention_kernel=attention_kernel,
+                platform=self.platform,
+                layout=layout,
+                rngs=rngs,
+            )
 
         self.layers: Block | nnx.List[Block] = create_layers(rngs.split(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -150,6 +162,7 @@ class ByteDecoder(nnx.Module):
 
         # On a CPU a loop keeps XLA from fusing across layers; elsewhere it keeps compile time flat in depth.
         unroll = self.config.num_hidden_layers if self.platform == "cpu" else 1
+        body = rematerialized(body, self.remat, in_a_loop=unroll == 1)
         return jax.lax.scan(body, x_BTD, (stacked, per_layer), unroll=unroll)
 
     def _layers_with_cache(
@@ -196,9 +209,19 @@ class ByteForCausalLM(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         platform: str | None = None,
         attention_kernel: str = "auto",
+        remat: str = "none",
+        layout: Layout = ONE_DEVICE,
     ) -> None:
         self.config, self.dtype = config, jnp.dtype(dtype)
-        self.model = ByteDecoder(config, rngs=rngs, dtype=dtype, platform=platform, attention_kernel=attention_kernel)
+        self.model = ByteDecoder(
+            config,
+            rngs=rngs,
+            dtype=dtype,
+            platform=platform,
+            attention_kernel=attention_kernel,
+            remat=remat,
+            layout=layout,
+        )
         if not config.tie_word_embeddings:
             self.lm_head = Linear(
                 config.hidden_size,

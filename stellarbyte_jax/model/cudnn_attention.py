@@ -1,5 +1,6 @@
 """Causal attention for NVIDIA GPUs: cuDNN's flash attention, by jax.nn.dot_product_attention."""
 
+import functools
 import math
 from typing import Literal
 
@@ -9,7 +10,9 @@ from jax.extend.backend import get_backend
 
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.model.chunked_attention import visible
+from stellarbyte_jax.model.splash_attention import check_kv_heads
 from stellarbyte_jax.model_config import XPOS_SMALLEST_ZETA, ByteConfig
+from stellarbyte_jax.sharding import Layout
 
 
 def cudnn_attention(
@@ -18,12 +21,27 @@ def cudnn_attention(
     v_BKTH: jax.Array,
     segment_ids_BT: jax.Array | None,
     window: int | None,
+    layout: Layout,
 ) -> jax.Array:
     """As attention_kernels.attention: [B, K, G, T, H]. float32, which cuDNN has not, runs in plain XLA.
 
     Raises:
         UserError: cuDNN does not do that, or not here.
     """
+    if layout.parts("length") > 1:
+        raise UserError(
+            "training.attention_kernel cudnn sees whole rows only, and mesh.context splits them: use reference, or "
+            "mesh.tensor in its place"
+        )
+    check_kv_heads(layout, k_BKTH.shape[1])
+    attend = functools.partial(_attend, window=window)
+    rows, heads = layout.spec("batch"), layout.spec("batch", "kv_heads")
+    return layout.map(attend, (heads, heads, heads, rows), heads)(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT)
+
+
+def _attend(
+    q_BKGTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, segment_ids_BT: jax.Array | None, window: int | None
+) -> jax.Array:
     B, K, G, T, H = q_BKGTH.shape
     q_BTNH = q_BKGTH.reshape(B, K * G, T, H).transpose(0, 2, 1, 3)
     k_BTKH, v_BTKH = k_BKTH.transpose(0, 2, 1, 3), v_BKTH.transpose(0, 2, 1, 3)

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.planning.program import BATCH_ARRAYS, abstract_model_on
 from stellarbyte_jax.planning.saved import SavedByLayers, padded_bytes
-from stellarbyte_jax.sharding import param_shardings
+from stellarbyte_jax.sharding import Layout, param_shardings
 from stellarbyte_jax.training.loss import TOKENS_PER_CHUNK
 
 
@@ -101,7 +101,7 @@ def local_parameters(config: RunConfig, sizes: dict[str, int], pad: bool) -> int
     """Bytes of one chip's float32 parameters, placed by the table in sharding.py."""
     _, abstract = abstract_model_on(config.model, "float32", "reference", "cpu")
     mesh: Any = AbstractMesh(tuple(sizes.values()), tuple(sizes))  # no device is needed to say how an array is cut
-    placed = param_shardings(abstract, mesh)
+    placed = param_shardings(abstract, Layout.of(config.mesh, mesh))
     shapes = nnx.to_pure_dict(abstract, extract_fn=lambda variable: variable.get_value())
     local = jax.tree.map(
         lambda array, sharding: padded_bytes(sharding.shard_shape(array.shape), array.dtype, pad, free=True),

@@ -9,6 +9,8 @@ from flax import nnx
 from stellarbyte_jax.config import ByteConfig, RunConfig
 from stellarbyte_jax.model.attention_kernels import default_kernel
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
+from stellarbyte_jax.sharding import ONE_DEVICE, Layout
+from stellarbyte_jax.training.state import abstract_model
 
 BATCH_ARRAYS = ("input_ids", "labels", "position_ids", "segment_ids")
 
@@ -20,15 +22,15 @@ def kernel_of(config: RunConfig, platform: str) -> str:
 
 
 def abstract_model_on(
-    config: ByteConfig, dtype: str, kernel: str, platform: str
+    config: ByteConfig,
+    dtype: str,
+    kernel: str,
+    platform: str,
+    remat: str = "none",
+    layout: Layout = ONE_DEVICE,
 ) -> tuple[nnx.GraphDef[ByteForCausalLM], nnx.State]:
     """The model's structure and abstract parameters, its layers in a loop where the platform's are."""
-    graphdef, state = nnx.split(
-        nnx.eval_shape(
-            lambda: ByteForCausalLM(config, rngs=nnx.Rngs(0), dtype=dtype, platform=platform, attention_kernel=kernel)
-        )
-    )
-    return graphdef, state
+    return abstract_model(config, dtype, kernel, platform=platform, remat=remat, layout=layout)
 
 
 def abstract_batch(rows: int, length: int, sharding: Any = None) -> dict[str, jax.ShapeDtypeStruct]:

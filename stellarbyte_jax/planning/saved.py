@@ -53,7 +53,7 @@ def saved_by_layers(config: RunConfig, rows: int, tensor: int, platform: str) ->
         kernel, length = "splash", -(-length // _LANES) * _LANES
     model = _part_of_model(config.model, tensor)
     optimizer = make_optimizer(config.optimizer, config.training.max_steps)
-    graphdef, _ = abstract_model_on(model, config.training.dtype, kernel, platform)
+    graphdef, _ = abstract_model_on(model, config.training.dtype, kernel, platform, config.training.remat)
     state = jax.eval_shape(lambda: init_state(model, optimizer, config.seed))
     step = make_train_step(graphdef, optimizer, seed=config.seed)
     jaxpr = jax.make_jaxpr(step)(state, abstract_batch(rows, length), {}).jaxpr

@@ -2,14 +2,14 @@
 
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from stellarbyte_jax.config import MeshConfig
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.planning.chips import CHIPS, Chip
 
 # Axes that talk most get neighbours: the last of these is laid out first.
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def mesh_sizes(config: MeshConfig, topology: Topology) -> dict[str, int]:
     Raises:
         UserError: the axes' product is not the number of chips.
     """
-    sizes: dict[str, int] = asdict(config)
+    sizes = config.sizes
     assert tuple(sizes) == MESH_AXES
     known = math.prod(size for size in sizes.values() if size != -1)
     sizes = {name: topology.size // known if size == -1 else size for name, size in sizes.items()}

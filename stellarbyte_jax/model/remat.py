@@ -1,0 +1,38 @@
+"""What a layer keeps for its backward pass, by named policies; the rest is worked out again."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from stellarbyte_jax.errors import UserError
+
+# The name of what an attention kernel puts out, and of all else that its backward pass needs beside q, k and v.
+ATTENTION = "attention"
+
+_policies = jax.checkpoint_policies
+_ATTENTION_OUTPUTS = _policies.save_only_these_names(ATTENTION)
+
+# full keeps a layer's input alone, save_attention also what attention puts out; dots_without_batch what the
+# projections put out; dots that and what attention does.
+POLICIES: dict[str, Callable[..., Any]] = {
+    "full": _policies.nothing_saveable,
+    "save_attention": _ATTENTION_OUTPUTS,
+    "dots_without_batch": _policies.dots_with_no_batch_dims_saveable,
+    "dots": _policies.save_from_both_policies(_policies.dots_saveable, _ATTENTION_OUTPUTS),
+}
+
+
+def rematerialized(layer: Callable[..., Any], policy: str, *, in_a_loop: bool) -> Callable[..., Any]:
+    """`layer`, which keeps what `policy` says; "none" keeps all.
+
+    Losses and gradients stay the same. In a loop nothing has to keep the compiler from undoing it.
+
+    Raises:
+        UserError: no such policy.
+    """
+    if policy == "none":
+        return layer
+    if policy not in POLICIES:
+        raise UserError(f"training.remat {policy} is unknown: use none, {', '.join(POLICIES)}")
+    return jax.checkpoint(layer, policy=POLICIES[policy], prevent_cse=not in_a_loop)
