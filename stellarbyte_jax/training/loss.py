@@ -1,10 +1,15 @@
 """Next-token cross-entropy that never holds all logits at once."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 
 IGNORED_LABEL = -100
 
@@ -22,47 +27,72 @@ class LossSums:
     tokens: jax.Array
 
 
-def token_loss(hidden_BTD: jax.Array, head: jax.Array, labels_BT: jax.Array, head_axes: str = "DV") -> LossSums:
+def token_loss(
+    hidden_BTD: jax.Array,
+    head: jax.Array,
+    labels_BT: jax.Array,
+    head_axes: str = "DV",
+    *,
+    layout: Layout = ONE_DEVICE,
+    platform: str = "cpu",
+) -> LossSums:
     """Cross-entropy of softmax(hidden · head) against labels; labels of -100 count for nothing.
 
     `head_axes` is "DV", or "VD" for a tied embedding, whose gradient then needs no transposing.
 
-    The gradient is worked out chunk by chunk along with the loss, so that logits are made once and never stored.
+    The gradient is worked out chunk by chunk along with the loss, so that logits are made once and never stored. On a
+    mesh each device has the logits of its own tokens by its own part of the vocabulary, and adds up its own gradient
+    of the head, which is summed over devices once.
     """
-    loss, correct = _cross_entropy(hidden_BTD, head, labels_BT, head_axes)
+    loss, correct = _cross_entropy(hidden_BTD, head, labels_BT, _Way(head_axes, layout, platform))
     return LossSums(loss, correct, jnp.sum(labels_BT != IGNORED_LABEL, dtype=jnp.float32))
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What the arrays' axes are, where those lie, and for which platform."""
+
+    head_axes: str
+    layout: Layout
+    platform: str
+
+    @property
+    def vocab(self) -> tuple[str, ...]:
+        """Mesh axes that share out the vocabulary."""
+        return self.layout.mesh_axes("vocab")
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Mesh axes that share out the tokens."""
+        return self.layout.mesh_axes("batch") + self.layout.mesh_axes("length")
+
+    @property
+    def scattered(self) -> tuple[str, ...]:
+        """Those of them over which parameters are spread: a device keeps its own part of the head's gradient alone."""
+        return tuple(name for name in self.layout.mesh_axes("hidden") if name in self.tokens)
+
+    def map(self, function: Callable[..., Any], with_gradients: bool) -> Callable[..., Any]:
+        spec = self.layout.spec
+        hidden, labels = spec("batch", "length", None), spec("batch", "length")
+        vocab = spec("vocab")[0]
+        head, d_head = (
+            PartitionSpec(*(axis if name == "D" else vocab for name in self.head_axes))
+            for axis in (None, self.scattered or None)
+        )
+        sums = spec(), spec()
+        out_specs = (sums, (hidden, d_head)) if with_gradients else sums
+        return self.layout.map(functools.partial(function, way=self), (hidden, head, labels), out_specs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _cross_entropy(
-    hidden_BTD: jax.Array, head: jax.Array, labels_BT: jax.Array, head_axes: str
+    hidden_BTD: jax.Array, head: jax.Array, labels_BT: jax.Array, way: _Way
 ) -> tuple[jax.Array, jax.Array]:
-    loss = correct = jnp.zeros((), jnp.float32)
-    for chunk in _chunks(labels_BT.shape):
-        logits_MV, labels_M = _chunk_logits(hidden_BTD[:, chunk], head, labels_BT[:, chunk], head_axes)
-        chunk_loss, chunk_correct, _ = _chunk_loss(logits_MV, labels_M)
-        loss, correct = loss + chunk_loss, correct + chunk_correct
-    return loss, correct
+    return way.map(_device_loss, with_gradients=False)(hidden_BTD, head, labels_BT)
 
 
-def _forward(hidden_BTD, head, labels_BT, head_axes):  # type: ignore[no-untyped-def]
-    loss = correct = jnp.zeros((), jnp.float32)
-    d_hidden, d_head = [], jnp.zeros(head.shape, jnp.float32)
-    for chunk in _chunks(labels_BT.shape):
-        hidden_BCD = hidden_BTD[:, chunk]
-        logits_MV, labels_M = _chunk_logits(hidden_BCD, head, labels_BT[:, chunk], head_axes)
-        chunk_loss, chunk_correct, log_total_M = _chunk_loss(logits_MV, labels_M)
-        loss, correct = loss + chunk_loss, correct + chunk_correct
-
-        # d loss / d logits = softmax - one_hot, 0 where there is no label.
-        is_label_MV = labels_M[:, None] == jnp.arange(logits_MV.shape[1])
-        probs_MV = jnp.exp(logits_MV - log_total_M[:, None])
-        d_logits_MV = jnp.where((labels_M == IGNORED_LABEL)[:, None], 0.0, probs_MV - is_label_MV)
-        d_logits_MV = d_logits_MV.astype(head.dtype)
-        hidden_MD = hidden_BCD.reshape(-1, hidden_BCD.shape[-1])
-        d_hidden.append(jnp.einsum(f"MV,{head_axes}->MD", d_logits_MV, head).reshape(hidden_BCD.shape))
-        d_head += jnp.einsum(f"MD,MV->{head_axes}", hidden_MD, d_logits_MV, preferred_element_type=jnp.float32)
-    return (loss, correct), (jnp.concatenate(d_hidden, axis=1), d_head.astype(head.dtype))
+def _forward(hidden_BTD, head, labels_BT, way):  # type: ignore[no-untyped-def]
+    return way.map(_device_gradients, with_gradients=True)(hidden_BTD, head, labels_BT)
 
 
 def _backward(_, gradients, cotangents):  # type: ignore[no-untyped-def]
@@ -74,26 +104,97 @@ def _backward(_, gradients, cotangents):  # type: ignore[no-untyped-def]
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _chunks(shape: tuple[int, ...]) -> list[slice]:
-    B, T = shape
-    count = max(1, min(T, round(B * T / TOKENS_PER_CHUNK)))
-    size = -(-T // count)
-    return [slice(start, min(start + size, T)) for start in range(0, T, size)]
+def _device_loss(hidden_BTD, head, labels_BT, *, way):  # type: ignore[no-untyped-def]
+    def add(sums, hidden_BCD, labels_BC):  # type: ignore[no-untyped-def]
+        logits_MV = _chunk_logits(hidden_BCD, head, way)
+        chunk_loss, chunk_correct, *_ = _chunk_loss(logits_MV, labels_BC.reshape(-1), way)
+        return (sums[0] + chunk_loss, sums[1] + chunk_correct), None
+
+    zero = jnp.zeros((), jnp.float32)
+    sums, _ = _over_chunks(add, (zero, zero), hidden_BTD, labels_BT, way.platform)
+    return _sum(sums, way.tokens)
 
 
-def _chunk_logits(
-    hidden_BCD: jax.Array, head: jax.Array, labels_BC: jax.Array, head_axes: str
-) -> tuple[jax.Array, jax.Array]:
+def _device_gradients(hidden_BTD, head, labels_BT, *, way):  # type: ignore[no-untyped-def]
+    def add(sums, hidden_BCD, labels_BC):  # type: ignore[no-untyped-def]
+        loss, correct, d_head = sums
+        logits_MV, labels_M = _chunk_logits(hidden_BCD, head, way), labels_BC.reshape(-1)
+        chunk_loss, chunk_correct, log_total_M, place_M = _chunk_loss(logits_MV, labels_M, way)
+
+        # d loss / d logits = softmax - one_hot, 0 where there is no label.
+        is_label_MV = place_M[:, None] == jnp.arange(logits_MV.shape[1])
+        probs_MV = jnp.exp(logits_MV - log_total_M[:, None])
+        d_logits_MV = jnp.where((labels_M == IGNORED_LABEL)[:, None], 0.0, probs_MV - is_label_MV)
+        d_logits_MV = d_logits_MV.astype(head.dtype)
+        hidden_MD = hidden_BCD.reshape(-1, hidden_BCD.shape[-1])
+        d_hidden_MD = _sum(jnp.einsum(f"MV,{way.head_axes}->MD", d_logits_MV, head), way.vocab)
+        d_head += jnp.einsum(f"MD,MV->{way.head_axes}", hidden_MD, d_logits_MV, preferred_element_type=jnp.float32)
+        return (loss + chunk_loss, correct + chunk_correct, d_head), d_hidden_MD.reshape(hidden_BCD.shape)
+
+    zero = jnp.zeros((), jnp.float32)
+    sums = zero, zero, jnp.zeros(head.shape, jnp.float32)
+    (loss, correct, d_head), d_hidden_BTD = _over_chunks(add, sums, hidden_BTD, labels_BT, way.platform)
+    d_head = _sum(d_head, tuple(name for name in way.tokens if name not in way.scattered))
+    if way.scattered:
+        axis = way.head_axes.index("D")
+        d_head = jax.lax.psum_scatter(d_head, way.scattered, scatter_dimension=axis, tiled=True)
+    return _sum((loss, correct), way.tokens), (d_hidden_BTD, d_head.astype(head.dtype))
+
+
+def _over_chunks(add, sums, hidden_BTD, labels_BT, platform):  # type: ignore[no-untyped-def]
+    """(sums, outputs [B, T, …]) of `add`, (sums, hidden, labels) -> (sums, output), chunk after chunk.
+
+    Many chunks are a loop, so that the program does not grow; on accelerators even two, so that one chunk's logits are
+    gone before the next one's are made. A CPU is faster without.
+    """
+    B, T = labels_BT.shape
+    size = _chunk_size(B, T)
+    count, outputs = T // size, []
+    if count > (8 if platform == "cpu" else 1):
+
+        def add_one(sums, index):  # type: ignore[no-untyped-def]
+            cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=index * size, slice_size=size, axis=1)
+            return add(sums, cut(hidden_BTD), cut(labels_BT))
+
+        sums, stacked = jax.lax.scan(add_one, sums, jnp.arange(count))
+        outputs.append(jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, count * size, *x.shape[3:]), stacked))
+    else:
+        count = 0
+    for start in range(count * size, T, size):
+        sums, output = add(sums, hidden_BTD[:, start : start + size], labels_BT[:, start : start + size])
+        outputs.append(output)
+    return sums, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *outputs)
+
+
+def _chunk_size(B: int, T: int) -> int:
+    """Positions of a chunk of all rows."""
+    return -(-T // max(1, min(T, round(B * T / TOKENS_PER_CHUNK))))
+
+
+def _chunk_logits(hidden_BCD: jax.Array, head: jax.Array, way: _Way) -> jax.Array:
+    """By this device's part of the vocabulary."""
     hidden_MD = hidden_BCD.reshape(-1, hidden_BCD.shape[-1])
-    logits_MV = jnp.einsum(f"MD,{head_axes}->MV", hidden_MD, head, preferred_element_type=jnp.float32)
-    return logits_MV, labels_BC.reshape(-1)
+    return jnp.einsum(f"MD,{way.head_axes}->MV", hidden_MD, head, preferred_element_type=jnp.float32)
 
 
-def _chunk_loss(logits_MV: jax.Array, labels_M: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    largest_M = logits_MV.max(axis=-1)
-    log_total_M = largest_M + jnp.log(jnp.exp(logits_MV - largest_M[:, None]).sum(axis=-1))
+def _chunk_loss(
+    logits_MV: jax.Array, labels_M: jax.Array, way: _Way
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Loss, correct predictions, log of the softmax's total, and each label's place among these logits, or -1."""
     labelled_M = labels_M != IGNORED_LABEL
-    label_logits_M = jnp.take_along_axis(logits_MV, jnp.where(labelled_M, labels_M, 0)[:, None], axis=-1)[:, 0]
+    largest_M, place_M, here_M = logits_MV.max(axis=-1), labels_M, labelled_M
+    if way.vocab:
+        largest_M = jax.lax.pmax(largest_M, way.vocab)
+        place_M = labels_M - jax.lax.axis_index(way.vocab) * logits_MV.shape[1]
+        here_M = labelled_M & (place_M >= 0) & (place_M < logits_MV.shape[1])
+    log_total_M = largest_M + jnp.log(_sum(jnp.exp(logits_MV - largest_M[:, None]).sum(axis=-1), way.vocab))
+    label_logits_M = jnp.take_along_axis(logits_MV, jnp.where(here_M, place_M, 0)[:, None], axis=-1)[:, 0]
+    if way.vocab:
+        label_logits_M = jax.lax.psum(jnp.where(here_M, label_logits_M, 0.0), way.vocab)
     loss = jnp.sum(jnp.where(labelled_M, log_total_M - label_logits_M, 0.0))
     correct = jnp.sum(labelled_M & (label_logits_M >= largest_M), dtype=jnp.float32)
-    return loss, correct, log_total_M
+    return loss, correct, log_total_M, jnp.where(here_M, place_M, -1)
+
+
+def _sum(x: Any, axes: tuple[str, ...]) -> Any:
+    return jax.lax.psum(x, axes) if axes else x

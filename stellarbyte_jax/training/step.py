@@ -107,7 +107,8 @@ def _forward(
         training=training,
     )
     head, head_axes = model.head
-    sums = token_loss(output.hidden, head, batch["labels"], head_axes)
+    layout, platform = model.model.layout, model.model.platform
+    sums = token_loss(output.hidden, head, batch["labels"], head_axes, layout=layout, platform=platform)
     return sums, None if output.router is None else router_sums(output.router, batch)
 
 

@@ -1,6 +1,7 @@
 """The chunked loss against optax's, value and gradient."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stellarbyte_jax.config import MeshConfig
+from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training import loss as loss_module
 from stellarbyte_jax.training.loss import IGNORED_LABEL, token_loss
 from test_jax.tiny import relative_error
@@ -34,9 +37,9 @@ def optax_loss(hidden, head, labels):
 
 
 @functools.cache
-def compiled(tokens_per_chunk: int):  # noqa: ARG001 - a program for each, for it is in force while tracing
+def compiled(tokens_per_chunk: int, platform: str = "cpu"):  # noqa: ARG001 - a program for each, for it is in force while tracing
     """Values and gradients by hidden and head of both losses."""
-    ours = jax.jit(jax.value_and_grad(lambda *args: token_loss(*args).loss, argnums=(0, 1)))
+    ours = jax.jit(jax.value_and_grad(lambda *args: token_loss(*args, platform=platform).loss, argnums=(0, 1)))
     theirs = jax.jit(jax.value_and_grad(optax_loss, argnums=(0, 1)))
     return ours, theirs
 
@@ -45,14 +48,15 @@ def compiled(tokens_per_chunk: int):  # noqa: ARG001 - a program for each, for i
 @given(
     shape=st.sampled_from([(1, 1), (1, 40), (3, 17), (5, 3)]),
     tokens_per_chunk=st.sampled_from([10, 1024]),
+    platform=st.sampled_from(["cpu", "tpu"]),
     ignored=st.sampled_from([0.0, 0.3, 0.97, 1.0]),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_loss_and_gradients_equal_optax(
-    shape: tuple[int, int], tokens_per_chunk: int, ignored: float, seed: int
+    shape: tuple[int, int], tokens_per_chunk: int, platform: str, ignored: float, seed: int
 ) -> None:
     hidden, head, labels = inputs(*shape, ignored, seed)
-    ours, theirs = compiled(tokens_per_chunk)
+    ours, theirs = compiled(tokens_per_chunk, platform)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss_module, "TOKENS_PER_CHUNK", tokens_per_chunk)
         value, gradients = ours(hidden, head, labels)
@@ -67,11 +71,56 @@ def test_loss_and_gradients_equal_optax(
     T=st.integers(1, 3000),
 )
 @settings(deadline=None, derandomize=True)
-def test_chunks_cover_every_position_once(B: int, T: int) -> None:
-    chunks = loss_module._chunks((B, T))
-    assert [t for chunk in chunks for t in range(chunk.start, chunk.stop)] == list(range(T))
+def test_chunks_are_of_the_size_asked_for(B: int, T: int) -> None:
+    size = loss_module._chunk_size(B, T)
     # No chunk is more than half as large again as asked for, unless a single position of all rows is.
-    assert all(B * (chunk.stop - chunk.start) <= max(1.5 * loss_module.TOKENS_PER_CHUNK + B, B) for chunk in chunks)
+    assert 1 <= size <= T and B * size <= max(1.5 * loss_module.TOKENS_PER_CHUNK + B, B)
+
+
+@pytest.mark.parametrize("axes", ["DV", "VD"])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        MeshConfig(data=2, fsdp=2, tensor=2),
+        MeshConfig(data=1, context=4, tensor=2),
+        MeshConfig(fsdp=2, context=2, expert=2),
+        MeshConfig(data=4, tensor=2, rules={"vocab": ()}),
+    ],
+)
+def test_a_mesh_changes_nothing_and_gathers_no_logits(mesh: MeshConfig, axes: str) -> None:
+    layout = Layout.of(mesh, make_mesh(mesh))
+    hidden, head, labels = inputs(8, 48, 0.2, seed=2)
+    labels[0, 0] = V - 1
+    head = head if axes == "DV" else head.T
+
+    def run(layout: Layout):
+        def loss(*args):
+            sums = token_loss(*args, labels, axes, layout=layout, platform="tpu")
+            return sums.loss, sums.correct
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_module, "TOKENS_PER_CHUNK", 16)
+        spread = run(layout).lower(hidden, head).compile()
+        (value, correct), gradients = spread(hidden, head)
+        (expected, expected_correct), expected_gradients = run(Layout())(hidden, head)
+    assert float(value) == pytest.approx(float(expected), rel=1e-6) and float(correct) == float(expected_correct)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        assert relative_error(ours, theirs) < 1e-6
+    assert gradients[0].sharding.is_equivalent_to(layout.sharding("batch", "length", None), 3)
+    # Sixteen tokens a chunk, each with this device's part of the vocabulary and never more.
+    assert set(re.findall(r"f32\[16,(\d{2})\]", spread.as_text())) == {str(V // layout.parts("vocab"))}
+
+
+def test_the_program_does_not_grow_with_the_batch() -> None:
+    def program(B: int, T: int) -> int:
+        shapes = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((B, T, D), (D, V)))
+        labels = jax.ShapeDtypeStruct((B, T), jnp.int32)
+        gradient = jax.grad(lambda hidden, head, labels: token_loss(hidden, head, labels).loss, argnums=(0, 1))
+        return len(jax.jit(gradient).lower(*shapes, labels).as_text())
+
+    assert program(64, 8192) < 1.1 * program(16, 2048)
 
 
 def test_ignored_labels_count_for_nothing() -> None:
