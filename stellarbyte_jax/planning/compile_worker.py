@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from stellarbyte_jax.training.step import make_train_step
 
 def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
     """The compiler's report of the train step, placed as the training loop places it, or its refusal."""
-    mesh = make_mesh(config.mesh, topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    mesh = make_mesh(config.mesh, _devices(topology))
     layout = Layout.of(config.mesh, mesh)
     kernel = kernel_of(config, "tpu")
     graphdef, abstract_params = abstract_model_on(
@@ -56,11 +57,20 @@ def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
     }
 
 
+def _devices(topology: str) -> Sequence[jax.Device]:
+    sides = [int(side) for side in topology.partition(":")[2].split("x")]
+    # A host has 2 x 2 chips; of a smaller topology, all.
+    host = [min(2, side) for side in sides[:2]] + [1]
+    description = topologies.get_topology_desc(platform="tpu", topology_name=topology, chips_per_host_bounds=host)
+    return description.devices
+
+
 def _reason(message: str) -> str:
     """The compiler's one sentence out of its page."""
     used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message)
+    used = used or re.search(r"HLO temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message)
     if used:
-        return f"out of memory: it needs {used[1]}iB of HBM and has {used[2]}iB"
+        return f"out of memory, {used[1]}iB are needed and {used[2]}iB of HBM are left for them"
     return message.splitlines()[0][:300]
 
 

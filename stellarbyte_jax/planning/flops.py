@@ -43,6 +43,17 @@ def step_flops(config: ByteConfig, rows: int, length: int, kernel: str = "splash
     return StepFlops(matmuls + attention, matmuls + executed, attention)
 
 
+def kernel_flops(config: ByteConfig, rows: int, length: int, block: int = 512) -> int:
+    """What attention's kernel executes in one layer's forward pass."""
+    return (
+        4
+        * rows
+        * config.num_attention_heads
+        * (config.head_dim or 0)
+        * visible_pairs(length, config.sliding_window, block)
+    )
+
+
 def layer_matmul_flops(config: ByteConfig) -> int:
     """Forward FLOPs of one token in one layer, without attention's scores: of experts, those that work on it."""
     D, N, H = config.hidden_size, config.num_attention_heads, config.head_dim or 0

@@ -1,6 +1,6 @@
 """What one chip holds at the fullest moment of a step, part by part."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -17,20 +17,22 @@ from stellarbyte_jax.training.loss import TOKENS_PER_CHUNK
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one chip. The first three are the step's arguments, which its results replace; the rest is temporary.
+    """Bytes of one chip at `moment`; of what is not there at that moment, none.
 
-    gradients: as far as they are not made yet when the logits, which go before them, are there. micro_batches: the sum
-    of gradients that accumulation carries. head: the vocabulary's projection in the compute dtype, and its gradient.
-    weight_copies: the layers' weights in the compute dtype, once for each direction.
+    The first three are the step's arguments, which its results replace; the rest is temporary. micro_batches: the sum
+    of gradients that accumulation carries. working: what one layer works out again. weight_copies: the layers' weights
+    in the compute dtype. head: the vocabulary's projection, and its gradient.
     """
 
+    moment: str
     parameters: int
     optimizer: int
     batch: int
-    gradients: int
     micro_batches: int
     activations: int
     weight_copies: int
+    gradients: int
+    working: int
     logits: int
     head: int
 
@@ -47,11 +49,11 @@ class Memory:
     @property
     def total(self) -> int:
         """All of it."""
-        return sum(asdict(self).values())
+        return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
         """Name to bytes, in the order of the fields."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "moment"}
 
 
 def predict_memory(config: RunConfig, sizes: dict[str, int], saved: SavedByLayers, platform: str) -> Memory:
@@ -64,26 +66,40 @@ def predict_memory(config: RunConfig, sizes: dict[str, int], saved: SavedByLayer
     pad, itemsize = platform == "tpu", jnp.dtype(training.dtype).itemsize
     rows, length = rows_a_chip(config, sizes), config.data.sequence_length
     parameters = local_parameters(config, sizes, pad)
-    accumulating = training.gradient_accumulation_steps > 1
+    micro_batches = training.gradient_accumulation_steps
 
+    # Both directions' loops begin by casting all layers' weights; without remat the first keeps what it cast as well.
+    copies = 0
+    if itemsize < 4:
+        copies = layer_entries(config, sizes, pad) * itemsize + saved.weights // sizes["fsdp"]
     head_entries = model.vocab_size * model.hidden_size // sizes["tensor"]
-    # Nothing makes one chunk of the loss wait for the one before: the compiler makes all logits first.
+    # One chunk of the loss after the other: see training/loss.py.
     chunks = loss_chunks(config, sizes)
     chunk_rows = -(-rows * length // chunks)
-    logits = chunks * padded_bytes((chunk_rows, model.vocab_size // sizes["tensor"]), jnp.float32, pad)
-    # Of the head every chip makes the whole gradient before fsdp shares it out.
-    head = head_entries * (4 + (itemsize if itemsize < 4 or sizes["fsdp"] > 1 else 0))
-    return Memory(
-        parameters=parameters,
-        optimizer=2 * parameters,
-        batch=len(BATCH_ARRAYS) * training.gradient_accumulation_steps * padded_bytes((rows, length), jnp.int32, pad),
-        gradients=max(0, parameters - logits),
-        micro_batches=parameters if accumulating else 0,
-        activations=saved.activations,
-        weight_copies=2 * saved.weights // sizes["fsdp"] if itemsize < 4 else saved.weights // sizes["fsdp"],
-        logits=logits,
-        head=head,
+    logits = padded_bytes((chunk_rows, model.vocab_size // sizes["tensor"]), jnp.float32, pad)
+    always = {
+        "parameters": parameters,
+        "optimizer": 2 * parameters,
+        "batch": len(BATCH_ARRAYS)
+        * training.gradient_accumulation_steps
+        * padded_bytes((rows, length), jnp.int32, pad),
+        "micro_batches": parameters if micro_batches > 1 else 0,
+        "activations": saved.activations,
+        "weight_copies": copies,
+    }
+    in_turn = (
+        # Of the head every chip makes the whole gradient, in float32, before fsdp shares it out.
+        Memory("the loss", **always, gradients=0, working=0, logits=logits, head=head_entries * (4 + itemsize)),
+        Memory(
+            "the layers' backward pass",
+            **always,
+            gradients=parameters,
+            working=saved.working,
+            logits=0,
+            head=head_entries * itemsize,
+        ),
     )
+    return max(in_turn, key=lambda memory: memory.total)
 
 
 def rows_a_chip(config: RunConfig, sizes: dict[str, int]) -> int:
@@ -92,20 +108,28 @@ def rows_a_chip(config: RunConfig, sizes: dict[str, int]) -> int:
 
 
 def loss_chunks(config: RunConfig, sizes: dict[str, int]) -> int:
-    """Into how many parts the loss takes a micro-batch of all chips."""
-    tokens = rows_a_chip(config, sizes) * sizes["data"] * sizes["fsdp"] * config.data.sequence_length
+    """Into how many parts the loss takes one chip's micro-batch."""
+    tokens = rows_a_chip(config, sizes) * config.data.sequence_length
     return max(1, min(config.data.sequence_length, round(tokens / TOKENS_PER_CHUNK)))
 
 
 def local_parameters(config: RunConfig, sizes: dict[str, int], pad: bool) -> int:
     """Bytes of one chip's float32 parameters, placed by the table in sharding.py."""
+    return sum(jax.tree.leaves(_local_bytes(config, sizes, pad)))
+
+
+def layer_entries(config: RunConfig, sizes: dict[str, int], pad: bool) -> int:
+    """How many numbers one chip has of the layers' parameters."""
+    return sum(jax.tree.leaves(_local_bytes(config, sizes, pad)["model"]["layers"])) // 4
+
+
+def _local_bytes(config: RunConfig, sizes: dict[str, int], pad: bool) -> dict[str, Any]:
     _, abstract = abstract_model_on(config.model, "float32", "reference", "cpu")
     mesh: Any = AbstractMesh(tuple(sizes.values()), tuple(sizes))  # no device is needed to say how an array is cut
     placed = param_shardings(abstract, Layout.of(config.mesh, mesh))
     shapes = nnx.to_pure_dict(abstract, extract_fn=lambda variable: variable.get_value())
-    local = jax.tree.map(
+    return jax.tree.map(
         lambda array, sharding: padded_bytes(sharding.shard_shape(array.shape), array.dtype, pad, free=True),
         shapes,
         placed,
     )
-    return sum(jax.tree.leaves(local))

@@ -1,5 +1,6 @@
 """A run on a machine: whether it fits, how fast it is at best, what it costs and what binds."""
 
+import dataclasses
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,7 +72,12 @@ class Plan:
             "attention_kernel": self.kernel,
             "parameters": self.parameters,
             "active_parameters": self.active_parameters,
-            "memory": {**self.memory.parts(), "total": self.memory.total, "hbm": int(self.topology.chip.hbm_bytes)},
+            "memory": {
+                "moment": self.memory.moment,
+                **self.memory.parts(),
+                "total": self.memory.total,
+                "hbm": int(self.topology.chip.hbm_bytes),
+            },
             "fits": self.fits,
             "tokens_a_step": self.tokens_a_step,
             "flops_a_step": asdict(self.flops),
@@ -109,6 +115,8 @@ def predict(config: RunConfig, topology: Topology, kernel: str) -> Plan:
     saved = saved_by_layers(config, micro_batch // spread, sizes["tensor"], platform)
     memory = predict_memory(config, sizes, saved, platform)
     flops = step_flops(model, training.batch_size, config.data.sequence_length, kernel)
+    again = saved.recomputed * topology.size * training.gradient_accumulation_steps
+    flops = dataclasses.replace(flops, executed=flops.executed + again)
     roofline = predict_time(config, topology, sizes, flops, memory, saved)
     return Plan(config, topology, sizes, kernel, *count_parameters(model), memory, flops, roofline)
 
@@ -119,11 +127,6 @@ def _check_possible(config: RunConfig, topology: Topology, slices: int, kernel: 
         raise UserError("lora: adapters cannot be planned yet; leave lora out to plan the training of all weights")
     if slices != 1:
         raise UserError(f"--slices {slices}: the mesh has no axis across slices yet; plan one slice")
-    if kernel == "splash" and topology.size > 1:
-        raise UserError(
-            f"training.attention_kernel splash does not run on more than one chip yet, and --topology {topology} has "
-            f"{topology.size}: use --training.attention_kernel reference"
-        )
     if config.model.num_experts and topology.size > 1:
         raise UserError(
             f"model.num_experts {config.model.num_experts}: on more than one chip each still routes the tokens of all, "

@@ -32,7 +32,7 @@ def _opening(plan: Plan) -> list[str]:
 def _memory(plan: Plan) -> list[str]:
     memory, hbm = plan.memory, plan.topology.chip.hbm_bytes
     largest = max(memory.total, hbm)
-    lines = ["memory of one chip at its fullest, GiB"]
+    lines = [f"memory of one chip at its fullest, during {memory.moment}, GiB"]
     for name, size in (*memory.parts().items(), ("total", memory.total), ("chip has", int(hbm))):
         bar = "█" * round(_BAR_COLUMNS * size / largest)
         lines.append(f"  {name.replace('_', ' '):<15} {size / GIB:8.3f} {bar}".rstrip())
@@ -75,10 +75,10 @@ def compiled_text(plan: Plan, compiled: Compiled) -> str:
     for name, ours, theirs in (
         ("arguments", memory.arguments, compiled.arguments),
         ("temporaries", memory.temporaries, compiled.temporaries),
-        ("total", memory.total, compiled.total),
+        ("total, gaps between arrays included", memory.total, compiled.total),
+        ("alive at once, at most", memory.total, compiled.peak),
     ):
         lines.append(f"  {name:<41} {ours / GIB:9.3f} {theirs / GIB:9.3f}  {ours / theirs - 1:+.1%}")
-    lines.append(f"  {'alive at once, at most':<41} {'':9} {compiled.peak / GIB:9.3f}")
     lines.append("collectives of one chip a step")
     for kind, collective in program.collectives.items():
         lines.append(f"  {kind:<24} {collective.count:8,} times {collective.bytes / GIB:9.3f} GiB")
@@ -119,7 +119,9 @@ def memory_picture(plan: Plan) -> str:
 
 
 # Okabe & Ito's, which colour-blind people tell apart, and three greys.
-_COLORS = ("#0072b2", "#56b4e9", "#333333", "#d55e00", "#666666", "#009e73", "#f0e442", "#cc79a7", "#999999")
+_COLORS = (
+    *("#0072b2", "#56b4e9", "#333333", "#666666", "#009e73", "#f0e442", "#d55e00", "#8c564b", "#cc79a7", "#999999"),
+)
 
 
 def _label(name: str, size: int) -> str:

@@ -3,23 +3,28 @@
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from stellarbyte_jax.config import ByteConfig, RunConfig
 from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.planning.flops import kernel_flops
+from stellarbyte_jax.planning.jaxprs import (
+    equations,
+    inner_jaxprs,
+    kernel_calls,
+    loop_body,
+    matmul_flops,
+    traffic_bytes,
+)
 from stellarbyte_jax.planning.program import abstract_batch, abstract_model_on, kernel_of
 from stellarbyte_jax.training.optimizer import make_optimizer
 from stellarbyte_jax.training.state import init_state
 from stellarbyte_jax.training.step import make_train_step
-
-# What reads and writes HBM; everything else is taken to be fused into one of these.
-_KERNELS = ("dot_general", "ragged_dot", "ragged_dot_general", "pallas_call")
 
 # A TPU's vectors: the last axis of an array in HBM is filled up to 128 lanes, the one before to 8 rows.
 _LANES, _ROWS = 128, 8
@@ -30,13 +35,16 @@ class SavedByLayers:
     """Bytes on one chip for one micro-batch, all layers together.
 
     activations: what depends on the tokens. weights: what depends on parameters alone, such as copies in the compute
-    dtype, before fsdp divides it. traffic: what matmuls and kernels read and write,
-    forward and backward.
+    dtype, before fsdp divides it. working: what one layer's backward pass works out again, all at hand at once.
+    traffic: what matmuls and kernels read and write, forward and backward. recomputed: FLOPs of matmuls and kernels
+    that remat does a second time.
     """
 
     activations: int
     weights: int
+    working: int
     traffic: int
+    recomputed: int
 
 
 def saved_by_layers(config: RunConfig, rows: int, tensor: int, platform: str) -> SavedByLayers:
@@ -47,25 +55,37 @@ def saved_by_layers(config: RunConfig, rows: int, tensor: int, platform: str) ->
     Raises:
         UserError: `tensor` does not divide heads or feed-forward channels, or the kernel cannot do what is asked.
     """
+    pad, layers = platform == "tpu", config.model.num_hidden_layers
+    forward, backward = _loops(config, rows, tensor, platform, config.training.remat)
+    activations, weights = _kept(forward, backward, pad)
+    everything, again = activations, 0
+    if config.training.remat != "none":
+        plain = _loops(config, rows, tensor, platform, "none")
+        everything, _ = _kept(*plain, pad)
+        again = sum(matmul_flops(loop_body(eqn)) for eqn in (forward, backward))
+        again -= sum(matmul_flops(loop_body(eqn)) for eqn in plain)
+        calls = kernel_calls(loop_body(backward)) - kernel_calls(loop_body(plain[1]))
+        again += calls * kernel_flops(config.model, rows, config.data.sequence_length) // tensor
+    traffic = layers * sum(traffic_bytes(loop_body(eqn)) for eqn in (forward, backward))
+    working = max(0, everything - activations) // layers
+    return SavedByLayers(activations, weights, working, traffic, layers * again)
+
+
+def _loops(config: RunConfig, rows: int, tensor: int, platform: str, remat: str) -> tuple[JaxprEqn, JaxprEqn]:
+    """The train step's scans over layers, forward and backward."""
     kernel, length = kernel_of(config, platform), config.data.sequence_length
     if kernel == "cudnn":
         # cuDNN is not here to be asked. It keeps what splash keeps, which wants a multiple of 128 tokens.
-        kernel, length = "splash", -(-length // _LANES) * _LANES
+        kernel, length = "splash", _up(length, _LANES)
     model = _part_of_model(config.model, tensor)
     optimizer = make_optimizer(config.optimizer, config.training.max_steps)
-    graphdef, _ = abstract_model_on(model, config.training.dtype, kernel, platform, config.training.remat)
+    graphdef, _ = abstract_model_on(model, config.training.dtype, kernel, platform, remat)
     state = jax.eval_shape(lambda: init_state(model, optimizer, config.seed))
     step = make_train_step(graphdef, optimizer, seed=config.seed)
     jaxpr = jax.make_jaxpr(step)(state, abstract_batch(rows, length), {}).jaxpr
-
-    loops = [eqn for eqn in _equations(jaxpr) if _is_loop(eqn, config.model.num_hidden_layers)]
+    loops = [eqn for eqn in equations(jaxpr) if _is_loop(eqn, config.model.num_hidden_layers)]
     forward = next(eqn for eqn in loops if not eqn.params["reverse"])
-    backward = next(eqn for eqn in loops if eqn.params["reverse"])
-    pad = platform == "tpu"
-    activations, weights = _kept(forward, backward, pad)
-    traffic = sum(_traffic(eqn.params["jaxpr"].jaxpr) for eqn in (forward, backward))
-    layers = config.model.num_hidden_layers
-    return SavedByLayers(activations, weights, traffic * layers)
+    return forward, next(eqn for eqn in loops if eqn.params["reverse"])
 
 
 def padded_bytes(shape: tuple[int, ...], dtype: Any, pad: bool = True, *, free: bool = False) -> int:
@@ -99,32 +119,15 @@ def _part_of_model(config: ByteConfig, tensor: int) -> ByteConfig:
     return dataclasses.replace(config, **parts)
 
 
-def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for inner in _inner(eqn):
-            yield from _equations(inner)
-
-
-def _inner(eqn: JaxprEqn) -> list[Jaxpr]:
-    """The jaxprs that an equation runs; of a choice by platform the last, which is that of accelerators."""
-    found = []
-    for value in eqn.params.values():
-        values = value if isinstance(value, tuple | list) else (value,)
-        jaxprs = [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in values if isinstance(x, ClosedJaxpr | Jaxpr)]
-        found += jaxprs[-1:] if eqn.primitive.name == "cond" else jaxprs
-    return found
-
-
 def _is_loop(eqn: JaxprEqn, length: int) -> bool:
     return eqn.primitive.name == "scan" and eqn.params["length"] == length
 
 
 def _kept(forward: JaxprEqn, backward: JaxprEqn, pad: bool) -> tuple[int, int]:
     """(activations, weights) that a scan over layers puts out for its reverse; equal values are kept once by XLA."""
-    body = forward.params["jaxpr"].jaxpr
+    body = loop_body(forward)
     consts, carry = forward.params["num_consts"], forward.params["num_carry"]
-    xs = body.invars[consts + carry :]
+    xs: list[Any] = body.invars[consts + carry :]
     parameters = {id(var) for var in xs if jnp.issubdtype(var.aval.dtype, jnp.floating) and var.aval.ndim}
     number = _value_numbers(body)
     of_tokens = _depends_on(body, [var for var in body.invars if id(var) not in parameters])
@@ -146,10 +149,10 @@ def _kept(forward: JaxprEqn, backward: JaxprEqn, pad: bool) -> tuple[int, int]:
 
 def _uses(backward: JaxprEqn) -> dict[Any, set[str]]:
     """What reads each input of the reverse scan, looked at through changes of shape."""
-    body = backward.params["jaxpr"].jaxpr
+    body = loop_body(backward)
     reads: dict[Any, set[str]] = defaultdict(set)
     for eqn in reversed(body.eqns):
-        inner = {e.primitive.name for jaxpr in _inner(eqn) for e in _equations(jaxpr)}
+        inner = {e.primitive.name for jaxpr in inner_jaxprs(eqn) for e in equations(jaxpr)}
         names = {"pallas_call"} if "pallas_call" in inner else {eqn.primitive.name}
         if eqn.primitive.name in ("reshape", "transpose", "squeeze"):
             names = reads[eqn.outvars[0]]
@@ -166,7 +169,7 @@ def _value_numbers(jaxpr: Jaxpr) -> dict[Any, int]:
     known: dict[Any, int] = {}
     for eqn in jaxpr.eqns:
         of = tuple(str(var) if isinstance(var, Literal) else number[var] for var in eqn.invars)
-        same = not _inner(eqn) and not eqn.effects
+        same = not inner_jaxprs(eqn) and not eqn.effects
         for place, var in enumerate(eqn.outvars):
             key = (eqn.primitive, str(eqn.params), of, place) if same else object()
             number[var] = known.setdefault(key, len(number) + len(known))
@@ -179,15 +182,3 @@ def _depends_on(jaxpr: Jaxpr, sources: list[Any]) -> set[Any]:
         if any(not isinstance(var, Literal) and var in dependent for var in eqn.invars):
             dependent.update(eqn.outvars)
     return dependent
-
-
-def _traffic(jaxpr: Jaxpr) -> int:
-    total = 0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name in _KERNELS:
-            arrays: list[Any] = [var.aval for var in (*eqn.invars, *eqn.outvars) if hasattr(var.aval, "dtype")]
-            total += sum(aval.size * aval.dtype.itemsize for aval in arrays)
-        else:
-            trips = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-            total += trips * sum(_traffic(inner) for inner in _inner(eqn))
-    return total

@@ -65,7 +65,6 @@ def test_cost(planned_run):
             "v5e:2x2",
             "training.batch_size 6 makes micro-batches of 6 rows",
         ),
-        ({}, "v5e:2x2", "training.attention_kernel splash does not run on more than one chip"),
         ({"training": {"attention_kernel": "splash"}}, "h100:1x1", "splash is for TPUs"),
         ({"training": {"attention_kernel": "cudnn"}}, "v5e:1x1", "cudnn is for GPUs"),
         ({"num_experts": 4, "training": REFERENCE}, "v5e:2x2", "model.num_experts 4"),

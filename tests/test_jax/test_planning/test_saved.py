@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.planning.flops import kernel_flops, layer_matmul_flops
 from stellarbyte_jax.planning.saved import padded_bytes, saved_by_layers
 
 
@@ -43,6 +44,23 @@ def test_more_rows_keep_more_and_weigh_the_same(planned_run):
     one, three = (saved_by_layers(config, rows, 1, "gpu") for rows in (1, 3))
     assert three.activations == 3 * one.activations
     assert three.weights == one.weights
+
+
+@pytest.mark.parametrize("kernel", ["reference", "splash"])
+def test_remat_keeps_less_and_works_it_out_again(planned_run, kernel):
+    """full keeps a layer's input, [B, T, D] float32, alone, and does the forward pass's matmuls twice."""
+    training = {"attention_kernel": kernel}
+    plain = saved_by_layers(planned_run(training=training), 2, 1, "gpu")
+    full = saved_by_layers(planned_run(training=training | {"remat": "full"}), 2, 1, "gpu")
+    assert (plain.working, plain.recomputed) == (0, 0)
+    assert full.activations == 2 * 4 * 2 * 128 * 16
+    assert full.working == (plain.activations - full.activations) // 2
+    config = planned_run().model
+    projections = 2 * 128 * 2 * layer_matmul_flops(config)
+    last = 2 * 128 * 2 * 2 * config.hidden_size * config.intermediate_size  # down_proj: nobody needs what it put out
+    scores = 2 * kernel_flops(config, 2, 128, 1 if kernel == "reference" else 128)
+    scores *= 2 if kernel == "reference" else 1
+    assert full.recomputed == pytest.approx(projections - last + scores, rel=0.02)
 
 
 def test_masks_of_dropout_are_activations(planned_run):
