@@ -73,16 +73,13 @@ def predict_memory(config: RunConfig, sizes: dict[str, int], saved: SavedByLayer
     if itemsize < 4:
         copies = layer_entries(config, sizes, pad) * itemsize + saved.weights // sizes["fsdp"]
     head_entries = model.vocab_size * model.hidden_size // sizes["tensor"]
-    # One chunk of the loss after the other: see training/loss.py.
-    chunks = loss_chunks(config, sizes)
-    chunk_rows = -(-rows * length // chunks)
-    logits = padded_bytes((chunk_rows, model.vocab_size // sizes["tensor"]), jnp.float32, pad)
+    # One chunk of the loss after the other, see training/loss.py: its logits, and their gradient in the compute dtype.
+    chunk = -(-rows * length // loss_chunks(config, sizes)), model.vocab_size // sizes["tensor"]
+    logits = padded_bytes(chunk, jnp.float32, pad) + padded_bytes(chunk, training.dtype, pad)
     always = {
         "parameters": parameters,
         "optimizer": 2 * parameters,
-        "batch": len(BATCH_ARRAYS)
-        * training.gradient_accumulation_steps
-        * padded_bytes((rows, length), jnp.int32, pad),
+        "batch": len(BATCH_ARRAYS) * micro_batches * padded_bytes((rows, length), jnp.int32, pad),
         "micro_batches": parameters if micro_batches > 1 else 0,
         "activations": saved.activations,
         "weight_copies": copies,
@@ -96,7 +93,7 @@ def predict_memory(config: RunConfig, sizes: dict[str, int], saved: SavedByLayer
             gradients=parameters,
             working=saved.working,
             logits=0,
-            head=head_entries * itemsize,
+            head=head_entries * itemsize // sizes["fsdp"],
         ),
     )
     return max(in_turn, key=lambda memory: memory.total)

@@ -52,8 +52,10 @@ def predict_time(
     """The roofline of a step (Williams et al. 2009, 10.1145/1498765.1498785)."""
     chip, dtype = topology.chip, config.training.dtype
     micro_batches = config.training.gradient_accumulation_steps
-    # The head's matmuls read and write logits three times, in float32 and in the compute dtype.
-    traffic = micro_batches * (saved.traffic + 3 * memory.logits) + _OPTIMIZER_PASSES * memory.parameters
+    # The loss writes and reads logits and their gradient about three times.
+    tokens = rows_a_chip(config, sizes) * config.data.sequence_length
+    logits = 4 * tokens * config.model.vocab_size // sizes["tensor"]
+    traffic = micro_batches * (saved.traffic + 3 * logits) + _OPTIMIZER_PASSES * memory.parameters
     bandwidths = axis_bandwidths(topology, sizes)
     received = received_bytes(config, sizes, memory)
     return Roofline(
