@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--topology", required=True, metavar="CHIP:SIDES", help="v5e:16x16, v4, v5p, v6e alike, or h100:8x4 (4 nodes)"
     )
-    plan.add_argument("--slices", type=int, default=1, metavar="N", help="so many of them (default 1)")
+    plan.add_argument("--slices", type=int, metavar="N", help="so many of them (default: mesh.slices)")
     plan.add_argument("--tokens", metavar="N", help="also time and cost of so many tokens, such as 300B")
     plan.add_argument("--price", type=float, metavar="X", help="US dollars a chip and hour (default: the list price)")
     plan.add_argument(

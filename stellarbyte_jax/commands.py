@@ -1,6 +1,7 @@
 """What each command of `stellarbyte` does with its options; heavy libraries are imported once they are needed."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -87,8 +88,10 @@ def plan(options: argparse.Namespace) -> None:
     from stellarbyte_jax.planning.report import compiled_text, memory_picture, plan_text
     from stellarbyte_jax.planning.topology import parse_topology
 
-    topology = parse_topology(options.topology)
-    plan = make_plan(config, topology, options.slices)
+    if options.slices is not None:
+        config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=options.slices))
+    topology = parse_topology(options.topology, config.mesh.slices)
+    plan = make_plan(config, topology)
     compiled = None
     if options.compile:
         from stellarbyte_jax.planning.compile_ahead import compile_ahead

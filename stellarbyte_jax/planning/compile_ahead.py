@@ -61,7 +61,7 @@ def compile_ahead(config: RunConfig, topology: Topology) -> Compiled:
     settings = [f"{name}={value}" for name, value in environment.items()]
     done = subprocess.run(
         ["env", *settings, sys.executable, "-m", "stellarbyte_jax.planning.compile_worker"],
-        input=json.dumps({"config": to_dict(config), "topology": str(topology)}),
+        input=json.dumps({"config": to_dict(config), "topology": topology.name}),
         capture_output=True,
         text=True,
         check=False,

@@ -23,7 +23,7 @@ from stellarbyte_jax.training.step import make_train_step
 
 def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
     """The compiler's report of the train step, placed as the training loop places it, or its refusal."""
-    mesh = make_mesh(config.mesh, _devices(topology))
+    mesh = make_mesh(config.mesh, _devices(topology, config.mesh.slices))
     layout = Layout.of(config.mesh, mesh)
     kernel = kernel_of(config, "tpu")
     graphdef, abstract_params = abstract_model_on(
@@ -57,12 +57,12 @@ def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
     }
 
 
-def _devices(topology: str) -> Sequence[jax.Device]:
+def _devices(topology: str, slices: int) -> Sequence[jax.Device]:
     sides = [int(side) for side in topology.partition(":")[2].split("x")]
     # A host has 2 x 2 chips; of a smaller topology, all.
     host = [min(2, side) for side in sides[:2]] + [1]
-    description = topologies.get_topology_desc(platform="tpu", topology_name=topology, chips_per_host_bounds=host)
-    return description.devices
+    options = {"chips_per_host_bounds": host, "num_slices": slices}
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
 
 
 def _reason(message: str) -> str:

@@ -66,7 +66,8 @@ class Plan:
         """For JSON: bytes, seconds and FLOPs; memory is one chip's. `tokens` adds their time and cost."""
         run = {} if tokens is None else dict(zip(("hours", "dollars"), self.cost(tokens, price), strict=True))
         return {
-            "topology": str(self.topology),
+            "topology": self.topology.name,
+            "slices": self.topology.slices,
             "chips": self.topology.size,
             "mesh": self.mesh,
             "attention_kernel": self.kernel,
@@ -90,14 +91,14 @@ class Plan:
         }
 
 
-def make_plan(config: RunConfig, topology: Topology, slices: int = 1) -> Plan:
-    """Predicts a run on `slices` of a topology.
+def make_plan(config: RunConfig, topology: Topology) -> Plan:
+    """Predicts a run on a topology.
 
     Raises:
         UserError: the trainer cannot do that, or the mesh does not fit the topology.
     """
     kernel = kernel_of(config, topology.chip.platform)
-    _check_possible(config, topology, slices, kernel)
+    _check_possible(config, topology, kernel)
     return predict(config, topology, kernel)
 
 
@@ -121,12 +122,14 @@ def predict(config: RunConfig, topology: Topology, kernel: str) -> Plan:
     return Plan(config, topology, sizes, kernel, *count_parameters(model), memory, flops, roofline)
 
 
-def _check_possible(config: RunConfig, topology: Topology, slices: int, kernel: str) -> None:
+def _check_possible(config: RunConfig, topology: Topology, kernel: str) -> None:
     """Refuses what the trainer cannot do yet: a plan for it would be a promise."""
     if config.lora is not None:
         raise UserError("lora: adapters cannot be planned yet; leave lora out to plan the training of all weights")
-    if slices != 1:
-        raise UserError(f"--slices {slices}: the mesh has no axis across slices yet; plan one slice")
+    for axis in ("expert", "context"):
+        size = getattr(config.mesh, axis)
+        if size != 1:
+            raise UserError(f"mesh.{axis} {size} cannot be planned yet: plan with mesh.{axis} 1")
     if config.model.num_experts and topology.size > 1:
         raise UserError(
             f"model.num_experts {config.model.num_experts}: on more than one chip each still routes the tokens of all, "

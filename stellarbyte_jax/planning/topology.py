@@ -14,22 +14,29 @@ MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 
 @dataclass(frozen=True)
 class Topology:
-    """`shape` chips of one kind: the sides of a torus for TPUs, (GPUs a node, nodes) for GPUs."""
+    """`slices` times `shape` chips of one kind: the sides of a torus for TPUs, (GPUs a node, nodes) for GPUs."""
 
     chip: Chip
     shape: tuple[int, ...]
+    slices: int = 1
 
     @property
     def size(self) -> int:
         """How many chips."""
-        return math.prod(self.shape)
+        return math.prod(self.shape) * self.slices
 
     def __str__(self) -> str:
+        slices = "" if self.slices == 1 else f"{self.slices} slices of "
+        return f"{slices}{self.name}"
+
+    @property
+    def name(self) -> str:
+        """One slice, as it is written."""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
 
-def parse_topology(text: str) -> Topology:
-    """Reads "v5e:16x16", "v5p:4x4x8" or "h100:8x16" (16 nodes of 8).
+def parse_topology(text: str, slices: int = 1) -> Topology:
+    """Reads "v5e:16x16", "v5p:4x4x8" or "h100:8x16" (16 nodes of 8), of which there are `slices`.
 
     Raises:
         UserError: no such chip, or sides that it has not.
@@ -44,7 +51,9 @@ def parse_topology(text: str) -> Topology:
     shape = tuple(int(side) for side in sides.split("x"))
     if chip.platform == "gpu" and shape[0] > 8:
         raise UserError(f"--topology {text} has {shape[0]} GPUs a node: there are at most 8, as in {name}:8x4")
-    return Topology(chip, shape)
+    if slices < 1 or (slices > 1 and chip.platform == "gpu"):
+        raise UserError(f"--slices {slices} must be at least 1, and 1 for GPUs, whose nodes --topology counts")
+    return Topology(chip, shape, slices)
 
 
 def mesh_sizes(config: MeshConfig, topology: Topology) -> dict[str, int]:
@@ -69,17 +78,28 @@ def axis_bandwidths(topology: Topology, sizes: dict[str, int]) -> dict[str, floa
     """Bytes a second that a chip receives in an all-gather along each mesh axis of more than one chip.
 
     Axes take up the topology's sides from the last mesh axis on; a gather along several sides uses the links of all.
-    Where one axis shares a side with another, or a side is no ring, bytes go one way only.
+    Where one axis shares a side with another, or a side is no ring, bytes go one way only. Of the axis that crosses
+    slices, each chip fetches its share from the others over the network, and the slice's chips exchange them.
     """
+    crossing = next((name for name in ("data", "fsdp") if sizes[name] % topology.slices == 0), None)
+    if crossing is None:
+        raise UserError(
+            f"mesh.slices {topology.slices} divides neither mesh.data {sizes['data']} nor mesh.fsdp {sizes['fsdp']}: "
+            "one of the two goes across slices"
+        )
+    inside = sizes | {crossing: sizes[crossing] // topology.slices}
     left, bandwidths = list(topology.shape), {}
     for name in reversed(MESH_AXES):
-        needed, taken = sizes[name], []
+        needed, taken = inside[name], []
         for side, free in enumerate(left):
             share = math.gcd(needed, free)
             needed, left[side] = needed // share, free // share
             taken.append(share)
-        if sizes[name] > 1:
+        if inside[name] > 1:
             bandwidths[name] = _bandwidth(topology, taken)
+    if topology.slices > 1:
+        network = topology.chip.network * inside[crossing]
+        bandwidths[crossing] = min(network, bandwidths.get(crossing, network))
     return bandwidths
 
 

@@ -68,6 +68,7 @@ def test_cost(planned_run):
         ({"training": {"attention_kernel": "splash"}}, "h100:1x1", "splash is for TPUs"),
         ({"training": {"attention_kernel": "cudnn"}}, "v5e:1x1", "cudnn is for GPUs"),
         ({"num_experts": 4, "training": REFERENCE}, "v5e:2x2", "model.num_experts 4"),
+        ({"mesh": {"data": 1, "context": 4}}, "v5e:2x2", "mesh.context 4 cannot be planned yet"),
         ({"length": 100}, "v5e:1x1", "multiple of 128 tokens"),
         ({"mesh": {"data": 1, "fsdp": 3}, "training": REFERENCE}, "v5e:2x2", "mesh .* needs 3 chips"),
     ],
@@ -77,9 +78,13 @@ def test_what_the_trainer_cannot_do_is_refused(planned_run, fields, topology, co
         make_plan(planned_run(**fields), parse_topology(topology))
 
 
-def test_slices_are_refused(planned_run):
-    with pytest.raises(UserError, match="--slices 2"):
-        make_plan(planned_run(training=REFERENCE), FOUR_CHIPS, slices=2)
+def test_slices(planned_run):
+    """Two slices of 4 chips are 8, whose gradients meet over the network."""
+    one = make_plan(planned_run(), parse_topology("v5e:2x4"))
+    two = make_plan(planned_run(mesh={"slices": 2}), parse_topology("v5e:2x2", slices=2))
+    assert two.memory == one.memory
+    assert two.topology.size == 8
+    assert two.roofline.interconnect["data"] > one.roofline.interconnect["data"]
 
 
 def test_a_picture_shows_each_chip_and_part(planned_run):

@@ -57,6 +57,22 @@ def test_the_innermost_axis_has_a_side_for_itself():
     assert bandwidths("v5p:4x4x4", data=1, fsdp=32, tensor=2) == {"tensor": 1, "fsdp": 5}
 
 
+def test_slices_talk_over_the_network():
+    topology = parse_topology("v5e:16x16", slices=2)
+    chip = topology.chip
+    spread = mesh_sizes(MeshConfig(data=2, fsdp=-1), topology)
+    assert spread["fsdp"] == 256
+    # Each chip fetches its own part of the sum alone.
+    assert axis_bandwidths(topology, spread) == {"fsdp": 4 * chip.link, "data": chip.network}
+    whole = mesh_sizes(MeshConfig(data=1, fsdp=-1), topology)
+    assert axis_bandwidths(topology, whole) == {"fsdp": min(4 * chip.link, 256 * chip.network)}
+    small = parse_topology("v5e:4x4", slices=2)
+    with pytest.raises(UserError, match=r"mesh.slices 2 divides neither"):
+        axis_bandwidths(small, mesh_sizes(MeshConfig(data=1, tensor=32), small))
+    with pytest.raises(UserError, match=r"--slices 2 must be"):
+        parse_topology("h100:8x4", slices=2)
+
+
 def test_gpus_leave_their_node_by_infiniband():
     # 8 GPUs have 400 GB/s together, less than NVLink's 450.
     assert bandwidths("h100:8x4", data=1, fsdp=4, tensor=8)["tensor"] == 1
