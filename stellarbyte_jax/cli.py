@@ -110,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--tokens", metavar="N", help="also time and cost of so many tokens, such as 300B")
     plan.add_argument("--price", type=float, metavar="X", help="US dollars a chip and hour (default: the list price)")
     plan.add_argument(
+        "--search", action="store_true", help="the best meshes, accumulation and remat for the same batch, as a table"
+    )
+    plan.add_argument(
         "--compile", action="store_true", help="ask the real TPU compiler as well (extra tpu; takes minutes)"
     )
     plan.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw the memory of each chip")

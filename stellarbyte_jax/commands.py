@@ -85,12 +85,22 @@ def plan(options: argparse.Namespace) -> None:
     config = load_run_config(options.config, options.overrides)
     tokens = None if options.tokens is None else _count(options.tokens)
     from stellarbyte_jax.planning.plan import make_plan
-    from stellarbyte_jax.planning.report import compiled_text, memory_picture, plan_text
+    from stellarbyte_jax.planning.report import compiled_text, memory_picture, plan_text, search_text
     from stellarbyte_jax.planning.topology import parse_topology
 
     if options.slices is not None:
         config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=options.slices))
     topology = parse_topology(options.topology, config.mesh.slices)
+    if options.search:
+        from stellarbyte_jax.planning.search import search
+
+        with _progress("ways of doing it") as update:
+            plans = search(config, topology, update)
+        if options.json:
+            print(json.dumps([plan.to_dict(tokens, options.price) for plan in plans]))
+        else:
+            print(search_text(plans))
+        return
     plan = make_plan(config, topology)
     compiled = None
     if options.compile:

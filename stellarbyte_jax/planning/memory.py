@@ -9,7 +9,8 @@ from flax import nnx
 from jax.sharding import AbstractMesh
 
 from stellarbyte_jax.config import RunConfig
-from stellarbyte_jax.planning.program import BATCH_ARRAYS, abstract_model_on
+from stellarbyte_jax.planning.parameters import abstract_parameters
+from stellarbyte_jax.planning.program import BATCH_ARRAYS
 from stellarbyte_jax.planning.saved import SavedByLayers, padded_bytes
 from stellarbyte_jax.sharding import Layout, param_shardings
 from stellarbyte_jax.training.loss import TOKENS_PER_CHUNK
@@ -121,7 +122,7 @@ def layer_entries(config: RunConfig, sizes: dict[str, int], pad: bool) -> int:
 
 
 def _local_bytes(config: RunConfig, sizes: dict[str, int], pad: bool) -> dict[str, Any]:
-    _, abstract = abstract_model_on(config.model, "float32", "reference", "cpu")
+    abstract = abstract_parameters(config.model)
     mesh: Any = AbstractMesh(tuple(sizes.values()), tuple(sizes))  # no device is needed to say how an array is cut
     placed = param_shardings(abstract, Layout.of(config.mesh, mesh))
     shapes = nnx.to_pure_dict(abstract, extract_fn=lambda variable: variable.get_value())

@@ -1,17 +1,24 @@
-"""How many parameters a model has, and how many of them work on each token."""
+"""A model's parameters, without their memory."""
 
+import functools
 import math
 
 import jax
+from flax import nnx
 
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.planning.program import abstract_model_on
 
 
+@functools.cache
+def abstract_parameters(config: ByteConfig) -> nnx.State:
+    """Shapes, dtypes and logical axes."""
+    return abstract_model_on(config, "float32", "reference", "cpu")[1]
+
+
 def count_parameters(config: ByteConfig) -> tuple[int, int]:
     """(all parameters, those without the experts that a token is not sent to)."""
-    _, abstract = abstract_model_on(config, "float32", "reference", "cpu")
-    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract))
+    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_parameters(config)))
     idle_experts = config.num_experts - config.num_experts_per_tok if config.num_experts else 0
     an_expert = 3 * config.hidden_size * (config.moe_intermediate_size or 0)
     return total, total - config.num_hidden_layers * idle_experts * an_expert

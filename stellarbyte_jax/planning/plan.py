@@ -1,6 +1,7 @@
 """A run on a machine: whether it fits, how fast it is at best, what it costs and what binds."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from stellarbyte_jax.planning.memory import Memory, predict_memory
 from stellarbyte_jax.planning.parameters import count_parameters
 from stellarbyte_jax.planning.program import kernel_of
 from stellarbyte_jax.planning.roofline import Roofline, predict_time
-from stellarbyte_jax.planning.saved import saved_by_layers
+from stellarbyte_jax.planning.saved import SavedByLayers, saved_by_layers
 from stellarbyte_jax.planning.topology import Topology, mesh_sizes
 
 
@@ -98,12 +99,17 @@ def make_plan(config: RunConfig, topology: Topology) -> Plan:
         UserError: the trainer cannot do that, or the mesh does not fit the topology.
     """
     kernel = kernel_of(config, topology.chip.platform)
-    _check_possible(config, topology, kernel)
+    check_possible(config, topology, kernel)
     return predict(config, topology, kernel)
 
 
-def predict(config: RunConfig, topology: Topology, kernel: str) -> Plan:
-    """As make_plan, for what the trainer would do if it could."""
+def predict(
+    config: RunConfig,
+    topology: Topology,
+    kernel: str,
+    saved_by: Callable[[RunConfig, int, int, str], SavedByLayers] = saved_by_layers,
+) -> Plan:
+    """As make_plan, once check_possible has nothing against it."""
     sizes = mesh_sizes(config.mesh, topology)
     training, model, platform = config.training, config.model, topology.chip.platform
     micro_batch, spread = training.batch_size // training.gradient_accumulation_steps, sizes["data"] * sizes["fsdp"]
@@ -113,7 +119,7 @@ def predict(config: RunConfig, topology: Topology, kernel: str) -> Plan:
             f"{sizes['data']} x mesh.fsdp {sizes['fsdp']} do not divide: use a multiple of "
             f"{spread * training.gradient_accumulation_steps}"
         )
-    saved = saved_by_layers(config, micro_batch // spread, sizes["tensor"], platform)
+    saved = saved_by(config, micro_batch // spread, sizes["tensor"], platform)
     memory = predict_memory(config, sizes, saved, platform)
     flops = step_flops(model, training.batch_size, config.data.sequence_length, kernel)
     again = saved.recomputed * topology.size * training.gradient_accumulation_steps
@@ -122,7 +128,7 @@ def predict(config: RunConfig, topology: Topology, kernel: str) -> Plan:
     return Plan(config, topology, sizes, kernel, *count_parameters(model), memory, flops, roofline)
 
 
-def _check_possible(config: RunConfig, topology: Topology, kernel: str) -> None:
+def check_possible(config: RunConfig, topology: Topology, kernel: str) -> None:
     """Refuses what the trainer cannot do yet: a plan for it would be a promise."""
     if config.lora is not None:
         raise UserError("lora: adapters cannot be planned yet; leave lora out to plan the training of all weights")

@@ -5,6 +5,7 @@ from html import escape
 from stellarbyte_jax.planning.chips import GIB
 from stellarbyte_jax.planning.compile_ahead import Compiled
 from stellarbyte_jax.planning.plan import Plan
+from stellarbyte_jax.planning.search import describe
 
 _BAR_COLUMNS = 40
 
@@ -48,7 +49,7 @@ def _speed(plan: Plan) -> list[str]:
     return [
         f"one step: {flops.model:.4g} FLOPs of the model ({flops.attention / flops.model:.0%} attention), "
         f"{flops.executed:.4g} executed",
-        "roofline, seconds a step of each at its full rate; all go on at once",
+        "roofline, seconds a step of each at its full rate; only for mesh.tensor's sums the rest waits",
         *(f"  {name:<26} {seconds:9.4f}" for name, seconds in times.items()),
         f"at most {plan.tokens_per_second:,.0f} tokens/s, MFU {plan.mfu:.1%}, {roofline.step_seconds:.3f} s a step",
         f"what binds: {plan.binds}",
@@ -66,6 +67,17 @@ def _cost(plan: Plan, tokens: float | None, price: float | None) -> list[str]:
         else f"{dollars:,.0f} US dollars at {rate} a chip and hour"
     )
     return [f"{tokens:.4g} tokens: at least {hours:,.1f} hours, {cost}"]
+
+
+def search_text(plans: list[Plan]) -> str:
+    """A table of plans."""
+    lines = ["GiB a chip  tokens/s at most    MFU  what binds                   settings"]
+    for plan in plans:
+        lines.append(
+            f"{plan.memory.total / GIB:10.2f} {plan.tokens_per_second:17,.0f} {plan.mfu:6.1%}  {plan.binds:<28} "
+            f"{describe(plan)}"
+        )
+    return "\n".join(lines)
 
 
 def compiled_text(plan: Plan, compiled: Compiled) -> str:

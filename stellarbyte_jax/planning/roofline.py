@@ -16,9 +16,10 @@ _OPTIMIZER_PASSES = 8
 
 @dataclass(frozen=True)
 class Roofline:
-    """Seconds a step that a chip is busy with each, were there nothing else; all three can go on at once.
+    """Seconds a step that a chip is busy with each, were there nothing else.
 
-    interconnect: by mesh axis; axes wait for each other.
+    HBM's work, and moving weights and gradients along data and fsdp, can go on beside arithmetic; for what tensor sums
+    the next matmul waits.
     """
 
     compute: float
@@ -27,18 +28,25 @@ class Roofline:
 
     @property
     def step_seconds(self) -> float:
-        """The longest of the three: no step is shorter."""
-        return max(self.compute, self.hbm, sum(self.interconnect.values()))
+        """The longest of what goes on at once."""
+        return max(self._in_parallel().values())
 
     @property
     def binds(self) -> str:
-        """What is the longest."""
-        times = {"compute": self.compute, "HBM": self.hbm, "interconnect": sum(self.interconnect.values())}
+        """What is the longest; of arithmetic and the sums that it waits for, the longer."""
+        times = self._in_parallel()
         longest = max(times, key=lambda name: times[name])
-        if longest == "interconnect":
-            axis = max(self.interconnect, key=lambda name: self.interconnect[name])
-            return f"interconnect (mesh.{axis})"
-        return longest
+        if longest == "compute" and self.interconnect.get("tensor", 0.0) > self.compute:
+            return "interconnect (mesh.tensor)"
+        if longest != "interconnect":
+            return longest
+        axis = max((name for name in self.interconnect if name != "tensor"), key=lambda name: self.interconnect[name])
+        return f"interconnect (mesh.{axis})"
+
+    def _in_parallel(self) -> dict[str, float]:
+        tensor = self.interconnect.get("tensor", 0.0)
+        rest = sum(self.interconnect.values()) - tensor
+        return {"compute": self.compute + tensor, "HBM": self.hbm, "interconnect": rest}
 
 
 def predict_time(
@@ -68,20 +76,20 @@ def predict_time(
 def received_bytes(config: RunConfig, sizes: dict[str, int], memory: Memory) -> dict[str, float]:
     """Bytes that each chip receives a step along each mesh axis.
 
-    fsdp gathers weights in the compute dtype for the forward and again for the backward pass, and scatters gradients:
-    three times the weights. data sums gradients: twice what a chip has of them. tensor sums the output of attention
-    and of the feed-forward, and their inputs' gradients.
+    fsdp gathers weights in the compute dtype for the forward and again for the backward pass, a third time where remat
+    works the forward pass out again, and scatters gradients. data sums gradients: twice what a chip has of them. tensor
+    sums the output of attention and of the feed-forward, and their inputs' gradients.
     """
     model, itemsize = config.model, jnp.dtype(config.training.dtype).itemsize
     micro_batches = config.training.gradient_accumulation_steps
     others = {axis: (size - 1) / size for axis, size in sizes.items()}
     # Both in the compute dtype, of what one part of a tensor axis has: all of it, and what one chip keeps.
     kept = memory.parameters / 4 * itemsize
-    gathered = kept * sizes["fsdp"]
+    gathered, passes = kept * sizes["fsdp"], 3 if config.training.remat == "none" else 4
     tokens = rows_a_chip(config, sizes) * config.data.sequence_length
     sums = tokens * model.hidden_size * itemsize * 4 * model.num_hidden_layers
     return {
         "data": micro_batches * others["data"] * 2 * kept,
-        "fsdp": micro_batches * others["fsdp"] * 3 * gathered,
+        "fsdp": micro_batches * others["fsdp"] * passes * gathered,
         "tensor": micro_batches * others["tensor"] * 2 * sums,
     }
