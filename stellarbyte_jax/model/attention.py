@@ -11,7 +11,7 @@ from stellarbyte_jax.model.kv_cache import LayerCache
 from stellarbyte_jax.model.linear import Linear
 from stellarbyte_jax.model.norm import RMSNorm
 from stellarbyte_jax.model.rope import RotaryTables, rotate
-from stellarbyte_jax.sharding import Layout
+from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 
 # What the kernels that are particular about the length of a sequence want it to be a multiple of.
 _LENGTH_MULTIPLES = {"splash": 128, "cudnn": 2}
@@ -31,8 +31,8 @@ class Attention(nnx.Module):
         output_stddev: float,
         dtype: jnp.dtype,
         kernel: str,
-        platform: str,
-        layout: Layout,
+        platform: str | None = None,
+        layout: Layout = ONE_DEVICE,
         rngs: nnx.Rngs,
     ) -> None:
         D, N, K, H = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -41,7 +41,14 @@ class Attention(nnx.Module):
 
         def linear(in_size: int, out_size: int, axes: tuple[str, str], stddev: float) -> Linear:
             return Linear(
-                in_size, out_size, axes=axes, stddev=stddev, dtype=dtype, rngs=rngs, bias=config.attention_bias
+                in_size,
+                out_size,
+                axes=axes,
+                stddev=stddev,
+                dtype=dtype,
+                rngs=rngs,
+                bias=config.attention_bias,
+                layout=layout,
             )
 
         self.q_proj = linear(D, N * H, ("hidden", "heads"), stddev)

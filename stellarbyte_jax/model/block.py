@@ -14,7 +14,11 @@ from stellarbyte_jax.model.feed_forward import FeedForward
 from stellarbyte_jax.model.kv_cache import LayerCache
 from stellarbyte_jax.model.moe import RouterStats, SparseFeedForward
 from stellarbyte_jax.model.norm import RMSNorm
-from stellarbyte_jax.sharding import Layout
+from stellarbyte_jax.sharding import ONE_DEVICE, Layout
+
+# How [B, T, D] lies on a mesh: in the residual stream and its norms, and where a branch works on it.
+RESIDUAL = ("batch", "residual_length", None)
+WHOLE_ROWS = ("batch", "length", None)
 
 
 class BlockOutput(NamedTuple):
@@ -48,8 +52,8 @@ class Block(nnx.Module):
         *,
         dtype: jnp.dtype,
         attention_kernel: str,
-        platform: str,
-        layout: Layout,
+        platform: str | None = None,
+        layout: Layout = ONE_DEVICE,
         rngs: nnx.Rngs,
     ) -> None:
         D, L, stddev = config.hidden_size, config.num_hidden_layers, config.initializer_range
@@ -76,23 +80,27 @@ class Block(nnx.Module):
         if not self.parallel:
             self.post_attention_layernorm = RMSNorm(D, config.rms_norm_eps)
         feed_forward = SparseFeedForward if config.num_experts else FeedForward
-        self.mlp = feed_forward(config, stddev=inner_stddev, output_stddev=output_stddev, dtype=dtype, rngs=rngs)
+        self.mlp = feed_forward(
+            config, stddev=inner_stddev, output_stddev=output_stddev, dtype=dtype, layout=layout, rngs=rngs
+        )
         if self.deepnorm:
             self.post_feedforward_layernorm = RMSNorm(D, config.rms_norm_eps)
         initial = config.layer_scale_init
         self.self_attn_layer_scale = LayerScale(D, initial) if initial is not None else None
         self.mlp_layer_scale = LayerScale(D, initial) if initial is not None else None
-        self.residual_dropout = config.residual_dropout
+        self.residual_dropout, self.layout = config.residual_dropout, layout
 
     def __call__(self, x_BTD: jax.Array, context: CallContext, layer: LayerContext) -> BlockOutput:
         """[B, T, D] -> [B, T, D]."""
         attention_key, first_key, second_key = _split(layer.dropout_key, 3)
 
         def attend(h_BTD: jax.Array) -> tuple[jax.Array, LayerCache | None]:
+            h_BTD = self.layout.constrain(h_BTD, *WHOLE_ROWS)
             branch_BTD, cache = self.self_attn(h_BTD, context, layer, attention_key)
             return self._branch(branch_BTD, self.self_attn_layer_scale, layer, first_key), cache
 
         def feed_forward(h_BTD: jax.Array) -> tuple[jax.Array, RouterStats | None]:
+            h_BTD = self.layout.constrain(h_BTD, *WHOLE_ROWS)
             if isinstance(self.mlp, SparseFeedForward):
                 branch_BTD, router = self.mlp(h_BTD, context.segment_ids_BT, context.training, layer.dropout_key)
             else:
@@ -124,6 +132,7 @@ class Block(nnx.Module):
     ) -> jax.Array:
         """What a branch adds to the residual stream: dropout, then LayerScale, then DropPath."""
         dropout_key, path_key = _split(key, 2)
+        branch_BTD = self.layout.constrain(branch_BTD, *RESIDUAL)
         branch_BTD = dropout(branch_BTD, self.residual_dropout, dropout_key)
         if layer_scale is not None:
             branch_BTD = layer_scale(branch_BTD)

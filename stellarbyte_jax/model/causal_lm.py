@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.model.attention_kernels import default_kernel
-from stellarbyte_jax.model.block import Block
+from stellarbyte_jax.model.block import RESIDUAL, Block
 from stellarbyte_jax.model.context import CallContext, LayerContext
 from stellarbyte_jax.model.cudnn_attention import check_xpos
 from stellarbyte_jax.model.dropout import dropout
@@ -127,7 +127,7 @@ class ByteDecoder(nnx.Module):
         if dropout_key is not None and self.stochastic:
             embedding_key, layers_key = jax.random.split(dropout_key)
         x_BTD = self.embed_tokens.embedding[...].astype(self.dtype)[input_ids]
-        x_BTD = dropout(x_BTD, self.config.hidden_dropout, embedding_key)
+        x_BTD = self.layout.constrain(dropout(x_BTD, self.config.hidden_dropout, embedding_key), *RESIDUAL)
         per_layer = self._per_layer(layers_key, head_gates)
         if cache is None:
             context = CallContext(tables, segment_ids, None, training)

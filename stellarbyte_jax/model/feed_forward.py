@@ -8,6 +8,7 @@ from flax import nnx
 
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.model.linear import Linear
+from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -31,12 +32,15 @@ class FeedForward(nnx.Module):
         stddev: float,
         output_stddev: float,
         dtype: jnp.dtype,
+        layout: Layout = ONE_DEVICE,
         rngs: nnx.Rngs,
     ) -> None:
         D, F = config.hidden_size, width or config.intermediate_size
-        self.gate_proj = Linear(D, F, axes=("hidden", "feed_forward"), stddev=stddev, dtype=dtype, rngs=rngs)
-        self.up_proj = Linear(D, F, axes=("hidden", "feed_forward"), stddev=stddev, dtype=dtype, rngs=rngs)
-        self.down_proj = Linear(F, D, axes=("feed_forward", "hidden"), stddev=output_stddev, dtype=dtype, rngs=rngs)
+        inwards, outwards = ("hidden", "feed_forward"), ("feed_forward", "hidden")
+        linear = functools.partial(Linear, dtype=dtype, layout=layout, rngs=rngs)
+        self.gate_proj = linear(D, F, axes=inwards, stddev=stddev)
+        self.up_proj = linear(D, F, axes=inwards, stddev=stddev)
+        self.down_proj = linear(F, D, axes=outwards, stddev=output_stddev)
         self.hidden_act = config.hidden_act
 
     def __call__(self, x: jax.Array, adapters_key: jax.Array | None = None) -> jax.Array:

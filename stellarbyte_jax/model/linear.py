@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from stellarbyte_jax.sharding import ONE_DEVICE, Layout
+
 
 class Linear(nnx.Module):
     """y = x W (+ b), with a float32 kernel [in, out] cast to the compute dtype at use.
@@ -21,17 +23,23 @@ class Linear(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
         bias: bool = False,
+        layout: Layout = ONE_DEVICE,
     ) -> None:
         kernel = stddev * jax.random.normal(rngs.params(), (in_features, out_features), jnp.float32)
         self.kernel = nnx.Param(kernel, axes=axes)
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32), axes=axes[1:]) if bias else None
-        self.dtype = dtype
+        self.dtype, self.layout = dtype, layout
 
     def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:  # noqa: ARG002
         """[..., in] -> [..., out] in the compute dtype. Only an adapter, in lora.py, draws from `dropout_key`."""
-        # A plain 2-D matmul: XLA's CPU backend runs nothing faster, forward and backward.
-        x_MD = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        y_MF = x_MD @ self.kernel[...].astype(self.dtype)
+        y = self.rows(x) @ self.kernel[...].astype(self.dtype)
         if self.bias is not None:
-            y_MF = y_MF + self.bias[...].astype(self.dtype)
-        return y_MF.reshape(*x.shape[:-1], -1)
+            y = y + self.bias[...].astype(self.dtype)
+        return y.reshape(*x.shape[:-1], -1)
+
+    def rows(self, x: jax.Array) -> jax.Array:
+        """x as matmuls like it best, in the compute dtype."""
+        x = x.astype(self.dtype)
+        # One axis of rows makes plain 2-D matmuls: XLA's CPU backend runs nothing faster, forward and backward. On a
+        # mesh rows and their tokens may be split, each over its own devices, and have to stay two axes.
+        return x.reshape(-1, x.shape[-1]) if self.layout.mesh.size == 1 else x

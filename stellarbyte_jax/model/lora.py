@@ -23,7 +23,7 @@ class LoRALinear(Linear):
     """
 
     def __init__(self, base: Linear, config: LoRAConfig, name: str, key: jax.Array) -> None:
-        self.kernel, self.bias, self.dtype = base.kernel, base.bias, base.dtype
+        self.kernel, self.bias, self.dtype, self.layout = base.kernel, base.bias, base.dtype, base.layout
         (L, D, F), R = base.kernel.get_value().shape, config.rank(name)
         # No two modules of a layer draw the same, in their first values or in what they drop.
         self.stream = zlib.crc32(name.encode())
@@ -39,10 +39,9 @@ class LoRALinear(Linear):
         y = super().__call__(x)
         if dropout_key is not None:
             dropout_key = jax.random.fold_in(dropout_key, self.stream)
-        x_MD = dropout(x.reshape(-1, x.shape[-1]).astype(self.dtype), self.dropout_rate, dropout_key)
-        h_MR = x_MD @ self.lora_A[...].astype(self.dtype)
-        adapted_MF = (h_MR @ self.lora_B[...].astype(self.dtype)) * self.scaling
-        return y + adapted_MF.reshape(y.shape)
+        h = dropout(self.rows(x), self.dropout_rate, dropout_key) @ self.lora_A[...].astype(self.dtype)
+        adapted = (h @ self.lora_B[...].astype(self.dtype)) * self.scaling
+        return y + adapted.reshape(y.shape)
 
 
 def add_adapters(model: ByteForCausalLM, config: LoRAConfig, key: jax.Array) -> None:

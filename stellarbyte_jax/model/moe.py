@@ -10,6 +10,7 @@ from flax import nnx
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.model.feed_forward import FeedForward, gated
 from stellarbyte_jax.model.grouped_matmul import grouped_matmul
+from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 
 
 @jax.tree_util.register_dataclass
@@ -73,9 +74,16 @@ class SparseFeedForward(nnx.Module):
     """
 
     def __init__(
-        self, config: ByteConfig, *, stddev: float, output_stddev: float, dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        config: ByteConfig,
+        *,
+        stddev: float,
+        output_stddev: float,
+        dtype: jnp.dtype,
+        layout: Layout = ONE_DEVICE,
+        rngs: nnx.Rngs,
     ) -> None:
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, self.layout = config, dtype, layout
         self.gate = Router(config, rngs=rngs)
         self.experts = Experts(config, stddev=stddev, output_stddev=output_stddev, dtype=dtype, rngs=rngs)
         shared_width = config.num_shared_experts * (config.moe_intermediate_size or 0)

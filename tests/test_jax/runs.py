@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from stellarbyte_jax.config import ByteConfig, DataConfig, OptimizerConfig, RunConfig, SourceConfig, TrainingConfig
 from stellarbyte_jax.training.checkpoint import load_params
 
 
@@ -30,3 +31,9 @@ class Crash(Exception):
 
 def crash() -> None:
     raise Crash
+
+
+def run_config_of(model: ByteConfig, training: TrainingConfig, optimizer: OptimizerConfig) -> RunConfig:
+    """For steps without data: paths that nobody looks at."""
+    data = DataConfig((SourceConfig("corpus"),), "tokenizer", "shards", sequence_length=model.max_position_embeddings)
+    return RunConfig("run", model, data, training, optimizer)
