@@ -21,8 +21,9 @@ class Memory:
     """Bytes of one chip at `moment`; of what is not there at that moment, none.
 
     The first three are the step's arguments, which its results replace; the rest is temporary. micro_batches: the sum
-    of gradients that accumulation carries. working: what one layer works out again. weight_copies: the layers' weights
-    in the compute dtype. head: the vocabulary's projection, and its gradient.
+    of gradients that accumulation carries. working: what one layer works out again. gathered: one layer's weights from
+    all of fsdp, and their gradients before they are scattered. weight_copies: the layers' weights in the compute dtype.
+    head: the vocabulary's projection, and its gradient.
     """
 
     moment: str
@@ -34,6 +35,7 @@ class Memory:
     weight_copies: int
     gradients: int
     working: int
+    gathered: int
     logits: int
     head: int
 
@@ -70,9 +72,9 @@ def predict_memory(config: RunConfig, sizes: dict[str, int], saved: SavedByLayer
     micro_batches = training.gradient_accumulation_steps
 
     # Both directions' loops begin by casting all layers' weights; without remat the first keeps what it cast as well.
-    copies = 0
-    if itemsize < 4:
-        copies = layer_entries(config, sizes, pad) * itemsize + saved.weights // sizes["fsdp"]
+    cast = layer_entries(config, sizes, pad) * itemsize
+    copies = cast + saved.weights // sizes["fsdp"] if itemsize < 4 else 0
+    gathered = 2 * cast * sizes["fsdp"] // model.num_hidden_layers if sizes["fsdp"] > 1 else 0
     head_entries = model.vocab_size * model.hidden_size // sizes["tensor"]
     # One chunk of the loss after the other, see training/loss.py: its logits, and their gradient in the compute dtype.
     chunk = -(-rows * length // loss_chunks(config, sizes)), model.vocab_size // sizes["tensor"]
@@ -87,12 +89,21 @@ def predict_memory(config: RunConfig, sizes: dict[str, int], saved: SavedByLayer
     }
     in_turn = (
         # Of the head every chip makes the whole gradient, in float32, before fsdp shares it out.
-        Memory("the loss", **always, gradients=0, working=0, logits=logits, head=head_entries * (4 + itemsize)),
+        Memory(
+            "the loss",
+            **always,
+            gradients=0,
+            working=0,
+            gathered=0,
+            logits=logits,
+            head=head_entries * (4 + itemsize),
+        ),
         Memory(
             "the layers' backward pass",
             **always,
             gradients=parameters,
             working=saved.working,
+            gathered=gathered,
             logits=0,
             head=head_entries * itemsize // sizes["fsdp"],
         ),

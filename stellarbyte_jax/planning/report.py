@@ -132,7 +132,8 @@ def memory_picture(plan: Plan) -> str:
 
 # Okabe & Ito's, which colour-blind people tell apart, and three greys.
 _COLORS = (
-    *("#0072b2", "#56b4e9", "#333333", "#666666", "#009e73", "#f0e442", "#d55e00", "#8c564b", "#cc79a7", "#999999"),
+    *("#0072b2", "#56b4e9", "#333333", "#666666", "#009e73", "#f0e442"),
+    *("#d55e00", "#e69f00", "#8c564b", "#cc79a7", "#999999"),
 )
 
 
