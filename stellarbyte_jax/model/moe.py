@@ -1,5 +1,6 @@
 """The sparse feed-forward layer: a router, and experts of which each token is sent to a few."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -8,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from stellarbyte_jax.config import ByteConfig
-from stellarbyte_jax.model.feed_forward import FeedForward, gated
-from stellarbyte_jax.model.grouped_matmul import grouped_matmul
+from stellarbyte_jax.model.expert_routing import serve_experts
+from stellarbyte_jax.model.feed_forward import FeedForward
 from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 
 
@@ -49,7 +50,14 @@ class Experts(nnx.Module):
     """The gated feed-forward matrices of all experts, gate before up, stacked on E."""
 
     def __init__(
-        self, config: ByteConfig, *, stddev: float, output_stddev: float, dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        config: ByteConfig,
+        *,
+        stddev: float,
+        output_stddev: float,
+        dtype: jnp.dtype,
+        layout: Layout,
+        rngs: nnx.Rngs,
     ) -> None:
         E, D, F = config.num_experts, config.hidden_size, config.moe_intermediate_size
         assert F is not None
@@ -57,14 +65,24 @@ class Experts(nnx.Module):
         down_EFD = output_stddev * jax.random.normal(rngs.params(), (E, F, D), jnp.float32)
         self.gate_up_proj = nnx.Param(gate_up_EDF, axes=("expert", "hidden", "feed_forward"))
         self.down_proj = nnx.Param(down_EFD, axes=("expert", "feed_forward", "hidden"))
-        self.hidden_act, self.dtype = config.hidden_act, dtype
+        self.config, self.dtype, self.layout = config, dtype, layout
 
-    def __call__(self, x_PD: jax.Array, group_sizes_E: jax.Array) -> jax.Array:
-        """[P, D] -> [P, D] of rows that are sorted by expert."""
-        gate_up_PF = grouped_matmul(x_PD, self.gate_up_proj[...].astype(self.dtype), group_sizes_E)
-        gate_PF, up_PF = jnp.split(gate_up_PF, 2, axis=-1)
-        h_PF = gated(self.hidden_act, gate_PF, up_PF)
-        return grouped_matmul(h_PF, self.down_proj[...].astype(self.dtype), group_sizes_E)
+    def __call__(self, x_BTD: jax.Array, expert_BTk: jax.Array, weight_BTk: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D]: each token's sum of weight · expert(x)."""
+        layout, (E, D, _) = self.layout, self.gate_up_proj.get_value().shape
+        rows = layout.spec("batch", "length", None)
+        gate_up, down = (
+            layout.spec("expert", "hidden", None, "feed_forward"),
+            layout.spec("expert", "feed_forward", "hidden"),
+        )
+        # Gate and up apart, so that a device which has a part of one has the same part of the other.
+        gate_up_ED2F = self.gate_up_proj[...].astype(self.dtype).reshape(E, D, 2, -1)
+        serve = layout.map(
+            functools.partial(serve_experts, hidden_act=self.config.hidden_act, layout=layout),
+            (gate_up, down, rows, rows, rows),
+            rows,
+        )
+        return serve(gate_up_ED2F, self.down_proj[...].astype(self.dtype), x_BTD, expert_BTk, weight_BTk)
 
 
 class SparseFeedForward(nnx.Module):
@@ -85,10 +103,20 @@ class SparseFeedForward(nnx.Module):
     ) -> None:
         self.config, self.dtype, self.layout = config, dtype, layout
         self.gate = Router(config, rngs=rngs)
-        self.experts = Experts(config, stddev=stddev, output_stddev=output_stddev, dtype=dtype, rngs=rngs)
+        self.experts = Experts(
+            config, stddev=stddev, output_stddev=output_stddev, dtype=dtype, layout=layout, rngs=rngs
+        )
         shared_width = config.num_shared_experts * (config.moe_intermediate_size or 0)
         self.shared_experts = (
-            FeedForward(config, width=shared_width, stddev=stddev, output_stddev=output_stddev, dtype=dtype, rngs=rngs)
+            FeedForward(
+                config,
+                width=shared_width,
+                stddev=stddev,
+                output_stddev=output_stddev,
+                dtype=dtype,
+                layout=layout,
+                rngs=rngs,
+            )
             if shared_width
             else None
         )
@@ -107,7 +135,7 @@ class SparseFeedForward(nnx.Module):
         (and of a token its best choice first); the output of a full expert is left out.
         """
         config, k = self.config, self.config.num_experts_per_tok
-        B, T, D = x_BTD.shape
+        B, T, _ = x_BTD.shape
         real_BT = jnp.ones((B, T), bool) if segment_ids_BT is None else segment_ids_BT != 0
 
         logits_BTE = self.gate(x_BTD)
@@ -124,20 +152,11 @@ class SparseFeedForward(nnx.Module):
             served_BTk = _served(expert_BTk, real_BT, config.num_experts, capacity)
             weight_BTk = jnp.where(served_BTk, weight_BTk, 0.0)
 
-        x_MD = x_BTD.reshape(-1, D).astype(self.dtype)
-        y_MD = self._route(x_MD, expert_BTk.reshape(-1, k), weight_BTk.reshape(-1, k))
+        x_BTD = x_BTD.astype(self.dtype)
+        y_BTD = self.experts(x_BTD, expert_BTk, weight_BTk)
         if self.shared_experts is not None:
-            y_MD = y_MD + self.shared_experts(x_MD, adapters_key)
-        return y_MD.reshape(B, T, D), _statistics(logits_BTE, probs_BTE, expert_BTk, served_BTk, real_BT)
-
-    def _route(self, x_MD: jax.Array, expert_Mk: jax.Array, weight_Mk: jax.Array) -> jax.Array:
-        """To the experts and back: the (token, choice) pairs P = M · k are sorted by expert, stably."""
-        order_P = jnp.argsort(expert_Mk.reshape(-1), stable=True)
-        inverse_P = jnp.argsort(order_P)
-        group_sizes_E = jnp.bincount(expert_Mk.reshape(-1), length=self.config.num_experts)
-        y_PD = self.experts(_dispatch(x_MD, order_P, inverse_P), group_sizes_E)
-        y_MkD = _collect(y_PD, order_P, inverse_P).reshape(*expert_Mk.shape, -1)
-        return jnp.einsum("MkD,Mk->MD", y_MkD, weight_Mk, preferred_element_type=jnp.float32).astype(self.dtype)
+            y_BTD = y_BTD + self.shared_experts(x_BTD, adapters_key)
+        return y_BTD, _statistics(logits_BTE, probs_BTE, expert_BTk, served_BTk, real_BT)
 
 
 def _served(expert_BTk: jax.Array, real_BT: jax.Array, num_experts: int, capacity: int) -> jax.Array:
@@ -170,35 +189,3 @@ def _statistics(
         load_BE=choices_BE / k,
         dropped_B=dropped_B,
     )
-
-
-# Rows go to the experts and come back by gathers, in the backward pass too: the scatter-adds that autodiff would make
-# of them are slow everywhere.
-@jax.custom_vjp
-def _dispatch(x_MD: jax.Array, order_P: jax.Array, _inverse_P: jax.Array) -> jax.Array:
-    """Row by row what the sorted pairs need."""
-    return x_MD[order_P // (order_P.shape[0] // x_MD.shape[0])]
-
-
-def _dispatch_forward(x_MD, order_P, inverse_P):  # type: ignore[no-untyped-def]
-    return _dispatch(x_MD, order_P, inverse_P), (inverse_P, x_MD.shape)
-
-
-def _dispatch_backward(residuals, d_PD):  # type: ignore[no-untyped-def]
-    inverse_P, (M, D) = residuals
-    d_MD = d_PD[inverse_P].reshape(M, -1, D).sum(axis=1, dtype=jnp.float32)
-    return d_MD.astype(d_PD.dtype), None, None
-
-
-_dispatch.defvjp(_dispatch_forward, _dispatch_backward)
-
-
-@jax.custom_vjp
-def _collect(y_PD: jax.Array, _order_P: jax.Array, inverse_P: jax.Array) -> jax.Array:
-    """The sorted pairs' rows in the order of tokens and choices."""
-    return y_PD[inverse_P]
-
-
-_collect.defvjp(
-    lambda y_PD, order_P, inverse_P: (y_PD[inverse_P], order_P), lambda order_P, d_PD: (d_PD[order_P], None, None)
-)

@@ -89,7 +89,9 @@ def layout_of(mesh: str) -> Layout:
         *(("dense", mesh) for mesh in ("data", "fsdp", "tensor", "two slices", "context")),
         *(("windowed", mesh) for mesh in ("fsdp x tensor", "context x tensor")),
         ("moe", "expert"),
+        ("moe", "data"),
         ("capacity", "all for experts"),
+        ("capacity", "context x tensor"),
     ],
 )
 def test_law_5(name: str, mesh: str) -> None:
