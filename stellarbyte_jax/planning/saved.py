@@ -1,6 +1,7 @@
 """What the layers keep between their forward and backward passes, read from the train step's jaxpr."""
 
 import dataclasses
+import functools
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -57,11 +58,14 @@ def saved_by_layers(config: RunConfig, rows: int, tensor: int, platform: str) ->
     """
     pad, layers = platform == "tpu", config.model.num_hidden_layers
     forward, backward = _loops(config, rows, tensor, platform, config.training.remat)
-    activations, weights = _kept(forward, backward, pad)
+    model, length = config.model, config.data.sequence_length
+    residual = {(rows, length, model.hidden_size), (rows, length, 1)} if length % tensor == 0 else set()
+    kept = functools.partial(_kept, pad=pad, residual=residual, tensor=tensor)
+    activations, weights = kept(forward, backward)
     everything, again = activations, 0
     if config.training.remat != "none":
         plain = _loops(config, rows, tensor, platform, "none")
-        everything, _ = _kept(*plain, pad)
+        everything, _ = kept(*plain)
         again = sum(matmul_flops(loop_body(eqn)) for eqn in (forward, backward))
         again -= sum(matmul_flops(loop_body(eqn)) for eqn in plain)
         calls = kernel_calls(loop_body(backward)) - kernel_calls(loop_body(plain[1]))
@@ -123,8 +127,13 @@ def _is_loop(eqn: JaxprEqn, length: int) -> bool:
     return eqn.primitive.name == "scan" and eqn.params["length"] == length
 
 
-def _kept(forward: JaxprEqn, backward: JaxprEqn, pad: bool) -> tuple[int, int]:
-    """(activations, weights) that a scan over layers puts out for its reverse; equal values are kept once by XLA."""
+def _kept(
+    forward: JaxprEqn, backward: JaxprEqn, *, pad: bool, residual: set[tuple[int, int, int]], tensor: int
+) -> tuple[int, int]:
+    """(activations, weights) that a scan over layers puts out for its reverse; equal values are kept once by XLA.
+
+    Arrays of the `residual` stream's shapes are shared out by tokens among the chips of a tensor axis.
+    """
     body = loop_body(forward)
     consts, carry = forward.params["num_consts"], forward.params["num_carry"]
     xs: list[Any] = body.invars[consts + carry :]
@@ -143,7 +152,8 @@ def _kept(forward: JaxprEqn, backward: JaxprEqn, pad: bool) -> tuple[int, int]:
             dtype = jnp.bfloat16  # a TPU's matmuls round to it at their door, so XLA keeps no more
         # Kernels want their own order of axes; otherwise XLA finds one that fills the tiles.
         free = "pallas_call" not in used_by
-        bytes_of[inner in of_tokens] += padded_bytes(aval.shape, dtype, pad, free=free)
+        shared = tensor if tuple(aval.shape[1:]) in residual else 1
+        bytes_of[inner in of_tokens] += padded_bytes(aval.shape, dtype, pad, free=free) // shared
     return bytes_of[True], bytes_of[False]
 
 
