@@ -28,18 +28,22 @@ class Linear(nnx.Module):
         kernel = stddev * jax.random.normal(rngs.params(), (in_features, out_features), jnp.float32)
         self.kernel = nnx.Param(kernel, axes=axes)
         self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32), axes=axes[1:]) if bias else None
-        self.dtype, self.layout = dtype, layout
+        self.dtype, self.axes, self.layout = dtype, axes, layout
 
     def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:  # noqa: ARG002
         """[..., in] -> [..., out] in the compute dtype. Only an adapter, in lora.py, draws from `dropout_key`."""
         y = self.rows(x) @ self.kernel[...].astype(self.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
-        return y.reshape(*x.shape[:-1], -1)
+        return self._placed(y.reshape(*x.shape[:-1], -1), self.axes[1])
 
     def rows(self, x: jax.Array) -> jax.Array:
         """x as matmuls like it best, in the compute dtype."""
         x = x.astype(self.dtype)
         # One axis of rows makes plain 2-D matmuls: XLA's CPU backend runs nothing faster, forward and backward. On a
         # mesh rows and their tokens may be split, each over its own devices, and have to stay two axes.
-        return x.reshape(-1, x.shape[-1]) if self.layout.mesh.size == 1 else x
+        return x.reshape(-1, x.shape[-1]) if self.layout.mesh.size == 1 else self._placed(x, self.axes[0])
+
+    def _placed(self, x_BTC: jax.Array, channels: str) -> jax.Array:
+        """Heads and inner channels by tensor, and their gradients too; where the hidden states lie, callers say."""
+        return x_BTC if channels == "hidden" else self.layout.constrain(x_BTC, "batch", "length", channels)

@@ -23,7 +23,8 @@ class LoRALinear(Linear):
     """
 
     def __init__(self, base: Linear, config: LoRAConfig, name: str, key: jax.Array) -> None:
-        self.kernel, self.bias, self.dtype, self.layout = base.kernel, base.bias, base.dtype, base.layout
+        self.kernel, self.bias, self.dtype = base.kernel, base.bias, base.dtype
+        self.axes, self.layout = base.axes, base.layout
         (L, D, F), R = base.kernel.get_value().shape, config.rank(name)
         # No two modules of a layer draw the same, in their first values or in what they drop.
         self.stream = zlib.crc32(name.encode())
