@@ -136,11 +136,6 @@ def check_possible(config: RunConfig, topology: Topology, kernel: str) -> None:
         size = getattr(config.mesh, axis)
         if size != 1:
             raise UserError(f"mesh.{axis} {size} cannot be planned yet: plan with mesh.{axis} 1")
-    if config.model.num_experts and topology.size > 1:
-        raise UserError(
-            f"model.num_experts {config.model.num_experts}: on more than one chip each still routes the tokens of all, "
-            "so a plan would not hold; plan a dense model, or one chip"
-        )
     if kernel == "splash" and topology.chip.platform == "gpu":
         raise UserError("training.attention_kernel splash is for TPUs: use auto, cudnn or reference on GPUs")
     if kernel == "cudnn" and topology.chip.platform == "tpu":

@@ -67,7 +67,7 @@ def test_cost(planned_run):
         ),
         ({"training": {"attention_kernel": "splash"}}, "h100:1x1", "splash is for TPUs"),
         ({"training": {"attention_kernel": "cudnn"}}, "v5e:1x1", "cudnn is for GPUs"),
-        ({"num_experts": 4, "training": REFERENCE}, "v5e:2x2", "model.num_experts 4"),
+        ({"num_experts": 4, "mesh": {"data": 1, "expert": 4}}, "v5e:2x2", "mesh.expert 4 cannot be planned yet"),
         ({"mesh": {"data": 1, "context": 4}}, "v5e:2x2", "mesh.context 4 cannot be planned yet"),
         ({"length": 100}, "v5e:1x1", "multiple of 128 tokens"),
         ({"mesh": {"data": 1, "fsdp": 3}, "training": REFERENCE}, "v5e:2x2", "mesh .* needs 3 chips"),
