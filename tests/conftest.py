@@ -7,6 +7,8 @@ from pathlib import Path
 # than in a hook, for pytest loads the conftest files of the folders below, which import JAX, before it calls any.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+# Threads of XLA's pool. With one a device, devices that wait in different collectives can take up all of them for ever.
+os.environ["NPROC"] = "32"
 
 # Many tests compile the same program: one in a run that resumes, one in the next session. This is where
 # `pytest --cache-clear` looks.

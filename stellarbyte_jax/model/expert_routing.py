@@ -87,14 +87,13 @@ def _route(
     inverse_P = jnp.argsort(order_P)
     group_sizes_E = jnp.bincount(expert_P, length=E)
     x_PD = _dispatch(x_MD, order_P, inverse_P)
-    # Behind the last group nobody promises what a grouped matmul leaves, forward or backward. The barriers keep XLA
-    # from doing this within its TPU kernel, for which fast memory is too small.
+    # Behind the last group nobody promises what a grouped matmul leaves, forward or backward.
     served_P1 = (jnp.arange(expert_P.size) < group_sizes_E.sum())[:, None]
-    x_PD = x_PD if whole else jax.lax.optimization_barrier(jnp.where(served_P1, x_PD, 0))
+    x_PD = x_PD if whole else jnp.where(served_P1, x_PD, 0)
     gate_up_PF = grouped_matmul(x_PD, gate_up_ED2F.reshape(E, D, 2 * F), group_sizes_E)
     h_PF = gated(hidden_act, *jnp.split(gate_up_PF, 2, axis=-1))
     y_PD = grouped_matmul(h_PF, down_EFD, group_sizes_E)
-    y_PD = y_PD if whole else jnp.where(served_P1, jax.lax.optimization_barrier(y_PD), 0)
+    y_PD = y_PD if whole else jnp.where(served_P1, y_PD, 0)
     y_MkD = _collect(y_PD, order_P, inverse_P).reshape(*expert_Mk.shape, D)
     return jnp.einsum("MkD,Mk->MD", y_MkD, weight_Mk, preferred_element_type=jnp.float32)
 
