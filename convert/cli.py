@@ -1,6 +1,7 @@
 """The command line `stellarbyte-convert`."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -160,6 +161,9 @@ def _from_peft(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    # Before torch's side is imported: torchao, which transformers loads, tells of each kernel for another machine.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     from convert import certificate
 
     prompts = certificate.read_prompts(options.prompts) if options.prompts else None

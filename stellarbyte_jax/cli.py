@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.overrides = overrides
     if arguments is None and options.run is commands.pretrain:
         _restart_with_tuned_malloc()
+    _give_cpu_devices_threads()
     try:
         return options.run(options) or 0
     except UserError as error:
@@ -51,6 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _restart_with_tuned_malloc() -> None:
     if sys.platform == "linux" and not MALLOC_TUNABLES.keys() & os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **MALLOC_TUNABLES})
+
+
+def _give_cpu_devices_threads() -> None:
+    # XLA has a thread for each CPU device; where devices wait in different collectives, all threads can be taken up for
+    # ever. It reads NPROC when JAX starts.
+    devices = os.environ.get("JAX_NUM_CPU_DEVICES", "")
+    if devices.isdecimal() and int(devices) > 1:
+        os.environ.setdefault("NPROC", str(4 * int(devices)))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -347,3 +347,13 @@ def test_a_reader_that_has_gone_is_no_error(finished_run: Path) -> None:
     err = process.stderr.read()
     assert process.wait(timeout=60) == 1
     assert err == ""
+
+
+def test_cpu_devices_get_threads_to_wait_in(monkeypatch: pytest.MonkeyPatch, capsys: CapSys) -> None:
+    for devices, given, expected in (("8", None, "32"), ("8", "5", "5"), ("1", None, None), (None, None, None)):
+        for name, value in (("JAX_NUM_CPU_DEVICES", devices), ("NPROC", given)):
+            monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+        assert main(["evaluate", "missing"]) == 2
+        assert os.environ.get("NPROC") == expected
+        monkeypatch.delenv("NPROC", raising=False)
+    capsys.readouterr()
