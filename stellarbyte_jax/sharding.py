@@ -120,28 +120,48 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         UserError: the axes' product is not the number of devices, or slices cannot be told apart.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = config.sizes
-    known = math.prod(size for size in sizes.values() if size != -1)
-    sizes = {name: len(devices) // known if size == -1 else size for name, size in sizes.items()}
-    if math.prod(sizes.values()) != len(devices):
-        raise UserError(
-            f"mesh {sizes} needs {math.prod(sizes.values()) or known} devices, but there are {len(devices)}: "
-            "set one axis to -1, or sizes whose product is the number of devices"
-        )
+    sizes = mesh_sizes(config, len(devices), "devices", "there are")
     axis_types = (jax.sharding.AxisType.Auto,) * len(sizes)
     if config.slices == 1:
         return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices)
     return Mesh(_device_slices(sizes, config.slices, devices), tuple(sizes), axis_types=axis_types)
 
 
-def _device_slices(sizes: dict[str, int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
-    """Devices as a mesh in which only data, or else fsdp, leaves a slice: its network is slow."""
-    crossing = next((name for name in ("data", "fsdp") if sizes[name] % slices == 0), None)
-    if crossing is None:
+def mesh_sizes(config: MeshConfig, count: int, things: str, there: str) -> dict[str, int]:
+    """Devices along each mesh axis when there are `count`, the one of -1 worked out; the words are the error's.
+
+    Raises:
+        UserError: the axes' product is not `count`.
+    """
+    sizes = config.sizes
+    known = math.prod(size for size in sizes.values() if size != -1)
+    sizes = {name: count // known if size == -1 else size for name, size in sizes.items()}
+    if math.prod(sizes.values()) != count:
         raise UserError(
-            f"mesh.slices {slices} divides neither mesh.data {sizes['data']} nor mesh.fsdp {sizes['fsdp']}: one of "
-            "the two goes across slices"
+            f"mesh {sizes} needs {math.prod(sizes.values()) or known} {things}, but {there} {count}: "
+            f"set one axis to -1, or sizes whose product is the number of {things}"
         )
+    return sizes
+
+
+def axis_across_slices(sizes: Mapping[str, int], slices: int) -> str:
+    """The one mesh axis that leaves a slice, whose network is slow: data, or else fsdp.
+
+    Raises:
+        UserError: the slices divide neither.
+    """
+    for name in ("data", "fsdp"):
+        if sizes[name] % slices == 0:
+            return name
+    raise UserError(
+        f"mesh.slices {slices} divides neither mesh.data {sizes['data']} nor mesh.fsdp {sizes['fsdp']}: one of "
+        "the two goes across slices"
+    )
+
+
+def _device_slices(sizes: dict[str, int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices as a mesh in which one axis alone leaves a slice."""
+    crossing = axis_across_slices(sizes, slices)
     # Devices that do not know their slice, as CPUs, are dealt out in order.
     per_slice = len(devices) // slices
     groups: dict[int, list[jax.Device]] = {}

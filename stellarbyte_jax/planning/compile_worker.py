@@ -13,37 +13,28 @@ from jax.experimental import topologies
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import run_config_from_dict
 from stellarbyte_jax.planning.hlo import read_program
-from stellarbyte_jax.planning.program import abstract_batch, abstract_model_on, kernel_of
+from stellarbyte_jax.planning.program import abstract_batch
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training.optimizer import make_optimizer
-from stellarbyte_jax.training.start import state_shardings
-from stellarbyte_jax.training.state import init_state
-from stellarbyte_jax.training.step import make_train_step
+from stellarbyte_jax.training.start import placed, state_shardings
+from stellarbyte_jax.training.state import abstract_model, init_state
+from stellarbyte_jax.training.step import make_train_step, on_mesh
 
 
 def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
     """The compiler's report of the train step, placed as the training loop places it, or its refusal."""
     mesh = make_mesh(config.mesh, _devices(topology, config.mesh.slices))
     layout = Layout.of(config.mesh, mesh)
-    kernel = kernel_of(config, "tpu")
-    graphdef, abstract_params = abstract_model_on(
-        config.model, config.training.dtype, kernel, "tpu", config.training.remat, layout
+    training = config.training
+    graphdef, abstract_params = abstract_model(
+        config.model, training.dtype, training.attention_kernel, platform="tpu", remat=training.remat, layout=layout
     )
-    optimizer = make_optimizer(config.optimizer, config.training.max_steps)
+    optimizer = make_optimizer(config.optimizer, training.max_steps)
     shardings, frozen = state_shardings(config, abstract_params, optimizer, layout)
-    rows = layout.sharding("batch", "length")
-    step = jax.jit(
-        make_train_step(graphdef, optimizer, config.training.gradient_accumulation_steps, config.seed),
-        in_shardings=(shardings, rows, frozen),
-        out_shardings=(shardings, layout.sharding()),
-        donate_argnums=0,
-    )
-    state = jax.tree.map(
-        lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
-        jax.eval_shape(lambda: init_state(config.model, optimizer, config.seed)),
-        shardings,
-    )
-    batch = abstract_batch(config.training.batch_size, config.data.sequence_length, rows)
+    step = make_train_step(graphdef, optimizer, training.gradient_accumulation_steps, config.seed)
+    step = on_mesh(step, layout, shardings, frozen)
+    state = placed(jax.eval_shape(lambda: init_state(config.model, optimizer, config.seed)), shardings)
+    batch = abstract_batch(training.batch_size, config.data.sequence_length, layout.sharding("batch", "length"))
     try:
         compiled = step.trace(state, batch, {}).lower().compile()
     except jax.errors.JaxRuntimeError as error:

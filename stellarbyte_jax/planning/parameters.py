@@ -7,13 +7,13 @@ import jax
 from flax import nnx
 
 from stellarbyte_jax.config import ByteConfig
-from stellarbyte_jax.planning.program import abstract_model_on
+from stellarbyte_jax.training.state import abstract_model
 
 
 @functools.cache
 def abstract_parameters(config: ByteConfig) -> nnx.State:
     """Shapes, dtypes and logical axes."""
-    return abstract_model_on(config, "float32", "reference", "cpu")[1]
+    return abstract_model(config, "float32", "reference", platform="cpu")[1]
 
 
 def count_parameters(config: ByteConfig) -> tuple[int, int]:

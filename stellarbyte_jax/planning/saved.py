@@ -22,9 +22,9 @@ from stellarbyte_jax.planning.jaxprs import (
     matmul_flops,
     traffic_bytes,
 )
-from stellarbyte_jax.planning.program import abstract_batch, abstract_model_on, kernel_of
+from stellarbyte_jax.planning.program import abstract_batch, kernel_of
 from stellarbyte_jax.training.optimizer import make_optimizer
-from stellarbyte_jax.training.state import init_state
+from stellarbyte_jax.training.state import abstract_model, init_state
 from stellarbyte_jax.training.step import make_train_step
 
 # A TPU's vectors: the last axis of an array in HBM is filled up to 128 lanes, the one before to 8 rows.
@@ -83,7 +83,7 @@ def _loops(config: RunConfig, rows: int, tensor: int, platform: str, remat: str)
         kernel, length = "splash", _up(length, _LANES)
     model = _part_of_model(config.model, tensor)
     optimizer = make_optimizer(config.optimizer, config.training.max_steps)
-    graphdef, _ = abstract_model_on(model, config.training.dtype, kernel, platform, remat)
+    graphdef, _ = abstract_model(model, config.training.dtype, kernel, platform=platform, remat=remat)
     state = jax.eval_shape(lambda: init_state(model, optimizer, config.seed))
     step = make_train_step(graphdef, optimizer, seed=config.seed)
     jaxpr = jax.make_jaxpr(step)(state, abstract_batch(rows, length), {}).jaxpr

@@ -4,12 +4,10 @@ import math
 import re
 from dataclasses import dataclass
 
+from stellarbyte_jax import sharding
 from stellarbyte_jax.config import MeshConfig
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.planning.chips import CHIPS, Chip
-
-# Axes that talk most get neighbours: the last of these is laid out first.
-MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 
 
 @dataclass(frozen=True)
@@ -57,39 +55,22 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
 
 
 def mesh_sizes(config: MeshConfig, topology: Topology) -> dict[str, int]:
-    """Chips along each mesh axis, the one of -1 worked out.
-
-    Raises:
-        UserError: the axes' product is not the number of chips.
-    """
-    sizes = config.sizes
-    assert tuple(sizes) == MESH_AXES
-    known = math.prod(size for size in sizes.values() if size != -1)
-    sizes = {name: topology.size // known if size == -1 else size for name, size in sizes.items()}
-    if math.prod(sizes.values()) != topology.size:
-        raise UserError(
-            f"mesh {sizes} needs {math.prod(sizes.values()) or known} chips, but --topology {topology} has "
-            f"{topology.size}: set one axis to -1, or sizes whose product is the number of chips"
-        )
-    return sizes
+    """Chips along each mesh axis, as sharding.mesh_sizes has them; raises as it does."""
+    return sharding.mesh_sizes(config, topology.size, "chips", f"--topology {topology} has")
 
 
 def axis_bandwidths(topology: Topology, sizes: dict[str, int]) -> dict[str, float]:
     """Bytes a second that a chip receives in an all-gather along each mesh axis of more than one chip.
 
-    Axes take up the topology's sides from the last mesh axis on; a gather along several sides uses the links of all.
-    Where one axis shares a side with another, or a side is no ring, bytes go one way only. Of the axis that crosses
-    slices, each chip fetches its share from the others over the network, and the slice's chips exchange them.
+    Axes take up the topology's sides from the last mesh axis on, as those that talk most get neighbours; a gather along
+    several sides uses the links of all. Where one axis shares a side with another, or a side is no ring, bytes go one
+    way only. Of the axis that crosses slices, each chip fetches its share from the others over the network, and the
+    slice's chips exchange them.
     """
-    crossing = next((name for name in ("data", "fsdp") if sizes[name] % topology.slices == 0), None)
-    if crossing is None:
-        raise UserError(
-            f"mesh.slices {topology.slices} divides neither mesh.data {sizes['data']} nor mesh.fsdp {sizes['fsdp']}: "
-            "one of the two goes across slices"
-        )
+    crossing = sharding.axis_across_slices(sizes, topology.slices)
     inside = sizes | {crossing: sizes[crossing] // topology.slices}
     left, bandwidths = list(topology.shape), {}
-    for name in reversed(MESH_AXES):
+    for name in reversed(sizes):
         needed, taken = inside[name], []
         for side, free in enumerate(left):
             share = math.gcd(needed, free)

@@ -24,7 +24,7 @@ from stellarbyte_jax.training.metrics import MetricsLog
 from stellarbyte_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from stellarbyte_jax.training.start import check_start, start, state_shardings
 from stellarbyte_jax.training.state import Params, abstract_model
-from stellarbyte_jax.training.step import make_eval_step, make_train_step
+from stellarbyte_jax.training.step import make_eval_step, make_train_step, on_mesh
 
 
 def pretrain(config: RunConfig) -> bool:
@@ -55,12 +55,8 @@ def pretrain(config: RunConfig) -> bool:
     optimizer = make_optimizer(config.optimizer, config.training.max_steps)
     shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
     rows, everywhere = layout.sharding("batch", "length"), layout.sharding()
-    train_step = jax.jit(
-        make_train_step(graphdef, optimizer, config.training.gradient_accumulation_steps, config.seed),
-        in_shardings=(shardings, rows, frozen_shardings),
-        out_shardings=(shardings, everywhere),
-        donate_argnums=0,
-    )
+    train_step = make_train_step(graphdef, optimizer, config.training.gradient_accumulation_steps, config.seed)
+    train_step = on_mesh(train_step, layout, shardings, frozen_shardings)
     weights_shardings = join(frozen_shardings, shardings.params)
     eval_step = jax.jit(make_eval_step(graphdef), in_shardings=(weights_shardings, everywhere, rows))
     learning_rate = jax.jit(learning_rate_schedule(config.optimizer, config.training.max_steps))

@@ -88,7 +88,7 @@ def start(
     def create() -> TrainState:
         return init_state(config.model, optimizer, config.seed, config.lora)
 
-    abstract = _placed(jax.eval_shape(create), shardings)
+    abstract = placed(jax.eval_shape(create), shardings)
     metadata, opt_state, step = None, None, 0
     if latest_step(config.output_dir) is not None:
         params, opt_state, metadata, step = restore(config.output_dir, abstract.params, abstract.opt_state)
@@ -104,12 +104,13 @@ def start(
         return Start(state, step, {}, None)
 
     assert config.init_from is not None
-    abstract_base = _placed(jax.eval_shape(lambda: init_params(config.model, config.seed)), frozen_shardings)
+    abstract_base = placed(jax.eval_shape(lambda: init_params(config.model, config.seed)), frozen_shardings)
     known = None if metadata is None else metadata.base
     return Start(state, step, *restore_base(config.init_from, abstract_base, known, config.output_dir))
 
 
-def _placed(abstract: Any, shardings: Any) -> Any:
+def placed(abstract: Any, shardings: Any) -> Any:
+    """The abstract arrays, lying as a tree of shardings like theirs says."""
     return jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), abstract, shardings
     )

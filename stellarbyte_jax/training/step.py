@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
+from stellarbyte_jax.sharding import Layout
 from stellarbyte_jax.training.adapters import join
 from stellarbyte_jax.training.loss import IGNORED_LABEL, LossSums, token_loss
 from stellarbyte_jax.training.router_loss import RouterSums, router_loss, router_metrics, router_sums
@@ -73,6 +74,16 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
+
+
+def on_mesh(train_step: TrainStep, layout: Layout, shardings: Any, frozen_shardings: Params) -> Any:
+    """The train step, jitted for a state, rows and frozen weights that lie so; the state it is given is used up."""
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, layout.sharding("batch", "length"), frozen_shardings),
+        out_shardings=(shardings, layout.sharding()),
+        donate_argnums=0,
+    )
 
 
 def make_eval_step(graphdef: nnx.GraphDef[ByteForCausalLM]) -> EvalStep:

@@ -1,10 +1,11 @@
 """Chat models with adapters, in folders, that the tests of chat share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_torch.lora import LoRAConfig, LoRAManager
@@ -33,6 +34,14 @@ def chat_folder(folder: Path, kind: str = "byte", **changes: Any) -> Path:
         head[others] = 0.0  # a score of 0, which the best of 52 letters all but always beats
     model.save_pretrained(folder)
     return folder
+
+
+def adapter_folders(base: Path, folder: Path, names: Sequence[str]) -> list[Path]:
+    """An adapter of each name for the model in `base`, no two alike."""
+    return [
+        adapter_folder(AutoModelForCausalLM.from_pretrained(base), folder / name, seed)
+        for seed, name in enumerate(names)
+    ]
 
 
 def adapter_folder(model: PreTrainedModel, folder: Path, seed: int = 3) -> Path:

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM
 
 from stellarbyte_torch import cli
 from stellarbyte_torch.chat_session import open_session
 from stellarbyte_torch.generate import Sampling
 
-from .chat_models import QUESTIONS, adapter_folder, chat_folder
+from .chat_models import QUESTIONS, adapter_folders, chat_folder
 
 SHORT = Sampling(max_new_tokens=16)
 
@@ -30,11 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapters(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folders = tmp_path_factory.mktemp("adapters")
-    return [
-        adapter_folder(AutoModelForCausalLM.from_pretrained(folder), folders / name, seed)
-        for seed, name in enumerate(("terse", "polite.v2"))
-    ]
+    return adapter_folders(folder, tmp_path_factory.mktemp("adapters"), ("terse", "polite.v2"))
 
 
 @pytest.fixture(scope="module")

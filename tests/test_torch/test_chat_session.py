@@ -11,7 +11,7 @@ from stellarbyte_torch.chat_session import ChatSession, open_session
 from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.generate import Sampling
 
-from .chat_models import QUESTIONS, adapter_folder, chat_folder
+from .chat_models import QUESTIONS, adapter_folder, adapter_folders, chat_folder
 from .lora_models import bits, is_unchanged
 
 SHORT = Sampling(max_new_tokens=16)
@@ -29,11 +29,7 @@ def byte_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapters(byte_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folders = tmp_path_factory.mktemp("adapters")
-    return [
-        adapter_folder(AutoModelForCausalLM.from_pretrained(byte_folder), folders / name, seed)
-        for seed, name in enumerate(("terse", "polite"))
-    ]
+    return adapter_folders(byte_folder, tmp_path_factory.mktemp("adapters"), ("terse", "polite"))
 
 
 def stock_answer(folder: Path, messages: list[dict[str, str]], **options: Any) -> str:
