@@ -7,7 +7,7 @@ from typing import Any
 
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.errors import UserError
-from stellarbyte_jax.planning.flops import StepFlops, step_flops
+from stellarbyte_jax.model.flops import StepFlops, step_flops
 from stellarbyte_jax.planning.memory import Memory, predict_memory
 from stellarbyte_jax.planning.parameters import count_parameters
 from stellarbyte_jax.planning.program import kernel_of

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from stellarbyte_jax.planning.chips import GIB
+from stellarbyte_jax.chips import GIB
 from stellarbyte_jax.planning.compile_ahead import Compiled
 from stellarbyte_jax.planning.plan import Plan
 from stellarbyte_jax.planning.search import describe

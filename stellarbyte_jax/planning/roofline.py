@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from stellarbyte_jax.config import RunConfig
-from stellarbyte_jax.planning.flops import StepFlops
+from stellarbyte_jax.model.flops import StepFlops
 from stellarbyte_jax.planning.memory import Memory, rows_a_chip
 from stellarbyte_jax.planning.saved import SavedByLayers
 from stellarbyte_jax.planning.topology import Topology, axis_bandwidths

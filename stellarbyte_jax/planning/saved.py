@@ -13,7 +13,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from stellarbyte_jax.config import ByteConfig, RunConfig
 from stellarbyte_jax.errors import UserError
-from stellarbyte_jax.planning.flops import kernel_flops
+from stellarbyte_jax.model.flops import kernel_flops
 from stellarbyte_jax.planning.jaxprs import (
     equations,
     inner_jaxprs,

@@ -5,9 +5,9 @@ import re
 from dataclasses import dataclass
 
 from stellarbyte_jax import sharding
+from stellarbyte_jax.chips import CHIPS, Chip
 from stellarbyte_jax.config import MeshConfig
 from stellarbyte_jax.errors import UserError
-from stellarbyte_jax.planning.chips import CHIPS, Chip
 
 
 @dataclass(frozen=True)

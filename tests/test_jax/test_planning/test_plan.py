@@ -5,10 +5,10 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from stellarbyte_jax.chips import CHIPS
 from stellarbyte_jax.cli import main
 from stellarbyte_jax.config_file import save_config
 from stellarbyte_jax.errors import UserError
-from stellarbyte_jax.planning.chips import CHIPS
 from stellarbyte_jax.planning.compile_ahead import Compiled, compile_ahead
 from stellarbyte_jax.planning.hlo import Collective, ProgramReport
 from stellarbyte_jax.planning.plan import make_plan

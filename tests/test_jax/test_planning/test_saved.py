@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from stellarbyte_jax.errors import UserError
-from stellarbyte_jax.planning.flops import kernel_flops, layer_matmul_flops
+from stellarbyte_jax.model.flops import kernel_flops, layer_matmul_flops
 from stellarbyte_jax.planning.saved import padded_bytes, saved_by_layers
 
 

@@ -1,4 +1,4 @@
-"""The chips that a plan can be made for: what each can hold, compute and carry."""
+"""The kinds of chips: what each can hold, compute and carry."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -10,7 +10,7 @@ from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.config_file import load_model_config
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.chunked_attention import visible
-from stellarbyte_jax.planning.flops import head_flops, layer_matmul_flops, step_flops, visible_pairs
+from stellarbyte_jax.model.flops import head_flops, layer_matmul_flops, step_flops, visible_pairs
 from stellarbyte_jax.planning.parameters import count_parameters
 
 ROWS, LENGTH = 2, 256
