@@ -1,6 +1,6 @@
 """Serves batches of packed rows, each a pure function of the seed and the step, however many hosts share it."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import grain
 import numpy as np
@@ -20,31 +20,27 @@ _THREADS, _BATCHES_AHEAD = 2, 8
 
 
 class TrainLoader:
-    """Training batches of one host: rows are shuffled anew each epoch, and a batch may run from one into the next.
+    """Training batches: rows are shuffled anew each epoch, and a batch may run from one into the next.
 
-    Step s of the whole job is rows [s·B, (s+1)·B) of that order, B = batch_size; of these, host p of P reads the p-th
-    contiguous part alone. Each row comes exactly once an epoch.
+    Step s of the whole job is rows [s·B, (s+1)·B) of that order, B = batch_size; of these, a host reads `local_rows`
+    alone, such as BatchPlacement.rows (by default all). Each row comes exactly once an epoch.
 
     Raises:
-        UserError: the split holds no rows or was prepared for another config, or the hosts cannot share a batch evenly.
+        UserError: the split holds no rows or was prepared for another config.
     """
 
-    def __init__(
-        self, data: DataConfig, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
-    ) -> None:
+    def __init__(self, data: DataConfig, batch_size: int, seed: int, local_rows: Sequence[int] | None = None) -> None:
         self._rows = _packed_rows(data, "train")
-        local_size = _local_size(batch_size, process_index, process_count)
         epochs = max(1, _ROWS_FOREVER // len(self._rows))
         shuffled = grain.MapDataset.source(self._rows).seed(seed).shuffle().repeat(epochs)
-        batches = shuffled.batch(local_size, drop_remainder=True, batch_fn=_stack)
-        self._batches = batches[process_index::process_count]
+        self._batches = grain.MapDataset.source(_Batches(shuffled, batch_size, _checked(local_rows, batch_size)))
 
     def __len__(self) -> int:
         """Rows in an epoch, over all hosts."""
         return len(self._rows)
 
     def batch(self, step: int) -> Batch:
-        """This host's part of the batch of a step: int32 [B / process_count, T] each, as in PackedRows."""
+        """This host's part of the batch of a step: int32 [len(local_rows), T] each, as in PackedRows."""
         return self._batches[step]
 
     def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
@@ -57,24 +53,36 @@ class TrainLoader:
             iterator.close()
 
 
+class _Batches:
+    """Batches by their step, read from a long list of rows."""
+
+    def __init__(self, rows: Sequence[Batch], batch_size: int, local_rows: Sequence[int]) -> None:
+        self._rows, self._batch_size, self._local_rows = rows, batch_size, local_rows
+
+    def __len__(self) -> int:
+        return len(self._rows) // self._batch_size
+
+    def __getitem__(self, step: int) -> Batch:
+        first = step * self._batch_size
+        return _stack([self._rows[first + row] for row in self._local_rows])
+
+
 def validation_batches(
-    data: DataConfig,
-    batch_size: int,
-    max_batches: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    data: DataConfig, batch_size: int, max_batches: int | None = None, local_rows: Sequence[int] | None = None
 ) -> Generator[Batch, None, None]:
-    """This host's part of the validation split, in order, once; the last batch is filled up with rows of padding.
+    """The `local_rows` (by default all) of each batch of the validation split, in order, once.
+
+    The last batch is filled up with rows of padding.
 
     Raises:
-        UserError: the split holds no rows or was prepared for another config, or the hosts cannot share a batch evenly.
+        UserError: the split holds no rows or was prepared for another config.
     """
     rows = _packed_rows(data, "validation")
-    local_size = _local_size(batch_size, process_index, process_count)
+    local_rows = _checked(local_rows, batch_size)
     count = -(-len(rows) // batch_size)
     for step in range(count if max_batches is None else min(count, max_batches)):
-        first = step * batch_size + process_index * local_size
-        yield _stack([rows[i] if i < len(rows) else rows.padding_row() for i in range(first, first + local_size)])
+        numbers = [step * batch_size + row for row in local_rows]
+        yield _stack([rows[i] if i < len(rows) else rows.padding_row() for i in numbers])
 
 
 def _packed_rows(data: DataConfig, split: str) -> PackedRows | PackedSamples:
@@ -87,11 +95,12 @@ def _packed_rows(data: DataConfig, split: str) -> PackedRows | PackedSamples:
     return rows
 
 
-def _local_size(batch_size: int, process_index: int, process_count: int) -> int:
-    assert 0 <= process_index < process_count, (process_index, process_count)
-    if batch_size % process_count:
-        raise UserError(f"batch_size {batch_size} is not divisible by the {process_count} processes that share it")
-    return batch_size // process_count
+def _checked(local_rows: Sequence[int] | None, batch_size: int) -> Sequence[int]:
+    if local_rows is None:
+        return range(batch_size)
+    assert local_rows, "a host without rows"
+    assert min(local_rows) >= 0 and max(local_rows) < batch_size, (local_rows, batch_size)
+    return local_rows
 
 
 def _stack(rows: list[Batch]) -> Batch:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from stellarbyte_jax.config import RunConfig
+from stellarbyte_jax.data.placement import check_micro_batch
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.model.flops import StepFlops, step_flops
 from stellarbyte_jax.planning.memory import Memory, predict_memory
@@ -14,6 +15,7 @@ from stellarbyte_jax.planning.program import kernel_of
 from stellarbyte_jax.planning.roofline import Roofline, predict_time
 from stellarbyte_jax.planning.saved import SavedByLayers, saved_by_layers
 from stellarbyte_jax.planning.topology import Topology, mesh_sizes
+from stellarbyte_jax.sharding import LOGICAL_AXIS_RULES
 
 
 @dataclass(frozen=True)
@@ -112,14 +114,8 @@ def predict(
     """As make_plan, once check_possible has nothing against it."""
     sizes = mesh_sizes(config.mesh, topology)
     training, model, platform = config.training, config.model, topology.chip.platform
-    micro_batch, spread = training.batch_size // training.gradient_accumulation_steps, sizes["data"] * sizes["fsdp"]
-    if micro_batch % spread:
-        raise UserError(
-            f"training.batch_size {training.batch_size} makes micro-batches of {micro_batch} rows, which mesh.data "
-            f"{sizes['data']} x mesh.fsdp {sizes['fsdp']} do not divide: use a multiple of "
-            f"{spread * training.gradient_accumulation_steps}"
-        )
-    saved = saved_by(config, micro_batch // spread, sizes["tensor"], platform)
+    rows = check_micro_batch(training, {name: sizes[name] for name in LOGICAL_AXIS_RULES["batch"]})
+    saved = saved_by(config, rows, sizes["tensor"], platform)
     memory = predict_memory(config, sizes, saved, platform)
     flops = step_flops(model, training.batch_size, config.data.sequence_length, kernel)
     again = saved.recomputed * topology.size * training.gradient_accumulation_steps

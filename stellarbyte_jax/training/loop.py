@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from jax.sharding import Mesh
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import save_config, to_dict
 from stellarbyte_jax.data.loader import TrainLoader, validation_batches
+from stellarbyte_jax.data.placement import BatchPlacement, check_batch
 from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.errors import UserError
@@ -40,9 +40,11 @@ def pretrain(config: RunConfig) -> bool:
     run_dir = Path(config.output_dir)
     tokenizer = _load_tokenizer(config)
     check_start(config, tokenizer)
-    loader = TrainLoader(config.data, config.training.batch_size, config.seed, jax.process_index(), jax.process_count())
     mesh = make_mesh(config.mesh)
     layout = Layout.of(config.mesh, mesh)
+    check_batch(config.training, config.data.sequence_length, layout)
+    placement = BatchPlacement(layout, config.training.batch_size, config.data.sequence_length)
+    loader = TrainLoader(config.data, config.training.batch_size, config.seed, placement.rows)
 
     graphdef, abstract_params = abstract_model(
         config.model,
@@ -54,11 +56,11 @@ def pretrain(config: RunConfig) -> bool:
     )
     optimizer = make_optimizer(config.optimizer, config.training.max_steps)
     shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
-    rows, everywhere = layout.sharding("batch", "length"), layout.sharding()
+    everywhere = layout.sharding()
     train_step = make_train_step(graphdef, optimizer, config.training.gradient_accumulation_steps, config.seed)
     train_step = on_mesh(train_step, layout, shardings, frozen_shardings)
     weights_shardings = join(frozen_shardings, shardings.params)
-    eval_step = jax.jit(make_eval_step(graphdef), in_shardings=(weights_shardings, everywhere, rows))
+    eval_step = jax.jit(make_eval_step(graphdef), in_shardings=(weights_shardings, everywhere, placement.sharding))
     learning_rate = jax.jit(learning_rate_schedule(config.optimizer, config.training.max_steps))
     bytes_a_token_V = byte_lengths(tokenizer, config.model.vocab_size)
 
@@ -77,7 +79,7 @@ def pretrain(config: RunConfig) -> bool:
             with log.paused():
                 if config.data.validation_fraction > 0:
                     weights = join(frozen, state.params)
-                    log.validation(step, evaluate(eval_step, weights, _validation(config, rows), bytes_a_token_V))
+                    log.validation(step, evaluate(eval_step, weights, _validation(config, placement), bytes_a_token_V))
 
         def save() -> None:
             with log.paused():
@@ -88,7 +90,7 @@ def pretrain(config: RunConfig) -> bool:
         if step == 0:
             validate()
         while step < config.training.max_steps:
-            batch = _to_devices(next(batches), rows)
+            batch = placement.put(next(batches))
             state, metrics = train_step(state, batch, frozen)
             log.train(step + 1, {**metrics, "learning_rate": learning_rate(step)})
             step += 1
@@ -122,16 +124,10 @@ def _load_tokenizer(config: RunConfig) -> Tokenizer:
     return tokenizer
 
 
-def _to_devices(batch: dict[str, Any], sharding: jax.sharding.NamedSharding) -> dict[str, jax.Array]:
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
-
-
-def _validation(config: RunConfig, sharding: jax.sharding.NamedSharding) -> Iterator[dict[str, jax.Array]]:
+def _validation(config: RunConfig, placement: BatchPlacement) -> Iterator[dict[str, jax.Array]]:
     training = config.training
-    batches = validation_batches(
-        config.data, training.batch_size, training.eval_batches, jax.process_index(), jax.process_count()
-    )
-    return (_to_devices(batch, sharding) for batch in batches)
+    batches = validation_batches(config.data, training.batch_size, training.eval_batches, placement.rows)
+    return (placement.put(batch) for batch in batches)
 
 
 def _check_finite(metrics: dict[str, jax.Array], step: int, checkpointer: Checkpointer, run_dir: Path) -> None:

@@ -230,7 +230,8 @@ def test_each_sample_once_an_epoch_across_resumes_and_host_counts(
     steps = -(-epochs * rows // batch_size)
     seen: list[bytes] = []
     for start, stop, hosts in ((0, resume, process_count), (resume, steps, 1)):
-        loaders = [TrainLoader(chat_data, batch_size, 5, index, hosts) for index in range(hosts)]
+        shares = np.array_split(range(batch_size), hosts)
+        loaders = [TrainLoader(chat_data, batch_size, 5, share.tolist()) for share in shares]
         for step in range(start, min(stop, steps)):
             for loader in loaders:
                 batch = loader.batch(step)
