@@ -32,14 +32,34 @@ class Chip:
 # Peak, HBM and ICI: Google's pages of each chip (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e), whose ICI figure
 # adds up all links and both directions; links one by one, and what of it is reached: "How to Scale Your Model", ch. 2
 # (jax-ml.github.io/scaling-book/tpus). float32 matmuls take one bfloat16 pass by JAX's default. What of the HBM a
-# program may use is what the TPU compiler itself says where one does not fit. H100: NVIDIA's data sheet of the SXM5
-# card (TF32 for float32, without sparsity), NVLink 4, one 400 Gbit/s port a GPU. Prices: cloud.google.com/tpu/pricing,
-# US regions; GPUs' differ by a factor of four between clouds, so there is none.
+# program may use is what the TPU compiler itself says where one does not fit. H100, H200: NVIDIA's data sheets of the
+# SXM cards (TF32 for float32, without sparsity), NVLink 4, one 400 Gbit/s port a GPU. Prices:
+# cloud.google.com/tpu/pricing, US regions; GPUs' differ by a factor of four between clouds, so there is none.
 _CHIPS = (
     Chip("v4", "tpu", 31.25 * GIB, {"bfloat16": 275e12, "float32": 275e12}, 1.228e12, 3, 4, 45e9, 6.25e9, 3.22),
     Chip("v5e", "tpu", 15.75 * GIB, {"bfloat16": 197e12, "float32": 197e12}, 0.819e12, 2, 16, 45e9, 3.125e9, 1.20),
     Chip("v5p", "tpu", 95.74 * GIB, {"bfloat16": 459e12, "float32": 459e12}, 2.765e12, 3, 4, 90e9, 6.25e9, 4.20),
     Chip("v6e", "tpu", 31.25 * GIB, {"bfloat16": 918e12, "float32": 918e12}, 1.638e12, 2, 16, 90e9, 12.5e9, 2.70),
     Chip("h100", "gpu", 79.1 * GIB, {"bfloat16": 989e12, "float32": 494e12}, 3.35e12, 2, 1, 450e9, 50e9, None),
+    Chip("h200", "gpu", 139.8 * GIB, {"bfloat16": 989e12, "float32": 494e12}, 4.8e12, 2, 1, 450e9, 50e9, None),
 )
 CHIPS = {chip.name: chip for chip in _CHIPS}
+
+# By JAX's `device_kind`, letter by letter: other forms of a card, such as "NVIDIA H100 PCIe", are slower.
+_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip that JAX calls so; None for one that is not in the table, such as a CPU."""
+    name = _KINDS.get(device_kind)
+    return None if name is None else CHIPS[name]

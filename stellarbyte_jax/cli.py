@@ -9,7 +9,9 @@ from typing import NoReturn
 
 from stellarbyte_jax import commands
 from stellarbyte_jax.commands import INTERRUPTED
+from stellarbyte_jax.compile_cache import cache_settings
 from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.xla_flags import flag_settings
 
 PROGRAM = "stellarbyte"
 
@@ -35,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None and options.run is commands.pretrain:
         _restart_with_tuned_malloc()
     _give_cpu_devices_threads()
+    options.remarks = _prepare_compiler(options)
     try:
         return options.run(options) or 0
     except UserError as error:
@@ -60,6 +63,20 @@ def _give_cpu_devices_threads() -> None:
     devices = os.environ.get("JAX_NUM_CPU_DEVICES", "")
     if devices.isdecimal() and int(devices) > 1:
         os.environ.setdefault("NPROC", str(4 * int(devices)))
+
+
+def _prepare_compiler(options: argparse.Namespace) -> tuple[str, ...]:
+    """Sets what JAX reads when it starts; returns what the user should see of it."""
+    remarks = []
+    if options.run in (commands.pretrain, commands.evaluate, commands.prune, commands.generate):
+        settings, remark = cache_settings(os.environ)
+        os.environ.update(settings)
+        remarks.append(remark)
+    if options.run is commands.pretrain and not options.no_xla_flags:
+        settings, remark = flag_settings(os.environ)
+        os.environ.update(settings)
+        remarks.append(remark)
+    return tuple(remark for remark in remarks if remark is not None)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -109,6 +126,15 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("config", type=Path, metavar="CONFIG.yaml", help=overriding)
     pretrain = command("pretrain", commands.pretrain, "train a model, or go on training it")
     pretrain.add_argument("config", type=Path, metavar="CONFIG.yaml", help=overriding)
+    pretrain.add_argument(
+        "--profile", metavar="START:STOP", help="trace these steps, both included, for xprof or TensorBoard"
+    )
+    pretrain.add_argument(
+        "--dump-hlo", type=Path, metavar="DIR", help="write the train step's HLO, before and after optimisation"
+    )
+    pretrain.add_argument(
+        "--no-xla-flags", action="store_true", help="on GPUs and TPUs, set no XLA flags beside those of the environment"
+    )
 
     plan = command("plan", commands.plan, "foresee memory, speed and cost of a run on a machine that is not here")
     plan.add_argument("config", type=Path, metavar="CONFIG.yaml", help=overriding)

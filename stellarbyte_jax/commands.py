@@ -69,10 +69,15 @@ def pretrain(options: argparse.Namespace) -> int:
     from stellarbyte_jax.config_file import load_run_config
 
     config = load_run_config(options.config, options.overrides)
+    from stellarbyte_jax.training.diagnostics import Diagnostics, check_dump_folder, parse_profile
+
+    profile = None if options.profile is None else parse_profile(options.profile, config.training.max_steps)
+    if options.dump_hlo is not None:
+        check_dump_folder(options.dump_hlo)
     # JAX is imported only now: a mistake in the config need not wait for it.
     from stellarbyte_jax.training.loop import pretrain
 
-    finished = pretrain(config)
+    finished = pretrain(config, Diagnostics(profile, options.dump_hlo, options.remarks))
     if finished:
         print(f"{config.training.max_steps} steps done; checkpoints, config and metrics in {config.output_dir}")
     return 0 if finished else INTERRUPTED

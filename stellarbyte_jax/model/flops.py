@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from stellarbyte_jax.config import ByteConfig
 
-# A matmul's backward pass is two of its size.
+# A matmul's backward pass is two of its size; with frozen weights, one: they get no gradient.
 _FORWARD_AND_BACKWARD = 3
+_FORWARD_AND_BACKWARD_FROZEN = 2
 
 # Splash's backward makes scores twice more, once for the queries' gradient and once for the keys' and values', and with
 # each what flows into them: 2 matmuls forward, 3 + 4 backward, where 2 + 4 would be needed.
@@ -26,14 +27,21 @@ class StepFlops:
     attention: int
 
 
-def step_flops(config: ByteConfig, rows: int, length: int, kernel: str = "splash", block: int = 512) -> StepFlops:
+def step_flops(
+    config: ByteConfig, rows: int, length: int, kernel: str = "splash", block: int = 512, frozen: bool = False
+) -> StepFlops:
     """Of `rows` rows of `length` tokens, forward and backward; a multiply-add is two.
 
     Packed documents are counted as if each row were one: kernels skip what other documents hide by whole blocks only.
-    Elementwise work, norms and the optimizer are left out: 1 % or less.
+    Elementwise work, norms, the optimizer and, where the weights are `frozen`, the adapters beside them are left out:
+    1 % or less.
     """
     tokens, L = rows * length, config.num_hidden_layers
-    matmuls = _FORWARD_AND_BACKWARD * tokens * (L * layer_matmul_flops(config) + head_flops(config))
+    matmuls = (
+        (_FORWARD_AND_BACKWARD_FROZEN if frozen else _FORWARD_AND_BACKWARD)
+        * tokens
+        * (L * layer_matmul_flops(config) + head_flops(config))
+    )
     a_pair = 2 * config.num_attention_heads * (config.head_dim or 0) * L * rows
     attention = _ATTENTION_MATMULS * a_pair * visible_pairs(length, config.sliding_window)
     executed = {

@@ -18,16 +18,20 @@ from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training.adapters import join
 from stellarbyte_jax.training.checkpoint import Checkpointer, RunMetadata, latest_step
+from stellarbyte_jax.training.compile_watch import CompileWatch
+from stellarbyte_jax.training.diagnostics import Diagnostics
 from stellarbyte_jax.training.evaluation import byte_lengths, evaluate
 from stellarbyte_jax.training.interrupt import Interrupt
 from stellarbyte_jax.training.metrics import MetricsLog
 from stellarbyte_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from stellarbyte_jax.training.profile import Profile
 from stellarbyte_jax.training.start import check_start, start, state_shardings
 from stellarbyte_jax.training.state import Params, abstract_model
 from stellarbyte_jax.training.step import make_eval_step, make_train_step, on_mesh
+from stellarbyte_jax.training.utilization import Utilization
 
 
-def pretrain(config: RunConfig) -> bool:
+def pretrain(config: RunConfig, diagnostics: Diagnostics = Diagnostics()) -> bool:  # noqa: B008 - it is frozen
     """Train until max_steps, from the newest checkpoint in `output_dir` if there is one: see start.py.
 
     Returns:
@@ -40,6 +44,7 @@ def pretrain(config: RunConfig) -> bool:
     run_dir = Path(config.output_dir)
     tokenizer = _load_tokenizer(config)
     check_start(config, tokenizer)
+    diagnostics.check_start(latest_step(run_dir) or 0, run_dir)
     mesh = make_mesh(config.mesh)
     layout = Layout.of(config.mesh, mesh)
     check_batch(config.training, config.data.sequence_length, layout)
@@ -70,7 +75,9 @@ def pretrain(config: RunConfig) -> bool:
 
     with (
         Checkpointer(run_dir, config.checkpoint.save_total_limit) as checkpointer,
-        MetricsLog(run_dir, step, config.training.max_steps) as log,
+        MetricsLog(run_dir, step, config.training.max_steps, Utilization.of(config, mesh)) as log,
+        CompileWatch(log.compiled) as compile_watch,
+        Profile(diagnostics.profile, run_dir, log) as profile,
         Interrupt() as interrupt,
         closing(loader.batches(step)) as batches,
     ):
@@ -86,14 +93,20 @@ def pretrain(config: RunConfig) -> bool:
                 metadata = RunMetadata(to_dict(config), tokenizer.files, {"step": step}, base)
                 checkpointer.save(step, state.params, state.opt_state, metadata)
 
+        train_step = compile_watch.watch(train_step, diagnostics.dump_hlo)
+        eval_step = compile_watch.watch(eval_step)
+        for remark in diagnostics.remarks:
+            log.say(remark)
         log.say(_opening(config, state.params, frozen, len(loader), mesh, step))
         if step == 0:
             validate()
         while step < config.training.max_steps:
+            profile.before(step + 1, state)
             batch = placement.put(next(batches))
             state, metrics = train_step(state, batch, frozen)
             log.train(step + 1, {**metrics, "learning_rate": learning_rate(step)})
             step += 1
+            profile.after(step, state)
 
             last = step == config.training.max_steps
             if step % config.training.eval_steps == 0 or last:

@@ -18,7 +18,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from stellarbyte_jax.chips import GIB
 from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.training.compile_watch import Compilation
+from stellarbyte_jax.training.utilization import Utilization
 
 # Where stdout is no terminal: often enough to see that it lives, seldom enough for a log file.
 _SECONDS_BETWEEN_LINES = 10.0
@@ -32,19 +35,23 @@ class MetricsLog:
     recorded after them is dropped, so that the file holds each step once. Only process 0 writes and shows.
 
     A value may still be under way on the device: it is fetched one step late, so the device never waits for the log.
-    Training time is what passes outside `paused()`; the first step, which compiles, has no tokens/s.
+    Training time is what passes outside `paused()`; the first step and others that compile have no tokens/s.
 
     Raises:
         UserError: metrics.jsonl cannot be written.
     """
 
-    def __init__(self, run_dir: str | Path, first_step: int, max_steps: int) -> None:
+    def __init__(
+        self, run_dir: str | Path, first_step: int, max_steps: int, utilization: Utilization | None = None
+    ) -> None:
         self._path = Path(run_dir) / "metrics.jsonl"
         self._max_steps = max_steps
+        self._utilization = utilization
         self._step = first_step
         self._writes = jax.process_index() == 0
         self._file: IO[str] | None = None
         self._pending: list[tuple[int, dict[str, Any]]] = []
+        self._compilations: dict[str, float | str] = {}
         self._shown: dict[str, Any] = {}
         self._validated_steps: set[int] = set()
         self._bits_per_byte: float | None = None
@@ -81,27 +88,37 @@ class MetricsLog:
     def train(self, step: int, values: Mapping[str, Any]) -> None:
         """Records an update's values, numbers or jax arrays: loss, accuracy, grad_norm, learning_rate, tokens, ….
 
-        `perplexity` is added from `loss`, `tokens_per_second` from `tokens` and the clock.
+        `perplexity` is added from `loss`, `tokens_per_second` from `tokens` and the clock, the figures of Utilization,
+        and those of what was compiled since the step before.
         """
+        if self._compilations:  # the time of the step before has held it
+            self._clock = None
+        values = {**values, **self._taken_compilations()}
         arrays = (value for value in values.values() if isinstance(value, jax.Array))
         if all(array.is_ready() for array in arrays):  # type: ignore[attr-defined]
-            self._pending.append((step, dict(values)))
+            self._pending.append((step, values))
             self._flush()
         else:
             self._flush()
-            self._pending.append((step, dict(values)))
+            self._pending.append((step, values))
 
     def validation(self, step: int, values: Mapping[str, Any]) -> None:
         """Records and prints values over the validation split, under names with `validation_` before them."""
         self._clock = None  # outside `paused()`, the step before has no rate: its time held the validation
         self._flush()
-        numbers = {f"validation_{name}": number for name, number in _numbers(values).items()}
+        numbers = _numbers({**values, **self._taken_compilations()})
+        numbers = {f"validation_{name}": number for name, number in numbers.items()}
         self._bits_per_byte = numbers.get("validation_bits_per_byte", self._bits_per_byte)
         if step not in self._validated_steps:
             self._write({"step": step, **numbers})
             self._validated_steps.add(step)
         self.say(f"step {step}/{self._max_steps}  validation  {_in_words(numbers, 'validation_')}")
         self._clock = time.monotonic()
+
+    def compiled(self, compilation: Compilation) -> None:
+        """Prints what a step's compiling took; its figures go into the next record."""
+        self._compilations |= compilation.figures()
+        self.say(str(compilation))
 
     def say(self, text: str) -> None:
         """Prints a line above the progress display."""
@@ -115,6 +132,10 @@ class MetricsLog:
             yield
         finally:
             self._clock = time.monotonic()
+
+    def _taken_compilations(self) -> dict[str, float | str]:
+        taken, self._compilations = self._compilations, {}
+        return taken
 
     def _flush(self) -> None:
         if not self._pending:
@@ -130,8 +151,12 @@ class MetricsLog:
             self._step_seconds = 0.9 * (self._step_seconds or seconds) + 0.1 * seconds
         self._compiled = True
         self._clock = now
+        memory = {} if self._utilization is None else self._utilization.memory()
         for step, numbers in fetched:
             numbers["tokens_per_second"] = None if seconds is None else (numbers.get("tokens") or 0) / seconds
+            if self._utilization is not None and seconds is not None:
+                numbers |= self._utilization.speed(seconds)
+            numbers |= memory
             self._write({"step": step, **numbers})
             self._step, self._shown = step, numbers
         if now - self._shown_at >= (_SECONDS_BETWEEN_FRAMES if self._console.is_terminal else _SECONDS_BETWEEN_LINES):
@@ -178,6 +203,9 @@ class MetricsLog:
 
     def _words(self) -> str:
         words = _in_words(self._shown, "")
+        if "hbm_peak_bytes" in self._shown and "hbm_limit_bytes" in self._shown:
+            peak, limit = (self._shown[name] / GIB for name in ("hbm_peak_bytes", "hbm_limit_bytes"))
+            words += f"  HBM {peak:.1f} of {limit:.1f} GiB"
         if self._bits_per_byte is not None:
             words += f"  validation bits/byte {self._bits_per_byte:.3f}"
         return words
@@ -190,10 +218,12 @@ class MetricsLog:
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fetched from the device, arrays as lists; None for what JSON has no number for (a loss of NaN)."""
-    fetched = {name: np.asarray(value, np.float64).tolist() for name, value in jax.device_get(dict(values)).items()}
+    words = {name: value for name, value in values.items() if isinstance(value, str)}
+    numbers = {name: value for name, value in values.items() if name not in words}
+    fetched = {name: np.asarray(value, np.float64).tolist() for name, value in jax.device_get(numbers).items()}
     if "loss" in fetched and "perplexity" not in fetched:
         fetched["perplexity"] = math.exp(fetched["loss"]) if fetched["loss"] < 700 else math.inf
-    return jax.tree.map(lambda number: number if math.isfinite(number) else None, fetched)
+    return jax.tree.map(lambda number: number if math.isfinite(number) else None, fetched) | words
 
 
 def _in_words(numbers: Mapping[str, Any], prefix: str) -> str:
@@ -207,6 +237,7 @@ def _in_words(numbers: Mapping[str, Any], prefix: str) -> str:
         "grad_norm": "gradient {:.2f}",
         "learning_rate": "rate {:.2e}",
         "tokens_per_second": "{:,.0f} tokens/s",
+        "mfu": "MFU {:.1%}",
     }
     known = ((text, numbers.get(prefix + name)) for name, text in formats.items() if prefix + name in numbers)
     # A first step has no rate; any other number that is missing is not finite, and should be seen.

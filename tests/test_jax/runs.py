@@ -1,6 +1,7 @@
 """What tests of whole runs look at, and how they crash them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from stellarbyte_jax.training.checkpoint import load_params
 
 
 def records(run_dir: str | Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the one figure that the clock makes."""
+    """metrics.jsonl without the figures that the clock and the compiler make."""
+    timed = re.compile(r"(validation_)?(\w+_per_second|\w+_seconds|compile_cache)")
     lines = (Path(run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if not timed.fullmatch(k)} for line in lines]
 
 
 def losses(run_dir: str | Path) -> list[float]:

@@ -173,6 +173,8 @@ def test_mistakes_on_the_command_line(
         (["--data.tokenizer", "nowhere"], "nowhere"),
         (["--data.shards", "nowhere"], "nowhere"),
         (["--output_dir", "/dev/null/run"], "/dev/null/run"),
+        (["--profile", "5:13"], "--profile 5:13 ends after training.max_steps 12: end with step 12 at most"),
+        (["--dump-hlo", "/dev/null/hlo"], "--dump-hlo /dev/null/hlo cannot be written"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import os
 import shutil
 import signal
@@ -42,6 +43,10 @@ def test_a_run_learns_and_leaves_its_papers(finished_run: Path) -> None:
     assert step == 12 and metadata.data_position == {"step": 12}
     assert config_of(finished_run).output_dir == str(finished_run)
     train = [record for record in written if "loss" in record]
+    lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in lines if "compile_seconds" in line] == [1], "the train step is compiled once"
+    assert [line["step"] for line in lines if "validation_compile_seconds" in line] == [0]
+    assert all(line["tflops_per_second"] > 0 for line in lines if line.get("tokens_per_second"))
     assert [round(record["learning_rate"], 6) for record in train[:3]] == [0.003333, 0.006667, 0.01]
     assert train[-1]["learning_rate"] == pytest.approx(1e-3)
 

@@ -9,8 +9,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from stellarbyte_jax.chips import GIB
 from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.training.compile_watch import Compilation
 from stellarbyte_jax.training.metrics import MetricsLog
+from stellarbyte_jax.training.utilization import Utilization
 
 
 @pytest.fixture
@@ -74,6 +77,45 @@ def test_rates_leave_out_compiling_and_what_is_paused(tmp_path: Path, clock: lis
         log.train(4, values())
     rates = [record["tokens_per_second"] for record in records(tmp_path) if "loss" in record]
     assert rates == [None, 500.0, 250.0, 200.0]
+
+
+class Chip(Utilization):
+    """A device with a memory of its own."""
+
+    def memory(self) -> dict[str, int]:
+        return {"hbm_bytes": GIB, "hbm_peak_bytes": 3 * GIB // 2, "hbm_limit_bytes": 16 * GIB}
+
+
+def test_use_of_the_chip(tmp_path: Path, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with MetricsLog(tmp_path, 0, 2, Chip(flops=10**12, devices=2, peak=1e12, local=[])) as log:
+        for step in (1, 2):
+            clock[0] += 2
+            log.train(step, values())
+    first, second = records(tmp_path)
+    assert "mfu" not in first and first["hbm_peak_bytes"] == 3 * GIB // 2
+    assert (second["mfu"], second["tflops_per_second"], second["hbm_limit_bytes"]) == (0.25, 0.25, 16 * GIB)
+    assert "500 tokens/s  MFU 25.0%  HBM 1.5 of 16.0 GiB  ETA" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_step_that_compiles_again_says_so_and_has_no_rate(
+    tmp_path: Path, clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with MetricsLog(tmp_path, 0, 4) as log:
+        for step in (1, 2, 3, 4):
+            clock[0] += 2
+            if step == 3:
+                log.compiled(Compilation("train step", 1.0, 2.0, 30.0, "miss", again="batch['labels'] is new"))
+            log.train(step, values())
+        log.compiled(Compilation("eval step", 0.5, 0.25, 0.125, "hit"))
+        log.validation(4, {"loss": 1.0})
+    *train, validation = records(tmp_path)
+    assert [record["tokens_per_second"] for record in train] == [None, 500.0, None, 500.0]
+    figures = {"trace_seconds": 1.0, "lower_seconds": 2.0, "compile_seconds": 30.0, "compile_cache": "miss"}
+    assert figures.items() <= train[2].items()
+    assert not figures.keys() & (train[1].keys() | train[3].keys())
+    assert validation["validation_compile_cache"] == "hit" and validation["validation_trace_seconds"] == 0.5
+    said = "warning: train step compiled again in 30.0 s (traced in 1.0 s, lowered in 2.0 s): batch['labels'] is new"
+    assert said in capsys.readouterr().out.splitlines()
 
 
 def test_values_under_way_are_fetched_a_step_later(tmp_path: Path, clock: list[float]) -> None:

@@ -1,0 +1,51 @@
+"""Where JAX keeps compiled programs from one start to the next."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+FOLDER, MAX_SIZE, ENABLED = (
+    "JAX_COMPILATION_CACHE_DIR",
+    "JAX_COMPILATION_CACHE_MAX_SIZE",
+    "JAX_ENABLE_COMPILATION_CACHE",
+)
+
+# A train step's program takes less than a megabyte on a CPU, and some tens on a pod: of many runs, the newest stay.
+MAX_BYTES = 4 * 2**30
+
+
+def cache_settings(environment: Mapping[str, str]) -> tuple[dict[str, str], str | None]:
+    """(variables that make JAX keep programs under the user's cache folder, a remark if it cannot be written).
+
+    What the environment says itself stands: another folder, another size, or that there shall be no cache.
+    """
+    off = environment.get(ENABLED, "").lower() in ("0", "false", "f", "no", "n", "off")
+    if FOLDER in environment or off:
+        return {}, None
+    try:
+        folder = _cache_home(environment) / "stellarbyte" / "compiled"
+        # JAX runs what it finds there: nobody else may write to it.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _remove_unfinished(folder)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(None, "Permission denied")
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
+        reason = error.strerror if isinstance(error, OSError) else error
+        return {}, f"compiled programs are not kept for the next start ({reason}): set {FOLDER} to a folder for them"
+    return {FOLDER: str(folder), MAX_SIZE: environment.get(MAX_SIZE, str(MAX_BYTES))}, None
+
+
+def _cache_home(environment: Mapping[str, str]) -> Path:
+    # By the XDG base directory specification, a relative path counts for nothing.
+    named = Path(environment.get("XDG_CACHE_HOME", ""))
+    return named if named.is_absolute() else Path.home() / ".cache"
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Takes out programs that a full disk or a kill has cut short; JAX would stumble over them at each start.
+
+    It writes KEY-cache, then KEY-atime.
+    """
+    for program in folder.glob("*-cache"):
+        if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
+            program.unlink(missing_ok=True)

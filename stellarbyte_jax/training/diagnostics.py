@@ -1,0 +1,74 @@
+"""What a run shall tell of itself beside its metrics, as asked for on the command line; JAX is not needed to ask."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from stellarbyte_jax.errors import UserError
+
+# The train step's program, before and after optimisation.
+HLO_FILES = ("train_step.before_optimization.hlo.txt", "train_step.after_optimization.hlo.txt")
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Nothing, by default.
+
+    profile: the first and the last step to trace, both included.
+    dump_hlo: a folder for the train step's program as text.
+    remarks: lines to say at the start, about the environment that the run was given.
+    """
+
+    profile: tuple[int, int] | None = None
+    dump_hlo: Path | None = None
+    remarks: tuple[str, ...] = ()
+
+    def check_start(self, step: int, run_dir: str | Path) -> None:
+        """Refuses to trace what is done, where `step` steps are.
+
+        Raises:
+            UserError: naming the steps that are left.
+        """
+        if self.profile is not None and self.profile[0] <= step:
+            first, last = self.profile
+            raise UserError(
+                f"--profile {first}:{last} begins with step {first}, but {run_dir} holds a run that has done {step}: "
+                f"begin with step {step + 1} or later"
+            )
+
+
+def parse_profile(text: str, max_steps: int) -> tuple[int, int]:
+    """Reads "10:12": steps 10, 11 and 12.
+
+    Raises:
+        UserError: no such range, or one that the run does not reach.
+    """
+    if not re.fullmatch(r"\d+:\d+", text):
+        raise UserError(f"--profile {text} must be START:STOP, two steps of which both are traced, as in 10:12")
+    first, last = map(int, text.split(":"))
+    if first < 1:
+        raise UserError(f"--profile {text} begins with step {first}: steps count from 1")
+    if last < first:
+        raise UserError(f"--profile {text} ends before it begins: write {last}:{first}")
+    if last > max_steps:
+        raise UserError(
+            f"--profile {text} ends after training.max_steps {max_steps}: end with step {max_steps} at most"
+        )
+    return first, last
+
+
+def check_dump_folder(folder: Path) -> None:
+    """Makes the folder for the program's text.
+
+    Raises:
+        UserError: it is a file, holds something else, or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        others = sorted(entry.name for entry in folder.iterdir() if entry.name not in HLO_FILES)
+    except FileExistsError as error:
+        raise UserError(f"--dump-hlo {folder} is a file: name a folder") from error
+    except OSError as error:
+        raise UserError(f"--dump-hlo {folder} cannot be written: {error.strerror}") from error
+    if others:
+        raise UserError(f"--dump-hlo {folder} holds other files, such as {others[0]}: name a new folder")
