@@ -75,6 +75,12 @@ def pretrain(options: argparse.Namespace) -> int:
     if options.dump_hlo is not None:
         check_dump_folder(options.dump_hlo)
     # JAX is imported only now: a mistake in the config need not wait for it.
+    if config.training.remat == "auto":
+        import jax
+
+        from stellarbyte_jax.planning.auto_remat import resolve_remat
+
+        config = resolve_remat(config, jax.devices())
     from stellarbyte_jax.training.loop import pretrain
 
     finished = pretrain(config, Diagnostics(profile, options.dump_hlo, options.remarks))
@@ -89,8 +95,10 @@ def plan(options: argparse.Namespace) -> None:
 
     config = load_run_config(options.config, options.overrides)
     tokens = None if options.tokens is None else _count(options.tokens)
+    from stellarbyte_jax.planning.auto_remat import choose, plan_policies
+    from stellarbyte_jax.planning.picture import memory_picture
     from stellarbyte_jax.planning.plan import make_plan
-    from stellarbyte_jax.planning.report import compiled_text, memory_picture, plan_text, search_text
+    from stellarbyte_jax.planning.report import compiled_text, plan_text, policies_text, search_text
     from stellarbyte_jax.planning.topology import parse_topology
 
     if options.slices is not None:
@@ -106,24 +114,32 @@ def plan(options: argparse.Namespace) -> None:
         else:
             print(search_text(plans))
         return
-    plan = make_plan(config, topology)
-    compiled = None
-    if options.compile:
-        from stellarbyte_jax.planning.compile_ahead import compile_ahead
-
-        with _progress(f"compiling for {topology}"):
-            compiled = compile_ahead(config, topology)
+    policies = plan_policies(config, topology) if config.training.remat == "auto" else []
+    plan = choose(policies) if policies else make_plan(config, topology)
     if options.picture is not None:
         try:
             options.picture.write_text(memory_picture(plan), encoding="utf-8")
         except OSError as error:
             raise UserError(f"--picture {options.picture} cannot be written: {error.strerror}") from error
+    if not options.json:
+        # Before the compiler is asked: it may take long, or refuse what this says does not fit.
+        print(plan_text(plan, tokens, options.price), flush=True)
+        if policies:
+            print("\n" + policies_text(policies, plan), flush=True)
+    compiled = None
+    if options.compile:
+        from stellarbyte_jax.planning.compile_ahead import compile_ahead
+
+        with _progress(f"compiling for {topology}"):
+            compiled = compile_ahead(plan.config, topology)
     if options.json:
-        seen = {} if compiled is None else {"compiled": compiled.to_dict()}
-        print(json.dumps(plan.to_dict(tokens, options.price) | seen))
-        return
-    print(plan_text(plan, tokens, options.price))
-    if compiled is not None:
+        found = plan.to_dict(tokens, options.price)
+        if policies:
+            found["remat_policies"] = [policy.to_dict(tokens, options.price) for policy in policies]
+        if compiled is not None:
+            found["compiled"] = compiled.to_dict()
+        print(json.dumps(found))
+    elif compiled is not None:
         print("\n" + compiled_text(plan, compiled))
 
 

@@ -93,7 +93,8 @@ class DataConfig:
 class TrainingConfig:
     """How long and how much at once: `batch_size` is rows a step over all devices, before accumulation splits it.
 
-    remat: what a layer works out again in the backward pass instead of keeping it, see model/remat.py.
+    remat: what a layer works out again in the backward pass instead of keeping it, see model/remat.py; auto is the
+        fastest of these that fits the chips at hand, by the planner.
     """
 
     max_steps: int
@@ -101,7 +102,7 @@ class TrainingConfig:
     gradient_accumulation_steps: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention_kernel: Literal["auto", "reference", "chunked", "cudnn", "splash"] = "auto"
-    remat: Literal["none", "full", "dots", "dots_without_batch", "save_attention"] = "none"
+    remat: Literal["auto", "none", "full", "dots", "dots_without_batch", "save_attention"] = "none"
     eval_steps: int = 100
     eval_batches: int | None = None
 

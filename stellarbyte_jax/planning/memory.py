@@ -1,18 +1,14 @@
 """What one chip holds at the fullest moment of a step, part by part."""
 
 from dataclasses import dataclass, fields
-from typing import Any
 
-import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax.sharding import AbstractMesh
 
 from stellarbyte_jax.config import RunConfig
-from stellarbyte_jax.planning.parameters import abstract_parameters
-from stellarbyte_jax.planning.program import BATCH_ARRAYS
+from stellarbyte_jax.planning.parameters import Parameters
+from stellarbyte_jax.planning.program import BATCH_ARRAYS, layout_of
 from stellarbyte_jax.planning.saved import SavedByLayers, padded_bytes
-from stellarbyte_jax.sharding import Layout, param_shardings
+from stellarbyte_jax.sharding import Layout
 from stellarbyte_jax.training.loss import TOKENS_PER_CHUNK
 
 
@@ -20,14 +16,16 @@ from stellarbyte_jax.training.loss import TOKENS_PER_CHUNK
 class Memory:
     """Bytes of one chip at `moment`; of what is not there at that moment, none.
 
-    The first three are the step's arguments, which its results replace; the rest is temporary. micro_batches: the sum
-    of gradients that accumulation carries. working: what one layer works out again. gathered: one layer's weights from
-    all of fsdp, and their gradients before they are scattered. weight_copies: the layers' weights in the compute dtype.
-    head: the vocabulary's projection, and its gradient.
+    The first four are the step's arguments, which its results replace; the rest is temporary. parameters: those that
+    are trained. frozen: the weights below adapters. micro_batches: the sum of gradients that accumulation carries.
+    working: what one layer works out again. exchanged: what it holds of other chips' tokens, keys or experts. gathered:
+    one layer's weights from all of fsdp, and their gradients before they are scattered. weight_copies: the layers'
+    weights in the compute dtype. head: the vocabulary's projection, and its gradient.
     """
 
     moment: str
     parameters: int
+    frozen: int
     optimizer: int
     batch: int
     micro_batches: int
@@ -35,6 +33,7 @@ class Memory:
     weight_copies: int
     gradients: int
     working: int
+    exchanged: int
     gathered: int
     logits: int
     head: int
@@ -42,7 +41,7 @@ class Memory:
     @property
     def arguments(self) -> int:
         """What stays from step to step."""
-        return self.parameters + self.optimizer + self.batch
+        return self.parameters + self.frozen + self.optimizer + self.batch
 
     @property
     def temporaries(self) -> int:
@@ -59,86 +58,64 @@ class Memory:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "moment"}
 
 
-def predict_memory(config: RunConfig, sizes: dict[str, int], saved: SavedByLayers, platform: str) -> Memory:
-    """The memory of one chip on a mesh of `sizes`.
-
-    Raises:
-        UserError: a parameter's axis is not divisible by its mesh axis.
-    """
-    model, training = config.model, config.training
-    pad, itemsize = platform == "tpu", jnp.dtype(training.dtype).itemsize
-    rows, length = rows_a_chip(config, sizes), config.data.sequence_length
-    parameters = local_parameters(config, sizes, pad)
-    micro_batches = training.gradient_accumulation_steps
+def predict_memory(
+    config: RunConfig, sizes: dict[str, int], parameters: Parameters, saved: SavedByLayers, platform: str
+) -> Memory:
+    """The memory of one chip on a mesh of `sizes`."""
+    model, training, layout = config.model, config.training, layout_of(config, sizes)
+    pad, itemsize, adapters = platform == "tpu", jnp.dtype(training.dtype).itemsize, config.lora is not None
+    rows, length = tokens_a_chip(config, layout)
+    micro_batches, spread = training.gradient_accumulation_steps, layout.parts("hidden")
 
     # Both directions' loops begin by casting all layers' weights; without remat the first keeps what it cast as well.
-    cast = layer_entries(config, sizes, pad) * itemsize
-    copies = cast + saved.weights // sizes["fsdp"] if itemsize < 4 else 0
-    gathered = 2 * cast * sizes["fsdp"] // model.num_hidden_layers if sizes["fsdp"] > 1 else 0
-    head_entries = model.vocab_size * model.hidden_size // sizes["tensor"]
+    copies = parameters.layers // 4 * itemsize + saved.weights if itemsize < 4 else 0
+    # Experts gather their own: what they hold is `exchanged`.
+    gathered = (1 if adapters else 2) * parameters.dense_layers // 4 * itemsize * spread // model.num_hidden_layers
+    head_entries = model.vocab_size * model.hidden_size // layout.parts("vocab")
     # One chunk of the loss after the other, see training/loss.py: its logits, and their gradient in the compute dtype.
-    chunk = -(-rows * length // loss_chunks(config, sizes)), model.vocab_size // sizes["tensor"]
+    chunk = -(-rows * length // loss_chunks(rows, length)), model.vocab_size // layout.parts("vocab")
     logits = padded_bytes(chunk, jnp.float32, pad) + padded_bytes(chunk, training.dtype, pad)
     always = {
-        "parameters": parameters,
-        "optimizer": 2 * parameters,
+        "parameters": parameters.trained,
+        "frozen": parameters.frozen,
+        "optimizer": 2 * parameters.trained,
         "batch": len(BATCH_ARRAYS) * micro_batches * padded_bytes((rows, length), jnp.int32, pad),
-        "micro_batches": parameters if micro_batches > 1 else 0,
+        "micro_batches": parameters.trained if micro_batches > 1 else 0,
         "activations": saved.activations,
         "weight_copies": copies,
     }
     in_turn = (
-        # Of the head every chip makes the whole gradient, in float32, before fsdp shares it out.
+        # Of a head that is trained every chip makes the whole gradient, in float32, before fsdp shares it out.
         Memory(
             "the loss",
             **always,
             gradients=0,
             working=0,
+            exchanged=0,
             gathered=0,
             logits=logits,
-            head=head_entries * (4 + itemsize),
+            head=head_entries * (itemsize if adapters else 4 + itemsize),
         ),
         Memory(
             "the layers' backward pass",
             **always,
-            gradients=parameters,
+            gradients=parameters.trained,
             working=saved.working,
-            gathered=gathered,
+            exchanged=saved.exchanged,
+            gathered=gathered if spread > 1 else 0,
             logits=0,
-            head=head_entries * itemsize // sizes["fsdp"],
+            head=0 if adapters else head_entries * itemsize // spread,
         ),
     )
     return max(in_turn, key=lambda memory: memory.total)
 
 
-def rows_a_chip(config: RunConfig, sizes: dict[str, int]) -> int:
-    """Rows of one micro-batch on one chip."""
-    return config.training.batch_size // config.training.gradient_accumulation_steps // (sizes["data"] * sizes["fsdp"])
+def tokens_a_chip(config: RunConfig, layout: Layout) -> tuple[int, int]:
+    """(rows, tokens of each) of one micro-batch on one chip."""
+    rows = config.training.batch_size // config.training.gradient_accumulation_steps // layout.parts("batch")
+    return rows, config.data.sequence_length // layout.parts("length")
 
 
-def loss_chunks(config: RunConfig, sizes: dict[str, int]) -> int:
+def loss_chunks(rows: int, length: int) -> int:
     """Into how many parts the loss takes one chip's micro-batch."""
-    tokens = rows_a_chip(config, sizes) * config.data.sequence_length
-    return max(1, min(config.data.sequence_length, round(tokens / TOKENS_PER_CHUNK)))
-
-
-def local_parameters(config: RunConfig, sizes: dict[str, int], pad: bool) -> int:
-    """Bytes of one chip's float32 parameters, placed by the table in sharding.py."""
-    return sum(jax.tree.leaves(_local_bytes(config, sizes, pad)))
-
-
-def layer_entries(config: RunConfig, sizes: dict[str, int], pad: bool) -> int:
-    """How many numbers one chip has of the layers' parameters."""
-    return sum(jax.tree.leaves(_local_bytes(config, sizes, pad)["model"]["layers"])) // 4
-
-
-def _local_bytes(config: RunConfig, sizes: dict[str, int], pad: bool) -> dict[str, Any]:
-    abstract = abstract_parameters(config.model)
-    mesh: Any = AbstractMesh(tuple(sizes.values()), tuple(sizes))  # no device is needed to say how an array is cut
-    placed = param_shardings(abstract, Layout.of(config.mesh, mesh))
-    shapes = nnx.to_pure_dict(abstract, extract_fn=lambda variable: variable.get_value())
-    return jax.tree.map(
-        lambda array, sharding: padded_bytes(sharding.shard_shape(array.shape), array.dtype, pad, free=True),
-        shapes,
-        placed,
-    )
+    return max(1, min(length, round(rows * length / TOKENS_PER_CHUNK)))

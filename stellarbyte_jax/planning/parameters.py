@@ -1,24 +1,81 @@
-"""A model's parameters, without their memory."""
+"""A model's parameters, without their memory: how many, and how much of them one chip has."""
 
-import functools
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 from flax import nnx
 
-from stellarbyte_jax.config import ByteConfig
+from stellarbyte_jax.config import ByteConfig, LoRAConfig, RunConfig
+from stellarbyte_jax.planning.program import layout_of
+from stellarbyte_jax.planning.saved import padded_bytes
+from stellarbyte_jax.sharding import param_shardings
+from stellarbyte_jax.training.adapters import split_adapters
 from stellarbyte_jax.training.state import abstract_model
 
 
-@functools.cache
-def abstract_parameters(config: ByteConfig) -> nnx.State:
-    """Shapes, dtypes and logical axes."""
-    return abstract_model(config, "float32", "reference", platform="cpu")[1]
+@dataclass(frozen=True)
+class Parameters:
+    """Bytes of one chip's float32 parameters, placed by the table in sharding.py.
+
+    layers: what both kinds have of the layers; dense_layers: that without experts; experts: of those alone.
+    """
+
+    trained: int
+    frozen: int
+    layers: int
+    dense_layers: int
+
+    @property
+    def experts(self) -> int:
+        """Those of the experts."""
+        return self.layers - self.dense_layers
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.trained + self.frozen
 
 
-def count_parameters(config: ByteConfig) -> tuple[int, int]:
-    """(all parameters, those without the experts that a token is not sent to)."""
-    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_parameters(config)))
-    idle_experts = config.num_experts - config.num_experts_per_tok if config.num_experts else 0
-    an_expert = 3 * config.hidden_size * (config.moe_intermediate_size or 0)
-    return total, total - config.num_hidden_layers * idle_experts * an_expert
+class ParameterCounter:
+    """Counts a model's parameters, all of them and those of one chip.
+
+    total: of the whole model, adapters included. active: without the experts that a token is not sent to.
+
+    Raises:
+        UserError: `lora` names what the model has not.
+    """
+
+    def __init__(self, model: ByteConfig, lora: LoRAConfig | None = None) -> None:
+        self._abstract = abstract_model(model, "float32", "reference", lora, platform="cpu")[1]
+        self.total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self._abstract))
+        idle_experts = model.num_experts - model.num_experts_per_tok if model.num_experts else 0
+        an_expert = 3 * model.hidden_size * (model.moe_intermediate_size or 0)
+        self.active = self.total - model.num_hidden_layers * idle_experts * an_expert
+
+    def local(self, config: RunConfig, sizes: dict[str, int], platform: str) -> Parameters:
+        """The parameters of one chip on a mesh of `sizes`.
+
+        Raises:
+            UserError: a parameter's axis is not divisible by its mesh axes.
+        """
+        placed = param_shardings(self._abstract, layout_of(config, sizes))
+        arrays = nnx.to_pure_dict(self._abstract, extract_fn=lambda variable: variable.get_value())
+        local = jax.tree.map(
+            lambda array, sharding: padded_bytes(
+                sharding.shard_shape(array.shape), array.dtype, platform == "tpu", free=True
+            ),
+            arrays,
+            placed,
+        )
+        frozen, trained = split_adapters(local)
+        if config.lora is None:
+            frozen, trained = {}, frozen
+        layers = local["model"]["layers"]
+        experts = _total(layers["mlp"].get("experts", {}))
+        return Parameters(_total(trained), _total(frozen), _total(layers), _total(layers) - experts)
+
+
+def _total(tree: Any) -> int:
+    return sum(jax.tree.leaves(tree))

@@ -1,26 +1,27 @@
 """A run on a machine: whether it fits, how fast it is at best, what it costs and what binds."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from stellarbyte_jax.config import RunConfig
-from stellarbyte_jax.data.placement import check_micro_batch
+from stellarbyte_jax.data.placement import check_batch
 from stellarbyte_jax.errors import UserError
-from stellarbyte_jax.model.flops import StepFlops, step_flops
-from stellarbyte_jax.planning.memory import Memory, predict_memory
-from stellarbyte_jax.planning.parameters import count_parameters
-from stellarbyte_jax.planning.program import kernel_of
-from stellarbyte_jax.planning.roofline import Roofline, predict_time
-from stellarbyte_jax.planning.saved import SavedByLayers, saved_by_layers
+from stellarbyte_jax.model.flops import StepFlops, head_flops, kernel_flops, step_flops
+from stellarbyte_jax.planning.memory import Memory, predict_memory, tokens_a_chip
+from stellarbyte_jax.planning.parameters import ParameterCounter
+from stellarbyte_jax.planning.program import kernel_of, layout_of
+from stellarbyte_jax.planning.roofline import Roofline, busiest_share, predict_time, received_bytes
+from stellarbyte_jax.planning.saved import LayerTraces, SavedByLayers
 from stellarbyte_jax.planning.topology import Topology, mesh_sizes
-from stellarbyte_jax.sharding import LOGICAL_AXIS_RULES
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is predicted of a run."""
+    """What is predicted of a run.
+
+    offloaded: bytes of the host's memory for one chip. received: bytes that a chip gets a step along each mesh axis.
+    """
 
     config: RunConfig
     topology: Topology
@@ -29,7 +30,9 @@ class Plan:
     parameters: int
     active_parameters: int
     memory: Memory
+    offloaded: int
     flops: StepFlops
+    received: dict[str, float]
     roofline: Roofline
 
     @property
@@ -68,11 +71,17 @@ class Plan:
     def to_dict(self, tokens: float | None = None, price: float | None = None) -> dict[str, Any]:
         """For JSON: bytes, seconds and FLOPs; memory is one chip's. `tokens` adds their time and cost."""
         run = {} if tokens is None else dict(zip(("hours", "dollars"), self.cost(tokens, price), strict=True))
+        training = self.config.training
         return {
             "topology": self.topology.name,
             "slices": self.topology.slices,
             "chips": self.topology.size,
             "mesh": self.mesh,
+            "remat": training.remat,
+            "gradient_accumulation_steps": training.gradient_accumulation_steps,
+            "batch_size": training.batch_size,
+            "sequence_length": self.config.data.sequence_length,
+            "dtype": training.dtype,
             "attention_kernel": self.kernel,
             "parameters": self.parameters,
             "active_parameters": self.active_parameters,
@@ -81,10 +90,12 @@ class Plan:
                 **self.memory.parts(),
                 "total": self.memory.total,
                 "hbm": int(self.topology.chip.hbm_bytes),
+                "offloaded": self.offloaded,
             },
             "fits": self.fits,
             "tokens_a_step": self.tokens_a_step,
             "flops_a_step": asdict(self.flops),
+            "received_bytes_a_step": self.received,
             "roofline_seconds": asdict(self.roofline),
             "step_seconds": self.roofline.step_seconds,
             "tokens_per_second": self.tokens_per_second,
@@ -100,39 +111,66 @@ def make_plan(config: RunConfig, topology: Topology) -> Plan:
     Raises:
         UserError: the trainer cannot do that, or the mesh does not fit the topology.
     """
-    kernel = kernel_of(config, topology.chip.platform)
-    check_possible(config, topology, kernel)
-    return predict(config, topology, kernel)
+    return Planner(config, topology).plan(config)
 
 
-def predict(
-    config: RunConfig,
-    topology: Topology,
-    kernel: str,
-    saved_by: Callable[[RunConfig, int, int, str], SavedByLayers] = saved_by_layers,
-) -> Plan:
-    """As make_plan, once check_possible has nothing against it."""
-    sizes = mesh_sizes(config.mesh, topology)
-    training, model, platform = config.training, config.model, topology.chip.platform
-    rows = check_micro_batch(training, {name: sizes[name] for name in LOGICAL_AXIS_RULES["batch"]})
-    saved = saved_by(config, rows, sizes["tensor"], platform)
-    memory = predict_memory(config, sizes, saved, platform)
-    flops = step_flops(model, training.batch_size, config.data.sequence_length, kernel)
-    again = saved.recomputed * topology.size * training.gradient_accumulation_steps
-    flops = dataclasses.replace(flops, executed=flops.executed + again)
-    roofline = predict_time(config, topology, sizes, flops, memory, saved)
-    return Plan(config, topology, sizes, kernel, *count_parameters(model), memory, flops, roofline)
+class Planner:
+    """Plans of one run on one topology, which may differ in mesh, micro-batches and remat.
 
+    Raises:
+        UserError: the run's attention kernel is not for these chips.
+    """
 
-def check_possible(config: RunConfig, topology: Topology, kernel: str) -> None:
-    """Refuses what the trainer cannot do yet: a plan for it would be a promise."""
-    if config.lora is not None:
-        raise UserError("lora: adapters cannot be planned yet; leave lora out to plan the training of all weights")
-    for axis in ("expert", "context"):
-        size = getattr(config.mesh, axis)
-        if size != 1:
-            raise UserError(f"mesh.{axis} {size} cannot be planned yet: plan with mesh.{axis} 1")
-    if kernel == "splash" and topology.chip.platform == "gpu":
-        raise UserError("training.attention_kernel splash is for TPUs: use auto, cudnn or reference on GPUs")
-    if kernel == "cudnn" and topology.chip.platform == "tpu":
-        raise UserError("training.attention_kernel cudnn is for GPUs: use auto, splash or reference on TPUs")
+    def __init__(self, config: RunConfig, topology: Topology) -> None:
+        platform = topology.chip.platform
+        self.topology, self.kernel = topology, kernel_of(config, platform)
+        if self.kernel == "splash" and platform == "gpu":
+            raise UserError("training.attention_kernel splash is for TPUs: use auto, cudnn or reference on GPUs")
+        if self.kernel == "cudnn" and platform == "tpu":
+            raise UserError("training.attention_kernel cudnn is for GPUs: use auto, splash or reference on TPUs")
+        self._traces, self._parameters = LayerTraces(config, platform), ParameterCounter(config.model, config.lora)
+
+    def plan(self, config: RunConfig) -> Plan:
+        """Predicts the run as this variant of its config does it.
+
+        Raises:
+            UserError: the mesh does not fit the topology, or does not divide the batch, the rows or a parameter.
+        """
+        sizes = mesh_sizes(config.mesh, self.topology)
+        layout, platform, training = layout_of(config, sizes), self.topology.chip.platform, config.training
+        check_batch(training, config.data.sequence_length, layout)
+        rows, _ = tokens_a_chip(config, layout)
+        parameters = self._parameters.local(config, sizes, platform)
+        saved = self._traces.saved(training.remat, sizes, rows)
+        memory = predict_memory(config, sizes, parameters, saved, platform)
+        flops, busiest = self._flops(config, sizes, saved)
+        return Plan(
+            config=config,
+            topology=self.topology,
+            mesh=sizes,
+            kernel=self.kernel,
+            parameters=self._parameters.total,
+            active_parameters=self._parameters.active,
+            memory=memory,
+            offloaded=saved.offloaded,
+            flops=flops,
+            received=received_bytes(config, sizes, parameters, saved),
+            roofline=predict_time(config, self.topology, sizes, busiest, parameters, saved),
+        )
+
+    def _flops(self, config: RunConfig, sizes: dict[str, int], saved: SavedByLayers) -> tuple[StepFlops, float]:
+        """(those of all chips, those that the busiest executes)."""
+        training, chips, length = config.training, self.topology.size, config.data.sequence_length
+        flops = step_flops(config.model, training.batch_size, length, self.kernel, frozen=config.lora is not None)
+        layers = saved.flops * training.gradient_accumulation_steps
+        attention = 0
+        if self.kernel in ("splash", "cudnn"):  # the matmuls of others are among the layers'
+            attention = flops.executed - flops.model + flops.attention
+            again = saved.kernels_again * config.model.num_hidden_layers
+            attention += again * kernel_flops(config.model, training.batch_size, length)
+        # Adapters' base gets no gradient: one of the head's three matmuls is left out.
+        passes = 3 if config.lora is None else 2
+        head = passes * training.batch_size * length * head_flops(config.model)
+        executed = layers * chips + attention + head
+        busiest = layers + (attention * busiest_share(config, layout_of(config, sizes).parts("length")) + head) / chips
+        return dataclasses.replace(flops, executed=executed), busiest

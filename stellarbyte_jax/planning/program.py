@@ -1,14 +1,41 @@
-"""The train step as the trainer builds it, for a platform that need not be here."""
+"""The train step as the trainer builds it, for machines that need not be here."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from jax.extend.core import Jaxpr, JaxprEqn
+from jax.interpreters import partial_eval
+from jax.sharding import AbstractMesh
 
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.model.attention_kernels import default_kernel
+from stellarbyte_jax.planning.jaxprs import loop_body
+from stellarbyte_jax.planning.placement import Placement, place_of
+from stellarbyte_jax.sharding import Layout, param_shardings
+from stellarbyte_jax.training.adapters import join, split_adapters
+from stellarbyte_jax.training.state import abstract_model
 
 BATCH_ARRAYS = ("input_ids", "labels", "position_ids", "segment_ids")
+
+# The multiple of tokens that splash takes.
+_LANES = 128
+
+
+@dataclass(frozen=True)
+class LayerLoops:
+    """The train step's scans over layers, forward and backward, and where their arrays lie."""
+
+    forward: JaxprEqn
+    backward: JaxprEqn
+    placement: Placement
+
+    @property
+    def bodies(self) -> tuple[Jaxpr, Jaxpr]:
+        """What one layer does."""
+        return loop_body(self.forward), loop_body(self.backward)
 
 
 def kernel_of(config: RunConfig, platform: str) -> str:
@@ -20,3 +47,54 @@ def kernel_of(config: RunConfig, platform: str) -> str:
 def abstract_batch(rows: int, length: int, sharding: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays that packed data hands to a step."""
     return {name: jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding) for name in BATCH_ARRAYS}
+
+
+def layout_of(config: RunConfig, sizes: dict[str, int]) -> Layout:
+    """The run's layout on a mesh of so many chips: none is needed to say how an array is cut."""
+    return Layout.of(config.mesh, AbstractMesh(tuple(sizes.values()), tuple(sizes)))
+
+
+def layer_loops(config: RunConfig, sizes: dict[str, int], rows: int, platform: str, remat: str) -> LayerLoops:
+    """Traces the layers' gradient for micro-batches of `rows` rows a chip; nothing is compiled.
+
+    Raises:
+        UserError: the kernel cannot do what is asked, or the mesh does not divide a parameter.
+    """
+    kernel, length = kernel_of(config, platform), config.data.sequence_length
+    if kernel == "cudnn":
+        # cuDNN is not here to be asked. It keeps what splash keeps, which wants a multiple of 128 tokens.
+        kernel, length = "splash", -(-length // _LANES) * _LANES
+    layout, training = layout_of(config, sizes), config.training
+    graphdef, abstract = abstract_model(
+        config.model, training.dtype, kernel, config.lora, platform=platform, remat=remat, layout=layout
+    )
+    placed = param_shardings(abstract, layout)
+    batch = abstract_batch(rows * layout.parts("batch"), length)
+    frozen, trained = split_adapters(nnx.to_pure_dict(abstract, extract_fn=lambda variable: variable.get_value()))
+    frozen_placed, trained_placed = split_adapters(placed)
+    if config.lora is None:
+        frozen, trained, frozen_placed, trained_placed = {}, frozen, {}, frozen_placed
+
+    def scalar(trained: Any, frozen: Any, batch: Any) -> jax.Array:
+        model = nnx.merge(graphdef, join(frozen, trained)).model
+        key = jax.random.key(0) if model.stochastic else None
+        input_ids, position_ids, segment_ids = (batch[name] for name in ("input_ids", "position_ids", "segment_ids"))
+        output = model(input_ids, position_ids, segment_ids, dropout_key=key, training=True)
+        # Any function of all that the loss reads has the layers' own gradient.
+        router = () if output.router is None else (output.router.balance_B, output.router.z_B)
+        return sum((jnp.sum(array, dtype=jnp.float32) for array in (output.hidden, *router)), jnp.zeros(()))
+
+    traced = jax.make_jaxpr(jax.grad(scalar))(trained, frozen, batch).jaxpr
+    # What nothing needs, as a kernel run again for outputs that were kept, XLA takes out too.
+    jaxpr, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars), instantiate=True)
+    inputs = [
+        place_of(sharding.spec, array.ndim)
+        for arrays, shardings in ((trained, trained_placed), (frozen, frozen_placed))
+        for array, sharding in zip(jax.tree.leaves(arrays), jax.tree.leaves(shardings), strict=True)
+    ]
+    placement = Placement(sizes)
+    placement.follow(jaxpr, inputs + [place_of(layout.spec("batch", "length"), 2)] * len(batch))
+    loops = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
+    loops = [eqn for eqn in loops if eqn.params["length"] == config.model.num_hidden_layers]
+    forward = next(eqn for eqn in loops if not eqn.params["reverse"])
+    return LayerLoops(forward, next(eqn for eqn in loops if eqn.params["reverse"]), placement)

@@ -1,10 +1,13 @@
-"""A plan in words, and its memory as bars."""
+"""A plan in words."""
 
-from html import escape
+from collections.abc import Sequence
 
 from stellarbyte_jax.chips import GIB
+from stellarbyte_jax.planning.auto_remat import MOST_OF_HBM
 from stellarbyte_jax.planning.compile_ahead import Compiled
+from stellarbyte_jax.planning.memory import Memory
 from stellarbyte_jax.planning.plan import Plan
+from stellarbyte_jax.planning.roofline import WAITED_FOR
 from stellarbyte_jax.planning.search import describe
 
 _BAR_COLUMNS = 40
@@ -24,7 +27,8 @@ def _opening(plan: Plan) -> list[str]:
     rows = training.batch_size // training.gradient_accumulation_steps
     micro_batches = "" if rows == training.batch_size else f", {rows} rows at once"
     return [
-        f"{plan.topology}: {plan.topology.size} chips ({mesh}), {training.dtype}, {plan.kernel} attention",
+        f"{plan.topology}: {plan.topology.size} chips ({mesh}), {training.dtype}, {plan.kernel} attention, "
+        f"remat {training.remat}",
         f"{parameters}, {model.num_hidden_layers} layers; {training.batch_size} rows of "
         f"{plan.config.data.sequence_length} tokens a step{micro_batches}",
     ]
@@ -34,23 +38,33 @@ def _memory(plan: Plan) -> list[str]:
     memory, hbm = plan.memory, plan.topology.chip.hbm_bytes
     largest = max(memory.total, hbm)
     lines = [f"memory of one chip at its fullest, during {memory.moment}, GiB"]
-    for name, size in (*memory.parts().items(), ("total", memory.total), ("chip has", int(hbm))):
+    for name, size in (*_there(memory).items(), ("total", memory.total), ("chip has", int(hbm))):
         bar = "█" * round(_BAR_COLUMNS * size / largest)
         lines.append(f"  {name.replace('_', ' '):<15} {size / GIB:8.3f} {bar}".rstrip())
     missing = memory.total - hbm
     verdict = f"does not fit: {missing / GIB:.2f} GiB too much" if missing > 0 else "fits"
+    if plan.offloaded:
+        lines.append(f"  beside it {plan.offloaded / GIB:.3f} GiB of activations in the host's memory")
     return [*lines, f"  {verdict}"]
 
 
 def _speed(plan: Plan) -> list[str]:
     flops, roofline = plan.flops, plan.roofline
-    times = {"compute": roofline.compute, "HBM": roofline.hbm}
-    times |= {f"interconnect, mesh.{axis}": seconds for axis, seconds in roofline.interconnect.items()}
-    return [
+    lines = [
         f"one step: {flops.model:.4g} FLOPs of the model ({flops.attention / flops.model:.0%} attention), "
         f"{flops.executed:.4g} executed",
-        "roofline, seconds a step of each at its full rate; only for mesh.tensor's sums the rest waits",
-        *(f"  {name:<26} {seconds:9.4f}" for name, seconds in times.items()),
+        "roofline: seconds a step of each at its full rate, one beside the other",
+        f"  {'compute':<26} {roofline.compute:9.4f}",
+        f"  {'HBM':<26} {roofline.hbm:9.4f}",
+    ]
+    if plan.offloaded:
+        lines.append(f"  {'host':<26} {roofline.host:9.4f}")
+    for axis, seconds in roofline.interconnect.items():
+        waits = ", which compute waits for" if axis in WAITED_FOR else ""
+        received = f"{plan.received.get(axis, 0.0) / GIB:.3f} GiB to each chip"
+        lines.append(f"  {f'interconnect, mesh.{axis}':<26} {seconds:9.4f}  {received}{waits}")
+    return [
+        *lines,
         f"at most {plan.tokens_per_second:,.0f} tokens/s, MFU {plan.mfu:.1%}, {roofline.step_seconds:.3f} s a step",
         f"what binds: {plan.binds}",
     ]
@@ -69,15 +83,38 @@ def _cost(plan: Plan, tokens: float | None, price: float | None) -> list[str]:
     return [f"{tokens:.4g} tokens: at least {hours:,.1f} hours, {cost}"]
 
 
-def search_text(plans: list[Plan]) -> str:
-    """A table of plans."""
-    lines = ["GiB a chip  tokens/s at most    MFU  what binds                   settings"]
+def policies_text(plans: Sequence[Plan], chosen: Plan) -> str:
+    """What each remat policy would need, and which auto takes."""
+    policy = chosen.config.training.remat
+    why = "the fastest that fits with a twentieth of the HBM to spare"
+    if chosen.memory.total > chosen.topology.chip.hbm_bytes * MOST_OF_HBM:
+        why = "none leaves a twentieth of the HBM free, and it needs least"
+    lines = [f"training.remat auto: {policy}, {why}", "  policy                GiB a chip  s a step at least"]
     for plan in plans:
-        lines.append(
-            f"{plan.memory.total / GIB:10.2f} {plan.tokens_per_second:17,.0f} {plan.mfu:6.1%}  {plan.binds:<28} "
-            f"{describe(plan)}"
-        )
+        name = plan.config.training.remat
+        marks = (" <-" if name == policy else "") + ("" if plan.fits else "  does not fit")
+        lines.append(f"  {name:<20} {plan.memory.total / GIB:11.2f} {plan.roofline.step_seconds:18.3f}{marks}")
     return "\n".join(lines)
+
+
+def search_text(plans: Sequence[Plan]) -> str:
+    """A table of plans, and the first as options."""
+    axes = [axis for axis in plans[0].mesh if any(plan.mesh[axis] > 1 for plan in plans)] or ["data"]
+    meshes = " ".join(f"{axis:>7}" for axis in axes)
+    lines = [f"   GiB    tokens/s    MFU {meshes} steps  remat               what binds"]
+    for plan in plans:
+        training, sizes = plan.config.training, " ".join(f"{plan.mesh[axis]:7}" for axis in axes)
+        lines.append(
+            f"{plan.memory.total / GIB:6.2f} {plan.tokens_per_second:11,.0f} {plan.mfu:6.1%} {sizes} "
+            f"{training.gradient_accumulation_steps:5}  {training.remat:<19} {plan.binds}"
+        )
+    return "\n".join(
+        [
+            f"{plans[0].topology}: what fits, the fastest first; each needs less memory of a chip than those above it",
+            *lines,
+            f"the first: {describe(plans[0])}",
+        ]
+    )
 
 
 def compiled_text(plan: Plan, compiled: Compiled) -> str:
@@ -100,46 +137,5 @@ def compiled_text(plan: Plan, compiled: Compiled) -> str:
     return "\n".join([*lines, f"estimated cycles a step: {program.cycles / 1e9:.3f} G{kernels}"])
 
 
-def memory_picture(plan: Plan) -> str:
-    """An SVG of one bar a chip: its parts, against what the chip has."""
-    memory, hbm = plan.memory, plan.topology.chip.hbm_bytes
-    width, height, left, top, shown = 760, 300, 56, 40, min(plan.topology.size, 16)
-    scale = height / (1.05 * max(memory.total, hbm))
-    step = (width - left - 200) / shown
-    drawn = []
-    for chip in range(shown):
-        bottom = float(top + height)
-        for (name, size), color in zip(memory.parts().items(), _COLORS, strict=True):
-            bottom -= size * scale
-            drawn.append(
-                f'<rect x="{left + chip * step:.1f}" y="{bottom:.2f}" width="{0.8 * step:.1f}" '
-                f'height="{size * scale:.2f}" fill="{color}"><title>{_label(name, size)}</title></rect>'
-            )
-    line = top + height - hbm * scale
-    drawn.append(f'<line x1="{left}" x2="{width - 200}" y1="{line:.2f}" y2="{line:.2f}" stroke="#c00"/>')
-    drawn.append(_text(width - 194, line + 4, f"{plan.topology.chip.name} has {hbm / GIB:.2f} GiB", "#c00"))
-    for row, ((name, size), color) in enumerate(zip(memory.parts().items(), _COLORS, strict=True)):
-        y = top + height - 18 * row
-        drawn.append(f'<rect x="{width - 194}" y="{y - 10}" width="12" height="12" fill="{color}"/>')
-        drawn.append(_text(width - 176, y, _label(name, size)))
-    more = "" if shown == plan.topology.size else f", the first {shown} of {plan.topology.size} equal ones"
-    title = f"{plan.topology}: {memory.total / GIB:.2f} GiB a chip{more}"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + top + 20}" font-family="sans-serif" '
-        f'font-size="12">\n{_text(left, 20, title)}\n' + "\n".join(drawn) + "\n</svg>\n"
-    )
-
-
-# Okabe & Ito's, which colour-blind people tell apart, and three greys.
-_COLORS = (
-    *("#0072b2", "#56b4e9", "#333333", "#666666", "#009e73", "#f0e442"),
-    *("#d55e00", "#e69f00", "#8c564b", "#cc79a7", "#999999"),
-)
-
-
-def _label(name: str, size: int) -> str:
-    return f"{name.replace('_', ' ')} {size / GIB:.3f} GiB"
-
-
-def _text(x: float, y: float, text: str, color: str = "#000") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" fill="{color}">{escape(text)}</text>'
+def _there(memory: Memory) -> dict[str, int]:
+    return {name: size for name, size in memory.parts().items() if size}

@@ -5,25 +5,31 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from stellarbyte_jax.config import RunConfig
-from stellarbyte_jax.model.flops import StepFlops
-from stellarbyte_jax.planning.memory import Memory, rows_a_chip
+from stellarbyte_jax.model.flops import visible_pairs
+from stellarbyte_jax.planning.memory import tokens_a_chip
+from stellarbyte_jax.planning.parameters import Parameters
+from stellarbyte_jax.planning.program import layout_of
 from stellarbyte_jax.planning.saved import SavedByLayers
 from stellarbyte_jax.planning.topology import Topology, axis_bandwidths
 
 # AdamW reads parameter, two moments and gradient, and writes all but the gradient, which the clipping's norm reads.
 _OPTIMIZER_PASSES = 8
 
+# The mesh axes whose exchanges the next matmul waits for.
+WAITED_FOR = ("expert", "tensor")
+
 
 @dataclass(frozen=True)
 class Roofline:
     """Seconds a step that a chip is busy with each, were there nothing else.
 
-    HBM's work, and moving weights and gradients along data and fsdp, can go on beside arithmetic; for what tensor sums
-    the next matmul waits.
+    HBM's work, moving weights and gradients along data and fsdp, keys along context, and activations to the host and
+    back (`host`) can go on beside arithmetic; for what tensor sums and experts exchange the next matmul waits.
     """
 
     compute: float
     hbm: float
+    host: float
     interconnect: dict[str, float]
 
     @property
@@ -33,63 +39,90 @@ class Roofline:
 
     @property
     def binds(self) -> str:
-        """What is the longest; of arithmetic and the sums that it waits for, the longer."""
+        """What is the longest; of arithmetic and the exchanges that it waits for, the longest."""
         times = self._in_parallel()
         longest = max(times, key=lambda name: times[name])
-        if longest == "compute" and self.interconnect.get("tensor", 0.0) > self.compute:
-            return "interconnect (mesh.tensor)"
-        if longest != "interconnect":
+        if longest not in ("compute", "interconnect"):
             return longest
-        axis = max((name for name in self.interconnect if name != "tensor"), key=lambda name: self.interconnect[name])
+        axes = {
+            axis: time for axis, time in self.interconnect.items() if (axis in WAITED_FOR) == (longest == "compute")
+        }
+        axis = max(axes, key=lambda name: axes[name], default="")
+        if longest == "compute" and axes.get(axis, 0.0) <= self.compute:
+            return "compute"
         return f"interconnect (mesh.{axis})"
 
     def _in_parallel(self) -> dict[str, float]:
-        tensor = self.interconnect.get("tensor", 0.0)
-        rest = sum(self.interconnect.values()) - tensor
-        return {"compute": self.compute + tensor, "HBM": self.hbm, "interconnect": rest}
+        waited = sum(time for axis, time in self.interconnect.items() if axis in WAITED_FOR)
+        rest = sum(self.interconnect.values()) - waited
+        return {"compute": self.compute + waited, "HBM": self.hbm, "interconnect": rest, "host": self.host}
 
 
 def predict_time(
     config: RunConfig,
     topology: Topology,
     sizes: dict[str, int],
-    flops: StepFlops,
-    memory: Memory,
+    flops: float,
+    parameters: Parameters,
     saved: SavedByLayers,
 ) -> Roofline:
-    """The roofline of a step (Williams et al. 2009, 10.1145/1498765.1498785)."""
-    chip, dtype = topology.chip, config.training.dtype
+    """The roofline of a step (Williams et al. 2009, 10.1145/1498765.1498785) whose busiest chip executes `flops`."""
+    chip, dtype, layout = topology.chip, config.training.dtype, layout_of(config, sizes)
     micro_batches = config.training.gradient_accumulation_steps
     # The loss writes and reads logits and their gradient about three times.
-    tokens = rows_a_chip(config, sizes) * config.data.sequence_length
-    logits = 4 * tokens * config.model.vocab_size // sizes["tensor"]
-    traffic = micro_batches * (saved.traffic + 3 * logits) + _OPTIMIZER_PASSES * memory.parameters
-    bandwidths = axis_bandwidths(topology, sizes)
-    received = received_bytes(config, sizes, memory)
+    rows, length = tokens_a_chip(config, layout)
+    logits = 4 * rows * length * config.model.vocab_size // layout.parts("vocab")
+    traffic = micro_batches * (saved.traffic + 3 * logits) + _OPTIMIZER_PASSES * parameters.trained
+    received = received_bytes(config, sizes, parameters, saved)
     return Roofline(
-        compute=flops.executed / topology.size / chip.peak_flops[dtype],
+        compute=flops / chip.peak_flops[dtype],
         hbm=traffic / chip.hbm_bandwidth,
-        interconnect={axis: received[axis] / bandwidth for axis, bandwidth in bandwidths.items()},
+        host=2 * micro_batches * saved.offloaded / chip.host_bandwidth,
+        interconnect={
+            axis: received.get(axis, 0.0) / bandwidth for axis, bandwidth in axis_bandwidths(topology, sizes).items()
+        },
     )
 
 
-def received_bytes(config: RunConfig, sizes: dict[str, int], memory: Memory) -> dict[str, float]:
+def received_bytes(
+    config: RunConfig, sizes: dict[str, int], parameters: Parameters, saved: SavedByLayers
+) -> dict[str, float]:
     """Bytes that each chip receives a step along each mesh axis.
 
-    fsdp gathers weights in the compute dtype for the forward and again for the backward pass, a third time where remat
-    works the forward pass out again, and scatters gradients. data sums gradients: twice what a chip has of them. tensor
-    sums the output of attention and of the feed-forward, and their inputs' gradients.
+    Axes that spread parameters gather them in the compute dtype for the forward and again for the backward pass, a
+    third time where remat works the forward pass out again, and scatter gradients. Other axes that share out tokens
+    sum gradients: twice what a chip has of them. tensor gathers what goes into attention and the feed-forward and
+    scatters sums of what comes out, and again their gradients; sums of experts are their own, as are their weights.
     """
-    model, itemsize = config.model, jnp.dtype(config.training.dtype).itemsize
-    micro_batches = config.training.gradient_accumulation_steps
-    others = {axis: (size - 1) / size for axis, size in sizes.items()}
-    # Both in the compute dtype, of what one part of a tensor axis has: all of it, and what one chip keeps.
-    kept = memory.parameters / 4 * itemsize
-    gathered, passes = kept * sizes["fsdp"], 3 if config.training.remat == "none" else 4
-    tokens = rows_a_chip(config, sizes) * config.data.sequence_length
-    sums = tokens * model.hidden_size * itemsize * 4 * model.num_hidden_layers
-    return {
-        "data": micro_batches * others["data"] * 2 * kept,
-        "fsdp": micro_batches * others["fsdp"] * passes * gathered,
-        "tensor": micro_batches * others["tensor"] * 2 * sums,
-    }
+    model, layout, adapters = config.model, layout_of(config, sizes), config.lora is not None
+    micro_batches, itemsize = config.training.gradient_accumulation_steps, jnp.dtype(config.training.dtype).itemsize
+    received = {axis: micro_batches * amount for axis, amount in saved.received.items()}
+
+    def add(axis: str, amount: float) -> None:
+        received[axis] = received.get(axis, 0.0) + micro_batches * amount
+
+    spreading = layout.mesh_axes("hidden")
+    passes = (2 if config.training.remat == "none" else 3) + (0 if adapters else 1)
+    gathered = (parameters.total - parameters.experts) / 4 * itemsize
+    for axis in reversed(spreading):
+        add(axis, passes * gathered * (sizes[axis] - 1))
+        gathered *= sizes[axis]
+    summed = (parameters.trained - (0 if adapters else parameters.experts)) / 4 * itemsize
+    for axis in (*layout.mesh_axes("batch"), *layout.mesh_axes("length")):
+        if axis not in spreading:
+            add(axis, 2 * summed * (sizes[axis] - 1) / sizes[axis])
+    rows, length = tokens_a_chip(config, layout)
+    moves = model.num_hidden_layers * (6 if model.num_experts else 8)
+    for axis in layout.mesh_axes("heads"):
+        add(axis, moves * rows * length * model.hidden_size * itemsize * (sizes[axis] - 1) / sizes[axis])
+    return received
+
+
+def busiest_share(config: RunConfig, parts: int) -> float:
+    """How much of attention the busiest of the chips does that share out a row's queries, against the mean.
+
+    Their parts are contiguous, and the last queries see the most keys.
+    """
+    length, window = config.data.sequence_length, config.model.sliding_window
+    pairs, before = visible_pairs(length, window), visible_pairs(length - length // parts, window)
+    return (pairs - before) * parts / pairs

@@ -1,31 +1,27 @@
-"""What the layers keep between their forward and backward passes, read from the train step's jaxpr."""
+"""What layers keep between their forward and backward passes and what they do, read from the train step's jaxpr."""
 
 import dataclasses
-import functools
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from stellarbyte_jax.config import ByteConfig, RunConfig
-from stellarbyte_jax.errors import UserError
-from stellarbyte_jax.model.flops import kernel_flops
-from stellarbyte_jax.planning.jaxprs import (
-    equations,
-    inner_jaxprs,
+from stellarbyte_jax.config import RunConfig
+from stellarbyte_jax.planning.jaxprs import KERNEL, equations, inner_jaxprs, loop_body
+from stellarbyte_jax.planning.placement import Placement
+from stellarbyte_jax.planning.program import LayerLoops, layer_loops, layout_of
+from stellarbyte_jax.planning.work import (
+    gathered_bytes,
     kernel_calls,
-    loop_body,
     matmul_flops,
+    received_bytes,
+    standing_bytes,
     traffic_bytes,
 )
-from stellarbyte_jax.planning.program import abstract_batch, kernel_of
-from stellarbyte_jax.training.optimizer import make_optimizer
-from stellarbyte_jax.training.state import abstract_model, init_state
-from stellarbyte_jax.training.step import make_train_step
 
 # A TPU's vectors: the last axis of an array in HBM is filled up to 128 lanes, the one before to 8 rows.
 _LANES, _ROWS = 128, 8
@@ -33,63 +29,122 @@ _LANES, _ROWS = 128, 8
 
 @dataclass(frozen=True)
 class SavedByLayers:
-    """Bytes on one chip for one micro-batch, all layers together.
+    """Of one chip for one micro-batch, all layers together, in bytes and FLOPs.
 
-    activations: what depends on the tokens. weights: what depends on parameters alone, such as copies in the compute
-    dtype, before fsdp divides it. working: what one layer's backward pass works out again, all at hand at once.
-    traffic: what matmuls and kernels read and write, forward and backward. recomputed: FLOPs of matmuls and kernels
-    that remat does a second time.
+    activations: what depends on the tokens. offloaded: those of them that the host's memory holds. weights: what
+    depends on parameters alone, such as copies in the compute dtype. working: what one layer's backward pass works out
+    again, all at hand at once. exchanged: what one layer holds of other chips' tokens, keys or experts. traffic: what
+    matmuls and kernels read and write, forward and backward. flops: of the matmuls, remat's included. kernels_again:
+    how often remat calls a layer's attention kernel again. received: by the layers' own collectives, along each axis.
     """
 
     activations: int
+    offloaded: int
     weights: int
     working: int
+    exchanged: int
     traffic: int
-    recomputed: int
+    flops: int
+    kernels_again: int
+    received: dict[str, float] = field(default_factory=dict)
 
 
-def saved_by_layers(config: RunConfig, rows: int, tensor: int, platform: str) -> SavedByLayers:
-    """Traces the train step for one chip's `rows` rows and 1/`tensor` of each layer; nothing is compiled.
+@dataclass(frozen=True)
+class _Kept:
+    activations: int
+    offloaded: int
+    weights: int
 
-    It is the trainer's own step: switches of the architecture, kernels and remat policies count by themselves.
 
-    Raises:
-        UserError: `tensor` does not divide heads or feed-forward channels, or the kernel cannot do what is asked.
+class LayerTraces:
+    """Traces a run's layers for one mesh after the other; what meshes have in common is traced once.
+
+    It is the trainer's own step: switches of the architecture, kernels, experts' and context's exchanges and remat
+    policies count by themselves.
     """
-    pad, layers = platform == "tpu", config.model.num_hidden_layers
-    forward, backward = _loops(config, rows, tensor, platform, config.training.remat)
-    model, length = config.model, config.data.sequence_length
-    residual = {(rows, length, model.hidden_size), (rows, length, 1)} if length % tensor == 0 else set()
-    kept = functools.partial(_kept, pad=pad, residual=residual, tensor=tensor)
-    activations, weights = kept(forward, backward)
-    everything, again = activations, 0
-    if config.training.remat != "none":
-        plain = _loops(config, rows, tensor, platform, "none")
-        everything, _ = kept(*plain)
-        again = sum(matmul_flops(loop_body(eqn)) for eqn in (forward, backward))
-        again -= sum(matmul_flops(loop_body(eqn)) for eqn in plain)
-        calls = kernel_calls(loop_body(backward)) - kernel_calls(loop_body(plain[1]))
-        again += calls * kernel_flops(config.model, rows, config.data.sequence_length) // tensor
-    traffic = layers * sum(traffic_bytes(loop_body(eqn)) for eqn in (forward, backward))
-    working = max(0, everything - activations) // layers
-    return SavedByLayers(activations, weights, working, traffic, layers * again)
+
+    def __init__(self, config: RunConfig, platform: str) -> None:
+        self._config, self._platform = config, platform
+        self._traced: dict[Any, SavedByLayers] = {}
+        self._calls: dict[Any, int] = {}
+
+    def saved(self, remat: str, sizes: dict[str, int], rows: int) -> SavedByLayers:
+        """For `rows` rows a chip on a mesh of `sizes`.
+
+        Raises:
+            UserError: the mesh does not divide a parameter, or the kernel cannot do what is asked.
+        """
+        # Of data and fsdp a layer's own program knows only what experts exchange: (n - 1) / n of it along n chips.
+        most = 2 if self._config.model.num_experts else 1
+        few = {axis: min(size, most) if axis in ("data", "fsdp") else size for axis, size in sizes.items()}
+        grown = self._trace(remat, few, 1)
+        if rows > 1:
+            grown = _along_a_line(grown, self._trace(remat, few, 2), rows)
+        spread = layout_of(self._config, few).parts("hidden"), layout_of(self._config, sizes).parts("hidden")
+        received = {
+            axis: amount * 2 * (sizes[axis] - 1) / sizes[axis] if axis in ("data", "fsdp") else amount
+            for axis, amount in grown.received.items()
+        }
+        return dataclasses.replace(grown, weights=grown.weights * spread[0] // spread[1], received=received)
+
+    def _trace(self, remat: str, sizes: dict[str, int], rows: int) -> SavedByLayers:
+        key = remat, tuple(sizes.values()), rows
+        if key not in self._traced:
+            loops = layer_loops(self._config, sizes, rows, self._platform, remat)
+            plain = None if remat == "none" else self._trace("none", sizes, rows)
+            self._calls[key] = sum(kernel_calls(body) for body in loops.bodies)
+            again = self._calls[key] - self._calls["none", *key[1:]]
+            self._traced[key] = self._study(loops, sizes, plain, again)
+        return self._traced[key]
+
+    def _study(
+        self, loops: LayerLoops, sizes: dict[str, int], plain: SavedByLayers | None, kernels_again: int
+    ) -> SavedByLayers:
+        layers, bodies, placement = self._config.model.num_hidden_layers, loops.bodies, loops.placement
+        kept = _kept(loops, pad=self._platform == "tpu")
+        standing = kept.activations - kept.offloaded
+        working = 0 if plain is None else max(0, plain.activations - standing) // layers
+        received: dict[str, float] = defaultdict(float)
+        for body in bodies:
+            for axis, amount in received_bytes(body, placement, sizes).items():
+                received[axis] += layers * amount
+        return SavedByLayers(
+            activations=standing,
+            offloaded=kept.offloaded,
+            weights=kept.weights,
+            working=working,
+            exchanged=_exchanged(bodies[1], placement, sizes),
+            traffic=layers * sum(traffic_bytes(body, placement) for body in bodies),
+            flops=layers * sum(matmul_flops(body, placement) for body in bodies),
+            kernels_again=kernels_again,
+            received=dict(received),
+        )
 
 
-def _loops(config: RunConfig, rows: int, tensor: int, platform: str, remat: str) -> tuple[JaxprEqn, JaxprEqn]:
-    """The train step's scans over layers, forward and backward."""
-    kernel, length = kernel_of(config, platform), config.data.sequence_length
-    if kernel == "cudnn":
-        # cuDNN is not here to be asked. It keeps what splash keeps, which wants a multiple of 128 tokens.
-        kernel, length = "splash", _up(length, _LANES)
-    model = _part_of_model(config.model, tensor)
-    optimizer = make_optimizer(config.optimizer, config.training.max_steps)
-    graphdef, _ = abstract_model(model, config.training.dtype, kernel, platform=platform, remat=remat)
-    state = jax.eval_shape(lambda: init_state(model, optimizer, config.seed))
-    step = make_train_step(graphdef, optimizer, seed=config.seed)
-    jaxpr = jax.make_jaxpr(step)(state, abstract_batch(rows, length), {}).jaxpr
-    loops = [eqn for eqn in equations(jaxpr) if _is_loop(eqn, config.model.num_hidden_layers)]
-    forward = next(eqn for eqn in loops if not eqn.params["reverse"])
-    return forward, next(eqn for eqn in loops if eqn.params["reverse"])
+def _along_a_line(one: SavedByLayers, two: SavedByLayers, rows: int) -> SavedByLayers:
+    """What `rows` rows would give, by what one and two do: all of it is a part for the weights and a part a row."""
+
+    def grown(a: Any, b: Any) -> Any:
+        return a + (b - a) * (rows - 1)
+
+    received = {axis: grown(amount, two.received[axis]) for axis, amount in one.received.items()}
+    numbers = {
+        field.name: grown(getattr(one, field.name), getattr(two, field.name))
+        for field in dataclasses.fields(one)
+        if field.name not in ("received", "kernels_again")
+    }
+    return SavedByLayers(**numbers, kernels_again=one.kernels_again, received=received)
+
+
+def _exchanged(backward: Jaxpr, placement: Placement, sizes: dict[str, int]) -> int:
+    """What a layer's backward pass holds where chips send each other more than sums of gradients."""
+    most = 0
+    for eqn, _ in equations(backward):
+        if eqn.primitive.name == "shard_map":
+            sent = received_bytes(eqn.params["jaxpr"], placement, sizes)
+            standing = standing_bytes(eqn.params["jaxpr"]) if sent else 0
+            most = max(most, standing + sum(amount for _, amount in gathered_bytes(eqn, placement, sizes)))
+    return most
 
 
 def padded_bytes(shape: tuple[int, ...], dtype: Any, pad: bool = True, *, free: bool = False) -> int:
@@ -110,38 +165,17 @@ def _up(side: int, multiple: int) -> int:
     return -(-side // multiple) * multiple
 
 
-def _part_of_model(config: ByteConfig, tensor: int) -> ByteConfig:
-    """The model whose whole layers are what one chip holds of this one's."""
-    if tensor == 1:
-        return config
-    parts: dict[str, Any] = {"head_dim": config.head_dim, "pruned_heads": None}
-    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size", "moe_intermediate_size"):
-        value = getattr(config, name)
-        if value is not None and value % tensor:
-            raise UserError(f"mesh.tensor {tensor} does not divide model.{name} {value}: choose a size that does")
-        parts[name] = None if value is None else value // tensor
-    return dataclasses.replace(config, **parts)
-
-
-def _is_loop(eqn: JaxprEqn, length: int) -> bool:
-    return eqn.primitive.name == "scan" and eqn.params["length"] == length
-
-
-def _kept(
-    forward: JaxprEqn, backward: JaxprEqn, *, pad: bool, residual: set[tuple[int, int, int]], tensor: int
-) -> tuple[int, int]:
-    """(activations, weights) that a scan over layers puts out for its reverse; equal values are kept once by XLA.
-
-    Arrays of the `residual` stream's shapes are shared out by tokens among the chips of a tensor axis.
-    """
+def _kept(loops: LayerLoops, *, pad: bool) -> _Kept:
+    """What the scan over layers puts out for its reverse; equal values are kept once by XLA."""
+    forward, backward, placement = loops.forward, loops.backward, loops.placement
     body = loop_body(forward)
     consts, carry = forward.params["num_consts"], forward.params["num_carry"]
     xs: list[Any] = body.invars[consts + carry :]
     parameters = {id(var) for var in xs if jnp.issubdtype(var.aval.dtype, jnp.floating) and var.aval.ndim}
-    number = _value_numbers(body)
+    number = _value_numbers(body, placement)
     of_tokens = _depends_on(body, [var for var in body.invars if id(var) not in parameters])
     uses = _uses(backward)
-    seen, bytes_of = set(), {True: 0, False: 0}
+    seen, bytes_of = set(), {"activations": 0, "offloaded": 0, "weights": 0}
     for inner, outer in zip(body.outvars[carry:], forward.outvars[carry:], strict=True):
         if isinstance(inner, Literal) or number[inner] in seen:
             continue
@@ -151,10 +185,11 @@ def _kept(
         if pad and dtype == jnp.float32 and used_by == {"dot_general"}:
             dtype = jnp.bfloat16  # a TPU's matmuls round to it at their door, so XLA keeps no more
         # Kernels want their own order of axes; otherwise XLA finds one that fills the tiles.
-        free = "pallas_call" not in used_by
-        shared = tensor if tuple(aval.shape[1:]) in residual else 1
-        bytes_of[inner in of_tokens] += padded_bytes(aval.shape, dtype, pad, free=free) // shared
-    return bytes_of[True], bytes_of[False]
+        size = padded_bytes(placement.local_shape(outer), dtype, pad, free=KERNEL not in used_by)
+        bytes_of["activations" if inner in of_tokens else "weights"] += size
+        if aval.memory_space == jax.memory.Space.Host:
+            bytes_of["offloaded"] += size
+    return _Kept(**bytes_of)
 
 
 def _uses(backward: JaxprEqn) -> dict[Any, set[str]]:
@@ -162,8 +197,8 @@ def _uses(backward: JaxprEqn) -> dict[Any, set[str]]:
     body = loop_body(backward)
     reads: dict[Any, set[str]] = defaultdict(set)
     for eqn in reversed(body.eqns):
-        inner = {e.primitive.name for jaxpr in inner_jaxprs(eqn) for e in equations(jaxpr)}
-        names = {"pallas_call"} if "pallas_call" in inner else {eqn.primitive.name}
+        inner = {e.primitive.name for jaxpr in inner_jaxprs(eqn) for e, _ in equations(jaxpr)}
+        names = {KERNEL} if KERNEL in inner else {eqn.primitive.name}
         if eqn.primitive.name in ("reshape", "transpose", "squeeze"):
             names = reads[eqn.outvars[0]]
         for var in eqn.invars:
@@ -173,11 +208,14 @@ def _uses(backward: JaxprEqn) -> dict[Any, set[str]]:
     return {outer: reads[inner] for outer, inner in pairs if not isinstance(outer, Literal)}
 
 
-def _value_numbers(jaxpr: Jaxpr) -> dict[Any, int]:
+def _value_numbers(jaxpr: Jaxpr, placement: Placement) -> dict[Any, int]:
     """Equal numbers for values that the same operation made of the same values."""
     number: dict[Any, int] = {var: index for index, var in enumerate((*jaxpr.constvars, *jaxpr.invars))}
     known: dict[Any, int] = {}
     for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "sharding_constraint" and placement.of(eqn.invars[0]) == placement.of(eqn.outvars[0]):
+            number[eqn.outvars[0]] = number[eqn.invars[0]]
+            continue
         of = tuple(str(var) if isinstance(var, Literal) else number[var] for var in eqn.invars)
         same = not inner_jaxprs(eqn) and not eqn.effects
         for place, var in enumerate(eqn.outvars):

@@ -1,19 +1,14 @@
 """Other ways of doing the same step on the same chips: meshes, micro-batches and remat policies."""
 
 import dataclasses
-import functools
-import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from stellarbyte_jax.config import MeshConfig, RunConfig, TrainingConfig
+from stellarbyte_jax.config import MeshConfig, RunConfig
 from stellarbyte_jax.errors import UserError
-from stellarbyte_jax.planning.plan import Plan, check_possible, predict
-from stellarbyte_jax.planning.program import kernel_of
-from stellarbyte_jax.planning.saved import SavedByLayers, saved_by_layers
+from stellarbyte_jax.planning.auto_remat import REMAT_POLICIES, with_remat
+from stellarbyte_jax.planning.plan import Plan, Planner
 from stellarbyte_jax.planning.topology import Topology
-
-REMAT_POLICIES = typing.get_args(typing.get_type_hints(TrainingConfig)["remat"])
 
 # More chips on one layer's matrices than a host has are never faster.
 _MOST_TENSOR = 8
@@ -27,15 +22,13 @@ def search(config: RunConfig, topology: Topology, progress: Callable[[int, int],
     Raises:
         UserError: none fits; it names the one that misses by least.
     """
-    kernel = kernel_of(config, topology.chip.platform)
-    check_possible(config, topology, kernel)
+    planner = Planner(config, topology)
     candidates = list(_candidates(config, topology))
-    saved = _by_rows(config, topology.chip.platform)
     plans = []
     for done, candidate in enumerate(candidates):
         # A mesh that does not divide the model or the batch is no candidate.
         try:
-            plans.append(predict(candidate, topology, kernel, saved))
+            plans.append(planner.plan(candidate))
         except UserError as error:
             refusal = error
         progress(done + 1, len(candidates))
@@ -62,42 +55,39 @@ def describe(plan: Plan) -> str:
 
 
 def _candidates(config: RunConfig, topology: Topology) -> Iterator[RunConfig]:
-    for tensor in (size for size in (1, 2, 4, _MOST_TENSOR) if topology.size % size == 0):
-        rest = topology.size // tensor
-        for data in (size for size in range(1, rest + 1) if rest % size == 0):
-            mesh: MeshConfig = dataclasses.replace(config.mesh, data=data, fsdp=rest // data, tensor=tensor)
-            for steps in _divisors_of_two(config.training.batch_size // rest):
-                for remat in REMAT_POLICIES:
-                    training = dataclasses.replace(config.training, gradient_accumulation_steps=steps, remat=remat)
-                    yield dataclasses.replace(config, mesh=mesh, training=training)
+    for mesh in _meshes(config, topology.size):
+        rows = config.training.batch_size // (mesh.data * mesh.fsdp * mesh.expert)
+        for steps in _powers_of_two(rows):
+            for remat in REMAT_POLICIES:
+                training = dataclasses.replace(config.training, gradient_accumulation_steps=steps)
+                yield with_remat(dataclasses.replace(config, mesh=mesh, training=training), remat)
 
 
-def _divisors_of_two(rows: int) -> Iterator[int]:
-    steps = 1
-    while rows and rows % steps == 0:
-        yield steps
-        steps *= 2
+def _meshes(config: RunConfig, chips: int) -> Iterator[MeshConfig]:
+    """Experts are shared out where there are some, rows where there are fewer than chips."""
+    batch_size, experts = config.training.batch_size, config.model.num_experts
+    for tensor in (size for size in (1, 2, 4, _MOST_TENSOR) if chips % size == 0):
+        for expert in _divisors(experts) if experts else (1,):
+            for context in _powers_of_two(chips // tensor) if batch_size < chips else (1,):
+                rest, left = divmod(chips, tensor * expert * context)
+                if left:
+                    continue
+                for data in _divisors(rest):
+                    if batch_size % (rest * expert) == 0:
+                        sizes: Any = {"data": data, "fsdp": rest // data, "expert": expert, "context": context}
+                        yield dataclasses.replace(config.mesh, **sizes, tensor=tensor)
 
 
-def _by_rows(config: RunConfig, platform: str) -> Callable[[RunConfig, int, int, str], SavedByLayers]:
-    """saved_by_layers by proportion: what layers keep grows with rows, so one row is traced a policy and part."""
+def _divisors(number: int) -> Iterator[int]:
+    return (size for size in range(1, number + 1) if number % size == 0)
 
-    @functools.cache
-    def one_row(remat: Any, tensor: int) -> SavedByLayers:
-        training = dataclasses.replace(config.training, remat=remat)
-        return saved_by_layers(dataclasses.replace(config, training=training), 1, tensor, platform)
 
-    def saved(candidate: RunConfig, rows: int, tensor: int, _: str) -> SavedByLayers:
-        one = one_row(candidate.training.remat, tensor)
-        return dataclasses.replace(
-            one,
-            activations=one.activations * rows,
-            working=one.working * rows,
-            traffic=one.traffic * rows,
-            recomputed=one.recomputed * rows,
-        )
-
-    return saved
+def _powers_of_two(number: int) -> Iterator[int]:
+    """Those that divide it."""
+    size = 1
+    while number and number % size == 0:
+        yield size
+        size *= 2
 
 
 def _pareto(plans: list[Plan]) -> list[Plan]:

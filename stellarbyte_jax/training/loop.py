@@ -166,5 +166,6 @@ def _opening(config: RunConfig, params: Params, frozen: Params, rows: int, mesh:
         origin = f"going on after step {step}"
     return (
         f"{parameters}, {rows} rows of {config.data.sequence_length} tokens, {tokens_a_step} "
-        f"tokens a step, {mesh.size} {jax.default_backend()} device(s) ({devices}), {config.training.dtype}, {origin}"
+        f"tokens a step, {mesh.size} {jax.default_backend()} device(s) ({devices}), {config.training.dtype}, "
+        f"remat {config.training.remat}, {origin}"
     )

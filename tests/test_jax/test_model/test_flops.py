@@ -11,7 +11,7 @@ from stellarbyte_jax.config_file import load_model_config
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.chunked_attention import visible
 from stellarbyte_jax.model.flops import head_flops, layer_matmul_flops, step_flops, visible_pairs
-from stellarbyte_jax.planning.parameters import count_parameters
+from stellarbyte_jax.planning.parameters import ParameterCounter
 
 ROWS, LENGTH = 2, 256
 
@@ -54,7 +54,7 @@ def test_six_flops_a_parameter_and_token(name):
     """Kaplan et al. 2020 (arXiv:2001.08361): 6 N a token without attention, N without the input embedding."""
     config = load_model_config(f"configs/model/{name}.yaml")
     flops = step_flops(config, 1, 2048)
-    _, active = count_parameters(config)
+    active = ParameterCounter(config).active
     if not config.tie_word_embeddings:
         active -= config.vocab_size * config.hidden_size
     assert (flops.model - flops.attention) / 2048 == pytest.approx(6 * active, rel=1e-3)
@@ -72,7 +72,8 @@ def test_attention_of_a_full_row_is_the_published_formula():
 
 def test_experts_at_work_alone_count():
     config = load_model_config("configs/model/8x1b.yaml")
-    total, active = count_parameters(config)
+    parameters = ParameterCounter(config)
+    total, active = parameters.total, parameters.active
     assert total / 1e9 == pytest.approx(6.4, abs=0.05)
     assert active / 1e9 == pytest.approx(1.9, abs=0.05)
 

@@ -7,11 +7,18 @@ import pytest
 from stellarbyte_jax.cli import main
 from stellarbyte_jax.config_file import save_config
 from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.planning import search as searching
 from stellarbyte_jax.planning.plan import make_plan
-from stellarbyte_jax.planning.search import REMAT_POLICIES, search
+from stellarbyte_jax.planning.search import _meshes, search
 from stellarbyte_jax.planning.topology import parse_topology
 
 TOPOLOGY = parse_topology("h100:2x1")
+
+
+@pytest.fixture(autouse=True)
+def _two_policies(monkeypatch):
+    """Enough to choose from; each takes a trace."""
+    monkeypatch.setattr(searching, "REMAT_POLICIES", ("none", "full"))
 
 
 def test_what_is_offered(planned_run):
@@ -30,8 +37,15 @@ def test_what_is_offered(planned_run):
         assert make_plan(plan.config, TOPOLOGY).to_dict() == plan.to_dict()
 
 
-def test_policies_are_the_configs():
-    assert {"none", "full"} < set(REMAT_POLICIES)
+def test_experts_and_rows_are_shared_out(planned_run):
+    """Experts where there are some, rows where there are fewer than chips; the batch divides over the rest."""
+    config = planned_run(num_experts=2, training={"batch_size": 2})
+    meshes = list(_meshes(config, 4))
+    assert {mesh.expert for mesh in meshes} == {1, 2}
+    assert {mesh.context for mesh in meshes} == {1, 2, 4}
+    assert all(2 % (mesh.data * mesh.fsdp * mesh.expert) == 0 for mesh in meshes)
+    assert {mesh.context for mesh in _meshes(config, 2)} == {1}
+    assert {mesh.expert for mesh in _meshes(planned_run(training={"batch_size": 2}), 4)} == {1}
 
 
 def test_nothing_fits(planned_run):
@@ -43,6 +57,8 @@ def test_nothing_fits(planned_run):
 def test_the_table(planned_run, tmp_path, capsys):
     save_config(planned_run(training={"batch_size": 2}), tmp_path / "run.yaml")
     assert main(["plan", str(tmp_path / "run.yaml"), "--topology", "h100:2x1", "--search"]) == 0
-    head, *rows = capsys.readouterr().out.splitlines()
-    assert head.startswith("GiB a chip")
-    assert all("--mesh.data" in row and "--training.remat" in row for row in rows)
+    title, head, *rows, first = capsys.readouterr().out.splitlines()
+    assert title.startswith("h100:2x1: what fits")
+    assert head.split()[:3] == ["GiB", "tokens/s", "MFU"]
+    assert rows and all(len(row) <= 100 for row in rows)
+    assert first.startswith("the first: --mesh.data") and "--training.remat" in first

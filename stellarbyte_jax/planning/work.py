@@ -1,0 +1,154 @@
+"""What one chip multiplies, reads, writes and sends in a traced program whose arrays have been placed."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+from stellarbyte_jax.planning.jaxprs import KERNEL, equations, inner_jaxprs, shape_of
+from stellarbyte_jax.planning.placement import Placement, place_of
+
+# What reads and writes HBM; everything else is taken to be fused into one of these.
+_MATMULS = ("dot_general", "ragged_dot_general")
+_COLLECTIVES = ("all_gather", "reduce_scatter", "psum", "all_to_all", "ragged_all_to_all", "ppermute")
+# What puts out an array that stands in memory; the rest is worked out where it is read.
+_STANDING = (*_MATMULS, *_COLLECTIVES, KERNEL, "gather", "scatter", "scatter-add", "sort", "cumsum", "scan", "while")
+
+
+def matmul_flops(jaxpr: Jaxpr, placement: Placement) -> int:
+    """FLOPs of the matmuls, kernels' own left out."""
+    return sum(trips * _flops(eqn, placement) for eqn, trips in equations(jaxpr) if eqn.primitive.name in _MATMULS)
+
+
+def traffic_bytes(jaxpr: Jaxpr, placement: Placement) -> int:
+    """Bytes of the operands and results of matmuls and kernels."""
+    total = 0
+    for eqn, trips in equations(jaxpr):
+        if eqn.primitive.name not in (*_MATMULS, KERNEL):
+            continue
+        shapes = [placement.local_shape(var) for var in (*eqn.invars, *eqn.outvars)]
+        if eqn.primitive.name == "dot_general":
+            shapes[:2] = placement.operand_shapes(eqn)
+        for var, shape in zip((*eqn.invars, *eqn.outvars), shapes, strict=True):
+            total += trips * math.prod(shape) * _itemsize(var)
+    return total
+
+
+def kernel_calls(jaxpr: Jaxpr) -> int:
+    """How often Pallas kernels are called."""
+    return sum(trips for eqn, trips in equations(jaxpr) if eqn.primitive.name == KERNEL)
+
+
+def received_bytes(jaxpr: Jaxpr, placement: Placement, sizes: dict[str, int]) -> dict[str, float]:
+    """Bytes that the program's own collectives bring to a chip along each mesh axis.
+
+    Over several axes they go one after the other. What a `shard_map` wants more of than lies there is gathered before
+    it. Those that the compiler makes of the layers' dense weights and of tensor's sums are not the program's own.
+    """
+    received: dict[str, float] = defaultdict(float)
+    for eqn, trips in equations(jaxpr):
+        if eqn.primitive.name in _COLLECTIVES:
+            for axis, size in _collective_bytes(eqn, sizes).items():
+                received[axis] += trips * size
+        elif eqn.primitive.name == "shard_map":
+            for axis, size in gathered_bytes(eqn, placement, sizes):
+                received[axis] += trips * size
+    return dict(received)
+
+
+def gathered_bytes(eqn: JaxprEqn, placement: Placement, sizes: dict[str, int]) -> Iterator[tuple[str, int]]:
+    """(mesh axis, bytes) that a chip gets before a `shard_map` that wants more of an array than lies there."""
+    for var, spec in zip(eqn.invars, eqn.params["in_specs"], strict=True):
+        place, wanted = placement.of(var), place_of(spec, len(shape_of(var)))
+        if place is None or isinstance(var, Literal):
+            continue
+        here = math.prod(placement.local_shape(var)) * _itemsize(var)
+        named = {name for axes in wanted for name in axes}
+        for axis in (name for axes in place for name in axes if name not in named):
+            yield axis, here * (sizes[axis] - 1)
+            here *= sizes[axis]
+
+
+def standing_bytes(jaxpr: Jaxpr) -> int:
+    """Of a chip's own program the largest sum of arrays that stand in memory at once, its inputs left out."""
+    moments: list[tuple[set[int], int]] = []  # what each step reads, and what it needs beside that
+    made: list[tuple[int, int]] = []  # (step, bytes) of each array
+    outputs = _stand(jaxpr, [set()] * len(jaxpr.invars), moments, made)
+    last = {array: step for step, (read, _) in enumerate(moments) for array in read}
+    last |= dict.fromkeys(set().union(*outputs), len(moments))
+    change = [0] * (len(moments) + 2)
+    for array, (step, size) in enumerate(made):
+        change[step] += size
+        change[last.get(array, step) + 1] -= size
+    peak = now = 0
+    for step, (_, beside) in enumerate(moments):
+        now += change[step]
+        peak = max(peak, now + beside)
+    return peak
+
+
+def _stand(
+    jaxpr: Jaxpr, inputs: list[set[int]], moments: list[tuple[set[int], int]], made: list[tuple[int, int]]
+) -> list[set[int]]:
+    """Goes through the steps of a program; gives the standing arrays that each output is worked out of."""
+    of: dict[Any, set[int]] = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def sources(var: Any) -> set[int]:
+        return set() if isinstance(var, Literal) else of.get(var, set())
+
+    for eqn in jaxpr.eqns:
+        name, inner = eqn.primitive.name, inner_jaxprs(eqn)
+        read = set().union(*(sources(var) for var in eqn.invars))
+        if name in _STANDING:
+            beside = standing_bytes(inner[-1]) if name in ("scan", "while") else 0
+            moments.append((read, beside))
+            for var in eqn.outvars:
+                of[var] = {len(made)}
+                made.append((len(moments) - 1, math.prod(shape_of(var)) * _itemsize(var)))
+        elif inner and len(inner[-1].outvars) == len(eqn.outvars) and len(inner[-1].invars) <= len(eqn.invars):
+            given = [sources(var) for var in eqn.invars[len(eqn.invars) - len(inner[-1].invars) :]]
+            of.update(zip(eqn.outvars, _stand(inner[-1], given, moments, made), strict=True))
+        else:
+            of.update(dict.fromkeys(eqn.outvars, read))
+    return [sources(var) for var in jaxpr.outvars]
+
+
+def _flops(eqn: JaxprEqn, placement: Placement) -> int:
+    out = math.prod(placement.local_shape(eqn.outvars[0]))
+    if eqn.primitive.name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        lhs, _ = placement.operand_shapes(eqn)
+        return 2 * out * math.prod(lhs[axis] for axis in contracted)
+    lhs, rhs = (placement.local_shape(var) for var in eqn.invars[:2])
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (contracted, _), _ = numbers.dot_dimension_numbers
+    if not numbers.rhs_group_dimensions:  # the groups' rows are what is summed over: each counts in one group only
+        return 2 * math.prod(lhs) * rhs[-1]
+    return 2 * out * math.prod(lhs[axis] for axis in contracted)
+
+
+def _collective_bytes(eqn: JaxprEqn, sizes: dict[str, int]) -> dict[str, float]:
+    name, params = eqn.primitive.name, eqn.params
+    axes: Any = params.get("axes", params.get("axis_name"))
+    axes = axes if isinstance(axes, tuple) else (axes,)
+    whole = float(max(_bytes(eqn.invars), _bytes(eqn.outvars)))
+    received = {}
+    for axis in (axis for axis in axes if sizes.get(axis, 1) > 1):
+        others = (sizes[axis] - 1) / sizes[axis]
+        # The larger side of a gather or a scatter passes through a chip, but for its own part.
+        received[axis] = {"psum": 2 * others, "ppermute": 1.0}.get(name, others) * whole
+        whole = whole if name in ("psum", "ppermute") else whole / sizes[axis]
+    return received
+
+
+def _bytes(variables: Sequence[Any]) -> int:
+    return sum(math.prod(shape_of(var)) * _itemsize(var) for var in variables)
+
+
+def _itemsize(var: Any) -> int:
+    dtype = var.aval.dtype
+    return jnp.dtype(dtype).itemsize if not jnp.issubdtype(dtype, jax.dtypes.extended) else 8
