@@ -13,6 +13,8 @@ _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "rag
 # A collective may be spread over other work: one fusion starts it, fusions of this name go on with it, one finishes it;
 # each names it again.
 _PIECE = "async_collective_fusion"
+# What the compiler writes as cycles where it has no estimate: -1, unsigned.
+_NO_ESTIMATE = 2**64 - 1
 _BITS = {"pred": 8, "s4": 4, "u4": 4}
 
 
@@ -26,7 +28,7 @@ class Collective:
 
 @dataclass(frozen=True)
 class ProgramReport:
-    """One step of one chip, loops multiplied out.
+    """One step of one chip, loops multiplied out; one that goes on as long as the data want counts once.
 
     cycles: the compiler's estimates, added up; Mosaic kernels carry none, so `kernels` counts their calls.
     """
@@ -60,8 +62,7 @@ def read_program(text: str) -> ProgramReport:
     for name, trips in times.items():
         types = {instruction.name: instruction.type for instruction in computations[name]}
         for instruction in computations[name]:
-            found = _CYCLES.search(instruction.rest)
-            cycles += trips * int(found[1]) if found else 0
+            cycles += trips * _cycles(instruction)
             kernels += trips * ('custom_call_target="tpu_custom_call"' in instruction.rest)
             kind = instruction.opcode.removesuffix("-start")
             if kind in _COLLECTIVES and not (name.startswith(_PIECE) or name in finishing):
@@ -101,7 +102,7 @@ def _count(name: str, trips: int, computations: dict[str, list[_Instruction]], t
 
 
 def _trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
-    """How often a loop goes round: its counter starts at 0 and is compared with a constant."""
+    """How often a loop goes round: its counter starts at 0 and is compared with a constant, or else with data."""
     known = re.search(r"known_trip_count[^\d]*(\d+)", loop.rest)
     if known:
         return int(known[1])
@@ -113,6 +114,11 @@ def _trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> i
         if instruction.opcode == "constant" and (found := re.match(r"(\d+)\)", instruction.rest))
     ]
     return max(constants, default=1)
+
+
+def _cycles(instruction: _Instruction) -> int:
+    found = _CYCLES.search(instruction.rest)
+    return int(found[1]) if found and int(found[1]) != _NO_ESTIMATE else 0
 
 
 def _payload(instruction: _Instruction, types: dict[str, str]) -> int:

@@ -1,11 +1,11 @@
-"""The grouped matmul of a CPU against JAX's ragged_dot and its autodiff, and the one that accelerators get."""
+"""The grouped matmuls of CPUs and TPUs against JAX's ragged_dot and its autodiff, and who gets which."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stellarbyte_jax.model.grouped_matmul import grouped_matmul
+from stellarbyte_jax.model.grouped_matmul import _tiled, _tiled_gradient, grouped_matmul
 from test_jax.tiny import relative_error
 
 D, F = 5, 7
@@ -47,22 +47,34 @@ def test_bfloat16_gradients_add_up_in_float32() -> None:
     assert not np.any(dw_EDF[1:])
 
 
-def test_it_maps_over_a_leading_axis() -> None:
-    x_MD, w_EDF, _, _ = operands([10, 20, 10])
-    sizes_NE = jnp.array([[10, 20, 10], [0, 1, 39]], jnp.int32)
-    mapped = jax.vmap(grouped_matmul, in_axes=(None, None, 0))(x_MD, w_EDF, sizes_NE)
-    for sizes_E, y_MF in zip(sizes_NE, mapped, strict=True):
-        assert relative_error(y_MF, jax.lax.ragged_dot(x_MD, w_EDF, sizes_E)) < 1e-6
+# The kernel of TPUs, interpreted: groups within a tile, over several, and with rows behind the last that are nobody's.
+@pytest.mark.parametrize(("sizes", "behind"), [([100, 0, 130, 26], 0), ([0, 300], 7)], ids=str)
+def test_the_kernel_of_tpus(sizes: list[int], behind: int) -> None:
+    x_MD, w_EDF, sizes_E, d_MF = operands(sizes)
+    expected, pull_back = jax.vjp(lambda x, w: jax.lax.ragged_dot(x, w, sizes_E), x_MD, w_EDF)
+    x_more, d_more = (jnp.pad(x, ((0, behind), (0, 0)), constant_values=jnp.nan) for x in (x_MD, d_MF))
+    y_MF = _tiled(x_more, w_EDF, sizes_E, interpret=True)
+    dx_MD, dw_EDF = _tiled_gradient(x_more, w_EDF, sizes_E, d_more, interpret=True)
+    assert y_MF.shape == d_more.shape and dx_MD.shape == x_more.shape
+    own = slice(sum(sizes))
+    for actual, exact in zip((y_MF[own], dx_MD[own], dw_EDF), (expected, *pull_back(d_MF)), strict=True):
+        assert relative_error(actual, exact) < 1e-5
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_accelerators_get_ragged_dot_forward_and_backward(platform: str) -> None:
+def lowered(platform: str) -> str:
     x_MD, w_EDF, sizes_E, d_MF = operands([10, 20, 10])
 
     def gradients(x_MD: jax.Array, w_EDF: jax.Array) -> tuple[jax.Array, ...]:
         y_MF, pull_back = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes_E), x_MD, w_EDF)
         return y_MF, *pull_back(d_MF)
 
-    text = jax.jit(gradients).trace(x_MD, w_EDF).lower(lowering_platforms=(platform,)).as_text()
+    return jax.jit(gradients).trace(x_MD, w_EDF).lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_accelerators_get_their_own_forward_and_backward() -> None:
+    text = lowered("cuda")
     assert text.count('"chlo.ragged_dot"(') == 3
     assert "while" not in text
+    text = lowered("tpu")
+    assert text.count("tpu_custom_call") == 3
+    assert "ragged_dot" not in text
