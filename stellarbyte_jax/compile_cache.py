@@ -42,10 +42,11 @@ def _cache_home(environment: Mapping[str, str]) -> Path:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Takes out programs that a full disk or a kill has cut short; JAX would stumble over them at each start.
+    """Takes out programs that a full disk, a kill or a power cut has left unfinished: JAX would trip at each start.
 
-    It writes KEY-cache, then KEY-atime.
+    It writes KEY-cache, then KEY-atime, and neither again while they are there.
     """
     for program in folder.glob("*-cache"):
-        if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
+        finished = program.with_name(program.name.removesuffix("-cache") + "-atime").exists()
+        if not finished or program.stat().st_size == 0:
             program.unlink(missing_ok=True)

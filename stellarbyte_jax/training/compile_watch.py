@@ -18,7 +18,6 @@ _LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _CACHE_ASKED = "/jax/compilation_cache/compile_requests_use_cache"
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
-_CACHE_WRITTEN = "/jax/compilation_cache/cache_misses"
 
 # Of the arguments that differ, so many are named.
 _NAMED = 3
@@ -29,7 +28,7 @@ class Compilation:
     """One compilation of a step.
 
     compile_seconds: of the backend, or of reading the program from the compile cache.
-    kept: the cache's folder, where it wrote the program.
+    folder: the cache's, where there is one.
     again: what differs from the first call, where it is not the first.
     """
 
@@ -38,7 +37,7 @@ class Compilation:
     lower_seconds: float
     compile_seconds: float
     cache: Literal["hit", "miss", "off"]
-    kept: str | None = None
+    folder: str | None = None
     again: str | None = None
 
     def figures(self) -> dict[str, float | str]:
@@ -51,9 +50,9 @@ class Compilation:
         done = "read from the compile cache" if self.cache == "hit" else "compiled"
         text = f"{self.step} {done}{again} in {self.compile_seconds:.1f} s"
         text += f" (traced in {self.trace_seconds:.1f} s, lowered in {self.lower_seconds:.1f} s)"
-        if self.kept is not None:
-            text += f", kept for the next start in {self.kept}"
-        return text if self.again is None else f"warning: {text}: {self.again}"
+        if self.again is not None:
+            return f"warning: {text}: {self.again}"
+        return f"{text}, for it was not in the compile cache {self.folder}" if self.cache == "miss" else text
 
 
 class CompileWatch:
@@ -104,14 +103,12 @@ class CompileWatch:
         return watched
 
     def _compilation(self, step: str, again: str | None) -> Compilation:
-        cache: Literal["hit", "miss", "off"] = "miss" if _CACHE_ASKED in self._events else "off"
-        cache = "hit" if _CACHE_HIT in self._events else cache
-        # JAX asks also where no folder is set.
-        folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-        cache = cache if folder else "off"
-        kept = folder if _CACHE_WRITTEN in self._events else None
+        folder = jax.config.jax_compilation_cache_dir or None  # type: ignore[attr-defined]
+        cache: Literal["hit", "miss", "off"] = "hit" if _CACHE_HIT in self._events else "miss"
+        if _CACHE_ASKED not in self._events or folder is None:  # JAX asks also where no folder is set
+            cache = "off"
         traced, lowered, compiled = (self._seconds.get(event, 0.0) for event in (_TRACED, _LOWERED, _COMPILED))
-        return Compilation(step, traced, lowered, compiled, cache, kept, again)
+        return Compilation(step, traced, lowered, compiled, cache, folder, again)
 
     def _on_event(self, event: str, **_: str | int) -> None:
         if self._watched is not None and threading.get_ident() == self._thread:

@@ -37,7 +37,9 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
 def test_programs_cut_short_are_taken_out(tmp_path: Path) -> None:
     folder = tmp_path / "stellarbyte" / "compiled"
     folder.mkdir(parents=True)
-    for name in ("whole-cache", "whole-atime", "half-cache", ".lockfile"):
+    for name in ("whole-cache", "whole-atime", "half-cache", "lost-atime"):
+        (folder / name).write_text("program")
+    for name in ("lost-cache", ".lockfile"):
         (folder / name).write_text("")
     cache_settings({"XDG_CACHE_HOME": str(tmp_path)})
-    assert sorted(path.name for path in folder.iterdir()) == [".lockfile", "whole-atime", "whole-cache"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lockfile", "lost-atime", "whole-atime", "whole-cache"]

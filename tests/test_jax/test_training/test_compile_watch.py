@@ -18,6 +18,8 @@ def jitted(number: float) -> Any:
     """A step that no cache has seen, for each number another."""
 
     def some_step(state: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array]:
+        # What a function inside it would report: its time is in the step's already.
+        jax.monitoring.record_event_duration_secs("/jax/core/compile/jaxpr_trace_duration", 1e4, fun_name="inner")
         return {"w": state["w"] + jnp.tanh(batch["x"]).sum() * number}, batch["x"].sum()
 
     return jax.jit(some_step, donate_argnums=0)
@@ -36,7 +38,7 @@ def test_each_compilation_is_reported_and_the_later_ones_are_explained() -> None
             state, _ = step(state, batch)
         assert len(seen) == 1 and seen[0].again is None
         assert seen[0].step == "some step"
-        assert min(seen[0].trace_seconds, seen[0].lower_seconds, seen[0].compile_seconds) > 0
+        assert all(0 < seconds < 1e4 for name, seconds in seen[0].figures().items() if name.endswith("_seconds"))
         jax.jit(lambda x: x * 0.123)(jnp.ones(3))
         assert len(seen) == 1, "what others compile is no business of ours"
 
@@ -76,9 +78,9 @@ def test_where_the_program_came_from(tmp_path: Path) -> None:
             jax.config.update(name, value)
         reset_cache()
     assert [compilation.cache for compilation in seen] == ["miss", "hit", "off"]
-    assert [compilation.kept for compilation in seen] == [folder, None, None]
-    assert f"kept for the next start in {folder}" in str(seen[0])
-    assert "some step read from the compile cache in" in str(seen[1])
+    assert str(seen[0]).endswith(f", for it was not in the compile cache {folder}")
+    assert str(seen[1]).startswith("some step read from the compile cache in ")
+    assert "cache" not in str(seen[2])
     assert seen[1].figures()["compile_cache"] == "hit"
 
 
