@@ -97,7 +97,13 @@ class Placement:
             return found[: params["num_carry"]] + stacked
         if name in _CALLS:
             inner = inner_jaxprs(eqn)[-1]
-            return self.follow(inner, places[len(places) - len(inner.invars) :])
+            given = eqn.invars[len(places) - len(inner.invars) :]
+            found = self.follow(inner, [self.of(var) for var in given])
+            for var, inside in zip(given, inner.invars, strict=True):
+                place = self.of(inside)
+                if place is not None:
+                    self._learn(var, place)
+            return found
         if name == "dot_general":
             return [self._product(eqn)]
         first = places[0] if places else None

@@ -94,13 +94,15 @@ class LayerTraces:
             plain = None if remat == "none" else self._trace("none", sizes, rows)
             self._calls[key] = sum(kernel_calls(body) for body in loops.bodies)
             again = self._calls[key] - self._calls["none", *key[1:]]
-            self._traced[key] = self._study(loops, sizes, plain, again)
+            self._traced[key] = self._study(loops, sizes, rows, plain, again)
         return self._traced[key]
 
     def _study(
-        self, loops: LayerLoops, sizes: dict[str, int], plain: SavedByLayers | None, kernels_again: int
+        self, loops: LayerLoops, sizes: dict[str, int], rows: int, plain: SavedByLayers | None, kernels_again: int
     ) -> SavedByLayers:
         layers, bodies, placement = self._config.model.num_hidden_layers, loops.bodies, loops.placement
+        length = self._config.data.sequence_length // layout_of(self._config, sizes).parts("length")
+        choices = rows * length * self._config.model.num_experts_per_tok
         kept = _kept(loops, pad=self._platform == "tpu")
         standing = kept.activations - kept.offloaded
         working = 0 if plain is None else max(0, plain.activations - standing) // layers
@@ -115,7 +117,7 @@ class LayerTraces:
             working=working,
             exchanged=_exchanged(bodies[1], placement, sizes),
             traffic=layers * sum(traffic_bytes(body, placement) for body in bodies),
-            flops=layers * sum(matmul_flops(body, placement) for body in bodies),
+            flops=layers * sum(matmul_flops(body, placement, choices) for body in bodies),
             kernels_again=kernels_again,
             received=dict(received),
         )

@@ -19,9 +19,13 @@ _COLLECTIVES = ("all_gather", "reduce_scatter", "psum", "all_to_all", "ragged_al
 _STANDING = (*_MATMULS, *_COLLECTIVES, KERNEL, "gather", "scatter", "scatter-add", "sort", "cumsum", "scan", "while")
 
 
-def matmul_flops(jaxpr: Jaxpr, placement: Placement) -> int:
-    """FLOPs of the matmuls, kernels' own left out."""
-    return sum(trips * _flops(eqn, placement) for eqn, trips in equations(jaxpr) if eqn.primitive.name in _MATMULS)
+def matmul_flops(jaxpr: Jaxpr, placement: Placement, choices: int) -> int:
+    """FLOPs of the matmuls, kernels' own left out.
+
+    Experts are taken to be chosen evenly: of the rows that a grouped matmul has room for, it multiplies `choices`.
+    """
+    matmuls = ((eqn, trips) for eqn, trips in equations(jaxpr) if eqn.primitive.name in _MATMULS)
+    return sum(trips * _flops(eqn, placement, choices) for eqn, trips in matmuls)
 
 
 def traffic_bytes(jaxpr: Jaxpr, placement: Placement) -> int:
@@ -117,18 +121,17 @@ def _stand(
     return [sources(var) for var in jaxpr.outvars]
 
 
-def _flops(eqn: JaxprEqn, placement: Placement) -> int:
-    out = math.prod(placement.local_shape(eqn.outvars[0]))
+def _flops(eqn: JaxprEqn, placement: Placement, choices: int) -> int:
     if eqn.primitive.name == "dot_general":
+        out = math.prod(placement.local_shape(eqn.outvars[0]))
         (contracted, _), _ = eqn.params["dimension_numbers"]
         lhs, _ = placement.operand_shapes(eqn)
         return 2 * out * math.prod(lhs[axis] for axis in contracted)
-    lhs, rhs = (placement.local_shape(var) for var in eqn.invars[:2])
+    # [M, D] x [E, D, F] or, for a gradient of the matrices, [M, D] x [M, F]: each row counts in one group only.
+    M, D = placement.local_shape(eqn.invars[0])
     numbers = eqn.params["ragged_dot_dimension_numbers"]
-    (contracted, _), _ = numbers.dot_dimension_numbers
-    if not numbers.rhs_group_dimensions:  # the groups' rows are what is summed over: each counts in one group only
-        return 2 * math.prod(lhs) * rhs[-1]
-    return 2 * out * math.prod(lhs[axis] for axis in contracted)
+    F = placement.local_shape(eqn.outvars[0] if numbers.rhs_group_dimensions else eqn.invars[1])[-1]
+    return 2 * min(M, choices) * D * F
 
 
 def _collective_bytes(eqn: JaxprEqn, sizes: dict[str, int]) -> dict[str, float]:

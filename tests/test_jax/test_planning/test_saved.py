@@ -107,5 +107,5 @@ def test_a_line_through_one_and_two_rows(planned_run):
     config, sizes = planned_run(num_experts=4), ONE | {"expert": 2, "fsdp": 2}
     traces = LayerTraces(config, "gpu")
     loops = program.layer_loops(config, sizes, 5, "gpu", "none")
-    five = traces._study(loops, sizes, None, 0)
+    five = traces._study(loops, sizes, 5, None, 0)
     assert traces.saved("none", sizes, 5) == five
