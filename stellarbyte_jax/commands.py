@@ -101,6 +101,10 @@ def plan(options: argparse.Namespace) -> None:
     from stellarbyte_jax.planning.report import compiled_text, plan_text, policies_text, search_text
     from stellarbyte_jax.planning.topology import parse_topology
 
+    if options.price is not None and not 0 <= options.price < float("inf"):
+        raise UserError(f"--price {options.price} is no price: give US dollars a chip and hour, such as 1.5")
+    if options.search and (options.compile or options.picture is not None):
+        raise UserError("--search prints a table of plans: leave --compile and --picture to a plan of one of them")
     if options.slices is not None:
         config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=options.slices))
     topology = parse_topology(options.topology, config.mesh.slices)

@@ -17,7 +17,7 @@ from stellarbyte_jax.planning.program import abstract_batch
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training.optimizer import make_optimizer
 from stellarbyte_jax.training.start import placed, state_shardings
-from stellarbyte_jax.training.state import abstract_model, init_state
+from stellarbyte_jax.training.state import abstract_model, init_params, init_state
 from stellarbyte_jax.training.step import make_train_step, on_mesh
 
 
@@ -27,16 +27,25 @@ def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
     layout = Layout.of(config.mesh, mesh)
     training = config.training
     graphdef, abstract_params = abstract_model(
-        config.model, training.dtype, training.attention_kernel, platform="tpu", remat=training.remat, layout=layout
+        config.model,
+        training.dtype,
+        training.attention_kernel,
+        config.lora,
+        platform="tpu",
+        remat=training.remat,
+        layout=layout,
     )
     optimizer = make_optimizer(config.optimizer, training.max_steps)
-    shardings, frozen = state_shardings(config, abstract_params, optimizer, layout)
+    shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
     step = make_train_step(graphdef, optimizer, training.gradient_accumulation_steps, config.seed)
-    step = on_mesh(step, layout, shardings, frozen)
-    state = placed(jax.eval_shape(lambda: init_state(config.model, optimizer, config.seed)), shardings)
+    step = on_mesh(step, layout, shardings, frozen_shardings)
+    state = placed(jax.eval_shape(lambda: init_state(config.model, optimizer, config.seed, config.lora)), shardings)
+    frozen = {}
+    if config.lora is not None:
+        frozen = placed(jax.eval_shape(lambda: init_params(config.model, config.seed)), frozen_shardings)
     batch = abstract_batch(training.batch_size, config.data.sequence_length, layout.sharding("batch", "length"))
     try:
-        compiled = step.trace(state, batch, {}).lower().compile()
+        compiled = step.trace(state, batch, frozen).lower().compile()
     except jax.errors.JaxRuntimeError as error:
         return {"refused": _reason(str(error))}
     memory = compiled.memory_analysis()

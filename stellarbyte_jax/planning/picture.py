@@ -58,8 +58,7 @@ def _titles(plan: Plan) -> list[str]:
             24,
             56,
             f"{plan.parameters / 1e9:.3g} B parameters on {mesh}; {training.batch_size} rows of "
-            f"{plan.config.data.sequence_length} tokens a step, {training.dtype}, remat {training.remat}; "
-            f"at its fullest, during {plan.memory.moment}",
+            f"{plan.config.data.sequence_length} tokens a step, {training.dtype}, remat {training.remat}",
             color="#555555",
         ),
     ]
@@ -103,22 +102,21 @@ def _bars(plan: Plan, parts: dict[str, int]) -> list[str]:
 def _limit(plan: Plan) -> list[str]:
     left, _, right, _ = _FIELD
     y = _height(plan, plan.topology.chip.hbm_bytes)
+    label = f"{plan.topology.chip.name} has {plan.topology.chip.hbm_bytes / GIB:.2f} GiB"
+    width = 7 * len(label)
     return [
+        f'<rect x="{right - width}" y="{y - 21:.1f}" width="{width}" height="18" rx="3" fill="#ffffff" '
+        'fill-opacity="0.88"/>',
         f'<line x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#b3261e" stroke-width="1.5" '
         'stroke-dasharray="6 4"/>',
-        _text(
-            right,
-            y - 6,
-            f"{plan.topology.chip.name} has {plan.topology.chip.hbm_bytes / GIB:.2f} GiB",
-            "#b3261e",
-            "end",
-        ),
+        _text(right - 5, y - 8, label, "#b3261e", "end"),
     ]
 
 
 def _legend(plan: Plan, parts: dict[str, int]) -> list[str]:
     """In the order of the bars, from the top down."""
-    drawn, y = [], _FIELD[1] + 8
+    drawn = [_text(_LEGEND, _FIELD[1] - 8, f"during {plan.memory.moment}", color="#555555")]
+    y = _FIELD[1] + 16
     for name, amount in reversed(parts.items()):
         drawn.append(f'<rect x="{_LEGEND}" y="{y - 10}" width="12" height="12" rx="2" fill="{_COLORS[name]}"/>')
         drawn.append(_text(_LEGEND + 20, y, name.replace("_", " ")))

@@ -47,8 +47,14 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
         example = {"v4": "4x4x4", "v5p": "4x4x4", "h100": "8x4"}.get(name, "4x4")
         raise UserError(f"--topology {text} must give {chip.torus_axes} sides for {name}, as in {name}:{example}")
     shape = tuple(int(side) for side in sides.split("x"))
-    if chip.platform == "gpu" and shape[0] > 8:
-        raise UserError(f"--topology {text} has {shape[0]} GPUs a node: there are at most 8, as in {name}:8x4")
+    if chip.platform == "gpu" and shape[0] > chip.largest:
+        raise UserError(
+            f"--topology {text} has {shape[0]} GPUs a node: there are at most {chip.largest}, as in {name}:8x4"
+        )
+    if chip.platform == "tpu" and math.prod(shape) > chip.largest:
+        raise UserError(
+            f"--topology {text} is {math.prod(shape)} chips, slices of {name} have at most {chip.largest}: use --slices"
+        )
     if slices < 1 or (slices > 1 and chip.platform == "gpu"):
         raise UserError(f"--slices {slices} must be at least 1, and 1 for GPUs, whose nodes --topology counts")
     return Topology(chip, shape, slices)

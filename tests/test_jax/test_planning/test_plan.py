@@ -169,6 +169,20 @@ def test_the_command(planned_run, tmp_path, capsys):
     assert plan_text(plan)
 
 
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--price=-1"], "--price -1.0 is no price"),
+        (["--price", "nan"], "--price nan is no price"),
+        (["--search", "--compile"], "leave --compile and --picture to a plan of one"),
+    ],
+)
+def test_options_that_make_no_sense(planned_run, options, complaint, tmp_path, capsys):
+    save_config(planned_run(), tmp_path / "run.yaml")
+    assert main(["plan", str(tmp_path / "run.yaml"), "--topology", "v5e:1x1", *options]) == 2
+    assert complaint in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("tokens", ["3x", "-1", "0", "B", "nan"])
 def test_what_is_no_number_of_tokens(planned_run, tokens, tmp_path, capsys):
     save_config(planned_run(), tmp_path / "run.yaml")

@@ -30,6 +30,7 @@ def test_names():
         ("v5p:4x4", "must give 3 sides for v5p, as in v5p:4x4x4"),
         ("v5e:0x4", "must give 2 sides"),
         ("h100:16x2", "at most 8"),
+        ("v5e:16x32", "is 512 chips, slices of v5e have at most 256: use --slices"),
     ],
 )
 def test_what_is_no_topology(text, complaint):
