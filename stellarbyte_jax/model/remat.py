@@ -36,3 +36,11 @@ def rematerialized(layer: Callable[..., Any], policy: str, *, in_a_loop: bool) -
     if policy not in POLICIES:
         raise UserError(f"training.remat {policy} is unknown: use none, {', '.join(POLICIES)}")
     return jax.checkpoint(layer, policy=POLICIES[policy], prevent_cse=not in_a_loop)
+
+
+def gathering_again(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, whose backward pass gathers again what other devices have: kept, all layers' would be there at once.
+
+    Whatever else the policy around it would keep is kept.
+    """
+    return jax.checkpoint(function, policy=lambda primitive, *_, **__: primitive.name != "all_gather")

@@ -5,7 +5,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from stellarbyte_jax.errors import UserError
-from stellarbyte_jax.model.remat import ATTENTION
+from stellarbyte_jax.model.context_attention import CausalRows, SharedRows
+from stellarbyte_jax.model.remat import ATTENTION, gathering_again
 from stellarbyte_jax.sharding import Layout
 
 # The kernel works on tiles of this many rows, the width of a TPU's vector registers.
@@ -26,7 +27,7 @@ def splash_attention(
 ) -> jax.Array:
     """As attention_kernels.attention: [B, K, G, T, H]. Away from a TPU the kernel has to be interpreted, which is slow.
 
-    On a mesh each device has rows and kv heads of its own. Where rows are split too, it has all their keys.
+    On a mesh each device has rows and kv heads of its own. Where rows are split too, it gets all their keys.
 
     Raises:
         UserError: T is not a multiple of 128 on each device, or the kv heads cannot be shared out.
@@ -40,21 +41,24 @@ def splash_attention(
             "change data.sequence_length, or use reference"
         )
     check_kv_heads(layout, K)
-    kernel = _kernel(G, T, window, shards, interpret)
+    shared = SharedRows.of(layout, T, window, LANES)
+    kernel = _kernel(G, T, window, shared, interpret)
 
-    def attend(kernel, *arrays):  # type: ignore[no-untyped-def]
+    def attend(kernel, q_BKGTH, k_BKTH, v_BKTH, ids_BT):  # type: ignore[no-untyped-def]
         def one_row(q_KGTH, k_KSH, v_KSH, ids_T, ids_S):  # type: ignore[no-untyped-def]
             ids = None if ids_T is None else splash.SegmentIds(ids_T, ids_S)
             return jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=ids))(q_KGTH, k_KSH, v_KSH)
 
-        return jax.vmap(one_row)(*arrays)
+        ids = (None, None) if ids_BT is None else (shared.take(ids_BT, 1), shared.whole(ids_BT, 1))
+        out_BKGTH = jax.vmap(one_row)(shared.take(q_BKGTH, 3), shared.whole(k_BKTH, 2), shared.whole(v_BKTH, 2), *ids)
+        return shared.put(out_BKGTH, 3)
 
     queries = layout.spec("batch", "kv_heads", None, "length")
-    keys = layout.spec("batch", "kv_heads")
-    ids = layout.spec("batch", "length"), layout.spec("batch")
+    keys = layout.spec("batch", "kv_heads", "length")
     mask = None if layout.mesh.size == 1 else kernel.manual_sharding_spec(layout.sharding(None, "length"))
-    attend = layout.map(attend, (mask, queries, keys, keys, *ids), queries)
-    return attend(kernel, q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, segment_ids_BT).astype(q_BKGTH.dtype)
+    attend = gathering_again(attend) if shared.shards > 1 else attend
+    attend = layout.map(attend, (mask, queries, keys, keys, layout.spec("batch", "length")), queries)
+    return attend(kernel, q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT).astype(q_BKGTH.dtype)
 
 
 def check_kv_heads(layout: Layout, K: int) -> None:
@@ -67,8 +71,8 @@ def check_kv_heads(layout: Layout, K: int) -> None:
         )
 
 
-def _kernel(G: int, T: int, window: int | None, shards: int, interpret: bool) -> splash.SplashAttentionKernel:
-    block = next(size for size in (LARGEST_BLOCK, 256, LANES) if T // shards % size == 0)
+def _kernel(G: int, T: int, window: int | None, shared: SharedRows, interpret: bool) -> splash.SplashAttentionKernel:
+    block = next(size for size in (LARGEST_BLOCK, 256, LANES) if T // shared.parts % size == 0)
     sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -79,12 +83,11 @@ def _kernel(G: int, T: int, window: int | None, shards: int, interpret: bool) ->
         block_q_dq=block,
         block_kv_dq=block,
     )
-    mask = masks.CausalMask((T, T)) if window is None else masks.LocalMask((T, T), (window - 1, 0), 0)
     return splash.make_splash_mqa(
-        masks.MultiHeadMask([mask] * G),
+        masks.MultiHeadMask([CausalRows(shared.positions(T), window)] * G),
         block_sizes=sizes,
         head_shards=1,
-        q_seq_shards=shards,
+        q_seq_shards=shared.shards,
         residual_checkpoint_name=ATTENTION,
         interpret=interpret,
     )

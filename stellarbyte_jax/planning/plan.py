@@ -172,5 +172,5 @@ class Planner:
         passes = 3 if config.lora is None else 2
         head = passes * training.batch_size * length * head_flops(config.model)
         executed = layers * chips + attention + head
-        busiest = layers + (attention * busiest_share(config, layout_of(config, sizes).parts("length")) + head) / chips
+        busiest = layers + (attention * busiest_share(config, layout_of(config, sizes)) + head) / chips
         return dataclasses.replace(flops, executed=executed), busiest

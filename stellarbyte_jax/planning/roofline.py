@@ -5,12 +5,15 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from stellarbyte_jax.config import RunConfig
+from stellarbyte_jax.model.context_attention import SharedRows
 from stellarbyte_jax.model.flops import visible_pairs
+from stellarbyte_jax.model.splash_attention import LANES
 from stellarbyte_jax.planning.memory import tokens_a_chip
 from stellarbyte_jax.planning.parameters import Parameters
 from stellarbyte_jax.planning.program import layout_of
 from stellarbyte_jax.planning.saved import SavedByLayers
 from stellarbyte_jax.planning.topology import Topology, axis_bandwidths
+from stellarbyte_jax.sharding import Layout
 
 # AdamW reads parameter, two moments and gradient, and writes all but the gradient, which the clipping's norm reads.
 _OPTIMIZER_PASSES = 8
@@ -118,11 +121,13 @@ def received_bytes(
     return received
 
 
-def busiest_share(config: RunConfig, parts: int) -> float:
+def busiest_share(config: RunConfig, layout: Layout) -> float:
     """How much of attention the busiest of the chips does that share out a row's queries, against the mean.
 
-    Their parts are contiguous, and the last queries see the most keys.
+    Where their parts cannot be balanced they are contiguous, and the last queries see the most keys.
     """
-    length, window = config.data.sequence_length, config.model.sliding_window
+    length, window, parts = config.data.sequence_length, config.model.sliding_window, layout.parts("length")
+    if SharedRows.of(layout, length, window, LANES).balanced:
+        return 1.0
     pairs, before = visible_pairs(length, window), visible_pairs(length - length // parts, window)
     return (pairs - before) * parts / pairs

@@ -31,7 +31,7 @@ def run(layout: Layout, T: int, window: int | None, packed: bool, kernel: str = 
     [
         (MeshConfig(data=2, tensor=2), 128, None, True),
         (MeshConfig(fsdp=2, data=1), 256, 100, False),
-        (MeshConfig(data=1, context=2, tensor=2), 256, None, True),
+        (MeshConfig(data=1, context=2, tensor=2), 512, None, True),
         (MeshConfig(data=2, context=2), 512, 130, True),
     ],
 )

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from jax.sharding import AbstractMesh
 
 from stellarbyte_jax.chips import CHIPS
 from stellarbyte_jax.cli import main
@@ -16,6 +17,7 @@ from stellarbyte_jax.planning.plan import make_plan
 from stellarbyte_jax.planning.report import compiled_text, plan_text
 from stellarbyte_jax.planning.roofline import busiest_share
 from stellarbyte_jax.planning.topology import parse_topology
+from stellarbyte_jax.sharding import Layout
 
 ONE_CHIP = parse_topology("v5e:1x1")
 FOUR_CHIPS = parse_topology("v5e:2x2")
@@ -73,8 +75,10 @@ def test_rows_are_shared_out(planned_run):
     assert two.memory.activations == pytest.approx(one.memory.activations / 2, rel=0.01)
     assert two.memory.parameters < one.memory.parameters
     assert two.received["context"] > 0
-    # The second half of the queries sees three quarters of the pairs.
-    assert busiest_share(planned_run(length=256), 2) == pytest.approx(1.5, rel=0.01)
+    # The second half of the queries sees three quarters of the pairs, unless halves of both are dealt out.
+    shared = Layout(AbstractMesh((2,), ("context",)))
+    assert busiest_share(planned_run(length=256), shared) == pytest.approx(1.5, rel=0.01)
+    assert busiest_share(planned_run(length=512, max_position_embeddings=512), shared) == 1
     assert two.roofline.compute > one.roofline.compute / 2
 
 
