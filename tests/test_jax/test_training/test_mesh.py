@@ -18,7 +18,7 @@ from test_jax.tiny import random_tokens, segments, tiny_config
 
 STEPS = 4
 # Compiling is what takes the time here.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+QUICK = {"xla_cpu_use_fusion_emitters": False}
 MODELS = {
     "dense": tiny_config(),
     "windowed": tiny_config(sliding_window=6, tie_word_embeddings=True, residual="deepnorm"),
