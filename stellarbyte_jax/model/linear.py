@@ -32,7 +32,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:  # noqa: ARG002
         """[..., in] -> [..., out] in the compute dtype. Only an adapter, in lora.py, draws from `dropout_key`."""
-        y = self.rows(x) @ self.kernel[...].astype(self.dtype)
+        y = self.rows(x) @ cast(self.kernel[...], self.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
         return self._placed(y.reshape(*x.shape[:-1], -1), self.axes[1])
@@ -47,3 +47,26 @@ class Linear(nnx.Module):
     def _placed(self, x_BTC: jax.Array, channels: str) -> jax.Array:
         """Heads and inner channels by tensor, and their gradients too; where the hidden states lie, callers say."""
         return x_BTC if channels == "hidden" else self.layout.constrain(x_BTC, "batch", "length", channels)
+
+
+def cast(weights: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """One layer's float32 weights in the compute dtype, cast anew where they are used.
+
+    XLA for TPUs turns a plain cast of a slice into a slice of a cast of all layers' weights, made before the loop over
+    layers and kept all through it. It does not look through an explicit rounding, which changes no value.
+    """
+    return weights if weights.dtype == dtype else _rounded(weights, dtype)
+
+
+def _round(weights: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    info = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(weights, info.nexp, info.nmant).astype(dtype)
+
+
+_rounded = jax.custom_jvp(_round, nondiff_argnums=(1,))
+
+
+@_rounded.defjvp
+def _(dtype, primals, tangents):  # type: ignore[no-untyped-def]
+    # The gradient of a plain cast: rounded as it comes, it needs no second rounding.
+    return _round(primals[0], dtype), tangents[0].astype(dtype)

@@ -11,6 +11,7 @@ from flax import nnx
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.model.expert_routing import serve_experts
 from stellarbyte_jax.model.feed_forward import FeedForward
+from stellarbyte_jax.model.linear import cast
 from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 
 
@@ -76,13 +77,13 @@ class Experts(nnx.Module):
             layout.spec("expert", "feed_forward", "hidden"),
         )
         # Gate and up apart, so that a device which has a part of one has the same part of the other.
-        gate_up_ED2F = self.gate_up_proj[...].astype(self.dtype).reshape(E, D, 2, -1)
+        gate_up_ED2F = cast(self.gate_up_proj[...], self.dtype).reshape(E, D, 2, -1)
         serve = layout.map(
             functools.partial(serve_experts, hidden_act=self.config.hidden_act, layout=layout),
             (gate_up, down, rows, rows, rows),
             rows,
         )
-        return serve(gate_up_ED2F, self.down_proj[...].astype(self.dtype), x_BTD, expert_BTk, weight_BTk)
+        return serve(gate_up_ED2F, cast(self.down_proj[...], self.dtype), x_BTD, expert_BTk, weight_BTk)
 
 
 class SparseFeedForward(nnx.Module):

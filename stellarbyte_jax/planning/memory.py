@@ -67,8 +67,8 @@ def predict_memory(
     rows, length = tokens_a_chip(config, layout)
     micro_batches, spread = training.gradient_accumulation_steps, layout.parts("hidden")
 
-    # Both directions' loops begin by casting all layers' weights; without remat the first keeps what it cast as well.
-    copies = parameters.layers // 4 * itemsize + saved.weights if itemsize < 4 else 0
+    # Layers cast their own weights; without remat the first direction keeps what it cast.
+    copies = saved.weights if itemsize < 4 else 0
     # Experts gather their own: what they hold is `exchanged`.
     gathered = (1 if adapters else 2) * parameters.dense_layers // 4 * itemsize * spread // model.num_hidden_layers
     head_entries = model.vocab_size * model.hidden_size // layout.parts("vocab")
