@@ -11,7 +11,7 @@ from stellarbyte_jax import commands
 from stellarbyte_jax.commands import INTERRUPTED
 from stellarbyte_jax.compile_cache import cache_settings
 from stellarbyte_jax.errors import UserError
-from stellarbyte_jax.xla_flags import flag_settings
+from stellarbyte_jax.xla_flags import Platform, flag_settings, platform_here
 
 PROGRAM = "stellarbyte"
 
@@ -72,8 +72,13 @@ def _prepare_compiler(options: argparse.Namespace) -> tuple[str, ...]:
         settings, remark = cache_settings(os.environ)
         os.environ.update(settings)
         remarks.append(remark)
-    if options.run is commands.pretrain and not options.no_xla_flags:
-        settings, remark = flag_settings(os.environ)
+    platform: Platform | None = None
+    if options.run is commands.pretrain:
+        platform = platform_here(os.environ)
+    elif options.run is commands.plan and options.compile:
+        platform = "tpu"
+    if platform is not None and not options.no_xla_flags:
+        settings, remark = flag_settings(os.environ, platform)
         os.environ.update(settings)
         remarks.append(remark)
     return tuple(remark for remark in remarks if remark is not None)
@@ -132,9 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument(
         "--dump-hlo", type=Path, metavar="DIR", help="write the train step's HLO, before and after optimisation"
     )
-    pretrain.add_argument(
-        "--no-xla-flags", action="store_true", help="on GPUs and TPUs, set no XLA flags beside those of the environment"
-    )
+    _xla_flags_option(pretrain)
 
     plan = command("plan", commands.plan, "foresee memory, speed and cost of a run on a machine that is not here")
     plan.add_argument("config", type=Path, metavar="CONFIG.yaml", help=overriding)
@@ -150,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--compile", action="store_true", help="ask the real TPU compiler as well (extra tpu; takes minutes)"
     )
+    _xla_flags_option(plan)
     plan.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw the memory of each chip")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -210,6 +214,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--json", action="store_true", help="print one JSON object a prompt instead of streaming")
     return parser
+
+
+def _xla_flags_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-xla-flags",
+        action="store_true",
+        help="for GPUs and TPUs, set no XLA flags beside those of the environment",
+    )
 
 
 def _run_dir_options(parser: argparse.ArgumentParser) -> None:

@@ -134,6 +134,8 @@ def plan(options: argparse.Namespace) -> None:
     if options.compile:
         from stellarbyte_jax.planning.compile_ahead import compile_ahead
 
+        for remark in options.remarks:
+            print(remark, file=sys.stderr)
         with _progress(f"compiling for {topology}"):
             compiled = compile_ahead(plan.config, topology)
     if options.json:

@@ -1,6 +1,8 @@
 """Where JAX keeps compiled programs from one start to the next."""
 
+import hashlib
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,7 +25,7 @@ def cache_settings(environment: Mapping[str, str]) -> tuple[dict[str, str], str 
     if FOLDER in environment or off:
         return {}, None
     try:
-        folder = _cache_home(environment) / "stellarbyte" / "compiled"
+        folder = _cache_home(environment) / "stellarbyte" / "compiled" / machine_name()
         # JAX runs what it finds there: nobody else may write to it.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _remove_unfinished(folder)
@@ -39,6 +41,17 @@ def _cache_home(environment: Mapping[str, str]) -> Path:
     # By the XDG base directory specification, a relative path counts for nothing.
     named = Path(environment.get("XDG_CACHE_HOME", ""))
     return named if named.is_absolute() else Path.home() / ".cache"
+
+
+def machine_name() -> str:
+    """The kind of CPU: a home may be shared by several, and what was compiled for one can crash on another."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            first_core = list(iter(file.readline, "\n"))
+    except OSError:  # not Linux
+        first_core = []
+    kind = [line for line in first_core if line.startswith(("model name", "flags", "Features"))]
+    return f"{platform.machine()}-{hashlib.sha256(''.join(kind).encode()).hexdigest()[:8]}"
 
 
 def _remove_unfinished(folder: Path) -> None:

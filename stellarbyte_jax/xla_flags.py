@@ -27,12 +27,11 @@ VARIABLES: Mapping[Platform, str] = {"gpu": "XLA_FLAGS", "tpu": "LIBTPU_INIT_ARG
 _NAMES: Mapping[Platform, str] = {"gpu": "GPUs", "tpu": "TPUs"}
 
 
-def flag_settings(environment: Mapping[str, str], root: Path = Path("/")) -> tuple[dict[str, str], str | None]:
-    """(the variable to set for the platform of this machine, a line that says so); nothing on a CPU.
+def flag_settings(environment: Mapping[str, str], platform: Platform | None) -> tuple[dict[str, str], str | None]:
+    """(the variable to set so that XLA compiles for a platform, a line that says so); nothing for None, a CPU.
 
     A flag that the environment has already, with whatever value, stays as it is.
     """
-    platform = platform_here(environment, root)
     if platform is None or not FLAGS[platform]:
         return {}, None
     variable = VARIABLES[platform]

@@ -4,18 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from stellarbyte_jax.compile_cache import cache_settings
+from stellarbyte_jax.compile_cache import cache_settings, machine_name
 
 
 def test_under_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, remark = cache_settings({"XDG_CACHE_HOME": str(tmp_path)})
-    folder = tmp_path / "stellarbyte" / "compiled"
+    folder = tmp_path / "stellarbyte" / "compiled" / machine_name()
     assert settings == {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_COMPILATION_CACHE_MAX_SIZE": str(4 * 2**30)}
     assert remark is None and folder.stat().st_mode & 0o777 == 0o700
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for environment in ({}, {"XDG_CACHE_HOME": "relative"}):
         settings, _ = cache_settings(environment)
-        assert settings["JAX_COMPILATION_CACHE_DIR"] == f"{tmp_path}/home/.cache/stellarbyte/compiled"
+        assert settings["JAX_COMPILATION_CACHE_DIR"] == f"{tmp_path}/home/.cache/stellarbyte/compiled/{machine_name()}"
 
 
 def test_what_the_user_says_stands(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
 
 
 def test_programs_cut_short_are_taken_out(tmp_path: Path) -> None:
-    folder = tmp_path / "stellarbyte" / "compiled"
+    folder = tmp_path / "stellarbyte" / "compiled" / machine_name()
     folder.mkdir(parents=True)
     for name in ("whole-cache", "whole-atime", "half-cache", "lost-atime"):
         (folder / name).write_text("program")

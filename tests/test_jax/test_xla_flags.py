@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stellarbyte_jax import xla_flags
+from stellarbyte_jax import cli, xla_flags
 from stellarbyte_jax.xla_flags import FLAGS, flag_settings, known_flags, missing_flags, platform_here
 
 
@@ -49,29 +49,58 @@ def test_a_device_without_its_plugin_is_none(machine: Path, monkeypatch: pytest.
     (machine / "dev" / "accel0").touch()
     monkeypatch.setattr(xla_flags, "_libraries", lambda *_: [])
     monkeypatch.setattr(xla_flags, "find_spec", lambda _: None)
-    assert flag_settings({}, machine) == ({}, None)
+    assert platform_here({}, machine) is None
 
 
-def test_a_users_own_flags_stand(machine: Path) -> None:
+@pytest.mark.usefixtures("machine")
+def test_a_users_own_flags_stand() -> None:
     first, second, *others = FLAGS["gpu"]
     theirs = f"{first.partition('=')[0]}=false --xla_something=1"
-    settings, line = flag_settings({"JAX_PLATFORMS": "cuda", "XLA_FLAGS": theirs}, machine)
+    settings, line = flag_settings({"XLA_FLAGS": theirs}, "gpu")
     assert settings == {"XLA_FLAGS": " ".join([theirs, second, *others])}
     assert line is not None and second in line and first not in line and "unknown" not in line
-    assert flag_settings(settings | {"JAX_PLATFORMS": "cuda"}, machine) == ({}, None), "twice is once"
+    assert flag_settings(settings, "gpu") == ({}, None), "twice is once"
+    assert flag_settings({}, None) == ({}, None)
     assert missing_flags("gpu", f"--no{second.partition('=')[0][2:]}") == (first, *others)
 
-    settings, line = flag_settings({"JAX_PLATFORMS": "cuda", "XLA_FLAGS": "/etc/flags"}, machine)
+    settings, line = flag_settings({"XLA_FLAGS": "/etc/flags"}, "gpu")
     assert settings == {} and line is not None and "names a file" in line
 
 
 def test_flags_that_this_jaxlib_does_not_know_are_left_out(machine: Path) -> None:
     first, *others = FLAGS["gpu"]
     (machine / "library.so").write_bytes(first[2:].encode())
-    settings, line = flag_settings({"JAX_PLATFORMS": "cuda"}, machine)
+    settings, line = flag_settings({}, "gpu")
     assert settings == {"XLA_FLAGS": first}
     assert line is not None and f"unknown to this jaxlib: {others[0].partition('=')[0][2:]}" in line
     assert known_flags(FLAGS["gpu"], []) == (), "no parser to ask: better none than an abort"
+
+
+@pytest.mark.parametrize(
+    ("command", "variable"),
+    [
+        (["plan", "c.yaml", "--topology", "v5e:2x2", "--compile"], "LIBTPU_INIT_ARGS"),
+        (["plan", "c.yaml", "--topology", "v5e:2x2", "--compile", "--no-xla-flags"], None),
+        (["plan", "c.yaml", "--topology", "v5e:2x2"], None),
+        (["pretrain", "c.yaml"], "XLA_FLAGS"),
+        (["pretrain", "c.yaml", "--no-xla-flags"], None),
+        (["evaluate", "run"], None),
+    ],
+    ids=str,
+)
+def test_what_the_cli_sets(
+    command: list[str], variable: str | None, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan is compiled as a TPU would, whatever machine makes it; a run as the machine that it runs on."""
+    environment = {"JAX_PLATFORMS": "cuda", "XDG_CACHE_HOME": str(machine)}
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setitem(FLAGS, "tpu", ("--xla_tpu_some=true",))
+    (machine / "library.so").write_bytes(b"xla_tpu_some" + b"".join(flag[2:].encode() for flag in FLAGS["gpu"]))
+    remarks = cli._prepare_compiler(cli._parser().parse_args(command))
+    set_here = {"XLA_FLAGS", "LIBTPU_INIT_ARGS"} & environment.keys()
+    assert set_here == ({variable} if variable else set())
+    assert len(remarks) == len(set_here)
+    assert ("JAX_COMPILATION_CACHE_DIR" in environment) == (command[0] != "plan")
 
 
 def test_xla_takes_the_flags_for_gpus() -> None:
