@@ -23,17 +23,18 @@ class Diagnostics:
     dump_hlo: Path | None = None
     remarks: tuple[str, ...] = ()
 
-    def check_start(self, step: int, run_dir: str | Path) -> None:
-        """Refuses to trace what is done, where `step` steps are.
+    def check_start(self, step: int, max_steps: int, run_dir: str | Path) -> None:
+        """Refuses to trace what is done, where `step` steps of `max_steps` are.
 
         Raises:
             UserError: naming the steps that are left.
         """
         if self.profile is not None and self.profile[0] <= step:
             first, last = self.profile
+            advice = f"begin with step {step + 1} or later" if step < max_steps else "choose another output_dir"
             raise UserError(
                 f"--profile {first}:{last} begins with step {first}, but {run_dir} holds a run that has done {step}: "
-                f"begin with step {step + 1} or later"
+                f"{advice}"
             )
 
 

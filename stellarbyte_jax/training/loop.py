@@ -44,7 +44,7 @@ def pretrain(config: RunConfig, diagnostics: Diagnostics = Diagnostics()) -> boo
     run_dir = Path(config.output_dir)
     tokenizer = _load_tokenizer(config)
     check_start(config, tokenizer)
-    diagnostics.check_start(latest_step(run_dir) or 0, run_dir)
+    diagnostics.check_start(latest_step(run_dir) or 0, config.training.max_steps, run_dir)
     mesh = make_mesh(config.mesh)
     layout = Layout.of(config.mesh, mesh)
     check_batch(config.training, config.data.sequence_length, layout)

@@ -60,6 +60,8 @@ def test_a_run_is_traced_interrupted_and_gone_on_with(
     assert pretrain(config, Diagnostics(parse_profile("6:6", 7)))
     assert traces(run) == {"steps-3-4": [3, 4], "steps-6-6": [6]}
     assert sorted(entry.name for entry in (run / "profile").iterdir()) == ["plugins"]
+    with pytest.raises(UserError, match="holds a run that has done 7: choose another output_dir"):
+        pretrain(config, Diagnostics(parse_profile("7:7", 7)))
 
 
 def test_a_profile_that_cannot_be_written_ends_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
