@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from stellarbyte_jax import commands
-from stellarbyte_jax.commands import INTERRUPTED
 from stellarbyte_jax.compile_cache import cache_settings
 from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.exits import PROGRAM, USER_ERROR, report
 from stellarbyte_jax.xla_flags import Platform, flag_settings, platform_here
 
-PROGRAM = "stellarbyte"
-
-# The exit code of a mistake that the user can mend.
-USER_ERROR = 2
+# What JAX reads of the environment, and the config's name for it. The rest of what it knows of clusters it detects.
+DISTRIBUTED_VARIABLES = {
+    "JAX_COORDINATOR_ADDRESS": "{}",
+    "JAX_LOCAL_DEVICE_IDS": "[{}]",
+}
 
 # On a CPU, XLA takes a program's scratch anew from malloc for every call, and with it hundreds of thousands of page
 # faults: with memory that is kept, in huge pages, a training step is about a tenth faster. glibc reads its tunables
@@ -34,18 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if overrides and not hasattr(options, "config"):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     options.overrides = overrides
+    if options.run is commands.pretrain:
+        options.overrides = [*_distributed_by_environment(), *overrides]
     if arguments is None and options.run is commands.pretrain:
         _restart_with_tuned_malloc()
     _give_cpu_devices_threads()
     options.remarks = _prepare_compiler(options)
     try:
         return options.run(options) or 0
-    except UserError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except (UserError, KeyboardInterrupt) as error:
+        return report(error)
     except BrokenPipeError:
         # The reader has gone (| head); Python must not complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,6 +81,15 @@ def _prepare_compiler(options: argparse.Namespace) -> tuple[str, ...]:
         os.environ.update(settings)
         remarks.append(remark)
     return tuple(remark for remark in remarks if remark is not None)
+
+
+def _distributed_by_environment() -> list[str]:
+    given = ((name, os.environ.get(name)) for name in DISTRIBUTED_VARIABLES)
+    return [
+        f"--distributed.{name.removeprefix('JAX_').lower()}={DISTRIBUTED_VARIABLES[name].format(value)}"
+        for name, value in given
+        if value
+    ]
 
 
 class _Parser(argparse.ArgumentParser):

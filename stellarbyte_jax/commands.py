@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from stellarbyte_jax.errors import UserError
-
-# The shell's exit code for Ctrl-C.
-INTERRUPTED = 130
+from stellarbyte_jax.exits import INTERRUPTED, report
 
 
 def corpus(options: argparse.Namespace) -> None:
@@ -75,16 +73,20 @@ def pretrain(options: argparse.Namespace) -> int:
     if options.dump_hlo is not None:
         check_dump_folder(options.dump_hlo)
     # JAX is imported only now: a mistake in the config need not wait for it.
-    if config.training.remat == "auto":
-        import jax
-
-        from stellarbyte_jax.planning.auto_remat import resolve_remat
-
-        config = resolve_remat(config, jax.devices())
+    from stellarbyte_jax.config import DistributedConfig
     from stellarbyte_jax.training.loop import pretrain
+    from stellarbyte_jax.training.processes import joined
 
-    finished = pretrain(config, Diagnostics(profile, options.dump_hlo, options.remarks))
-    if finished:
+    with joined(config.distributed, report) as processes:
+        config = dataclasses.replace(config, distributed=DistributedConfig())  # who trains a run is no part of it
+        if config.training.remat == "auto":
+            import jax
+
+            from stellarbyte_jax.planning.auto_remat import resolve_remat
+
+            config = resolve_remat(config, jax.devices())
+        finished = pretrain(config, Diagnostics(profile, options.dump_hlo, options.remarks), processes)
+    if finished and processes.index == 0:
         print(f"{config.training.max_steps} steps done; checkpoints, config and metrics in {config.output_dir}")
     return 0 if finished else INTERRUPTED
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from stellarbyte_jax.distributed_config import DistributedConfig
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.lora_config import LoRAConfig
 from stellarbyte_jax.model_config import ByteConfig, RopeScaling
@@ -13,6 +14,7 @@ __all__ = [
     "ByteConfig",
     "CheckpointConfig",
     "DataConfig",
+    "DistributedConfig",
     "LoRAConfig",
     "MeshConfig",
     "OptimizerConfig",
@@ -208,6 +210,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     seed: int = 0
     init_from: str | None = None
     lora: LoRAConfig | None = None

@@ -46,8 +46,10 @@ def _numpy_sum(array: np.ndarray) -> np.generic:
     return np.sum(bits * (2 * np.arange(bits.size, dtype=np.uint32) + 1), dtype=np.uint32)
 
 
-def read_arrays(folder: Path, abstract: Tree, sums: Mapping[str, int]) -> Tree:
+def read_arrays(folder: Path, abstract: Tree) -> Tree:
     """The item in `folder` as a tree like `abstract` (jax.ShapeDtypeStruct leaves, or arrays), with its shardings.
+
+    Each process reads its own part, and waits for no other. Whether the bits are right is for `check_bits` to say.
 
     Raises:
         UserError: an array is missing, unknown, or of another shape or dtype.
@@ -67,7 +69,7 @@ def read_arrays(folder: Path, abstract: Tree, sums: Mapping[str, int]) -> Tree:
         there, here = (f"{array.dtype}{list(array.shape)}" for array in (stored[name], wanted[name]))
         if there != here:
             raise UserError(f"{folder}: {name} is {there}, but this config makes it {here}")
-    return _read(folder, jax.tree.map(target, abstract), sums)
+    return _read(folder, jax.tree.map(target, abstract))
 
 
 def read_numpy_arrays(folder: Path, sums: Mapping[str, int]) -> Tree:
@@ -77,20 +79,39 @@ def read_numpy_arrays(folder: Path, sums: Mapping[str, int]) -> Tree:
     def target(stored: Any) -> np.ndarray:
         return np.broadcast_to(np.zeros((), stored.dtype), stored.shape)
 
-    return _read(folder, jax.tree.map(target, _stored_tree(folder)), sums)
-
-
-def _read(folder: Path, target: Tree, sums: Mapping[str, int]) -> Tree:
-    with ocp.StandardCheckpointer() as checkpointer:
-        arrays = checkpointer.restore(folder, target)
-    for name, value in checksums(arrays).items():
-        if value != sums[name]:
-            raise ValueError(f"{name} does not have the bits that were saved")
+    arrays = _read(folder, jax.tree.map(target, _stored_tree(folder)))
+    check_bits(arrays, sums)
     return arrays
 
 
+def check_bits(arrays: Tree, sums: Mapping[str, int]) -> None:
+    """Raises an exception for which `is_about_files` holds unless `checksums` finds `sums`.
+
+    Where several processes hold the arrays, all must call it, and all find the same.
+    """
+    for name, value in checksums(arrays).items():
+        if value != sums[name]:
+            raise ValueError(f"{name} does not have the bits that were saved")
+
+
+def read_json(folder: Path) -> dict[str, Any]:
+    """The item of JSON in `folder`; raises an exception for which `is_about_files` holds."""
+    return ocp.Checkpointer(ocp.JsonCheckpointHandler(), multiprocessing_options=_this_process_alone()).restore(folder)
+
+
+def _this_process_alone() -> ocp.options.MultiprocessingOptions:
+    # Or else Orbax waits, at the end of reading, for all processes: one that cannot read would never come.
+    this = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
+
+
+def _read(folder: Path, target: Tree) -> Tree:
+    with ocp.StandardCheckpointer(multiprocessing_options=_this_process_alone()) as checkpointer:
+        return checkpointer.restore(folder, target)
+
+
 def _stored_tree(folder: Path) -> Tree:
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(multiprocessing_options=_this_process_alone()) as checkpointer:
         metadata = checkpointer.metadata(folder).item_metadata
     if metadata is None:
         raise ValueError(f"no list of the arrays in {folder}")

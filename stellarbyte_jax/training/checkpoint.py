@@ -12,23 +12,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import jax
 import orbax.checkpoint as ocp
 
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.training.array_files import (
     Tree,
+    check_bits,
     checksums,
     is_about_files,
     is_from_system,
     quieten_orbax,
     read_arrays,
+    read_json,
     read_numpy_arrays,
     reason,
     tensorstore_silenced,
 )
+from stellarbyte_jax.training.processes import ALONE, Processes
 
 Result = TypeVar("Result")
+Sums = dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -177,39 +180,46 @@ def load_params(run_dir: str | Path, step: int | None = None) -> tuple[Tree, Run
 
 
 def restore(
-    run_dir: str | Path, abstract_params: Tree, abstract_opt_state: Tree
+    run_dir: str | Path, abstract_params: Tree, abstract_opt_state: Tree, processes: Processes = ALONE
 ) -> tuple[Tree, Tree | None, RunMetadata, int]:
     """(parameters, optimizer state, metadata, step) to go on from, as jax arrays sharded like the abstract trees.
 
     The abstract trees hold jax.ShapeDtypeStruct leaves, or arrays. The optimizer state is None for an imported model. A
-    broken newest checkpoint is passed over with a warning, and renamed so that training can write that step anew.
+    broken newest checkpoint is passed over with a warning, and renamed so that training can write that step anew. All
+    `processes` must call this: what is broken for one of them is passed over by all.
 
     Raises:
         UserError: nothing to read, or arrays that are missing, unknown, or of another shape or dtype.
     """
 
-    def read(folder: Path) -> tuple[Tree, Tree | None, RunMetadata]:
+    def read(folder: Path) -> tuple[dict[str, Tree], RunMetadata, Sums]:
         metadata, sums = _read_metadata(folder)
-        params = read_arrays(folder / "params", abstract_params, sums["params"])
-        opt_state = None
-        if "opt_state" in sums:
-            opt_state = read_arrays(folder / "opt_state", abstract_opt_state, sums["opt_state"])
-        return params, opt_state, metadata
+        wanted = {"params": abstract_params, "opt_state": abstract_opt_state}
+        return {item: read_arrays(folder / item, wanted[item]) for item in sums}, metadata, sums
 
-    (params, opt_state, metadata), step = _read_newest(run_dir, None, read)
-    if jax.process_index() == 0:
+    def check(found: tuple[dict[str, Tree], RunMetadata, Sums]) -> None:
+        arrays, _, sums = found
+        for item, tree in arrays.items():
+            check_bits(tree, sums[item])
+
+    (arrays, metadata, _), step = _read_newest(run_dir, None, read, check, processes)
+    if processes.index == 0:
         for broken in (other for other in _steps(_checkpoints(run_dir)) if other > step):
             _set_aside(_checkpoints(run_dir) / str(broken))
-    return params, opt_state, metadata, step
+    processes.share("set aside")
+    return arrays["params"], arrays.get("opt_state"), metadata, step
 
 
-def restore_params(run_dir: str | Path, abstract_params: Tree, step: int | None = None) -> tuple[Tree, int]:
+def restore_params(
+    run_dir: str | Path, abstract_params: Tree, step: int | None = None, processes: Processes = ALONE
+) -> tuple[Tree, int]:
     """(parameters, step) of another run to start from, as `restore` gives them; nothing in its folder changes."""
 
-    def read(folder: Path) -> Tree:
-        return read_arrays(folder / "params", abstract_params, _read_metadata(folder)[1]["params"])
+    def read(folder: Path) -> tuple[Tree, dict[str, int]]:
+        return read_arrays(folder / "params", abstract_params), _read_metadata(folder)[1]["params"]
 
-    return _read_newest(run_dir, step, read)
+    (params, _), step = _read_newest(run_dir, step, read, lambda found: check_bits(*found), processes)
+    return params, step
 
 
 def _checkpoints(run_dir: str | Path) -> Path:
@@ -222,7 +232,14 @@ def _steps(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def _read_newest(run_dir: str | Path, step: int | None, read: Callable[[Path], Result]) -> tuple[Result, int]:
+def _read_newest(
+    run_dir: str | Path,
+    step: int | None,
+    read: Callable[[Path], Result],
+    check: Callable[[Result], None] = lambda _: None,
+    processes: Processes = ALONE,
+) -> tuple[Result, int]:
+    """What `read` makes of the newest checkpoint that it can read and `check` finds in order, for all processes."""
     quieten_orbax()
     folder = _checkpoints(run_dir)
     steps = _steps(folder)
@@ -230,17 +247,34 @@ def _read_newest(run_dir: str | Path, step: int | None, read: Callable[[Path], R
         raise UserError(f"{folder} holds no checkpoint: is {run_dir} the output_dir of a run that has saved one?")
     if step is not None and step not in steps:
         raise UserError(f"{folder} holds no checkpoint of step {step}, only of {', '.join(map(str, steps))}")
+
+    results: list[Result] = []
     for candidate in [step] if step is not None else reversed(steps):
-        try:
-            with tensorstore_silenced():
-                return read(folder.absolute() / str(candidate)), candidate
-        except Exception as error:
-            if isinstance(error, UserError) or not is_about_files(error):
-                raise
-            print(f"stellarbyte: warning: {folder / str(candidate)} is broken: {reason(error)}", file=sys.stderr)
+        path = folder.absolute() / str(candidate)
+        # All check together, so all must have read.
+        broken = _complaint(lambda: results.append(read(path)), processes)  # noqa: B023 - called at once
+        broken = broken or _complaint(lambda: check(results[-1]), processes)
+        if broken is None:
+            return results[-1], candidate
+        results.clear()
+        if processes.index == 0:
+            print(f"stellarbyte: warning: {folder / str(candidate)} is broken: {broken}", file=sys.stderr)
     if step is None:
         raise UserError(f"{folder}: none of its checkpoints can be read (steps {', '.join(map(str, steps))})")
     raise UserError(f"{folder / str(step)} cannot be read: choose another of the steps {', '.join(map(str, steps))}")
+
+
+def _complaint(work: Callable[[], None], processes: Processes) -> str | None:
+    """What is wrong with the files that `work` reads, for any of the processes; all must call this."""
+    complaint = None
+    try:
+        with tensorstore_silenced():
+            work()
+    except Exception as error:
+        if isinstance(error, UserError) or not is_about_files(error):
+            raise
+        complaint = reason(error)
+    return next((each for each in processes.share(complaint) if each is not None), None)
 
 
 def _set_aside(broken: Path) -> None:
@@ -250,8 +284,8 @@ def _set_aside(broken: Path) -> None:
     print(f"stellarbyte: warning: going on from an older checkpoint; the broken one is now {aside}", file=sys.stderr)
 
 
-def _read_metadata(folder: Path) -> tuple[RunMetadata, dict[str, dict[str, int]]]:
+def _read_metadata(folder: Path) -> tuple[RunMetadata, Sums]:
     """The metadata, and for each item of arrays their checksums."""
-    stored = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "metadata")
+    stored = read_json(folder / "metadata")
     sums, base = stored.pop("checksums"), stored.pop("base", None)
     return RunMetadata(**stored, base=None if base is None else Base(**base)), sums

@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from stellarbyte_jax.config import RunConfig
@@ -24,25 +24,33 @@ from stellarbyte_jax.training.evaluation import byte_lengths, evaluate
 from stellarbyte_jax.training.interrupt import Interrupt
 from stellarbyte_jax.training.metrics import MetricsLog
 from stellarbyte_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from stellarbyte_jax.training.processes import ALONE, Processes
 from stellarbyte_jax.training.profile import Profile
-from stellarbyte_jax.training.start import check_start, start, state_shardings
+from stellarbyte_jax.training.start import check_start, identity, start, state_shardings
 from stellarbyte_jax.training.state import Params, abstract_model
 from stellarbyte_jax.training.step import make_eval_step, make_train_step, on_mesh
 from stellarbyte_jax.training.utilization import Utilization
 
 
-def pretrain(config: RunConfig, diagnostics: Diagnostics = Diagnostics()) -> bool:  # noqa: B008 - it is frozen
+def pretrain(
+    config: RunConfig,
+    diagnostics: Diagnostics = Diagnostics(),  # noqa: B008 - it is frozen
+    processes: Processes = ALONE,
+) -> bool:
     """Train until max_steps, from the newest checkpoint in `output_dir` if there is one: see start.py.
+
+    Several `processes` train one run if each calls this, with the same config.
 
     Returns:
         True when max_steps are done, False when a signal ended the run early (it is saved, and can go on).
 
     Raises:
         UserError: the data, tokenizer, mesh, the run in `init_from` or an earlier one in `output_dir` do not fit the
-            config, or the loss is no longer finite.
+            config, the processes do not agree, or the loss is no longer finite.
     """
     run_dir = Path(config.output_dir)
     tokenizer = _load_tokenizer(config)
+    processes.compare(identity(config, tokenizer))
     check_start(config, tokenizer)
     diagnostics.check_start(latest_step(run_dir) or 0, config.training.max_steps, run_dir)
     mesh = make_mesh(config.mesh)
@@ -65,12 +73,16 @@ def pretrain(config: RunConfig, diagnostics: Diagnostics = Diagnostics()) -> boo
     train_step = make_train_step(graphdef, optimizer, config.training.gradient_accumulation_steps, config.seed)
     train_step = on_mesh(train_step, layout, shardings, frozen_shardings)
     weights_shardings = join(frozen_shardings, shardings.params)
-    eval_step = jax.jit(make_eval_step(graphdef), in_shardings=(weights_shardings, everywhere, placement.sharding))
+    eval_step = jax.jit(
+        make_eval_step(graphdef),
+        in_shardings=(weights_shardings, everywhere, placement.sharding),
+        out_shardings=everywhere,
+    )
     learning_rate = jax.jit(learning_rate_schedule(config.optimizer, config.training.max_steps))
     bytes_a_token_V = byte_lengths(tokenizer, config.model.vocab_size)
 
-    state, step, frozen, base = start(config, optimizer, shardings, frozen_shardings)
-    if jax.process_index() == 0:
+    state, step, frozen, base = start(config, optimizer, shardings, frozen_shardings, processes)
+    if processes.index == 0:
         save_config(config, run_dir / "config.yaml")
 
     with (
@@ -111,10 +123,11 @@ def pretrain(config: RunConfig, diagnostics: Diagnostics = Diagnostics()) -> boo
             last = step == config.training.max_steps
             if step % config.training.eval_steps == 0 or last:
                 validate()
-            if step % config.checkpoint.save_steps == 0 or last or interrupt.requested:
+            stopping = not last and processes.stop_after(step, interrupt.requested)
+            if step % config.checkpoint.save_steps == 0 or last or stopping:
                 _check_finite(metrics, step, checkpointer, run_dir)
                 save()
-            if interrupt.requested and not last:
+            if stopping:
                 log.say(f"stopped after step {step}, saved in {run_dir}: the same command goes on from there")
                 return False
     return True
@@ -146,7 +159,7 @@ def _validation(config: RunConfig, placement: BatchPlacement) -> Iterator[dict[s
 def _check_finite(metrics: dict[str, jax.Array], step: int, checkpointer: Checkpointer, run_dir: Path) -> None:
     # The gradient too: a loss may be the last finite one, and what is saved is what this gradient made of it.
     for name, value in (("loss", metrics["loss"]), ("gradient", metrics["grad_norm"])):
-        if not bool(jnp.isfinite(value)):
+        if not np.isfinite(jax.device_get(value)):
             checkpointer.wait()
             kept = latest_step(run_dir)
             intact = "" if kept is None else f"; the checkpoint of step {kept} is intact"

@@ -14,9 +14,12 @@ from stellarbyte_jax.training.checkpoint import (
     load_params,
     restore_params,
 )
+from stellarbyte_jax.training.processes import ALONE, Processes
 
 
-def restore_base(run_dir: str, abstract_params: Tree, known: Base | None, adapters_dir: str) -> tuple[Tree, Base]:
+def restore_base(
+    run_dir: str, abstract_params: Tree, known: Base | None, adapters_dir: str, processes: Processes = ALONE
+) -> tuple[Tree, Base]:
     """(the base's parameters, sharded like the abstract ones, and what to know them by).
 
     Takes the newest checkpoint in `run_dir`, or the one `known` to be below the adapters in `adapters_dir`.
@@ -27,8 +30,8 @@ def restore_base(run_dir: str, abstract_params: Tree, known: Base | None, adapte
     if known is not None:
         here = Base(run_dir, known.step, known.fingerprint)  # it may have been moved since
         _check(here, adapters_dir)
-        return restore_params(run_dir, abstract_params, here.step)[0], here
-    params, step = restore_params(run_dir, abstract_params)
+        return restore_params(run_dir, abstract_params, here.step, processes)[0], here
+    params, step = restore_params(run_dir, abstract_params, processes=processes)
     return params, Base(run_dir, step, fingerprint(run_dir, step))
 
 

@@ -1,6 +1,9 @@
 """What a run begins with: its own newest checkpoint, the weights of the run in `init_from`, or fresh ones."""
 
 import dataclasses
+import hashlib
+import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +19,7 @@ from stellarbyte_jax.config_file import (
     run_config_from_dict,
     to_dict,
 )
+from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.run_folder import check_is_run
@@ -23,10 +27,19 @@ from stellarbyte_jax.sharding import Layout, param_shardings
 from stellarbyte_jax.training.adapters import split_adapters
 from stellarbyte_jax.training.checkpoint import Base, latest_step, load_metadata, restore, restore_params
 from stellarbyte_jax.training.lora_base import restore_base
+from stellarbyte_jax.training.processes import ALONE, Processes
 from stellarbyte_jax.training.state import Params, TrainState, init_params, init_state
 
 # What may change when a run goes on: none of it changes the losses.
-_FREE_FIELDS = ("checkpoint.", "mesh.", "output_dir", "training.eval_steps", "training.eval_batches", "training.remat")
+_FREE_FIELDS = (
+    "checkpoint.",
+    "distributed.",
+    "mesh.",
+    "output_dir",
+    "training.eval_steps",
+    "training.eval_batches",
+    "training.remat",
+)
 
 
 class Start(NamedTuple):
@@ -36,6 +49,23 @@ class Start(NamedTuple):
     step: int
     frozen: Params
     base: Base | None
+
+
+def identity(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What all processes of a run must have alike, for Processes.compare."""
+    manifest = TokenShards.open(config.data.shards, "train").manifest
+    recipe = dataclasses.asdict(manifest.recipe)
+    # Where the texts lay, and how old they were, may differ where each host has prepared its own shards.
+    recipe["source_files"] = [file["sha256"] for file in recipe["source_files"]]
+    shards = json.dumps([recipe, {name: dataclasses.asdict(split) for name, split in manifest.splits.items()}])
+    versions = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")}
+    return {
+        **to_dict(config),
+        "sha256 of the tokenizer": tokenizer.sha256,
+        "sha256 of the token shards' manifest": hashlib.sha256(shards.encode()).hexdigest(),
+        "version of": versions,
+        f"newest checkpoint in {config.output_dir}": latest_step(config.output_dir),
+    }
 
 
 def check_start(config: RunConfig, tokenizer: Tokenizer) -> None:
@@ -77,7 +107,11 @@ def state_shardings(
 
 
 def start(
-    config: RunConfig, optimizer: optax.GradientTransformation, shardings: Any, frozen_shardings: Params
+    config: RunConfig,
+    optimizer: optax.GradientTransformation,
+    shardings: Any,
+    frozen_shardings: Params,
+    processes: Processes = ALONE,
 ) -> Start:
     """What the run goes on from, each array made or read where it lies: no host holds the whole model.
 
@@ -91,9 +125,9 @@ def start(
     abstract = placed(jax.eval_shape(create), shardings)
     metadata, opt_state, step = None, None, 0
     if latest_step(config.output_dir) is not None:
-        params, opt_state, metadata, step = restore(config.output_dir, abstract.params, abstract.opt_state)
+        params, opt_state, metadata, step = restore(config.output_dir, abstract.params, abstract.opt_state, processes)
     elif config.init_from is not None and config.lora is None:
-        params, _ = restore_params(config.init_from, abstract.params)
+        params, _ = restore_params(config.init_from, abstract.params, processes=processes)
     else:
         # Under jit, so that each device makes its own part.
         params = jax.jit(lambda: create().params, out_shardings=shardings.params)()
@@ -106,7 +140,7 @@ def start(
     assert config.init_from is not None
     abstract_base = placed(jax.eval_shape(lambda: init_params(config.model, config.seed)), frozen_shardings)
     known = None if metadata is None else metadata.base
-    return Start(state, step, *restore_base(config.init_from, abstract_base, known, config.output_dir))
+    return Start(state, step, *restore_base(config.init_from, abstract_base, known, config.output_dir, processes))
 
 
 def placed(abstract: Any, shardings: Any) -> Any:

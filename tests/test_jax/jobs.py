@@ -1,0 +1,73 @@
+"""Runs of several processes on this machine, started by the command line as a user would."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from test_jax.runs import losses
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@dataclass
+class Job:
+    """`count` processes of `devices` CPU devices each; `own` are overrides of single processes."""
+
+    config: Path
+    count: int
+    devices: int
+    overrides: dict[str, Any] = field(default_factory=dict)
+    own: dict[int, dict[str, Any]] = field(default_factory=dict)
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        address = f"127.0.0.1:{free_port()}"
+        for index in range(self.count):
+            joining = {"coordinator_address": address, "num_processes": self.count, "process_id": index}
+            options = {f"distributed.{name}": value for name, value in joining.items()}
+            options |= self.overrides | self.own.get(index, {})
+            command = [sys.executable, "-m", "stellarbyte_jax.cli", "pretrain", str(self.config)]
+            command += [f"--{name}={value}" for name, value in options.items()]
+            environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(self.devices)}
+            self.processes.append(
+                subprocess.Popen(
+                    command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                )
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+    def until_step(self, step: int, run_dir: Path, timeout: float = 120) -> None:
+        """Returns when the run has recorded this step."""
+        deadline = time.monotonic() + timeout
+        while not (run_dir / "metrics.jsonl").exists() or len(losses(run_dir)) < step:
+            assert all(process.poll() is None for process in self.processes), self.ends()
+            assert time.monotonic() < deadline, "too slow"
+            time.sleep(0.05)
+
+    def ends(self, timeout: float = 120) -> list[tuple[int, str, str]]:
+        """(exit code, what it said about itself, sentences of errors) of each process, once all have ended."""
+        ends = []
+        for process in self.processes:
+            out, errors = process.communicate(timeout=timeout)
+            ends.append((process.returncode, _ours(out), _ours(errors)))
+        return ends
+
+
+def _ours(text: str) -> str:
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("[Gloo]"))
