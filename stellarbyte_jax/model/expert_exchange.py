@@ -17,7 +17,7 @@ _ROWS_MULTIPLE = 8
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def exchange_rows(
-    gate_up_ED2F: jax.Array,
+    gate_up_EDF: jax.Array,
     down_EFD: jax.Array,
     x_MD: jax.Array,
     weight_Mk: jax.Array,
@@ -36,25 +36,25 @@ def exchange_rows(
 
     def one_round(index: jax.Array, y_MD: jax.Array) -> jax.Array:
         x_RD, weight_R = plan.send(x_MD, index), plan.send(weight_Mk.reshape(-1), index)
-        y_RD = _serve(gate_up_ED2F, down_EFD, x_RD, weight_R, plan.experts(index), hidden_act)
+        y_RD = _serve(gate_up_EDF, down_EFD, x_RD, weight_R, plan.experts(index), hidden_act)
         return y_MD + plan.fetch(y_RD, index).reshape(*expert_Mk.shape, -1).sum(axis=1, dtype=jnp.float32)
 
     return jax.lax.fori_loop(0, plan.rounds, one_round, jnp.zeros(x_MD.shape, jnp.float32))
 
 
-def _forward(gate_up_ED2F, down_EFD, x_MD, weight_Mk, expert_Mk, hidden_act, layout):  # type: ignore[no-untyped-def]
-    operands = gate_up_ED2F, down_EFD, x_MD, weight_Mk, expert_Mk
+def _forward(gate_up_EDF, down_EFD, x_MD, weight_Mk, expert_Mk, hidden_act, layout):  # type: ignore[no-untyped-def]
+    operands = gate_up_EDF, down_EFD, x_MD, weight_Mk, expert_Mk
     return exchange_rows(*operands, hidden_act, layout), operands
 
 
 def _backward(hidden_act, layout, operands, d_MD):  # type: ignore[no-untyped-def]
-    gate_up_ED2F, down_EFD, x_MD, weight_Mk, expert_Mk = operands
+    gate_up_EDF, down_EFD, x_MD, weight_Mk, expert_Mk = operands
     plan, d_MD = _plan(expert_Mk, down_EFD.shape[0], layout), d_MD.astype(x_MD.dtype)
 
     def one_round(index: jax.Array, sums: Any) -> Any:
         x_RD, weight_R = plan.send(x_MD, index), plan.send(weight_Mk.reshape(-1), index)
         serve = functools.partial(_serve, expert_R=plan.experts(index), hidden_act=hidden_act)
-        _, pull_back = jax.vjp(serve, gate_up_ED2F, down_EFD, x_RD, weight_R)
+        _, pull_back = jax.vjp(serve, gate_up_EDF, down_EFD, x_RD, weight_R)
         *d_experts, dx_RD, dweight_R = pull_back(plan.send(d_MD, index))
         dx_MD = plan.fetch(dx_RD, index).reshape(*expert_Mk.shape, -1).sum(axis=1, dtype=jnp.float32)
         dweight_Mk = plan.fetch(dweight_R, index).reshape(expert_Mk.shape)
@@ -68,9 +68,9 @@ def _backward(hidden_act, layout, operands, d_MD):  # type: ignore[no-untyped-de
 exchange_rows.defvjp(_forward, _backward)
 
 
-def _serve(gate_up_ED2F, down_EFD, x_RD, weight_R, expert_R, hidden_act):  # type: ignore[no-untyped-def]
+def _serve(gate_up_EDF, down_EFD, x_RD, weight_R, expert_R, hidden_act):  # type: ignore[no-untyped-def]
     """[R, D] in x's dtype: what these experts make of the rows that came, 0 of those for none of them."""
-    y_RD = serve_rows(gate_up_ED2F, down_EFD, x_RD, weight_R[:, None], expert_R[:, None], hidden_act, everyone=False)
+    y_RD = serve_rows(gate_up_EDF, down_EFD, x_RD, weight_R[:, None], expert_R[:, None], hidden_act, everyone=False)
     return y_RD.astype(x_RD.dtype)
 
 

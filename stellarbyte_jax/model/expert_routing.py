@@ -21,7 +21,10 @@ def serve_experts(
     """[B, T, D] -> [B, T, D]: each of this device's tokens' sum of weight · expert(x); none is lost."""
 
     def serve(gate_up_ED2F, down_EFD, x_MD, weight_Mk, expert_Mk):  # type: ignore[no-untyped-def]
-        operands = _gathered(gate_up_ED2F, 1, layout), _gathered(down_EFD, 2, layout), x_MD, weight_Mk, expert_Mk
+        # Along the axis before the last: only so do TPUs scatter gradients rather than sum them up everywhere.
+        gate_up_EDF = _gathered(gate_up_ED2F.reshape(*gate_up_ED2F.shape[:2], -1), layout)
+        down_EFD = _gathered(down_EFD.swapaxes(1, 2), layout).swapaxes(1, 2)
+        operands = gate_up_EDF, down_EFD, x_MD, weight_Mk, expert_Mk
         if layout.mesh_axes("expert"):
             y_MD = exchange_rows(*operands, hidden_act, layout)
         else:
@@ -35,7 +38,6 @@ def serve_experts(
     return y_MD.astype(x_BTD.dtype).reshape(x_BTD.shape)
 
 
-def _gathered(weights: jax.Array, axis: int, layout: Layout) -> jax.Array:
-    """Whole along `axis`."""
+def _gathered(weights_EDF: jax.Array, layout: Layout) -> jax.Array:
     axes = layout.mesh_axes("hidden")
-    return jax.lax.all_gather(weights, axes, axis=axis, tiled=True) if axes else weights
+    return jax.lax.all_gather(weights_EDF, axes, axis=1, tiled=True) if axes else weights_EDF

@@ -8,7 +8,7 @@ from stellarbyte_jax.model.grouped_matmul import grouped_matmul
 
 
 def serve_rows(
-    gate_up_ED2F: jax.Array,
+    gate_up_EDF: jax.Array,
     down_EFD: jax.Array,
     x_MD: jax.Array,
     weight_Mk: jax.Array,
@@ -22,7 +22,7 @@ def serve_rows(
     Unless `everyone` has chosen only experts that there are, expert E stands for none, which makes 0. The (row, choice)
     pairs P = M · k are sorted by expert, stably.
     """
-    E, D, _, F = gate_up_ED2F.shape
+    E, _, D = down_EFD.shape
     expert_P = expert_Mk.reshape(-1)
     order_P = jnp.argsort(expert_P, stable=True)
     inverse_P = jnp.argsort(order_P)
@@ -32,7 +32,7 @@ def serve_rows(
 
     x_PD = _dispatch(x_MD, order_P, inverse_P)
     x_PD = x_PD if everyone else jnp.where(served_P1, x_PD, 0)
-    gate_up_PF = grouped_matmul(x_PD, gate_up_ED2F.reshape(E, D, 2 * F), sizes_E)
+    gate_up_PF = grouped_matmul(x_PD, gate_up_EDF, sizes_E)
     h_PF = gated(hidden_act, *jnp.split(gate_up_PF, 2, axis=-1))
     # Weighed before the last matmul rather than behind it: the weights' gradient then needs no output.
     h_PF = (h_PF * _collect(weight_Mk.reshape(-1), inverse_P, order_P)[:, None]).astype(h_PF.dtype)

@@ -41,6 +41,11 @@ def rematerialized(layer: Callable[..., Any], policy: str, *, in_a_loop: bool) -
 def gathering_again(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, whose backward pass gathers again what other devices have: kept, all layers' would be there at once.
 
-    Whatever else the policy around it would keep is kept.
+    Whatever else the policy around it would keep is kept. Where that works the layer out again too, one gathering
+    serves both.
     """
-    return jax.checkpoint(function, policy=lambda primitive, *_, **__: primitive.name != "all_gather")
+
+    def policy(primitive: Any, *_: Any, **__: Any) -> bool:
+        return primitive.name != "all_gather"
+
+    return jax.checkpoint(function, policy=policy, prevent_cse=False)

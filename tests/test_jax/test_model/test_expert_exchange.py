@@ -34,7 +34,7 @@ def test_it_is_what_one_device_does(kind: str, k: int, rounds: int) -> None:
     layout = Layout(make_mesh(MeshConfig(data=1, expert=4), jax.devices()[:4]))
     keys = iter(jax.random.split(jax.random.key(0), 5))
     gate_up, down, x_MD, weight_Mk, d_MD = (
-        jax.random.normal(next(keys), shape) for shape in [(E, D, 2, F), (E, F, D), (M, D), (M, k), (M, D)]
+        jax.random.normal(next(keys), shape) for shape in [(E, D, 2 * F), (E, F, D), (M, D), (M, k), (M, D)]
     )
     expert_Mk = jnp.asarray(choices(kind, k))
 
