@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.planning.parameters import Parameters
 from stellarbyte_jax.planning.program import BATCH_ARRAYS, layout_of
-from stellarbyte_jax.planning.saved import SavedByLayers, padded_bytes
+from stellarbyte_jax.planning.saved import SavedByLayers
+from stellarbyte_jax.planning.tiles import padded_bytes
 from stellarbyte_jax.sharding import Layout
 from stellarbyte_jax.training.loss import TOKENS_PER_CHUNK
 
@@ -18,9 +19,9 @@ class Memory:
 
     The first four are the step's arguments, which its results replace; the rest is temporary. parameters: those that
     are trained. frozen: the weights below adapters. micro_batches: the sum of gradients that accumulation carries.
-    working: what one layer works out again. exchanged: what it holds of other chips' tokens, keys or experts. gathered:
-    one layer's weights from all of fsdp, and their gradients before they are scattered. weight_copies: the layers'
-    weights in the compute dtype. head: the vocabulary's projection, and its gradient.
+    working: what one layer works with beside what it kept. exchanged: what it holds of other chips' tokens, keys or
+    experts. gathered: one layer's weights from all of fsdp. weight_copies: the layers' weights in the compute dtype.
+    head: the vocabulary's projection, and its gradient.
     """
 
     moment: str
@@ -70,11 +71,16 @@ def predict_memory(
     # Layers cast their own weights; without remat the first direction keeps what it cast.
     copies = saved.weights if itemsize < 4 else 0
     # Experts gather their own: what they hold is `exchanged`.
-    gathered = (1 if adapters else 2) * parameters.dense_layers // 4 * itemsize * spread // model.num_hidden_layers
+    gathered = parameters.dense_layers // 4 * itemsize * spread // model.num_hidden_layers
     head_entries = model.vocab_size * model.hidden_size // layout.parts("vocab")
     # One chunk of the loss after the other, see training/loss.py: its logits, and their gradient in the compute dtype.
     chunk = -(-rows * length // loss_chunks(rows, length)), model.vocab_size // layout.parts("vocab")
-    logits = padded_bytes(chunk, jnp.float32, pad) + padded_bytes(chunk, training.dtype, pad)
+    whole_logits = padded_bytes(chunk, jnp.float32, pad)
+    # Every chip makes the head's whole gradient, in float32, before fsdp shares it out: beside the chunks' logits where
+    # these are many, and in the place of the logits where they are one.
+    head_gradient = 0 if adapters else 4 * head_entries
+    if loss_chunks(rows, length) == 1:
+        head_gradient = max(0, head_gradient - whole_logits)
     always = {
         "parameters": parameters.trained,
         "frozen": parameters.frozen,
@@ -85,7 +91,6 @@ def predict_memory(
         "weight_copies": copies,
     }
     in_turn = (
-        # Of a head that is trained every chip makes the whole gradient, in float32, before fsdp shares it out.
         Memory(
             "the loss",
             **always,
@@ -93,8 +98,8 @@ def predict_memory(
             working=0,
             exchanged=0,
             gathered=0,
-            logits=logits,
-            head=head_entries * (itemsize if adapters else 4 + itemsize),
+            logits=whole_logits + padded_bytes(chunk, training.dtype, pad),
+            head=head_entries * itemsize + head_gradient,
         ),
         Memory(
             "the layers' backward pass",

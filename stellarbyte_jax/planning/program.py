@@ -61,10 +61,11 @@ def layer_loops(config: RunConfig, sizes: dict[str, int], rows: int, platform: s
         UserError: the kernel cannot do what is asked, or the mesh does not divide a parameter.
     """
     kernel, length = kernel_of(config, platform), config.data.sequence_length
-    if kernel == "cudnn":
-        # cuDNN is not here to be asked. It keeps what splash keeps, which wants a multiple of 128 tokens.
-        kernel, length = "splash", -(-length // _LANES) * _LANES
     layout, training = layout_of(config, sizes), config.training
+    if kernel == "cudnn":
+        # cuDNN is not here to be asked. It keeps what splash keeps, which wants a multiple of 128 tokens on each chip.
+        multiple = _LANES * layout.parts("length")
+        kernel, length = "splash", -(-length // multiple) * multiple
     graphdef, abstract = abstract_model(
         config.model, training.dtype, kernel, config.lora, platform=platform, remat=remat, layout=layout
     )

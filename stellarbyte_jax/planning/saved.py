@@ -1,7 +1,6 @@
 """What layers keep between their forward and backward passes and what they do, read from the train step's jaxpr."""
 
 import dataclasses
-import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.planning.jaxprs import KERNEL, equations, inner_jaxprs, loop_body
 from stellarbyte_jax.planning.placement import Placement
 from stellarbyte_jax.planning.program import LayerLoops, layer_loops, layout_of
+from stellarbyte_jax.planning.tiles import padded_bytes
 from stellarbyte_jax.planning.work import (
     gathered_bytes,
     kernel_calls,
@@ -23,17 +23,14 @@ from stellarbyte_jax.planning.work import (
     traffic_bytes,
 )
 
-# A TPU's vectors: the last axis of an array in HBM is filled up to 128 lanes, the one before to 8 rows.
-_LANES, _ROWS = 128, 8
-
 
 @dataclass(frozen=True)
 class SavedByLayers:
     """Of one chip for one micro-batch, all layers together, in bytes and FLOPs.
 
     activations: what depends on the tokens. offloaded: those of them that the host's memory holds. weights: what
-    depends on parameters alone, such as copies in the compute dtype. working: what one layer's backward pass works out
-    again, all at hand at once. exchanged: what one layer holds of other chips' tokens, keys or experts. traffic: what
+    depends on parameters alone, such as copies in the compute dtype. working: what stands at once in one layer's
+    backward pass beside that; exchanged: where chips exchange tokens, keys or experts. traffic: what
     matmuls and kernels read and write, forward and backward. flops: of the matmuls, remat's included. kernels_again:
     how often remat calls a layer's attention kernel again. received: by the layers' own collectives, along each axis.
     """
@@ -75,8 +72,9 @@ class LayerTraces:
             UserError: the mesh does not divide a parameter, or the kernel cannot do what is asked.
         """
         # Of data and fsdp a layer's own program knows only what experts exchange: (n - 1) / n of it along n chips.
-        most = 2 if self._config.model.num_experts else 1
-        few = {axis: min(size, most) if axis in ("data", "fsdp") else size for axis, size in sizes.items()}
+        few = sizes | {"data": 1, "fsdp": 1}
+        if self._config.model.num_experts and sum(sizes.values()) > len(sizes):
+            few |= {"data": 2, "fsdp": min(2, sizes["fsdp"])}
         grown = self._trace(remat, few, 1)
         if rows > 1:
             grown = _along_a_line(grown, self._trace(remat, few, 2), rows)
@@ -91,31 +89,30 @@ class LayerTraces:
         key = remat, tuple(sizes.values()), rows
         if key not in self._traced:
             loops = layer_loops(self._config, sizes, rows, self._platform, remat)
-            plain = None if remat == "none" else self._trace("none", sizes, rows)
+            if remat != "none":
+                self._trace("none", sizes, rows)
             self._calls[key] = sum(kernel_calls(body) for body in loops.bodies)
             again = self._calls[key] - self._calls["none", *key[1:]]
-            self._traced[key] = self._study(loops, sizes, rows, plain, again)
+            self._traced[key] = self._study(loops, sizes, rows, again)
         return self._traced[key]
 
-    def _study(
-        self, loops: LayerLoops, sizes: dict[str, int], rows: int, plain: SavedByLayers | None, kernels_again: int
-    ) -> SavedByLayers:
+    def _study(self, loops: LayerLoops, sizes: dict[str, int], rows: int, kernels_again: int) -> SavedByLayers:
         layers, bodies, placement = self._config.model.num_hidden_layers, loops.bodies, loops.placement
         length = self._config.data.sequence_length // layout_of(self._config, sizes).parts("length")
         choices = rows * length * self._config.model.num_experts_per_tok
         kept = _kept(loops, pad=self._platform == "tpu")
-        standing = kept.activations - kept.offloaded
-        working = 0 if plain is None else max(0, plain.activations - standing) // layers
+        pad = self._platform == "tpu"
+        exchanged = _exchanged(bodies[1], placement, sizes, pad)
         received: dict[str, float] = defaultdict(float)
         for body in bodies:
             for axis, amount in received_bytes(body, placement, sizes).items():
                 received[axis] += layers * amount
         return SavedByLayers(
-            activations=standing,
+            activations=kept.activations - kept.offloaded,
             offloaded=kept.offloaded,
             weights=kept.weights,
-            working=working,
-            exchanged=_exchanged(bodies[1], placement, sizes),
+            working=max(0, standing_bytes(bodies[1], placement, pad) - exchanged),
+            exchanged=exchanged,
             traffic=layers * sum(traffic_bytes(body, placement) for body in bodies),
             flops=layers * sum(matmul_flops(body, placement, choices) for body in bodies),
             kernels_again=kernels_again,
@@ -138,33 +135,15 @@ def _along_a_line(one: SavedByLayers, two: SavedByLayers, rows: int) -> SavedByL
     return SavedByLayers(**numbers, kernels_again=one.kernels_again, received=received)
 
 
-def _exchanged(backward: Jaxpr, placement: Placement, sizes: dict[str, int]) -> int:
-    """What a layer's backward pass holds where chips send each other more than sums of gradients."""
+def _exchanged(backward: Jaxpr, placement: Placement, sizes: dict[str, int], pad: bool) -> int:
+    """What stands in a layer's backward pass where chips send each other more than sums of gradients."""
     most = 0
     for eqn, _ in equations(backward):
         if eqn.primitive.name == "shard_map":
             sent = received_bytes(eqn.params["jaxpr"], placement, sizes)
-            standing = standing_bytes(eqn.params["jaxpr"]) if sent else 0
+            standing = standing_bytes(eqn.params["jaxpr"], placement, pad) if sent else 0
             most = max(most, standing + sum(amount for _, amount in gathered_bytes(eqn, placement, sizes)))
     return most
-
-
-def padded_bytes(shape: tuple[int, ...], dtype: Any, pad: bool = True, *, free: bool = False) -> int:
-    """Bytes of an array in HBM; with `pad` in a TPU's tiles of 8 × 128, axes of 1 left out of them.
-
-    `free`: the compiler may store the last two axes the other way round, as it does with parameters.
-    """
-    sides = [side for side in shape if side != 1]
-    size = math.prod(sides) * jnp.dtype(dtype).itemsize
-    if not pad or len(sides) < 2:
-        return size
-    rows, lanes = sides[-2:]
-    tilings = [_up(rows, _ROWS) * _up(lanes, _LANES), _up(rows, _LANES) * _up(lanes, _ROWS)]
-    return size // (rows * lanes) * (min(tilings) if free else tilings[0])
-
-
-def _up(side: int, multiple: int) -> int:
-    return -(-side // multiple) * multiple
 
 
 def _kept(loops: LayerLoops, *, pad: bool) -> _Kept:

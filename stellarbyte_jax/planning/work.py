@@ -1,16 +1,15 @@
 """What one chip multiplies, reads, writes and sends in a traced program whose arrays have been placed."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from stellarbyte_jax.planning.jaxprs import KERNEL, equations, inner_jaxprs, shape_of
 from stellarbyte_jax.planning.placement import Placement, place_of
+from stellarbyte_jax.planning.tiles import itemsize, padded_bytes
 
 # What reads and writes HBM; everything else is taken to be fused into one of these.
 _MATMULS = ("dot_general", "ragged_dot_general")
@@ -77,48 +76,62 @@ def gathered_bytes(eqn: JaxprEqn, placement: Placement, sizes: dict[str, int]) -
             here *= sizes[axis]
 
 
-def standing_bytes(jaxpr: Jaxpr) -> int:
-    """Of a chip's own program the largest sum of arrays that stand in memory at once, its inputs left out."""
-    moments: list[tuple[set[int], int]] = []  # what each step reads, and what it needs beside that
-    made: list[tuple[int, int]] = []  # (step, bytes) of each array
-    outputs = _stand(jaxpr, [set()] * len(jaxpr.invars), moments, made)
-    last = {array: step for step, (read, _) in enumerate(moments) for array in read}
-    last |= dict.fromkeys(set().union(*outputs), len(moments))
-    change = [0] * (len(moments) + 2)
-    for array, (step, size) in enumerate(made):
+def standing_bytes(jaxpr: Jaxpr, placement: Placement, pad: bool) -> int:
+    """The largest sum of one chip's arrays that stand in memory at once, inputs and what is only put out left out."""
+    timeline = _Timeline(placement, pad)
+    timeline.go_through(jaxpr, [set()] * len(jaxpr.invars))
+    change = [0] * (len(timeline.beside) + 1)
+    for array, (step, size) in enumerate(timeline.made):
         change[step] += size
-        change[last.get(array, step) + 1] -= size
+        change[timeline.last_read.get(array, step) + 1] -= size
     peak = now = 0
-    for step, (_, beside) in enumerate(moments):
+    for step, beside in enumerate(timeline.beside):
         now += change[step]
         peak = max(peak, now + beside)
     return peak
 
 
-def _stand(
-    jaxpr: Jaxpr, inputs: list[set[int]], moments: list[tuple[set[int], int]], made: list[tuple[int, int]]
-) -> list[set[int]]:
-    """Goes through the steps of a program; gives the standing arrays that each output is worked out of."""
-    of: dict[Any, set[int]] = dict(zip(jaxpr.invars, inputs, strict=True))
+class _Timeline:
+    """A program step by step: what each needs beside the arrays that stand, and when those are made and last read."""
 
-    def sources(var: Any) -> set[int]:
-        return set() if isinstance(var, Literal) else of.get(var, set())
+    def __init__(self, placement: Placement, pad: bool) -> None:
+        self._placement, self._pad = placement, pad
+        self.beside: list[int] = []
+        self.made: list[tuple[int, int]] = []  # (step, bytes) of each array
+        self.last_read: dict[int, int] = {}
 
-    for eqn in jaxpr.eqns:
-        name, inner = eqn.primitive.name, inner_jaxprs(eqn)
-        read = set().union(*(sources(var) for var in eqn.invars))
-        if name in _STANDING:
-            beside = standing_bytes(inner[-1]) if name in ("scan", "while") else 0
-            moments.append((read, beside))
-            for var in eqn.outvars:
-                of[var] = {len(made)}
-                made.append((len(moments) - 1, math.prod(shape_of(var)) * _itemsize(var)))
-        elif inner and len(inner[-1].outvars) == len(eqn.outvars) and len(inner[-1].invars) <= len(eqn.invars):
-            given = [sources(var) for var in eqn.invars[len(eqn.invars) - len(inner[-1].invars) :]]
-            of.update(zip(eqn.outvars, _stand(inner[-1], given, moments, made), strict=True))
-        else:
-            of.update(dict.fromkeys(eqn.outvars, read))
-    return [sources(var) for var in jaxpr.outvars]
+    def go_through(self, jaxpr: Jaxpr, inputs: list[set[int]]) -> list[set[int]]:
+        """Adds a program's steps; gives the standing arrays that each output is worked out of."""
+        of: dict[Any, set[int]] = dict(zip(jaxpr.invars, inputs, strict=True))
+
+        def sources(var: Any) -> set[int]:
+            return set() if isinstance(var, Literal) else of.get(var, set())
+
+        uses = Counter(var for eqn in jaxpr.eqns for var in eqn.invars if not isinstance(var, Literal))
+        for eqn in jaxpr.eqns:
+            name, inner = eqn.primitive.name, inner_jaxprs(eqn)
+            read = set().union(*(sources(var) for var in eqn.invars))
+            if name in _STANDING or (not inner and self._is_smaller(eqn, read) and uses[eqn.outvars[0]] > 1):
+                self.last_read |= dict.fromkeys(read, len(self.beside))
+                for var in eqn.outvars:
+                    of[var] = {len(self.made)}
+                    self.made.append((len(self.beside), self._size(var, kernel=name == KERNEL)))
+                looped = name in ("scan", "while")
+                self.beside.append(standing_bytes(inner[-1], self._placement, self._pad) if looped else 0)
+            elif inner and len(inner[-1].outvars) == len(eqn.outvars) and len(inner[-1].invars) <= len(eqn.invars):
+                given = [sources(var) for var in eqn.invars[len(eqn.invars) - len(inner[-1].invars) :]]
+                of.update(zip(eqn.outvars, self.go_through(inner[-1], given), strict=True))
+            else:
+                of.update(dict.fromkeys(eqn.outvars, read))
+        return [sources(var) for var in jaxpr.outvars]
+
+    def _is_smaller(self, eqn: JaxprEqn, read: set[int]) -> bool:
+        """Whether it is cheaper to keep what an elementwise operation makes of several arrays than to keep those."""
+        return len(read) > 1 and self._size(eqn.outvars[0]) < sum(self.made[array][1] for array in read)
+
+    def _size(self, var: Any, kernel: bool = False) -> int:
+        # Kernels want their own order of axes; otherwise XLA finds one that fills the tiles.
+        return padded_bytes(self._placement.local_shape(var), var.aval.dtype, self._pad and kernel)
 
 
 def _flops(eqn: JaxprEqn, placement: Placement, choices: int) -> int:
@@ -153,5 +166,4 @@ def _bytes(variables: Sequence[Any]) -> int:
 
 
 def _itemsize(var: Any) -> int:
-    dtype = var.aval.dtype
-    return jnp.dtype(dtype).itemsize if not jnp.issubdtype(dtype, jax.dtypes.extended) else 8
+    return itemsize(var.aval.dtype)

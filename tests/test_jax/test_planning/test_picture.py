@@ -9,7 +9,7 @@ from stellarbyte_jax.planning.plan import make_plan
 from stellarbyte_jax.planning.topology import parse_topology
 
 SVG = "{http://www.w3.org/2000/svg}"
-TRAINING = {"attention_kernel": "reference", "batch_size": 2**14}
+TRAINING = {"attention_kernel": "reference", "batch_size": 2**13}
 
 
 @pytest.mark.parametrize(("topology", "bars"), [("v5e:1x1", 1), ("v5e:2x2", 4), ("v5e:4x8", 16)])

@@ -131,4 +131,16 @@ def test_what_stands_at_once():
 
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 16), (16, 32), (32, 4))]
     jaxpr = jax.make_jaxpr(products)(*shapes).jaxpr
-    assert standing_bytes(jaxpr) == 4 * (math.prod((8, 32)) + math.prod((8, 4)))
+    assert standing_bytes(jaxpr, Placement({}), pad=False) == 4 * (math.prod((8, 32)) + math.prod((8, 4)))
+
+
+def test_what_two_arrays_make_takes_their_place():
+    """gate · up, read twice, stands for both; read once, it is worked out of them where it is read."""
+
+    def gated(a, gate, up, down):  # type: ignore[no-untyped-def]
+        h = (a @ gate) * (a @ up)
+        return h @ down, jnp.sum(h @ down @ down.T)
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 16), (16, 32), (16, 32), (32, 2))]
+    jaxpr = jax.make_jaxpr(gated)(*shapes).jaxpr
+    assert standing_bytes(jaxpr, Placement({}), pad=False) == 4 * 3 * 8 * 32
