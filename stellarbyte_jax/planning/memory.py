@@ -20,8 +20,8 @@ class Memory:
     The first four are the step's arguments, which its results replace; the rest is temporary. parameters: those that
     are trained. frozen: the weights below adapters. micro_batches: the sum of gradients that accumulation carries.
     working: what one layer works with beside what it kept. exchanged: what it holds of other chips' tokens, keys or
-    experts. gathered: one layer's weights from all of fsdp. weight_copies: the layers' weights in the compute dtype.
-    head: the vocabulary's projection, and its gradient.
+    experts. gathered: one layer's weights from all of fsdp, and their gradients before they are scattered.
+    weight_copies: the layers' weights in the compute dtype. head: the vocabulary's projection, and its gradient.
     """
 
     moment: str
@@ -71,7 +71,7 @@ def predict_memory(
     # Layers cast their own weights; without remat the first direction keeps what it cast.
     copies = saved.weights if itemsize < 4 else 0
     # Experts gather their own: what they hold is `exchanged`.
-    gathered = parameters.dense_layers // 4 * itemsize * spread // model.num_hidden_layers
+    gathered = (1 if adapters else 2) * parameters.dense_layers // 4 * itemsize * spread // model.num_hidden_layers
     head_entries = model.vocab_size * model.hidden_size // layout.parts("vocab")
     # One chunk of the loss after the other, see training/loss.py: its logits, and their gradient in the compute dtype.
     chunk = -(-rows * length // loss_chunks(rows, length)), model.vocab_size // layout.parts("vocab")
