@@ -162,11 +162,12 @@ def axis_across_slices(sizes: Mapping[str, int], slices: int) -> str:
 def _device_slices(sizes: dict[str, int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
     """Devices as a mesh in which one axis alone leaves a slice."""
     crossing = axis_across_slices(sizes, slices)
-    # Devices that do not know their slice, as CPUs, are dealt out in order.
+    # CPUs know nothing of slices, or say 0 where there are several processes, and are dealt out in order.
     per_slice = len(devices) // slices
     groups: dict[int, list[jax.Device]] = {}
     for index, device in enumerate(devices):
-        groups.setdefault(getattr(device, "slice_index", index // per_slice), []).append(device)
+        known = None if device.platform == "cpu" else getattr(device, "slice_index", None)
+        groups.setdefault(index // per_slice if known is None else known, []).append(device)
     if len(groups) != slices:
         raise UserError(f"mesh.slices {slices} is not the number of slices of these devices: set it to {len(groups)}")
     shape = [size // slices if name == crossing else size for name, size in sizes.items()]

@@ -21,6 +21,7 @@ from stellarbyte_jax.training.line import (
 )
 
 _SECONDS_TO_INTRODUCE = 10.0
+_SECONDS_BETWEEN_TRIES = 0.05
 
 
 class Hub(Line):
@@ -113,8 +114,7 @@ class Hub(Line):
             writer.close()
             return
         if kind == JAX:
-            host, port = self.jax_address.split(":")
-            near_reader, near_writer = await asyncio.open_connection(host, int(port))
+            near_reader, near_writer = await self._reach_service()
             await asyncio.gather(pass_on(reader, near_writer, hang_up=True), pass_on(near_reader, writer, hang_up=True))
             return
         if count != self._count:
@@ -132,6 +132,14 @@ class Hub(Line):
         if len(self._writers) == self._count - 1:
             self._complete.set()
         await self._read(process, reader)
+
+    async def _reach_service(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        host, port = self.jax_address.split(":")
+        while True:
+            try:
+                return await asyncio.open_connection(host, int(port))
+            except OSError:  # JAX has not started it yet
+                await asyncio.sleep(_SECONDS_BETWEEN_TRIES)
 
     def _refuse(self, refusal: str) -> None:
         if not self._complete.is_set():
