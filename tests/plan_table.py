@@ -88,6 +88,9 @@ CASES = {
     "1b save_attention": Case("v5e:4x4", MIDDLE, 32, training={"remat": "save_attention"}),
     "1b dots_without_batch": Case("v5e:4x4", MIDDLE, 32, training={"remat": "dots_without_batch"}),
     "1b dots": Case("v5e:4x4", MIDDLE, 32, training={"remat": "dots"}),
+    "1b offload, tensor 4": Case(
+        "v5e:4x4", MIDDLE, 32, training={"remat": "offload"}, mesh={"data": 1, "fsdp": 4, "tensor": 4}
+    ),
     "1b accumulation 4": Case("v5e:4x4", MIDDLE, 64, training={"gradient_accumulation_steps": 4}),
     "1b window": Case("v5e:2x2", MIDDLE | {"sliding_window": 1024}, 4, 4096, FULL),
     "1b two slices": Case("v5e:2x2", MIDDLE, 16, training=FULL, mesh={"data": 2, "fsdp": -1, "slices": 2}),

@@ -20,10 +20,21 @@ from test_jax.test_planning.conftest import make_run
 AUTO = {"remat": "auto", "batch_size": 4, "dtype": "bfloat16"}
 
 
+FEW = ("none", "full", "dots")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_policies():
+    """Enough to choose from; each takes a trace."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auto_remat, "REMAT_POLICIES", FEW)
+        yield
+
+
 @pytest.fixture(scope="module")
 def plans():
-    """Of one chip, under each policy."""
-    return plan_policies(make_run(training=AUTO), parse_topology("v5e:1x1"))
+    """Of four chips, under each policy."""
+    return plan_policies(make_run(training=AUTO), parse_topology("v5e:2x2"))
 
 
 def tpu(kind: str = "TPU v5 lite", shape: tuple[int, int] = (1, 1)) -> list[SimpleNamespace]:
@@ -43,7 +54,7 @@ def test_every_policy_of_the_config_is_one():
 
 
 def test_the_fastest_that_fits(plans):
-    assert [plan.config.training.remat for plan in plans] == list(REMAT_POLICIES)
+    assert [plan.config.training.remat for plan in plans] == list(FEW)
     needs = sorted(plan.memory.total for plan in plans)
     for hbm in (2 * needs[-1], needs[-1], needs[2], needs[0] + 1):
         chosen = choose([holding(plan, hbm) for plan in plans])
@@ -55,18 +66,18 @@ def test_the_fastest_that_fits(plans):
             assert chosen.memory.total == needs[0]
 
 
-def test_resolving(planned_run, monkeypatch):
+def test_resolving(planned_run, plans, monkeypatch):
     config = planned_run(training=AUTO)
     assert resolve_remat(with_remat(config, "dots"), tpu("TPU v9")).training.remat == "dots"
     assert resolve_remat(config, [SimpleNamespace(platform="cpu")]).training.remat == "none"
-    chosen = choose(plan_policies(planned_run(training=AUTO), parse_topology("v5e:2x2")))
+    chosen = choose(plans)
     assert resolve_remat(config, tpu(shape=(2, 2))) == chosen.config
     with pytest.raises(UserError, match=r"training.remat auto knows no chip named TPU v9: set it to none, full"):
         resolve_remat(config, tpu("TPU v9"))
     small = dataclasses.replace(CHIPS["v5e"], hbm_bytes=2**10)
     monkeypatch.setattr(auto_remat, "chip_of", lambda _: small)
     with pytest.raises(UserError, match=r"nothing fits v5e, .* comes nearest, .* GiB too much"):
-        resolve_remat(config, tpu())
+        resolve_remat(config, tpu(shape=(2, 2)))
 
 
 def test_gpus_are_wired_by_their_hosts():
@@ -77,16 +88,16 @@ def test_gpus_are_wired_by_their_hosts():
 
 def test_the_command_says_which_and_why(planned_run, plans, tmp_path, capsys):
     save_config(planned_run(training=AUTO), tmp_path / "run.yaml")
-    command = ["plan", str(tmp_path / "run.yaml"), "--topology", "v5e:1x1"]
+    command = ["plan", str(tmp_path / "run.yaml"), "--topology", "v5e:2x2"]
     assert main(command) == 0
     text = capsys.readouterr().out
     chosen = choose(plans).config.training.remat
     assert f"training.remat auto: {chosen}, the fastest that fits" in text
-    assert all(f"  {policy} " in text for policy in REMAT_POLICIES)
+    assert all(f"  {policy} " in text for policy in FEW)
     assert main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["remat"] == chosen
-    assert [plan["remat"] for plan in found["remat_policies"]] == list(REMAT_POLICIES)
+    assert [plan["remat"] for plan in found["remat_policies"]] == list(FEW)
     assert found["memory"] == choose(plans).to_dict()["memory"]
 
 
