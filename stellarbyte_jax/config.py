@@ -104,7 +104,7 @@ class TrainingConfig:
     gradient_accumulation_steps: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention_kernel: Literal["auto", "reference", "chunked", "cudnn", "splash"] = "auto"
-    remat: Literal["auto", "none", "full", "dots", "dots_without_batch", "save_attention"] = "none"
+    remat: Literal["auto", "none", "full", "dots", "dots_without_batch", "save_attention", "offload"] = "none"
     eval_steps: int = 100
     eval_batches: int | None = None
 

@@ -63,6 +63,16 @@ def test_each_policy_keeps_more_than_the_one_before(kernel: str) -> None:
     assert sizes == sorted(sizes) and len(set(sizes)) == len(sizes)
 
 
+def test_offload_keeps_the_layers_inputs_with_the_host() -> None:
+    loss, params = loss_of("dense", "offload", "tpu", "reference")
+    scans = [eqn for eqn in jax.make_jaxpr(jax.grad(loss))(params).eqns if eqn.primitive.name == "scan"]
+    forward = next(eqn for eqn in scans if not eqn.params["reverse"])
+    kept = [var.aval for var in forward.outvars[forward.params["num_carry"] :]]
+    of_tokens = [aval for aval in kept if aval.shape[:3] == (2, 2, 20)]  # [L, B, T, …]
+    assert [aval.shape for aval in of_tokens] == [(2, 2, 20, 16)]
+    assert of_tokens[0].memory_space == jax.memory.Space.Host
+
+
 def test_another_policy_is_refused() -> None:
     loss, params = loss_of("dense", "everything", "cpu")
     with pytest.raises(UserError, match=r"training\.remat everything is unknown: use none, full, save_attention"):
