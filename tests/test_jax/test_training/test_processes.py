@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import shutil
 import signal
 import threading
 import time
@@ -16,13 +17,14 @@ import jax
 import numpy as np
 import pytest
 
+from stellarbyte_jax.cli import main
 from stellarbyte_jax.config import MeshConfig, RunConfig
 from stellarbyte_jax.config_file import load_run_config, save_config
 from stellarbyte_jax.distributed_config import DistributedConfig
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training import loop, processes
-from stellarbyte_jax.training.checkpoint import latest_step, load_metadata
+from stellarbyte_jax.training.checkpoint import latest_step, load_metadata, load_params, restore_params
 from stellarbyte_jax.training.cluster import Place, find_place
 from stellarbyte_jax.training.processes import ALONE, PROCESS_LOST, JoinedProcesses
 from test_jax.jobs import Job, free_port
@@ -244,3 +246,27 @@ def test_processes_that_differ_all_end(run_config: MakeConfig, tmp_path: Path) -
     sentence = "process 1 is about to train something else than process 0: optimizer.learning_rate (0.5 there, 0.01 in"
     for code, _, said in ends:
         assert code == 2 and sentence in said and said.count("\n") == 1, ends
+
+
+def test_the_environment_counts_as_well(
+    run_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_config(run_config(), tmp_path / "config.yaml")
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1234")
+    assert main(["pretrain", str(tmp_path / "config.yaml"), "--distributed.num_processes", "2"]) == 2
+    assert "distributed.process_id is neither given nor detected" in capsys.readouterr().err
+
+
+def test_what_is_broken_for_one_process_is_passed_over_by_all(finished_run: Path, tmp_path: Path) -> None:
+    """Another process, played by the answers that it gives, cannot read the newest checkpoint."""
+
+    class Pair(processes.Processes):
+        answers = iter(["cut short"])
+
+        def share(self, value: Any) -> list[Any]:
+            return [value, next(self.answers, None)]
+
+    shutil.copytree(finished_run, tmp_path / "run")
+    params = jax.device_put(load_params(finished_run)[0])
+    _, step = restore_params(tmp_path / "run", params, processes=Pair())
+    assert step == 10
