@@ -111,7 +111,8 @@ class _Timeline:
         for eqn in jaxpr.eqns:
             name, inner = eqn.primitive.name, inner_jaxprs(eqn)
             read = set().union(*(sources(var) for var in eqn.invars))
-            if name in _STANDING or (not inner and self._is_smaller(eqn, read) and uses[eqn.outvars[0]] > 1):
+            smaller = not inner and uses[eqn.outvars[0]] > 1 and self._is_smaller(eqn, read)
+            if name in _STANDING or smaller or self._is_gathered(eqn):
                 self.last_read |= dict.fromkeys(read, len(self.beside))
                 for var in eqn.outvars:
                     of[var] = {len(self.made)}
@@ -128,6 +129,12 @@ class _Timeline:
     def _is_smaller(self, eqn: JaxprEqn, read: set[int]) -> bool:
         """Whether it is cheaper to keep what an elementwise operation makes of several arrays than to keep those."""
         return len(read) > 1 and self._size(eqn.outvars[0]) < sum(self.made[array][1] for array in read)
+
+    def _is_gathered(self, eqn: JaxprEqn) -> bool:
+        """Whether a constraint wants more of an array on each chip than lies there."""
+        if eqn.primitive.name != "sharding_constraint":
+            return False
+        return self._size(eqn.outvars[0]) > self._size(eqn.invars[0])
 
     def _size(self, var: Any, kernel: bool = False) -> int:
         # Kernels want their own order of axes; otherwise XLA finds one that fills the tiles.

@@ -144,3 +144,12 @@ def test_what_two_arrays_make_takes_their_place():
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 16), (16, 32), (16, 32), (32, 2))]
     jaxpr = jax.make_jaxpr(gated)(*shapes).jaxpr
     assert standing_bytes(jaxpr, Placement({}), pad=False) == 4 * 3 * 8 * 32
+
+
+def test_what_a_constraint_gathers_stands():
+    whole = NamedSharding(ABSTRACT, P("data"))
+    shapes = [jax.ShapeDtypeStruct((8, 16), jnp.float32)] * 2
+    jaxpr = jax.make_jaxpr(lambda x, w: jax.lax.with_sharding_constraint(x, whole) * w)(*shapes).jaxpr
+    placement = Placement(SIZES)
+    placement.follow(jaxpr, [place_of(P("data", "tensor"), 2), place_of(P("data"), 2)])
+    assert standing_bytes(jaxpr, placement, pad=False) == 4 * 4 * 16
