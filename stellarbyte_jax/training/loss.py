@@ -132,12 +132,17 @@ def _device_gradients(hidden_BTD, head, labels_BT, *, way):  # type: ignore[no-u
         return (loss + chunk_loss, correct + chunk_correct, d_head), d_hidden_MD.reshape(hidden_BCD.shape)
 
     zero = jnp.zeros((), jnp.float32)
-    sums = zero, zero, jnp.zeros(head.shape, jnp.float32)
+    if way.platform != "cpu":
+        # Or else the sum's zeros are made, and stand in memory, before the first layer.
+        zero, hidden_BTD = jax.lax.optimization_barrier((zero, hidden_BTD))
+    sums = zero, zero, jnp.broadcast_to(zero, head.shape)
     (loss, correct, d_head), d_hidden_BTD = _over_chunks(add, sums, hidden_BTD, labels_BT, way.platform)
     d_head = _sum(d_head, tuple(name for name in way.tokens if name not in way.scattered))
     if way.scattered:
         axis = way.head_axes.index("D")
         d_head = jax.lax.psum_scatter(d_head, way.scattered, scatter_dimension=axis, tiled=True)
+        # Or else the part is cut out where the optimizer needs it, and the whole stays until then.
+        d_head = jax.lax.optimization_barrier(d_head)
     return _sum((loss, correct), way.tokens), (d_hidden_BTD, d_head.astype(head.dtype))
 
 
