@@ -97,6 +97,8 @@ class TrainingConfig:
 
     remat: what a layer works out again in the backward pass instead of keeping it, see model/remat.py; auto is the
         fastest of these that fits the chips at hand, by the planner.
+    attention_block_size: the largest block of queries and keys that splash works on at a time; the largest of it, its
+        half, its quarter … down to 128 that divides a device's part of a row is taken.
     """
 
     max_steps: int
@@ -104,6 +106,7 @@ class TrainingConfig:
     gradient_accumulation_steps: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention_kernel: Literal["auto", "reference", "chunked", "cudnn", "splash"] = "auto"
+    attention_block_size: int = 512
     remat: Literal["auto", "none", "full", "dots", "dots_without_batch", "save_attention", "offload"] = "none"
     eval_steps: int = 100
     eval_batches: int | None = None
@@ -118,6 +121,15 @@ class TrainingConfig:
             "training.batch_size",
             self.batch_size,
             f"is not divisible by gradient_accumulation_steps {self.gradient_accumulation_steps}",
+        )
+        size = self.attention_block_size
+        power_of_two = size >= 128 and size & (size - 1) == 0
+        _require(power_of_two, "training.attention_block_size", size, "must be a power of two of at least 128")
+        _require(
+            size == TrainingConfig.attention_block_size or self.attention_kernel in ("auto", "splash"),
+            "training.attention_block_size",
+            size,
+            f"is for attention_kernel splash: set that instead of {self.attention_kernel}, or leave this out",
         )
 
 

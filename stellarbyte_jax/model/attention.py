@@ -20,7 +20,7 @@ _LENGTH_MULTIPLES = {"splash": 128, "cudnn": 2}
 class Attention(nnx.Module):
     """Causal self-attention with K key/value heads, each serving G = N / K query heads (Ainslie et al. 2023).
 
-    `kernel` names one of attention_kernels.py.
+    `kernel` names one of attention_kernels.py; `block_size` is splash's largest.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Attention(nnx.Module):
         output_stddev: float,
         dtype: jnp.dtype,
         kernel: str,
+        block_size: int = 512,
         platform: str | None = None,
         layout: Layout = ONE_DEVICE,
         rngs: nnx.Rngs,
@@ -58,7 +59,7 @@ class Attention(nnx.Module):
         self.q_norm = RMSNorm(H, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(H, config.rms_norm_eps) if config.qk_norm else None
         self.num_kv_heads, self.head_dim = K, H
-        self.kernel, self.platform, self.layout = kernel, platform, layout
+        self.kernel, self.block_size, self.platform, self.layout = kernel, block_size, platform, layout
         self.window, self.dropout_rate = config.sliding_window, config.attention_dropout
 
     def __call__(
@@ -94,6 +95,7 @@ class Attention(nnx.Module):
             k_BKTH,
             v_BKTH,
             kernel=self.kernel,
+            block_size=self.block_size,
             segment_ids_BT=segment_ids_BT,
             window=self.window,
             dropout_rate=self.dropout_rate,

@@ -32,6 +32,7 @@ def attention(
     v_BKTH: jax.Array,
     *,
     kernel: str,
+    block_size: int = 512,
     segment_ids_BT: jax.Array | None = None,
     window: int | None = None,
     dropout_rate: float = 0.0,
@@ -46,6 +47,7 @@ def attention(
         k_BKTH: keys.
         v_BKTH: values.
         kernel: reference (plain, T × T scores), chunked (for CPUs), cudnn (GPUs) or splash (TPUs).
+        block_size: the most queries and keys that splash works on at a time, see splash_attention.py.
         segment_ids_BT: a token sees only its own segment; by default a row is one.
         window: a token sees only the last so many, itself included; by default all before it.
         dropout_rate: of the softmax weights, where there is a key.
@@ -73,7 +75,7 @@ def attention(
         window = None
     if kernel == "splash":
         interpret = (platform or jax.default_backend()) != "tpu"
-        return splash_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, layout, interpret)
+        return splash_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, block_size, layout, interpret)
     if kernel == "cudnn":
         out_BKGTH = cudnn_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, layout)
     elif kernel == "chunked":

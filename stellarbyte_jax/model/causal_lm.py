@@ -56,8 +56,9 @@ class ByteDecoder(nnx.Module):
     """Embedding, layers and final norm: token ids to hidden states.
 
     `dtype` is the compute dtype; parameters are float32. `attention_kernel` is one of attention_kernels.py, or "auto"
-    for the one that suits `platform` (default: the one JAX runs on). `remat` is one of the policies in remat.py.
-    `layout` is where activations and kernels lie on a mesh.
+    for the one that suits `platform` (default: the one JAX runs on), with splash's blocks of at most
+    `attention_block_size` tokens. `remat` is one of the policies in remat.py. `layout` is where activations and kernels
+    lie on a mesh.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class ByteDecoder(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         platform: str | None = None,
         attention_kernel: str = "auto",
+        attention_block_size: int = 512,
         remat: str = "none",
         layout: Layout = ONE_DEVICE,
     ) -> None:
@@ -88,6 +90,7 @@ class ByteDecoder(nnx.Module):
                 config,
                 dtype=self.dtype,
                 attention_kernel=attention_kernel,
+                attention_block_size=attention_block_size,
                 platform=self.platform,
                 layout=layout,
                 rngs=rngs,
@@ -209,6 +212,7 @@ class ByteForCausalLM(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         platform: str | None = None,
         attention_kernel: str = "auto",
+        attention_block_size: int = 512,
         remat: str = "none",
         layout: Layout = ONE_DEVICE,
     ) -> None:
@@ -219,18 +223,13 @@ class ByteForCausalLM(nnx.Module):
             dtype=dtype,
             platform=platform,
             attention_kernel=attention_kernel,
+            attention_block_size=attention_block_size,
             remat=remat,
             layout=layout,
         )
         if not config.tie_word_embeddings:
-            self.lm_head = Linear(
-                config.hidden_size,
-                config.vocab_size,
-                axes=("hidden", "vocab"),
-                stddev=config.initializer_range,
-                dtype=self.dtype,
-                rngs=rngs,
-            )
+            D, V, stddev = config.hidden_size, config.vocab_size, config.initializer_range
+            self.lm_head = Linear(D, V, axes=("hidden", "vocab"), stddev=stddev, dtype=self.dtype, rngs=rngs)
 
     def __call__(
         self,

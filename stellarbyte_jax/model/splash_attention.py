@@ -1,5 +1,7 @@
 """Causal attention for TPUs: Pallas' splash kernel, which skips the blocks that nothing can see."""
 
+import math
+
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -12,9 +14,6 @@ from stellarbyte_jax.sharding import Layout
 # The kernel works on tiles of this many rows, the width of a TPU's vector registers.
 LANES = 128
 
-# Larger blocks keep the matrix units busy, up to what fits beside the accumulators in fast memory.
-LARGEST_BLOCK = 512
-
 
 def splash_attention(
     q_BKGTH: jax.Array,
@@ -22,12 +21,14 @@ def splash_attention(
     v_BKTH: jax.Array,
     segment_ids_BT: jax.Array | None,
     window: int | None,
+    block_size: int,
     layout: Layout,
     interpret: bool,
 ) -> jax.Array:
     """As attention_kernels.attention: [B, K, G, T, H]. Away from a TPU the kernel has to be interpreted, which is slow.
 
-    On a mesh each device has rows and kv heads of its own. Where rows are split too, it gets all their keys.
+    On a mesh each device has rows and kv heads of its own. Where rows are split too, it gets all their keys. Larger
+    blocks, of at most `block_size` tokens, keep the matrix units busy while they fit in fast memory.
 
     Raises:
         UserError: T is not a multiple of 128 on each device, or the kv heads cannot be shared out.
@@ -42,7 +43,7 @@ def splash_attention(
         )
     check_kv_heads(layout, K)
     shared = SharedRows.of(layout, T, window, LANES)
-    kernel = _kernel(G, T, window, shared, interpret)
+    kernel = _kernel(G, T, window, block_of(block_size, T, shared), shared, interpret)
 
     def attend(kernel, q_BKGTH, k_BKTH, v_BKTH, ids_BT):  # type: ignore[no-untyped-def]
         def one_row(q_KGTH, k_KSH, v_KSH, ids_T, ids_S):  # type: ignore[no-untyped-def]
@@ -71,8 +72,14 @@ def check_kv_heads(layout: Layout, K: int) -> None:
         )
 
 
-def _kernel(G: int, T: int, window: int | None, shared: SharedRows, interpret: bool) -> splash.SplashAttentionKernel:
-    block = next(size for size in (LARGEST_BLOCK, 256, LANES) if T // shared.parts % size == 0)
+def block_of(largest: int, T: int, shared: SharedRows) -> int:
+    """Tokens of the blocks for rows of T: of `largest`, a power of two, and its halves the first that divides them."""
+    return math.gcd(largest, T // shared.parts)
+
+
+def _kernel(
+    G: int, T: int, window: int | None, block: int, shared: SharedRows, interpret: bool
+) -> splash.SplashAttentionKernel:
     sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,

@@ -31,6 +31,7 @@ def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
         training.dtype,
         training.attention_kernel,
         config.lora,
+        attention_block_size=training.attention_block_size,
         platform="tpu",
         remat=training.remat,
         layout=layout,

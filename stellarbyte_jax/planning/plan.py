@@ -7,7 +7,9 @@ from typing import Any
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.data.placement import check_batch
 from stellarbyte_jax.errors import UserError
+from stellarbyte_jax.model.context_attention import SharedRows
 from stellarbyte_jax.model.flops import StepFlops, head_flops, kernel_flops, step_flops
+from stellarbyte_jax.model.splash_attention import LANES, block_of
 from stellarbyte_jax.planning.memory import Memory, predict_memory, tokens_a_chip
 from stellarbyte_jax.planning.parameters import ParameterCounter
 from stellarbyte_jax.planning.program import kernel_of, layout_of
@@ -161,16 +163,19 @@ class Planner:
     def _flops(self, config: RunConfig, sizes: dict[str, int], saved: SavedByLayers) -> tuple[StepFlops, float]:
         """(those of all chips, those that the busiest executes)."""
         training, chips, length = config.training, self.topology.size, config.data.sequence_length
-        flops = step_flops(config.model, training.batch_size, length, self.kernel, frozen=config.lora is not None)
+        layout, frozen = layout_of(config, sizes), config.lora is not None
+        shared = SharedRows.of(layout, length, config.model.sliding_window, LANES)
+        block = block_of(training.attention_block_size, length, shared)
+        flops = step_flops(config.model, training.batch_size, length, self.kernel, block, frozen)
         layers = saved.flops * training.gradient_accumulation_steps
         attention = 0
         if self.kernel in ("splash", "cudnn"):  # the matmuls of others are among the layers'
             attention = flops.executed - flops.model + flops.attention
             again = saved.kernels_again * config.model.num_hidden_layers
-            attention += again * kernel_flops(config.model, training.batch_size, length)
+            attention += again * kernel_flops(config.model, training.batch_size, length, block)
         # Adapters' base gets no gradient: one of the head's three matmuls is left out.
-        passes = 3 if config.lora is None else 2
+        passes = 2 if frozen else 3
         head = passes * training.batch_size * length * head_flops(config.model)
         executed = layers * chips + attention + head
-        busiest = layers + (attention * busiest_share(config, layout_of(config, sizes)) + head) / chips
+        busiest = layers + (attention * busiest_share(config, layout) + head) / chips
         return dataclasses.replace(flops, executed=executed), busiest

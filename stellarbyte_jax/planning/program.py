@@ -67,7 +67,14 @@ def layer_loops(config: RunConfig, sizes: dict[str, int], rows: int, platform: s
         multiple = _LANES * layout.parts("length")
         kernel, length = "splash", -(-length // multiple) * multiple
     graphdef, abstract = abstract_model(
-        config.model, training.dtype, kernel, config.lora, platform=platform, remat=remat, layout=layout
+        config.model,
+        training.dtype,
+        kernel,
+        config.lora,
+        attention_block_size=training.attention_block_size,
+        platform=platform,
+        remat=remat,
+        layout=layout,
     )
     placed = param_shardings(abstract, layout)
     batch = abstract_batch(rows * layout.parts("batch"), length)

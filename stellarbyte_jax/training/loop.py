@@ -64,6 +64,7 @@ def pretrain(
         config.training.dtype,
         config.training.attention_kernel,
         config.lora,
+        attention_block_size=config.training.attention_block_size,
         remat=config.training.remat,
         layout=layout,
     )

@@ -37,13 +37,14 @@ def abstract_model(
     attention_kernel: str = "auto",
     lora: LoRAConfig | None = None,
     *,
+    attention_block_size: int = 512,
     platform: str | None = None,
     remat: str = "none",
     layout: Layout = ONE_DEVICE,
 ) -> tuple[nnx.GraphDef[ByteForCausalLM], nnx.State]:
     """The model's structure and its parameters' shapes, dtypes and logical axes; no memory is taken.
 
-    `platform`, `remat` and `layout` are as in ByteForCausalLM.
+    `attention_block_size`, `platform`, `remat` and `layout` are as in ByteForCausalLM.
 
     Raises:
         UserError: `lora` names what the model has not.
@@ -56,6 +57,7 @@ def abstract_model(
             dtype=dtype,
             platform=platform,
             attention_kernel=attention_kernel,
+            attention_block_size=attention_block_size,
             remat=remat,
             layout=layout,
         )

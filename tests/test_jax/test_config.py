@@ -18,6 +18,7 @@ from stellarbyte_jax.config import (
 from stellarbyte_jax.errors import UserError
 
 DATA = DataConfig(sources=(SourceConfig("corpus"),), tokenizer="tokenizer", shards="shards", sequence_length=64)
+SMALL = {"max_steps": 1, "batch_size": 1}
 
 
 def test_derived_values() -> None:
@@ -70,6 +71,17 @@ def test_xpos_range_is_that_of_the_compute_dtype() -> None:
         (TrainingConfig, {"max_steps": 0, "batch_size": 1}, "training.max_steps 0"),
         (TrainingConfig, {"max_steps": 1, "batch_size": 3, "gradient_accumulation_steps": 2}, "not divisible"),
         (TrainingConfig, {"max_steps": 1, "batch_size": 1, "eval_batches": 0}, "or null"),
+        (
+            TrainingConfig,
+            SMALL | {"attention_block_size": 64},
+            "attention_block_size 64 must be a power of two of at l",
+        ),
+        (TrainingConfig, SMALL | {"attention_block_size": 384}, "attention_block_size 384 must be a power of two"),
+        (
+            TrainingConfig,
+            SMALL | {"attention_block_size": 256, "attention_kernel": "cudnn"},
+            "attention_block_size 256 is for attention_kernel splash: set that instead of cudnn, or leave this out",
+        ),
         (OptimizerConfig, {"learning_rate": -1.0}, "optimizer.learning_rate -1.0"),
         (OptimizerConfig, {"adam_beta2": 1.0}, "optimizer.adam_beta2 1.0"),
         (OptimizerConfig, {"min_learning_rate_ratio": 2.0}, "optimizer.min_learning_rate_ratio"),

@@ -6,19 +6,22 @@ import pytest
 from stellarbyte_jax.config import MeshConfig
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.model.attention_kernels import attention
+from stellarbyte_jax.model.context_attention import SharedRows
+from stellarbyte_jax.model.splash_attention import block_of
 from stellarbyte_jax.sharding import Layout, make_mesh
 from test_jax.test_model.test_attention_kernels import inputs, packed_segments
 from test_jax.tiny import relative_error
 
 
-def run(layout: Layout, T: int, window: int | None, packed: bool, kernel: str = "splash"):
+def run(layout: Layout, T: int, window: int | None, packed: bool, kernel: str = "splash", block_size: int = 512):
     q, k, v, weight = inputs(2, 2, T, T)
     ids = packed_segments(T) if packed else None
 
     @jax.jit
     def attend(q, k, v):
         def attended(q, k, v):
-            return attention(q, k, v, kernel=kernel, segment_ids_BT=ids, window=window, layout=layout)
+            sizes = {"block_size": block_size, "window": window}
+            return attention(q, k, v, kernel=kernel, segment_ids_BT=ids, layout=layout, **sizes)
 
         out, pull_back = jax.vjp(attended, q, k, v)
         return out, *pull_back(jax.numpy.asarray(weight))
@@ -41,6 +44,20 @@ def test_a_mesh_changes_nothing(mesh: MeshConfig, T: int, window: int | None, pa
     for ours, alone in zip(spread, run(Layout(), T, window, packed), strict=True):
         assert relative_error(ours, alone) < 1e-6
     assert spread[0].sharding.num_devices == devices
+
+
+def test_smaller_blocks_change_nothing() -> None:
+    smaller = run(Layout(), 256, 100, True, block_size=128)
+    for ours, plain in zip(smaller, run(Layout(), 256, 100, True, kernel="reference"), strict=True):
+        assert relative_error(ours, plain) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("largest", "T", "block"), [(512, 2048, 512), (2048, 768, 256), (512, 640, 128), (128, 512, 128)]
+)
+def test_the_largest_block_that_divides_a_part(largest: int, T: int, block: int) -> None:
+    assert block_of(largest, T, SharedRows((), 1, False)) == block
+    assert block_of(largest, 4 * T, SharedRows(("context",), 2, True)) == block
 
 
 def test_what_cannot_be_shared_out_is_refused() -> None:

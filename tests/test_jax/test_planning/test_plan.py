@@ -13,10 +13,12 @@ from stellarbyte_jax.config_file import save_config
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.planning.compile_ahead import Compiled, compile_ahead
 from stellarbyte_jax.planning.hlo import Collective, ProgramReport
+from stellarbyte_jax.planning.jaxprs import KERNEL, equations
 from stellarbyte_jax.planning.plan import make_plan
+from stellarbyte_jax.planning.program import layer_loops
 from stellarbyte_jax.planning.report import compiled_text, plan_text
 from stellarbyte_jax.planning.roofline import busiest_share
-from stellarbyte_jax.planning.topology import parse_topology
+from stellarbyte_jax.planning.topology import mesh_sizes, parse_topology
 from stellarbyte_jax.sharding import Layout
 
 ONE_CHIP = parse_topology("v5e:1x1")
@@ -80,6 +82,21 @@ def test_rows_are_shared_out(planned_run):
     assert busiest_share(planned_run(length=256), shared) == pytest.approx(1.5, rel=0.01)
     assert busiest_share(planned_run(length=512, max_position_embeddings=512), shared) == 1
     assert two.roofline.compute > one.roofline.compute / 2
+
+
+def test_smaller_blocks_skip_more(planned_run):
+    """Of a row of two blocks a quarter is skipped: 9 matmuls of so many pairs a head less."""
+    small, large = (
+        planned_run(length=256, training={"attention_kernel": "splash", "attention_block_size": size})
+        for size in (128, 256)
+    )
+    model = small.model
+    skipped = 9 * 2 * model.num_attention_heads * model.head_dim * model.num_hidden_layers * 8 * 128 * 128
+    assert make_plan(large, ONE_CHIP).flops.executed - make_plan(small, ONE_CHIP).flops.executed == skipped
+    for config, blocks in ((small, 2), (large, 1)):
+        body = layer_loops(config, mesh_sizes(config.mesh, ONE_CHIP), 1, "tpu", "none").bodies[0]
+        kernel = next(eqn for eqn, _ in equations(body) if eqn.primitive.name == KERNEL)
+        assert kernel.params["grid_mapping"].grid[-2:] == (blocks, blocks)
 
 
 def test_adapters_leave_their_base_frozen(planned_run):
