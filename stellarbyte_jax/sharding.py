@@ -122,9 +122,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(config, len(devices), "devices", "there are")
     axis_types = (jax.sharding.AxisType.Auto,) * len(sizes)
-    if config.slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices)
-    return Mesh(_device_slices(sizes, config.slices, devices), tuple(sizes), axis_types=axis_types)
+    grid = _device_slices(sizes, config.slices, devices) if config.slices > 1 else _grid(list(sizes.values()), devices)
+    return Mesh(grid, tuple(sizes), axis_types=axis_types)
 
 
 def mesh_sizes(config: MeshConfig, count: int, things: str, there: str) -> dict[str, int]:
@@ -171,8 +170,16 @@ def _device_slices(sizes: dict[str, int], slices: int, devices: Sequence[jax.Dev
     if len(groups) != slices:
         raise UserError(f"mesh.slices {slices} is not the number of slices of these devices: set it to {len(groups)}")
     shape = [size // slices if name == crossing else size for name, size in sizes.items()]
-    meshes = [mesh_utils.create_device_mesh(shape, groups[index]) for index in sorted(groups)]
+    meshes = [_grid(shape, groups[index]) for index in sorted(groups)]
     return np.concatenate(meshes, axis=list(sizes).index(crossing))
+
+
+def _grid(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices in this shape, those along an axis neighbours on the chips' torus as far as its sides allow."""
+    try:
+        return mesh_utils.create_device_mesh(shape, devices)
+    except NotImplementedError:  # an axis is only part of a side
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def param_shardings(abstract_params: Any, layout: Layout) -> dict[str, Any]:

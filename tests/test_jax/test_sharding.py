@@ -1,10 +1,14 @@
 """The mesh, and where each parameter lies on it."""
 
+import dataclasses
+import itertools
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from stellarbyte_jax import sharding
 from stellarbyte_jax.config import MeshConfig
 from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.sharding import Layout, make_mesh, param_shardings
@@ -42,6 +46,27 @@ def test_slices_are_crossed_by_data_or_else_fsdp(config: MeshConfig, crossing: s
 def test_slices_that_no_axis_can_cross_are_refused() -> None:
     with pytest.raises(UserError, match=r"mesh\.slices 2 divides neither mesh\.data 1 nor mesh\.fsdp 1"):
         make_mesh(MeshConfig(data=1, tensor=8, slices=2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a device of a TPU pod says of itself."""
+
+    id: int
+    coords: tuple[int, int, int]
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5p"
+    process_index: int = 0
+
+
+def test_an_axis_may_be_part_of_a_side_of_the_torus(monkeypatch: pytest.MonkeyPatch) -> None:
+    chips = [Chip(id, coords) for id, coords in enumerate(itertools.product(range(4), repeat=3))]
+    monkeypatch.setattr(sharding, "Mesh", lambda grid, *_, **__: grid)
+    grid = make_mesh(MeshConfig(data=1, fsdp=32, tensor=2), chips).reshape(32, 2)
+    assert sorted(chip.id for chip in grid.flat) == list(range(64))
+    for first, second in grid:
+        assert sum(abs(a - b) for a, b in zip(first.coords, second.coords, strict=True)) == 1
 
 
 def test_rules_change_single_lines_of_the_table() -> None:
