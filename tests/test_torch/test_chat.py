@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,11 +182,14 @@ class Terminal:
         )
         os.close(theirs)
 
-    def wait_for(self, text: str) -> str:
+    def wait_for(self, text: str, knock: Callable[[], None] = lambda: None) -> str:
+        """What is shown up to this text; until something is, knocks again and again."""
         shown, deadline = "", time.monotonic() + 60
         while text not in shown:
             assert time.monotonic() < deadline, shown
-            if select.select([self.screen], [], [], 0.2)[0]:
+            if not shown:
+                knock()
+            if select.select([self.screen], [], [], 0.5)[0]:
                 shown += os.read(self.screen, 4096).decode()
         return shown.replace("\r\n", "\n")
 
@@ -220,8 +223,8 @@ def test_on_a_terminal_mistakes_and_ctrl_c_do_not_end_the_talk(terminal: Termina
     terminal.type("/adapter terse\n")
     assert "adapter terse is active" in terminal.wait_for("terse> ")
 
-    time.sleep(0.5)  # between the prompt and readline's wait for keys, Python would note a signal and go on waiting
-    os.kill(terminal.process.pid, signal.SIGINT)
-    assert "Ctrl-D leaves" in terminal.wait_for("terse> ")
+    # Between the prompt and readline's wait for keys, Python notes a signal and goes on waiting: one presses again.
+    shown = terminal.wait_for("terse> ", knock=lambda: os.kill(terminal.process.pid, signal.SIGINT))
+    assert "Ctrl-D leaves" in shown
     terminal.type("\x04")
     assert terminal.process.wait(timeout=30) == 0
