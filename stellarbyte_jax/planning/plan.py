@@ -145,6 +145,7 @@ class Planner:
         parameters = self._parameters.local(config, sizes, platform)
         saved = self._traces.saved(training.remat, sizes, rows)
         memory = predict_memory(config, sizes, parameters, saved, platform)
+        received = received_bytes(config, sizes, parameters, saved)
         flops, busiest = self._flops(config, sizes, saved)
         return Plan(
             config=config,
@@ -156,8 +157,8 @@ class Planner:
             memory=memory,
             offloaded=saved.offloaded,
             flops=flops,
-            received=received_bytes(config, sizes, parameters, saved),
-            roofline=predict_time(config, self.topology, sizes, busiest, parameters, saved),
+            received=received,
+            roofline=predict_time(config, self.topology, sizes, busiest, parameters, saved, received),
         )
 
     def _flops(self, config: RunConfig, sizes: dict[str, int], saved: SavedByLayers) -> tuple[StepFlops, float]:

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh
 
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.model.attention_kernels import default_kernel
+from stellarbyte_jax.model.splash_attention import LANES
 from stellarbyte_jax.planning.jaxprs import loop_body
 from stellarbyte_jax.planning.placement import Placement, place_of
 from stellarbyte_jax.sharding import Layout, param_shardings
@@ -19,9 +20,6 @@ from stellarbyte_jax.training.adapters import join, split_adapters
 from stellarbyte_jax.training.state import abstract_model
 
 BATCH_ARRAYS = ("input_ids", "labels", "position_ids", "segment_ids")
-
-# The multiple of tokens that splash takes.
-_LANES = 128
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def layer_loops(config: RunConfig, sizes: dict[str, int], rows: int, platform: s
     layout, training = layout_of(config, sizes), config.training
     if kernel == "cudnn":
         # cuDNN is not here to be asked. It keeps what splash keeps, which wants a multiple of 128 tokens on each chip.
-        multiple = _LANES * layout.parts("length")
+        multiple = LANES * layout.parts("length")
         kernel, length = "splash", -(-length // multiple) * multiple
     graphdef, abstract = abstract_model(
         config.model,

@@ -68,15 +68,18 @@ def predict_time(
     flops: float,
     parameters: Parameters,
     saved: SavedByLayers,
+    received: dict[str, float],
 ) -> Roofline:
-    """The roofline of a step (Williams et al. 2009, 10.1145/1498765.1498785) whose busiest chip executes `flops`."""
+    """The roofline of a step (Williams et al. 2009, 10.1145/1498765.1498785) whose busiest chip executes `flops`.
+
+    `received` is what received_bytes says.
+    """
     chip, dtype, layout = topology.chip, config.training.dtype, layout_of(config, sizes)
     micro_batches = config.training.gradient_accumulation_steps
     # The loss writes and reads logits and their gradient about three times.
     rows, length = tokens_a_chip(config, layout)
     logits = 4 * rows * length * config.model.vocab_size // layout.parts("vocab")
     traffic = micro_batches * (saved.traffic + 3 * logits) + _OPTIMIZER_PASSES * parameters.trained
-    received = received_bytes(config, sizes, parameters, saved)
     return Roofline(
         compute=flops / chip.peak_flops[dtype],
         hbm=traffic / chip.hbm_bandwidth,

@@ -98,10 +98,10 @@ class LayerTraces:
 
     def _study(self, loops: LayerLoops, sizes: dict[str, int], rows: int, kernels_again: int) -> SavedByLayers:
         layers, bodies, placement = self._config.model.num_hidden_layers, loops.bodies, loops.placement
+        pad = self._platform == "tpu"
         length = self._config.data.sequence_length // layout_of(self._config, sizes).parts("length")
         choices = rows * length * self._config.model.num_experts_per_tok
-        kept = _kept(loops, pad=self._platform == "tpu")
-        pad = self._platform == "tpu"
+        kept = _kept(loops, pad=pad)
         exchanged = _exchanged(bodies[1], placement, sizes, pad)
         received: dict[str, float] = defaultdict(float)
         for body in bodies:
