@@ -17,7 +17,7 @@ from stellarbyte_jax.planning.program import abstract_batch
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training.optimizer import make_optimizer
 from stellarbyte_jax.training.start import placed, state_shardings
-from stellarbyte_jax.training.state import abstract_model, init_params, init_state
+from stellarbyte_jax.training.state import init_params, init_state, run_model
 from stellarbyte_jax.training.step import make_train_step, on_mesh
 
 
@@ -26,16 +26,7 @@ def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
     mesh = make_mesh(config.mesh, _devices(topology, config.mesh.slices))
     layout = Layout.of(config.mesh, mesh)
     training = config.training
-    graphdef, abstract_params = abstract_model(
-        config.model,
-        training.dtype,
-        training.attention_kernel,
-        config.lora,
-        attention_block_size=training.attention_block_size,
-        platform="tpu",
-        remat=training.remat,
-        layout=layout,
-    )
+    graphdef, abstract_params = run_model(config, layout, "tpu")
     optimizer = make_optimizer(config.optimizer, training.max_steps)
     shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
     step = make_train_step(graphdef, optimizer, training.gradient_accumulation_steps, config.seed)

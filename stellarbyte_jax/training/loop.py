@@ -27,7 +27,7 @@ from stellarbyte_jax.training.optimizer import learning_rate_schedule, make_opti
 from stellarbyte_jax.training.processes import ALONE, Processes
 from stellarbyte_jax.training.profile import Profile
 from stellarbyte_jax.training.start import check_start, identity, start, state_shardings
-from stellarbyte_jax.training.state import Params, abstract_model
+from stellarbyte_jax.training.state import Params, run_model
 from stellarbyte_jax.training.step import make_eval_step, make_train_step, on_mesh
 from stellarbyte_jax.training.utilization import Utilization
 
@@ -59,15 +59,7 @@ def pretrain(
     placement = BatchPlacement(layout, config.training.batch_size, config.data.sequence_length)
     loader = TrainLoader(config.data, config.training.batch_size, config.seed, placement.rows)
 
-    graphdef, abstract_params = abstract_model(
-        config.model,
-        config.training.dtype,
-        config.training.attention_kernel,
-        config.lora,
-        attention_block_size=config.training.attention_block_size,
-        remat=config.training.remat,
-        layout=layout,
-    )
+    graphdef, abstract_params = run_model(config, layout)
     optimizer = make_optimizer(config.optimizer, config.training.max_steps)
     shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
     everywhere = layout.sharding()

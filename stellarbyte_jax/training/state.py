@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jax.typing import DTypeLike
 
-from stellarbyte_jax.config import ByteConfig, LoRAConfig
+from stellarbyte_jax.config import ByteConfig, LoRAConfig, RunConfig
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.lora import add_adapters
 from stellarbyte_jax.sharding import ONE_DEVICE, Layout
@@ -67,6 +67,23 @@ def abstract_model(
 
     graphdef, state = nnx.split(nnx.eval_shape(create))
     return graphdef, state
+
+
+def run_model(
+    config: RunConfig, layout: Layout, platform: str | None = None
+) -> tuple[nnx.GraphDef[ByteForCausalLM], nnx.State]:
+    """abstract_model as a run's training has it on a mesh; raises as it does."""
+    training = config.training
+    return abstract_model(
+        config.model,
+        training.dtype,
+        training.attention_kernel,
+        config.lora,
+        attention_block_size=training.attention_block_size,
+        platform=platform,
+        remat=training.remat,
+        layout=layout,
+    )
 
 
 def init_params(config: ByteConfig, seed: int) -> Params:
