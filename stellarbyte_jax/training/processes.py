@@ -130,6 +130,8 @@ class JoinedProcesses(Processes):
             # We hear of a death before JAX does, and say more.
             heartbeat_timeout_seconds=10 * self._config.lost_after,
         )
+        if jax.default_backend() == "cpu":
+            _silence_gloo()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -272,6 +274,17 @@ def _flat(fields: Any, prefix: str = "") -> dict[str, Any]:
     for name, value in fields.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
+
+
+def _silence_gloo() -> None:
+    """Keeps stdout for what Python prints: Gloo, which carries data between CPUs, has a line for each connection."""
+    sys.stdout.flush()
+    stdout, ours = sys.stdout, os.dup(1)
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 1)
+    os.close(devnull)
+    buffering = 1 if stdout.line_buffering else -1
+    sys.stdout = os.fdopen(ours, "w", buffering, encoding=stdout.encoding, errors=stdout.errors)
 
 
 def _exit(code: int) -> NoReturn:

@@ -61,13 +61,9 @@ class Job:
             time.sleep(0.05)
 
     def ends(self, timeout: float = 120) -> list[tuple[int, str, str]]:
-        """(exit code, what it said about itself, sentences of errors) of each process, once all have ended."""
+        """(exit code, stdout, stderr) of each process, once all have ended."""
         ends = []
         for process in self.processes:
             out, errors = process.communicate(timeout=timeout)
-            ends.append((process.returncode, _ours(out), _ours(errors)))
+            ends.append((process.returncode, out, errors))
         return ends
-
-
-def _ours(text: str) -> str:
-    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("[Gloo]"))
