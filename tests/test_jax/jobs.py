@@ -5,11 +5,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
-
-from test_jax.runs import losses
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,10 +51,10 @@ class Job:
                 process.kill()
                 process.wait()
 
-    def until_step(self, step: int, run_dir: Path, timeout: float = 120) -> None:
-        """Returns when the run has recorded this step."""
+    def until(self, reached: Callable[[], bool], timeout: float = 120) -> None:
+        """Returns when this is so."""
         deadline = time.monotonic() + timeout
-        while not (run_dir / "metrics.jsonl").exists() or len(losses(run_dir)) < step:
+        while not reached():
             assert all(process.poll() is None for process in self.processes), self.ends()
             assert time.monotonic() < deadline, "too slow"
             time.sleep(0.05)
