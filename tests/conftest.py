@@ -1,6 +1,10 @@
-"""What JAX is told before anything imports it: run on the CPU, as eight devices, and remember what was compiled."""
+"""What JAX is told before anything imports it: run on the CPU, as eight devices, and remember what was compiled.
+
+And Ctrl-C, which is to reach the commands that tests start.
+"""
 
 import os
+import signal
 from pathlib import Path
 
 # By environment, so that the commands which tests start in processes of their own are told as well; and here rather
@@ -17,3 +21,6 @@ os.environ["NPROC"] = "32"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "d" / "jax_programs")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+# Commands that tests start inherit it where it is ignored, as it is in a shell's background; some are sent one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
