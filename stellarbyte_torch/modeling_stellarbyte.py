@@ -360,9 +360,10 @@ class ByteTopKRouter(nn.Module):
         with maybe_autocast(hidden_states.device.type, enabled=False):
             logits = nn.functional.linear(hidden_states.float(), self.weight.float())
         experts = choose_experts(logits, self.top_k)
-        weights = logits.softmax(dim=-1).gather(-1, experts)
         if self.norm_topk_prob:
-            weights = weights / weights.sum(dim=-1, keepdim=True)
+            weights = logits.gather(-1, experts).softmax(dim=-1)  # one expert alone has exactly 1, of gradient 0
+        else:
+            weights = logits.softmax(dim=-1).gather(-1, experts)
         return logits, weights, experts
 
 

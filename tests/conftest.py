@@ -22,5 +22,9 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pyte
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+# One thread a process for torch: pytest-xdist has a process a core, and threads that spin while another has the core
+# made tests of a third of a second last twenty.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # Commands that tests start inherit it where it is ignored, as it is in a shell's background; some are sent one.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -143,9 +143,11 @@ class SparseFeedForward(nnx.Module):
         # By logits: two of them may differ where their probabilities are rounded to the same. Ties: the lower index.
         _, expert_BTk = jax.lax.top_k(jax.lax.stop_gradient(logits_BTE), k)
         probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
-        weight_BTk = jnp.take_along_axis(probs_BTE, expert_BTk, axis=-1)
         if config.norm_topk_prob:
-            weight_BTk = weight_BTk / weight_BTk.sum(axis=-1, keepdims=True)
+            # Their probabilities over the sum of these, but not rounded twice: one expert alone has 1, of gradient 0.
+            weight_BTk = jax.nn.softmax(jnp.take_along_axis(logits_BTE, expert_BTk, axis=-1), axis=-1)
+        else:
+            weight_BTk = jnp.take_along_axis(probs_BTE, expert_BTk, axis=-1)
 
         served_BTk = None
         if training and config.moe_capacity_factor is not None:

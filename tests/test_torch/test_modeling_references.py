@@ -46,7 +46,10 @@ def assert_equal(ours: ByteForCausalLM, theirs: Any, ids: torch.Tensor) -> None:
     their_outputs.loss.backward()
     gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     for name, parameter in ours.named_parameters():
-        assert relative_error(parameter.grad, gradients[name]) < 1e-5, name
+        if parameter.grad.any():
+            assert relative_error(parameter.grad, gradients[name]) < 1e-5, name
+        else:  # the router of one expert a token, whose weight is 1: theirs is made of rounding errors
+            assert gradients[name].abs().max() < 1e-7, name
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -116,7 +116,7 @@ def test_dropout_is_the_adapters_alone() -> None:
     assert not np.array_equal(outputs[0], outputs[1])
     spread = np.abs(outputs - plain[None]).mean()
     assert np.abs(outputs.mean(axis=0) - whole).mean() < 0.1 * spread
-    assert np.array_equal(q(x, keys[0]), outputs[0]), "a key says what is dropped"
+    assert relative_error(q(x, keys[0]), outputs[0]) < 1e-6, "a key says what is dropped"
     assert not np.array_equal(q(x, keys[0]), linears["k"](x, keys[0]))
     q.lora_B = nnx.Param(jnp.zeros((R, F)))
     assert np.array_equal(q(x, keys[0]), plain)
