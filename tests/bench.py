@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import logging
 import multiprocessing
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -40,7 +42,8 @@ def main() -> None:
         for side in sides.values():  # compile, and fill the caches
             _ask(side, task)
         rates: dict[str, list[float]] = {name: [] for name in sides}
-        for _ in range(options.rounds):
+        for number in range(1, options.rounds + 1):
+            print(f"{task}: round {number} of {options.rounds}", file=sys.stderr, flush=True)
             for name, side in sides.items():
                 rates[name].append(_ask(side, task))
         ratios = [ours / theirs for ours, theirs in zip(*rates.values(), strict=True)]
@@ -76,6 +79,8 @@ def _ask(side: Connection, task: str) -> float:
 
 
 def _serve(connection: Connection, work: Callable[[], dict[str, Work]]) -> None:
+    for name in ("torchao", "torch.utils._pytree"):  # which tell of every kernel that is for another machine
+        logging.getLogger(name).setLevel(logging.ERROR)
     tasks = work()
     while (task := connection.recv()) is not None:
         connection.send(tasks[task]())
