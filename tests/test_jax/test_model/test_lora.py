@@ -112,11 +112,12 @@ def test_dropout_is_the_adapters_alone() -> None:
     whole = q(x)
     plain = x @ q.kernel[...]
     keys = jax.random.split(jax.random.key(2), 400)
-    outputs = jax.vmap(lambda key: q(x, key))(keys)
+    # One by one: all at once they may be rounded otherwise.
+    outputs = jnp.stack([q(x, key) for key in keys])
     assert not np.array_equal(outputs[0], outputs[1])
     spread = np.abs(outputs - plain[None]).mean()
     assert np.abs(outputs.mean(axis=0) - whole).mean() < 0.1 * spread
-    assert relative_error(q(x, keys[0]), outputs[0]) < 1e-6, "a key says what is dropped"
+    assert np.array_equal(q(x, keys[0]), outputs[0]), "a key says what is dropped"
     assert not np.array_equal(q(x, keys[0]), linears["k"](x, keys[0]))
     q.lora_B = nnx.Param(jnp.zeros((R, F)))
     assert np.array_equal(q(x, keys[0]), plain)
