@@ -3,14 +3,14 @@
 Run it as `python -m tests.parity_table`.
 """
 
-import os
 import sys
 from pathlib import Path
 
 
 def main() -> None:
     """Print the table."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from tests import conftest  # noqa: F401 - it tells JAX to compile quickly
+
     sys.path.insert(0, str(Path(__file__).parent))
     from test_convert.parity import Parity, parity
     from test_convert.switches import SWITCHES, config_of, rows

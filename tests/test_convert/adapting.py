@@ -14,7 +14,7 @@ from stellarbyte_jax.config import ByteConfig, LoRAConfig
 from stellarbyte_jax.training.adapters import join
 from stellarbyte_jax.training.loss import token_loss
 from stellarbyte_jax.training.state import abstract_model, init_adapters
-from test_convert.jax_side import COMPILER_OPTIONS, Batch
+from test_convert.jax_side import Batch
 from test_convert.torch_side import TorchModel
 
 
@@ -49,7 +49,7 @@ def jax_logits_and_gradients(
         sums = token_loss(hidden, model.head[0], batch["labels"], model.head[1])
         return sums.loss / sums.tokens, model.logits(hidden)
 
-    run = jax.jit(jax.grad(loss, has_aux=True), compiler_options=COMPILER_OPTIONS)
+    run = jax.jit(jax.grad(loss, has_aux=True))
     gradients, logits = run(adapters, base)
     return np.asarray(logits), jax.tree.map(np.asarray, gradients)
 

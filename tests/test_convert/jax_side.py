@@ -14,13 +14,6 @@ from stellarbyte_jax.training.loss import token_loss
 from stellarbyte_jax.training.router_loss import router_loss, router_sums
 from stellarbyte_jax.training.state import abstract_model
 
-# Tiny programs run no faster for what XLA and LLVM do to them, and take five times as long to compile.
-COMPILER_OPTIONS = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
-
 Batch = dict[str, np.ndarray]
 
 
@@ -30,8 +23,8 @@ class JaxModel:
     def __init__(self, config: ByteConfig, params: Params) -> None:
         self.config, self.params = config, params
         self.graphdef = abstract_model(config)[0]
-        self._run = jax.jit(self._forward_and_backward, static_argnames="training", compiler_options=COMPILER_OPTIONS)
-        self._step = jax.jit(self._decode, compiler_options=COMPILER_OPTIONS)
+        self._run = jax.jit(self._forward_and_backward, static_argnames="training")
+        self._step = jax.jit(self._decode)
 
     def _forward_and_backward(
         self, params: Params, batch: Batch, loss_weight: float, weights_BTV: jax.Array, training: bool

@@ -15,7 +15,6 @@ from stellarbyte_jax.training.optimizer import make_optimizer
 from stellarbyte_jax.training.state import TrainState, abstract_model
 from stellarbyte_jax.training.step import make_train_step
 from test_convert.adapting import peft_fields
-from test_convert.jax_side import COMPILER_OPTIONS
 from test_convert.models import sensible_params, tiny
 from test_convert.torch_side import TorchModel
 
@@ -81,7 +80,7 @@ def test_losses_over_twenty_steps(case: str, record_property: Callable[[str, obj
 def train_in_jax(config, lora, base, params):
     optimizer = make_optimizer(OPTIMIZER, STEPS)
     graphdef, _ = abstract_model(config, lora=lora)
-    step = jax.jit(make_train_step(graphdef, optimizer), compiler_options=COMPILER_OPTIONS)
+    step = jax.jit(make_train_step(graphdef, optimizer))
     state, losses = TrainState(np.int32(0), params, optimizer.init(params)), []
     for ids, labels in batches(config.vocab_size):
         state, metrics = step(state, {"input_ids": ids, "labels": labels}, base)
