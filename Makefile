@@ -13,7 +13,7 @@ QUESTION := What does the function `os.path.join` do?
 QUESTIONS := '$(QUESTION)' /reset 'What is the class `threading.Thread`?' /reset 'What does the method `socket.socket.close` do?'
 ANSWER := stellarbyte-torch chat $(DEMO)/base --max-new-tokens 40
 
-.PHONY: quickstart finetune-demo test lint format bench clean
+.PHONY: quickstart finetune-demo test test-all lint format bench clean
 
 quickstart: $(INSTALLED)
 	stellarbyte corpus stdlib $(RUN)/corpus.jsonl
@@ -101,6 +101,10 @@ test: $(INSTALLED)
 	ruff check .
 	ruff format --check .
 	mypy
+	python -m pytest -n 2 -m 'not long'
+
+# The long tier too: what is slow, and no law of its own.
+test-all: $(INSTALLED)
 	python -m pytest -n 2
 
 lint: $(INSTALLED)

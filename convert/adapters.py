@@ -15,9 +15,9 @@ from convert.adapter_config import ADAPTER_CONFIG, Adapted
 from convert.hf_checkpoint import Conversion
 from convert.names import HFTensor
 from convert.weights import LazyTensor, Params
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig, LoRAConfig
 from stellarbyte_jax.config_file import lora_config_from_dict, model_config_from_dict, save_config, to_dict
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.run_folder import check_is_run
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -19,10 +19,10 @@ from convert.run_checkpoint import RunCheckpoint
 from convert.staged_folder import CERTIFICATE
 from convert.two_sides import JaxSide, Side, TokenIds, TorchSide, require_torch
 from convert.weights import DTYPES, Tensor
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.config_file import differing_fields
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.errors import UserError
 
 # Largest difference of two logits, in units of the largest logit: law 3 of the design, in float32.
 LOGITS_TOLERANCE = 1e-5

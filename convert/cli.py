@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 
 PROGRAM = "stellarbyte-convert"
 

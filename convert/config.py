@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.config_file import model_config_from_dict, to_dict
-from stellarbyte_jax.errors import UserError
 
 MODEL_TYPE = "stellarbyte"
 CONFIG = "config.json"

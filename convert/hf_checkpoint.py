@@ -12,8 +12,8 @@ from typing import Any
 from convert import config as hf_config
 from convert import layer_scale, model_card, run_checkpoint, shards, staged_folder, weights
 from convert.run_checkpoint import RunCheckpoint
+from stellarbyte.errors import UserError
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.errors import UserError
 
 # Told (bytes done, bytes in all) as weights are written.
 Progress = Callable[[int, int], None]

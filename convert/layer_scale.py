@@ -7,8 +7,8 @@ import numpy as np
 
 from convert import weights
 from convert.weights import LazyTensor, Params
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig
-from stellarbyte_jax.errors import UserError
 
 # The gain after each branch, and what ends the branch: experts and shared experts, too, for the gain is linear.
 _ENDS = {

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from convert.run_checkpoint import RunCheckpoint
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.data.tokenizer import BOS_TOKEN
-from stellarbyte_jax.errors import UserError
 
 _CARD = """\
 ---

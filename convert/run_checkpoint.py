@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.weights import Params
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.config_file import model_config_from_dict, save_config, to_dict
-from stellarbyte_jax.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from convert.weights import DTYPES, LazyTensor
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

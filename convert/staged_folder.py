@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.shards import INDEX, WEIGHT_FILE
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 
 MANIFEST = "stellarbyte_export.json"
 CERTIFICATE = "certificate.json"  # `verify` adds it afterwards, so no manifest lists it

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from convert.weights import Params
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.errors import UserError
 
 TokenIds = list[int]
 
@@ -85,16 +85,12 @@ class TorchSide:
         require_torch()
         from transformers.utils import logging
 
-        from stellarbyte_torch.errors import UserError as TorchUserError
         from stellarbyte_torch.generate import load
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         self._model: Any
-        try:
-            self._model, self._tokenizer = load(folder, device="cpu", dtype="float32")
-        except TorchUserError as error:
-            raise UserError(str(error)) from error
+        self._model, self._tokenizer = load(folder, device="cpu", dtype="float32")
 
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
         """As in `Side`."""

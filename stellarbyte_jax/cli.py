@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax import commands
 from stellarbyte_jax.compile_cache import cache_settings
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.exits import PROGRAM, USER_ERROR, report
 from stellarbyte_jax.xla_flags import Platform, flag_settings, platform_here
 

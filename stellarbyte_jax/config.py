@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.distributed_config import DistributedConfig
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.lora_config import LoRAConfig
 from stellarbyte_jax.model_config import ByteConfig, RopeScaling
 

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import yaml
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig, LoRAConfig, RunConfig
 from stellarbyte_jax.config_nodes import Node, apply_override, expand_model, locate, parse_overrides, read_yaml
-from stellarbyte_jax.errors import UserError
 
 Config = TypeVar("Config")
 

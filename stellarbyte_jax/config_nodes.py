@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_jax.run_folder import check_is_run, model_files
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import sys
 import traceback
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 
 PROGRAM = "stellarbyte"
 

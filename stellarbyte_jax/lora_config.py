@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 
 ALL_LINEAR = "all-linear"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 
 # The largest factor that XPos may put on a score in each compute dtype: a 256th of the largest finite value, which
 # leaves room for the score itself. Kept here so that checking a config imports no array library.

@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 
 
 def check_is_run(folder: Path, option: str) -> None:

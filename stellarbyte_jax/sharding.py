@@ -11,8 +11,8 @@ from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import MeshConfig
-from stellarbyte_jax.errors import UserError
 
 # Parameters name their axes where they are declared and activations where they are made; only this table knows where
 # those lie. data: whole copies; fsdp: copies whose parameters are spread; expert: like data, but each has experts of

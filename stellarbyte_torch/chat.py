@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch.chat_session import BASE, Answer, ChatSession
-from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.terminal_text import harmless
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"

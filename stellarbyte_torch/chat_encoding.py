@@ -12,8 +12,8 @@ import tokenizers
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch.conversations import Conversation
-from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.record_files import RecordError
 from stellarbyte_torch.special_names import PRIVATE, with_private_names
 

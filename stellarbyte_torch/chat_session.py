@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteriaList
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch.chat_encoding import ChatEncoder
 from stellarbyte_torch.chat_template import read_template
 from stellarbyte_torch.conversations import Conversation
-from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.generate import Sampling, TextStream, decode, generation_config
 from stellarbyte_torch.lora import LoRAManager
 from stellarbyte_torch.model_folder import first_line, load_model, load_tokenizer

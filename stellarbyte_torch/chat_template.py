@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stellarbyte_torch.errors import UserError
+from stellarbyte.errors import UserError
 
 # What `stellarbyte tokenizer train` writes into every tokenizer's folder: here for tokenizers that have no template.
 STELLARBYTE_TEMPLATE = """\

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch import commands
 from stellarbyte_torch.commands import INTERRUPTED
-from stellarbyte_torch.errors import UserError
 
 PROGRAM = "stellarbyte-torch"
 

@@ -10,7 +10,7 @@ import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from stellarbyte_torch.errors import UserError
+from stellarbyte.errors import UserError
 
 if TYPE_CHECKING:
     from stellarbyte_torch.generate import Sampling

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from stellarbyte_torch.errors import UserError
+from stellarbyte.errors import UserError
 
 Config = TypeVar("Config")
 

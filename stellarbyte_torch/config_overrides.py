@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch.config_file import Node
-from stellarbyte_torch.errors import UserError
 
 
 def override(root: Node, words: Sequence[str]) -> Node:

@@ -10,12 +10,12 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch.chat_encoding import ChatEncoder, Sample
 from stellarbyte_torch.chat_template import read_template
 from stellarbyte_torch.collation import Item, PackedDataset, PackingCollator, PaddingCollator, SampleDataset
 from stellarbyte_torch.conversations import Conversation, parse_record
 from stellarbyte_torch.data_config import DataConfig
-from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.packing import pack
 from stellarbyte_torch.record_files import BadRecords, RecordError, read_records, source_files
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from stellarbyte_torch.errors import UserError
+from stellarbyte.errors import UserError
 
 RecordFormat = Literal["auto", "messages", "prompt_completion", "alpaca", "text"]
 

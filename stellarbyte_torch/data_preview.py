@@ -6,11 +6,11 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch.chat_encoding import Sample
 from stellarbyte_torch.config_file import Node, build, read_yaml
 from stellarbyte_torch.data import read_samples
 from stellarbyte_torch.data_config import DataConfig
-from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.model_folder import load_tokenizer
 from stellarbyte_torch.terminal_text import harmless
 

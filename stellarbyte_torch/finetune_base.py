@@ -9,7 +9,7 @@ from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from stellarbyte_torch.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_torch.model_folder import first_line, load_model, load_tokenizer
 
 _MISTAKES = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError, HFValidationError)

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import yaml
 from transformers import TrainingArguments
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch.config_file import Node, build, field_values, plain, read_yaml
 from stellarbyte_torch.config_overrides import override
 from stellarbyte_torch.data_config import DataConfig
-from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.lora_config import LoRAConfig
 
 # Fields of TrainingArguments that the command decides itself, and what to write instead.

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from stellarbyte_torch.errors import UserError
+from stellarbyte.errors import UserError
 
 # Where the output is no terminal: often enough to see that it lives, seldom enough for a log file.
 _SECONDS_BETWEEN_LINES = 10.0

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel, prepare_model_for_kbit_training
 from transformers import PreTrainedModel, TrainingArguments
 
-from stellarbyte_torch.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_torch.finetune_config import FinetuneConfig
 from stellarbyte_torch.lora_adapters import apply_lora_to_model
 from stellarbyte_torch.lora_config import LoRAConfig

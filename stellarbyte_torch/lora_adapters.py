@@ -10,7 +10,7 @@ from peft.tuners.lora import Linear
 from peft.utils import load_peft_weights
 from torch import nn
 
-from stellarbyte_torch.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_torch.lora_config import LoRAConfig
 from stellarbyte_torch.lora_targets import lora_layers, resolve
 

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
-from stellarbyte_torch.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_torch.nonlinear_lora import ACTIVATIONS, adapt_linear
 
 # Written into adapter_config.json instead of "LORA": a PEFT that has not met this package refuses the folder, where it

@@ -11,7 +11,7 @@ from peft.tuners.lora import ParamWrapper
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from stellarbyte_torch.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_torch.lora_adapters import apply_lora_to_model, load_lora
 from stellarbyte_torch.lora_merging import Merged, MergeDrift, merge, merge_and_save
 from stellarbyte_torch.lora_slot import SLOT, CompiledSlot

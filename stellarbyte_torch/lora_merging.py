@@ -16,7 +16,7 @@ from peft.utils.save_and_load import get_base_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stellarbyte_torch.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_torch.lora_targets import is_tied, lora_layers
 from stellarbyte_torch.nonlinear_lora import CANNOT_MERGE
 

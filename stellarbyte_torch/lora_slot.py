@@ -7,7 +7,7 @@ import torch
 from peft.tuners.lora import Conv2d, Linear
 from peft.utils.hotswap import hotswap_adapter_from_state_dict
 
-from stellarbyte_torch.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_torch.lora_config import LoRAConfig
 from stellarbyte_torch.lora_targets import lora_layers
 

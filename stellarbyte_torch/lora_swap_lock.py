@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from stellarbyte_torch.errors import UserError
+from stellarbyte.errors import UserError
 
 NO_BACKWARD = -1
 

@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from stellarbyte_torch.errors import UserError
+from stellarbyte.errors import UserError
 
 
 def load_model(folder: Path, device: str | None = None, dtype: str = "auto") -> PreTrainedModel:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch.data_config import SourceConfig
-from stellarbyte_torch.errors import UserError
 
 # A record's fields and its file:line (parquet: the row).
 Record = tuple[dict[str, Any], str]

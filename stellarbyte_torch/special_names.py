@@ -6,7 +6,7 @@ from typing import Any
 
 import tokenizers
 
-from stellarbyte_torch.errors import UserError
+from stellarbyte.errors import UserError
 
 # Unicode's last private plane, of which no text may have a character: the names are its first ones.
 PRIVATE = re.compile("[\U00100000-\U0010ffff]")

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import numpy as np
 import tokenizers
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.data.chat_template import TURN, TURN_END, ChatTemplate
 from stellarbyte_jax.data.conversations import Conversation
 from stellarbyte_jax.data.documents import RecordError
 from stellarbyte_jax.data.special_names import PRIVATE, with_private_names
 from stellarbyte_jax.data.tokenizer import BOS_TOKEN, EOS_TOKEN, Tokenizer
-from stellarbyte_jax.errors import UserError
 
 # A token of a sample, and whether it is trained on.
 SAMPLE_DTYPE = np.dtype([("token", np.int32), ("trained", np.bool_)])

@@ -12,11 +12,11 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.documents import RecordError
 from stellarbyte_jax.data.tokenizer import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, Tokenizer
 from stellarbyte_jax.data.tokenizer_training import CHAT_TEMPLATE
-from stellarbyte_jax.errors import UserError
 
 # Around what the assistant says: private characters, of which special_names.PRIVATE leaves none in any text.
 TURN, TURN_END = "\U0010fff2", "\U0010fff3"

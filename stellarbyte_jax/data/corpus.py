@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import SourceConfig
 from stellarbyte_jax.data.compression import COMPRESSIONS
 from stellarbyte_jax.data.documents import BadRecords, Document, RecordText
 from stellarbyte_jax.data.record_files import FORMATS, file_format, read_documents
-from stellarbyte_jax.errors import UserError
 
 _SUPPORTED = f"use {' '.join(FORMATS)}, each also with {' or '.join(COMPRESSIONS)}"
 

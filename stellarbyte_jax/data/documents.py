@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import SourceConfig
-from stellarbyte_jax.errors import UserError
 
 # Longer texts go on in pieces, so that no single document decides the memory or leaves all cores but one idle.
 PIECE_CHARS = 1 << 16

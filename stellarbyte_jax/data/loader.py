@@ -5,11 +5,11 @@ from collections.abc import Generator, Sequence
 import grain
 import numpy as np
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.packing import PackedRows
 from stellarbyte_jax.data.sample_packing import PackedSamples
 from stellarbyte_jax.data.token_shards import TokenShards
-from stellarbyte_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.chat_template import chat_template
 from stellarbyte_jax.data.documents import BadRecords
 from stellarbyte_jax.data.record_files import file_format
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"

@@ -9,8 +9,8 @@ from functools import cached_property
 import jax
 import numpy as np
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import TrainingConfig
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.sharding import Layout
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.chat import tokenized_chat
 from stellarbyte_jax.data.corpus import source_files
@@ -18,7 +19,6 @@ from stellarbyte_jax.data.manifest import MANIFEST_NAME, SPLITS, Manifest, Recip
 from stellarbyte_jax.data.shard_writer import ShardWriter, SplitState
 from stellarbyte_jax.data.tokenized import Position, TokenBatch, tokenized
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.errors import UserError
 
 # While a folder is unfinished, these say what it is to hold and how far it got.
 _RECIPE_NAME, _POSITION_NAME, _LOCK_NAME = "recipe.json", "position.json", "prepare.lock"

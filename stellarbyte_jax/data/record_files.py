@@ -10,9 +10,9 @@ from pathlib import Path
 from shutil import copyfileobj
 from typing import BinaryIO
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.data.compression import BLOCK_BYTES, BROKEN_ARCHIVE, COMPRESSIONS, open_file
 from stellarbyte_jax.data.documents import BadRecords, Document, RecordError, RecordText, documents_of
-from stellarbyte_jax.errors import UserError
 
 FORMATS = (".txt", ".md", ".py", ".jsonl", ".json", ".csv", ".parquet")
 

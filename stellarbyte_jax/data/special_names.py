@@ -5,8 +5,8 @@ import re
 
 import tokenizers
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.errors import UserError
 
 # Unicode's last private plane, of which no text may have a character: the names are its first ones.
 PRIVATE = re.compile("[\U00100000-\U0010ffff]")

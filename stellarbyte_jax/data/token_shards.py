@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.shard_writer import HEADER_BYTES, documents_path, shard_path
-from stellarbyte_jax.errors import UserError
 
 _OPEN_SHARDS = 256
 

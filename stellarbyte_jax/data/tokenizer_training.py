@@ -7,8 +7,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.data.tokenizer import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, SPECIAL_TOKENS, Tokenizer
-from stellarbyte_jax.errors import UserError
 
 # Where merges may not cross, in the manner of GPT-4 and Llama 3, with two changes: CJK runs stand apart from Latin
 # words ("使用Python代码"), and an English contraction ends its word, so that the literal 'text' is not cut after 't.

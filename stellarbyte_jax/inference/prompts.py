@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig
-from stellarbyte_jax.errors import UserError
 
 # Prompts and answers are given room in multiples of this, so that few lengths are ever compiled.
 LENGTH_MULTIPLE = 32

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.data.tokenizer import StreamDecoder, Tokenizer
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.inference.generate import Generator
 from stellarbyte_jax.inference.sampling import Sampling
 from stellarbyte_jax.inference.speculative import SpeculativeGenerator

@@ -3,7 +3,7 @@
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_jax.model.chunked_attention import chunked_attention, visible
 from stellarbyte_jax.model.cudnn_attention import cudnn_attention
 from stellarbyte_jax.model.remat import ATTENTION

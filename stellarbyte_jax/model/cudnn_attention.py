@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.backend import get_backend
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_jax.model.chunked_attention import visible
 from stellarbyte_jax.model.splash_attention import check_kv_heads
 from stellarbyte_jax.model_config import XPOS_SMALLEST_ZETA, ByteConfig

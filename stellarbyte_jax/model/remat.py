@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 
 # The name of what an attention kernel puts out, and of all else that its backward pass needs beside q, k and v.
 ATTENTION = "attention"

@@ -6,7 +6,7 @@ import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_jax.model.context_attention import CausalRows, SharedRows
 from stellarbyte_jax.model.remat import ATTENTION, gathering_again
 from stellarbyte_jax.sharding import Layout

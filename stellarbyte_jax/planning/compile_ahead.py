@@ -7,9 +7,9 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import to_dict
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.planning.hlo import Collective, ProgramReport
 from stellarbyte_jax.planning.topology import Topology
 

@@ -4,9 +4,9 @@ import dataclasses
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.data.placement import check_batch
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.model.context_attention import SharedRows
 from stellarbyte_jax.model.flops import StepFlops, head_flops, kernel_flops, step_flops
 from stellarbyte_jax.model.splash_attention import LANES, block_of

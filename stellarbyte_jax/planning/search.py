@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import MeshConfig, RunConfig
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.planning.auto_remat import REMAT_POLICIES, with_remat
 from stellarbyte_jax.planning.plan import Plan, Planner
 from stellarbyte_jax.planning.topology import Topology

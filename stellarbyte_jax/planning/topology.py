@@ -4,10 +4,10 @@ import math
 import re
 from dataclasses import dataclass
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax import sharding
 from stellarbyte_jax.chips import CHIPS, Chip
 from stellarbyte_jax.config import MeshConfig
-from stellarbyte_jax.errors import UserError
 
 
 @dataclass(frozen=True)

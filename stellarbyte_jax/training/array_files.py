@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 
 Tree = Any
 

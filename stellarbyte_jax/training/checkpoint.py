@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 import orbax.checkpoint as ocp
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_jax.training.array_files import (
     Tree,
     check_bits,

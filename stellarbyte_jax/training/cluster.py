@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.distributed_config import DistributedConfig
-from stellarbyte_jax.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 
 # The train step's program, before and after optimisation.
 HLO_FILES = ("train_step.before_optimization.hlo.txt", "train_step.after_optimization.hlo.txt")

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import run_config_from_dict
 from stellarbyte_jax.data.loader import validation_batches
 from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.training.checkpoint import RunMetadata
 from stellarbyte_jax.training.lora_base import load_weights
 from stellarbyte_jax.training.state import Params, abstract_model

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_jax.training.diagnostics import HLO_FILES
 
 

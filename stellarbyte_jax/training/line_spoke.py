@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_jax.training.line import (
     BEAT,
     BEATS_UNTIL_LOST,

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import save_config, to_dict
 from stellarbyte_jax.data.loader import TrainLoader, validation_batches
 from stellarbyte_jax.data.placement import BatchPlacement, check_batch
 from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training.adapters import join
 from stellarbyte_jax.training.checkpoint import Checkpointer, RunMetadata, latest_step

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config_file import lora_config_from_dict
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.training.adapters import merge_adapters
 from stellarbyte_jax.training.array_files import Tree
 from stellarbyte_jax.training.checkpoint import (

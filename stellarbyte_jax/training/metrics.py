@@ -18,8 +18,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.chips import GIB
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.training.compile_watch import Compilation
 from stellarbyte_jax.training.utilization import Utilization
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.distributed_config import DistributedConfig
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.training.cluster import Place, find_place
 from stellarbyte_jax.training.line_hub import Hub
 from stellarbyte_jax.training.line_spoke import Spoke

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import jax
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_jax.training.metrics import MetricsLog
 
 

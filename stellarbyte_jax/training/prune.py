@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config_file import save_config, to_dict
 from stellarbyte_jax.data.loader import validation_batches
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.model.pruning import least_important, prune_heads
 from stellarbyte_jax.training.checkpoint import RunMetadata, latest_step, save_imported
 from stellarbyte_jax.training.evaluation import byte_lengths, evaluate, load_trained_run

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import (
     differing_fields,
@@ -21,7 +22,6 @@ from stellarbyte_jax.config_file import (
 )
 from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.run_folder import check_is_run
 from stellarbyte_jax.sharding import Layout, param_shardings
 from stellarbyte_jax.training.adapters import split_adapters

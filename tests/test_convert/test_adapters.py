@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from convert import adapters, hf_checkpoint, run_checkpoint, weights
 from convert.cli import main
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import LoRAConfig
 from stellarbyte_jax.config_file import to_dict
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.training.checkpoint import (
     Base,
     RunMetadata,

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from convert import config as convert_config
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RopeScaling
-from stellarbyte_jax.errors import UserError
 from stellarbyte_torch import ByteConfig as TorchByteConfig
 from test_convert.models import tiny
 from test_convert.switches import grid

@@ -11,8 +11,8 @@ import stellarbyte_torch  # noqa: F401 - makes the Auto classes know the archite
 from convert import config as hf_config
 from convert import hf_checkpoint, model_card, run_checkpoint, shards, weights
 from convert.run_checkpoint import RunCheckpoint
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RopeScaling
-from stellarbyte_jax.errors import UserError
 from test_convert.models import bits, random_params, tiny
 from test_convert.switches import grid
 

@@ -7,7 +7,7 @@ import convert.certificate as certificates
 from convert import hf_checkpoint, layer_scale, run_checkpoint, weights
 from convert.cli import main
 from convert.run_checkpoint import RunCheckpoint
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 from test_convert.jax_side import JaxModel
 from test_convert.models import sensible_params, tiny
 from test_convert.parity import batches, relative

@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from convert import shards, weights
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 from test_convert.models import random_params, tiny
 
 

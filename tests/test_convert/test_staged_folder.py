@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from convert import hf_checkpoint, shards, staged_folder
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from convert import config as convert_config
 from convert import names, weights
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_jax.model.pruning import prune_heads
 from test_convert import drawn, switches
 from test_convert.models import bits, random_params, sensible_params, tiny

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("stellarbyte_jax", "stellarbyte_torch", "convert")
+PACKAGES = ("stellarbyte", "stellarbyte_jax", "stellarbyte_torch", "convert")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 

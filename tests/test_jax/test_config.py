@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import (
     ByteConfig,
     CheckpointConfig,
@@ -15,7 +16,6 @@ from stellarbyte_jax.config import (
     SourceConfig,
     TrainingConfig,
 )
-from stellarbyte_jax.errors import UserError
 
 DATA = DataConfig(sources=(SourceConfig("corpus"),), tokenizer="tokenizer", shards="shards", sequence_length=64)
 SMALL = {"max_steps": 1, "batch_size": 1}

@@ -9,6 +9,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import (
     ByteConfig,
     CheckpointConfig,
@@ -28,7 +29,6 @@ from stellarbyte_jax.config_file import (
     save_config,
     to_dict,
 )
-from stellarbyte_jax.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import LoRAConfig, RunConfig
 from stellarbyte_jax.config_file import load_run_config, lora_config_from_dict, save_config, to_dict
-from stellarbyte_jax.errors import UserError
 
 MakeConfig = Callable[..., RunConfig]
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax import sharding
 from stellarbyte_jax.config import MeshConfig
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.sharding import Layout, make_mesh, param_shardings
 from stellarbyte_jax.training.state import abstract_model
 from test_jax.tiny import tiny_config, tiny_params

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch.chat_session import ChatSession, open_session
-from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.generate import Sampling
 
 from .chat_models import QUESTIONS, adapter_folder, adapter_folders, chat_folder

@@ -11,10 +11,10 @@ from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDa
 from transformers import AutoConfig, LlamaConfig, Qwen3MoeConfig
 
 from convert.config import from_hf
+from stellarbyte.errors import UserError
 from stellarbyte_jax import model_config as jax_side
 from stellarbyte_jax.config import ByteConfig as JaxByteConfig
 from stellarbyte_jax.config_file import to_dict
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.model_config import RopeScaling
 from stellarbyte_torch import ByteConfig
 from stellarbyte_torch import configuration_stellarbyte as torch_side

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch.chat_encoding import ChatEncoder, Sample
 from stellarbyte_torch.conversations import parse_record
 from stellarbyte_torch.data import prepare_data, read_samples
 from stellarbyte_torch.data_config import DataConfig, SourceConfig
-from stellarbyte_torch.errors import UserError
 
 from .exported import export
 from .tiny import tiny_model

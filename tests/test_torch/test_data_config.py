@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch.config_file import build, read_yaml
 from stellarbyte_torch.data_config import DataConfig, SourceConfig
-from stellarbyte_torch.errors import UserError
 
 FULL = """\
 sources:

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.data.tokenizer_training import CHAT_TEMPLATE, train_tokenizer
 from stellarbyte_torch.chat_encoding import ChatEncoder, Sample
 from stellarbyte_torch.chat_template import STELLARBYTE_TEMPLATE
 from stellarbyte_torch.conversations import Conversation
-from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.record_files import RecordError
 
 from .exported import CORPUS

@@ -7,9 +7,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch.conversations import parse_record
 from stellarbyte_torch.data_config import SourceConfig
-from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.record_files import BadRecords, RecordError, read_records, source_files
 
 CHAT = [{"role": "user", "content": "春眠?"}, {"role": "assistant", "content": "不觉晓,\nyes"}]

@@ -11,7 +11,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stellarbyte_torch.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_torch.finetune import newest_checkpoint
 from stellarbyte_torch.finetune_config import load_finetune_config
 from stellarbyte_torch.finetune_progress import FinetuneProgress

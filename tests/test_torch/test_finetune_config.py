@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch.data_config import DataConfig, SourceConfig
-from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.finetune_config import (
     FinetuneConfig,
     TrainableConfig,

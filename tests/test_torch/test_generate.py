@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.data.tokenizer import StreamDecoder, Tokenizer
-from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.generate import Sampling, generate, load
 
 from .exported import export

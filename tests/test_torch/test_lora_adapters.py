@@ -12,8 +12,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import nn
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch import ByteModel, LoRAConfig
-from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.lora import apply_lora_to_model, load_lora
 from test_torch.lora_models import MODELS, WIDTHS, Mixed, fill, gpt2, llama
 from test_torch.tiny import tiny_model, tokens

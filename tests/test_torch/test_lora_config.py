@@ -10,8 +10,8 @@ import peft
 import pytest
 from peft import get_peft_model
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch import LoRAConfig
-from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.lora_config import layer_numbers
 from test_torch.tiny import tiny_model
 

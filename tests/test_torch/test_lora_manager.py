@@ -10,8 +10,8 @@ from peft import PeftModel
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch import LoRAConfig
-from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.lora import LoRAManager, apply_lora_to_model
 from test_torch.lora_models import MODELS, bits, fill, is_unchanged
 from test_torch.tiny import relative_error, tiny_model, tokens

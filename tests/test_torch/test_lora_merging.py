@@ -9,8 +9,8 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch import LoRAConfig
-from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.lora import LoRAManager, apply_lora_to_model, merge_and_save
 from test_torch.lora_models import MODELS, Mixed, bits, fill, gpt2, is_unchanged
 from test_torch.tiny import POSITIONS, SWITCHES, relative_error, tiny_model, tokens

@@ -11,8 +11,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch import LoRAConfig
-from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.lora import LoRAManager, apply_lora_to_model, load_lora, merge_and_save
 from stellarbyte_torch.nonlinear_lora import ACTIVATIONS
 from test_torch.lora_models import MODELS, Mixed, fill, gpt2

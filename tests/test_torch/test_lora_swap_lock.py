@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch import LoRAConfig
-from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.lora import LoRAManager
 from test_torch.lora_models import fill
 from test_torch.tiny import tiny_model, tokens

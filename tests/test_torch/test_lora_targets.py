@@ -7,8 +7,8 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
+from stellarbyte.errors import UserError
 from stellarbyte_torch import LoRAConfig
-from stellarbyte_torch.errors import UserError
 from stellarbyte_torch.lora import apply_lora_to_model, merge_and_save
 from test_torch.lora_models import fill, gpt2
 from test_torch.tiny import tiny_model, tokens

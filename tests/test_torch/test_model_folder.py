@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from stellarbyte_torch.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_torch.model_folder import load_model, load_tokenizer
 
 from .lora_models import llama

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax import commands
 from stellarbyte_jax.config import DataConfig, RunConfig, SourceConfig
 from stellarbyte_jax.data import chat
@@ -21,7 +22,6 @@ from stellarbyte_jax.data.manifest import Manifest, SampleCounts
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.training import loop
 from stellarbyte_jax.training.evaluation import evaluate_run
 

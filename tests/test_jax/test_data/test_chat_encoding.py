@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.data.chat_encoding import ChatEncoder
 from stellarbyte_jax.data.conversations import Conversation
 from stellarbyte_jax.data.documents import RecordError
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.data.tokenizer_training import CHAT_TEMPLATE
-from stellarbyte_jax.errors import UserError
 
 WORDS = ["The", " quick", "\n", "  ", "<|SEOS|>", "<|SBOS|>assistant\n", "<|TOOL|>", "春眠", "🚀", "é", "|"]
 CONTENT = st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map("".join).filter(lambda text: bool(text.strip()))

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import SourceConfig
 from stellarbyte_jax.data.corpus import documents, source_files, write_stdlib_corpus
-from stellarbyte_jax.errors import UserError
 
 
 @pytest.fixture

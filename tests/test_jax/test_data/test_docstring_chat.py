@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax import cli
 from stellarbyte_jax.data.docstring_chat import conversations, write_stdlib_chat
-from stellarbyte_jax.errors import UserError
 
 SOURCE = '''
 """A module   for

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import SourceConfig
 from stellarbyte_jax.data import documents
 from stellarbyte_jax.data.documents import BadRecords, RecordError, RecordText, pieces
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.errors import UserError
 
 
 def record_text(fields: tuple[str, ...] = ("text",), template: str | None = None) -> RecordText:

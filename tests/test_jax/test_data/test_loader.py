@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig, SourceConfig
 from stellarbyte_jax.data.loader import TrainLoader, validation_batches
 from stellarbyte_jax.data.packing import PackedRows
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.token_shards import TokenShards
-from stellarbyte_jax.errors import UserError
 
 from .conftest import write_jsonl
 

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import MeshConfig, TrainingConfig
 from stellarbyte_jax.data.placement import BatchPlacement, check_batch
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.sharding import Layout, make_mesh
 
 

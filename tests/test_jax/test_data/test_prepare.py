@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig, SourceConfig
 from stellarbyte_jax.data import documents, tokenized
 from stellarbyte_jax.data import prepare as prepare_module
@@ -21,7 +22,6 @@ from stellarbyte_jax.data.prepare import PrepareProgress, prepare
 from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
-from stellarbyte_jax.errors import UserError
 
 from .conftest import write_jsonl
 

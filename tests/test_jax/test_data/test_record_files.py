@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import SourceConfig
 from stellarbyte_jax.data import documents
 from stellarbyte_jax.data.documents import BadRecords, RecordText
 from stellarbyte_jax.data.record_files import file_format, read_documents
-from stellarbyte_jax.errors import UserError
 
 SUFFIXES = [".txt", ".md", ".py", ".jsonl", ".json", ".csv", ".parquet"]
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.errors import UserError
 
 DOCUMENTS = ["one two", "床前", "three four five six seven", "8"]
 

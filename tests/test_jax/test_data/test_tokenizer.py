@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.data.tokenizer import StreamDecoder, Tokenizer
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
-from stellarbyte_jax.errors import UserError
 
 CHAT = [
     {"role": "user", "content": "Hello"},

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax import ByteModel
 from stellarbyte_jax.config import ByteConfig
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.inference.generate import STREAM_TOKENS, Generator
 from stellarbyte_jax.inference.sampling import Sampling
 from stellarbyte_jax.model_config import RopeScaling

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_jax.inference.sampling import Sampling, sample, warp
 
 DRAWS = 20_000

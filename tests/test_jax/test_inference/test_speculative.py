@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_jax.inference.generate import Generator
 from stellarbyte_jax.inference.sampling import Sampling, warp
 from stellarbyte_jax.inference.speculative import SpeculativeGenerator

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig, DataConfig
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.inference.generate import Generator
 from stellarbyte_jax.inference.sampling import Sampling
 from stellarbyte_jax.inference.text import Answer, StopCutter, generate_text

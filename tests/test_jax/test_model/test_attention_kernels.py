@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_jax.model.attention_kernels import attention, cached_attention, default_kernel
 from stellarbyte_jax.model.causal_lm import ByteDecoder
 from test_jax.tiny import relative_error, segments, tiny_config

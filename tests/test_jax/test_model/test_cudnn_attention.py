@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_jax.model import cudnn_attention
 from stellarbyte_jax.model.attention_kernels import attention
 from test_jax.test_model.test_attention_kernels import (

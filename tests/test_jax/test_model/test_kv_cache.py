@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.model.kv_cache import KVCache
 from stellarbyte_jax.model_config import RopeScaling
 from test_jax.tiny import random_tokens, relative_error, segments, tiny_config, tiny_model

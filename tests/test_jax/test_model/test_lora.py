@@ -11,8 +11,8 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import LoRAConfig
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.model.linear import Linear
 from stellarbyte_jax.model.lora import LoRALinear
 from stellarbyte_jax.training.adapters import join, merge_adapters, split_adapters

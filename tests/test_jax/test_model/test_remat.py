@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_jax.model.remat import POLICIES
 from stellarbyte_jax.training.state import abstract_model
 from test_jax.tiny import random_tokens, relative_error, tiny_config, tiny_params

@@ -3,8 +3,8 @@
 import jax
 import pytest
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import MeshConfig
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.model.attention_kernels import attention
 from stellarbyte_jax.model.context_attention import SharedRows
 from stellarbyte_jax.model.splash_attention import block_of

@@ -6,11 +6,11 @@ import json
 import pytest
 from jax.sharding import AbstractMesh
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.chips import CHIPS
 from stellarbyte_jax.cli import main
 from stellarbyte_jax.config import LoRAConfig
 from stellarbyte_jax.config_file import save_config
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.planning.compile_ahead import Compiled, compile_ahead
 from stellarbyte_jax.planning.hlo import Collective, ProgramReport
 from stellarbyte_jax.planning.jaxprs import KERNEL, equations

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_jax.model.flops import kernel_flops, layer_matmul_flops
 from stellarbyte_jax.planning import program, saved
 from stellarbyte_jax.planning.saved import LayerTraces, SavedByLayers

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.cli import main
 from stellarbyte_jax.config_file import save_config
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.planning import search as searching
 from stellarbyte_jax.planning.plan import make_plan
 from stellarbyte_jax.planning.search import _meshes, search

@@ -2,8 +2,8 @@
 
 import pytest
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import MeshConfig
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.planning.topology import axis_bandwidths, mesh_sizes, parse_topology
 
 

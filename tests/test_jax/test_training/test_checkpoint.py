@@ -15,8 +15,8 @@ import numpy as np
 import optax
 import pytest
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import OptimizerConfig
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.training.array_files import checksums
 from stellarbyte_jax.training.checkpoint import (
     Checkpointer,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from stellarbyte_jax.errors import UserError
+from stellarbyte.errors import UserError
 from stellarbyte_jax.training.compile_watch import Compilation, CompileWatch
 from stellarbyte_jax.training.diagnostics import HLO_FILES, check_dump_folder
 

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 import pytest
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import MeshConfig, RunConfig
 from stellarbyte_jax.config_file import load_run_config
 from stellarbyte_jax.data.loader import TrainLoader
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training import loop
 from stellarbyte_jax.training.checkpoint import RunMetadata, latest_step, load_metadata, load_params, save_imported

@@ -19,10 +19,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from convert import hf_checkpoint, run_checkpoint
+from stellarbyte.errors import UserError
 from stellarbyte_jax.cli import main
 from stellarbyte_jax.config import LoRAConfig, MeshConfig, RunConfig
 from stellarbyte_jax.config_file import run_config_from_dict, to_dict
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training import loop
 from stellarbyte_jax.training.adapters import join, merge_adapters

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.chips import GIB
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.training.compile_watch import Compilation
 from stellarbyte_jax.training.metrics import MetricsLog
 from stellarbyte_jax.training.utilization import Utilization

@@ -17,11 +17,11 @@ import jax
 import numpy as np
 import pytest
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.cli import main
 from stellarbyte_jax.config import MeshConfig, RunConfig
 from stellarbyte_jax.config_file import load_run_config, save_config
 from stellarbyte_jax.distributed_config import DistributedConfig
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training import loop, processes
 from stellarbyte_jax.training.checkpoint import latest_step, load_metadata, load_params, restore_params

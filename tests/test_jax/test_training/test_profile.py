@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RunConfig
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.training.diagnostics import Diagnostics, parse_profile
 from stellarbyte_jax.training.loop import pretrain
 from stellarbyte_jax.training.metrics import MetricsLog

@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from convert import hf_checkpoint
+from stellarbyte.errors import UserError
 from stellarbyte_jax.cli import main
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import load_run_config, save_config, to_dict
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
-from stellarbyte_jax.errors import UserError
 from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training import loop
 from stellarbyte_jax.training.checkpoint import latest_step, load_metadata
