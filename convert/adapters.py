@@ -1,6 +1,5 @@
 """Adapters between a run and PEFT's folder, bit for bit."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from convert.hf_checkpoint import Conversion
 from convert.names import HFTensor
 from convert.weights import LazyTensor, Params
 from stellarbyte.errors import UserError
+from stellarbyte.files import write_json
 from stellarbyte_jax.config import ByteConfig, LoRAConfig
 from stellarbyte_jax.config_file import lora_config_from_dict, model_config_from_dict, save_config, to_dict
 from stellarbyte_jax.run_folder import check_is_run
@@ -56,8 +56,7 @@ def to_peft(
     modules = [module for module in _linears(config) if lora.adapts(module)]
     fields = adapter_config.to_peft(lora, modules, config.num_hidden_layers, base_model)
     with staged_folder.staged(adapter_dir, keep) as folder:
-        text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
-        (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+        write_json(folder / ADAPTER_CONFIG, fields, sort_keys=True)
         try:
             save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:

@@ -20,6 +20,7 @@ from convert.staged_folder import CERTIFICATE
 from convert.two_sides import JaxSide, Side, TokenIds, TorchSide, require_torch
 from convert.weights import DTYPES, Tensor
 from stellarbyte.errors import UserError
+from stellarbyte.files import write_text
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.config_file import differing_fields
 from stellarbyte_jax.data.tokenizer import Tokenizer
@@ -95,7 +96,7 @@ def verify(
         certificate |= {"logits": comparison.logits, "prompts": comparison.prompts}
     verdict = {"verdict": "different" if differences else "equal", "differences": differences}
     certificate = verdict | certificate
-    _write(hf_dir / CERTIFICATE, certificate)
+    write_text(hf_dir / CERTIFICATE, to_json(certificate) + "\n")
     return certificate
 
 
@@ -258,12 +259,3 @@ def _first_parting(text: str, a: TokenIds, b: TokenIds, scores_TV: np.ndarray, e
         f"after the prompt {text!r}, greedy token {at + 1} is {a[at]} in JAX, but {b[at]} in PyTorch "
         f"(their logits in JAX are {margin:.1e} apart)"
     )
-
-
-def _write(path: Path, certificate: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(to_json(certificate) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error

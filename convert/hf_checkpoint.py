@@ -1,18 +1,17 @@
 """Whole checkpoints between a run directory and a Hugging Face folder."""
 
 import importlib.util
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from convert import config as hf_config
 from convert import layer_scale, model_card, run_checkpoint, shards, staged_folder, weights
 from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.errors import UserError
+from stellarbyte.files import write_json, write_text
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
 # Told (bytes done, bytes in all) as weights are written.
@@ -73,14 +72,14 @@ def to_hf(
         tensors = weights.to_hf(checkpoint.params, config, dtype, where)
     conversion = _describe(checkpoint.step, tensors)
     with staged_folder.staged(hf_dir, keep) as folder:
-        _write_json(folder / hf_config.CONFIG, hf_config.to_hf(config, dtype))
-        _write_json(folder / hf_config.GENERATION_CONFIG, hf_config.generation_to_hf(config))
+        write_json(folder / hf_config.CONFIG, hf_config.to_hf(config, dtype), sort_keys=True)
+        write_json(folder / hf_config.GENERATION_CONFIG, hf_config.generation_to_hf(config), sort_keys=True)
         Tokenizer.save_files(checkpoint.tokenizer_files, folder)
         for path in modeling_files():
             shutil.copyfile(path, folder / path.name)
         figures = model_card.read_figures(run_dir / "metrics.jsonl", checkpoint.step)
         card = model_card.render(hf_dir.name, checkpoint, dtype, conversion.parameters, figures, fold_layer_scale)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_text(folder / "README.md", card)
         shards.write(tensors, folder, shard_bytes, _counting(progress, conversion.nbytes))
         about = {"stellarbyte": version("stellarbyte"), "step": checkpoint.step, "dtype": dtype}
         about |= {"layer_scale": "folded into the projections"} if fold_layer_scale else {}
@@ -122,10 +121,6 @@ def modeling_files() -> list[Path]:
     assert spec.submodule_search_locations
     package = Path(next(iter(spec.submodule_search_locations)))
     return [package / name for name in _MODELING_FILES]
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _counting(progress: Progress | None, total: int) -> Callable[[int], None]:

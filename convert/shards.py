@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from convert.weights import DTYPES, LazyTensor
 from stellarbyte.errors import UserError
+from stellarbyte.files import write_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -75,7 +76,7 @@ def write(
             },
             "weight_map": {key: name for name, keys in files.items() for key in keys},
         }
-        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(folder / INDEX, index, sort_keys=True)
 
 
 def read(folder: Path) -> dict[str, LazyTensor]:

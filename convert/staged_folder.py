@@ -1,6 +1,5 @@
 """A folder that appears whole or not at all, and never takes the place of anything that the user put there."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 from convert.shards import INDEX, WEIGHT_FILE
 from stellarbyte.errors import UserError
+from stellarbyte.files import sha256_of, write_json
 
 MANIFEST = "stellarbyte_export.json"
 CERTIFICATE = "certificate.json"  # `verify` adds it afterwards, so no manifest lists it
@@ -54,9 +54,8 @@ def staged(target: Path, keep: frozenset[str] = frozenset()) -> Iterator[Path]:
 
 def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
     """Notes in `folder` what it was made of (`about`) and the sha256 of each of its files, to know them again."""
-    files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
-    text = json.dumps({**about, "files": files}, indent=2) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    write_json(folder / MANIFEST, {**about, "files": files})
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -100,7 +99,7 @@ def _foreign(folder: Path) -> list[str]:
 def _is_ours(path: Path, hashes: Mapping[str, str]) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
-    return path.name in (MANIFEST, CERTIFICATE) or (path.name in hashes and hashes[path.name] == _sha256(path))
+    return path.name in (MANIFEST, CERTIFICATE) or (path.name in hashes and hashes[path.name] == sha256_of(path))
 
 
 def _refuse_or_undo(aside: Path, target: Path) -> None:
@@ -113,8 +112,3 @@ def _refuse_or_undo(aside: Path, target: Path) -> None:
 
 def _sibling(target: Path, suffix: str) -> Path:
     return target.parent / f".{target.name}.{suffix}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 
 from stellarbyte.errors import UserError
+from stellarbyte.files import write_text
 from stellarbyte_jax.config import ByteConfig, LoRAConfig, RunConfig
 from stellarbyte_jax.config_nodes import Node, apply_override, expand_model, locate, parse_overrides, read_yaml
 
@@ -47,13 +48,7 @@ def load_model_config(path: str | Path) -> ByteConfig:
 def save_config(config: RunConfig | ByteConfig, path: str | Path) -> None:
     """Writes the whole config of a run or a model as YAML, from which `load_…_config` makes an equal one."""
     text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    partial = Path(f"{path}.partial")
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8", newline="")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    write_text(Path(path), text)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import yaml
 from transformers import TrainingArguments
 
 from stellarbyte.errors import UserError
+from stellarbyte.files import write_text
 from stellarbyte_torch.config_file import Node, build, field_values, plain, read_yaml
 from stellarbyte_torch.config_overrides import override
 from stellarbyte_torch.data_config import DataConfig
@@ -123,13 +124,7 @@ def load_finetune_config(path: Path, overrides: Sequence[str] = ()) -> FinetuneC
 def save_finetune_config(config: FinetuneConfig, path: Path) -> None:
     """Write the whole config as YAML, of which `load_finetune_config` makes an equal one."""
     text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=120)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8", newline="")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    write_text(path, text)
 
 
 def differing_fields(a: FinetuneConfig, b: FinetuneConfig) -> list[tuple[str, Any, Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from stellarbyte.errors import UserError
+from stellarbyte.files import written_whole
 from stellarbyte_jax.config import SourceConfig
 from stellarbyte_jax.data.compression import COMPRESSIONS
 from stellarbyte_jax.data.documents import BadRecords, Document, RecordText
@@ -112,20 +113,11 @@ def write_records(path: str | Path, records: Iterable[Mapping[str, object]]) -> 
     path = Path(path)
     if path.suffix != ".jsonl":
         raise UserError(f"{path} is to hold JSON lines: let its name end in .jsonl")
-    partial = path.with_name(path.name + ".partial")
     count = 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("w", encoding="utf-8", newline="\n") as output:
-                for record in records:
-                    output.write(json.dumps(record, ensure_ascii=False) + "\n")
-                    count += 1
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"the corpus cannot be written to {path}: {error.strerror}") from None
+    with written_whole(path) as output:
+        for record in records:
+            output.write(json.dumps(record, ensure_ascii=False) + "\n")
+            count += 1
     return count
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stellarbyte.errors import UserError
+from stellarbyte.files import sha256_of, write_json
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.chat_template import chat_template
 from stellarbyte_jax.data.documents import BadRecords
@@ -109,7 +109,7 @@ class Recipe:
             try:
                 status = path.stat()
                 before = known_files.get((str(path), status.st_size, status.st_mtime_ns))
-                sha256 = before.sha256 if before else _file_sha256(path)
+                sha256 = before.sha256 if before else sha256_of(path)
             except OSError as error:
                 raise UserError(f"{path} cannot be read: {error.strerror}") from None
             source_files.append(
@@ -263,22 +263,6 @@ class Manifest:
                 f"{path} is not a manifest of this version ({type(error).__name__}: {error}): "
                 "delete the folder and prepare it again"
             ) from None
-
-
-def write_json(path: Path, content: object) -> None:
-    """Replace a file in one step: whoever reads it sees the old content or the new."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _shown(value: object) -> object:

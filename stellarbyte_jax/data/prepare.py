@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from stellarbyte.errors import UserError
+from stellarbyte.files import write_json
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.chat import tokenized_chat
 from stellarbyte_jax.data.corpus import source_files
 from stellarbyte_jax.data.documents import BadRecords
-from stellarbyte_jax.data.manifest import MANIFEST_NAME, SPLITS, Manifest, Recipe, SampleCounts, SplitCounts, write_json
+from stellarbyte_jax.data.manifest import MANIFEST_NAME, SPLITS, Manifest, Recipe, SampleCounts, SplitCounts
 from stellarbyte_jax.data.shard_writer import ShardWriter, SplitState
 from stellarbyte_jax.data.tokenized import Position, TokenBatch, tokenized
 from stellarbyte_jax.data.tokenizer import Tokenizer

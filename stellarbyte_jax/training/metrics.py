@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stellarbyte.errors import UserError
+from stellarbyte.files import write_text
 from stellarbyte_jax.chips import GIB
 from stellarbyte_jax.training.compile_watch import Compilation
 from stellarbyte_jax.training.utilization import Utilization
@@ -180,9 +181,7 @@ class MetricsLog:
             if record["step"] <= step:
                 records.append(record)
         self._validated_steps = {record["step"] for record in records if "validation_loss" in record}
-        partial = self._path.with_suffix(".jsonl.partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-        partial.replace(self._path)
+        write_text(self._path, "".join(json.dumps(record) + "\n" for record in records))
 
     def _show(self) -> None:
         self._shown_at = time.monotonic()
