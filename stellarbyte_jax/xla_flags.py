@@ -1,5 +1,6 @@
 """The flags that XLA is given where it compiles for GPUs or TPUs, in one table."""
 
+import mmap
 from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,7 +43,7 @@ def flag_settings(environment: Mapping[str, str], platform: Platform | None) -> 
     if present and not present.startswith("-"):  # XLA reads its flags from a file of this name
         return {}, f"no XLA flags for {_NAMES[platform]} are added: {variable} names a file"
     missing = missing_flags(platform, present)
-    added = known_flags(missing, _parsers(platform))
+    added = known_flags(missing, parsers(platform))
     if not added:
         return {}, None
     left_out = ", ".join(_name(flag) for flag in missing if flag not in added)
@@ -85,20 +86,22 @@ def missing_flags(platform: Platform, present: str) -> tuple[str, ...]:
 def known_flags(flags: Collection[str], parsers: Sequence[Path]) -> tuple[str, ...]:
     """Those that each parser knows: XLA aborts the process over any other, and flags come and go with its versions.
 
-    A parser's library has the names of its flags in it, letter by letter.
+    A parser's library has the names of its flags in it, letter by letter, each as a string of its own: between zeros.
+    Of a flag that was taken out its protocol buffer still has the name, inside a longer text.
     """
     known = tuple(flags) if parsers else ()
     for parser in parsers:
-        library = parser.read_bytes()
-        known = tuple(flag for flag in known if _name(flag).encode() in library)
+        with parser.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as library:
+            known = tuple(flag for flag in known if library.find(b"\0%b\0" % _name(flag).encode()) >= 0)
     return known
 
 
-def _parsers(platform: Platform) -> list[Path]:
+def parsers(platform: Platform | Literal["cpu"]) -> list[Path]:
+    """The libraries that read a platform's flags, as far as they are installed."""
     if platform == "tpu":
         return _libraries("libtpu", "libtpu.so")
     # jaxlib's own CPU backend reads XLA_FLAGS, too.
-    return _libraries("jaxlib", "libjax_common.so") + _gpu_plugins()
+    return _libraries("jaxlib", "libjax_common.so") + (_gpu_plugins() if platform == "gpu" else [])
 
 
 def _gpu_plugins() -> list[Path]:

@@ -7,15 +7,21 @@ import os
 import signal
 from pathlib import Path
 
+from stellarbyte_jax.xla_flags import known_flags, parsers
+
 # By environment, so that the commands which tests start in processes of their own are told as well; and here rather
 # than in a hook, for pytest loads the conftest files of the folders below, which import JAX, before it calls any.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # Compiling takes most of the tests' time, for programs that run for milliseconds: three fifths go without LLVM's
 # optimisation, without MLIR for fusions, and with a program in one piece, for pytest-xdist has the other cores at work.
-os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+# What the installed XLA does not know is left out: it would abort every process over it.
+FLAGS = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
+os.environ["XLA_FLAGS"] = " ".join(known_flags(FLAGS, parsers("cpu")))
 # Threads of XLA's pool. With one a device, devices that wait in different collectives can take up all of them for ever.
 os.environ["NPROC"] = "32"
 

@@ -11,13 +11,17 @@ from stellarbyte_jax import cli, xla_flags
 from stellarbyte_jax.xla_flags import FLAGS, flag_settings, known_flags, missing_flags, platform_here
 
 
+def in_a_library(*flags: str) -> bytes:
+    return b"\0".join([b"", *(flag.partition("=")[0][2:].encode() for flag in flags), b""])
+
+
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The root of a machine with both plugins, whose devices a test adds."""
     (tmp_path / "dev" / "vfio").mkdir(parents=True)
     (tmp_path / "dev" / "vfio" / "vfio").touch()
     library = tmp_path / "library.so"
-    library.write_bytes(b"\0".join(flag.partition("=")[0][2:].encode() for flags in FLAGS.values() for flag in flags))
+    library.write_bytes(in_a_library(*FLAGS["gpu"]))
     monkeypatch.setattr(xla_flags, "_libraries", lambda *_: [library])
     monkeypatch.setattr(xla_flags, "find_spec", lambda name: name)
     return tmp_path
@@ -69,11 +73,15 @@ def test_a_users_own_flags_stand() -> None:
 
 def test_flags_that_this_jaxlib_does_not_know_are_left_out(machine: Path) -> None:
     first, *others = FLAGS["gpu"]
-    (machine / "library.so").write_bytes(first[2:].encode())
+    (machine / "library.so").write_bytes(in_a_library(first))
     settings, line = flag_settings({}, "gpu")
     assert settings == {"XLA_FLAGS": first}
     assert line is not None and f"unknown to this jaxlib: {others[0].partition('=')[0][2:]}" in line
     assert known_flags(FLAGS["gpu"], []) == (), "no parser to ask: better none than an abort"
+
+    # A flag that was taken out: its name is left in the text of a protocol buffer.
+    (machine / "library.so").write_bytes(b"\0xla_dump" + first.partition("=")[0][2:].encode() + b"R\x1bxla_other\0")
+    assert flag_settings({}, "gpu") == ({}, None)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +103,7 @@ def test_what_the_cli_sets(
     environment = {"JAX_PLATFORMS": "cuda", "XDG_CACHE_HOME": str(machine)}
     monkeypatch.setattr(os, "environ", environment)
     monkeypatch.setitem(FLAGS, "tpu", ("--xla_tpu_some=true",))
-    (machine / "library.so").write_bytes(b"xla_tpu_some" + b"".join(flag[2:].encode() for flag in FLAGS["gpu"]))
+    (machine / "library.so").write_bytes(in_a_library("--xla_tpu_some", *FLAGS["gpu"]))
     remarks = cli._prepare_compiler(cli._parser().parse_args(command))
     set_here = {"XLA_FLAGS", "LIBTPU_INIT_ARGS"} & environment.keys()
     assert set_here == ({variable} if variable else set())
@@ -105,7 +113,7 @@ def test_what_the_cli_sets(
 
 def test_xla_takes_the_flags_for_gpus() -> None:
     """Its parser is the same in a jaxlib for CPUs; it aborts the process over a flag that it does not know."""
-    assert known_flags(FLAGS["gpu"], xla_flags._parsers("gpu")) == FLAGS["gpu"]
+    assert known_flags(FLAGS["gpu"], xla_flags.parsers("gpu")) == FLAGS["gpu"]
     program = "import jax; jax.devices()"
     environment = os.environ | {"XLA_FLAGS": " ".join(FLAGS["gpu"])}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
