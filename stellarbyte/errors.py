@@ -1,5 +1,24 @@
 """The one exception that tells a user what to change; the command lines print it without a traceback."""
 
+# Longer values fill the terminal and hide the sentence around them.
+_MOST_SHOWN = 80
+
 
 class UserError(ValueError):
     """A mistake that the user can mend: one sentence with the field, file:line or key, the value and the fix."""
+
+
+def shown(value: object) -> str:
+    """A value as an error names it: on one line, a container by its kind, and a long one cut in its middle."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int) and value.bit_length() > 4096:  # Python refuses to write out the longest
+        return f"an integer of about {round(value.bit_length() * 0.30103)} digits"
+    if isinstance(value, str) and len(value) > 2 * _MOST_SHOWN:
+        value = value[:_MOST_SHOWN] + value[-_MOST_SHOWN:]
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN // 2]}…{text[-_MOST_SHOWN // 4 :]}"
