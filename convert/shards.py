@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from convert.weights import DTYPES, LazyTensor
 from stellarbyte.errors import UserError
 from stellarbyte.files import write_json
+from stellarbyte.safetensors_header import read_header
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -130,6 +131,7 @@ def _merge(files: Iterable[Path]) -> tuple[dict[str, Path], dict[str, LazyTensor
 
 def read_file(path: Path) -> dict[str, LazyTensor]:
     """Key -> tensor of one file; raises as `read`."""
+    read_header(path)  # whose sentences say more than safetensors' own
     try:
         file = safe_open(path, framework="np")  # memory-mapped, for as long as its tensors live
         keys = file.keys()

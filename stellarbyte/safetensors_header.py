@@ -1,0 +1,125 @@
+"""The header of a safetensors file, read in bounded memory and held against the file before any tensor is."""
+
+import json
+import math
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stellarbyte.errors import UserError
+
+# Bytes of one element; what is narrower than a byte, no weight of ours or PEFT's is in.
+ELEMENT_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
+
+# A header has some 150 bytes a tensor, so this is room for 160,000 of them.
+MAX_HEADER_BYTES = 25_000_000
+_LENGTH_BYTES = 8
+_MAX_DIMENSIONS = 16
+_MAX_NAME = 1000
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """What a file says of a tensor: its dtype in the format's words, its shape, and its bytes behind the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_header(path: Path) -> dict[str, TensorHeader]:
+    """Name -> header of each tensor in a safetensors file, in the order of their bytes.
+
+    Raises:
+        UserError: the file is missing, is no regular file or no whole safetensors file: its header is longer than the
+            file or than MAX_HEADER_BYTES, is no JSON, or names a tensor twice, of an unknown dtype or of another size
+            than it has; or tensors overlap or leave bytes between or behind them.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path} is not a regular file: name a safetensors file")
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            data_bytes = status.st_size - _LENGTH_BYTES - length
+            if status.st_size < _LENGTH_BYTES or data_bytes < 0:
+                raise _broken(path, "it ends within its header")
+            if length > MAX_HEADER_BYTES:
+                raise _broken(path, f"its header has {length} bytes, and {MAX_HEADER_BYTES} are the most")
+            text = file.read(length)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: fetch or save the folder again") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    tensors = {
+        name: _tensor(path, name, fields) for name, fields in _parse(path, text).items() if name != "__metadata__"
+    }
+    ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
+    end = 0
+    for name, tensor in ordered.items():
+        if tensor.start != end:
+            raise _broken(path, f"{name} begins at byte {tensor.start} of the data, where the one before ends at {end}")
+        end = tensor.end
+    if end != data_bytes:
+        raise _broken(path, f"its tensors have {end} bytes, and the file holds {data_bytes} behind its header")
+    return ordered
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in fields if names.count(name) > 1)
+            raise _broken(path, f"its header names {_shown(twice)} twice")
+        return fields
+
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise _broken(path, f"its header is no JSON ({reason})") from None
+    if not isinstance(header, dict):
+        raise _broken(path, "its header is no JSON object of tensors")
+    return header
+
+
+def _tensor(path: Path, name: str, fields: Any) -> TensorHeader:
+    if not name or len(name) > _MAX_NAME or not name.isprintable():
+        raise _broken(
+            path, f"it has a tensor called {_shown(name)}, where a name is up to {_MAX_NAME} plain characters"
+        )
+    if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
+        raise _broken(path, f"{name} has no dtype, shape and data_offsets, or more than these")
+    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ELEMENT_BYTES:
+        raise _broken(path, f"{name} has dtype {_shown(dtype)}, which is none of {', '.join(ELEMENT_BYTES)}")
+    if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
+        raise _broken(path, f"{name} has shape {_shown(shape)}, where up to {_MAX_DIMENSIONS} sizes belong")
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        raise _broken(path, f"{name} has data_offsets {_shown(offsets)}, where a first and an end byte belong")
+    start, end = offsets
+    if end - start != math.prod(shape) * ELEMENT_BYTES[dtype]:
+        raise _broken(path, f"{name} of shape {shape} in {dtype} has {end - start} bytes")
+    return TensorHeader(dtype, tuple(shape), start, end)
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value)
+
+
+def _shown(value: Any) -> str:
+    """A stranger's value, cut to what a sentence can hold."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _broken(path: Path, why: str) -> UserError:
+    return UserError(f"{path} is not a whole safetensors file: {why}; fetch or save it again")
