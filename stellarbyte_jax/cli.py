@@ -123,8 +123,14 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--input", nargs="+", required=True, metavar="PATH", help="files, folders or globs, as data.sources.path"
     )
-    train.add_argument("--field", nargs="+", default=["text"], help="fields of records that hold text (default: text)")
-    train.add_argument("--template", help='how fields are put together, such as "{title}\\n{text}"')
+    train.add_argument(
+        "--field", nargs="+", help="fields of records that hold text (default: those that --template names, or text)"
+    )
+    train.add_argument(
+        "--template",
+        help=r"""how fields are put together, such as '{title}\n{text}'; \n is a line end, \t a tab, \\ a backslash, and
+        {{ a brace""",
+    )
     train.add_argument(
         "--on-bad-record", choices=["fail", "skip"], default="fail", help="as data.on_bad_record (default: fail)"
     )

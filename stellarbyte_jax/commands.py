@@ -31,16 +31,16 @@ def tokenizer_train(options: argparse.Namespace) -> None:
     from stellarbyte_jax.data.corpus import documents
     from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 
-    sources = [SourceConfig(path, tuple(options.field), options.template) for path in options.input]
+    fields = {} if options.field is None else {"fields": tuple(options.field)}
+    sources = [SourceConfig(path, template=options.template, **fields) for path in options.input]
 
     def texts() -> Iterator[str]:
         done = 0
         with _progress("text read", "B") as update:
-            for source in sources:
-                for document in documents(source, options.on_bad_record):
-                    done += len(document.text.encode())
-                    update(done, None)
-                    yield document.text
+            for document in documents(sources, options.on_bad_record, setting="--on-bad-record"):
+                done += len(document.text.encode())
+                update(done, None)
+                yield document.text
 
     tokenizer = train_tokenizer(texts(), options.vocab_size, options.output, options.special_tokens)
     print(f"{tokenizer.vocab_size} tokens in {options.output}")

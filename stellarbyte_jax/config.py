@@ -1,6 +1,7 @@
 """Every setting of a run, as frozen dataclasses that refuse contradictions when they are built."""
 
 import os
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -27,18 +28,30 @@ __all__ = [
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One source of text: a file, a folder (searched whole) or a glob.
+    r"""One source of text: a file, a folder (searched whole) or a glob.
 
-    .txt .md .py hold one document a file; .jsonl .json .csv .parquet hold records, of which `fields` are put into
-    `template` ("{title}\\n{text}"), or joined by blank lines where there is no template. Each may end in .gz or .zst.
+    .txt .md .py hold one document a file; .jsonl .ndjson .json .csv .tsv .parquet hold records, of which `fields` are
+    put into `template` ("{title}\n{text}", where \n is a line end, \t a tab and \\ a backslash), or joined by blank
+    lines where there is no template. `fields` are by default those that the template names, or text. Each file may end
+    in .gz .zst .xz or .bz2.
     """
 
     path: str
-    fields: tuple[str, ...] = ("text",)
+    fields: tuple[str, ...] = None  # type: ignore[assignment]  # never None once it is made
     template: str | None = None
 
     def __post_init__(self) -> None:
+        if self.fields is None:
+            object.__setattr__(self, "fields", _template_fields(self.template or "") or ("text",))
         _require(bool(self.fields), "fields", list(self.fields), "must name at least one field of the records")
+
+
+def _template_fields(template: str) -> tuple[str, ...]:
+    """The fields that a template names; none of one that cannot be read, which documents.RecordText refuses."""
+    try:
+        return tuple(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(template) if name))
+    except ValueError:
+        return ()
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from stellarbyte.errors import UserError
+from stellarbyte.records.bad_records import RecordError
 from stellarbyte_torch.conversations import Conversation
-from stellarbyte_torch.record_files import RecordError
 from stellarbyte_torch.special_names import PRIVATE, with_private_names
 
 _GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")

@@ -12,13 +12,13 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from stellarbyte.errors import UserError
+from stellarbyte.records.bad_records import RecordError
 from stellarbyte_torch.chat_encoding import ChatEncoder
 from stellarbyte_torch.chat_template import read_template
 from stellarbyte_torch.conversations import Conversation
 from stellarbyte_torch.generate import Sampling, TextStream, decode, generation_config
 from stellarbyte_torch.lora import LoRAManager
 from stellarbyte_torch.model_folder import first_line, load_model, load_tokenizer
-from stellarbyte_torch.record_files import RecordError
 
 BASE = "off"  # what no adapter can be called, for it names the model without any
 _ADAPTER_NAME = re.compile(r"[\w-]+")  # PyTorch allows no dots, a command no spaces

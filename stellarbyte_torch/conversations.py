@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stellarbyte.records.bad_records import RecordError, kind_of
 from stellarbyte_torch.data_config import RecordFormat
-from stellarbyte_torch.record_files import RecordError, kind_of
 
 ROLES = ("system", "user", "assistant", "tool")
 

@@ -11,13 +11,15 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from stellarbyte.errors import UserError
+from stellarbyte.records.bad_records import BadRecords, RecordError
+from stellarbyte.records.formats import read_records
+from stellarbyte.records.sources import files_of_sources
 from stellarbyte_torch.chat_encoding import ChatEncoder, Sample
 from stellarbyte_torch.chat_template import read_template
 from stellarbyte_torch.collation import Item, PackedDataset, PackingCollator, PaddingCollator, SampleDataset
 from stellarbyte_torch.conversations import Conversation, parse_record
 from stellarbyte_torch.data_config import DataConfig
 from stellarbyte_torch.packing import pack
-from stellarbyte_torch.record_files import BadRecords, RecordError, read_records, source_files
 
 # Conversations encoded at a time, on all cores.
 _BATCH = 512
@@ -28,7 +30,8 @@ class Samples:
     """The samples of both splits, and what became of the records; `first_bad` tells about the first few bad ones.
 
     too_long records had more than max_length tokens, cut_tokens of which are in no sample; untrained samples were left
-    out as they had no trained token. tokens and trained_tokens count both splits.
+    out as they had no trained token. tokens and trained_tokens count both splits. remarks tell of files that were not
+    read.
     """
 
     train: list[Sample]
@@ -42,6 +45,7 @@ class Samples:
     tokens: int
     trained_tokens: int
     seconds: float
+    remarks: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """One line: what there is, then what is not, if anything is missing."""
@@ -57,7 +61,7 @@ class Samples:
         if self.bad_records:
             more = "; …" if self.bad_records > len(self.first_bad) else ""
             line += f"; {self.bad_records} bad records skipped: {'; '.join(self.first_bad)}{more}"
-        return line
+        return "; ".join((line, *self.remarks))
 
 
 @dataclass(frozen=True)
@@ -115,10 +119,11 @@ def read_samples(
     """
     started = time.perf_counter()
     encoder = ChatEncoder(tokenizer, read_template(config.chat_template, "data.chat_template"))
-    bad_records = BadRecords(config.on_bad_record)
+    bad_records = BadRecords(config.on_bad_record, setting="data.on_bad_record")
+    remarks: list[str] = []
     samples: list[Sample] = []
     conversations_read = unsuitable = too_long = cut_tokens = untrained = 0
-    conversations = _conversations(config, bad_records)
+    conversations = _conversations(config, bad_records, remarks)
     while batch := list(islice(conversations, _BATCH)):
         conversations_read += len(batch)
         for encoded in encoder.encode(batch, config.loss_on):
@@ -148,26 +153,27 @@ def read_samples(
         validation=validation,
         records=records,
         bad_records=bad_records.count,
-        first_bad=tuple(bad_records.first),
+        first_bad=bad_records.first,
         too_long=too_long,
         cut_tokens=cut_tokens,
         untrained=untrained,
         tokens=sum(map(len, samples)),
         trained_tokens=sum(int(sample.trained.sum()) for sample in samples),
         seconds=time.perf_counter() - started,
+        remarks=tuple(remarks),
     )
 
 
-def _conversations(config: DataConfig, bad_records: BadRecords) -> Iterator[Conversation]:
-    for source in config.sources:
-        for path in source_files(source):
-            for record, where in read_records(path, bad_records):
-                try:
-                    conversation = parse_record(record, where, source.format)
-                except RecordError as error:
-                    bad_records.add(str(error))
-                else:
-                    yield conversation
+def _conversations(config: DataConfig, bad_records: BadRecords, remarks: list[str]) -> Iterator[Conversation]:
+    sources = [(source.path, source.format) for source in config.sources]
+    for index, path in files_of_sources(sources, remarks.append):
+        for record in read_records(path, bad_records):
+            try:
+                conversation = parse_record(record.fields, record.where, config.sources[index].format)
+            except RecordError as error:
+                bad_records.add(str(error))
+            else:
+                yield conversation
 
 
 def _fitting(sample: Sample, config: DataConfig) -> list[Sample]:

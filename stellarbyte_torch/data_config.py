@@ -12,7 +12,8 @@ RecordFormat = Literal["auto", "messages", "prompt_completion", "alpaca", "text"
 class SourceConfig:
     """One source of records.
 
-    path: a file, a folder searched whole, or a glob; .jsonl .json .csv .parquet .txt.
+    path: a file, a folder searched whole, or a glob; .jsonl .ndjson .json .csv .tsv .parquet hold records, .txt .md .py
+        one text a file. Each may end in .gz .zst .xz or .bz2.
     format: the fields of its records; auto tells from the fields that each record has.
     """
 

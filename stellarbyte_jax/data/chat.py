@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
+from stellarbyte.records.bad_records import BadRecords, RecordError
+from stellarbyte.records.formats import read_records
+from stellarbyte.records.record import Record
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.chat_encoding import SAMPLE_DTYPE, ChatEncoder, RenderedChat
 from stellarbyte_jax.data.chat_template import chat_template
 from stellarbyte_jax.data.conversations import parse_record
-from stellarbyte_jax.data.documents import PIECE_CHARS, BadRecords, RecordError
+from stellarbyte_jax.data.documents import PIECE_CHARS
 from stellarbyte_jax.data.manifest import SampleCounts
-from stellarbyte_jax.data.record_files import Record, read_records
 from stellarbyte_jax.data.tokenized import BATCH_CHARS, Position, TokenBatch, encoded_ahead, is_validation, unread
 from stellarbyte_jax.data.tokenizer import Tokenizer
 

@@ -9,9 +9,9 @@ import numpy as np
 import tokenizers
 
 from stellarbyte.errors import UserError
+from stellarbyte.records.bad_records import RecordError
 from stellarbyte_jax.data.chat_template import TURN, TURN_END, ChatTemplate
 from stellarbyte_jax.data.conversations import Conversation
-from stellarbyte_jax.data.documents import RecordError
 from stellarbyte_jax.data.special_names import PRIVATE, with_private_names
 from stellarbyte_jax.data.tokenizer import BOS_TOKEN, EOS_TOKEN, Tokenizer
 

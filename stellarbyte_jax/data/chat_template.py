@@ -13,8 +13,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from stellarbyte.errors import UserError
+from stellarbyte.records.bad_records import RecordError
 from stellarbyte_jax.config import DataConfig
-from stellarbyte_jax.data.documents import RecordError
 from stellarbyte_jax.data.tokenizer import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, Tokenizer
 from stellarbyte_jax.data.tokenizer_training import CHAT_TEMPLATE
 

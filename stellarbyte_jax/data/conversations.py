@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stellarbyte_jax.data.documents import RecordError, kind_of, names_of
+from stellarbyte.records.bad_records import RecordError, kind_of, names_of
 
 ROLES = ("system", "user", "assistant", "tool")
 

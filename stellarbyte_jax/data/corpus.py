@@ -1,76 +1,53 @@
-"""Finds the files of a source of text and streams their documents, always in the same order."""
+"""Streams the documents of sources, and writes the corpus that is at hand on every machine."""
 
-import glob
 import json
 import os
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from stellarbyte.errors import UserError
 from stellarbyte.files import written_whole
+from stellarbyte.records.bad_records import BadRecords
+from stellarbyte.records.sources import files_of_sources
 from stellarbyte_jax.config import SourceConfig
-from stellarbyte_jax.data.compression import COMPRESSIONS
-from stellarbyte_jax.data.documents import BadRecords, Document, RecordText
-from stellarbyte_jax.data.record_files import FORMATS, file_format, read_documents
-
-_SUPPORTED = f"use {' '.join(FORMATS)}, each also with {' or '.join(COMPRESSIONS)}"
+from stellarbyte_jax.data.documents import Document, RecordText, read_documents
 
 # Of the standard library: tests, what others installed into it, and what differs from machine to machine.
 _STDLIB_WITHOUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 _STDLIB_WITHOUT_FILES = "_sysconfigdata"
 
 
-def source_files(source: SourceConfig) -> list[Path]:
-    """Files of a source, sorted by path: the file itself, a folder searched whole, or what a glob matches.
-
-    In a folder, hidden files and those of other formats are passed over.
-
-    Raises:
-        UserError: nothing is there, or a file that was asked for has an unsupported format.
-    """
-    path = Path(source.path).expanduser()
-    if path.is_file():
-        found = [path]
-    elif path.is_dir():
-        found = [file for file in _files_below(path) if file_format(file) is not None]
-        if not found:
-            raise UserError(f"the folder {path} holds no file that can be read: {_SUPPORTED}")
-    elif glob.has_magic(str(path)):
-        matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-        found = [Path(match) for match in matches if Path(match).is_file()]
-        if not found:
-            raise UserError(f"no file matches {path}: check the pattern, which is relative to {Path.cwd()}")
-    else:
-        raise UserError(f"{path} does not exist: check the path, which is relative to {Path.cwd()}")
-    for file in found:
-        if file_format(file) is None:
-            raise UserError(f"{file} has an unsupported format: {_SUPPORTED}")
-    return sorted(found, key=Path.as_posix)
-
-
 def documents(
-    source: SourceConfig,
+    sources: Sequence[SourceConfig],
     on_bad_record: Literal["fail", "skip"] = "fail",
     report: Callable[[str], None] = print,
+    setting: str = "on_bad_record",
 ) -> Iterator[Document]:
-    """Stream a source's documents; bad records end the stream, or are skipped and counted to `report` at its end.
+    """Stream the documents of sources; bad records end the stream, or are skipped and counted to `report` at its end.
+
+    `setting` is the name by which the user knows `on_bad_record`.
 
     Raises:
-        UserError: a file is missing or cannot be read, a record is bad, or the source holds no text at all.
+        UserError: a file is missing or cannot be read, a record is bad, or the sources hold no text at all.
     """
-    record_text, bad_records = RecordText(source), BadRecords(on_bad_record)
+    record_texts, bad_records = [RecordText(source) for source in sources], BadRecords(on_bad_record, setting=setting)
     empty = True
-    for path in source_files(source):
-        for document in read_documents(path, record_text, bad_records):
+    for index, path in files_of(sources, report):
+        for document in read_documents(path, record_texts[index], bad_records):
             empty = False
             yield document
     summary = bad_records.summary()
     if summary is not None:
         report(summary)
     if empty:
-        raise UserError(f"{source.path} holds no text: name a source that has some")
+        raise UserError(f"{', '.join(source.path for source in sources)} holds no text: name a source that has some")
+
+
+def files_of(sources: Sequence[SourceConfig], report: Callable[[str], None]) -> list[tuple[int, Path]]:
+    """The files of sources, each with the index of its source, as files_of_sources says."""
+    return files_of_sources([(source.path, (source.fields, source.template)) for source in sources], report)
 
 
 def stdlib_sources() -> Iterator[tuple[str, str]]:

@@ -1,17 +1,22 @@
-"""What a document is: its text, where it comes from, how a record becomes one, and what happens to bad records."""
+"""Streams the documents of a file: what a document is, how a record becomes one, and how long ones go on in pieces."""
 
+import math
+import re
 import string
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
 
 from stellarbyte.errors import UserError
+from stellarbyte.records.bad_records import BadRecords, RecordError, check_text, kind_of, names_of, shown
+from stellarbyte.records.formats import TEXT_FORMATS, complaints, file_format, read_records
+from stellarbyte.records.text import decoded_blocks, open_text
 from stellarbyte_jax.config import SourceConfig
 
 # Longer texts go on in pieces, so that no single document decides the memory or leaves all cores but one idle.
 PIECE_CHARS = 1 << 16
 
-_FIRST_BAD_RECORDS = 5
+_ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,64 +34,35 @@ class Document:
     ends: bool = True
 
 
-class RecordError(Exception):
-    """What is wrong with one record, after its file:line; whether that ends the run is for BadRecords to say."""
-
-
-class BadRecords:
-    """Ends the run at the first bad record, or counts them and remembers the first few."""
-
-    def __init__(self, policy: Literal["fail", "skip"], count: int = 0, first: Sequence[str] = ()) -> None:
-        self.policy = policy
-        self.count = count
-        self.first = tuple(first)
-
-    def add(self, complaint: str) -> None:
-        """Take note of a record that `complaint` describes, starting with its file:line.
-
-        Raises:
-            UserError: the policy is to fail.
-        """
-        if self.policy == "fail":
-            raise UserError(f"{complaint}: mend it, or set on_bad_record to skip")
-        self.count += 1
-        if len(self.first) < _FIRST_BAD_RECORDS:
-            self.first = (*self.first, complaint)
-
-    def summary(self) -> str | None:
-        """One sentence that counts what was skipped and shows the first few; None if there was nothing."""
-        if self.count == 0:
-            return None
-        more = "; …" if self.count > len(self.first) else ""
-        return f"Skipped {self.count} bad record{'s' * (self.count > 1)}: {'; '.join(self.first)}{more}"
-
-
 class RecordText:
-    """Turns a record into its text: the chosen fields put into the template, or joined by blank lines without one.
+    r"""Turns a record into its text: the chosen fields put into the template, or joined by blank lines without one.
+
+    In a template \n, \t, \r and \\ are a line end, a tab, a carriage return and a backslash: a shell and YAML's single
+    quotes leave them to us.
 
     Raises:
-        UserError: the template has a lone brace, or names what is not in `fields`.
+        UserError: the template has a lone brace, an escape unknown, or names what is not in `fields`.
     """
 
     def __init__(self, source: SourceConfig) -> None:
         self.fields = source.fields
+        self.template = None if source.template is None else _unescaped(source.template)
         # A template becomes literal text and field names in turn: str.format would let it reach into attributes.
         self._parts: list[tuple[str, str | None]] = []
-        if source.template is None:
-            for index, field in enumerate(source.fields):
-                self._parts.append(("\n\n" if index else "", field))
+        if self.template is None:
+            self._parts = [("\n\n" if index else "", field) for index, field in enumerate(self.fields)]
             return
         try:
-            parsed = list(string.Formatter().parse(source.template))
+            parsed = list(string.Formatter().parse(self.template))
         except ValueError as error:
             raise UserError(
                 f"template {source.template!r} cannot be read ({error}): write fields as {{name}}, braces as {{{{ }}}}"
             ) from None
         for literal, name, format_spec, conversion in parsed:
-            if name is not None and (name not in source.fields or format_spec or conversion):
+            if name is not None and (name not in self.fields or format_spec or conversion):
                 whole = name + (f"!{conversion}" if conversion else "") + (f":{format_spec}" if format_spec else "")
                 raise UserError(
-                    f"template {source.template!r} names {{{whole}}}, which is none of the fields {list(source.fields)}"
+                    f"template {source.template!r} names {{{whole}}}, which is none of the fields {list(self.fields)}"
                 )
             self._parts.append((literal, name))
 
@@ -94,45 +70,75 @@ class RecordText:
         """The text of a record that was found at `where`.
 
         Raises:
-            RecordError: it is no object, lacks a field, or a field holds no text.
+            RecordError: it is no object, lacks a field, or a field holds no text. A number may be part of a text, but
+                is none by itself.
         """
         if not isinstance(record, Mapping):
             raise RecordError(f"{where} is not a JSON object but {kind_of(record)}")
+        alone = self._parts == [("", self.fields[0])]
         for field in self.fields:
             if field not in record:
                 raise RecordError(f"{where} lacks the field {field!r} (it has {names_of(record)})")
-            if isinstance(record[field], bool) or not isinstance(record[field], str | int | float):
-                raise RecordError(f"{where} has {kind_of(record[field])} in the field {field!r}, not text")
+            value = record[field]
+            if not (isinstance(value, str) or (_is_number(value) and not alone)):
+                raise RecordError(f"{where} has {kind_of(value)} in the field {field!r}, not text")
         text = "".join(literal if field is None else f"{literal}{record[field]}" for literal, field in self._parts)
+        return check_text(text, where)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _unescaped(template: str) -> str:
+    parts = re.split(r"(\\.?)", template, flags=re.DOTALL)
+    for index, escape in enumerate(parts):
+        if index % 2:
+            if escape not in _ESCAPES:
+                raise UserError(
+                    f"template {template!r} has {escape}, which is unknown: \\n is a line end, \\t a tab, \\r a "
+                    "carriage return, and \\\\ a backslash"
+                )
+            parts[index] = _ESCAPES[escape]
+    return "".join(parts)
+
+
+def read_documents(path: Path, record_text: RecordText, bad_records: BadRecords) -> Iterator[Document]:
+    """Documents of a file, in order; empty ones are left out, long ones come in pieces.
+
+    Memory is bounded: a file of text streams, however long it is, and a record has at most record.MAX_RECORD_BYTES.
+
+    Raises:
+        UserError: the file cannot be read, lacks a column, or holds a bad record that `bad_records` does not skip.
+    """
+    if file_format(path) in TEXT_FORMATS:
+        with complaints(path, bad_records):
+            yield from _read_text(path)
+        return
+    for record, where, bytes_read in read_records(path, bad_records, record_text.fields):
         try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            code = ord(text[error.start])
-            kind = "a byte that is not UTF-8" if 0xDC80 <= code <= 0xDCFF else "a lone surrogate"
-            raise RecordError(f"{where} holds {kind}, which is no character") from None
-        return text
-
-    def check_columns(self, columns: Sequence[str], name: str) -> None:
-        """Refuse a table without the fields: no record of it could be read.
-
-        Raises:
-            UserError: naming the field and the columns that are there.
-        """
-        for field in self.fields:
-            if field not in columns:
-                raise UserError(f"{name}:1 has no column {field!r}: set the source's fields to some of {list(columns)}")
+            text = record_text(record, where)
+        except RecordError as error:
+            bad_records.add(str(error))
+            continue
+        bad_records.empty += not text
+        yield from documents_of([text], where, lambda bytes_read=bytes_read: bytes_read)  # type: ignore[misc]
 
 
-def kind_of(value: object) -> str:
-    """How an error calls a value: null, a string, a list …"""
-    names = {type(None): "null", bool: "true or false", str: "a string", list: "a list", dict: "an object"}
-    return names.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
-
-
-def names_of(record: Mapping[Any, object]) -> str:
-    """How an error lists the fields of a record."""
-    names = [str(name) for name in record]
-    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") if names else "none"
+def _read_text(path: Path) -> Iterator[Document]:
+    # A bad file is skipped whole, so a long one is read to its end before its first piece goes out.
+    head: list[str] = []
+    count = 0
+    origin = f"{shown(path)}:1"
+    with open_text(path) as (raw, stream):
+        for count, block in enumerate(decoded_blocks(path, stream), 1):
+            if count <= 2:
+                head.append(block)
+        if count <= len(head):
+            yield from documents_of(head, origin, raw.tell)
+            return
+    with open_text(path) as (raw, stream):
+        yield from documents_of(decoded_blocks(path, stream), origin, raw.tell)
 
 
 def documents_of(blocks: Iterable[str], origin: str, bytes_read: Callable[[], int]) -> Iterator[Document]:

@@ -11,10 +11,11 @@ import numpy as np
 
 from stellarbyte.errors import UserError
 from stellarbyte.files import sha256_of, write_json
+from stellarbyte.records.bad_records import BadRecords, shown
+from stellarbyte.records.formats import file_format
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.chat_template import chat_template
-from stellarbyte_jax.data.documents import BadRecords
-from stellarbyte_jax.data.record_files import file_format
+from stellarbyte_jax.data.documents import RecordText
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
@@ -103,17 +104,18 @@ class Recipe:
         A file of which `known` has the same path, size and modification time is not read again.
         """
         known_files = {(file.path, file.size, file.mtime_ns): file for file in known.source_files} if known else {}
+        record_texts = [RecordText(source) for source in data.sources]
         source_files = []
         for source_index, path in files:
-            source = data.sources[source_index]
+            record_text, name = record_texts[source_index], shown(path)
             try:
                 status = path.stat()
-                before = known_files.get((str(path), status.st_size, status.st_mtime_ns))
+                before = known_files.get((name, status.st_size, status.st_mtime_ns))
                 sha256 = before.sha256 if before else sha256_of(path)
             except OSError as error:
-                raise UserError(f"{path} cannot be read: {error.strerror}") from None
+                raise UserError(f"{name} cannot be read: {error.strerror}") from None
             source_files.append(
-                SourceFile(str(path), status.st_size, status.st_mtime_ns, sha256, source.fields, source.template)
+                SourceFile(name, status.st_size, status.st_mtime_ns, sha256, record_text.fields, record_text.template)
             )
         return cls(
             format_version=FORMAT_VERSION,

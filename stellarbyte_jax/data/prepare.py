@@ -12,10 +12,10 @@ import numpy as np
 
 from stellarbyte.errors import UserError
 from stellarbyte.files import write_json
+from stellarbyte.records.bad_records import BadRecords
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.chat import tokenized_chat
-from stellarbyte_jax.data.corpus import source_files
-from stellarbyte_jax.data.documents import BadRecords
+from stellarbyte_jax.data.corpus import files_of
 from stellarbyte_jax.data.manifest import MANIFEST_NAME, SPLITS, Manifest, Recipe, SampleCounts, SplitCounts
 from stellarbyte_jax.data.shard_writer import ShardWriter, SplitState
 from stellarbyte_jax.data.tokenized import Position, TokenBatch, tokenized
@@ -54,7 +54,7 @@ def prepare(
             something else, finished or more than begun; another process is at work in it; the disk is full.
     """
     tokenizer = Tokenizer.load(data.tokenizer)
-    files = [(index, path) for index, source in enumerate(data.sources) for path in source_files(source)]
+    files = files_of(data.sources, report)
     folder = Path(data.shards)
     manifest = _finished(data, tokenizer, files, folder)
     if manifest is not None:

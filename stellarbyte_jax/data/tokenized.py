@@ -12,10 +12,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from stellarbyte.records.bad_records import BadRecords
 from stellarbyte_jax.config import DataConfig
-from stellarbyte_jax.data.documents import PIECE_CHARS, BadRecords, Document, RecordText
+from stellarbyte_jax.data.documents import PIECE_CHARS, Document, RecordText, read_documents
 from stellarbyte_jax.data.manifest import SampleCounts
-from stellarbyte_jax.data.record_files import read_documents
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
 # A batch is text enough for every core, and small: encoding takes some 50 bytes of memory a character.

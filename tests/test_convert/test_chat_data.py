@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from stellarbyte.records.bad_records import RecordError
 from stellarbyte_jax.config import DataConfig, SourceConfig
 from stellarbyte_jax.data import chat_encoding as jax_encoding
 from stellarbyte_jax.data import conversations as jax_conversations
-from stellarbyte_jax.data.documents import RecordError as JaxRecordError
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
@@ -24,7 +24,6 @@ from stellarbyte_torch import chat_encoding as torch_encoding
 from stellarbyte_torch import conversations as torch_conversations
 from stellarbyte_torch import data as torch_data
 from stellarbyte_torch import data_config as torch_config
-from stellarbyte_torch.record_files import RecordError as TorchRecordError
 from test_convert.conftest import TEXT
 
 CHATML = """\
@@ -76,7 +75,7 @@ def theirs(folder: Path) -> PreTrainedTokenizerBase:
 def in_jax(encoder: jax_encoding.ChatEncoder, messages: list[dict[str, str]], loss_on: Any = "assistant") -> Any:
     try:
         chat = encoder.render(jax_conversations.Conversation("x:1", messages), loss_on)
-    except JaxRecordError as error:
+    except RecordError as error:
         return str(error)
     (sample,) = encoder.encode([chat])
     return sample["token"].tolist(), sample["trained"].tolist()
@@ -84,7 +83,7 @@ def in_jax(encoder: jax_encoding.ChatEncoder, messages: list[dict[str, str]], lo
 
 def in_torch(encoder: torch_encoding.ChatEncoder, messages: list[dict[str, str]], loss_on: str = "assistant") -> Any:
     (sample,) = encoder.encode([torch_conversations.Conversation("x:1", messages)], loss_on)
-    if isinstance(sample, TorchRecordError):
+    if isinstance(sample, RecordError):
         return str(sample)
     return sample.input_ids.tolist(), sample.trained.tolist()
 
@@ -139,7 +138,7 @@ def test_records_are_the_same_conversations(record: dict[str, Any]) -> None:
     def parsed(parse: Any) -> Any:
         try:
             return dataclasses.asdict(parse(record, "x:1"))
-        except (JaxRecordError, TorchRecordError) as error:
+        except RecordError as error:
             return str(error)
 
     assert parsed(jax_conversations.parse_record) == parsed(torch_conversations.parse_record)

@@ -10,12 +10,12 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from stellarbyte.errors import UserError
+from stellarbyte.records.bad_records import RecordError
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.data.tokenizer_training import CHAT_TEMPLATE, train_tokenizer
 from stellarbyte_torch.chat_encoding import ChatEncoder, Sample
 from stellarbyte_torch.chat_template import STELLARBYTE_TEMPLATE
 from stellarbyte_torch.conversations import Conversation
-from stellarbyte_torch.record_files import RecordError
 
 from .exported import CORPUS
 

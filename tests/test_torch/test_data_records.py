@@ -7,10 +7,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from stellarbyte.errors import UserError
+from stellarbyte.records.bad_records import BadRecords, RecordError
+from stellarbyte.records.formats import read_records
 from stellarbyte_torch.conversations import parse_record
-from stellarbyte_torch.data_config import SourceConfig
-from stellarbyte_torch.record_files import BadRecords, RecordError, read_records, source_files
 
 CHAT = [{"role": "user", "content": "春眠?"}, {"role": "assistant", "content": "不觉晓,\nyes"}]
 RECORDS = [{"messages": CHAT}, {"messages": [{"role": "system", "content": "Be short."}, *CHAT]}]
@@ -34,8 +33,8 @@ def write(path: Path, records: list[dict[str, Any]]) -> Path:
     return path
 
 
-def read(path: Path, policy: str = "fail") -> list[tuple[dict[str, Any], str]]:
-    return list(read_records(path, BadRecords(policy)))
+def read(path: Path) -> list[tuple[dict[str, Any], str]]:
+    return [(record.fields, record.where) for record in read_records(path, BadRecords("fail"))]
 
 
 @pytest.mark.parametrize(
@@ -120,74 +119,3 @@ def test_bad_records_are_named(record: dict[str, Any], record_format: Any, compl
         parse_record(record, "x:7", record_format)
     assert complaint in str(error.value)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "good", "complaints"),
-    [
-        (
-            "x.jsonl",
-            b'{"a": 1}\n[]\n{"a": \n\xff\n{"a": 2}',
-            2,
-            [":2 is not a JSON object but a list", ":3", ":4 is not"],
-        ),
-        ("x.jsonl", b"[" * 100000, 0, [":1 is not JSON that can be read"]),
-        ("x.json", b'[{"a": 1},\n 3,\n {"a": 2}\n {"a": 3}]', 2, [":2 is not a JSON object", ":4 is not valid JSON"]),
-        ("x.json", b'{"a": 1} x', 1, [":1 is not valid JSON (Extra data"]),
-        ("x.json", b"[]", 0, []),
-        ("x.json", b"", 0, [":1 is not valid JSON"]),
-        ("x.json", b"[{}", 1, [":1 is not valid JSON (Expecting ',' or ']'"]),
-        ("x.json", b"\xff", 0, [" is not valid UTF-8"]),
-        ("x.csv", b'a,b\n1,2\n3\n"4,5', 1, [":3 has 1 cells where the header has 2", ":4 is not valid CSV"]),
-        ("x.csv", b"a\n\xff\n", 0, [" is not valid UTF-8"]),
-        ("x.parquet", b"PAR1", 0, [":1 is not readable as parquet"]),
-        ("x.txt", b"\xff", 0, [" is not valid UTF-8"]),
-    ],
-)
-def test_damaged_files(name: str, content: bytes, good: int, complaints: list[str], tmp_path: Path) -> None:
-    path = tmp_path / name
-    path.write_bytes(content)
-    bad_records = BadRecords("skip")
-    assert len(list(read_records(path, bad_records))) == good
-    assert bad_records.count == len(complaints)
-    for told, complaint in zip(bad_records.first, complaints, strict=True):
-        assert told.startswith(f"{path}{complaint}")
-        assert "\n" not in told
-    if complaints:
-        with pytest.raises(UserError, match=r"mend it, or set data\.on_bad_record to skip"):
-            read(path)
-
-
-def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
-    for name, content in [
-        ("x.jsonl", '{"text": "x"}'),
-        ("x.json", '{"text": "x"}'),
-        ("x.csv", "text\nx"),
-        ("x.txt", "x"),
-    ]:
-        (tmp_path / name).write_text(content, encoding="utf-8-sig")
-        assert [record for record, _ in read(tmp_path / name)] == [{"text": "x"}]
-
-
-def test_files_of_a_source(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.json", "sub/c.csv", "sub/image.png", ".git/d.json", "sub/.e.json"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("")
-    (tmp_path / "empty").mkdir()
-
-    def names(pattern: str) -> list[str]:
-        return [path.relative_to(tmp_path).as_posix() for path in source_files(SourceConfig(f"{tmp_path}/{pattern}"))]
-
-    assert names("") == ["a.json", "b.jsonl", "sub/c.csv"]
-    assert names("*.js*") == ["a.json", "b.jsonl"]
-    assert names("sub/c.csv") == ["sub/c.csv"]
-    for pattern, complaint in [
-        ("nowhere", "does not exist: check the path, which is relative to"),
-        ("*.rst", "no file matches"),
-        ("empty", "holds no file that can be read: use .jsonl .json .csv .parquet .txt"),
-        ("sub/image.png", "has an unsupported format: use .jsonl"),
-    ]:
-        with pytest.raises(UserError, match=complaint):
-            names(pattern)
-    with pytest.raises(UserError, match="cannot be read: No such file"):
-        read(tmp_path / "gone.json")

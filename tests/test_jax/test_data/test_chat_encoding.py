@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stellarbyte.errors import UserError
+from stellarbyte.records.bad_records import RecordError
 from stellarbyte_jax.data.chat_encoding import ChatEncoder
 from stellarbyte_jax.data.conversations import Conversation
-from stellarbyte_jax.data.documents import RecordError
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.data.tokenizer_training import CHAT_TEMPLATE
 

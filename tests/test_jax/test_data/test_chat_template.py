@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from stellarbyte.errors import UserError
+from stellarbyte.records.bad_records import RecordError
 from stellarbyte_jax.config import DataConfig, SourceConfig
 from stellarbyte_jax.data.chat_template import TURN, TURN_END, ChatTemplate, chat_template
-from stellarbyte_jax.data.documents import RecordError
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.data.tokenizer_training import CHAT_TEMPLATE
 

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from stellarbyte.records.bad_records import RecordError
 from stellarbyte_jax.data.conversations import Conversation, parse_record
-from stellarbyte_jax.data.documents import RecordError
 
 ASKED = {"role": "user", "content": "Why?"}
 ANSWERED = {"role": "assistant", "content": "So."}

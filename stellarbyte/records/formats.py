@@ -1,0 +1,84 @@
+"""Says which formats there are, and reads the records of a file in any of them, with bounded memory."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from stellarbyte.errors import UserError
+from stellarbyte.records import record
+from stellarbyte.records.bad_records import BadRecords, RecordError, kind_of, shown
+from stellarbyte.records.compression import COMPRESSIONS, BrokenArchive
+from stellarbyte.records.json_records import read_json, read_jsonl
+from stellarbyte.records.record import Record, too_long
+from stellarbyte.records.tables import read_csv, read_parquet, read_tsv
+from stellarbyte.records.text import decoded_blocks, open_text
+
+TEXT_FORMATS = (".txt", ".md", ".py")
+
+_Reader = Callable[[Path, BadRecords, Sequence[str] | None], Iterator[Record]]
+
+_READERS: dict[str, _Reader] = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".parquet": read_parquet,
+}
+FORMATS = (*TEXT_FORMATS, *_READERS)
+SUPPORTED = f"use {' '.join(FORMATS)}, each also with {' '.join(COMPRESSIONS)}"
+
+
+def file_format(path: Path) -> str | None:
+    """The suffix that says how `path` is read, without its compression; None for a format that is not supported."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
+
+
+def read_records(path: Path, bad_records: BadRecords, columns: Sequence[str] | None = None) -> Iterator[Record]:
+    """The records of a file, in order; a file of text is a record with the one field "text".
+
+    Memory is bounded, whatever the file holds. NaN, where a text is missing, is null. Of a table only `columns` are
+    read, or all.
+
+    Raises:
+        UserError: the file cannot be read, lacks a column, or holds a bad record that `bad_records` does not skip.
+    """
+    suffix = file_format(path)
+    assert suffix is not None, path
+    with complaints(path, bad_records):
+        if suffix in TEXT_FORMATS:
+            yield _whole_text(path)
+            return
+        for found in _READERS[suffix](path, bad_records, columns):
+            if isinstance(found.fields, dict):
+                yield found
+            else:
+                bad_records.add(f"{found.where} is not a JSON object but {kind_of(found.fields)}")
+
+
+@contextmanager
+def complaints(path: Path, bad_records: BadRecords) -> Iterator[None]:
+    """Says of a file that cannot be read, or not to its end, which one it is; what came before is out already."""
+    try:
+        yield
+    except RecordError as error:
+        bad_records.add(str(error))
+    except BrokenArchive as error:
+        bad_records.add(f"{shown(path)} is a truncated or damaged {path.suffix.lower()} file ({error})")
+    except OSError as error:
+        raise UserError(f"{shown(path)} cannot be read: {error.strerror or error}") from None
+
+
+def _whole_text(path: Path) -> Record:
+    blocks: list[str] = []
+    size = 0
+    with open_text(path) as (raw, stream):
+        for block in decoded_blocks(path, stream):
+            blocks.append(block)
+            size += len(block)
+            if size > record.MAX_RECORD_BYTES:
+                raise RecordError(too_long(f"{shown(path)}:1"))
+        return Record({"text": "".join(blocks)}, f"{shown(path)}:1", raw.tell())

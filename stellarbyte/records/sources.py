@@ -1,0 +1,275 @@
+"""Finds the files of sources, each of them once, and says what else lies there."""
+
+import fnmatch
+import glob
+import os
+import stat
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from stellarbyte.errors import UserError
+from stellarbyte.records.bad_records import shown
+from stellarbyte.records.compression import irregular_kind
+from stellarbyte.records.formats import SUPPORTED, file_format
+
+# Folders that this project and its kin write, by what lies in them: none of it is text to train on.
+_OUR_FOLDERS = {
+    "token shards": ({"manifest.json", "train-documents.npy"}, {"recipe.json", "train-documents.npy"}),
+    "adapter": ({"adapter_config.json"},),
+    "model": ({"config.json", "model.safetensors"}, {"config.json", "model.safetensors.index.json"}),
+    "tokenizer": ({"tokenizer.json", "tokenizer_config.json"},),
+    "checkpoint": ({"trainer_state.json"}, {"_CHECKPOINT_METADATA"}),
+}
+# A run's folder may hold its corpus, too.
+_OUR_RUNS = ({"config.yaml", "metrics.jsonl"}, {"config.yaml", "checkpoints"})
+# What is left out of a run's folder, and of any of these that is itself the source.
+_OUR_FILES = {
+    *("manifest.json", "recipe.json", "position.json"),
+    *("config.json", "generation_config.json", "model.safetensors.index.json", "adapter_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *("merges.txt", "trainer_state.json", "metrics.jsonl", "summary.json", "checkpoints"),
+}
+
+_NAMES_SHOWN, _KINDS_SHOWN = 3, 8
+
+
+class SourceFiles(NamedTuple):
+    """The files of a source, sorted by path, and one line about what else is there; None if that is nothing."""
+
+    files: list[Path]
+    remark: str | None
+
+
+class _Found(NamedTuple):
+    path: Path
+    status: os.stat_result
+    is_link: bool
+
+
+class _LeftOut:
+    """What is not read: its kinds, how often, and the first names of each."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._seen: set[Path] = set()  # a folder may be looked through for several parts of a glob
+        self._kinds: dict[str, tuple[int, list[str]]] = {}
+
+    def add(self, kind: str, path: Path) -> None:
+        if path in self._seen:
+            return
+        self._seen.add(path)
+        count, names = self._kinds.get(kind, (0, []))
+        if count < _NAMES_SHOWN:
+            names.append(shown(path.relative_to(self._root) if path.is_relative_to(self._root) else path))
+        self._kinds[kind] = (count + 1, names)
+
+    def __str__(self) -> str:
+        kinds = sorted(self._kinds.items())
+        words = [
+            f"{count} {kind} ({', '.join(names)}{', …' if count > len(names) else ''})"
+            for kind, (count, names) in kinds[:_KINDS_SHOWN]
+        ]
+        return ", ".join(words) + (f" and {len(kinds) - _KINDS_SHOWN} kinds more" if len(kinds) > _KINDS_SHOWN else "")
+
+
+def files_of_sources(sources: Sequence[tuple[str, Hashable]], report: Callable[[str], None]) -> list[tuple[int, Path]]:
+    """The files of all sources, in order, each with the index of its source; `report` is told what is not read.
+
+    A source is a path and the manner of reading its files; a file that two sources of one manner name is taken once.
+
+    Raises:
+        UserError: as `source_files`.
+    """
+    found = []
+    seen: dict[tuple[int, int, Hashable], int] = {}
+    for index, (path, manner) in enumerate(sources):
+        files, remark = source_files(path)
+        if remark is not None:
+            report(remark)
+        again = 0
+        for file in files:
+            status = file.stat()
+            if seen.setdefault((status.st_dev, status.st_ino, manner), index) == index:
+                found.append((index, file))
+            else:
+                again += 1
+        if again:
+            report(f"{shown(path)}: files that an earlier source has are not read again: {again}")
+    return found
+
+
+def source_files(path: str) -> SourceFiles:
+    """The files of a source: the file itself, a folder searched whole, or what a glob matches.
+
+    Links are followed, and every file is taken once, by whatever names it is reached. In a folder or by a glob, files
+    that cannot be read as text are passed over, and so are hidden ones and the folders that training writes.
+
+    Raises:
+        UserError: nothing is there, or nothing that can be read.
+    """
+    where = _expanded(path)
+    try:
+        status: os.stat_result | None = where.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        status = None
+    except (OSError, ValueError) as error:  # no permission, too long a name, a loop of links, a NUL
+        raise UserError(f"{shown(path)} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if status is None and not glob.has_magic(path):
+        raise UserError(f"{shown(path)} does not exist: check the path, which is relative to {shown(Path.cwd())}")
+    if status is not None and not stat.S_ISDIR(status.st_mode):
+        kind = irregular_kind(status.st_mode)
+        if kind is not None:
+            raise UserError(f"{shown(path)} is {kind}, not a file: write what it gives to a file, and name that")
+        if file_format(where) is None:
+            raise UserError(f"{shown(path)} has an unsupported format: {SUPPORTED}")
+        return SourceFiles([where], None)
+
+    root, pattern = (where, ("**",)) if status is not None else _split_pattern(where)
+    left_out = _LeftOut(root)
+    try:
+        matches = list(_Search(root, left_out).matches(root, pattern)) if root.is_dir() else []
+    except OSError as error:
+        name = shown(error.filename or path)
+        raise UserError(f"the folder {name} cannot be read: {error.strerror or error}") from None
+    files = _readable(matches, left_out)
+    remark = str(left_out)
+    if not files and not matches and not (remark and status is not None):
+        if status is None:
+            raise UserError(
+                f"no file matches {shown(path)}: check the pattern, which is relative to {shown(Path.cwd())}"
+            )
+        raise UserError(f"the folder {shown(path)} holds no file that can be read: {SUPPORTED}")
+    if not files:
+        what = f"the folder {shown(path)} holds" if status is not None else f"{shown(path)} matches"
+        raise UserError(f"{what} no file that can be read, but {remark}, of an unsupported format: {SUPPORTED}")
+    count = f"{len(files)} file{'s' * (len(files) > 1)}"
+    return SourceFiles(files, f"{shown(path)}: {count} read; left out: {remark}" if remark else None)
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{shown(path)} cannot be found: {error}") from None
+
+
+def _split_pattern(pattern: Path) -> tuple[Path, tuple[str, ...]]:
+    """The folder that a glob starts in, and the parts behind it."""
+    parts = pattern.parts
+    first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    return Path(*parts[:first]), parts[first:]
+
+
+def _readable(matches: Iterable[_Found], left_out: _LeftOut) -> list[Path]:
+    """The files that can be read as text, each once, under its own name rather than a link's."""
+    seen = set()
+    files = []
+    for found in sorted(matches, key=lambda found: (found.is_link, found.path.as_posix())):
+        path, status, _ = found
+        kind = irregular_kind(status.st_mode)
+        if kind is not None:
+            left_out.add(kind.removeprefix("a "), path)
+        elif path.name.startswith(("~$", "#")) or path.name.endswith(("~", "#")):
+            left_out.add("editor's backup", path)
+        elif file_format(path) is None:
+            left_out.add("".join(path.suffixes[-1:]).lower() or "without a suffix", path)
+        elif (status.st_dev, status.st_ino) not in seen:
+            if status.st_size == 0:
+                left_out.add("empty", path)
+            seen.add((status.st_dev, status.st_ino))
+            files.append(path)
+    return sorted(files, key=Path.as_posix)
+
+
+class _Search:
+    """Follows a glob's parts from folder to folder; none is searched twice, whatever links lead there."""
+
+    def __init__(self, root: Path, left_out: _LeftOut) -> None:
+        self._root, self._left_out = root, left_out
+        # A link to where the source lies would lead to what is beside it.
+        self._above = {_identity(folder.stat()) for folder in root.resolve().parents} if root.is_dir() else set()
+
+    def matches(self, folder: Path, parts: Sequence[str]) -> Iterator[_Found]:
+        """What lies below `folder` and fits `parts`: no folders, whatever else."""
+        part, rest = parts[0], parts[1:]
+        if part == "**":
+            for below, entries in self._folders(folder):
+                if rest:
+                    yield from self.matches(below, rest)
+                else:
+                    yield from (found for found in entries if not stat.S_ISDIR(found.status.st_mode))
+        elif glob.has_magic(part):
+            for found in self._entries(folder, part):
+                if not fnmatch.fnmatchcase(found.path.name, part):
+                    continue
+                if not stat.S_ISDIR(found.status.st_mode):
+                    if not rest:
+                        yield found
+                elif rest and not self._is_ours(found.path):
+                    yield from self.matches(found.path, rest)
+        else:
+            path = folder / part
+            try:
+                status = path.stat()
+            except OSError:
+                return
+            if not rest and not stat.S_ISDIR(status.st_mode):
+                yield _Found(path, status, path.is_symlink())
+            elif rest and stat.S_ISDIR(status.st_mode):
+                yield from self.matches(path, rest)
+
+    def _folders(self, top: Path) -> Iterator[tuple[Path, list[_Found]]]:
+        """Every folder from `top` down with its entries, those behind links last, so that they keep their own names."""
+        seen: set[tuple[int, int]] = set()
+        waiting, behind_links = deque([top]), deque[Path]()
+        while waiting or behind_links:
+            folder = waiting.popleft() if waiting else behind_links.popleft()
+            identity = _identity(folder.stat())
+            if identity in seen or identity in self._above or (folder != self._root and self._is_ours(folder)):
+                continue
+            seen.add(identity)
+            entries = self._entries(folder, "*")
+            yield folder, entries
+            for found in entries:
+                if stat.S_ISDIR(found.status.st_mode):
+                    (behind_links if found.is_link else waiting).append(found.path)
+
+    def _entries(self, folder: Path, part: str) -> list[_Found]:
+        """What lies in a folder, by name; hidden is what begins with a dot, unless `part` asks for it."""
+        with os.scandir(folder) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
+        names = {entry.name for entry in listed}
+        ours = _kind_of_folder(names) is not None or any(needed <= names for needed in _OUR_RUNS)
+        found = []
+        for entry in listed:
+            path = folder / entry.name
+            if entry.name.startswith(".") and not part.startswith("."):
+                if fnmatch.fnmatchcase(entry.name, part):
+                    self._left_out.add("hidden", path)
+            elif ours and entry.name in _OUR_FILES:
+                self._left_out.add("written by training", path)
+            else:
+                try:
+                    found.append(_Found(path, entry.stat(), entry.is_symlink()))
+                except OSError:
+                    self._left_out.add("link to nothing", path)
+        return found
+
+    def _is_ours(self, folder: Path) -> bool:
+        kind = _kind_of_folder(set(os.listdir(folder)))  # noqa: PTH208 - names alone
+        if kind is not None:
+            self._left_out.add(kind, folder)
+        return kind is not None
+
+
+def _kind_of_folder(names: set[str]) -> str | None:
+    for kind, markers in _OUR_FOLDERS.items():
+        if any(needed <= names for needed in markers):
+            return kind
+    return None
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
