@@ -6,9 +6,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from stellarbyte.config.build import build
+from stellarbyte.config.nodes import Node, read_yaml
 from stellarbyte.errors import UserError
 from stellarbyte_torch.chat_encoding import Sample
-from stellarbyte_torch.config_file import Node, build, read_yaml
 from stellarbyte_torch.data import read_samples
 from stellarbyte_torch.data_config import DataConfig
 from stellarbyte_torch.model_folder import load_tokenizer

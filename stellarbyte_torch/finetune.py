@@ -12,15 +12,14 @@ import torch
 from rich.console import Console
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, set_seed
 
+from stellarbyte.config.plain import differing_fields, save_yaml
 from stellarbyte.errors import UserError
 from stellarbyte_torch.chat_template import read_template
 from stellarbyte_torch.data import PreparedData, prepare_data
 from stellarbyte_torch.finetune_base import load_base, load_base_config, load_base_tokenizer
 from stellarbyte_torch.finetune_config import (
     FinetuneConfig,
-    differing_fields,
     load_finetune_config,
-    save_finetune_config,
 )
 from stellarbyte_torch.finetune_progress import FinetuneProgress
 from stellarbyte_torch.finetune_report import Summary, opening, summarise
@@ -71,7 +70,7 @@ def finetune(config: FinetuneConfig, console: Console) -> Summary:
     set_seed(arguments.seed)
     model = make_trainable(base, config)
     if is_main:
-        save_finetune_config(config, run_dir / "config.yaml")
+        save_yaml(config, run_dir / "config.yaml")
         (run_dir / _FINGERPRINT).write_text(_fingerprint(data) + "\n", encoding="utf-8")
 
     with FinetuneProgress(run_dir / "metrics.jsonl", console, is_main=is_main) as progress, Interrupt() as interrupt:

@@ -1,18 +1,18 @@
 """What a config file says about a fine-tuning run."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from transformers import TrainingArguments
 
+from stellarbyte.config.build import build, field_values
+from stellarbyte.config.nodes import Node, read_yaml
+from stellarbyte.config.overrides import override, parse_overrides
+from stellarbyte.config.plain import plain
 from stellarbyte.errors import UserError
-from stellarbyte.files import write_text
-from stellarbyte_torch.config_file import Node, build, field_values, plain, read_yaml
-from stellarbyte_torch.config_overrides import override
 from stellarbyte_torch.data_config import DataConfig
 from stellarbyte_torch.lora_config import LoRAConfig
 
@@ -110,7 +110,9 @@ def load_finetune_config(path: Path, overrides: Sequence[str] = ()) -> FinetuneC
     Raises:
         UserError: naming file:line or override, field, value and what was expected.
     """
-    root = override(read_yaml(path), overrides)
+    root = read_yaml(path)
+    for name, value in parse_overrides(overrides):
+        root = override(root, name, value)
     config = build(FinetuneConfig, root)
     lora = root.value.get("lora")
     training = root.value.get("training")
@@ -119,27 +121,6 @@ def load_finetune_config(path: Path, overrides: Sequence[str] = ()) -> FinetuneC
         lora=None if lora is None or lora.value is None else _lora_fields(lora),
         training={} if training is None or training.value is None else _training_fields(training),
     )
-
-
-def save_finetune_config(config: FinetuneConfig, path: Path) -> None:
-    """Write the whole config as YAML, of which `load_finetune_config` makes an equal one."""
-    text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=120)
-    write_text(path, text)
-
-
-def differing_fields(a: FinetuneConfig, b: FinetuneConfig) -> list[tuple[str, Any, Any]]:
-    """(dotted name, value in a, value in b) of every field in which two configs differ."""
-    return _differences("", plain(a), plain(b))
-
-
-def _differences(name: str, a: Any, b: Any) -> list[tuple[str, Any, Any]]:
-    if a == b:
-        return []
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        prefix = f"{name}." if name else ""
-        keys = dict.fromkeys([*a, *b])
-        return [found for key in keys for found in _differences(f"{prefix}{key}", a.get(key), b.get(key))]
-    return [(name, a, b)]
 
 
 def _lora_fields(node: Node) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def test_what_it_says_of_a_module() -> None:
     ("lora", "message"),
     [
         ({}, "lora.target_modules is missing and must be given"),
-        ({"target_modules": None}, "lora.target_modules is null, expected a string"),
+        ({"target_modules": None}, "lora.target_modules is null, expected a list or a string"),
         ({"target_modules": "q_proj"}, "q_proj must be a list of modules such as [q_proj], or all-linear"),
         ({"target_modules": []}, "lora.target_modules [] names no module"),
         ({"target_modules": ["q_proj"], "r": 0}, "lora.r 0 must be at least 1"),

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from stellarbyte.config.build import build
+from stellarbyte.config.nodes import read_yaml
 from stellarbyte.errors import UserError
-from stellarbyte_torch.config_file import build, read_yaml
 from stellarbyte_torch.data_config import DataConfig, SourceConfig
 
 FULL = """\

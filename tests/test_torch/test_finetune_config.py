@@ -3,14 +3,13 @@ from pathlib import Path
 
 import pytest
 
+from stellarbyte.config.plain import differing_fields, save_yaml
 from stellarbyte.errors import UserError
 from stellarbyte_torch.data_config import DataConfig, SourceConfig
 from stellarbyte_torch.finetune_config import (
     FinetuneConfig,
     TrainableConfig,
-    differing_fields,
     load_finetune_config,
-    save_finetune_config,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +78,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
         replace(BASE, trainable=TrainableConfig((0, 2), norms=True), dtype="bfloat16"),
     ]
     for config in configs:
-        save_finetune_config(config, tmp_path / "a" / "config.yaml")
+        save_yaml(config, tmp_path / "a" / "config.yaml")
         loaded = load_finetune_config(tmp_path / "a" / "config.yaml")
         assert loaded == config
         assert differing_fields(loaded, config) == []

@@ -2,52 +2,50 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
-import yaml
-
-from stellarbyte.errors import UserError
-from stellarbyte_torch.config_file import Node
+from stellarbyte.config.nodes import Node, parse_yaml
+from stellarbyte.errors import UserError, shown
 
 
-def override(root: Node, words: Sequence[str]) -> Node:
-    """The nodes with command-line words put over them: `--training.max_steps=10 --data.sources.0.path X`.
-
-    Values are YAML. Whether such a field exists is for the dataclasses to say.
+def parse_overrides(words: Sequence[str]) -> list[tuple[str, Node]]:
+    """(dotted name, value) of each `--section.field value` or `--section.field=value`; values are YAML.
 
     Raises:
-        UserError: words that are no override, or a name that leads through something that has no fields.
+        UserError: words that are no override.
     """
-    for name, value in _parse(words):
-        root = _put(root, name.split("."), value, "")
-    return root
-
-
-def _parse(words: Sequence[str]) -> list[tuple[str, Node]]:
     parsed = []
     remaining = list(words)
     while remaining:
         word = remaining.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not name:
-            raise UserError(f"{word!r} is not an override: write --section.field value")
+            raise UserError(f"{shown(word)} is not an override: write --section.field value")
         if not equals:
             if not remaining or remaining[0].startswith("--"):
                 raise UserError(f"{word} has no value: write {word} value")
             value = remaining.pop(0)
         where = word if equals else f"{word} {value}"
-        try:
-            node = _located(yaml.safe_load(value), where)
-        except (yaml.YAMLError, ValueError):
-            node = Node(value, where)
-        parsed.append((name, dataclasses.replace(node, word=value)))
+        if len(where) > 200:
+            where = f"--{name}"
+        parsed.append((name, _value(value, where)))
     return parsed
 
 
-def _located(value: Any, where: str) -> Node:
-    if isinstance(value, dict):
-        return Node({str(key): _located(item, where) for key, item in value.items()}, where)
-    return Node([_located(item, where) for item in value] if isinstance(value, list) else value, where)
+def override(root: Node, name: str, value: Node) -> Node:
+    """The nodes with `value` at the dotted `name`; whether such a field exists is for the dataclasses to say.
+
+    Raises:
+        UserError: the name leads through something that has no fields.
+    """
+    return _put(root, name.split("."), value, "")
+
+
+def _value(text: str, where: str) -> Node:
+    try:
+        node = parse_yaml(text, None, where)
+    except UserError:
+        node = Node(text, where)  # {title}: {text} and *.txt are words, too
+    return dataclasses.replace(node or Node(None, where), word=text)
 
 
 def _put(node: Node, keys: list[str], value: Node, name: str) -> Node:
@@ -59,13 +57,13 @@ def _put(node: Node, keys: list[str], value: Node, name: str) -> Node:
     if node.value is None or isinstance(node.value, dict):
         fields = node.value or {}
         child = fields.get(key, Node(None, value.where))
-        return Node({**fields, key: _put(child, rest, value, inner)}, node.where)
+        return dataclasses.replace(node, value={**fields, key: _put(child, rest, value, inner)})
     if not isinstance(node.value, list):
-        raise UserError(f"{value.where}: {name} is {node.value!r}, which has no field {key}")
+        raise UserError(f"{value.where}: {name} is {shown(node.value)}, which has no field {key}")
     items = list(node.value)
     if not key.isdecimal() or int(key) > len(items):
         raise UserError(f"{value.where}: {name} is a list of {len(items)}: {key!r} is no index of it")
     index = int(key)
     child = items[index] if index < len(items) else Node(None, value.where)
     items[index : index + 1] = [_put(child, rest, value, inner)]
-    return Node(items, node.where)
+    return dataclasses.replace(node, value=items)

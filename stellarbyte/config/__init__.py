@@ -1,0 +1,1 @@
+"""Config files: YAML and command-line overrides to frozen dataclasses, and back; every mistake is located."""

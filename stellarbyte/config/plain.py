@@ -1,0 +1,61 @@
+"""Configs as plain dicts, lists and scalars; their YAML; and in which fields two of them differ."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stellarbyte.config.nodes import Node, is_word
+from stellarbyte.files import write_text
+
+
+def plain(value: Any) -> Any:
+    """Nodes, dataclasses, tuples and what they hold as dicts, lists and scalars, ready for YAML and JSON."""
+    if isinstance(value, Node):
+        return plain(value.value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def save_yaml(config: Any, path: str | Path) -> None:
+    """Writes a whole config as YAML, from which `build` makes an equal one.
+
+    Raises:
+        UserError: the file cannot be written; an earlier one stays as it was.
+    """
+    text = yaml.dump(plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    write_text(Path(path), text)
+
+
+def differing_fields(a: Any, b: Any) -> list[tuple[str, Any, Any]]:
+    """(dotted name, value in a, value in b) of every field in which two configs differ, the values as in `plain`."""
+    return _differences("", plain(a), plain(b))
+
+
+def _differences(name: str, a: Any, b: Any) -> list[tuple[str, Any, Any]]:
+    if a == b:
+        return []
+    prefix = f"{name}." if name else ""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = dict.fromkeys([*a, *b])
+        return [found for key in keys for found in _differences(f"{prefix}{key}", a.get(key), b.get(key))]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and any(isinstance(item, dict) for item in a):
+        pairs = enumerate(zip(a, b, strict=True))
+        return [found for i, (x, y) in pairs for found in _differences(f"{prefix}{i}", x, y)]
+    return [(name, a, b)]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what our reader or another one would take for no string, or read back with other line breaks."""
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        exotic = any(character in text for character in "\x85\u2028\u2029")
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if exotic or not is_word(text) else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
