@@ -37,9 +37,8 @@ class PackedRows:
         count = stop - start
         tokens = shards.read(start, min(stop + 1, shards.tokens)).astype(np.int32)
 
-        # The document of the row's first token, then those that start inside the row or right behind it.
-        first, last = np.searchsorted(shards.starts, np.array([start, stop], np.int64), side="right")
-        borders = np.asarray(shards.starts[first:last]) - start  # 1 to count; the split's end is one, too
+        # Documents that start inside the row or right behind it; the split's end is a border, too.
+        borders = shards.starts_within(start, stop) - start  # each 1 to count
 
         input_ids = np.full(length, self._pad_token_id, np.int32)
         input_ids[:count] = tokens[:count]

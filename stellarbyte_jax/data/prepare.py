@@ -1,8 +1,7 @@
 """Turns text into token shards, from where it stopped if it was interrupted."""
 
-import json
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
@@ -12,12 +11,15 @@ import numpy as np
 
 from stellarbyte.errors import UserError
 from stellarbyte.files import write_json
+from stellarbyte.reading import read_json_object
 from stellarbyte.records.bad_records import BadRecords
 from stellarbyte_jax.config import DataConfig
+from stellarbyte_jax.config_file import dataclass_from_dict
 from stellarbyte_jax.data.chat import tokenized_chat
 from stellarbyte_jax.data.corpus import files_of
-from stellarbyte_jax.data.manifest import MANIFEST_NAME, SPLITS, Manifest, Recipe, SampleCounts, SplitCounts
-from stellarbyte_jax.data.shard_writer import ShardWriter, SplitState
+from stellarbyte_jax.data.manifest import MANIFEST_NAME, SPLITS, Manifest, SampleCounts, SplitCounts
+from stellarbyte_jax.data.recipe import Recipe
+from stellarbyte_jax.data.shard_writer import ShardWriter, SplitState, sums_path
 from stellarbyte_jax.data.tokenized import Position, TokenBatch, tokenized
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
@@ -35,6 +37,14 @@ class PrepareProgress:
     tokens: int
     bytes_done: int
     bytes_total: int
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """What an unfinished folder notes of how far it is."""
+
+    position: Position
+    splits: Mapping[str, SplitState]
 
 
 def prepare(
@@ -86,7 +96,7 @@ def _make(
     progress: Callable[[PrepareProgress], None] | None,
     report: Callable[[str], None],
 ) -> Manifest:
-    known = _load_recipe(folder)
+    known = _load_recipe(folder, report)
     recipe = Recipe.make(data, tokenizer, files, known)
     reached = None if known is None else _load_position(folder, known, report)
     if known is not None and reached is not None:
@@ -113,8 +123,7 @@ def _make(
             found = "hold no text" if data.kind == "text" else f"give no sample ({position.samples.summary()})"
             raise UserError(f"data.sources {paths} {found}: name a source that has some")
         _fill_empty_split(writers, recipe, position, folder)
-        for writer in writers.values():
-            writer.finish()
+        sums = {name: blocks for writer in writers.values() for name, blocks in writer.finish().items()}
     finally:
         for writer in writers.values():
             writer.close()
@@ -122,13 +131,15 @@ def _make(
     manifest = Manifest(
         recipe=recipe,
         splits={split: SplitCounts(state.tokens, state.documents, state.bytes) for split, state in states.items()},
+        checksums={name: blocks.astype(">u4").tobytes().hex() for name, blocks in sums.items()},
         samples=position.samples if data.kind == "chat" else None,
         bad_record_count=position.bad_record_count,
         first_bad_records=position.first_bad_records,
     )
     manifest.save(folder)
-    for name in (_RECIPE_NAME, _POSITION_NAME, _LOCK_NAME):
-        (folder / name).unlink(missing_ok=True)
+    unfinished = (sums_path(folder, split) for split in SPLITS)
+    for path in (folder / _RECIPE_NAME, folder / _POSITION_NAME, folder / _LOCK_NAME, *unfinished):
+        path.unlink(missing_ok=True)
     summary = manifest.bad_records.summary()
     if summary is not None:
         report(summary)
@@ -211,8 +222,7 @@ def _save_position(
 ) -> None:
     for writer in writers.values():
         writer.flush()
-    splits = {split: asdict(state) for split, state in states.items()}
-    write_json(folder / _POSITION_NAME, {"position": asdict(position), "splits": splits})
+    write_json(folder / _POSITION_NAME, asdict(_Reached(position, states)))
 
 
 def _load_position(
@@ -222,16 +232,12 @@ def _load_position(
     path = folder / _POSITION_NAME
     if not path.exists():
         return None
-    saved = json.loads(path.read_text("utf-8"))
-    fields = saved["position"]
-    position = Position(
-        **fields
-        | {
-            "first_bad_records": tuple(fields["first_bad_records"]),
-            "samples": SampleCounts(**fields.get("samples", {})),
-        }
-    )
-    states = {split: SplitState(**saved["splits"][split]) for split in SPLITS}
+    try:
+        reached = dataclass_from_dict(_Reached, read_json_object(path), str(path))
+        position, states = reached.position, {split: reached.splits[split] for split in SPLITS}
+    except (UserError, KeyError) as error:
+        report(f"{error}: preparing from the start.")
+        return None
     for split, state in states.items():
         if not ShardWriter.is_intact(folder, split, recipe.item_dtype, recipe.tokens_per_shard, state):
             report(f"The interrupted {split} shards in {folder} are not all there: preparing from the start.")
@@ -239,9 +245,15 @@ def _load_position(
     return position, states
 
 
-def _load_recipe(folder: Path) -> Recipe | None:
+def _load_recipe(folder: Path, report: Callable[[str], None]) -> Recipe | None:
     path = folder / _RECIPE_NAME
-    return Recipe.from_dict(json.loads(path.read_text("utf-8"))) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return Recipe.from_dict(read_json_object(path), str(path))
+    except UserError as error:
+        report(f"{error}: preparing from the start.")
+        return None
 
 
 def _check_same(folder: Path, known: Recipe, wanted: Recipe) -> None:

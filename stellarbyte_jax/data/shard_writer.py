@@ -1,15 +1,14 @@
 """Appends tokens to the shards of one split, in files that can be cut back to an earlier length."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
-# numpy leaves room in the header for the first axis to grow, so that every array of one axis has a header this long.
-HEADER_BYTES = 128
+from stellarbyte_jax.data.array_file import HEADER_BYTES, ArrayWriter, block_count
+
+DOCUMENT_DTYPE, SUM_DTYPE = np.dtype(np.int64), np.dtype(np.uint32)
 
 _COPY_TOKENS = 1 << 20
 
@@ -24,6 +23,11 @@ def documents_path(folder: Path, split: str) -> Path:
     return folder / f"{split}-documents.npy"
 
 
+def sums_path(folder: Path, split: str) -> Path:
+    """File of the checksums of all full shards, which stand in the manifest once that is written: uint32."""
+    return folder / f"{split}-checksums.npy"
+
+
 @dataclass
 class SplitState:
     """How much of a split is written; the last document's start and bytes are kept so that it can be taken back."""
@@ -36,30 +40,35 @@ class SplitState:
 
 
 class ShardWriter:
-    """Writes one split: each shard holds exactly tokens_per_shard tokens but the last; documents run across shards."""
+    """Writes one split: each shard holds exactly tokens_per_shard tokens but the last; documents run across shards.
+
+    The checksums of a shard are written when it is full. Those of what is begun are worked out from the file anew when
+    an interrupted writer is followed by another.
+    """
 
     def __init__(self, folder: Path, split: str, dtype: np.dtype, tokens_per_shard: int, state: SplitState) -> None:
         self.state = state
         self._folder, self._split = folder, split
         self._dtype, self._tokens_per_shard = dtype, tokens_per_shard
-        self._shard: BinaryIO | None = None
-        self._documents = _open_at(documents_path(folder, split), np.dtype(np.int64), 0, state.documents)
-        self._remove_shards_after_end()
+        self._shard: ArrayWriter | None = None
+        self._open_at_end()
 
     @staticmethod
     def is_intact(folder: Path, split: str, dtype: np.dtype, tokens_per_shard: int, state: SplitState) -> bool:
         """Whether the files hold all that `state` says, which a power failure may have undone."""
-        lengths = {documents_path(folder, split): state.documents * 8}
+        lengths = {documents_path(folder, split): state.documents * DOCUMENT_DTYPE.itemsize}
         for index, start in enumerate(range(0, state.tokens, tokens_per_shard)):
             tokens = min(tokens_per_shard, state.tokens - start)
             lengths[shard_path(folder, split, index)] = tokens * dtype.itemsize
+        sums = state.tokens // tokens_per_shard * block_count(tokens_per_shard * dtype.itemsize)
+        lengths[sums_path(folder, split)] = sums * SUM_DTYPE.itemsize
         return all(path.is_file() and path.stat().st_size >= HEADER_BYTES + size for path, size in lengths.items())
 
     def append(self, tokens: np.ndarray, starts: np.ndarray, begins: np.ndarray, text_bytes: np.ndarray) -> None:
         """Append pieces of documents: where in `tokens` each starts, whether it begins a document, its text's bytes."""
         state = self.state
-        first_tokens = starts[begins].astype(np.int64) + state.tokens
-        self._documents.write(first_tokens.tobytes())
+        first_tokens = starts[begins].astype(DOCUMENT_DTYPE) + state.tokens
+        self._documents.write(first_tokens)
         self._append_tokens(tokens)
         state.documents += len(first_tokens)
         state.bytes += int(text_bytes.sum())
@@ -74,23 +83,20 @@ class ShardWriter:
         while len(tokens):
             index, filled = divmod(self.state.tokens, self._tokens_per_shard)
             if self._shard is None:
-                self._shard = _open_at(
-                    shard_path(self._folder, self._split, index), self._dtype, self._tokens_per_shard, filled
-                )
+                self._shard = self._open_shard(index, filled)
             now = tokens[: self._tokens_per_shard - filled]
-            self._shard.write(now.tobytes())
+            self._shard.write(now)
             self.state.tokens += len(now)
             tokens = tokens[len(now) :]
             if filled + len(now) == self._tokens_per_shard:
-                _close(self._shard)
+                self._sums.write(self._shard.finish(self._tokens_per_shard))
                 self._shard = None
 
     def flush(self) -> None:
         """Bring what was appended to the disk."""
-        for file in (self._shard, self._documents):
+        for file in (self._shard, self._documents, self._sums):
             if file is not None:
                 file.flush()
-                os.fsync(file.fileno())
 
     def last_document(self) -> Iterator[np.ndarray]:
         """Tokens of the last document, in blocks."""
@@ -106,58 +112,43 @@ class ShardWriter:
 
     def cut_back(self) -> None:
         """Drop from the files whatever lies beyond `state`."""
-        if self._shard is not None:
-            self._shard.close()
-            self._shard = None
-        self._documents.close()
-        self._documents = _open_at(
-            documents_path(self._folder, self._split), np.dtype(np.int64), 0, self.state.documents
-        )
-        self._remove_shards_after_end()
+        self.close()
+        self._open_at_end()
 
-    def _remove_shards_after_end(self) -> None:
+    def _open_at_end(self) -> None:
+        self._shard = None
+        self._documents = ArrayWriter(
+            documents_path(self._folder, self._split), DOCUMENT_DTYPE, 0, self.state.documents
+        )
+        full = self.state.tokens // self._tokens_per_shard
+        sums = full * block_count(self._tokens_per_shard * self._dtype.itemsize)
+        self._sums = ArrayWriter(sums_path(self._folder, self._split), SUM_DTYPE, 0, sums)
         index = -(-self.state.tokens // self._tokens_per_shard)
         while (beyond := shard_path(self._folder, self._split, index)).exists():
             beyond.unlink()
             index += 1
 
-    def finish(self) -> None:
-        """Give every file its final header and bring it to the disk."""
-        self._documents.write(np.int64(self.state.tokens).tobytes())
-        _write_header(self._documents, np.dtype(np.int64), self.state.documents + 1)
-        _close(self._documents)
-        index, filled = divmod(self.state.tokens, self._tokens_per_shard)
+    def _open_shard(self, index: int, filled: int) -> ArrayWriter:
+        path = shard_path(self._folder, self._split, index)
+        return ArrayWriter(path, self._dtype, self._tokens_per_shard, filled)
+
+    def finish(self) -> dict[str, np.ndarray]:
+        """Give every file its final header and bring it to the disk; returns each file's checksums, by its name."""
+        full, filled = divmod(self.state.tokens, self._tokens_per_shard)
+        self._sums.flush()
+        path = sums_path(self._folder, self._split)
+        blocks = np.fromfile(path, SUM_DTYPE, offset=HEADER_BYTES).reshape(full, -1) if full else []
+        sums = {shard_path(self._folder, self._split, index).name: blocks[index] for index in range(full)}
         if filled:
-            shard = self._shard or _open_at(shard_path(self._folder, self._split, index), self._dtype, 0, filled)
-            _write_header(shard, self._dtype, filled)
-            _close(shard)
-        self._shard = None
+            last = self._shard or self._open_shard(full, filled)
+            sums[shard_path(self._folder, self._split, full).name] = last.finish(filled)
+            self._shard = None
+        self._documents.write(np.array([self.state.tokens], DOCUMENT_DTYPE))
+        documents = self._documents.finish(self.state.documents + 1)
+        return sums | {documents_path(self._folder, self._split).name: documents}
 
     def close(self) -> None:
         """Let go of the files, finished or not."""
-        self._documents.close()
-        if self._shard is not None:
-            self._shard.close()
-
-
-def _open_at(path: Path, dtype: np.dtype, header_length: int, length: int) -> BinaryIO:
-    """Open an array file to append after its first `length` items, and drop what lies beyond them."""
-    file = path.open("r+b" if length else "w+b")
-    if length == 0:
-        _write_header(file, dtype, header_length)
-    file.truncate(HEADER_BYTES + length * dtype.itemsize)
-    file.seek(0, os.SEEK_END)
-    return file
-
-
-def _write_header(file: BinaryIO, dtype: np.dtype, length: int) -> None:
-    file.seek(0)
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
-    np.lib.format.write_array_header_1_0(file, header)
-    assert file.tell() == HEADER_BYTES, file.tell()
-
-
-def _close(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
+        for file in (self._shard, self._documents, self._sums):
+            if file is not None:
+                file.close()

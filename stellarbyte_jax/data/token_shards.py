@@ -1,21 +1,23 @@
-"""Opens the token shards of a split, memory-mapped."""
+"""Opens the token shards of a split, of which nothing is used that is not as it was written."""
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from stellarbyte.errors import UserError
-from stellarbyte_jax.data.manifest import Manifest
-from stellarbyte_jax.data.shard_writer import HEADER_BYTES, documents_path, shard_path
+from stellarbyte_jax.data.array_file import BLOCK_BYTES, ArrayReader, block_count, check_size, damaged
+from stellarbyte_jax.data.manifest import MANIFEST_NAME, Manifest
+from stellarbyte_jax.data.shard_writer import DOCUMENT_DTYPE, documents_path, shard_path
 
 _OPEN_SHARDS = 256
+_STARTS_A_BLOCK = BLOCK_BYTES // DOCUMENT_DTYPE.itemsize
 
 
 class TokenShards:
-    """One split of a finished folder: a stream of tokens and the places where its documents start, memory-mapped.
+    """One split of a finished folder: a stream of tokens and the places where its documents start.
 
-    `starts` is int64 [documents + 1]: document i is tokens starts[i] to starts[i + 1].
+    Raises:
+        UserError: from any method, where a file is missing, damaged, or was cut short meanwhile.
     """
 
     def __init__(self, folder: Path, split: str, manifest: Manifest) -> None:
@@ -24,10 +26,11 @@ class TokenShards:
         self.tokens, self.documents, self.bytes = counts.tokens, counts.documents, counts.bytes
         self.dtype = manifest.recipe.item_dtype
         self._tokens_per_shard = manifest.recipe.tokens_per_shard
+        self._checked: dict[str, np.ndarray] = {}  # outlives the open files
         self._shard = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)  # each open one takes a file descriptor
-        self.starts = _map(documents_path(folder, split), np.dtype(np.int64), self.documents + 1)
         for index in range(-(-self.tokens // self._tokens_per_shard)):
-            _check(shard_path(folder, split, index), self.dtype, self._length(index))
+            check_size(shard_path(folder, split, index), self.dtype, self._length(index))
+        check_size(documents_path(folder, split), DOCUMENT_DTYPE, self.documents + 1)
 
     @classmethod
     def open(cls, folder: str | Path, split: str) -> "TokenShards":
@@ -38,33 +41,69 @@ class TokenShards:
         """
         return cls(Path(folder), split, Manifest.load(Path(folder)))
 
-    def _length(self, index: int) -> int:
-        return min(self._tokens_per_shard, self.tokens - index * self._tokens_per_shard)
-
-    def _open_shard(self, index: int) -> np.ndarray:
-        return _map(shard_path(self.folder, self.split, index), self.dtype, self._length(index))
-
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start to stop of the split's stream, which may lie in several shards."""
         assert 0 <= start <= stop <= self.tokens, (start, stop, self.tokens)
         parts = []
         while start < stop:
             index, offset = divmod(start, self._tokens_per_shard)
-            part = self._shard(index)[offset : offset + stop - start]
+            part = self._shard(index).read(offset, min(offset + stop - start, self._length(index)))
             parts.append(part)
             start += len(part)
         return np.concatenate(parts) if parts else np.empty(0, self.dtype)
 
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """All places where documents start, and the split's end, in memory: int64 [documents + 1].
 
-def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
-    # Not np.load: it parses the header as Python, which Python 3.11 cannot do in two threads at once.
-    _check(path, dtype, length)
-    return np.memmap(path, dtype, "r", HEADER_BYTES, (length,))
+        Document i is tokens starts[i] to starts[i + 1].
+        """
+        assert len(self._first_starts)  # they rise
+        return self._documents.read(0, self.documents + 1)
 
+    def starts_within(self, start: int, stop: int) -> np.ndarray:
+        """The places behind `start`, up to and with `stop`, where documents start, or where the split ends."""
+        blocks = self._first_starts
+        first, last = np.searchsorted(blocks, np.array([start, stop], np.int64), side="right")
+        starts = self._documents.read((first - 1) * _STARTS_A_BLOCK, min(last * _STARTS_A_BLOCK, self.documents + 1))
+        return starts[slice(*np.searchsorted(starts, np.array([start, stop], np.int64), side="right"))]
 
-def _check(path: Path, dtype: np.dtype, length: int) -> None:
-    expected = HEADER_BYTES + length * dtype.itemsize
-    size = path.stat().st_size if path.is_file() else None
-    if size != expected:
-        found = "is missing" if size is None else f"has {size} bytes where the manifest says {expected}"
-        raise UserError(f"{path} {found}: delete its folder and prepare it again")
+    @cached_property
+    def _documents(self) -> ArrayReader:
+        return self._open(documents_path(self.folder, self.split), DOCUMENT_DTYPE, self.documents + 1)
+
+    @cached_property
+    def _first_starts(self) -> np.ndarray:
+        """The first start in each block of them, once all are known to rise: a search then reads one block or two."""
+        firsts, before = [], -1
+        for index in range(0, self.documents + 1, _STARTS_A_BLOCK):
+            starts = self._documents.read(index, min(index + _STARTS_A_BLOCK, self.documents + 1))
+            if starts[0] <= before or (np.diff(starts) <= 0).any():
+                raise damaged(
+                    documents_path(self.folder, self.split), "is damaged: its documents do not follow each other"
+                )
+            firsts.append(starts[0])
+            before = starts[-1]
+        if firsts[0] != 0 or before != self.tokens:
+            raise damaged(
+                documents_path(self.folder, self.split), "is damaged: its documents are not the tokens of the split"
+            )
+        return np.array(firsts, np.int64)
+
+    def _length(self, index: int) -> int:
+        return min(self._tokens_per_shard, self.tokens - index * self._tokens_per_shard)
+
+    def _open_shard(self, index: int) -> ArrayReader:
+        return self._open(shard_path(self.folder, self.split, index), self.dtype, self._length(index))
+
+    def _open(self, path: Path, dtype: np.dtype, length: int) -> ArrayReader:
+        if self.manifest.checksums is None:
+            return ArrayReader(path, dtype, length, None, None)
+        blocks = block_count(length * dtype.itemsize)
+        try:
+            sums = np.frombuffer(bytes.fromhex(self.manifest.checksums[path.name]), ">u4")
+        except (KeyError, ValueError):
+            sums = np.empty(0, ">u4")
+        if len(sums) != blocks:
+            raise damaged(self.folder / MANIFEST_NAME, f"is damaged: it has not the checksums of {path.name}")
+        return ArrayReader(path, dtype, length, sums, self._checked.setdefault(path.name, np.zeros(blocks, bool)))

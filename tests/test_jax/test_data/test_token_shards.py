@@ -1,12 +1,15 @@
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig
+from stellarbyte_jax.data.array_file import BLOCK_BYTES, HEADER_BYTES
 from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
@@ -61,6 +64,96 @@ def test_a_damaged_folder_is_refused(data: DataConfig, name: str, damage: bytes 
     path.unlink() if damage is None else path.write_bytes(damage)
     with pytest.raises(UserError, match=complaint):
         TokenShards.open(data.shards, "train")
+
+
+def read_all(data: DataConfig) -> None:
+    for split in ("train", "validation"):
+        shards = TokenShards.open(data.shards, split)
+        shards.read(0, shards.tokens)
+        shards.starts_within(0, shards.tokens)
+
+
+def test_every_flipped_bit_is_found(data: DataConfig) -> None:
+    files = sorted(Path(data.shards).iterdir())
+    assert len(files) > 5
+    unseen = []
+    for path in files:
+        content = path.read_bytes()
+        for place in {*range(0, len(content), 1 + len(content) // 40), len(content) - 1}:
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << place % 8
+            path.write_bytes(damaged)
+            try:
+                read_all(data)
+                unseen.append((path.name, place))
+            except UserError as error:
+                assert "prepare it again" in str(error)  # noqa: PT017 - which of them is the question
+        path.write_bytes(content)
+    read_all(data)
+    assert unseen == []
+
+
+def test_only_what_is_read_is_checked_and_once(make_shards: Callable[..., DataConfig]) -> None:
+    data = make_shards(["many words " * 40_000], tokens_per_shard=1 << 20)
+    path = Path(data.shards) / "train-00000.npy"
+    content = bytearray(path.read_bytes())
+    assert len(content) > 2 * BLOCK_BYTES
+    content[-1] ^= 1
+    path.write_bytes(content)
+    shards = TokenShards.open(data.shards, "train")
+    assert shards.read(0, 1000).shape == (1000,)
+    with pytest.raises(UserError, match="is damaged: not all from byte 524416 to 786560 is as it was written"):
+        shards.read(shards.tokens - 1, shards.tokens)
+    content[HEADER_BYTES] ^= 1
+    path.write_bytes(content)
+    assert shards.read(0, 1000).shape == (1000,), "it was right when it was first read"
+
+
+def test_shards_that_shrink_under_a_reader_are_refused(data: DataConfig) -> None:
+    shards = TokenShards.open(data.shards, "train")
+    shards.read(0, 5)
+    path = Path(data.shards) / "train-00000.npy"
+    path.write_bytes(path.read_bytes()[:-15])
+    with pytest.raises(UserError, match="was cut short after it was opened"):
+        shards.read(0, 5)
+
+
+def test_shards_of_an_earlier_version_open_with_a_warning(data: DataConfig, tokenizer: Tokenizer) -> None:
+    path = Path(data.shards) / "manifest.json"
+    manifest = json.loads(path.read_text("utf-8"))
+    assert TokenShards.open(data.shards, "train").manifest.warning is None
+    del manifest["checksums"], manifest["sha256"]
+    path.write_text(json.dumps(manifest))
+    shards = TokenShards.open(data.shards, "train")
+    assert shards.read(0, shards.tokens).tolist() == stream(tokenizer)
+    assert "prepared without checksums" in str(shards.manifest.warning)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda m: m["recipe"].update(tokens_per_shard=0), "tokens_per_shard 0 must be at least 1"),
+        (lambda m: m["recipe"].update(dtype="object"), "expected one of uint16, uint32"),
+        (lambda m: m["recipe"].update(source_files=3), "does not say of what files"),
+        (lambda m: m["recipe"]["source_files"].append({"path": "x"}), "describes no file"),
+        (lambda m: m.update(recipe=[]), "does not say of what files"),
+        (lambda m: m["splits"]["train"].update(tokens="9"), "splits.train.tokens is '9', expected an integer"),
+        (lambda m: m["splits"]["train"].update(documents=-1), "must not be negative"),
+        (lambda m: m["splits"].update(test=m["splits"]["train"]), "splits names"),
+        (lambda m: m.update(splits=None), "splits"),
+        (lambda m: m.update(checksums={"train-00000.npy": "zz"}), "has not the checksums of"),
+        (lambda m: m.update(checksums={}), "has not the checksums of"),
+        (lambda m: m.update(another=1), "another is not a field"),
+    ],
+)
+def test_a_manifest_of_the_wrong_form_is_one_sentence(data: DataConfig, change: Any, complaint: str) -> None:
+    path = Path(data.shards) / "manifest.json"
+    manifest = json.loads(path.read_text("utf-8"))
+    del manifest["sha256"]
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=complaint):
+        read_all(data)
 
 
 def test_threads_may_read_together(data: DataConfig, tokenizer: Tokenizer) -> None:

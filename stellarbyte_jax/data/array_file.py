@@ -1,0 +1,176 @@
+"""Array files of token shards: numpy's format with a header of fixed length, and a CRC-32 of every block of items."""
+
+import os
+import threading
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from stellarbyte.errors import UserError
+
+# numpy leaves room in the header for the first axis to grow, so that every array of one axis has a header this long.
+HEADER_BYTES = 128
+
+# A row of tokens is read with the whole block that it lies in, the first time. Smaller blocks have more checksums,
+# which all stand in the manifest: 32 MB of them for each TB.
+BLOCK_BYTES = 1 << 18
+
+_READ_BYTES = 1 << 24
+
+
+def block_count(nbytes: int) -> int:
+    """How many blocks, and so checksums, `nbytes` of items have."""
+    return -(-nbytes // BLOCK_BYTES)
+
+
+class ArrayWriter:
+    """Appends items to an array file behind its first `length`, and sums up the blocks of all that it holds.
+
+    The header says `header_length`, which is the final length where that is known beforehand.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype, header_length: int, length: int = 0) -> None:
+        self._dtype = dtype
+        self._full: list[int] = []  # sums of the whole blocks, then that of the last one and how long it is
+        self._sum, self._filled = 0, 0
+        self._file = path.open("r+b" if length else "w+b")
+        if length == 0:
+            self._file.write(_header(dtype, header_length))
+        self._file.truncate(HEADER_BYTES + length * dtype.itemsize)
+        self._file.seek(HEADER_BYTES)
+        while block := self._file.read(_READ_BYTES):
+            self._add(block)
+
+    def write(self, items: np.ndarray) -> None:
+        """Append items of the file's dtype."""
+        data = items.tobytes()
+        self._file.write(data)
+        self._add(data)
+
+    def _add(self, data: bytes) -> None:
+        view = memoryview(data)
+        while len(view):
+            part = view[: BLOCK_BYTES - self._filled]
+            self._sum, self._filled = zlib.crc32(part, self._sum), self._filled + len(part)
+            view = view[len(part) :]
+            if self._filled == BLOCK_BYTES:
+                self._full.append(self._sum)
+                self._sum, self._filled = 0, 0
+
+    def sums(self) -> np.ndarray:
+        """The CRC-32 of every block, uint32; the last one may not be full."""
+        return np.array([*self._full, *([self._sum] if self._filled else [])], np.uint32)
+
+    def flush(self) -> None:
+        """Bring what was appended to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def finish(self, length: int) -> np.ndarray:
+        """Write the final header, bring all to the disk and close; returns the sums."""
+        self._file.seek(0)
+        self._file.write(_header(self._dtype, length))
+        self.flush()
+        self.close()
+        return self.sums()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+
+class ArrayReader:
+    """Items of an array file by random access; a block that was damaged since it was written is never used.
+
+    Args:
+        path: a file of `length` items of `dtype`.
+        dtype: of the items.
+        length: what the header must say.
+        sums: of its blocks, uint32; None for a file that was written without.
+        checked: bool for each block, True once it was found to have its sum; kept by the caller, as files come and go.
+
+    Raises:
+        UserError: from any method, where the file is missing, damaged, or was cut short meanwhile.
+    """
+
+    # Not np.load: it parses the header as Python, which Python 3.11 cannot do in two threads at once. And no memory
+    # map: where the file is cut short under it, the system kills the process.
+    def __init__(
+        self, path: Path, dtype: np.dtype, length: int, sums: np.ndarray | None, checked: np.ndarray | None
+    ) -> None:
+        check_size(path, dtype, length)
+        self._path, self._dtype, self._nbytes = path, dtype, length * dtype.itemsize
+        self._sums, self._checked = sums, checked
+        assert sums is None or len(sums) == block_count(self._nbytes), (path, len(sums))
+        self._lock = threading.Lock()
+        try:
+            self._file = path.open("rb", buffering=0)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        if self._at(0, HEADER_BYTES) != _header(dtype, length):
+            raise damaged(path, "is damaged: its header is not what the manifest says")
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Items `start` to `stop`."""
+        first, last = start * self._dtype.itemsize, stop * self._dtype.itemsize
+        if self._sums is None or self._checked is None:
+            return np.frombuffer(self._bytes(first, last), self._dtype)
+        blocks = range(first // BLOCK_BYTES, block_count(last))
+        if self._checked[blocks.start : blocks.stop].all():
+            return np.frombuffer(self._bytes(first, last), self._dtype)
+        begin = blocks.start * BLOCK_BYTES
+        data = memoryview(self._bytes(begin, min(blocks.stop * BLOCK_BYTES, self._nbytes)))
+        for number, block in enumerate(blocks):
+            if zlib.crc32(data[number * BLOCK_BYTES : (number + 1) * BLOCK_BYTES]) != self._sums[block]:
+                at = HEADER_BYTES + block * BLOCK_BYTES
+                raise damaged(
+                    self._path, f"is damaged: not all from byte {at} to {at + BLOCK_BYTES} is as it was written"
+                )
+        self._checked[blocks.start : blocks.stop] = True
+        return np.frombuffer(data[first - begin : last - begin], self._dtype)
+
+    def _bytes(self, first: int, last: int) -> bytes:
+        data = self._at(HEADER_BYTES + first, last - first)
+        if len(data) != last - first:
+            raise damaged(self._path, "was cut short after it was opened")
+        return data
+
+    def _at(self, offset: int, count: int) -> bytes:
+        parts = []
+        try:
+            while count and (part := self._read_some(offset, count)):
+                parts.append(part)
+                offset, count = offset + len(part), count - len(part)
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be read: {error.strerror}") from error
+        return b"".join(parts)
+
+    def _read_some(self, offset: int, count: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._file.fileno(), count, offset)
+        with self._lock:  # Windows has no reading at a place
+            self._file.seek(offset)
+            return self._file.read(count)
+
+
+def check_size(path: Path, dtype: np.dtype, length: int) -> None:
+    """Refuses a file that cannot hold `length` items of `dtype`; raises UserError."""
+    expected = HEADER_BYTES + length * dtype.itemsize
+    size = path.stat().st_size if path.is_file() else None
+    if size != expected:
+        raise damaged(path, "is missing" if size is None else f"has {size} bytes where the manifest says {expected}")
+
+
+def damaged(path: Path, why: str) -> UserError:
+    """What to say of a file of token shards that is not as `prepare` left it."""
+    return UserError(f"{path} {why}: delete its folder and prepare it again, or bring back what was prepared")
+
+
+def _header(dtype: np.dtype, length: int) -> bytes:
+    content = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (int(length),)}
+    file = BytesIO()
+    np.lib.format.write_array_header_1_0(file, content)
+    assert file.tell() == HEADER_BYTES, file.tell()
+    return file.getvalue()

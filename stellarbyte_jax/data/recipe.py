@@ -1,0 +1,215 @@
+"""All that decides what token shards hold, to the last byte: so that a folder of them is never taken for another."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from stellarbyte.errors import UserError
+from stellarbyte.files import sha256_of
+from stellarbyte.records.bad_records import shown
+from stellarbyte.records.formats import file_format
+from stellarbyte_jax.config import DataConfig
+from stellarbyte_jax.config_file import dataclass_from_dict
+from stellarbyte_jax.data.chat_template import chat_template
+from stellarbyte_jax.data.documents import RecordText
+from stellarbyte_jax.data.tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that was read, what it held (sha256 of its bytes as stored), and how its records were read."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+    fields: tuple[str, ...]
+    template: str | None
+
+
+@dataclass(frozen=True)
+class ChatRecipe:
+    """What decides the content of chat shards besides: how conversations become samples; sha256 of the template."""
+
+    chat_template_sha256: str | None
+    loss_on: str
+    on_too_long: str
+    sequence_length: int
+
+    @classmethod
+    def make(cls, data: DataConfig, tokenizer: Tokenizer) -> "ChatRecipe":
+        """The recipe of `data` now."""
+        template = chat_template(data, tokenizer)
+        sha256 = None if template is None else hashlib.sha256(template.encode()).hexdigest()
+        return cls(sha256, data.loss_on, data.on_too_long, data.sequence_length)
+
+    def differences(self, other: "ChatRecipe") -> Iterator[str]:
+        """As Recipe.differences."""
+        for name in _CHAT_SETTINGS:
+            if getattr(self, name) != getattr(other, name):
+                yield f"data.{name} is {getattr(self, name)}, not {getattr(other, name)}"
+        if self.chat_template_sha256 != other.chat_template_sha256:
+            yield "the chat template is another"
+
+
+# What a run's config must have as it was when the shards were made.
+_CHAT_SETTINGS = ("loss_on", "on_too_long", "sequence_length")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides the shards' content, to the last byte."""
+
+    format_version: int
+    dtype: Literal["uint16", "uint32"]
+    tokenizer_sha256: str
+    vocab_size: int
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    validation_fraction: float
+    tokens_per_shard: int
+    source_files: tuple[SourceFile, ...]
+    chat: ChatRecipe | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_shard < 1:
+            raise UserError(f"tokens_per_shard {self.tokens_per_shard} must be at least 1")
+
+    @property
+    def kind(self) -> Literal["text", "chat"]:
+        """As data.kind."""
+        return "text" if self.chat is None else "chat"
+
+    @property
+    def item_dtype(self) -> np.dtype:
+        """What the shards are arrays of: tokens, or in chat shards each with whether it is `trained` on."""
+        token = np.dtype(self.dtype)
+        return token if self.chat is None else np.dtype([("token", token), ("trained", np.bool_)])
+
+    @classmethod
+    def make(
+        cls,
+        data: DataConfig,
+        tokenizer: Tokenizer,
+        files: Sequence[tuple[int, Path]],
+        known: "Recipe | None",
+    ) -> "Recipe":
+        """The recipe of `data` now; `files` names each file with the index of its source.
+
+        A file of which `known` has the same path, size and modification time is not read again.
+        """
+        known_files = {(file.path, file.size, file.mtime_ns): file for file in known.source_files} if known else {}
+        record_texts = [RecordText(source) for source in data.sources]
+        source_files = []
+        for source_index, path in files:
+            record_text, name = record_texts[source_index], shown(path)
+            try:
+                status = path.stat()
+                before = known_files.get((name, status.st_size, status.st_mtime_ns))
+                sha256 = before.sha256 if before else sha256_of(path)
+            except OSError as error:
+                raise UserError(f"{name} cannot be read: {error.strerror}") from None
+            source_files.append(
+                SourceFile(name, status.st_size, status.st_mtime_ns, sha256, record_text.fields, record_text.template)
+            )
+        return cls(
+            format_version=FORMAT_VERSION,
+            dtype="uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
+            tokenizer_sha256=tokenizer.sha256,
+            vocab_size=tokenizer.vocab_size,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            validation_fraction=data.validation_fraction,
+            tokens_per_shard=data.tokens_per_shard,
+            source_files=tuple(source_files),
+            chat=ChatRecipe.make(data, tokenizer) if data.kind == "chat" else None,
+        )
+
+    @classmethod
+    def from_dict(cls, mapping: Any, where: str) -> "Recipe":
+        """The inverse of dataclasses.asdict after a trip through JSON; `where` names it in errors."""
+        files = mapping.get("source_files") if isinstance(mapping, dict) else None
+        if not isinstance(files, list):
+            raise UserError(f"{where} does not say of what files the token shards were made")
+        recipe = dataclass_from_dict(cls, {**mapping, "source_files": []}, where)
+        return replace(recipe, source_files=tuple(_source_file(file, where) for file in files))
+
+    def check_serves(self, data: DataConfig) -> None:
+        """Refuse to train or evaluate by a config that means something else than these shards.
+
+        Raises:
+            UserError: naming what differs.
+        """
+        if data.kind != self.kind:
+            raise UserError(
+                f"data.kind is {data.kind}, but data.shards {data.shards} holds token shards of kind {self.kind}: "
+                "set data.kind or data.shards to go together"
+            )
+        for name in _CHAT_SETTINGS if self.chat is not None else ():
+            ours, theirs = getattr(self.chat, name), getattr(data, name)
+            if ours != theirs:
+                raise UserError(
+                    f"data.{name} is {theirs}, but data.shards {data.shards} was prepared with {ours}: "
+                    f"set it to {ours}, or prepare into another folder"
+                )
+
+    def differences(self, other: "Recipe") -> Iterator[str]:
+        """What makes the shards of `other` differ from ours, each as "name: ours, not theirs"."""
+        if self.chat is None or other.chat is None:
+            if self.kind != other.kind:
+                yield f"data.kind is {self.kind}, not {other.kind}"
+        else:
+            yield from self.chat.differences(other.chat)
+        for name in ("format_version", "validation_fraction", "tokens_per_shard"):
+            if getattr(self, name) != getattr(other, name):
+                yield f"{name} is {getattr(self, name)}, not {getattr(other, name)}"
+        if self.tokenizer_sha256 != other.tokenizer_sha256:
+            yield (
+                f"the tokenizer has {self.vocab_size} tokens and sha256 {self.tokenizer_sha256[:12]}…, "
+                f"not {other.vocab_size} and {other.tokenizer_sha256[:12]}…"
+            )
+        if len(self.source_files) != len(other.source_files):
+            yield f"the sources are {len(self.source_files)} files, not {len(other.source_files)}"
+            return
+        for ours, theirs in zip(self.source_files, other.source_files, strict=True):
+            # Where a file lies does not matter, but its suffix does.
+            if (ours.sha256, file_format(Path(ours.path))) != (theirs.sha256, file_format(Path(theirs.path))):
+                where = f" where {theirs.path} was" if ours.path != theirs.path else ""
+                yield f"{ours.path}{where} has another content"
+                return
+            for name in ("fields", "template"):
+                if getattr(ours, name) != getattr(theirs, name):
+                    yield f"{name} of {ours.path} is {_shown(getattr(ours, name))}, not {_shown(getattr(theirs, name))}"
+                    return
+
+
+def _source_file(file: Any, where: str) -> SourceFile:
+    # By hand, for there may be millions of them.
+    kinds: dict[str, Any] = {
+        "path": str,
+        "size": int,
+        "mtime_ns": int,
+        "sha256": str,
+        "fields": list,
+        "template": (str, type(None)),
+    }
+    if (
+        isinstance(file, dict)
+        and file.keys() == kinds.keys()
+        and all(isinstance(file[name], kind) for name, kind in kinds.items())
+        and all(isinstance(name, str) for name in file["fields"])
+    ):
+        return SourceFile(**{**file, "fields": tuple(file["fields"])})
+    raise UserError(f"{where}: source_files holds {str(file)[:80]!r}, which describes no file")
+
+
+def _shown(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else repr(value)
