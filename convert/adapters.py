@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from convert import adapter_config, names, shards, staged_folder, weights
+from convert import adapter_config, given_weights, names, shards, staged_folder, weights
 from convert.adapter_config import ADAPTER_CONFIG, Adapted
 from convert.hf_checkpoint import Conversion
 from convert.names import HFTensor
@@ -84,7 +84,7 @@ def from_peft(adapter_dir: Path, run_dir: Path, base_dir: Path) -> Conversion:
         raise UserError(f"--base {base_dir} holds adapters itself, on {metadata.base.run_dir}: name a whole model")
     config = model_config_from_dict(metadata.config["model"], f"{base_dir}/checkpoints")
     fields = adapter_config.read(adapter_dir)
-    tensors = shards.read_file(adapter_dir / ADAPTER_WEIGHTS)
+    tensors = given_weights.finite(shards.read_file(adapter_dir / ADAPTER_WEIGHTS), str(adapter_dir))
     adapters, lora = from_peft_tensors(tensors, fields, config, str(adapter_dir))
     conversion = _conversion(0, tensors.values())
     base = Base(str(base_dir), step, fingerprint(base_dir, step))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from convert import config as hf_config
-from convert import hf_checkpoint, layer_scale, run_checkpoint, shards, staged_folder, weights
+from convert import given_weights, hf_checkpoint, layer_scale, run_checkpoint, shards, staged_folder, weights
 from convert.run_checkpoint import RunCheckpoint
 from convert.staged_folder import CERTIFICATE
 from convert.two_sides import JaxSide, Side, TokenIds, TorchSide, require_torch
@@ -70,7 +70,7 @@ def verify(
     dtype = hf_config.read_json(hf_dir / hf_config.CONFIG).get("dtype")
     if dtype not in DTYPES:
         raise UserError(f"{hf_dir / hf_config.CONFIG} names the dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
-    stored = shards.read(hf_dir)
+    stored = given_weights.one_of_tied(shards.read(hf_dir), config, str(hf_dir))
     checkpoint = run_checkpoint.load(run_dir, _exported_step(hf_dir) if step is None else step)
     folded = layer_scale.is_folded(checkpoint.config, config)
     expected = layer_scale.without_layer_scale(checkpoint.config) if folded else checkpoint.config
@@ -191,7 +191,7 @@ def _compare_behaviour(checkpoint: RunCheckpoint, hf_dir: Path, prompts: Sequenc
     # One side after the other, so that a large model is not in memory for both.
     texts = DEFAULT_PROMPTS if prompts is None else prompts
     side: Side = JaxSide(checkpoint.params, config, tokenizer)
-    token_ids = side.encode(texts)
+    token_ids, default_ids = side.encode(texts), side.encode_by_default(texts)
     starts, max_new_tokens = _fit(texts, token_ids, config, shorten=prompts is None)
     our_answers = side.greedy(starts, max_new_tokens)
     whole = [start + answer for start, answer in zip(starts, our_answers, strict=True)]
@@ -204,6 +204,11 @@ def _compare_behaviour(checkpoint: RunCheckpoint, hf_dir: Path, prompts: Sequenc
         for text, a, b in zip(texts, token_ids, side.encode(texts), strict=True)
         if a != b
     ]
+    differences += [
+        f"the export's tokenizer puts other special tokens around the prompt {text!r} than the run's"
+        for text, a, b in zip(texts, default_ids, side.encode_by_default(texts), strict=True)
+        if a != b
+    ][:1]
     logits = _compare_logits(our_logits, their_logits)
     relative = logits["max_relative_error"]
     if relative is None or relative > LOGITS_TOLERANCE:

@@ -1,40 +1,22 @@
 """The model's config between JAX's ByteConfig and Hugging Face's config.json, with its generation_config.json."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from convert.foreign_fields import architecture
+from stellarbyte import reading
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.config_file import model_config_from_dict, to_dict
+from stellarbyte_jax.data.tokenizer import Tokenizer
 
 MODEL_TYPE = "stellarbyte"
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 
-# What transformers adds to any model's config: none of it changes a weight or what is computed.
-_FROM_TRANSFORMERS = frozenset(
-    {
-        "_name_or_path",
-        "architectures",
-        "auto_map",
-        "chunk_size_feed_forward",
-        "dtype",
-        "id2label",
-        "is_encoder_decoder",
-        "label2id",
-        "model_type",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "problem_type",
-        "return_dict",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
-    }
-)
+# What a config.json that leaves them out means.
+_ID_DEFAULTS = {name: getattr(ByteConfig, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 # Which class each Auto class takes, from the two files that an export carries: what trust_remote_code needs.
 _AUTO_MAP = {
@@ -80,7 +62,7 @@ def from_hf(mapping: Mapping[str, Any], where: str) -> ByteConfig:
     if model_type != MODEL_TYPE:
         found = f"of type {model_type!r}" if model_type else "that names no model_type"
         raise UserError(f"{where} describes a model {found}, expected {MODEL_TYPE!r}: give a StellarByte export")
-    return model_config_from_dict({k: v for k, v in mapping.items() if k not in _FROM_TRANSFORMERS}, where)
+    return model_config_from_dict(architecture(mapping, where), where)
 
 
 def read_hf(folder: Path) -> ByteConfig:
@@ -90,7 +72,36 @@ def read_hf(folder: Path) -> ByteConfig:
         raise UserError(f"{folder} is not a folder: give one that `stellarbyte-convert to-hf` wrote")
     if not path.is_file():
         raise UserError(f"{folder} holds no {CONFIG}: give a folder that `stellarbyte-convert to-hf` wrote")
-    return from_hf(read_json(path), str(path))
+    mapping = read_json(path)
+    if mapping.get("model_type") == MODEL_TYPE and not _has_three_ids(mapping):
+        mapping = _with_three_ids(mapping, Tokenizer.load(folder), str(path))
+    return from_hf(mapping, str(path))
+
+
+def _has_three_ids(mapping: Mapping[str, Any]) -> bool:
+    ids = [mapping.get(name, default) for name, default in _ID_DEFAULTS.items()]
+    return all(type(token_id) is int for token_id in ids) and len(set(ids)) == len(ids)
+
+
+def _with_three_ids(mapping: Mapping[str, Any], tokenizer: Tokenizer, where: str) -> dict[str, Any]:
+    """JAX needs three different special tokens, where Hugging Face allows none, several, or one for two purposes.
+
+    The tokenizer of a StellarByte model has all three. Its own takes the place of none, and of several if it is among
+    them (generation in JAX then ends at that one alone), and a padding token that is another one's too.
+    """
+    fields = dict(mapping)
+    for name, default in _ID_DEFAULTS.items():
+        value, own = mapping.get(name, default), getattr(tokenizer, name)
+        if value is None or (isinstance(value, list) and own in value):
+            fields[name] = own
+        elif isinstance(value, list):
+            raise UserError(
+                f"{where}: {name} {value} is a list without the tokenizer's own {own}, at which alone texts in "
+                f"JAX end: put it in, or set {name} to {own}"
+            )
+    if fields["pad_token_id"] in (fields["bos_token_id"], fields["eos_token_id"]):
+        fields["pad_token_id"] = tokenizer.pad_token_id
+    return fields
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -100,11 +111,9 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file cannot be read, is not JSON, or holds no object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): fetch or save it again") from error
+        value = reading.read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}: fetch or save it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object: fetch or save it again")
     return value

@@ -2,16 +2,17 @@
 
 import importlib.util
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from convert import config as hf_config
-from convert import layer_scale, model_card, run_checkpoint, shards, staged_folder, weights
+from convert import given_weights, layer_scale, model_card, run_checkpoint, shards, staged_folder, weights
 from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.errors import UserError
-from stellarbyte.files import write_json, write_text
+from stellarbyte.files import json_text, write_json, write_text
+from stellarbyte.reading import parse_json
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
 # Told (bytes done, bytes in all) as weights are written.
@@ -74,7 +75,7 @@ def to_hf(
     with staged_folder.staged(hf_dir, keep) as folder:
         write_json(folder / hf_config.CONFIG, hf_config.to_hf(config, dtype), sort_keys=True)
         write_json(folder / hf_config.GENERATION_CONFIG, hf_config.generation_to_hf(config), sort_keys=True)
-        Tokenizer.save_files(checkpoint.tokenizer_files, folder)
+        Tokenizer.save_files(_with_context_length(checkpoint.tokenizer_files, config.context_length), folder)
         for path in modeling_files():
             shutil.copyfile(path, folder / path.name)
         figures = model_card.read_figures(run_dir / "metrics.jsonl", checkpoint.step)
@@ -91,8 +92,8 @@ def from_hf(hf_dir: Path, run_dir: Path) -> Conversion:
     """Makes a run directory of a Hugging Face folder: float32 parameters as step 0, config and tokenizer.
 
     Raises:
-        UserError: another architecture; weights that are missing, unknown, misshapen or broken; no tokenizer of ours,
-            or one that does not fit; `run_dir` exists; the disk is full.
+        UserError: another architecture; weights that are missing, unknown, misshapen, broken or no finite numbers; no
+            tokenizer of ours, or one that does not fit; `run_dir` exists; the disk is full.
     """
     run_dir = run_dir.resolve()
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
@@ -100,13 +101,27 @@ def from_hf(hf_dir: Path, run_dir: Path) -> Conversion:
     config = hf_config.read_hf(hf_dir)
     tokenizer = Tokenizer.load(hf_dir)
     tokenizer.check_fits(config.vocab_size)
-    tensors = shards.read(hf_dir)
+    tensors = given_weights.finite(given_weights.one_of_tied(shards.read(hf_dir), config, str(hf_dir)), str(hf_dir))
     params = weights.from_hf(tensors, config, "float32", where=str(hf_dir))
     conversion = _describe(0, tensors)
     del tensors  # which keep the files in memory, while saving needs room for a copy
     with staged_folder.staged(run_dir) as folder:
-        run_checkpoint.save(folder, RunCheckpoint(params, config, tokenizer.files, step=0))
+        files = _with_context_length(tokenizer.files, None)
+        run_checkpoint.save(folder, RunCheckpoint(params, config, files, step=0))
     return conversion
+
+
+def _with_context_length(files: Mapping[str, str], context_length: int | None) -> dict[str, str]:
+    """The tokenizer's files, in which Hugging Face finds where truncation is to cut; a run's have None."""
+    name, key = "tokenizer_config.json", "model_max_length"
+    settings = parse_json(files.get(name, "{}"), f"the tokenizer's {name}")
+    if not isinstance(settings, dict):
+        raise UserError(f"the tokenizer's {name} is not a JSON object: train the tokenizer again")
+    if settings.get(key) == context_length:
+        return dict(files)
+    settings.pop(key, None)
+    added = {} if context_length is None else {key: context_length}
+    return {**files, name: json_text(settings | added)}
 
 
 def _describe(step: int, tensors: dict[str, weights.LazyTensor]) -> Conversion:

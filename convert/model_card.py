@@ -8,7 +8,7 @@ from typing import Any
 from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig
-from stellarbyte_jax.data.tokenizer import BOS_TOKEN
+from stellarbyte_jax.data.tokenizer import BOS_TOKEN, Tokenizer
 
 _CARD = """\
 ---
@@ -30,12 +30,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
-inputs = tokenizer("{bos}…", return_tensors="pt")
+inputs = tokenizer("{begin}…", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
 ```
 
 `trust_remote_code=True` runs the two Python files beside the weights; `import stellarbyte_torch` makes it needless.
-Documents began with {bos} in training, so a prompt should, too.
+Documents began with {bos} in training, so a prompt should, too: {how}.
 
 ## Architecture
 
@@ -102,11 +102,14 @@ def render(
         figures: what was measured in training, name -> value; may be empty.
         fold_layer_scale: whether the export has LayerScale in its projections.
     """
+    adds_bos = Tokenizer(checkpoint.tokenizer_files, "of the run").adds_bos
     return _CARD.format(
         name=name,
         parameters=parameters,
         dtype=dtype,
         bos=BOS_TOKEN,
+        begin="" if adds_bos else BOS_TOKEN,
+        how="the tokenizer puts it there" if adds_bos else "write it there, as the tokenizer does not",
         architecture=_table(_architecture(checkpoint.config, fold_layer_scale)),
         figures=_table({"Steps": f"{checkpoint.step:,}", **figures}),
     )

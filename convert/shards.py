@@ -1,6 +1,5 @@
 """Safetensors files, one or several with an index: written and read as transformers does, a shard at a time."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors.numpy import save_file
 from convert.weights import DTYPES, LazyTensor
 from stellarbyte.errors import UserError
 from stellarbyte.files import write_json
+from stellarbyte.reading import read_json
 from stellarbyte.safetensors_header import read_header
 
 WEIGHTS = "model.safetensors"
@@ -104,9 +104,9 @@ def read(folder: Path) -> dict[str, LazyTensor]:
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable JSON file ({error}): fetch or save the folder again") from error
+        index = read_json(path)
+    except UserError as error:
+        raise UserError(f"{path} is not a readable JSON file ({error}): fetch or save the folder again") from None
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     # Only names of files beside the index: it may come from a stranger.
     if not isinstance(weight_map, dict) or not all(
@@ -132,20 +132,15 @@ def _merge(files: Iterable[Path]) -> tuple[dict[str, Path], dict[str, LazyTensor
 def read_file(path: Path) -> dict[str, LazyTensor]:
     """Key -> tensor of one file; raises as `read`."""
     read_header(path)  # whose sentences say more than safetensors' own
+    headers = read_header(path)
     try:
         file = safe_open(path, framework="np")  # memory-mapped, for as long as its tensors live
-        keys = file.keys()
-        slices = {key: file.get_slice(key) for key in keys}
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: fetch or save the folder again") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}): fetch or save it again") from error
     tensors = {}
-    for key, part in slices.items():
-        name = _SAFETENSORS_DTYPES.get(part.get_dtype())
+    for key, header in headers.items():
+        name = _SAFETENSORS_DTYPES.get(header.dtype)
         if name is None:
-            raise UserError(
-                f"{path} holds {key} as {part.get_dtype()}, expected one of {', '.join(DTYPES)}: save it so"
-            )
-        tensors[key] = LazyTensor(tuple(part.get_shape()), DTYPES[name], lambda key=key: file.get_tensor(key))  # type: ignore[misc]
+            raise UserError(f"{path} holds {key} as {header.dtype}, expected one of {', '.join(DTYPES)}: save it so")
+        tensors[key] = LazyTensor(header.shape, DTYPES[name], lambda key=key: file.get_tensor(key))  # type: ignore[misc]
     return tensors

@@ -173,10 +173,12 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = command("evaluate", commands.evaluate, "measure a run's model on its validation split")
     _run_dir_options(evaluate)
+    _shards_option(evaluate)
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
 
     prune = command("prune", commands.prune, "take out a run's least important attention heads")
     _run_dir_options(prune)
+    _shards_option(prune)
     prune.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="where the pruned model goes, as a new run")
     prune.add_argument("--heads", type=int, required=True, metavar="N", help="how many to take out, over all layers")
     prune.add_argument(
@@ -235,6 +237,15 @@ def _xla_flags_option(parser: argparse.ArgumentParser) -> None:
         "--no-xla-flags",
         action="store_true",
         help="for GPUs and TPUs, set no XLA flags beside those of the environment",
+    )
+
+
+def _shards_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data.shards",
+        dest="shards",
+        metavar="DIR",
+        help="token shards to use (default: those the run was trained on, also where they were moved with it)",
     )
 
 

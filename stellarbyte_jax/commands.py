@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.exits import INTERRUPTED, report
+from stellarbyte_jax.run_folder import check_not_moved
 
 
 def corpus(options: argparse.Namespace) -> None:
@@ -67,6 +68,8 @@ def pretrain(options: argparse.Namespace) -> int:
     from stellarbyte_jax.config_file import load_run_config
 
     config = load_run_config(options.config, options.overrides)
+    folders = {"data.shards": config.data.shards, "data.tokenizer": config.data.tokenizer}
+    check_not_moved(options.config, config.output_dir, folders)
     from stellarbyte_jax.training.diagnostics import Diagnostics, check_dump_folder, parse_profile
 
     profile = None if options.profile is None else parse_profile(options.profile, config.training.max_steps)
@@ -169,7 +172,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from stellarbyte_jax.training.evaluation import evaluate_run
 
     with _progress("batches") as update:
-        figures, step = evaluate_run(options.run_dir, options.step, update)
+        figures, step = evaluate_run(options.run_dir, options.step, update, options.shards)
     if options.json:
         print(json.dumps({"step": step, **figures}))
         return
@@ -249,6 +252,7 @@ def prune(options: argparse.Namespace) -> None:
             step=options.step,
             eval_batches=options.eval_batches,
             progress=update,
+            shards=options.shards,
         )
     if options.json:
         record = {"step": done.step, "pruned_heads": done.heads, "importance": done.importance.tolist()}

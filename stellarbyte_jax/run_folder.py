@@ -1,6 +1,8 @@
-"""What a run's folder looks like from outside, for options such as `init_from` that name one."""
+"""What a run's folder looks like from outside, where others name it, and where it was moved."""
 
+import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from stellarbyte.errors import UserError
@@ -16,6 +18,33 @@ def check_is_run(folder: Path, option: str) -> None:
             f"{option} {folder} is a Hugging Face folder: make a run of it with `{command}`, and name {folder}-run"
         )
     raise UserError(f"{option} {folder} holds no checkpoints: name the output_dir of a run that has saved one")
+
+
+def moved_along(path: str | Path, old_run: str | Path, run: Path) -> Path:
+    """Where `path` lies now if it was moved together with the run that was in `old_run` and is in `run`."""
+    return Path(os.path.normpath(run / os.path.relpath(path, old_run)))
+
+
+def check_not_moved(config_file: Path, output_dir: str, folders: Mapping[str, str]) -> None:
+    """Refuses the config that a run has left in its folder once that was moved, for it names a new run elsewhere.
+
+    `folders` are those the config names, field -> path, which may have been moved along.
+
+    Raises:
+        UserError: with the command that goes on with the run.
+    """
+    here = config_file.parent
+    if not (here / "checkpoints").is_dir() or config_file.name != "config.yaml" or Path(output_dir).exists():
+        return
+    command = ["stellarbyte", "pretrain", str(config_file), "--output_dir", str(here)]
+    for field, folder in folders.items():
+        moved = moved_along(folder, output_dir, here)
+        if not Path(folder).exists() and moved.exists():
+            command += [f"--{field}", str(moved)]
+    raise UserError(
+        f"{config_file} belongs to a run that was moved here from output_dir {output_dir}: go on with it by "
+        f"`{shlex.join(command)}`, or name a new output_dir"
+    )
 
 
 def model_files(folder: Path) -> tuple[Path, Path]:

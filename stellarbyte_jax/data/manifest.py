@@ -7,11 +7,12 @@ from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from stellarbyte.config.build import build
+from stellarbyte.config.nodes import locate
 from stellarbyte.errors import UserError
 from stellarbyte.files import write_json
 from stellarbyte.reading import read_json_object
 from stellarbyte.records.bad_records import BadRecords
-from stellarbyte_jax.config_file import dataclass_from_dict
 from stellarbyte_jax.data.recipe import Recipe
 
 MANIFEST_NAME = "manifest.json"
@@ -102,7 +103,7 @@ class Manifest:
                 raise UserError("it is damaged: its sha256 is not that of its content")
             recipe = Recipe.from_dict(mapping.get("recipe"), "recipe")
             fields = mapping | {"recipe": mapping["recipe"] | {"source_files": []}}
-            return replace(dataclass_from_dict(cls, fields, MANIFEST_NAME), recipe=recipe)
+            return replace(build(cls, locate(fields, MANIFEST_NAME)), recipe=recipe)
         except UserError as error:
             raise UserError(
                 f"{path} is not a manifest of this version ({error}): delete the folder and prepare it again"

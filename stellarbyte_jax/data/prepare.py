@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
+from stellarbyte.config.build import build
+from stellarbyte.config.nodes import locate
 from stellarbyte.errors import UserError
 from stellarbyte.files import write_json
 from stellarbyte.reading import read_json_object
 from stellarbyte.records.bad_records import BadRecords
 from stellarbyte_jax.config import DataConfig
-from stellarbyte_jax.config_file import dataclass_from_dict
 from stellarbyte_jax.data.chat import tokenized_chat
 from stellarbyte_jax.data.corpus import files_of
-from stellarbyte_jax.data.manifest import MANIFEST_NAME, SPLITS, Manifest, SampleCounts, SplitCounts
+from stellarbyte_jax.data.manifest import MANIFEST_NAME, SPLITS, Manifest, SplitCounts
 from stellarbyte_jax.data.recipe import Recipe
 from stellarbyte_jax.data.shard_writer import ShardWriter, SplitState, sums_path
 from stellarbyte_jax.data.tokenized import Position, TokenBatch, tokenized
@@ -233,7 +234,7 @@ def _load_position(
     if not path.exists():
         return None
     try:
-        reached = dataclass_from_dict(_Reached, read_json_object(path), str(path))
+        reached = build(_Reached, locate(read_json_object(path), str(path)))
         position, states = reached.position, {split: reached.splits[split] for split in SPLITS}
     except (UserError, KeyError) as error:
         report(f"{error}: preparing from the start.")

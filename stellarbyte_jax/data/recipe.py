@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from stellarbyte.config.build import build
+from stellarbyte.config.nodes import locate
 from stellarbyte.errors import UserError
 from stellarbyte.files import sha256_of
 from stellarbyte.records.bad_records import shown
 from stellarbyte.records.formats import file_format
 from stellarbyte_jax.config import DataConfig
-from stellarbyte_jax.config_file import dataclass_from_dict
 from stellarbyte_jax.data.chat_template import chat_template
 from stellarbyte_jax.data.documents import RecordText
 from stellarbyte_jax.data.tokenizer import Tokenizer
@@ -139,7 +140,7 @@ class Recipe:
         files = mapping.get("source_files") if isinstance(mapping, dict) else None
         if not isinstance(files, list):
             raise UserError(f"{where} does not say of what files the token shards were made")
-        recipe = dataclass_from_dict(cls, {**mapping, "source_files": []}, where)
+        recipe = build(cls, locate({**mapping, "source_files": []}, where))
         return replace(recipe, source_files=tuple(_source_file(file, where) for file in files))
 
     def check_serves(self, data: DataConfig) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -137,7 +138,7 @@ class ShardWriter:
         full, filled = divmod(self.state.tokens, self._tokens_per_shard)
         self._sums.flush()
         path = sums_path(self._folder, self._split)
-        blocks = np.fromfile(path, SUM_DTYPE, offset=HEADER_BYTES).reshape(full, -1) if full else []
+        blocks: Any = np.fromfile(path, SUM_DTYPE, offset=HEADER_BYTES).reshape(full, -1) if full else []
         sums = {shard_path(self._folder, self._split, index).name: blocks[index] for index in range(full)}
         if filled:
             last = self._shard or self._open_shard(full, filled)

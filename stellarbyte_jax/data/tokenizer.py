@@ -12,6 +12,8 @@ import numpy as np
 import tokenizers
 
 from stellarbyte.errors import UserError
+from stellarbyte.files import check_plain_name
+from stellarbyte.reading import MOST_JSON_BYTES, read_text
 
 BOS_TOKEN, EOS_TOKEN, PAD_TOKEN = SPECIAL_TOKENS = ("<|SBOS|>", "<|SEOS|>", "<|PAD|>")
 
@@ -22,7 +24,8 @@ _ESCAPED_BYTE = re.compile("([\udc80-\udcff])")
 class Tokenizer:
     """A trained tokenizer: text or bytes to token ids and back, exactly.
 
-    Special tokens stand for no text: encoding never produces them, decoding leaves them out.
+    Special tokens stand for no text: encoding never produces them, decoding leaves them out. Other added tokens stand
+    for their own.
     """
 
     def __init__(self, files: Mapping[str, str], name: str) -> None:
@@ -35,7 +38,9 @@ class Tokenizer:
             raise UserError(f"{name}/tokenizer.json is not a tokenizer: {error}") from None
         # "<|SEOS|>" written in a text is text: a document must not be able to end itself.
         self._tokenizer.encode_special_tokens = True
-        self.vocab_size: int = self._tokenizer.get_vocab_size()
+        # Ids may have gaps, and a model needs a row for the last of them.
+        self.vocab_size: int = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
+        self._check_added_tokens()
         self.bos_token_id, self.eos_token_id, self.pad_token_id = map(self._special_id, SPECIAL_TOKENS)
         self.sha256 = hashlib.sha256(self.files["tokenizer.json"].encode()).hexdigest()
         self._id_of_byte = [self._byte_id(char) for char in _byte_chars()]
@@ -54,8 +59,8 @@ class Tokenizer:
             )
         names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
         try:
-            files = {name: (folder / name).read_text("utf-8") for name in names if (folder / name).is_file()}
-        except (OSError, UnicodeDecodeError) as error:
+            files = {name: read_text(folder / name, MOST_JSON_BYTES) for name in names if (folder / name).exists()}
+        except UserError as error:
             raise UserError(f"the tokenizer's folder {folder} cannot be read: {error}") from None
         return cls(files, str(folder))
 
@@ -66,7 +71,7 @@ class Tokenizer:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in files.items():
-                (folder / name).write_bytes(text.encode())
+                (folder / check_plain_name(name, "the tokenizer")).write_bytes(text.encode())
         except OSError as error:
             raise UserError(f"the tokenizer cannot be written to {folder}: {error.strerror}") from None
 
@@ -121,11 +126,20 @@ class Tokenizer:
     @cached_property
     def _bytes_of_id(self) -> list[bytes]:
         byte_of_char = {char: byte for byte, char in enumerate(_byte_chars())}
-        special_ids = set(self._tokenizer.get_added_tokens_decoder())
+        added = self._tokenizer.get_added_tokens_decoder()
         table = [b""] * self.vocab_size
         for token, token_id in self._tokenizer.get_vocab().items():
-            if token_id not in special_ids:
-                table[token_id] = bytes(byte_of_char[char] for char in token)
+            if token_id not in added:
+                try:
+                    table[token_id] = bytes(byte_of_char[char] for char in token)
+                except KeyError:
+                    raise UserError(
+                        f"the tokenizer {self.name} has the token {token!r}, which is not written in bytes: use a "
+                        "byte-level BPE, such as one made by `stellarbyte tokenizer train`"
+                    ) from None
+        for token_id, added_token in added.items():
+            if not added_token.special:  # matched in a text as it stands
+                table[token_id] = added_token.content.encode()
         return table
 
     @cached_property
@@ -145,9 +159,27 @@ class Tokenizer:
                 f"{self.name}: raise model.vocab_size to at least {self.vocab_size}, or train a smaller tokenizer"
             )
 
+    @property
+    def adds_bos(self) -> bool:
+        """Whether Hugging Face's libraries put the bos token before a text; not with tokenizers of earlier versions."""
+        return self._tokenizer.encode("", add_special_tokens=True).ids[:1] == [self.bos_token_id]
+
+    def encode_as_hugging_face(self, text: str) -> list[int]:
+        """Token ids as Hugging Face's libraries give them by default, but that special tokens in the text stay text."""
+        return list(self._tokenizer.encode(text, add_special_tokens=True).ids)
+
+    def _check_added_tokens(self) -> None:
+        for token in self._tokenizer.get_added_tokens_decoder().values():
+            if not token.special and (token.lstrip or token.rstrip):
+                raise UserError(
+                    f"the tokenizer {self.name} has the added token {token.content!r}, which takes away blanks beside "
+                    "it (lstrip, rstrip), so that texts would not come back: add it without"
+                )
+
     def _special_id(self, token: str) -> int:
         token_id = self._tokenizer.token_to_id(token)
-        if token_id is None:
+        added = self._tokenizer.get_added_tokens_decoder().get(-1 if token_id is None else token_id)
+        if token_id is None or (added is not None and not added.special):
             raise UserError(
                 f"the tokenizer {self.name} lacks the special token {token}: "
                 "use one made by `stellarbyte tokenizer train`"

@@ -1,13 +1,13 @@
 """Learns a byte-level BPE vocabulary from a stream of texts."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from stellarbyte.errors import UserError
+from stellarbyte.files import json_text
 from stellarbyte_jax.data.tokenizer import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, SPECIAL_TOKENS, Tokenizer
 
 # Where merges may not cross, in the manner of GPT-4 and Llama 3, with two changes: CJK runs stand apart from Latin
@@ -70,6 +70,10 @@ def train_tokenizer(
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    # Every document begins so in training. We add it ourselves; this is for Hugging Face's libraries.
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS_TOKEN} $A", pair=f"{BOS_TOKEN} $A $B", special_tokens=[(BOS_TOKEN, 0)]
+    )
     _check_special_tokens(tokenizer, special_tokens)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -97,7 +101,7 @@ def train_tokenizer(
         )
     files = {
         "tokenizer.json": tokenizer.to_str(pretty=True),
-        "tokenizer_config.json": json.dumps(_hugging_face_config(extra_special_tokens), indent=2) + "\n",
+        "tokenizer_config.json": json_text(_hugging_face_config(extra_special_tokens)),
         "chat_template.jinja": CHAT_TEMPLATE,
     }
     Tokenizer.save_files(files, output)

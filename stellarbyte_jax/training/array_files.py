@@ -89,14 +89,12 @@ def check_bits(arrays: Tree, sums: Mapping[str, int]) -> None:
 
     Where several processes hold the arrays, all must call it, and all find the same.
     """
-    for name, value in checksums(arrays).items():
+    found = checksums(arrays)
+    if found.keys() != sums.keys():
+        raise ValueError(f"{min(found.keys() ^ sums.keys())} is not what was saved")
+    for name, value in found.items():
         if value != sums[name]:
             raise ValueError(f"{name} does not have the bits that were saved")
-
-
-def read_json(folder: Path) -> dict[str, Any]:
-    """The item of JSON in `folder`; raises an exception for which `is_about_files` holds."""
-    return ocp.Checkpointer(ocp.JsonCheckpointHandler(), multiprocessing_options=_this_process_alone()).restore(folder)
 
 
 def _this_process_alone() -> ocp.options.MultiprocessingOptions:

@@ -1,16 +1,14 @@
 """Checkpoints of a run: parameters, optimizer state and metadata, saved as one step and read back strictly."""
 
-import dataclasses
 import hashlib
 import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import orbax.checkpoint as ocp
 
@@ -23,40 +21,28 @@ from stellarbyte_jax.training.array_files import (
     is_from_system,
     quieten_orbax,
     read_arrays,
-    read_json,
     read_numpy_arrays,
     reason,
     tensorstore_silenced,
 )
+from stellarbyte_jax.training.metadata import METADATA, Base, RunMetadata, Stored, read_metadata, to_stored
 from stellarbyte_jax.training.processes import ALONE, Processes
 
+__all__ = [
+    "Base",
+    "Checkpointer",
+    "RunMetadata",
+    "checkpoint_steps",
+    "fingerprint",
+    "latest_step",
+    "load_metadata",
+    "load_params",
+    "restore",
+    "restore_params",
+    "save_imported",
+]
+
 Result = TypeVar("Result")
-Sums = dict[str, dict[str, int]]
-
-
-@dataclass(frozen=True)
-class Base:
-    """The checkpoint whose weights lie below adapters, and what tells whether they are still the same."""
-
-    run_dir: str
-    step: int
-    fingerprint: str
-
-
-@dataclass(frozen=True)
-class RunMetadata:
-    """What a checkpoint holds beside its arrays.
-
-    config: `to_dict` of the RunConfig, or {"model": …} alone where a model was imported ("lora" too for adapters).
-    tokenizer_files: file name -> text, as `Tokenizer.files`.
-    data_position: where the data goes on, such as {"step": 60}.
-    base: where the parameters are adapters alone, what they are adapters on.
-    """
-
-    config: dict[str, Any]
-    tokenizer_files: dict[str, str]
-    data_position: dict[str, Any] = field(default_factory=dict)
-    base: Base | None = None
 
 
 class Checkpointer:
@@ -95,7 +81,7 @@ class Checkpointer:
         arrays = {"params": params} | ({} if opt_state is None else {"opt_state": opt_state})
         sums = {item: checksums(tree) for item, tree in arrays.items()}
         items = {item: ocp.args.StandardSave(tree) for item, tree in arrays.items()}
-        items["metadata"] = ocp.args.JsonSave(dataclasses.asdict(metadata) | {"checksums": sums})
+        items[METADATA] = ocp.args.JsonSave(to_stored(metadata, sums))
         self._saving = step
         with self._explained():
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -153,13 +139,13 @@ def checkpoint_steps(run_dir: str | Path) -> list[int]:
 
 def fingerprint(run_dir: str | Path, step: int) -> str:
     """A hash of a checkpoint's parameters, by the checksums that were saved with them; raises as `load_params`."""
-    sums, _ = _read_newest(run_dir, step, lambda folder: _read_metadata(folder)[1]["params"])
+    sums, _ = _read_newest(run_dir, step, lambda folder: read_metadata(folder).sums["params"])
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
 def load_metadata(run_dir: str | Path, step: int | None = None) -> tuple[RunMetadata, int]:
     """(metadata, step) of a checkpoint, the newest readable one unless `step` is given; raises as `load_params`."""
-    return _read_newest(run_dir, step, lambda folder: _read_metadata(folder)[0])
+    return _read_newest(run_dir, step, lambda folder: read_metadata(folder).metadata)
 
 
 def load_params(run_dir: str | Path, step: int | None = None) -> tuple[Tree, RunMetadata, int]:
@@ -171,12 +157,13 @@ def load_params(run_dir: str | Path, step: int | None = None) -> tuple[Tree, Run
         UserError: no such checkpoint, or none that can be read.
     """
 
-    def read(folder: Path) -> tuple[Tree, RunMetadata]:
-        metadata, sums = _read_metadata(folder)
-        return read_numpy_arrays(folder / "params", sums["params"]), metadata
+    def read(folder: Path) -> tuple[Tree, Stored]:
+        stored = read_metadata(folder)
+        return read_numpy_arrays(folder / "params", stored.sums["params"]), stored
 
-    (params, metadata), step = _read_newest(run_dir, step, read)
-    return params, metadata, step
+    (params, stored), step = _read_newest(run_dir, step, read)
+    _warn_of(stored, run_dir, step)
+    return params, stored.metadata, step
 
 
 def restore(
@@ -192,22 +179,23 @@ def restore(
         UserError: nothing to read, or arrays that are missing, unknown, or of another shape or dtype.
     """
 
-    def read(folder: Path) -> tuple[dict[str, Tree], RunMetadata, Sums]:
-        metadata, sums = _read_metadata(folder)
+    def read(folder: Path) -> tuple[dict[str, Tree], Stored]:
+        stored = read_metadata(folder)
         wanted = {"params": abstract_params, "opt_state": abstract_opt_state}
-        return {item: read_arrays(folder / item, wanted[item]) for item in sums}, metadata, sums
+        return {item: read_arrays(folder / item, wanted[item]) for item in stored.sums}, stored
 
-    def check(found: tuple[dict[str, Tree], RunMetadata, Sums]) -> None:
-        arrays, _, sums = found
+    def check(found: tuple[dict[str, Tree], Stored]) -> None:
+        arrays, stored = found
         for item, tree in arrays.items():
-            check_bits(tree, sums[item])
+            check_bits(tree, stored.sums[item])
 
-    (arrays, metadata, _), step = _read_newest(run_dir, None, read, check, processes)
+    (arrays, stored), step = _read_newest(run_dir, None, read, check, processes)
     if processes.index == 0:
+        _warn_of(stored, run_dir, step)
         for broken in (other for other in _steps(_checkpoints(run_dir)) if other > step):
             _set_aside(_checkpoints(run_dir) / str(broken))
     processes.share("set aside")
-    return arrays["params"], arrays.get("opt_state"), metadata, step
+    return arrays["params"], arrays.get("opt_state"), stored.metadata, step
 
 
 def restore_params(
@@ -216,7 +204,7 @@ def restore_params(
     """(parameters, step) of another run to start from, as `restore` gives them; nothing in its folder changes."""
 
     def read(folder: Path) -> tuple[Tree, dict[str, int]]:
-        return read_arrays(folder / "params", abstract_params), _read_metadata(folder)[1]["params"]
+        return read_arrays(folder / "params", abstract_params), read_metadata(folder).sums["params"]
 
     (params, _), step = _read_newest(run_dir, step, read, lambda found: check_bits(*found), processes)
     return params, step
@@ -284,8 +272,10 @@ def _set_aside(broken: Path) -> None:
     print(f"stellarbyte: warning: going on from an older checkpoint; the broken one is now {aside}", file=sys.stderr)
 
 
-def _read_metadata(folder: Path) -> tuple[RunMetadata, Sums]:
-    """The metadata, and for each item of arrays their checksums."""
-    stored = read_json(folder / "metadata")
-    sums, base = stored.pop("checksums"), stored.pop("base", None)
-    return RunMetadata(**stored, base=None if base is None else Base(**base)), sums
+def _warn_of(stored: Stored, run_dir: str | Path, step: int) -> None:
+    if not stored.is_checked:
+        print(
+            f"stellarbyte: warning: {_checkpoints(run_dir) / str(step)} was saved by an earlier version, without a "
+            "checksum of its config and tokenizer: damage to them cannot be seen",
+            file=sys.stderr,
+        )

@@ -14,10 +14,10 @@ from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import run_config_from_dict
 from stellarbyte_jax.data.loader import validation_batches
-from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.training.checkpoint import RunMetadata
 from stellarbyte_jax.training.lora_base import load_weights
+from stellarbyte_jax.training.own_shards import with_own_shards
 from stellarbyte_jax.training.state import Params, abstract_model
 from stellarbyte_jax.training.step import EvalStep, make_eval_step
 
@@ -48,14 +48,20 @@ def evaluate(
 
 
 def evaluate_run(
-    run_dir: str | Path, step: int | None = None, progress: Callable[[int, int | None], None] | None = None
+    run_dir: str | Path,
+    step: int | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+    shards: str | None = None,
 ) -> tuple[dict[str, float], int]:
     """(figures over the run's validation split, step of the checkpoint); `progress(batches done, None)` is called.
 
+    `shards` is a folder of token shards to take instead of the run's own.
+
     Raises:
-        UserError: no checkpoint, or the run's token shards are gone or were made with another tokenizer.
+        UserError: no checkpoint, or the token shards are gone, damaged, of other data than the run's, or were made with
+            another tokenizer.
     """
-    run = load_trained_run(run_dir, step)
+    run = load_trained_run(run_dir, step, shards)
     graphdef, _ = abstract_model(run.config.model, run.config.training.dtype)
     batches = validation_batches(run.config.data, run.config.training.batch_size)
     figures = evaluate(
@@ -77,15 +83,12 @@ class TrainedRun:
     step: int
 
 
-def load_trained_run(run_dir: str | Path, step: int | None = None) -> TrainedRun:
+def load_trained_run(run_dir: str | Path, step: int | None = None, shards: str | None = None) -> TrainedRun:
     """The checkpoint of `step`, or the newest, once its validation split is known to be there; raises as above."""
     params, metadata, step = load_weights(run_dir, step)
     config = _run_config(metadata, run_dir)
     tokenizer = Tokenizer(metadata.tokenizer_files, str(run_dir))
-    if TokenShards.open(config.data.shards, "validation").manifest.recipe.tokenizer_sha256 != tokenizer.sha256:
-        raise UserError(
-            f"data.shards {config.data.shards} was made with another tokenizer than that of {run_dir}: prepare it again"
-        )
+    config = with_own_shards(config, metadata.data, Path(run_dir), tokenizer, shards)
     return TrainedRun(params, config, tokenizer, step)
 
 

@@ -11,7 +11,9 @@ from jax.sharding import Mesh
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import save_config, to_dict
+from stellarbyte_jax.data.identity import DataIdentity
 from stellarbyte_jax.data.loader import TrainLoader, validation_batches
+from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.placement import BatchPlacement, check_batch
 from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
@@ -75,6 +77,8 @@ def pretrain(
     bytes_a_token_V = byte_lengths(tokenizer, config.model.vocab_size)
 
     state, step, frozen, base = start(config, optimizer, shardings, frozen_shardings, processes)
+    manifest = Manifest.load(Path(config.data.shards))
+    data = DataIdentity.of(manifest)
     if processes.index == 0:
         save_config(config, run_dir / "config.yaml")
 
@@ -95,12 +99,12 @@ def pretrain(
 
         def save() -> None:
             with log.paused():
-                metadata = RunMetadata(to_dict(config), tokenizer.files, {"step": step}, base)
+                metadata = RunMetadata(to_dict(config), tokenizer.files, {"step": step}, base, data)
                 checkpointer.save(step, state.params, state.opt_state, metadata)
 
         train_step = compile_watch.watch(train_step, diagnostics.dump_hlo)
         eval_step = compile_watch.watch(eval_step)
-        for remark in diagnostics.remarks:
+        for remark in (*diagnostics.remarks, *filter(None, [manifest.warning])):
             log.say(remark)
         log.say(_opening(config, state.params, frozen, len(loader), mesh, step))
         if step == 0:

@@ -1,9 +1,12 @@
 """The frozen weights below a run's adapters: found again by their run and step, and refused if they have changed."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config_file import lora_config_from_dict
+from stellarbyte_jax.run_folder import moved_along
 from stellarbyte_jax.training.adapters import merge_adapters
 from stellarbyte_jax.training.array_files import Tree
 from stellarbyte_jax.training.checkpoint import (
@@ -43,10 +46,23 @@ def load_weights(run_dir: str | Path, step: int | None = None) -> tuple[Tree, Ru
     params, metadata, step = load_params(run_dir, step)
     if metadata.base is None:
         return params, metadata, step
-    _check(metadata.base, run_dir)
-    base, *_ = load_params(metadata.base.run_dir, metadata.base.step)
+    below = _found_again(metadata.base, metadata.config.get("output_dir"), Path(run_dir))
+    _check(below, run_dir)
+    base, *_ = load_params(below.run_dir, below.step)
     lora = lora_config_from_dict(metadata.config["lora"], f"{run_dir}/checkpoints/{step}")
     return merge_adapters(base, params, lora), metadata, step
+
+
+def _found_again(base: Base, old_run: Any, run_dir: Path) -> Base:
+    """The base where it lies now: where it was, or moved along with its adapters, or beside them."""
+    folders = [Path(base.run_dir), run_dir.parent / Path(base.run_dir).name]
+    if isinstance(old_run, str):
+        folders.append(moved_along(base.run_dir, old_run, run_dir))
+    for folder in folders:
+        # What it is shows whether it is the right one.
+        if base.step in checkpoint_steps(folder) and fingerprint(folder, base.step) == base.fingerprint:
+            return replace(base, run_dir=str(folder))
+    return base
 
 
 def _check(base: Base, adapters_dir: str | Path) -> None:

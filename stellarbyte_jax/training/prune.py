@@ -39,10 +39,12 @@ def prune_run(
     step: int | None = None,
     eval_batches: int | None = None,
     progress: Callable[[int, int | None], None] | None = None,
+    shards: str | None = None,
 ) -> Pruning:
     """Write `output_dir`: the run's model without its `count` least important heads, to be evaluated or trained on.
 
-    Importance is measured on the validation split (its first `eval_batches` batches, or all): see head_importance.py.
+    Importance is measured on the validation split (its first `eval_batches` batches, or all) of the run's token shards,
+    or of those in `shards`: see head_importance.py.
     model.yaml in `output_dir` is the model's config, which a run that goes on from there has to name.
 
     Raises:
@@ -50,7 +52,7 @@ def prune_run(
     """
     if latest_step(output_dir) is not None:
         raise UserError(f"{output_dir} holds checkpoints already: choose another folder for the pruned model")
-    run = load_trained_run(run_dir, step)
+    run = load_trained_run(run_dir, step, shards)
     passes = _Passes(progress)
 
     def batches() -> Iterator[Mapping[str, Any]]:

@@ -1,8 +1,6 @@
 """What a run begins with: its own newest checkpoint, the weights of the run in `init_from`, or fresh ones."""
 
 import dataclasses
-import hashlib
-import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,19 +18,25 @@ from stellarbyte_jax.config_file import (
     run_config_from_dict,
     to_dict,
 )
-from stellarbyte_jax.data.token_shards import TokenShards
+from stellarbyte_jax.data.agreement import check_described
+from stellarbyte_jax.data.identity import DataIdentity
+from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.run_folder import check_is_run
 from stellarbyte_jax.sharding import Layout, param_shardings
 from stellarbyte_jax.training.adapters import split_adapters
-from stellarbyte_jax.training.checkpoint import Base, latest_step, load_metadata, restore, restore_params
+from stellarbyte_jax.training.checkpoint import Base, RunMetadata, latest_step, load_metadata, restore, restore_params
 from stellarbyte_jax.training.lora_base import restore_base
 from stellarbyte_jax.training.processes import ALONE, Processes
 from stellarbyte_jax.training.state import Params, TrainState, init_params, init_state
 
-# What may change when a run goes on: none of it changes the losses.
+# What may change when a run goes on: none of it changes the losses, for where data lies is not what it is.
 _FREE_FIELDS = (
     "checkpoint.",
+    "data.chat_template",
+    "data.on_bad_record",
+    "data.shards",
+    "data.tokenizer",
     "distributed.",
     "mesh.",
     "output_dir",
@@ -53,16 +57,11 @@ class Start(NamedTuple):
 
 def identity(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """What all processes of a run must have alike, for Processes.compare."""
-    manifest = TokenShards.open(config.data.shards, "train").manifest
-    recipe = dataclasses.asdict(manifest.recipe)
-    # Where the texts lay, and how old they were, may differ where each host has prepared its own shards.
-    recipe["source_files"] = [file["sha256"] for file in recipe["source_files"]]
-    shards = json.dumps([recipe, {name: dataclasses.asdict(split) for name, split in manifest.splits.items()}])
     versions = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")}
     return {
         **to_dict(config),
         "sha256 of the tokenizer": tokenizer.sha256,
-        "sha256 of the token shards' manifest": hashlib.sha256(shards.encode()).hexdigest(),
+        "sha256 of the token shards' manifest": DataIdentity.of(Manifest.load(Path(config.data.shards))).sha256,
         "version of": versions,
         f"newest checkpoint in {config.output_dir}": latest_step(config.output_dir),
     }
@@ -72,10 +71,14 @@ def check_start(config: RunConfig, tokenizer: Tokenizer) -> None:
     """Refuses a config that does not fit the run in `output_dir`, or that in `init_from` if its weights are needed.
 
     Raises:
-        UserError: naming the fields that differ, or that the tokenizer does.
+        UserError: naming the fields that differ, or that the tokenizer or the data do.
     """
-    if latest_step(config.output_dir) is not None:
-        _check_same_run(config, tokenizer)
+    goes_on = latest_step(config.output_dir) is not None
+    manifest = Manifest.load(Path(config.data.shards))
+    # A run that goes on knows its data itself; its sources may have grown since they were prepared.
+    check_described(config.data, manifest.recipe, with_sources=not goes_on)
+    if goes_on:
+        _check_same_run(config, tokenizer, DataIdentity.of(manifest))
         if config.lora is None:
             return
     if config.init_from is not None:
@@ -150,7 +153,7 @@ def placed(abstract: Any, shardings: Any) -> Any:
     )
 
 
-def _check_same_run(config: RunConfig, tokenizer: Tokenizer) -> None:
+def _check_same_run(config: RunConfig, tokenizer: Tokenizer, data: DataIdentity) -> None:
     run_dir = config.output_dir
     metadata, _ = load_metadata(run_dir)
     if "training" in metadata.config:
@@ -164,16 +167,34 @@ def _check_same_run(config: RunConfig, tokenizer: Tokenizer) -> None:
             differing.append(("lora", lora, None if config.lora is None else to_dict(config.lora)))
         if config.init_from is not None:
             differing.append(("init_from", None, config.init_from))
-    # Where the weights below adapters lie may change: what they are is looked at when they are read.
-    free = _FREE_FIELDS if config.lora is None else (*_FREE_FIELDS, "init_from")
-    differing = [difference for difference in differing if not difference[0].startswith(free)]
+    differing = [
+        (name, was, now)
+        for name, was, now in differing
+        if not name.startswith(_FREE_FIELDS) and not _says_where(name, was, now, metadata, config)
+    ]
     if differing:
         shown = ", ".join(f"{name} (was {a}, now {b})" for name, a, b in differing)
         raise UserError(f"{run_dir} holds a run with another config: {shown}; choose another output_dir")
-    if metadata.tokenizer_files != tokenizer.files:
+    changed = None if metadata.data is None else data.differences(metadata.data)
+    if changed is not None:
+        raise UserError(
+            f"{run_dir} holds a run on other data than data.shards {config.data.shards} has now ({changed}): name the "
+            "run's own shards with --data.shards, or choose another output_dir"
+        )
+    if Tokenizer(metadata.tokenizer_files, f"of {run_dir}").sha256 != tokenizer.sha256:
         raise UserError(
             f"{run_dir} holds a run with another tokenizer than {config.data.tokenizer}: choose another output_dir"
         )
+
+
+def _says_where(name: str, was: Any, now: Any, metadata: RunMetadata, config: RunConfig) -> bool:
+    """Whether a field names only where something lies whose content is compared otherwise."""
+    if name.startswith("data.sources"):
+        return metadata.data is not None or name.endswith(".path")
+    if name == "init_from" and was is not None and now is not None:
+        # Weights below adapters are compared when they are read; others are in the run's own checkpoint by now.
+        return config.lora is not None or latest_step(was) is None
+    return False
 
 
 def _check_init_from(config: RunConfig, run_dir: str, tokenizer: Tokenizer) -> None:
@@ -188,7 +209,7 @@ def _check_init_from(config: RunConfig, run_dir: str, tokenizer: Tokenizer) -> N
     if differing:
         shown = ", ".join(f"{name} (there {a}, here {b})" for name, a, b in differing)
         raise UserError(f"init_from {run_dir} holds another model: {shown}; leave `model` out to take it from there")
-    if metadata.tokenizer_files != tokenizer.files:
+    if Tokenizer(metadata.tokenizer_files, f"of {run_dir}").sha256 != tokenizer.sha256:
         raise UserError(
             f"init_from {run_dir} has another tokenizer than data.tokenizer {config.data.tokenizer}: "
             "prepare the data with the tokenizer that the weights were trained with"

@@ -39,6 +39,13 @@ def random_params(config: ByteConfig, seed: int = 0, dtype: str = "float32") -> 
     return without_pruned_heads(weights.unflatten(leaves), config)
 
 
+def finite(params: weights.Params) -> weights.Params:
+    """The same with -0.0 where a value is nan or infinite, which no folder may hand to a run."""
+    return weights.unflatten(
+        {path: np.where(np.isfinite(leaf), leaf, np.float32(-0.0)) for path, leaf in weights.flatten(params)}
+    )
+
+
 def sensible_params(config: ByteConfig, seed: int = 1) -> weights.Params:
     """Parameters that let every part of a model have its say: nothing at the value where it would start."""
     generator = np.random.default_rng(seed)

@@ -13,7 +13,7 @@ from convert import hf_checkpoint, model_card, run_checkpoint, shards, weights
 from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RopeScaling
-from test_convert.models import bits, random_params, tiny
+from test_convert.models import bits, finite, random_params, tiny
 from test_convert.switches import grid
 
 FILES = {
@@ -142,7 +142,7 @@ def test_bfloat16_survives_the_way_through_a_float32_run(run_dir, tmp_path):
 )
 def test_what_transformers_saves_is_imported(tokenizer, tmp_path, fields):
     config = tiny(vocab_size=300, **fields)
-    params = random_params(config)
+    params = finite(random_params(config))
     run_checkpoint.save(tmp_path / "run", RunCheckpoint(params, config, tokenizer.files, step=0))
     hf_checkpoint.to_hf(tmp_path / "run", tmp_path / "hf")
     AutoModelForCausalLM.from_pretrained(tmp_path / "hf").save_pretrained(tmp_path / "saved")

@@ -1,0 +1,51 @@
+"""What the weights of a folder must be before a run is made of them: finite numbers, and one of each tied pair."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from convert.weights import LazyTensor
+from stellarbyte.errors import UserError
+from stellarbyte_jax.config import ByteConfig
+
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def one_of_tied(tensors: Mapping[str, LazyTensor], config: ByteConfig, where: str) -> dict[str, LazyTensor]:
+    """The tensors without the head where it is the embedding, which some tools save twice, or as the head alone.
+
+    Raises:
+        UserError: both are there and differ.
+    """
+    tensors = dict(tensors)
+    if not config.tie_word_embeddings or _HEAD not in tensors:
+        return tensors
+    head = tensors.pop(_HEAD)
+    embedding = tensors.setdefault(_EMBEDDING, head)
+    if embedding is not head and not (
+        embedding.shape == head.shape and np.array_equal(np.asarray(embedding), np.asarray(head), equal_nan=True)
+    ):
+        raise UserError(
+            f"{where} holds {_HEAD} with other values than {_EMBEDDING}, but tie_word_embeddings is true: set it false "
+            f"in config.json to keep both, or remove {_HEAD} to keep the embedding alone"
+        )
+    return tensors
+
+
+def finite(tensors: Mapping[str, LazyTensor], where: str) -> dict[str, LazyTensor]:
+    """The tensors, each of which raises UserError when it is read and not all of it are finite numbers."""
+
+    def checked(key: str, tensor: LazyTensor) -> LazyTensor:
+        def read() -> np.ndarray:
+            values = tensor.read()
+            good = np.isfinite(values)
+            if not good.all():
+                raise UserError(
+                    f"{where} holds {key} with {int((~good).sum())} of {good.size} values that are nan or infinite: "
+                    "the model is broken, take an earlier one"
+                )
+            return values
+
+        return LazyTensor(tensor.shape, tensor.dtype, read)
+
+    return {key: checked(key, tensor) for key, tensor in tensors.items()}

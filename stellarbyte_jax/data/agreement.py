@@ -1,0 +1,91 @@
+"""Refuses a config that says something else of its data than the token shards that it names."""
+
+from itertools import groupby
+from pathlib import Path
+
+from stellarbyte.errors import UserError
+from stellarbyte.files import sha256_of
+from stellarbyte.records.bad_records import shown
+from stellarbyte.records.formats import file_format
+from stellarbyte_jax.config import DataConfig
+from stellarbyte_jax.data.corpus import files_of
+from stellarbyte_jax.data.documents import RecordText
+from stellarbyte_jax.data.recipe import Recipe, SourceFile
+
+# Sources that were moved are read again only up to here: a start must not wait for all of a large corpus.
+_MOST_BYTES_READ = 1 << 30
+
+
+def check_described(data: DataConfig, recipe: Recipe, *, with_sources: bool) -> None:
+    """Refuses a config whose data is not what the shards were made of.
+
+    with_sources: look at the sources themselves, too, those that are on this machine: shards alone may be here.
+
+    Raises:
+        UserError: naming the field and both values.
+    """
+    recipe.check_serves(data)
+    for name in ("validation_fraction", "tokens_per_shard"):
+        ours, theirs = getattr(recipe, name), getattr(data, name)
+        if ours != theirs:
+            raise _contradiction(data, f"data.{name} is {theirs}", f"was prepared with {ours}", f"set it to {ours}")
+    made_of = [(file.fields, file.template) for file in recipe.source_files]
+    described = [(text.fields, text.template) for text in map(RecordText, data.sources)]
+    if _runs(made_of) != _runs(described):
+        raise _contradiction(
+            data,
+            f"data.sources have the fields and templates {_words(described)}",
+            f"was prepared with {_words(made_of)}",
+            "set them so",
+        )
+    if with_sources:
+        _check_sources(data, recipe)
+
+
+def _check_sources(data: DataConfig, recipe: Recipe) -> None:
+    try:
+        paths = [path for _, path in files_of(data.sources, lambda _: None)]
+        sizes = [path.stat().st_size for path in paths]
+    except (UserError, OSError):
+        return  # they are not here, or not all of them
+    known = recipe.source_files
+    where = ", ".join(source.path for source in data.sources)
+    if len(paths) != len(known):
+        raise _contradiction(
+            data, f"data.sources {where} are {len(paths)} files", f"was prepared from {len(known)}", "name these"
+        )
+    to_read = sum(size for path, size, file in zip(paths, sizes, known, strict=True) if not _untouched(path, file))
+    for path, size, file in zip(paths, sizes, known, strict=True):
+        same = (size, file_format(path)) == (file.size, file_format(Path(file.path)))
+        if same and not _untouched(path, file) and to_read <= _MOST_BYTES_READ:
+            try:
+                same = sha256_of(path) == file.sha256
+            except OSError:
+                continue
+        if not same:
+            raise _contradiction(
+                data,
+                f"data.sources has {path}",
+                f"was prepared from {file.path} of other content",
+                "name that, or bring its content back",
+            )
+
+
+def _untouched(path: Path, file: SourceFile) -> bool:
+    return shown(path) == file.path and path.stat().st_mtime_ns == file.mtime_ns
+
+
+def _runs(pairs: list[tuple[tuple[str, ...], str | None]]) -> list[tuple[tuple[str, ...], str | None]]:
+    # A source may be many files, and two sources may be alike.
+    return [pair for pair, _ in groupby(pairs)]
+
+
+def _words(pairs: list[tuple[tuple[str, ...], str | None]]) -> str:
+    shown = [
+        " ".join([f"[{', '.join(fields)}]", *([repr(template)] if template else [])]) for fields, template in pairs
+    ]
+    return " then ".join(word for word, _ in groupby(shown))
+
+
+def _contradiction(data: DataConfig, ours: str, theirs: str, fix: str) -> UserError:
+    return UserError(f"{ours}, but data.shards {data.shards} {theirs}: {fix}, or prepare into another folder")

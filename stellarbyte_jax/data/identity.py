@@ -1,0 +1,89 @@
+"""What token shards hold, wherever they lie: by this a run knows its data again."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from stellarbyte.records.formats import file_format
+from stellarbyte_jax.data.manifest import Manifest, SplitCounts
+from stellarbyte_jax.data.recipe import ChatRecipe
+
+
+@dataclass(frozen=True)
+class DataIdentity:
+    """A manifest without what may change while the data stays: where files lie, and how old they are.
+
+    sources_sha256: of the sources' contents, formats, fields and templates, in their order.
+    checksums_sha256: of all the shards' checksums; None for shards of an earlier version, which have none.
+    """
+
+    kind: Literal["text", "chat"]
+    tokenizer_sha256: str
+    validation_fraction: float
+    tokens_per_shard: int
+    source_files: int
+    sources_sha256: str
+    chat: ChatRecipe | None
+    splits: Mapping[str, SplitCounts]
+    checksums_sha256: str | None
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "DataIdentity":
+        """The identity of a finished folder."""
+        recipe = manifest.recipe
+        sources = [
+            (file.sha256, file_format(Path(file.path)), file.fields, file.template) for file in recipe.source_files
+        ]
+        return cls(
+            kind=recipe.kind,
+            tokenizer_sha256=recipe.tokenizer_sha256,
+            validation_fraction=recipe.validation_fraction,
+            tokens_per_shard=recipe.tokens_per_shard,
+            source_files=len(sources),
+            sources_sha256=_sha256(sources),
+            chat=recipe.chat,
+            splits=manifest.splits,
+            checksums_sha256=None if manifest.checksums is None else _sha256(manifest.checksums),
+        )
+
+    @property
+    def sha256(self) -> str:
+        """Of all of it."""
+        return _sha256(dataclasses.asdict(self))
+
+    def differences(self, other: "DataIdentity") -> str | None:
+        """What is here and was otherwise in `other`, in words; None where both are the same data.
+
+        The same checksums are the same data, whatever it was made of; without them, what it was made of decides.
+        """
+        known = self.checksums_sha256 is not None and other.checksums_sha256 is not None
+        if known and (self.kind, self.splits, self.checksums_sha256) == (
+            other.kind,
+            other.splits,
+            other.checksums_sha256,
+        ):
+            return None
+        return "; ".join(self._differences(other)) or ("the tokens are others" if known else None)
+
+    def _differences(self, other: "DataIdentity") -> Iterator[str]:
+        for name in ("kind", "validation_fraction", "tokens_per_shard"):
+            if getattr(self, name) != getattr(other, name):
+                yield f"{name} is {getattr(self, name)}, was {getattr(other, name)}"
+        if self.tokenizer_sha256 != other.tokenizer_sha256:
+            yield "the tokenizer is another"
+        if self.chat is not None and other.chat is not None:
+            yield from self.chat.differences(other.chat)
+        if (self.source_files, self.sources_sha256) != (other.source_files, other.sources_sha256):
+            yield f"the sources are {self.source_files} files of other content or fields than the {other.source_files}"
+        for split, counts in self.splits.items():
+            if counts != other.splits.get(split):
+                before = other.splits.get(split)
+                yield f"the {split} split has {counts.tokens} tokens, had {before.tokens if before else 'none'}"
+
+
+def _sha256(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=dataclasses.asdict).encode()).hexdigest()

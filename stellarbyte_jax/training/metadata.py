@@ -1,0 +1,120 @@
+"""What a checkpoint holds beside its arrays: written with a checksum, and read as what a stranger may have made."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stellarbyte.config.build import build
+from stellarbyte.config.nodes import locate
+from stellarbyte.errors import UserError
+from stellarbyte.files import check_plain_name
+from stellarbyte.reading import read_json_object
+from stellarbyte_jax.data.identity import DataIdentity
+
+METADATA = "metadata"  # the checkpoint's item
+
+# Items of arrays that a checkpoint may hold.
+_ITEMS = {"params", "opt_state"}
+
+
+@dataclass(frozen=True)
+class Base:
+    """The checkpoint whose weights lie below adapters, and what tells whether they are still the same."""
+
+    run_dir: str
+    step: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class RunMetadata:
+    """What a checkpoint holds beside its arrays.
+
+    config: `to_dict` of the RunConfig, or {"model": …} alone where a model was imported ("lora" too for adapters).
+    tokenizer_files: file name -> text, as `Tokenizer.files`.
+    data_position: where the data goes on, such as {"step": 60}.
+    base: where the parameters are adapters alone, what they are adapters on.
+    data: what was trained on; None for an imported model, and for a run of an earlier version.
+    """
+
+    config: dict[str, Any]
+    tokenizer_files: dict[str, str]
+    data_position: dict[str, Any] = field(default_factory=dict)
+    base: Base | None = None
+    data: DataIdentity | None = None
+
+
+class Stored(NamedTuple):
+    """The metadata; the checksums of each item's arrays; whether the metadata itself has one, which it is then."""
+
+    metadata: RunMetadata
+    sums: dict[str, dict[str, int]]
+    is_checked: bool
+
+
+def to_stored(metadata: RunMetadata, sums: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """What is saved as JSON."""
+    content = dataclasses.asdict(metadata) | {"checksums": sums}
+    return content | {"sha256": _sha256(content)}
+
+
+def read_metadata(checkpoint: Path) -> Stored:
+    """The metadata in a checkpoint's folder.
+
+    Raises:
+        ValueError: it is missing, damaged, or has not the form of what a run saves.
+    """
+    try:
+        content = read_json_object(checkpoint / METADATA / METADATA)
+        sha256 = content.pop("sha256", None)
+        if sha256 is not None and sha256 != _sha256(content):
+            raise UserError("its config, tokenizer or checksums are not what was saved")
+        return Stored(_metadata(content), _sums(content.get("checksums")), sha256 is not None)
+    except UserError as error:
+        raise ValueError(str(error)) from None  # another checkpoint may be whole: nothing that the user must mend
+
+
+def _metadata(content: Mapping[str, Any]) -> RunMetadata:
+    config, files, position = (content.get(name) for name in ("config", "tokenizer_files", "data_position"))
+    base, data = content.get("base"), content.get("data")
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise UserError("its metadata has no config of a model")
+    if not isinstance(position, dict):
+        raise UserError("its metadata has no position in the data")
+    if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
+        raise UserError("its metadata has no tokenizer")
+    for name in files:
+        check_plain_name(name, "its tokenizer")
+    if base is not None and not isinstance(config.get("lora"), dict):
+        raise UserError("its metadata has a base, but no adapters")
+    where = "its metadata"
+    return RunMetadata(
+        config,
+        files,
+        position,
+        None if base is None else build(Base, locate(_object(base, "base"), where)),
+        None if data is None else build(DataIdentity, locate(_object(data, "data"), where)),
+    )
+
+
+def _sums(sums: Any) -> dict[str, dict[str, int]]:
+    if not isinstance(sums, dict) or "params" not in sums or not sums.keys() <= _ITEMS:
+        raise UserError("its metadata has not the checksums of a run's arrays")
+    for of_item in sums.values():
+        if not isinstance(of_item, dict) or not all(type(value) is int for value in of_item.values()):
+            raise UserError("its metadata has checksums that are no numbers")
+    return sums
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"its metadata has a {name} without fields")
+    return value
+
+
+def _sha256(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,80 @@
+"""Finds the token shards that a run was trained on, though they or the run were moved since."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from stellarbyte.errors import UserError
+from stellarbyte_jax.config import RunConfig
+from stellarbyte_jax.data.identity import DataIdentity
+from stellarbyte_jax.data.manifest import Manifest
+from stellarbyte_jax.data.tokenizer import Tokenizer
+from stellarbyte_jax.run_folder import moved_along
+
+
+def with_own_shards(
+    config: RunConfig, known: DataIdentity | None, run_dir: Path, tokenizer: Tokenizer, named: str | None
+) -> RunConfig:
+    """The config with the folder of token shards that is there now; what a user should know of them goes to stderr.
+
+    Looked at is the folder of the config, then where that lies if it was moved together with the run.
+
+    Args:
+        config: of the run, as its checkpoint has it.
+        known: what the checkpoint says of its data, if it says so.
+        run_dir: where the run lies now.
+        tokenizer: the run's.
+        named: another folder that the user asks for, of any data.
+
+    Raises:
+        UserError: no such folder is finished, or what it holds is of another tokenizer; or, unless it was asked for, of
+            other data.
+    """
+    if named is not None:
+        manifest = Manifest.load(Path(named))
+        _check_tokenizer(manifest, named, tokenizer, run_dir)
+        changed = None if known is None else DataIdentity.of(manifest).differences(known)
+        if changed is not None:
+            _say(f"--data.shards {named} holds other data than {run_dir} was trained on: {changed}")
+        return _with(config, manifest, named)
+
+    folders = [config.data.shards, str(moved_along(config.data.shards, config.output_dir, run_dir))]
+    folders = list(dict.fromkeys(folder for folder in folders if (Path(folder) / "manifest.json").is_file()))
+    if not folders:
+        raise UserError(
+            f"data.shards {config.data.shards} of {run_dir} holds no finished token shards: name the folder they were "
+            "moved to with --data.shards"
+        )
+    manifests = {folder: Manifest.load(Path(folder)) for folder in folders}
+    changes = {
+        folder: None if known is None else DataIdentity.of(manifest).differences(known)
+        for folder, manifest in manifests.items()
+    }
+    own = next((folder for folder in folders if changes[folder] is None), None)
+    if own is None:
+        _check_tokenizer(manifests[folders[0]], folders[0], tokenizer, run_dir)
+        raise UserError(
+            f"data.shards {folders[0]} holds other data than {run_dir} was trained on ({changes[folders[0]]}): name "
+            "the run's own shards with --data.shards, or these if others are meant"
+        )
+    _check_tokenizer(manifests[own], own, tokenizer, run_dir)
+    if own != config.data.shards:
+        _say(f"the run's token shards are in {own} now")
+    return _with(config, manifests[own], own)
+
+
+def _check_tokenizer(manifest: Manifest, folder: str, tokenizer: Tokenizer, run_dir: Path) -> None:
+    if manifest.recipe.tokenizer_sha256 != tokenizer.sha256:
+        raise UserError(
+            f"data.shards {folder} was made with another tokenizer than that of {run_dir}: prepare it again"
+        )
+
+
+def _with(config: RunConfig, manifest: Manifest, folder: str) -> RunConfig:
+    if manifest.warning is not None:
+        _say(f"warning: {manifest.warning}")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, shards=folder))
+
+
+def _say(text: str) -> None:
+    print(f"stellarbyte: {text}", file=sys.stderr)
