@@ -1,7 +1,7 @@
 """The one table from logical axes to mesh axes, the mesh, and where arrays lie on it."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import MeshConfig
@@ -39,7 +39,17 @@ LOGICAL_AXIS_RULES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-_ONE_DEVICE = AbstractMesh((1,), ("data",))
+def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
+    """A mesh of so many devices along each axis, which need not be here: enough to say how an array is cut."""
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=_compiler_decides(sizes))
+
+
+def _compiler_decides(axes: Collection[str]) -> tuple[AxisType, ...]:
+    # The compiler finds out where arrays lie that no constraint names; by JAX 0.12's default programs must say it.
+    return (AxisType.Auto,) * len(axes)
+
+
+_ONE_DEVICE = abstract_mesh({"data": 1})
 
 
 @dataclass(frozen=True)
@@ -121,9 +131,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(config, len(devices), "devices", "there are")
-    axis_types = (jax.sharding.AxisType.Auto,) * len(sizes)
     grid = _device_slices(sizes, config.slices, devices) if config.slices > 1 else _grid(list(sizes.values()), devices)
-    return Mesh(grid, tuple(sizes), axis_types=axis_types)
+    return Mesh(grid, tuple(sizes), axis_types=_compiler_decides(sizes))
 
 
 def mesh_sizes(config: MeshConfig, count: int, things: str, there: str) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """How to get about in a traced program."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
@@ -38,3 +38,18 @@ def shape_of(var: Any) -> tuple[int, ...]:
 def loop_body(loop: JaxprEqn) -> Jaxpr:
     """What a scan does in each trip."""
     return loop.params["jaxpr"].jaxpr
+
+
+def loop_inputs(loop: JaxprEqn) -> tuple[int, int]:
+    """(constants, carried) of a scan's inputs, which come in this order; it slices the others.
+
+    Told by the shapes, as JAX's versions write it down in different ways: what a scan slices, and what it stacks of its
+    outputs, has an axis more outside than inside.
+    """
+    body = loop_body(loop)
+
+    def alike(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+        return sum(len(shape_of(a)) == len(shape_of(b)) for a, b in zip(outside, inside, strict=True))
+
+    carried = alike(loop.outvars, body.outvars)
+    return alike(loop.invars, body.invars) - carried, carried

@@ -7,7 +7,7 @@ from typing import Any
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from jax.sharding import PartitionSpec
 
-from stellarbyte_jax.planning.jaxprs import inner_jaxprs, loop_body, shape_of
+from stellarbyte_jax.planning.jaxprs import inner_jaxprs, loop_body, loop_inputs, shape_of
 
 # For each axis of an array the mesh axes that share it out; None where nothing has decided yet, as for constants.
 Place = tuple[tuple[str, ...], ...]
@@ -90,11 +90,12 @@ class Placement:
             self.follow(params["jaxpr"], [((),) * len(shape_of(var)) for var in params["jaxpr"].invars])
             return [place_of(spec, len(shape)) for spec, shape in zip(params["out_specs"], outs, strict=True)]
         if name == "scan":
-            apart = params["num_consts"] + params["num_carry"]
+            constants, carried = loop_inputs(eqn)
+            apart = constants + carried
             sliced = [None if place is None else place[1:] for place in places[apart:]]
             found = self.follow(loop_body(eqn), places[:apart] + sliced)
-            stacked = [None if place is None else ((), *place) for place in found[params["num_carry"] :]]
-            return found[: params["num_carry"]] + stacked
+            stacked = [None if place is None else ((), *place) for place in found[carried:]]
+            return found[:carried] + stacked
         if name in _CALLS:
             inner = inner_jaxprs(eqn)[-1]
             given = eqn.invars[len(places) - len(inner.invars) :]

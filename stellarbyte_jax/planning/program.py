@@ -8,14 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend.core import Jaxpr, JaxprEqn
 from jax.interpreters import partial_eval
-from jax.sharding import AbstractMesh
 
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.model.attention_kernels import default_kernel
 from stellarbyte_jax.model.splash_attention import LANES
 from stellarbyte_jax.planning.jaxprs import loop_body
 from stellarbyte_jax.planning.placement import Placement, place_of
-from stellarbyte_jax.sharding import Layout, param_shardings
+from stellarbyte_jax.sharding import Layout, abstract_mesh, param_shardings
 from stellarbyte_jax.training.adapters import join, split_adapters
 from stellarbyte_jax.training.state import abstract_model
 
@@ -49,7 +48,7 @@ def abstract_batch(rows: int, length: int, sharding: Any = None) -> dict[str, ja
 
 def layout_of(config: RunConfig, sizes: dict[str, int]) -> Layout:
     """The run's layout on a mesh of so many chips: none is needed to say how an array is cut."""
-    return Layout.of(config.mesh, AbstractMesh(tuple(sizes.values()), tuple(sizes)))
+    return Layout.of(config.mesh, abstract_mesh(sizes))
 
 
 def layer_loops(config: RunConfig, sizes: dict[str, int], rows: int, platform: str, remat: str) -> LayerLoops:

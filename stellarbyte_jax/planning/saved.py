@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from stellarbyte_jax.config import RunConfig
-from stellarbyte_jax.planning.jaxprs import KERNEL, equations, inner_jaxprs, loop_body
+from stellarbyte_jax.planning.jaxprs import KERNEL, equations, inner_jaxprs, loop_body, loop_inputs
 from stellarbyte_jax.planning.placement import Placement
 from stellarbyte_jax.planning.program import LayerLoops, layer_loops, layout_of
 from stellarbyte_jax.planning.tiles import padded_bytes
@@ -150,7 +150,7 @@ def _kept(loops: LayerLoops, *, pad: bool) -> _Kept:
     """What the scan over layers puts out for its reverse; equal values are kept once by XLA."""
     forward, backward, placement = loops.forward, loops.backward, loops.placement
     body = loop_body(forward)
-    consts, carry = forward.params["num_consts"], forward.params["num_carry"]
+    consts, carry = loop_inputs(forward)
     xs: list[Any] = body.invars[consts + carry :]
     parameters = {id(var) for var in xs if jnp.issubdtype(var.aval.dtype, jnp.floating) and var.aval.ndim}
     number = _value_numbers(body, placement)

@@ -10,6 +10,7 @@ from flax import nnx
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.model.remat import POLICIES
+from stellarbyte_jax.planning.jaxprs import loop_inputs
 from stellarbyte_jax.training.state import abstract_model
 from test_jax.tiny import random_tokens, relative_error, tiny_config, tiny_params
 
@@ -67,7 +68,7 @@ def test_offload_keeps_the_layers_inputs_with_the_host() -> None:
     loss, params = loss_of("dense", "offload", "tpu", "reference")
     scans = [eqn for eqn in jax.make_jaxpr(jax.grad(loss))(params).eqns if eqn.primitive.name == "scan"]
     forward = next(eqn for eqn in scans if not eqn.params["reverse"])
-    kept = [var.aval for var in forward.outvars[forward.params["num_carry"] :]]
+    kept = [var.aval for var in forward.outvars[loop_inputs(forward)[1] :]]
     of_tokens = [aval for aval in kept if aval.shape[:3] == (2, 2, 20)]  # [L, B, T, …]
     assert [aval.shape for aval in of_tokens] == [(2, 2, 20, 16)]
     assert of_tokens[0].memory_space == jax.memory.Space.Host

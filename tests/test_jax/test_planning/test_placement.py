@@ -6,13 +6,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from stellarbyte_jax.planning.placement import Placement, place_of
 from stellarbyte_jax.planning.work import matmul_flops, received_bytes, standing_bytes
+from stellarbyte_jax.sharding import abstract_mesh
 
 SIZES = {"data": 2, "tensor": 4}
-ABSTRACT = AbstractMesh(tuple(SIZES.values()), tuple(SIZES))
+ABSTRACT = abstract_mesh(SIZES)
 P = PartitionSpec
 B, T, D, N, H = 4, 64, 256, 8, 64
 

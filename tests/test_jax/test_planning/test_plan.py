@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import pytest
-from jax.sharding import AbstractMesh
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.chips import CHIPS
@@ -19,7 +18,7 @@ from stellarbyte_jax.planning.program import layer_loops
 from stellarbyte_jax.planning.report import compiled_text, plan_text
 from stellarbyte_jax.planning.roofline import busiest_share
 from stellarbyte_jax.planning.topology import mesh_sizes, parse_topology
-from stellarbyte_jax.sharding import Layout
+from stellarbyte_jax.sharding import Layout, abstract_mesh
 
 ONE_CHIP = parse_topology("v5e:1x1")
 FOUR_CHIPS = parse_topology("v5e:2x2")
@@ -78,7 +77,7 @@ def test_rows_are_shared_out(planned_run):
     assert two.memory.parameters < one.memory.parameters
     assert two.received["context"] > 0
     # The second half of the queries sees three quarters of the pairs, unless halves of both are dealt out.
-    shared = Layout(AbstractMesh((2,), ("context",)))
+    shared = Layout(abstract_mesh({"context": 2}))
     assert busiest_share(planned_run(length=256), shared) == pytest.approx(1.5, rel=0.01)
     assert busiest_share(planned_run(length=512, max_position_embeddings=512), shared) == 1
     assert two.roofline.compute > one.roofline.compute / 2
