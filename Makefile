@@ -1,5 +1,6 @@
 # The commands of the project: each makes .venv first, from pyproject.toml under the pins of constraints.txt.
-PYTHON ?= python3
+# The newest that is there and runs: where pyenv is, a name on PATH may be a Python that is not chosen, and does not.
+PYTHON ?= $(or $(firstword $(foreach python,python3.13 python3.12 python3.11,$(shell $(python) -c '' 2>/dev/null && echo $(python)))),python3)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/.installed
 RUN := runs/quickstart
@@ -125,6 +126,7 @@ clean:
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "StellarByte needs Python 3.11 or newer, not %s: make PYTHON=python3.11 …" % sys.version.split()[0])'
-	$(PYTHON) -m venv .venv
+	@# One of another version goes first: venv would leave its links to that where they are.
+	$(PYTHON) -m venv $$([ "$$(.venv/bin/python -V 2>&1)" = "$$($(PYTHON) -V)" ] || echo --clear) .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
