@@ -20,13 +20,16 @@ from test_convert.torch_side import TorchModel
 
 def drawn_adapters(config: ByteConfig, lora: LoRAConfig, seed: int = 0) -> Params:
     """Adapters that say something: no zeros but in the layers that have none, and for heads that are gone."""
+    # With twice this two of the tests' models become so steep that float32 is off by 4e-5 in their logits and 5e-4 in
+    # their gradients, in JAX and in torch alike: they were equal in the order that one release sums in, by chance.
+    spread = 0.2
     generator = np.random.default_rng(seed)
     fresh = dict(weights.flatten(init_adapters(config, lora, seed)))
     layers = lora.layer_numbers(config.num_hidden_layers)
     drawn = {}
     for path, start in fresh.items():
         drawn[path] = np.zeros(start.shape, np.float32)
-        drawn[path][layers] = generator.normal(0.0, 0.4, drawn[path][layers].shape)
+        drawn[path][layers] = generator.normal(0.0, spread, drawn[path][layers].shape)
     for module, kernels in adapters._linears(config).items():
         for layer, kernel in enumerate(kernels if lora.adapts(module) else ()):
             A_DR, B_RF = (drawn[(*kernel.path[:-1], leaf)][layer] for leaf in ("lora_A", "lora_B"))

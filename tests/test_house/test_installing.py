@@ -54,7 +54,8 @@ def test_the_newest_python_that_runs(there: dict[str, int], told: str, chosen: s
         (tmp_path / name).symlink_to(
             next(path for path in (Path("/bin") / name, Path("/usr/bin") / name) if path.exists())
         )
-    command = [str(tmp_path / "make"), "-s", "-f", str(ROOT / "Makefile"), "--eval", "show: ; $(info $(PYTHON))", "show"]
+    make = [str(tmp_path / "make"), "--silent", f"--file={ROOT / 'Makefile'}"]
+    command = [*make, "--eval", "show: ; $(info $(PYTHON))", "show"]
     environment = {"PATH": str(tmp_path)} | ({"PYTHON": told} if told else {})
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == chosen, done.stderr

@@ -17,8 +17,6 @@ from test_jax.runs import run_config_of
 from test_jax.tiny import random_tokens, segments, tiny_config
 
 STEPS = 4
-# Compiling is what takes the time here.
-QUICK = {"xla_cpu_use_fusion_emitters": False}
 MODELS = {
     "dense": tiny_config(),
     "windowed": tiny_config(sliding_window=6, tie_word_embeddings=True, residual="deepnorm"),
@@ -61,7 +59,6 @@ def train(name: str, layout: Layout, state: Any = None, steps: range = range(STE
         make_train_step(graphdef, optimizer, 1, seed=0),
         in_shardings=(shardings, rows),
         out_shardings=(shardings, layout.sharding()),
-        compiler_options=QUICK,
     )
     if state is None:
         state = jax.jit(lambda: init_state(config.model, optimizer, 0), out_shardings=shardings)()
