@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.exits import INTERRUPTED, report
@@ -32,7 +33,7 @@ def tokenizer_train(options: argparse.Namespace) -> None:
     from stellarbyte_jax.data.corpus import documents
     from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 
-    fields = {} if options.field is None else {"fields": tuple(options.field)}
+    fields: dict[str, Any] = {} if options.field is None else {"fields": tuple(options.field)}
     sources = [SourceConfig(path, template=options.template, **fields) for path in options.input]
 
     def texts() -> Iterator[str]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from stellarbyte_torch.chat_encoding import Sample
+from stellarbyte.chat.encoding import Sample
 
 IGNORED_LABEL = -100
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from stellarbyte.chat.encoding import Sample
 from stellarbyte.config.build import build
 from stellarbyte.config.nodes import Node, read_yaml
 from stellarbyte.errors import UserError
-from stellarbyte_torch.chat_encoding import Sample
 from stellarbyte_torch.data import read_samples
 from stellarbyte_torch.data_config import DataConfig
 from stellarbyte_torch.model_folder import load_tokenizer

@@ -12,9 +12,9 @@ import torch
 from rich.console import Console
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, set_seed
 
+from stellarbyte.chat.template import read_template
 from stellarbyte.config.plain import differing_fields, save_yaml
 from stellarbyte.errors import UserError
-from stellarbyte_torch.chat_template import read_template
 from stellarbyte_torch.data import PreparedData, prepare_data
 from stellarbyte_torch.finetune_base import load_base, load_base_config, load_base_tokenizer
 from stellarbyte_torch.finetune_config import (

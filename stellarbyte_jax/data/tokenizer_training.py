@@ -6,6 +6,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 
+from stellarbyte.chat.template import STELLARBYTE_TEMPLATE
 from stellarbyte.errors import UserError
 from stellarbyte.files import json_text
 from stellarbyte_jax.data.tokenizer import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, SPECIAL_TOKENS, Tokenizer
@@ -26,18 +27,6 @@ _SPLIT = "|".join(
         r"\s+",
     )
 )
-
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-    {{- bos_token + message['role'] + '\\n' -}}
-    {%- if message['role'] == 'assistant' -%}
-        {%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}
-    {%- else -%}
-        {{- message['content'] + eos_token -}}
-    {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- bos_token + 'assistant\\n' -}}{%- endif -%}
-"""
 
 
 def train_tokenizer(
@@ -102,7 +91,7 @@ def train_tokenizer(
     files = {
         "tokenizer.json": tokenizer.to_str(pretty=True),
         "tokenizer_config.json": json_text(_hugging_face_config(extra_special_tokens)),
-        "chat_template.jinja": CHAT_TEMPLATE,
+        "chat_template.jinja": STELLARBYTE_TEMPLATE,
     }
     Tokenizer.save_files(files, output)
     return Tokenizer.load(output)
