@@ -50,7 +50,7 @@ def to_peft(
     if metadata.base is None:
         raise UserError(f"{run_dir} holds a whole model and no adapters: export it with `stellarbyte-convert to-hf`")
     where = f"the checkpoint of step {found} in {run_dir}"
-    config = model_config_from_dict(metadata.config["model"], where)
+    config = model_config_from_dict(metadata.model, where)
     lora = lora_config_from_dict(metadata.config["lora"], where)
     tensors = to_peft_tensors(adapters, config, lora)
     modules = [module for module in _linears(config) if lora.adapts(module)]
@@ -82,7 +82,7 @@ def from_peft(adapter_dir: Path, run_dir: Path, base_dir: Path) -> Conversion:
     metadata, step = load_metadata(base_dir)
     if metadata.base is not None:
         raise UserError(f"--base {base_dir} holds adapters itself, on {metadata.base.run_dir}: name a whole model")
-    config = model_config_from_dict(metadata.config["model"], f"{base_dir}/checkpoints")
+    config = model_config_from_dict(metadata.model, f"{base_dir}/checkpoints")
     fields = adapter_config.read(adapter_dir)
     tensors = given_weights.finite(shards.read_file(adapter_dir / ADAPTER_WEIGHTS), str(adapter_dir))
     adapters, lora = from_peft_tensors(tensors, fields, config, str(adapter_dir))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -196,3 +197,38 @@ def test_importing_the_tokenizer_loads_no_transformers() -> None:
         "import stellarbyte_jax.data.tokenizer, sys; sys.exit('transformers' in sys.modules or 'torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def with_added(folder: Path, output: Path, token: tokenizers.AddedToken) -> Tokenizer:
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+    output.mkdir()
+    backend.save(str(output / "tokenizer.json"))
+    return Tokenizer.load(output)
+
+
+def test_an_added_token_stands_for_its_own_text(tokenizer_folder: Path, tmp_path: Path) -> None:
+    ours = with_added(tokenizer_folder, tmp_path / "a", tokenizers.AddedToken("<tool é>", special=False))
+    text = "a <tool é> b"
+    ids = ours.encode(text)
+    assert ids.count(ours.vocab_size - 1) == 1
+    assert ours.decode(ids) == text
+    assert ours.byte_lengths[ids].sum() == len(text.encode())
+
+
+def test_an_added_special_token_stands_for_none(tokenizer_folder: Path, tmp_path: Path) -> None:
+    ours = with_added(tokenizer_folder, tmp_path / "a", tokenizers.AddedToken("<|tool|>", special=True))
+    assert ours.decode([ours.vocab_size - 1]) == ""
+    assert ours.vocab_size - 1 not in ours.encode("<|tool|>")
+
+
+def test_an_added_token_that_takes_blanks_away_is_refused(tokenizer_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"added token '<tool>', which takes away blanks"):
+        with_added(tokenizer_folder, tmp_path / "a", tokenizers.AddedToken("<tool>", lstrip=True, special=False))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000, '{"version": "1.0"}', "\ufeff{}"])
+def test_a_broken_tokenizer_is_one_sentence(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content, "utf-8")
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer|cannot be read"):
+        Tokenizer.load(tmp_path)
