@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 
 from convert import config as hf_config
-from convert import given_weights, hf_checkpoint, layer_scale, run_checkpoint, shards, staged_folder, weights
+from convert import (
+    exported_tokenizer,
+    given_weights,
+    hf_checkpoint,
+    layer_scale,
+    run_checkpoint,
+    shards,
+    staged_folder,
+    weights,
+)
 from convert.run_checkpoint import RunCheckpoint
 from convert.staged_folder import CERTIFICATE
 from convert.two_sides import JaxSide, Side, TokenIds, TorchSide, encode_by_default, require_torch
@@ -223,11 +232,12 @@ def _compare_behaviour(checkpoint: RunCheckpoint, hf_dir: Path, prompts: Sequenc
 def _special_token_differences(checkpoint: RunCheckpoint, hf_dir: Path) -> list[str]:
     """Whether transformers puts the special tokens around a text that the run's tokenizer says."""
     text = DEFAULT_PROMPTS[1]
-    ours = Tokenizer(checkpoint.tokenizer_files, "of the run").encode_as_hugging_face(text)
+    files = exported_tokenizer.for_hugging_face(checkpoint.tokenizer_files, checkpoint.config.context_length)
+    ours = Tokenizer(files, "of the run").encode_as_hugging_face(text)
     (theirs,) = encode_by_default(hf_dir, [text])
     if ours == theirs:
         return []
-    return [f"the export's tokenizer makes {theirs} of the text {text!r}, and the run's makes {ours}"]
+    return [f"the export's tokenizer makes {theirs} of the text {text!r}, where {ours} is right: export again"]
 
 
 def _compare_logits(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> dict[str, Any]:

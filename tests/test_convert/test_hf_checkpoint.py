@@ -317,11 +317,16 @@ def test_the_exported_tokenizer_begins_a_text_as_training_did_and_cuts_it(export
     assert 'tokenizer("…"' in card and "the tokenizer puts it there" in card
 
 
-def test_a_tokenizer_of_an_earlier_version_is_exported_as_it_is(run_dir, tokenizer, tmp_path):
-    content = json.loads(tokenizer.files["tokenizer.json"]) | {"post_processor": None}
+@pytest.mark.parametrize("compact", [False, True])
+def test_the_tokenizer_comes_back_as_it_was(run_dir, tokenizer, tmp_path, compact):
     before = run_checkpoint.load(run_dir)
-    files = {**tokenizer.files, "tokenizer.json": json.dumps(content)}
+    content = tokenizer.files["tokenizer.json"]
+    files = {**tokenizer.files, "tokenizer.json": json.dumps(json.loads(content)) if compact else content}
     run_checkpoint.save(tmp_path / "run", RunCheckpoint(before.params, before.config, files, step=0))
     hf_checkpoint.to_hf(tmp_path / "run", tmp_path / "hf")
-    assert AutoTokenizer.from_pretrained(tmp_path / "hf")("star").input_ids == tokenizer.encode("star")
-    assert "write it there, as the tokenizer does not" in (tmp_path / "hf" / "README.md").read_text("utf-8")
+    hf_checkpoint.from_hf(tmp_path / "hf", tmp_path / "back")
+    assert run_checkpoint.load(tmp_path / "back").tokenizer_files == files
+    if not compact:
+        AutoTokenizer.from_pretrained(tmp_path / "hf").save_pretrained(tmp_path / "hf")
+        hf_checkpoint.from_hf(tmp_path / "hf", tmp_path / "saved")
+        assert run_checkpoint.load(tmp_path / "saved").tokenizer_files["tokenizer.json"] == content
