@@ -16,6 +16,7 @@ from convert.names import HFTensor
 from convert.weights import LazyTensor, Params
 from stellarbyte.errors import UserError
 from stellarbyte.files import write_json
+from stellarbyte.staged_folder import staged
 from stellarbyte_jax.config import ByteConfig, LoRAConfig
 from stellarbyte_jax.config_file import lora_config_from_dict, model_config_from_dict, save_config, to_dict
 from stellarbyte_jax.run_folder import check_is_run
@@ -55,7 +56,7 @@ def to_peft(
     tensors = to_peft_tensors(adapters, config, lora)
     modules = [module for module in _linears(config) if lora.adapts(module)]
     fields = adapter_config.to_peft(lora, modules, config.num_hidden_layers, base_model)
-    with staged_folder.staged(adapter_dir, keep) as folder:
+    with staged(adapter_dir, keep) as folder:
         write_json(folder / ADAPTER_CONFIG, fields, sort_keys=True)
         try:
             save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
@@ -88,7 +89,7 @@ def from_peft(adapter_dir: Path, run_dir: Path, base_dir: Path) -> Conversion:
     adapters, lora = from_peft_tensors(tensors, fields, config, str(adapter_dir))
     conversion = _conversion(0, tensors.values())
     base = Base(str(base_dir), step, fingerprint(base_dir, step))
-    with staged_folder.staged(run_dir) as folder:
+    with staged(run_dir) as folder:
         save_config(config, folder / "model.yaml")
         about = {"model": to_dict(config), "lora": to_dict(lora)}
         save_imported(folder, adapters, RunMetadata(about, metadata.tokenizer_files, base=base))

@@ -21,6 +21,7 @@ from convert import (
 from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.errors import UserError
 from stellarbyte.files import write_json, write_text
+from stellarbyte.staged_folder import staged
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
 # Told (bytes done, bytes in all) as weights are written.
@@ -82,7 +83,7 @@ def to_hf(
     conversion = _describe(checkpoint.step, tensors)
     tokenizer_files = exported_tokenizer.for_hugging_face(checkpoint.tokenizer_files, config.context_length)
     checkpoint = replace(checkpoint, tokenizer_files=tokenizer_files)
-    with staged_folder.staged(hf_dir, keep) as folder:
+    with staged(hf_dir, keep) as folder:
         write_json(folder / hf_config.CONFIG, hf_config.to_hf(config, dtype), sort_keys=True)
         write_json(folder / hf_config.GENERATION_CONFIG, hf_config.generation_to_hf(config), sort_keys=True)
         Tokenizer.save_files(tokenizer_files, folder)
@@ -115,7 +116,7 @@ def from_hf(hf_dir: Path, run_dir: Path) -> Conversion:
     params = weights.from_hf(tensors, config, "float32", where=str(hf_dir))
     conversion = _describe(0, tensors)
     del tensors  # which keep the files in memory, while saving needs room for a copy
-    with staged_folder.staged(run_dir) as folder:
+    with staged(run_dir) as folder:
         files = exported_tokenizer.for_a_run(tokenizer.files)
         run_checkpoint.save(folder, RunCheckpoint(params, config, files, step=0))
     return conversion

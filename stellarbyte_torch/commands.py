@@ -61,7 +61,7 @@ def chat(options: argparse.Namespace) -> None:
         if sys.stdin.isatty() and sys.stdout.isatty() and not options.json:
             chatting.talk(session, colour=options.colour)
         else:
-            chatting.answer_lines(session, sys.stdin, as_json=options.json)
+            chatting.answer_lines(session, sys.stdin, as_json=options.json, echo=options.echo)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -75,7 +75,7 @@ def preview(options: argparse.Namespace) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of few characters must not end the preview
     try:
-        for text in previewed(options.config, options.samples, colour=colour):
+        for text in previewed(options.config, options.samples, colour=colour, overrides=options.overrides):
             sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -108,6 +108,7 @@ def merge(options: argparse.Namespace) -> None:
 
     from stellarbyte_torch.lora import load_lora, merge_and_save
     from stellarbyte_torch.model_folder import load_model, load_tokenizer
+    from stellarbyte_torch.saving import saved_whole
 
     if not (options.adapter / "adapter_config.json").is_file():
         raise UserError(f"{options.adapter} holds no adapter_config.json: give a folder in PEFT's format")
@@ -117,7 +118,9 @@ def merge(options: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(options.adapter if own else options.folder)
     model = load_lora(load_model(options.folder, "cpu"), options.adapter)
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
-    print(merge_and_save(model, options.output, dtype, tokenizer))
+    with saved_whole(options.output) as folder:
+        drift = merge_and_save(model, folder, dtype, tokenizer)
+    print(drift)
     print(f"the merged model is in {options.output}")
 
 

@@ -176,7 +176,12 @@ def _check_same_run(config: RunConfig, tokenizer: Tokenizer, data: DataIdentity)
     ]
     if differing:
         shown = ", ".join(f"{name} (was {a}, now {b})" for name, a, b in differing)
-        raise UserError(f"{run_dir} holds a run with another config: {shown}; choose another output_dir")
+        raise UserError(
+            f"{run_dir} holds a run with another config: {shown}; a run goes on only as it began, since its learning "
+            "rate and its batches follow from these. Give them their old values; or choose another output_dir, and "
+            f"init_from {run_dir} to train on from its weights. What may change is the mesh, the processes, remat, and "
+            "when it validates and saves"
+        )
     changed = None if metadata.data is None else data.differences(metadata.data)
     if changed is not None:
         raise UserError(
