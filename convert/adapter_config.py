@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stellarbyte.errors import UserError
-from stellarbyte_jax.lora_config import LoRAConfig
+from stellarbyte.errors import UserError, shown
+from stellarbyte.layer_ranges import layer_ranges
+from stellarbyte.lora_values import check_numbers
+from stellarbyte.patterns import check_patterns
+from stellarbyte.reading import MIB, read_json_object
+from stellarbyte_jax.lora_config import LoRAConfig, ends_with
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -29,6 +33,10 @@ _SPOKEN_FOR = {
 _STARTS_BESIDE_THE_BASE = (True, False, "gaussian", "orthogonal", "eva")
 
 
+# How PEFT looks a module's full name up in a pattern's keys.
+_FITTED = r"(.*\.)?({})$"
+
+
 @dataclass(frozen=True)
 class Adapted:
     """What the tensors of an adapter show: the layers, and each adapted module of a layer with its rank."""
@@ -41,6 +49,7 @@ def to_peft(
     config: LoRAConfig, modules: Iterable[str], num_hidden_layers: int, base_model: str | None
 ) -> dict[str, Any]:
     """The fields of adapter_config.json for the adapters of a run, of whose modules `modules` are adapted."""
+    modules = list(modules)
     every = isinstance(config.target_modules, str)
     targets = {name.rpartition(".")[2] for name in modules} if every else set(config.target_modules)
     return {
@@ -54,8 +63,8 @@ def to_peft(
         "lora_alpha": _whole(config.lora_alpha),
         "lora_dropout": config.lora_dropout,
         "use_rslora": config.use_rslora,
-        "rank_pattern": dict(config.rank_pattern),
-        "alpha_pattern": {name: _whole(alpha) for name, alpha in config.alpha_pattern.items()},
+        "rank_pattern": _in_any_order(config.rank_pattern, modules),
+        "alpha_pattern": _in_any_order({name: _whole(a) for name, a in config.alpha_pattern.items()}, modules),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
@@ -70,25 +79,27 @@ def read(folder: Path) -> dict[str, Any]:
         UserError: no such file, no LoRA, or a field that would change what the adapter computes.
     """
     path = folder / ADAPTER_CONFIG
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): name a folder that PEFT has saved") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not a whole JSON file ({error}): save the adapter again") from error
-    kind = fields.get("peft_type") if isinstance(fields, dict) else None
+    fields = read_json_object(path, 16 * MIB)
+    kind = fields.get("peft_type")
     if kind != "LORA":
-        raise UserError(f"{path}: peft_type is {kind!r}, and JAX holds LORA adapters alone: train one of these")
+        raise UserError(f"{path}: peft_type is {shown(kind)}, and JAX holds LORA adapters alone: train one of these")
     for name, value in fields.items():
         neutral = value in (None, False, "none") or value in ([], {})
         if name not in _SILENT | _SPOKEN_FOR and not neutral:
-            raise UserError(f"{path}: {name} is {json.dumps(value)}, which adapters in JAX cannot have: train without")
+            text = json.dumps(value) if len(json.dumps(value)) < 100 else shown(value)
+            raise UserError(f"{path}: {shown(name)[1:-1]} is {text}, which adapters in JAX cannot have: train without")
     start = fields.get("init_lora_weights", True)
     if start not in _STARTS_BESIDE_THE_BASE:
         raise UserError(
-            f"{path}: init_lora_weights is {start!r}, which changes the base as well: save the adapter as one for the "
-            "base as it was, as PEFT's path_initial_model_for_weight_conversion does"
+            f"{path}: init_lora_weights is {shown(start)}, which changes the base as well: save the adapter as "
+            "one for the base as it was, as PEFT's path_initial_model_for_weight_conversion does"
         )
+    try:
+        check_numbers(fields)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(fields.get("use_rslora", False), bool):
+        raise UserError(f"{path}: use_rslora is {shown(fields['use_rslora'])}: write true or false")
     return fields
 
 
@@ -105,6 +116,13 @@ def from_peft(fields: Mapping[str, Any], adapted: Adapted, modules: list[str], l
     Raises:
         UserError: a module's alpha differs from layer to layer, or a rank from what the tensors show.
     """
+    names = [f"model.layers.{layer}.{module}" for module in adapted.ranks for layer in adapted.layers]
+    fitted = {
+        f"{where}: {field}[{key!r}]": (key, _FITTED.format(key))
+        for field in ("rank_pattern", "alpha_pattern")
+        for key in fields.get(field) or {}
+    }
+    check_patterns(fitted, names)
     alphas: dict[str, float] = {}
     for module, rank in adapted.ranks.items():
         full_names = [f"model.layers.{layer}.{module}" for layer in adapted.layers]
@@ -124,7 +142,7 @@ def from_peft(fields: Mapping[str, Any], adapted: Adapted, modules: list[str], l
         "lora_alpha": fields.get("lora_alpha", 8),
         "lora_dropout": fields.get("lora_dropout", 0.0),
         "use_rslora": fields.get("use_rslora", False),
-        "layers": None if len(adapted.layers) == layers else _ranges(adapted.layers),
+        "layers": None if len(adapted.layers) == layers else layer_ranges(adapted.layers),
     }
     targets = fields.get("target_modules")
     as_written = LoRAConfig(
@@ -150,20 +168,20 @@ def _describe(config: LoRAConfig, modules: list[str]) -> dict[str, tuple[int, fl
 def _by_pattern(pattern: Mapping[str, Any] | None, name: str, otherwise: Any) -> Any:
     """The value of the first key that fits a module's full name, as PEFT looks it up."""
     for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", name):
+        if re.match(_FITTED.format(key), name):
             return value
     return otherwise
 
 
-def _ranges(layers: list[int]) -> str:
-    """Ascending numbers as "0-3,8"."""
-    spans: list[list[int]] = []
-    for layer in layers:
-        if spans and layer == spans[-1][-1] + 1:
-            spans[-1].append(layer)
-        else:
-            spans.append([layer])
-    return ",".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
+def _in_any_order(pattern: Mapping[str, Any], modules: list[str]) -> dict[str, Any]:
+    """A run's pattern as one of PEFT's that means the same in any order, as PEFT sorts the keys when it saves.
+
+    Where two values fit one module, of which a run takes the first, each module is named in full.
+    """
+    fitting = {module: [value for name, value in pattern.items() if ends_with(module, name)] for module in modules}
+    if all(len(set(values)) < 2 for values in fitting.values()):
+        return dict(pattern)
+    return {rf"^model\.layers\.\d+\.{re.escape(module)}": values[0] for module, values in fitting.items() if values}
 
 
 def _whole(number: float) -> float:

@@ -10,18 +10,20 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from convert import adapter_config, given_weights, names, shards, staged_folder, weights
+from convert import config as hf_config
 from convert.adapter_config import ADAPTER_CONFIG, Adapted
 from convert.hf_checkpoint import Conversion
 from convert.names import HFTensor
 from convert.weights import LazyTensor, Params
+from stellarbyte.adapter_base import AdapterBase, check_adapter
 from stellarbyte.errors import UserError
 from stellarbyte.files import write_json
-from stellarbyte.staged_folder import staged
 from stellarbyte_jax.config import ByteConfig, LoRAConfig
 from stellarbyte_jax.config_file import lora_config_from_dict, model_config_from_dict, save_config, to_dict
 from stellarbyte_jax.run_folder import check_is_run
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PICKLED_WEIGHTS = "adapter_model.bin"
 
 _PREFIX = "base_model.model."
 _KEY = re.compile(re.escape(_PREFIX) + r"(model\.layers\.(\d+)\.(.+))\.(lora_[AB])\.weight")
@@ -51,13 +53,14 @@ def to_peft(
     if metadata.base is None:
         raise UserError(f"{run_dir} holds a whole model and no adapters: export it with `stellarbyte-convert to-hf`")
     where = f"the checkpoint of step {found} in {run_dir}"
-    config = model_config_from_dict(metadata.model, where)
+    config = model_config_from_dict(metadata.config["model"], where)
     lora = lora_config_from_dict(metadata.config["lora"], where)
     tensors = to_peft_tensors(adapters, config, lora)
     modules = [module for module in _linears(config) if lora.adapts(module)]
     fields = adapter_config.to_peft(lora, modules, config.num_hidden_layers, base_model)
-    with staged(adapter_dir, keep) as folder:
+    with staged_folder.staged(adapter_dir, keep) as folder:
         write_json(folder / ADAPTER_CONFIG, fields, sort_keys=True)
+        AdapterBase.of(hf_config.to_hf(config, "float32")).write(folder)
         try:
             save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:
@@ -83,13 +86,19 @@ def from_peft(adapter_dir: Path, run_dir: Path, base_dir: Path) -> Conversion:
     metadata, step = load_metadata(base_dir)
     if metadata.base is not None:
         raise UserError(f"--base {base_dir} holds adapters itself, on {metadata.base.run_dir}: name a whole model")
-    config = model_config_from_dict(metadata.model, f"{base_dir}/checkpoints")
+    config = model_config_from_dict(metadata.config["model"], f"{base_dir}/checkpoints")
     fields = adapter_config.read(adapter_dir)
+    check_adapter(adapter_dir, fields, AdapterBase.of(hf_config.to_hf(config, "float32")))
+    if (adapter_dir / PICKLED_WEIGHTS).exists() and not (adapter_dir / ADAPTER_WEIGHTS).exists():
+        raise UserError(
+            f"{adapter_dir} holds its weights in {PICKLED_WEIGHTS}, a pickle, which can run any program when it is "
+            f"read: save the adapter again as {ADAPTER_WEIGHTS} (PEFT's save_pretrained does so)"
+        )
     tensors = given_weights.finite(shards.read_file(adapter_dir / ADAPTER_WEIGHTS), str(adapter_dir))
     adapters, lora = from_peft_tensors(tensors, fields, config, str(adapter_dir))
     conversion = _conversion(0, tensors.values())
     base = Base(str(base_dir), step, fingerprint(base_dir, step))
-    with staged(run_dir) as folder:
+    with staged_folder.staged(run_dir) as folder:
         save_config(config, folder / "model.yaml")
         about = {"model": to_dict(config), "lora": to_dict(lora)}
         save_imported(folder, adapters, RunMetadata(about, metadata.tokenizer_files, base=base))

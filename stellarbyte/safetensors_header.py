@@ -1,6 +1,5 @@
 """The header of a safetensors file, read in bounded memory and held against the file before any tensor is."""
 
-import json
 import math
 import stat
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stellarbyte.errors import UserError
+from stellarbyte.reading import parse_json
 
 # Bytes of one element; what is narrower than a byte, no weight of ours or PEFT's is in.
 ELEMENT_BYTES = {
@@ -73,19 +73,12 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in fields if names.count(name) > 1)
-            raise _broken(path, f"its header names {_shown(twice)} twice")
-        return fields
-
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise _broken(path, f"its header is no JSON ({reason})") from None
+        header = parse_json(text.decode("utf-8"), "its header")
+    except UnicodeDecodeError as error:
+        raise _broken(path, f"its header is not UTF-8 text (byte {error.start})") from None
+    except UserError as error:
+        raise _broken(path, str(error)) from None
     if not isinstance(header, dict):
         raise _broken(path, "its header is no JSON object of tensors")
     return header

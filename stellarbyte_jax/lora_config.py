@@ -1,10 +1,11 @@
 """LoRAConfig: which adapters are trained beside frozen weights, in the words of PEFT's LoraConfig."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from stellarbyte.errors import UserError
+from stellarbyte.layer_ranges import layer_numbers
+from stellarbyte.lora_values import MAX_RANK, told
 
 ALL_LINEAR = "all-linear"
 
@@ -39,11 +40,16 @@ class LoRAConfig:
         if not self.target_modules:
             raise UserError("lora.target_modules [] names no module: name one at least, or take all-linear")
         for name, rank in {"r": self.r, **{f"rank_pattern.{key}": r for key, r in self.rank_pattern.items()}}.items():
-            if rank < 1:
-                raise UserError(f"lora.{name} {rank} must be at least 1")
+            if not 1 <= rank <= MAX_RANK:
+                raise UserError(f"lora.{name} {told(rank)} must be at least 1 and at most {MAX_RANK}")
+        alphas = {"lora_alpha": self.lora_alpha, **{f"alpha_pattern.{k}": a for k, a in self.alpha_pattern.items()}}
+        for name, alpha in alphas.items():
+            if alpha == 0:
+                raise UserError(f"lora.{name} 0 would leave nothing of the adapter: choose r or twice r, for example")
         if not 0 <= self.lora_dropout < 1:
             raise UserError(f"lora.lora_dropout {self.lora_dropout} must be at least 0 and less than 1")
-        self._ranges()
+        if self.layers is not None:
+            layer_numbers(self.layers, "lora.layers")
 
     def adapts(self, module: str) -> bool:
         """Whether a layer's linear module of this dotted name gets an adapter."""
@@ -60,28 +66,15 @@ class LoRAConfig:
 
     def layer_numbers(self, num_hidden_layers: int) -> list[int]:
         """The layers that have adapters, ascending; raises UserError: the model has not so many."""
-        ranges = self._ranges()
-        if ranges is None:
+        if self.layers is None:
             return list(range(num_hidden_layers))
-        numbers = sorted({layer for span in ranges for layer in span})
+        numbers = layer_numbers(self.layers, "lora.layers")
         if numbers[-1] >= num_hidden_layers:
             raise UserError(
                 f"lora.layers {self.layers} names layer {numbers[-1]}, but the model has layers 0 to "
                 f"{num_hidden_layers - 1}: choose from these"
             )
         return numbers
-
-    def _ranges(self) -> list[range] | None:
-        if self.layers is None:
-            return None
-        ranges = []
-        for part in self.layers.split(","):
-            match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
-            span = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
-            if not span:
-                raise UserError(f'lora.layers {self.layers} must be numbers and ascending ranges, such as "0-3,8"')
-            ranges.append(span)
-        return ranges
 
 
 def ends_with(module: str, name: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from stellarbyte.errors import UserError
 from stellarbyte_torch.chat_session import BASE, Answer, ChatSession
+from stellarbyte_torch.lora_names import near_name
 from stellarbyte_torch.terminal_text import harmless
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
@@ -113,29 +114,30 @@ class Commands:
 def add_adapters(session: ChatSession, options: Sequence[str]) -> None:
     """Register what `--adapter [NAME=]FOLDER` says, by the folder's name if it has no other; the first is active.
 
+    A folder may have = in its path: then it has to be there, or a / stands before the =.
+
     Raises:
         UserError: as the session says of an adapter.
     """
     for number, option in enumerate(options):
-        name, equals, folder = option.rpartition("=")
-        path = Path(folder).expanduser()
-        session.add_adapter(name if equals else path.resolve().name.replace(".", "_"), path)
+        name, equals, folder = option.partition("=")
+        is_path = not equals or "/" in name or Path(option).expanduser().is_dir()
+        path = Path(option if is_path else folder).expanduser()
+        session.add_adapter(near_name(path.resolve().name) if is_path else name, path)
         if number == 0:
             session.use_adapter(session.manager.names[0])
 
 
-def answer_lines(session: ChatSession, lines: Iterator[str], *, as_json: bool, echo: bool = False) -> None:
+def answer_lines(session: ChatSession, lines: Iterator[str], *, as_json: bool) -> None:
     """Answer one message a line: to standard output alone, and replies to commands to standard error.
 
-    as_json: an object a line instead, of an answer or of a command's reply. echo: shows each line before its answer.
+    as_json: an object a line instead, of an answer or of a command's reply.
 
     Raises:
         UserError: a command or a message has a mistake; the lines after it are not read.
     """
     commands = Commands(session)
     for line in filter(str.strip, lines):
-        if echo and not as_json:
-            _write(f"> {harmless(line.strip())}\n")
         try:
             message, reply = commands.take(line)
         except Quit:

@@ -10,6 +10,7 @@ import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from stellarbyte.adapter_base import tell_warnings
 from stellarbyte.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def chat(options: argparse.Namespace) -> None:
         if sys.stdin.isatty() and sys.stdout.isatty() and not options.json:
             chatting.talk(session, colour=options.colour)
         else:
-            chatting.answer_lines(session, sys.stdin, as_json=options.json, echo=options.echo)
+            chatting.answer_lines(session, sys.stdin, as_json=options.json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -75,7 +76,7 @@ def preview(options: argparse.Namespace) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of few characters must not end the preview
     try:
-        for text in previewed(options.config, options.samples, colour=colour, overrides=options.overrides):
+        for text in previewed(options.config, options.samples, colour=colour):
             sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -107,20 +108,17 @@ def merge(options: argparse.Namespace) -> None:
     import torch
 
     from stellarbyte_torch.lora import load_lora, merge_and_save
+    from stellarbyte_torch.lora_folder import read_config
     from stellarbyte_torch.model_folder import load_model, load_tokenizer
-    from stellarbyte_torch.saving import saved_whole
 
-    if not (options.adapter / "adapter_config.json").is_file():
-        raise UserError(f"{options.adapter} holds no adapter_config.json: give a folder in PEFT's format")
+    read_config(options.adapter)  # before the model, which takes longer
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
         raise UserError(f"{options.output} is in use: name a folder that is new or empty")
     own = (options.adapter / "tokenizer.json").is_file()  # with the chat template that the adapter was trained by
     tokenizer = load_tokenizer(options.adapter if own else options.folder)
     model = load_lora(load_model(options.folder, "cpu"), options.adapter)
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
-    with saved_whole(options.output) as folder:
-        drift = merge_and_save(model, folder, dtype, tokenizer)
-    print(drift)
+    print(merge_and_save(model, options.output, dtype, tokenizer))
     print(f"the merged model is in {options.output}")
 
 
@@ -130,6 +128,7 @@ def _quieten() -> None:
     for name in ("torchao", "torch.utils._pytree", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    tell_warnings("stellarbyte-torch")
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

@@ -5,15 +5,20 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import peft
-from peft import LoraConfig
+import torch
+from peft import LoraConfig, LoraRuntimeConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
+from stellarbyte.adapter_base import AdapterBase
 from stellarbyte.errors import UserError
-from stellarbyte_torch.nonlinear_lora import ACTIVATIONS, adapt_linear
+from stellarbyte.layer_ranges import layer_numbers
+from stellarbyte_torch.lora_fields import check_fields
+from stellarbyte_torch.nonlinear_lora import adapt_linear
 
 # Written into adapter_config.json instead of "LORA": a PEFT that has not met this package refuses the folder, where it
 # would otherwise drop the activation and compute something else.
@@ -26,7 +31,8 @@ Layers = str | Iterable[int] | None
 class LoRAConfig(LoraConfig):
     """PEFT's LoraConfig, all of whose fields are here as well; saved, it is a plain adapter_config.json.
 
-    layers: the layers to adapt, as "0-3,8" (both ends included) or numbers; with any form of target_modules.
+    layers: the layers to adapt, as "0-3,8" (both ends included) or numbers; narrows target_modules in any form, and
+    target_parameters. What trains whole it leaves alone.
     train_embeddings, train_norms, train_head, train_layers: what trains whole beside the adapters, everything else is
     frozen; layers trained whole get no adapter. apply_lora_to_model turns these into PEFT's modules_to_save.
     activation: non-linear LoRA, one of gelu, relu, sigmoid, silu, tanh between A and B; such an adapter cannot merge.
@@ -37,6 +43,11 @@ class LoRAConfig(LoraConfig):
     Raises UserError: an unknown field, or a value that no adapter can have.
     """
 
+    # PEFT's own are annotated as narrower than what it takes.
+    lora_alpha: int | float = 8  # type: ignore[assignment]
+    init_lora_weights: bool | str = dataclasses.field(  # type: ignore[assignment]
+        default=True, metadata=LoraConfig.__dataclass_fields__["init_lora_weights"].metadata
+    )
     layers: Layers = None
     train_embeddings: bool = False
     train_norms: bool = False
@@ -51,38 +62,35 @@ class LoRAConfig(LoraConfig):
     # Here rather than in __init__, which the dataclass writes: also what PEFT reads from a json passes this way.
     def __new__(cls, *_: Any, **fields: Any) -> Self:
         """Refuse unknown fields: raises UserError."""
+        cls.check_names(fields)
+        return super().__new__(cls)
+
+    @classmethod
+    def check_names(cls, fields: Iterable[str]) -> None:
+        """Raise UserError at a field that neither PEFT nor this config has."""
         known = {field.name for field in dataclasses.fields(cls) if field.init}
-        for name in fields.keys() - known:
+        for name in sorted(set(fields) - known):
             near = difflib.get_close_matches(name, known, n=1)
             raise UserError(
                 f"LoRA config field {name!r} is unknown to PEFT {peft.__version__} and to StellarByte: "
                 + (f"did you mean {near[0]!r}?" if near else "remove it, or upgrade peft if a newer one wrote it")
             )
-        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         """Check the values, write `layers` in PEFT's own fields, and bring in the non-linear layer."""
-        self._check_values()
+        self.rank_pattern, self.alpha_pattern = self.rank_pattern or {}, self.alpha_pattern or {}
+        check_fields(self)
         self._narrow_to_layers()
-        super().__post_init__()
+        # Of the model that it is on, for save_pretrained; and A and B as they began, where the base gave them away.
+        self.base: AdapterBase | None = None
+        self.start: dict[str, torch.Tensor] | None = None
+        if isinstance(self.runtime_config, dict):
+            self.runtime_config = LoraRuntimeConfig(**self.runtime_config)
+        try:
+            super().__post_init__()
+        except (ValueError, TypeError, AttributeError, ImportError) as error:  # what else PEFT finds wrong with them
+            raise UserError(f"these fields do not go together: {' '.join(str(error).split())}") from error
         self._register_custom_module({nn.Module: _adapt})  # type: ignore[dict-item]  # PEFT calls it, no more
-
-    def _check_values(self) -> None:
-        ranks = {"r": self.r, **{f"rank_pattern[{key!r}]": rank for key, rank in (self.rank_pattern or {}).items()}}
-        for name, rank in ranks.items():
-            if not isinstance(rank, int) or isinstance(rank, bool) or rank <= 0:
-                raise UserError(f"{name} is {rank!r}: a rank is a whole number, 1 or more")
-        if not 0.0 <= self.lora_dropout < 1.0:
-            raise UserError(f"lora_dropout is {self.lora_dropout}: choose a probability from 0 up to, not including, 1")
-        for name in ("orthogonal_reg", "l2_reg"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}: choose 0 (off) or more")
-        if self.loraplus_lr_ratio is not None and self.loraplus_lr_ratio <= 0:
-            raise UserError(f"loraplus_lr_ratio is {self.loraplus_lr_ratio}: choose more than 0, or null for one rate")
-        if self.activation is not None and self.activation not in ACTIVATIONS:
-            raise UserError(
-                f"activation {self.activation!r} is unknown: choose one of {', '.join(ACTIVATIONS)}, or null"
-            )
 
     def _narrow_to_layers(self) -> None:
         """PEFT's layers_to_transform where it allows it, for targets in a list; else an expression of what to omit."""
@@ -118,6 +126,12 @@ class LoRAConfig(LoraConfig):
             fields |= {"activation": self.activation, "peft_type": NONLINEAR_TYPE}
         return fields
 
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """PEFT's adapter_config.json, and beside it what base the adapter is for."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.base is not None:
+            self.base.write(Path(save_directory))
+
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """The config that a YAML section holds. Raises UserError: an unknown field."""
@@ -130,22 +144,6 @@ class LoRAConfig(LoraConfig):
         if kind not in ("LORA", NONLINEAR_TYPE):
             raise UserError(f"peft_type is {kind!r}, and LoRAConfig reads LORA and {NONLINEAR_TYPE}: load it with peft")
         return cls(**kwargs)
-
-
-def layer_numbers(layers: str | Iterable[int], field: str) -> list[int]:
-    """ "0-3,8" or numbers -> the numbers, ascending. Raises UserError: no such list."""
-    numbers: set[int] = set()
-    for part in layers.split(",") if isinstance(layers, str) else map(str, layers):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
-        if match is None:
-            raise UserError(f'{field} is {layers!r}: write layer numbers as "0-3,8" or [0, 1, 2, 3, 8]')
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise UserError(f"{field} is {layers!r}: {first}-{last} runs backwards")
-        numbers.update(range(first, last + 1))
-    if not numbers:
-        raise UserError(f"{field} is {layers!r}: name one layer at least, or leave it out")
-    return sorted(numbers)
 
 
 def _adapt(target: nn.Module, adapter_name: str, *, config: LoRAConfig, **kwargs: Any) -> nn.Module | None:

@@ -13,10 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from stellarbyte.errors import UserError
 from stellarbyte_torch.lora_adapters import apply_lora_to_model, load_lora
+from stellarbyte_torch.lora_base import check_base_stays
 from stellarbyte_torch.lora_merging import Merged, MergeDrift, merge, merge_and_save
+from stellarbyte_torch.lora_mixing import check_weights, taking_part
+from stellarbyte_torch.lora_modules import lora_layers
 from stellarbyte_torch.lora_slot import SLOT, CompiledSlot
 from stellarbyte_torch.lora_swap_lock import SwapLock
-from stellarbyte_torch.lora_targets import lora_layers
+from stellarbyte_torch.weighted_dora import weigh
 
 BASE = "__base__"  # PEFT's name for rows without adapter
 
@@ -39,6 +42,9 @@ class LoRAManager:
         self._active: dict[str, float] = {}
         self._trainable = False
         if isinstance(model, PeftModel):
+            for name in model.peft_config:
+                config: Any = model.peft_config[name]
+                check_base_stays(config)
             self._active = dict.fromkeys(model.active_adapters, 1.0)
             self._trainable = not model.active_peft_config.inference_mode
         self._note_stacked_parameters()
@@ -61,16 +67,18 @@ class LoRAManager:
     def register(self, name: str, source: LoraConfig | str | Path) -> None:
         """Add an adapter, not yet active: untrained from a config, trained from a PEFT folder or Hub id.
 
-        Raises UserError: a name in use, a target that is not there, an adapter of another base.
+        Raises UserError: a name in use, a target that is not there, an adapter of another base or one that would change
+        the base below the others (PiSSA, OLoRA, trained biases); everything is then as it was.
         """
-        if name in (SLOT, BASE) or name in self.names:
+        if name in self.names:
             raise UserError(f"adapter name {name!r} is in use: delete that adapter first, or choose another name")
         with self._swap(f"register {name!r}"), self._unmerged():
             was_training = self._base.training
             if isinstance(source, LoraConfig):
+                check_base_stays(source)
                 self.model = apply_lora_to_model(self.model, source, name)
             else:
-                self.model = load_lora(self.model, source, name)
+                self.model = load_lora(self.model, source, name, shares_base=True)
             self.model.train(was_training)  # new modules start in training mode, whatever the model is in
             self._note_stacked_parameters()
             self._switch()
@@ -78,16 +86,15 @@ class LoRAManager:
     def activate(self, adapters: str | Mapping[str, float], *, trainable: bool = False) -> None:
         """Switch to one adapter, or to several with a weight each that multiplies its update; merged ones are unmerged.
 
-        trainable: whether they receive gradients. Raises UserError: an unknown name; on a compiled model, adapters
-        that its slot cannot hold.
+        At weight 0 an adapter takes no part, and the output is to the bit what it is without. trainable: whether they
+        receive gradients. Raises UserError: an unknown name; a weight that is no number, or not 1 for what does not
+        scale; on a compiled model, adapters that its slot cannot hold.
         """
         weights = {adapters: 1.0} if isinstance(adapters, str) else {name: float(w) for name, w in adapters.items()}
         if not weights:
             raise UserError("no adapter to activate: name one, or call deactivate()")
         self._check_known(weights)
-        whole = [name for name in weights if self.model.peft_config[name].modules_to_save]
-        if len(whole) > 1:
-            raise UserError(f"adapters {', '.join(whole)} bring whole modules along, which do not add up: activate one")
+        check_weights(self.model, weights)
         if self._slot is not None and trainable:
             raise UserError(
                 "a compiled model's adapters are copies in its slot and do not train: train before compile()"
@@ -95,7 +102,7 @@ class LoRAManager:
         with self._swap("activate an adapter"):
             self._unmerge()
             if self._slot is not None:
-                self._slot.check_fits(weights)
+                self._slot.check_fits(taking_part(weights))
             self._active, self._trainable = weights, trainable
             self._switch()
 
@@ -236,7 +243,7 @@ class LoRAManager:
         try:
             yield
         finally:
-            if was_merged and self._active:
+            if was_merged and taking_part(self._active):
                 self._merged = merge(self.model)
 
     def _unmerge(self) -> None:
@@ -247,14 +254,14 @@ class LoRAManager:
     def _switch(self) -> None:
         """Make PEFT's layers follow self._active; called alone, unmerged."""
         if self._slot is not None:
-            self._slot.fill(self._active)
+            self._slot.fill(taking_part(self._active))
             return
         if not self.names:
             return
-        tuner = self.model.base_model
-        tuner._enable_adapter_layers(enabled=bool(self._active))
-        if self._active:  # after enabling, which lets them train
-            tuner.set_adapter(list(self._active), inference_mode=not self._trainable)
+        tuner, weights = self.model.base_model, taking_part(self._active)
+        tuner._enable_adapter_layers(enabled=bool(weights))
+        if weights:  # after enabling, which lets them train
+            tuner.set_adapter(list(weights), inference_mode=not self._trainable)
         self.model.active_adapter = tuner.active_adapters[0]  # whose config PEFT's wrapper looks up
         self._scale(self._active)
 
@@ -262,7 +269,7 @@ class LoRAManager:
         """Give the adapters these weights, and all others 1."""
         for layer in lora_layers(self.model).values():
             for name in self.names:
-                layer.set_scale(name, weights.get(name, 1.0))
+                weigh(layer, name, weights.get(name, 1.0))
 
     def _note_stacked_parameters(self) -> None:
         # PEFT puts these adapters on by replacing the module's parameter for as long as a forward pass lasts.
@@ -274,5 +281,5 @@ class LoRAManager:
                 raise UserError(f"adapter {name!r} is not registered: there are {', '.join(self.names) or 'none'}")
 
     def _check_active(self, what: str) -> None:
-        if not self._active:
+        if not taking_part(self._active):
             raise UserError(f"no adapter is active, so there is nothing to {what}: activate one first")

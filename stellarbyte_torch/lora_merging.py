@@ -17,8 +17,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stellarbyte.errors import UserError
-from stellarbyte_torch.lora_targets import is_tied, lora_layers
+from stellarbyte_torch.lora_modules import input_embeddings, is_tied, lora_layers
 from stellarbyte_torch.nonlinear_lora import CANNOT_MERGE
+from stellarbyte_torch.weighted_dora import weight_of
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,6 @@ class MergeDrift:
 
     def __str__(self) -> str:
         """One line for the terminal."""
-        if not self.largest:
-            kind = str(self.dtype).removeprefix("torch.")
-            return f"merged {self.modules} modules in float32; kept in {kind}, which rounds none of them"
         return (
             f"merged {self.modules} modules in float32; rounding to {str(self.dtype).removeprefix('torch.')} moves "
             f"a weight by at most {self.largest:.2e}, and all of them by {self.share:.2%} of the adapter's update"
@@ -97,7 +95,8 @@ def merge_and_save(
 ) -> MergeDrift:
     """Write the base with its active adapters merged in as a plain Hugging Face folder; the model stays as it is.
 
-    dtype: what the folder is in, by default what the base is in. Returns what rounding to it costs.
+    dtype: what the folder is in, by default what the base is in. Tied embeddings of which the adapter has trained one
+    end alone are written untied. Returns what rounding to it costs.
     Raises UserError: what `merge` refuses.
     """
     base = model.get_base_model()
@@ -115,9 +114,12 @@ def merge_and_save(
                 weights |= {f"{name}.{key}": value for key, value in trained.items()}
         if dtype is not None:  # but for what the model keeps in float32 on purpose
             weights = {key: value.to(dtype) if value.dtype == base_dtype else value for key, value in weights.items()}
+        config = copy.deepcopy(base.config)
+        if is_tied(base) and not _are_still_tied(base, weights):
+            config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
         # A model without adapters to hold them, so that what is written is what transformers itself would write.
         with torch.device("meta"):
-            plain = type(base)(copy.deepcopy(base.config))
+            plain = type(base)(config)
         plain.load_state_dict(weights, assign=True)
         plain.tie_weights()
         if base.can_generate():
@@ -128,6 +130,13 @@ def merge_and_save(
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return merged.drift
+
+
+def _are_still_tied(base: PreTrainedModel, weights: dict[str, torch.Tensor]) -> bool:
+    """Whether what is to be written has one matrix for embeddings and head, as the base has."""
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    (embeddings,), (head,) = ([f"{n}.weight" for n, m in base.named_modules() if m is end] for end in ends)
+    return head not in weights or embeddings not in weights or torch.equal(weights[head], weights[embeddings])
 
 
 def _check_mergeable(model: PeftModel, names: list[str], layers: list[Any]) -> None:
@@ -151,7 +160,7 @@ def _check_mergeable(model: PeftModel, names: list[str], layers: list[Any]) -> N
                     "the base is quantised, so a merge would round the adapter to its few bits: "
                     "load the base in float32 or bfloat16, the adapter on it, and merge there"
                 )
-            if is_tied(base) and parameter is base.get_input_embeddings().weight:
+            if is_tied(base) and parameter is getattr(input_embeddings(base), "weight", None):
                 raise UserError(
                     "the adapted embeddings are the head as well (tie_word_embeddings), and merging would change both: "
                     "untie them, or leave embed_tokens and lm_head out of target_modules"
@@ -162,12 +171,30 @@ def _merged_weights(layer: Any, names: list[str]) -> list[tuple[nn.Parameter, to
     """The base's parameters that the adapters change, with their merged values in float32; the layer stays as is."""
     base = layer.get_base_layer()
     changed = [getattr(base, layer.parameter_name)] if isinstance(layer, ParamWrapper) else list(base.parameters())
+    here = [name for name in names if name in layer.scaling]
+    weights = {name: weight_of(layer, name) for name in here}
     with _in_float32(layer):
-        layer.merge(adapter_names=names)
-        results = [(parameter, parameter.data) for parameter in changed]
-        layer.merged_adapters.clear()
-        layer._caches.clear()  # DoRA puts weight norms aside for an unmerge of its own
-    return results
+        has_dora = any(name in layer.lora_magnitude_vector for name in here)
+        if not has_dora or list(weights.values()) == [1.0]:
+            _merge_in(layer, here)
+            return [(parameter, parameter.data) for parameter in changed]
+        # DoRA's update is of the base's own weights, and adds up with others' when each is taken by itself.
+        originals = [parameter.data for parameter in changed]
+        sums = [original.clone() for original in originals]
+        for name, weight in weights.items():
+            for parameter, original in zip(changed, originals, strict=True):
+                parameter.data = original.clone()
+            _merge_in(layer, [name])
+            for total, parameter, original in zip(sums, changed, originals, strict=True):
+                total += weight * (parameter.data - original)
+        return list(zip(changed, sums, strict=True))
+
+
+def _merge_in(layer: Any, names: list[str]) -> None:
+    """PEFT's merge, without what it notes for an unmerge of its own."""
+    layer.merge(adapter_names=names)
+    layer.merged_adapters.clear()
+    layer._caches.clear()
 
 
 @contextmanager

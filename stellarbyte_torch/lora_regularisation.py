@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from stellarbyte_torch.lora_targets import lora_layers
+from stellarbyte_torch.lora_modules import lora_layers
 
 
 def regularisation(model: PeftModel) -> torch.Tensor:

@@ -9,7 +9,7 @@ from peft.utils.hotswap import hotswap_adapter_from_state_dict
 
 from stellarbyte.errors import UserError
 from stellarbyte_torch.lora_config import LoRAConfig
-from stellarbyte_torch.lora_targets import lora_layers
+from stellarbyte_torch.lora_modules import lora_layers
 
 SLOT = "compiled_slot"
 

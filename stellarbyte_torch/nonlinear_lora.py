@@ -13,6 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from stellarbyte.errors import UserError
+from stellarbyte_torch.weighted_dora import WeightedDora
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": F.gelu,
@@ -69,12 +70,12 @@ def _variant(module: LoraLayer, adapter_name: str) -> NonlinearVariant:
 
 
 class LoraLinear(Linear):
-    """PEFT's linear layer, which knows the non-linear variant beside PEFT's own: adapters of both kinds share it."""
+    """PEFT's linear layer, which knows our variants beside PEFT's own: adapters of all kinds share it."""
 
     @property
     def lora_variants(self) -> dict[tuple[str, ...], type[LoraVariant] | None]:
         """PEFT's table of config fields -> variant, and ours."""
-        return {**super().lora_variants, ("activation",): NonlinearVariant}
+        return {**super().lora_variants, ("activation",): NonlinearVariant, ("use_dora",): WeightedDora}
 
 
 def adapt_linear(target: nn.Module, adapter_name: str, *, config: LoraConfig, **kwargs: Any) -> nn.Module | None:

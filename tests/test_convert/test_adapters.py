@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from convert import adapters, hf_checkpoint, run_checkpoint, weights
 from convert.cli import main
+from stellarbyte.adapter_base import BASE_FILE, AdapterWarning
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import LoRAConfig
 from stellarbyte_jax.config_file import to_dict
@@ -27,7 +28,7 @@ from stellarbyte_jax.training.checkpoint import (
 from stellarbyte_jax.training.load import load_model
 from stellarbyte_torch import ByteModel
 from stellarbyte_torch import LoRAConfig as TorchLoRAConfig
-from stellarbyte_torch.lora import apply_lora_to_model
+from stellarbyte_torch.lora import apply_lora_to_model, load_lora
 from test_convert.adapting import (
     drawn_adapters,
     jax_logits_and_gradients,
@@ -162,6 +163,50 @@ def test_peft_s_other_ways_to_name_what_is_adapted():
     assert relative(jax_logits_and_gradients(config, lora, base, ours, batch)[0], theirs) < 1e-5
 
 
+OVERLAPPING = {
+    "ranks": {"rank_pattern": {"q_proj": 2, "self_attn.q_proj": 3, "self_attn.k_proj": 4, "k_proj": 5}},
+    "alphas": {"alpha_pattern": {"self_attn.q_proj": 9, "q_proj": 2, "up_proj": 3, "mlp.up_proj": 3}},
+}
+
+
+@pytest.mark.parametrize("name", OVERLAPPING)
+def test_overlapping_patterns_mean_the_same_in_any_order(name: str):
+    """The first that fits counts, and PEFT sorts them when it saves."""
+    config = tiny()
+    lora = LoRAConfig((*ATTENTION, "up_proj"), r=2, lora_alpha=4, **OVERLAPPING[name])
+    base, ours, batch = sensible_params(config), drawn_adapters(config, lora), batches(config)["packed"]
+    tensors, fields = adapters.to_peft_tensors(ours, config, lora), peft_fields(config, lora)
+    logits, _ = jax_logits_and_gradients(config, lora, base, ours, batch)
+    for turned in (False, True):
+        for field in ("rank_pattern", "alpha_pattern"):
+            fields[field] = {key: fields[field][key] for key in sorted(fields[field], reverse=turned)}
+        theirs, _ = torch_logits_and_gradients(peft_model(config, base, fields, tensors), batch)
+        assert relative(logits, theirs) < 1e-5
+        back, their_lora = adapters.from_peft_tensors(tensors, fields, config, "there")
+        assert bits(back) == bits(ours)
+        for module in ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj"):
+            assert (their_lora.rank(module), their_lora.scaling(module)) == (lora.rank(module), lora.scaling(module))
+
+
+def test_adapters_say_what_base_they_are_for(run_dir, lora_run, exported, tmp_path, capsys, recwarn):
+    adapters.to_peft(lora_run, tmp_path / "adapter")
+    load_lora(ByteModel.from_pretrained(exported), tmp_path / "adapter")
+    adapters.from_peft(tmp_path / "adapter", tmp_path / "run", run_dir)
+    path = tmp_path / "adapter" / BASE_FILE
+    about = json.loads(path.read_text())
+    about["config"]["rms_norm_eps"] = 0.5
+    path.write_text(json.dumps(about))
+    command = ["adapter", "from-peft", str(tmp_path / "adapter"), str(tmp_path / "x"), "--base", str(run_dir)]
+    assert main(command) == 2
+    assert "is for another base: its rms_norm_eps is 0.5, and this model's is" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"is for another base: its rms_norm_eps is 0\.5"):
+        load_lora(ByteModel.from_pretrained(exported), tmp_path / "adapter")
+    assert not [warning for warning in recwarn if issubclass(warning.category, AdapterWarning)]
+    path.unlink()
+    assert main(command) == 0
+    assert "note: the adapter in" in (said := capsys.readouterr().err) and "does not say what base it is for" in said
+
+
 def test_what_our_own_torch_side_saves_comes_over(run_dir, exported, tmp_path):
     """Layers of all-linear are an expression of what PEFT is to leave out."""
     model = ByteModel.from_pretrained(exported)
@@ -195,6 +240,16 @@ def without(tensors: dict[str, Any], *keys: str) -> dict[str, Any]:
         ({"peft_type": "NONLINEAR_LORA", "activation": "gelu"}, None, "peft_type is 'NONLINEAR_LORA', and JAX"),
         ({"peft_type": "IA3"}, None, "peft_type is 'IA3', and JAX holds LORA adapters alone"),
         ({"init_lora_weights": "pissa"}, None, "init_lora_weights is 'pissa', which changes the base as well"),
+        ({"r": 10**12}, None, "r is 1000000000000: a rank is a whole number, 1 or more, and 65536 at most"),
+        ({"r": None}, None, "r is None: a rank is a whole number"),
+        ({"lora_alpha": None}, None, "lora_alpha is None: an alpha is a number other than 0"),
+        ({"lora_dropout": "x"}, None, "lora_dropout is 'x': choose a probability"),
+        ({"use_rslora": "yes"}, None, "use_rslora is 'yes': write true or false"),
+        ({"rank_pattern": [1]}, None, "rank_pattern is [1]: map names to numbers"),
+        ({"rank_pattern": {"(": 3}}, None, "rank_pattern['('] '(' is no regular expression"),
+        ({"alpha_pattern": {"([a-z_.0-9]+)+!": 3}}, None, "takes more than 1 second on the names of this model"),
+        ({}, lambda t: t | {KEY: np.full((2, 24), np.nan, np.float32)}, "that are nan or infinite"),
+        ({}, lambda t: t | {KEY: t[KEY].astype(np.int32)}, "as I32, expected one of float32"),
         ({"r": 3}, None, "self_attn.q_proj has rank 2, but r and rank_pattern say [3]"),
         ({"alpha_pattern": {"0.self_attn.q_proj": 9}}, None, "alpha_pattern gives self_attn.q_proj [4, 9] in"),
         ({}, lambda t: without(t, KEY), f"lacks {KEY} of shape [2, 24]"),

@@ -1,5 +1,6 @@
 """Models and adapters with something in them, which the tests of LoRA share."""
 
+import re
 from typing import Any
 
 import torch
@@ -57,5 +58,6 @@ def bits(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def is_unchanged(model: nn.Module, before: dict[str, torch.Tensor]) -> bool:
     """Whether the base inside still holds these very weights."""
-    now = {name.replace(".base_layer", "").replace(".original_module", ""): p for name, p in model.named_parameters()}
+    wrapped = re.compile(r"\.(base_layer|original_module|token_adapter)\b")
+    now = {wrapped.sub("", name): parameter for name, parameter in model.named_parameters()}
     return all(torch.equal(now[name], value) for name, value in before.items())

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stellarbyte.errors import UserError
+from stellarbyte_torch.chat import add_adapters
 from stellarbyte_torch.chat_session import ChatSession, open_session
 from stellarbyte_torch.generate import Sampling
 
@@ -293,3 +294,23 @@ def test_folders_without_a_model(byte_folder: Path, tmp_path: Path, spoil: Any, 
     spoil(folder)
     with pytest.raises(UserError, match=complaint):
         open_session(folder, SHORT)
+
+
+def test_adapters_by_name_and_by_paths_with_an_equals_sign(
+    byte_folder: Path, adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(adapters[0], "runs/lr=1e-4/adapter")
+    shutil.copytree(adapters[0], "lr=3")
+    shutil.copytree(adapters[1], "v1.0")
+    session = open_session(byte_folder, SHORT)
+    options = ["a=runs/lr=1e-4/adapter", "runs/lr=1e-4/adapter", "lr=3", "b=lr=3", "v1.0", str(tmp_path / "lr=3") + "/"]
+    add_adapters(session, options[:5])
+    assert session.manager.names == ["a", "adapter", "lr_3", "b", "v1_0"] and session.adapter == "a"
+    with pytest.raises(UserError, match="adapter name 'lr_3' is in use: delete that adapter first, or choose another"):
+        add_adapters(session, options[5:])
+    with pytest.raises(UserError, match=r"runs/lr=2/adapter holds no adapter_config\.json"):
+        add_adapters(session, ["runs/lr=2/adapter"])
+    for name in ("v1.0", "", "train", "off", "layers"):
+        with pytest.raises(UserError, match="cannot name an adapter"):
+            add_adapters(session, [f"{name}=lr=3"])

@@ -11,8 +11,8 @@ import pytest
 from peft import get_peft_model
 
 from stellarbyte.errors import UserError
+from stellarbyte.layer_ranges import layer_numbers
 from stellarbyte_torch import LoRAConfig
-from stellarbyte_torch.lora_config import layer_numbers
 from test_torch.tiny import tiny_model
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from stellarbyte.errors import UserError
 from stellarbyte_torch import LoRAConfig
-from stellarbyte_torch.lora import LoRAManager, apply_lora_to_model, merge_and_save
+from stellarbyte_torch.lora import LoRAManager, apply_lora_to_model, load_lora, merge_and_save
 from test_torch.lora_models import MODELS, Mixed, bits, fill, gpt2, is_unchanged
 from test_torch.tiny import POSITIONS, SWITCHES, relative_error, tiny_model, tokens
 
@@ -164,3 +164,44 @@ def test_an_int8_base_trains_and_does_not_merge(tmp_path: Path) -> None:
     assert losses[-1] < 0.7 * losses[0]
     with pytest.raises(UserError, match="the base is quantised"):
         merge_and_save(model, tmp_path)
+
+
+TIED: dict[str, dict[str, Any]] = {
+    "head": {"modules_to_save": ["lm_head"]},
+    "embeddings": {"modules_to_save": ["embed_tokens"]},
+    "embeddings, tied": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "both": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "norms": {"modules_to_save": ["input_layernorm", "model.norm"]},
+    "a whole block": {"modules_to_save": ["layers.1.mlp"]},
+    "biases": {"bias": "all"},
+    "adapted biases": {"bias": "lora_only"},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("name", TIED)
+def test_what_trains_whole_on_a_tied_model_survives_a_merge(kind: str, name: str, tmp_path: Path) -> None:
+    base = MODELS[kind](tie_word_embeddings=True, attention_bias=True)
+    base.save_pretrained(tmp_path / "base")
+    model = fill(apply_lora_to_model(base, LoRAConfig(r=2, target_modules=["q_proj"], **TIED[name]))).eval()
+    for number, (key, parameter) in enumerate(model.named_parameters()):
+        if parameter.requires_grad and "lora_" not in key:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+    expected = model(input_ids=IDS).logits
+    model.save_pretrained(tmp_path / "adapter")
+    stock = PeftModel.from_pretrained(type(base).from_pretrained(tmp_path / "base"), tmp_path / "adapter").eval()
+    assert torch.equal(stock(input_ids=IDS).logits, expected)
+    # The adapter that has just been trained, and one that comes from its folder.
+    for number, trained in enumerate(
+        (model, load_lora(type(base).from_pretrained(tmp_path / "base"), tmp_path / "adapter"))
+    ):
+        folder = tmp_path / f"merged{number}"
+        merge_and_save(trained, folder)
+        plain, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        assert not any(report[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        assert relative_error(plain.eval()(input_ids=IDS).logits, expected) < 1e-5
+        is_untied = name in ("head", "embeddings", "both")
+        assert plain.config.tie_word_embeddings == (not is_untied)
+        assert (plain.lm_head.weight is plain.model.embed_tokens.weight) == (not is_untied)
+    assert base.config.tie_word_embeddings and torch.equal(model(input_ids=IDS).logits, expected)

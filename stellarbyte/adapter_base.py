@@ -1,0 +1,148 @@
+"""What base an adapter is for: a file beside PEFT's own, which stock PEFT passes over, and how two bases compare."""
+
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stellarbyte.errors import UserError
+from stellarbyte.files import write_json
+from stellarbyte.lora_values import told
+from stellarbyte.reading import MIB, read_json_object
+
+BASE_FILE = "stellarbyte_base.json"
+
+
+class AdapterWarning(UserWarning):
+    """What a user should know of an adapter and its base, where nothing is known to be wrong."""
+
+
+# Fields of a config.json that say nothing of what a base computes, or that may differ where an adapter is used: how it
+# is stored, its special tokens, how long its texts may be, and what of it is dropped in training.
+_PASSED_OVER = {
+    *("_name_or_path", "architectures", "auto_map", "chunk_size_feed_forward", "dtype", "torch_dtype", "id2label"),
+    *("label2id", "is_encoder_decoder", "output_attentions", "output_hidden_states", "output_router_logits"),
+    *("problem_type", "return_dict", "use_cache", "pretraining_tp", "quantization_config", "tie_word_embeddings"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size", "max_position_embeddings", "n_positions"),
+    *("initializer_range", "drop_path_rate"),
+}
+_PASSED_OVER_PARTS = ("dropout", "pdrop", "loss_coef", "version", "hash", "sha256")
+
+# Rounding to bfloat16 moves a weight by less than a part in 128, quantisation of embeddings is rare.
+_ROUNDING = 1 / 64
+
+
+@dataclass(frozen=True)
+class AdapterBase:
+    """The fields of a base's config that shape what it computes, and some of its embeddings' values if they are known.
+
+    The values are the first of every fourth of the first 64 embeddings: two models that were trained apart differ in
+    them, one that was rounded or resized does not.
+    """
+
+    config: dict[str, Any]
+    embeddings: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], embeddings: Sequence[float] = ()) -> "AdapterBase":
+        """The base of a config.json and of `sampled` embeddings."""
+        kept = {name: _plain(value) for name, value in config.items() if not _is_passed_over(name)}
+        return cls(kept, tuple(embeddings))
+
+    def write(self, folder: Path) -> None:
+        """Write the file beside PEFT's; raises UserError: it cannot be written."""
+        write_json(folder / BASE_FILE, {"config": self.config, "embeddings": list(self.embeddings)}, sort_keys=True)
+
+    @classmethod
+    def read(cls, folder: Path) -> "AdapterBase | None":
+        """What the file in an adapter's folder says; None: there is none. Raises UserError: it is broken."""
+        path = folder / BASE_FILE
+        if not path.exists():
+            return None
+        fields = read_json_object(path, MIB)
+        config, embeddings = fields.get("config"), fields.get("embeddings")
+        are_numbers = isinstance(embeddings, list) and all(type(value) is float for value in embeddings)
+        if not isinstance(config, dict) or not isinstance(embeddings, list) or not are_numbers:
+            raise UserError(f"{path} holds no config and embeddings of a base: save the adapter again")
+        return cls(config, tuple(embeddings))
+
+    def check(self, other: "AdapterBase", where: str) -> None:
+        """Raise UserError if `other`, the model at hand, computes something else than the base that this is of."""
+        differing = [name for name in self.config if name in other.config and self.config[name] != other.config[name]]
+        if differing:
+            name = "model_type" if "model_type" in differing else differing[0]
+            raise UserError(
+                f"{where} is for another base: its {name} is {told(self.config[name])}, and this model's is "
+                f"{told(other.config[name])}; load it on the model it was trained on"
+            )
+
+    def has_other_weights(self, other: "AdapterBase") -> bool:
+        """Whether both bases' embeddings are known, and differ by more than rounding."""
+        pairs = list(zip(self.embeddings, other.embeddings, strict=False))
+        largest = max((abs(mine) for mine, _ in pairs), default=0.0)
+        return any(not abs(mine - theirs) <= _ROUNDING * largest for mine, theirs in pairs)
+
+
+def check_adapter(folder: Path, fields: Mapping[str, Any], here: AdapterBase, own_name: str = "") -> None:
+    """Hold the base that an adapter's folder tells of against the model at hand, which is called `own_name`.
+
+    Without our file there is what adapter_config.json says in its `fields`. Raises UserError: the adapter is for a
+    model that computes something else. Warns with AdapterWarning where the folder does not tell, or where the weights
+    have changed.
+    """
+    where = f"the adapter in {folder}"
+    known = AdapterBase.read(folder)
+    if known is not None:
+        known.check(here, where)
+        if known.has_other_weights(here):
+            _warn(f"{where} was trained on other weights than this model has: what it learnt may not fit them")
+        return
+    name, revision = fields.get("base_model_name_or_path"), fields.get("revision")
+    if not name:
+        _warn(f"{where} does not say what base it is for: only the shapes of its tensors could be checked")
+    elif isinstance(name, str) and "\0" not in name and (Path(name) / "config.json").is_file():
+        AdapterBase.of(read_json_object(Path(name) / "config.json", 16 * MIB)).check(here, where)
+    elif name != own_name:
+        _warn(
+            f"{where} says that it is for {told(name)}, which is not here, and this model is {own_name or 'nameless'}: "
+            "whether they are the same could not be checked"
+        )
+    if revision not in (None, "main"):
+        _warn(f"{where} is for revision {told(revision)} of its base, which could not be checked")
+
+
+def tell_warnings(program: str) -> None:
+    """From now on print an AdapterWarning as a line of the program's own."""
+    show = warnings.showwarning
+
+    def tell(message: Any, category: Any, *rest: Any, **kwargs: Any) -> None:
+        if issubclass(category, AdapterWarning):
+            print(f"{program}: note: {message}", file=sys.stderr)
+        else:
+            show(message, category, *rest, **kwargs)
+
+    warnings.showwarning = tell
+
+
+def sampled(values: Sequence[Sequence[float]]) -> list[float]:
+    """Of embeddings [V, D], or of their first rows, the values that AdapterBase knows them by."""
+    return [float(row[0]) for row in values[:64:4]]
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, AdapterWarning, stacklevel=5)
+
+
+def _is_passed_over(name: str) -> bool:
+    return name.startswith("_") or name in _PASSED_OVER or any(part in name for part in _PASSED_OVER_PARTS)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it, so that what was read equals what was written."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)

@@ -1,0 +1,54 @@
+"""What ranks, alphas and dropouts an adapter can have, in whichever config they are written."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from stellarbyte.errors import UserError, shown
+
+MAX_RANK = 65_536  # wider than any layer there is
+
+
+def check_numbers(fields: Mapping[str, Any]) -> None:
+    """Raise UserError at an r, lora_alpha, lora_dropout, rank_pattern or alpha_pattern that no adapter can have."""
+    for field, pattern, (fits, expected) in (("r", "rank_pattern", _RANK), ("lora_alpha", "alpha_pattern", _ALPHA)):
+        values = fields.get(pattern)
+        if values is not None and not isinstance(values, dict):
+            raise UserError(f"{pattern} is {told(values)}: map names to numbers, such as {{q_proj: 4}}")
+        given = {field: fields[field]} if field in fields else {}
+        for name, value in {**given, **{f"{pattern}[{key!r}]": item for key, item in (values or {}).items()}}.items():
+            if not fits(value):
+                raise UserError(f"{name} is {told(value)}: {expected}")
+    dropout = fields.get("lora_dropout", 0.0)
+    if not is_number(dropout) or not 0 <= dropout < 1:
+        raise UserError(f"lora_dropout is {told(dropout)}: choose a probability from 0 up to, not including, 1")
+
+
+def is_whole(value: Any, least: int, most: float = math.inf) -> bool:
+    """Whether a value is an integer within bounds, and no truth value."""
+    return type(value) is int and least <= value <= most
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, and no truth value."""
+    # An integer may be beyond every float, which isfinite would raise on.
+    return (type(value) is float and math.isfinite(value)) or (type(value) is int and value.bit_length() < 1000)
+
+
+def told(value: object) -> str:
+    """A value for a sentence: lists and mappings in full while they are short, as it is about their items."""
+    if isinstance(value, int) and value.bit_length() > 300:
+        return shown(value)
+    text = repr(value)
+    return text if len(text) <= 100 else shown(value)
+
+
+_Check = tuple[Callable[[Any], bool], str]
+_RANK: _Check = (
+    lambda value: is_whole(value, 1, MAX_RANK),
+    f"a rank is a whole number, 1 or more, and {MAX_RANK} at most",
+)
+_ALPHA: _Check = (
+    lambda value: is_number(value) and value != 0,
+    "an alpha is a number other than 0, such as r or twice r",
+)

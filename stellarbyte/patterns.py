@@ -1,0 +1,78 @@
+"""Regular expressions of strangers, proven to be such and to be quick, before a library matches names by them."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+
+from stellarbyte.errors import UserError, shown
+
+MAX_LENGTH = 10_000
+MAX_SECONDS = 1
+
+# Two quantified characters take at most the cube of a name's length; a quantified group may take for ever.
+_MAY_BE_SLOW = re.compile(r"\)[*+?{]|[*+{].*[*+{].*[*+{]", re.DOTALL)
+
+# A process can be ended in the midst of a match, which a thread cannot. It says which expression it is at.
+_TRIAL = f"""
+import json, re, sys
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CPU, ({MAX_SECONDS}, {MAX_SECONDS}))
+except (ImportError, OSError, ValueError):
+    pass
+expressions, names = json.load(sys.stdin)
+for number, expression in enumerate(expressions):
+    print(number, flush=True)
+    match = re.compile(expression).match
+    for name in names:
+        match(name)
+print("done", flush=True)
+"""
+_MOST_WALL_SECONDS = 20  # of a machine that is busy with other things
+
+
+def check_patterns(patterns: Mapping[str, tuple[str, str]], names: Iterable[str]) -> None:
+    """Refuse expressions that are none, or that take more than MAX_SECONDS on all the names.
+
+    Args:
+        patterns: field -> (the expression as it was given, the whole expression that the library will match).
+        names: what it will be matched against, from the beginning.
+
+    Raises:
+        UserError: an expression is longer than MAX_LENGTH, is no regular expression, or is too slow.
+    """
+    for field, (pattern, expression) in patterns.items():
+        if len(pattern) > MAX_LENGTH:
+            raise UserError(f"{field} is an expression of {len(pattern)} characters, where {MAX_LENGTH} are the most")
+        for text in (pattern, expression):
+            try:
+                re.compile(text)
+            except (re.error, RecursionError, OverflowError) as error:
+                why = "nested too deep" if isinstance(error, RecursionError) else error
+                raise UserError(f"{field} {shown(pattern)} is no regular expression: {why}") from None
+    doubtful = {field: pair for field, pair in patterns.items() if _MAY_BE_SLOW.search(pair[0])}
+    if not doubtful:
+        return
+    reached = _reached([expression for _, expression in doubtful.values()], list(names))
+    if reached is not None:
+        field, (pattern, _) = list(doubtful.items())[reached]
+        raise UserError(
+            f"{field} {shown(pattern)} takes more than {MAX_SECONDS} second on the names of this model: "
+            "write it without repetitions inside repetitions"
+        )
+
+
+def _reached(expressions: list[str], names: list[str]) -> int | None:
+    """The number of the expression at which a trial's time was up; None: it came to its end."""
+    trial = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _TRIAL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        output, _ = trial.communicate(json.dumps([expressions, names]), timeout=_MOST_WALL_SECONDS)
+    except subprocess.TimeoutExpired:
+        trial.kill()
+        output, _ = trial.communicate()
+    last = output.split()[-1:]
+    return None if last == ["done"] else int(last[0]) if last else 0
