@@ -12,7 +12,39 @@ DEMO := runs/finetune-demo
 DEMO_STEPS := 120
 QUESTION := What does the function `os.path.join` do?
 QUESTIONS := '$(QUESTION)' /reset 'What is the class `threading.Thread`?' /reset 'What does the method `socket.socket.close` do?'
-ANSWER := stellarbyte-torch chat $(DEMO)/base --max-new-tokens 40
+ANSWER := stellarbyte-torch chat $(DEMO)/base --max-new-tokens 40 --echo
+ANSWERS := --model $(DEMO)/base --output_dir $(DEMO)/answers --data.sources.0.path $(DEMO)/chat.jsonl
+
+# Of the conversations, each question with the call that answers it.
+define SIGNATURES
+import json, sys
+conversations = [json.loads(line)["messages"] for line in open(sys.argv[1], encoding="utf-8")]
+pairs = [{"prompt": m[0]["content"], "completion": m[3]["content"]} for m in conversations if len(m) == 4]
+open(sys.argv[2], "w", encoding="utf-8").writelines(json.dumps(pair) + "\n" for pair in pairs)
+print(len(pairs), "of them, each with the call that answers it, are in", sys.argv[2])
+endef
+# The answers of PEFT and of Transformers, which must be one.
+define STOCK
+import logging, sys
+logging.disable()
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+disable_progress_bar()
+folder, question = sys.argv[1:]
+load = lambda loader, name: loader.from_pretrained(f"{folder}/{name}", trust_remote_code=True)
+base, merged, tokenizer = load(AutoModelForCausalLM, "base"), load(AutoModelForCausalLM, "merged"), load(AutoTokenizer, "base")
+adapted = PeftModel.from_pretrained(base, f"{folder}/answers/adapter")
+messages = [{"role": "user", "content": question}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+start = prompt["input_ids"].shape[1]
+answers = [model.generate(**prompt, max_new_tokens=40)[0, start:].tolist() for model in (adapted, merged)]
+print(">", question)
+for name, ids in zip(("PEFT        ", "Transformers"), answers):
+    print(name, tokenizer.decode(ids, skip_special_tokens=True))
+assert "stellarbyte_torch" not in sys.modules and answers[0] == answers[1]
+endef
+export SIGNATURES STOCK
 
 .PHONY: quickstart finetune-demo test test-all lint format bench clean
 
@@ -34,55 +66,47 @@ quickstart: $(INSTALLED)
 	@echo "  and configs/run/plays_en.yaml, to train on text of your own."
 
 finetune-demo: $(INSTALLED) $(DEMO)/base/config.json
+	@echo
+	@echo "Two adapters for one model, about six minutes on two cores. First, questions and answers to learn from:"
 	stellarbyte corpus stdlib --chat $(DEMO)/chat.jsonl
+	@python -c "$$SIGNATURES" $(DEMO)/chat.jsonl $(DEMO)/signatures.jsonl
 	@echo
-	@echo "The first adapter learns to answer in prose."
-	stellarbyte-torch finetune configs/finetune/demo_answers.yaml
+	@echo "The first adapter learns to answer in prose (three minutes)."
+	stellarbyte-torch finetune configs/finetune/demo_answers.yaml $(ANSWERS)
 	@echo
-	@echo "The second is a non-linear LoRA and learns to answer the same questions with a call."
-	python -c 'import json; \
-	    conversations = [json.loads(line)["messages"] for line in open("$(DEMO)/chat.jsonl", encoding="utf-8")]; \
-	    pairs = [{"prompt": m[0]["content"], "completion": m[3]["content"]} for m in conversations if len(m) == 4]; \
-	    open("$(DEMO)/signatures.jsonl", "w", encoding="utf-8").writelines(json.dumps(pair) + "\n" for pair in pairs)'
-	stellarbyte-torch finetune configs/finetune/demo_signatures.yaml
+	@echo "The second is a non-linear LoRA and learns to answer the same questions with a call (one minute)."
+	stellarbyte-torch finetune configs/finetune/demo_signatures.yaml --model $(DEMO)/base \
+	    --output_dir $(DEMO)/signatures --data.sources.0.path $(DEMO)/signatures.jsonl
 	@echo
 	@echo "Before, the base, which has read source code and never a question:"
-	printf '%s\n' $(QUESTIONS) | $(ANSWER)
+	@printf '%s\n' $(QUESTIONS) | $(ANSWER)
 	@echo
-	@echo "After, the same questions to each adapter:"
-	printf '%s\n' $(QUESTIONS) | $(ANSWER) --adapter answers=$(DEMO)/answers/adapter
-	printf '%s\n' $(QUESTIONS) | $(ANSWER) --adapter signatures=$(DEMO)/signatures/adapter
+	@echo "After, the same questions to the first adapter:"
+	@printf '%s\n' $(QUESTIONS) | $(ANSWER) --adapter answers=$(DEMO)/answers/adapter
+	@echo
+	@echo "And to the second:"
+	@printf '%s\n' $(QUESTIONS) | $(ANSWER) --adapter signatures=$(DEMO)/signatures/adapter
 	@echo
 	@echo "Hot swap: one model, and the same question under one adapter, the other, the first again, and none."
-	printf '%s\n' '$(QUESTION)' '/adapter signatures' /retry '/adapter answers' /retry '/adapter off' /retry /adapters | \
+	@printf '%s\n' '$(QUESTION)' '/adapter signatures' /retry '/adapter answers' /retry '/adapter off' /retry /adapters | \
 	    $(ANSWER) --adapter answers=$(DEMO)/answers/adapter --adapter signatures=$(DEMO)/signatures/adapter
 	@echo
-	@echo "Merged into the base: a model like any other."
-	rm -rf $(DEMO)/merged
+	@echo "The first adapter merged into the base: a model like any other."
+	@rm -rf $(DEMO)/merged
 	stellarbyte-torch merge $(DEMO)/base $(DEMO)/answers/adapter $(DEMO)/merged
-	printf '%s\n' '$(QUESTION)' | stellarbyte-torch chat $(DEMO)/merged --max-new-tokens 40
+	@printf '%s\n' '$(QUESTION)' | stellarbyte-torch chat $(DEMO)/merged --max-new-tokens 40 --echo
 	@echo
-	@echo "And where StellarByte is not imported: stock PEFT with the adapter, stock transformers with the merged model."
-	python -W ignore -c 'import logging, sys; \
-	    logging.disable(); \
-	    from peft import PeftModel; \
-	    from transformers import AutoModelForCausalLM, AutoTokenizer; \
-	    load = lambda loader, folder: loader.from_pretrained(f"$(DEMO)/{folder}", trust_remote_code=True); \
-	    base, merged = (load(AutoModelForCausalLM, folder) for folder in ("base", "merged")); \
-	    tokenizer = load(AutoTokenizer, "base"); \
-	    models = PeftModel.from_pretrained(base, "$(DEMO)/answers/adapter"), merged; \
-	    question = [{"role": "user", "content": "$(QUESTION)"}]; \
-	    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt"); \
-	    tokens = [m.generate(**prompt, max_new_tokens=40)[0, prompt["input_ids"].shape[1]:].tolist() for m in models]; \
-	    print(*(f"{ids}  {tokenizer.decode(ids, skip_special_tokens=True)}" for ids in tokens), sep="\n"); \
-	    assert "stellarbyte_torch" not in sys.modules and tokens[0] == tokens[1]'
+	@echo "The same question where StellarByte is not imported, to stock PEFT with the first adapter and to stock"
+	@echo "Transformers with the merged model:"
+	@python -W ignore -c "$$STOCK" $(DEMO) '$(QUESTION)'
 	@echo
-	@echo "All of it is in $(DEMO): base, chat.jsonl, answers/adapter and signatures/adapter (PEFT's folders, with their runs"
-	@echo "beside them: config.yaml, metrics.jsonl, summary.json), and merged."
+	@echo "All of it is in $(DEMO): the model base, chat.jsonl and signatures.jsonl, answers/adapter (which stock PEFT"
+	@echo "loads), signatures/adapter (a non-linear LoRA, which StellarByte alone loads), merged, and beside each adapter"
+	@echo "its run: config.yaml, metrics.jsonl, summary.json. A README.md in each adapter says how to load it."
 	@echo "Next: . .venv/bin/activate, then"
 	@echo "  stellarbyte-torch chat $(DEMO)/base --adapter answers=$(DEMO)/answers/adapter"
-	@echo "  stellarbyte-torch data preview configs/finetune/demo_answers.yaml"
-	@echo "  stellarbyte-torch finetune configs/finetune/demo_answers.yaml --training.max_steps 500 --output_dir runs/longer-answers"
+	@echo "  stellarbyte-torch data preview $(DEMO)/answers/config.yaml"
+	@echo "  stellarbyte-torch finetune $(DEMO)/answers/config.yaml --training.max_steps 500 --output_dir runs/longer-answers"
 	@echo "  and a config of your own, from those in configs/finetune."
 
 # The quickstart's model where there is one, which later quickstarts leave alone; else one of half its training.

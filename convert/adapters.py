@@ -18,6 +18,7 @@ from convert.weights import LazyTensor, Params
 from stellarbyte.adapter_base import AdapterBase, check_adapter
 from stellarbyte.errors import UserError
 from stellarbyte.files import write_json
+from stellarbyte.staged_folder import staged
 from stellarbyte_jax.config import ByteConfig, LoRAConfig
 from stellarbyte_jax.config_file import lora_config_from_dict, model_config_from_dict, save_config, to_dict
 from stellarbyte_jax.run_folder import check_is_run
@@ -53,12 +54,12 @@ def to_peft(
     if metadata.base is None:
         raise UserError(f"{run_dir} holds a whole model and no adapters: export it with `stellarbyte-convert to-hf`")
     where = f"the checkpoint of step {found} in {run_dir}"
-    config = model_config_from_dict(metadata.config["model"], where)
+    config = model_config_from_dict(metadata.model, where)
     lora = lora_config_from_dict(metadata.config["lora"], where)
     tensors = to_peft_tensors(adapters, config, lora)
     modules = [module for module in _linears(config) if lora.adapts(module)]
     fields = adapter_config.to_peft(lora, modules, config.num_hidden_layers, base_model)
-    with staged_folder.staged(adapter_dir, keep) as folder:
+    with staged(adapter_dir, keep) as folder:
         write_json(folder / ADAPTER_CONFIG, fields, sort_keys=True)
         AdapterBase.of(hf_config.to_hf(config, "float32")).write(folder)
         try:
@@ -86,7 +87,7 @@ def from_peft(adapter_dir: Path, run_dir: Path, base_dir: Path) -> Conversion:
     metadata, step = load_metadata(base_dir)
     if metadata.base is not None:
         raise UserError(f"--base {base_dir} holds adapters itself, on {metadata.base.run_dir}: name a whole model")
-    config = model_config_from_dict(metadata.config["model"], f"{base_dir}/checkpoints")
+    config = model_config_from_dict(metadata.model, f"{base_dir}/checkpoints")
     fields = adapter_config.read(adapter_dir)
     check_adapter(adapter_dir, fields, AdapterBase.of(hf_config.to_hf(config, "float32")))
     if (adapter_dir / PICKLED_WEIGHTS).exists() and not (adapter_dir / ADAPTER_WEIGHTS).exists():
@@ -98,7 +99,7 @@ def from_peft(adapter_dir: Path, run_dir: Path, base_dir: Path) -> Conversion:
     adapters, lora = from_peft_tensors(tensors, fields, config, str(adapter_dir))
     conversion = _conversion(0, tensors.values())
     base = Base(str(base_dir), step, fingerprint(base_dir, step))
-    with staged_folder.staged(run_dir) as folder:
+    with staged(run_dir) as folder:
         save_config(config, folder / "model.yaml")
         about = {"model": to_dict(config), "lora": to_dict(lora)}
         save_imported(folder, adapters, RunMetadata(about, metadata.tokenizer_files, base=base))

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,13 +14,26 @@ from stellarbyte.errors import UserError
 
 PROGRAM = "stellarbyte-convert"
 
+# As a shell has it of a program that SIGPIPE ended.
+READER_GONE = 141
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 where verify finds a difference, 2 after a user's mistake."""
     options = _parser().parse_args(arguments)
     tell_warnings(PROGRAM)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader has gone (| head), and knows. Neither 0 nor 1, which are verdicts; and nothing is said at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    except OSError as error:
+        print(f"{PROGRAM}: error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
     except UserError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2

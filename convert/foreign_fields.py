@@ -42,7 +42,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "pretraining_tp": (1, None),
     "quantization_config": (None,),
     "tie_encoder_decoder": (False, None),
-    "use_sliding_window": (None,),
 }
 
 
@@ -72,8 +71,15 @@ def architecture(mapping: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _take_layer_types(fields: dict[str, Any], where: str) -> None:
+    windowed = fields.get("sliding_window") is not None
+    use = fields.pop("use_sliding_window", None)
+    if use is not None and use is not windowed:
+        raise UserError(
+            f"{where}: use_sliding_window is not a field of StellarByte, and {_shown(use)} contradicts sliding_window "
+            f"{_shown(fields.get('sliding_window'))}: set that to what is meant"
+        )
     kinds = fields.pop("layer_types", None)
-    expected = "full_attention" if fields.get("sliding_window") is None else "sliding_attention"
+    expected = "sliding_attention" if windowed else "full_attention"
     if kinds is not None and not (isinstance(kinds, list) and all(kind == expected for kind in kinds)):
         raise UserError(
             f"{where}: layer_types is not a field of StellarByte, and {_shown(kinds)} would change the model, whose "

@@ -2,17 +2,26 @@
 
 import importlib.util
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from convert import config as hf_config
-from convert import given_weights, layer_scale, model_card, run_checkpoint, shards, staged_folder, weights
+from convert import (
+    exported_tokenizer,
+    given_weights,
+    layer_scale,
+    model_card,
+    run_checkpoint,
+    shards,
+    staged_folder,
+    weights,
+)
 from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.errors import UserError
-from stellarbyte.files import json_text, write_json, write_text
-from stellarbyte.reading import parse_json
+from stellarbyte.files import write_json, write_text
+from stellarbyte.staged_folder import staged
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
 # Told (bytes done, bytes in all) as weights are written.
@@ -72,10 +81,12 @@ def to_hf(
     else:
         tensors = weights.to_hf(checkpoint.params, config, dtype, where)
     conversion = _describe(checkpoint.step, tensors)
-    with staged_folder.staged(hf_dir, keep) as folder:
+    tokenizer_files = exported_tokenizer.for_hugging_face(checkpoint.tokenizer_files, config.context_length)
+    checkpoint = replace(checkpoint, tokenizer_files=tokenizer_files)
+    with staged(hf_dir, keep) as folder:
         write_json(folder / hf_config.CONFIG, hf_config.to_hf(config, dtype), sort_keys=True)
         write_json(folder / hf_config.GENERATION_CONFIG, hf_config.generation_to_hf(config), sort_keys=True)
-        Tokenizer.save_files(_with_context_length(checkpoint.tokenizer_files, config.context_length), folder)
+        Tokenizer.save_files(tokenizer_files, folder)
         for path in modeling_files():
             shutil.copyfile(path, folder / path.name)
         figures = model_card.read_figures(run_dir / "metrics.jsonl", checkpoint.step)
@@ -105,23 +116,10 @@ def from_hf(hf_dir: Path, run_dir: Path) -> Conversion:
     params = weights.from_hf(tensors, config, "float32", where=str(hf_dir))
     conversion = _describe(0, tensors)
     del tensors  # which keep the files in memory, while saving needs room for a copy
-    with staged_folder.staged(run_dir) as folder:
-        files = _with_context_length(tokenizer.files, None)
+    with staged(run_dir) as folder:
+        files = exported_tokenizer.for_a_run(tokenizer.files)
         run_checkpoint.save(folder, RunCheckpoint(params, config, files, step=0))
     return conversion
-
-
-def _with_context_length(files: Mapping[str, str], context_length: int | None) -> dict[str, str]:
-    """The tokenizer's files, in which Hugging Face finds where truncation is to cut; a run's have None."""
-    name, key = "tokenizer_config.json", "model_max_length"
-    settings = parse_json(files.get(name, "{}"), f"the tokenizer's {name}")
-    if not isinstance(settings, dict):
-        raise UserError(f"the tokenizer's {name} is not a JSON object: train the tokenizer again")
-    if settings.get(key) == context_length:
-        return dict(files)
-    settings.pop(key, None)
-    added = {} if context_length is None else {key: context_length}
-    return {**files, name: json_text(settings | added)}
 
 
 def _describe(step: int, tensors: dict[str, weights.LazyTensor]) -> Conversion:

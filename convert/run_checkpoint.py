@@ -33,9 +33,7 @@ def load(run_dir: Path, step: int | None = None) -> RunCheckpoint:
         raise UserError(f"{run_dir} is not a folder: give the output_dir of a run")
     params, metadata, found = load_weights(run_dir, step)
     where = f"the checkpoint of step {found} in {run_dir}"
-    return RunCheckpoint(
-        params, model_config_from_dict(metadata.config["model"], where), metadata.tokenizer_files, found
-    )
+    return RunCheckpoint(params, model_config_from_dict(metadata.model, where), metadata.tokenizer_files, found)
 
 
 def save(run_dir: Path, checkpoint: RunCheckpoint) -> None:

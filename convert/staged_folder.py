@@ -1,9 +1,7 @@
-"""A folder that appears whole or not at all, and never takes the place of anything that the user put there."""
+"""Which folders an export may take the place of: those of earlier exports, and never what the user put there."""
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +11,6 @@ from stellarbyte.files import sha256_of, write_json
 
 MANIFEST = "stellarbyte_export.json"
 CERTIFICATE = "certificate.json"  # `verify` adds it afterwards, so no manifest lists it
-
-
-@contextmanager
-def staged(target: Path, keep: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Gives a new folder beside `target` to fill, and puts it in the place of `target` if all goes well.
-
-    What stands at `target` is removed then, but for the entries named in `keep`, which move into the new folder where
-    it has none of that name. After an error, or an interruption before the last moment, `target` is what it was.
-
-    Raises:
-        UserError: the disk is full, or the folder cannot be written.
-    """
-    partial, aside = _sibling(target, "partial"), _sibling(target, "old")
-    try:
-        if aside.exists():
-            _refuse_or_undo(aside, target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
-        partial.mkdir()
-        yield partial
-        if not target.exists():
-            partial.rename(target)
-            return
-        target.rename(aside)
-        try:
-            partial.rename(target)
-        except OSError:
-            aside.rename(target)
-            raise
-        for name in keep:
-            if not (target / name).exists():
-                (aside / name).rename(target / name)
-        shutil.rmtree(aside)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
@@ -100,15 +61,3 @@ def _is_ours(path: Path, hashes: Mapping[str, str]) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     return path.name in (MANIFEST, CERTIFICATE) or (path.name in hashes and hashes[path.name] == sha256_of(path))
-
-
-def _refuse_or_undo(aside: Path, target: Path) -> None:
-    if target.exists():
-        raise UserError(
-            f"{aside} holds what an interrupted export set aside: move out of it what you want to keep, then remove it"
-        )
-    aside.rename(target)
-
-
-def _sibling(target: Path, suffix: str) -> Path:
-    return target.parent / f".{target.name}.{suffix}"

@@ -20,9 +20,6 @@ class Side(Protocol):
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
         """Token ids of each text, without special tokens: what looks like one in a text is text."""
 
-    def encode_by_default(self, texts: Sequence[str]) -> list[TokenIds]:
-        """Token ids of each text with the special tokens that Hugging Face's libraries put around it."""
-
     def logits(self, sequences: Sequence[TokenIds]) -> list[np.ndarray]:
         """float32 [T, V] for each sequence of T tokens."""
 
@@ -50,10 +47,6 @@ class JaxSide:
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
         """As in `Side`."""
         return [self._tokenizer.encode(text) for text in texts]
-
-    def encode_by_default(self, texts: Sequence[str]) -> list[TokenIds]:
-        """As in `Side`."""
-        return [self._tokenizer.encode_as_hugging_face(text) for text in texts]
 
     def logits(self, sequences: Sequence[TokenIds]) -> list[np.ndarray]:
         """As in `Side`; one batch, for what stands to the right of a token has no influence on it.
@@ -104,10 +97,6 @@ class TorchSide:
         options = {"add_special_tokens": False, "split_special_tokens": True}
         return [list(self._tokenizer.encode(text, **options)) if text else [] for text in texts]
 
-    def encode_by_default(self, texts: Sequence[str]) -> list[TokenIds]:
-        """As in `Side`."""
-        return [list(self._tokenizer(text, split_special_tokens=True)["input_ids"]) for text in texts]
-
     def logits(self, sequences: Sequence[TokenIds]) -> list[np.ndarray]:
         """As in `Side`."""
         import torch
@@ -132,6 +121,14 @@ class TorchSide:
             new_ids = output[0, len(ids) :].tolist()
             continued.append(new_ids[: new_ids.index(eos)] if eos in new_ids else new_ids)
         return continued
+
+
+def encode_by_default(folder: Path, texts: Sequence[str]) -> list[TokenIds]:
+    """Token ids of each text as transformers gives them to whoever loads the folder, with special tokens around it."""
+    from stellarbyte_torch.model_folder import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    return [list(tokenizer(text, split_special_tokens=True)["input_ids"]) for text in texts]
 
 
 def require_torch() -> None:

@@ -4,11 +4,12 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from typing import Any
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.exits import INTERRUPTED, report
+from stellarbyte_jax.progress import progress
 from stellarbyte_jax.run_folder import check_not_moved
 
 
@@ -32,18 +33,18 @@ def tokenizer_train(options: argparse.Namespace) -> None:
     from stellarbyte_jax.data.corpus import documents
     from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 
-    fields = {} if options.field is None else {"fields": tuple(options.field)}
+    fields: dict[str, Any] = {} if options.field is None else {"fields": tuple(options.field)}
     sources = [SourceConfig(path, template=options.template, **fields) for path in options.input]
 
     def texts() -> Iterator[str]:
-        done = 0
-        with _progress("text read", "B") as update:
-            for document in documents(sources, options.on_bad_record, setting="--on-bad-record"):
-                done += len(document.text.encode())
-                update(done, None)
+        with progress("text read", "B") as update:
+            for document in documents(sources, options.on_bad_record, setting="--on-bad-record", progress=update):
                 yield document.text
 
-    tokenizer = train_tokenizer(texts(), options.vocab_size, options.output, options.special_tokens)
+    with progress("merges learnt") as learning:
+        tokenizer = train_tokenizer(
+            texts(), options.vocab_size, options.output, options.special_tokens, learning=lambda: learning(0, None)
+        )
     print(f"{tokenizer.vocab_size} tokens in {options.output}")
 
 
@@ -53,8 +54,8 @@ def prepare(options: argparse.Namespace) -> None:
     from stellarbyte_jax.data.prepare import prepare
 
     config = load_run_config(options.config, options.overrides)
-    with _progress("bytes of sources", "B") as update:
-        manifest = prepare(config.data, lambda progress: update(progress.bytes_done, progress.bytes_total))
+    with progress("bytes of sources", "B") as update:
+        manifest = prepare(config.data, lambda done: update(done.bytes_done, done.bytes_total))
     unit = "documents" if manifest.samples is None else "samples"
     for name, split in manifest.splits.items():
         print(f"{name}: {split.documents} {unit}, {split.tokens} tokens, {split.bytes} bytes of text")
@@ -116,7 +117,7 @@ def plan(options: argparse.Namespace) -> None:
     if options.search:
         from stellarbyte_jax.planning.search import search
 
-        with _progress("ways of doing it") as update:
+        with progress("ways of doing it") as update:
             plans = search(config, topology, update)
         if options.json:
             print(json.dumps([plan.to_dict(tokens, options.price) for plan in plans]))
@@ -141,7 +142,7 @@ def plan(options: argparse.Namespace) -> None:
 
         for remark in options.remarks:
             print(remark, file=sys.stderr)
-        with _progress(f"compiling for {topology}"):
+        with progress(f"compiling for {topology}"):
             compiled = compile_ahead(plan.config, topology)
     if options.json:
         found = plan.to_dict(tokens, options.price)
@@ -171,7 +172,7 @@ def evaluate(options: argparse.Namespace) -> None:
     """Print a run's figures on its validation split."""
     from stellarbyte_jax.training.evaluation import evaluate_run
 
-    with _progress("batches") as update:
+    with progress("batches") as update:
         figures, step = evaluate_run(options.run_dir, options.step, update, options.shards)
     if options.json:
         print(json.dumps({"step": step, **figures}))
@@ -243,7 +244,7 @@ def prune(options: argparse.Namespace) -> None:
     """Take out a run's least important attention heads."""
     from stellarbyte_jax.training.prune import prune_run
 
-    with _progress("batches") as update:
+    with progress("batches") as update:
         done = prune_run(
             options.run_dir,
             options.output_dir,
@@ -264,25 +265,3 @@ def prune(options: argparse.Namespace) -> None:
     print(f"bits per byte on {done.before['tokens']:.0f} validation tokens: {before:.4f} before, {after:.4f} after")
     model = options.output_dir / "model.yaml"
     print(f"{options.output_dir}: the pruned model; train it on with --model {model} --output_dir {options.output_dir}")
-
-
-@contextmanager
-def _progress(what: str, unit: str = "") -> Iterator[Callable[[int, int | None], None]]:
-    """A bar with rate and ETA on a terminal, nothing elsewhere; yields update(done so far, total or None)."""
-    from rich import progress as bars
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    amount = (bars.DownloadColumn(), bars.TransferSpeedColumn()) if unit == "B" else (bars.MofNCompleteColumn(),)
-    columns = (bars.TextColumn(what), bars.BarColumn(), *amount, bars.TimeRemainingColumn())
-    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = None
-
-        def update(done: int, total: int | None) -> None:
-            nonlocal task
-            # What was done before the first call, by an interrupted run, must not count in the rate.
-            if task is None:
-                task = progress.add_task(what, total=total, completed=done)
-            progress.update(task, completed=done, total=total)
-
-        yield update

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from stellarbyte.chat.formats import RecordFormat
 from stellarbyte.errors import UserError
 from stellarbyte_jax.distributed_config import DistributedConfig
 from stellarbyte_jax.lora_config import LoRAConfig
@@ -34,11 +35,14 @@ class SourceConfig:
     put into `template` ("{title}\n{text}", where \n is a line end, \t a tab and \\ a backslash), or joined by blank
     lines where there is no template. `fields` are by default those that the template names, or text. Each file may end
     in .gz .zst .xz or .bz2.
+
+    format: of data.kind chat, the fields of its records; auto tells from the fields that each record has.
     """
 
     path: str
     fields: tuple[str, ...] = None  # type: ignore[assignment]  # never None once it is made
     template: str | None = None
+    format: RecordFormat = "auto"
 
     def __post_init__(self) -> None:
         if self.fields is None:
@@ -97,6 +101,9 @@ class DataConfig:
             for name, default in (("chat_template", None), ("loss_on", "assistant"), ("on_too_long", "truncate")):
                 value = getattr(self, name)
                 _require(value == default, f"data.{name}", value, "is for data.kind chat: set that, or leave this out")
+            for source in self.sources:
+                plain = source.format == "auto"
+                _require(plain, "data.sources", source.path, "has a format, which is for data.kind chat: take it out")
         else:
             for source in self.sources:
                 plain = source.fields == ("text",) and source.template is None

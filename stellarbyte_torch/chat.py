@@ -128,16 +128,18 @@ def add_adapters(session: ChatSession, options: Sequence[str]) -> None:
             session.use_adapter(session.manager.names[0])
 
 
-def answer_lines(session: ChatSession, lines: Iterator[str], *, as_json: bool) -> None:
+def answer_lines(session: ChatSession, lines: Iterator[str], *, as_json: bool, echo: bool = False) -> None:
     """Answer one message a line: to standard output alone, and replies to commands to standard error.
 
-    as_json: an object a line instead, of an answer or of a command's reply.
+    as_json: an object a line instead, of an answer or of a command's reply. echo: shows each line before its answer.
 
     Raises:
         UserError: a command or a message has a mistake; the lines after it are not read.
     """
     commands = Commands(session)
     for line in filter(str.strip, lines):
+        if echo and not as_json:
+            _write(f"> {harmless(line.strip())}\n")
         try:
             message, reply = commands.take(line)
         except Quit:

@@ -4,17 +4,19 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteriaList
 
+from stellarbyte.chat.conversations import Conversation
+from stellarbyte.chat.encoding import ChatEncoder
+from stellarbyte.chat.template import read_template
 from stellarbyte.errors import UserError
 from stellarbyte.records.bad_records import RecordError
-from stellarbyte_torch.chat_encoding import ChatEncoder
-from stellarbyte_torch.chat_template import read_template
-from stellarbyte_torch.conversations import Conversation
+from stellarbyte_torch.chat_tokenizer import chat_tokenizer
 from stellarbyte_torch.generate import Sampling, TextStream, decode, generation_config
 from stellarbyte_torch.lora import LoRAManager
 from stellarbyte_torch.model_folder import load_model, load_tokenizer
@@ -84,7 +86,7 @@ class ChatSession:
         self.messages: list[dict[str, str]] = []
         self.context = _context_length(model, tokenizer)
         self._tokenizer = tokenizer
-        self._encoder = ChatEncoder(tokenizer, chat_template)
+        self._encoder = ChatEncoder(chat_tokenizer(tokenizer, chat_template), datetime.now())
         self._sampling = sampling
         self._vocab_size = model.get_input_embeddings().weight.shape[0]
         self._stop_ids = sorted(_stop_ids(model, tokenizer, self._encoder))
@@ -251,10 +253,15 @@ def _stop_ids(model: Any, tokenizer: PreTrainedTokenizerBase, encoder: ChatEncod
     for source in (model.generation_config, model.config.get_text_config(), tokenizer):
         ids = getattr(source, "eos_token_id", None)
         stops |= {ids} if isinstance(ids, int) else set(ids or ())
-    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-    (sample,) = encoder.encode([Conversation("a conversation", turns)])
-    # A template that rewrites its turns cannot tell where one ends: the names above must do.
-    if not isinstance(sample, RecordError):
-        special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-        stops |= special & set(sample.input_ids[sample.trained][-1:].tolist())
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}] * 2
+    try:
+        (sample,) = encoder.encode([encoder.render(Conversation("a conversation", turns))])
+    except RecordError:  # a template that rewrites its turns cannot tell where one ends: the names above must do
+        return stops
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    # A turn's last tokens, and those of a turn that another one follows: templates may end these otherwise.
+    ending = True
+    for token, trained in reversed(list(zip(sample.input_ids.tolist(), sample.trained.tolist(), strict=True))):
+        ending = not trained or (ending and token in special)
+        stops |= {token} if trained and ending else set()
     return stops

@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "--chat-template", metavar="FILE", help="a Jinja file, or stellarbyte (default: the tokenizer's own)"
     )
     _add_generation_options(chat, max_new_tokens=512)
+    chat.add_argument("--echo", action="store_true", help="of lines that are piped in, show each before its answer")
     chat.add_argument("--json", action="store_true", help="print one JSON object an answer, or a command's reply")
     chat.set_defaults(run=commands.chat)
 
@@ -86,10 +87,16 @@ def _parser() -> argparse.ArgumentParser:
         "preview",
         help="print samples as the model will see them",
         description="Print samples as the model will see them: trained tokens green, or between ⟦ and ⟧.",
+        allow_abbrev=False,
     )
-    preview.add_argument("config", metavar="CONFIG.yaml", type=Path, help="a fine-tuning config: its data and model")
+    preview.add_argument(
+        "config",
+        metavar="CONFIG.yaml",
+        type=Path,
+        help="a fine-tuning config: its data and model; [--section.field value …] override its fields",
+    )
     preview.add_argument("--samples", type=_count, default=3, metavar="N", help="how many samples (default 3)")
-    preview.set_defaults(run=commands.preview)
+    preview.set_defaults(run=commands.preview, overrides=[])
 
     finetune = groups.add_parser(
         "finetune",

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from stellarbyte_torch.chat_encoding import Sample
+from stellarbyte.chat.encoding import Sample
 
 IGNORED_LABEL = -100
 
@@ -53,12 +53,18 @@ class PackedDataset(Dataset[Item]):
 
 @dataclass(frozen=True)
 class PaddingCollator:
-    """Items, padded on the right to the longest: input_ids, labels, attention_mask, int64 [B, T]."""
+    """Items, padded on the right to the longest: input_ids, labels, attention_mask, int64 [B, T].
+
+    No items make one row of padding, which is not trained on.
+    """
 
     pad_token_id: int
 
     def __call__(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
         """The batch of some items."""
+        if not items:  # a token that is seen: a row of which nothing may be seen has no softmax
+            one = np.full(1, self.pad_token_id)
+            items = [{"input_ids": one, "labels": np.full(1, IGNORED_LABEL)}]
         longest = max(len(item["input_ids"]) for item in items)
         length = -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
         batch = _padded(items, length, self.pad_token_id)
@@ -73,7 +79,7 @@ class PackingCollator:
 
     There is no attention_mask: with one, transformers would not look for documents, and most of its models do not look
     when they make a cache either (use_cache, which Trainer turns off). What fills a row up is a document of its own,
-    which is not trained on.
+    which is not trained on; no items make one row of it.
     """
 
     pad_token_id: int
@@ -81,6 +87,8 @@ class PackingCollator:
 
     def __call__(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
         """The batch of some items."""
+        nothing = np.empty(0, np.int64)
+        items = items or [{"input_ids": nothing, "labels": nothing, "position_ids": nothing}]
         batch = _padded(items, self.row_length, self.pad_token_id)
         positions = torch.zeros(len(items), self.row_length, dtype=torch.int64)
         for row, item in zip(positions, items, strict=True):

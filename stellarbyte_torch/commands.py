@@ -62,7 +62,7 @@ def chat(options: argparse.Namespace) -> None:
         if sys.stdin.isatty() and sys.stdout.isatty() and not options.json:
             chatting.talk(session, colour=options.colour)
         else:
-            chatting.answer_lines(session, sys.stdin, as_json=options.json)
+            chatting.answer_lines(session, sys.stdin, as_json=options.json, echo=options.echo)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -76,7 +76,7 @@ def preview(options: argparse.Namespace) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of few characters must not end the preview
     try:
-        for text in previewed(options.config, options.samples, colour=colour):
+        for text in previewed(options.config, options.samples, colour=colour, overrides=options.overrides):
             sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -110,6 +110,7 @@ def merge(options: argparse.Namespace) -> None:
     from stellarbyte_torch.lora import load_lora, merge_and_save
     from stellarbyte_torch.lora_folder import read_config
     from stellarbyte_torch.model_folder import load_model, load_tokenizer
+    from stellarbyte_torch.saving import saved_whole
 
     read_config(options.adapter)  # before the model, which takes longer
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
@@ -118,7 +119,9 @@ def merge(options: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(options.adapter if own else options.folder)
     model = load_lora(load_model(options.folder, "cpu"), options.adapter)
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
-    print(merge_and_save(model, options.output, dtype, tokenizer))
+    with saved_whole(options.output) as folder:
+        drift = merge_and_save(model, folder, dtype, tokenizer)
+    print(drift)
     print(f"the merged model is in {options.output}")
 
 

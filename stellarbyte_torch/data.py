@@ -3,23 +3,26 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 from typing import Any
 
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from stellarbyte.chat.conversations import Conversation, parse_record
+from stellarbyte.chat.encoding import ChatEncoder, RenderedChat, Sample
+from stellarbyte.chat.packing import pack, samples_of_rows
+from stellarbyte.chat.template import read_template
+from stellarbyte.chat.told import Told
 from stellarbyte.errors import UserError
 from stellarbyte.records.bad_records import BadRecords, RecordError
 from stellarbyte.records.formats import read_records
 from stellarbyte.records.sources import files_of_sources
-from stellarbyte_torch.chat_encoding import ChatEncoder, Sample
-from stellarbyte_torch.chat_template import read_template
+from stellarbyte_torch.chat_tokenizer import chat_tokenizer
 from stellarbyte_torch.collation import Item, PackedDataset, PackingCollator, PaddingCollator, SampleDataset
-from stellarbyte_torch.conversations import Conversation, parse_record
 from stellarbyte_torch.data_config import DataConfig
-from stellarbyte_torch.packing import pack
 
 # Conversations encoded at a time, on all cores.
 _BATCH = 512
@@ -30,8 +33,7 @@ class Samples:
     """The samples of both splits, and what became of the records; `first_bad` tells about the first few bad ones.
 
     too_long records had more than max_length tokens, cut_tokens of which are in no sample; untrained samples were left
-    out as they had no trained token. tokens and trained_tokens count both splits. remarks tell of files that were not
-    read.
+    out as they had no trained token. tokens and trained_tokens count both splits. remarks tell what else is to know.
     """
 
     train: list[Sample]
@@ -94,7 +96,8 @@ def prepare_data(
     def dataset(split: list[Sample]) -> Dataset[Item]:
         if not config.packing:
             return SampleDataset(split)
-        return PackedDataset(split, pack([len(sample) for sample in split], config.max_length, config.seed))
+        rows = pack([len(sample) for sample in split], config.max_length, config.seed)
+        return PackedDataset(split, samples_of_rows(rows))
 
     return PreparedData(
         train=dataset(samples.train),
@@ -118,23 +121,29 @@ def read_samples(
         UserError: a source is missing or cannot be read; a record is bad; a template is missing; no sample is left.
     """
     started = time.perf_counter()
-    encoder = ChatEncoder(tokenizer, read_template(config.chat_template, "data.chat_template"))
+    template = read_template(config.chat_template, "data.chat_template")
+    encoder = ChatEncoder(chat_tokenizer(tokenizer, template), datetime.now())
     bad_records = BadRecords(config.on_bad_record, setting="data.on_bad_record")
     remarks: list[str] = []
     samples: list[Sample] = []
     conversations_read = unsuitable = too_long = cut_tokens = untrained = 0
+    told = Told()
     conversations = _conversations(config, bad_records, remarks)
     while batch := list(islice(conversations, _BATCH)):
         conversations_read += len(batch)
-        for encoded in encoder.encode(batch, config.loss_on):
-            if isinstance(encoded, RecordError):
-                bad_records.add(str(encoded))
+        chats: list[RenderedChat] = []
+        for conversation in batch:
+            try:
+                chats.append(encoder.render(conversation, config.loss_on))
+            except RecordError as error:
+                bad_records.add(str(error))
                 unsuitable += 1
-                continue
-            pieces = _fitting(encoded, config)
-            if len(encoded) > config.max_length:
+        told = sum((chat.told for chat in chats), start=told)
+        for sample in encoder.encode(chats):
+            pieces = sample.fitting(config.max_length, config.on_too_long)
+            if len(sample) > config.max_length:
                 too_long += 1
-                cut_tokens += len(encoded) - sum(map(len, pieces))
+                cut_tokens += len(sample) - sum(map(len, pieces))
             trained = [piece for piece in pieces if piece.trained.any()]
             untrained += len(pieces) - len(trained)
             samples += trained
@@ -160,7 +169,7 @@ def read_samples(
         tokens=sum(map(len, samples)),
         trained_tokens=sum(int(sample.trained.sum()) for sample in samples),
         seconds=time.perf_counter() - started,
-        remarks=tuple(remarks),
+        remarks=(*remarks, *told.sentences()),
     )
 
 
@@ -174,22 +183,6 @@ def _conversations(config: DataConfig, bad_records: BadRecords, remarks: list[st
                 bad_records.add(str(error))
             else:
                 yield conversation
-
-
-def _fitting(sample: Sample, config: DataConfig) -> list[Sample]:
-    """The sample in pieces of at most max_length tokens: one, some or none, as on_too_long says."""
-    length = config.max_length
-    if len(sample) <= length:
-        return [sample]
-    if config.on_too_long == "drop":
-        return []
-    starts = [0] if config.on_too_long == "truncate" else range(0, len(sample), length)
-    pieces = []
-    for start in starts:
-        trained = sample.trained[start : start + length].copy()
-        trained[0] = False  # what predicts it is in the piece before
-        pieces.append(replace(sample, input_ids=sample.input_ids[start : start + length], trained=trained))
-    return pieces
 
 
 def _split(samples: list[Sample], config: DataConfig) -> tuple[list[Sample], list[Sample]]:

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from stellarbyte.chat.formats import RecordFormat
 from stellarbyte.errors import UserError
-
-RecordFormat = Literal["auto", "messages", "prompt_completion", "alpaca", "text"]
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
 """Shows samples as a model will see them, with the tokens that are trained on set off from the rest."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from stellarbyte.chat.encoding import Sample
 from stellarbyte.config.build import build
 from stellarbyte.config.nodes import Node, read_yaml
+from stellarbyte.config.overrides import override, parse_overrides
 from stellarbyte.errors import UserError
-from stellarbyte_torch.chat_encoding import Sample
 from stellarbyte_torch.data import read_samples
 from stellarbyte_torch.data_config import DataConfig
 from stellarbyte_torch.model_folder import load_tokenizer
@@ -18,16 +19,18 @@ from stellarbyte_torch.terminal_text import harmless
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
 
 
-def preview(path: Path, count: int, *, colour: bool) -> Iterator[str]:
+def preview(path: Path, count: int, *, colour: bool, overrides: Sequence[str] = ()) -> Iterator[str]:
     """Pieces of text to print: the first `count` training samples of the config in `path`, then a summary.
 
     Trained tokens are green, or between ⟦ and ⟧ without colour. Of the config only `data` is read, and `model`, a
-    folder, unless data.tokenizer names another.
+    folder, unless data.tokenizer names another; both with command-line overrides (`--data.max_length 99`) put over it.
 
     Raises:
         UserError: the config, the tokenizer, or the data has a mistake.
     """
     root = read_yaml(path)
+    for name, value in parse_overrides(overrides):
+        root = override(root, name, value)
     if "data" not in root.value:
         raise UserError(f"{path}: data is missing and must be given")
     config = build(DataConfig, root.value["data"], "data")

@@ -12,27 +12,40 @@ import torch
 from rich.console import Console
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, set_seed
 
+from stellarbyte.chat.template import read_template
 from stellarbyte.config.plain import differing_fields, save_yaml
 from stellarbyte.errors import UserError
-from stellarbyte_torch.chat_template import read_template
+from stellarbyte.files import write_json, write_text
+from stellarbyte.staged_folder import partial_folder
 from stellarbyte_torch.data import PreparedData, prepare_data
 from stellarbyte_torch.finetune_base import load_base, load_base_config, load_base_tokenizer
+from stellarbyte_torch.finetune_card import write_card
+from stellarbyte_torch.finetune_checkpoints import KnownBest, checkpoint_to_resume, newest_checkpoint
 from stellarbyte_torch.finetune_config import (
     FinetuneConfig,
     load_finetune_config,
 )
 from stellarbyte_torch.finetune_progress import FinetuneProgress
 from stellarbyte_torch.finetune_report import Summary, opening, summarise
-from stellarbyte_torch.finetune_setup import make_trainable, training_arguments, training_fields
+from stellarbyte_torch.finetune_setup import check_steps, make_trainable, training_arguments, training_fields
 from stellarbyte_torch.finetune_trainer import EvaluateAtEnd, FinetuneTrainer
 from stellarbyte_torch.interrupt import Interrupt
 from stellarbyte_torch.lora_start import write_for_plain_base
+from stellarbyte_torch.packing_check import check_packing
+from stellarbyte_torch.saving import saved_whole
 
 # What may change when a run goes on: none of it is part of what is computed in a step.
 _FREE_FIELDS = (
     *("output_dir", "early_stopping_patience", "training.eval", "training.save_", "training.per_device_eval_"),
-    *("training.log", "training.report_to", "training.run_name", "training.project", "training.dataloader_"),
+    *("training.log", "training.report_to", "training.run_name", "training.project"),
+    *("training.dataloader_num_workers", "training.dataloader_p", "training.dataloader_multiprocessing_context"),
     *("training.load_best_model_at_end", "training.use_cpu"),
+)
+
+_WHAT_TO_DO = (
+    "a run goes on only as it began, since its learning rate and its batches follow from these. Give them their old "
+    "values, or choose another output_dir; to train on from its result, name that as `model` there (of an adapter, "
+    "what `stellarbyte-torch merge` makes). What may change is when it validates, saves and logs"
 )
 
 # In output_dir, beside config.yaml.
@@ -56,15 +69,18 @@ def finetune(config: FinetuneConfig, console: Console) -> Summary:
     if summary is not None:
         console.print(f"the run in {run_dir} has ended already")
         return summary
-    checkpoint = newest_checkpoint(run_dir)
 
     model_config = load_base_config(config.model)
     tokenizer = _load_tokenizer(config)
     _check_fits(config, model_config, tokenizer)
     data = _prepare(config, tokenizer, console)
-    _check_same_data(data, run_dir, resumes=checkpoint is not None)
-    arguments = training_arguments(config, data.trainer_arguments, resumes=checkpoint is not None)
+    arguments = training_arguments(config, data.trainer_arguments)
     is_main = arguments.process_index == 0
+    check_steps(arguments, len(data.train))  # type: ignore[arg-type]
+    checkpoint = checkpoint_to_resume(run_dir, arguments, lambda text: console.print(text, soft_wrap=True))
+    if checkpoint is not None:
+        _check_same_data(data, run_dir)
+        arguments.eval_on_start = False
 
     base = load_base(config.model, config.dtype, config.quantization)
     used_cache = getattr(base.config, "use_cache", True)
@@ -72,10 +88,10 @@ def finetune(config: FinetuneConfig, console: Console) -> Summary:
     model = make_trainable(base, config)
     if is_main:
         save_yaml(config, run_dir / "config.yaml")
-        (run_dir / _FINGERPRINT).write_text(_fingerprint(data) + "\n", encoding="utf-8")
+        write_text(run_dir / _FINGERPRINT, _fingerprint(data) + "\n")
 
     with FinetuneProgress(run_dir / "metrics.jsonl", console, is_main=is_main) as progress, Interrupt() as interrupt:
-        with _explained():
+        with _explained(), _refusals():
             trainer = FinetuneTrainer(
                 pad_token_id=data.collator.pad_token_id,
                 model=model,
@@ -83,8 +99,10 @@ def finetune(config: FinetuneConfig, console: Console) -> Summary:
                 data_collator=data.collator,
                 train_dataset=data.train,
                 eval_dataset=data.validation,
-                callbacks=[EvaluateAtEnd(), progress, interrupt, *_early_stopping(config)],
+                callbacks=[EvaluateAtEnd(), KnownBest(), progress, interrupt, *_early_stopping(config)],
             )
+        if config.data.packing:
+            _check_packing(config, trainer, len(tokenizer))
         trainer.remove_callback(PrinterCallback)
         progress.say(opening(config.model, model, data.samples.summary(), arguments, checkpoint))
         with _explained():
@@ -99,26 +117,18 @@ def finetune(config: FinetuneConfig, console: Console) -> Summary:
         return summary
     if trainer.is_fsdp_enabled:  # where every process holds a part, and Trainer would save parts
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model(str(folder))
+    with saved_whole(folder) if is_main else nullcontext(partial_folder(folder)) as partial:
+        trainer.accelerator.wait_for_everyone()
+        trainer.save_model(str(partial))
+        if is_main:
+            write_for_plain_base(model, partial)
+            tokenizer.save_pretrained(partial)
+            model_type = getattr(base.config, "model_type", "")
+            write_card(partial, config, summary, samples=data.samples.summary(), model_type=model_type)
+        trainer.accelerator.wait_for_everyone()
     if is_main:
-        write_for_plain_base(model, folder)
-        tokenizer.save_pretrained(folder)
-        (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_json(run_dir / "summary.json", summary)
     return summary
-
-
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest checkpoint of a run that was written to its end."""
-    folders = sorted(
-        (run_dir / "checkpoints").glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2])
-    )
-    for folder in reversed(folders):
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))  # written last
-        except (OSError, ValueError):
-            continue
-        return folder
-    return None
 
 
 def _check_same_run(config: FinetuneConfig, run_dir: Path) -> Summary | None:
@@ -136,7 +146,7 @@ def _check_same_run(config: FinetuneConfig, run_dir: Path) -> Summary | None:
     differing = [found for found in differing_fields(before, config) if not found[0].startswith(_FREE_FIELDS)]
     if differing and (newest_checkpoint(run_dir) or (run_dir / "summary.json").exists()):
         shown = ", ".join(f"{name} (was {a}, now {b})" for name, a, b in differing)
-        raise UserError(f"output_dir {run_dir} holds a run with another config: {shown}; choose another output_dir")
+        raise UserError(f"output_dir {run_dir} holds a run with another config: {shown}; {_WHAT_TO_DO}")
     try:
         summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -179,12 +189,29 @@ def _prepare(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, console
     return data
 
 
-def _check_same_data(data: PreparedData, run_dir: Path, *, resumes: bool) -> None:
+def _check_packing(config: FinetuneConfig, trainer: FinetuneTrainer, vocab_size: int) -> None:
+    """Raises UserError: samples that are packed into one row would not train as if alone."""
+    model: Any = trainer.model
+    verdict = check_packing(model, vocab_size, rows=min(2, trainer.args.train_batch_size))
+    if verdict.is_exact:
+        return
+    name = f"{config.model} ({getattr(model.config, 'model_type', type(model).__name__)})"
+    if verdict.complaint:
+        why = f"which cannot take packed rows ({verdict.complaint[:200]})"
+        raise UserError(f"data.packing is not for model {name}, {why}: set it to false")
+    how = "sees the one in front" if verdict.sees_others else "is not as if alone"
+    raise UserError(
+        f"data.packing is not for model {name}: a packed sample {how}, and its logits move by "
+        f"{max(verdict.seen, verdict.moved):.1%}; set it to false"
+    )
+
+
+def _check_same_data(data: PreparedData, run_dir: Path) -> None:
     try:
         before = (run_dir / _FINGERPRINT).read_text(encoding="utf-8").strip()
     except OSError:
         return
-    if resumes and before != _fingerprint(data):
+    if before != _fingerprint(data):
         raise UserError(
             f"output_dir {run_dir} holds a run on other samples: the sources or the tokenizer have changed since; "
             "choose another output_dir"
@@ -215,4 +242,15 @@ def _explained() -> Iterator[None]:
             "training.gradient_accumulation_steps) or data.max_length, or set training.activation_checkpointing"
         ) from error
     except ImportError as error:  # such as an optimizer's package
+        raise UserError(f"training: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What Trainer refuses of its arguments, as a user's mistake; only while it is made, as later it would be ours."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error

@@ -15,28 +15,7 @@ from stellarbyte.config.plain import plain
 from stellarbyte.errors import UserError
 from stellarbyte_torch.data_config import DataConfig
 from stellarbyte_torch.lora_config import LoRAConfig
-
-# Fields of TrainingArguments that the command decides itself, and what to write instead.
-_OURS = {
-    "output_dir": "give output_dir at the top of the file",
-    "logging_dir": "TensorBoard's files go into output_dir/checkpoints",
-    "resume_from_checkpoint": "the same command goes on from the newest checkpoint of output_dir",
-    "eval_on_start": "the validation loss before training is measured in any case",
-    "metric_for_best_model": "the best model is the one of the lowest validation loss",
-    "greater_is_better": "the best model is the one of the lowest validation loss",
-    "enable_jit_checkpoint": "Ctrl-C and SIGTERM write a checkpoint in any case",
-    "save_only_model": "a checkpoint without the optimizer could not go on",
-    "disable_tqdm": "the progress display is ours",
-    "remove_unused_columns": "every field of a batch is for the model",
-    "include_num_input_tokens_seen": "tokens are counted in any case, padding left out",
-    "push_to_hub": "upload the folder when the run has ended",
-    "hub_token": "a config file is no place for a secret",
-    "do_train": "leave it out",
-    "do_eval": "leave it out",
-    "do_predict": "leave it out",
-}
-# What Trainer would stumble over late.
-_AT_LEAST_1 = {"per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"}
+from stellarbyte_torch.training_values import OURS, complaint
 
 
 @dataclass(frozen=True)
@@ -130,10 +109,11 @@ def _lora_fields(node: Node) -> dict[str, Any]:
 
 def _training_fields(node: Node) -> dict[str, Any]:
     for name, value in node.value.items() if isinstance(node.value, dict) else ():
-        if name in _OURS:
-            raise UserError(f"{value.where}: training.{name} is not for the config: {_OURS[name]}")
-    fields = plain(field_values(TrainingArguments, node, "training"))
-    for name in fields.keys() & _AT_LEAST_1:
-        if fields[name] < 1:
-            raise UserError(f"{node.value[name].where}: training.{name} is {fields[name]}: choose 1 or more")
+        if name in OURS:
+            raise UserError(f"{value.where}: training.{name} is not for the config: {OURS[name]}")
+    fields: dict[str, Any] = plain(field_values(TrainingArguments, node, "training"))
+    for name, value in fields.items():
+        problem = complaint(name, value)
+        if problem is not None:
+            raise UserError(f"{node.value[name].where}: training.{name} {problem}")
     return fields

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -54,7 +55,8 @@ class FinetuneProgress(TrainerCallback):
     ) -> None:
         self._live.stop()
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # it has been told where it was written
+                self._file.close()
 
     def on_train_begin(
         self,
@@ -168,8 +170,12 @@ class FinetuneProgress(TrainerCallback):
             raise UserError(f"{self._path} cannot be written: {error.strerror}") from error
 
     def _write(self, record: dict[str, Any]) -> None:
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be written: {error.strerror or error}") from error
 
     def _show(self) -> None:
         self._shown_at = time.monotonic()

@@ -19,6 +19,8 @@ def opening(name: str, model: Any, samples: str, arguments: TrainingArguments, c
     """Two lines: the model and what of it trains where, and the data."""
     total, trained = _parameters(model)
     start = "" if checkpoint is None else f", going on after step {checkpoint.name.rpartition('-')[2]}"
+    if isinstance(model, PeftModel):
+        name = f"{name} ({(total - trained) / 1e6:.1f} M) with its adapter"
     return (
         f"{name}: {total / 1e6:.1f} M parameters, {trained:,} ({trained / total:.2%}) of them trained, "
         f"on {arguments.world_size} {arguments.device.type} device(s){start}\n{samples}"
@@ -57,6 +59,12 @@ def summarise(trainer: FinetuneTrainer, progress: FinetuneProgress, folder: Path
 
 def closing_table(summary: Summary) -> str:
     """The figures of a run that has ended, a line each."""
+    rows = {**closing_rows(summary), "saved in": str(summary["saved_in"])}
+    return "\n".join(f"{name:<16} {value}" for name, value in rows.items())
+
+
+def closing_rows(summary: Summary) -> dict[str, str]:
+    """What a run came to, name -> words."""
     trained, total = summary["trainable_parameters"], summary["parameters"]
     rows = {"trained": f"{trained:,} of {total:,} parameters ({trained / total:.2%})"}
     before, after = summary["validation_loss_before"], summary["validation_loss_after"]
@@ -72,8 +80,7 @@ def closing_table(summary: Summary) -> str:
     if summary["peak_memory_bytes"] is not None:
         where = "of the GPU" if summary["device"] == "cuda" else "of the process"
         rows["peak memory"] = f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB {where}"
-    rows["saved in"] = str(summary["saved_in"])
-    return "\n".join(f"{name:<16} {value}" for name, value in rows.items())
+    return rows
 
 
 def _parameters(model: Any) -> tuple[int, int]:

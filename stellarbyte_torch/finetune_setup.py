@@ -1,6 +1,5 @@
 """What a fine-tuning run is made of: the arguments of its Trainer, and the model with what of it trains."""
 
-import difflib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import torch
 from peft import PeftModel, prepare_model_for_kbit_training
 from transformers import PreTrainedModel, TrainingArguments
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from stellarbyte.errors import UserError
 from stellarbyte_torch.finetune_config import FinetuneConfig
@@ -16,6 +14,7 @@ from stellarbyte_torch.lora_adapters import apply_lora_to_model
 from stellarbyte_torch.lora_base import moves_base
 from stellarbyte_torch.lora_config import LoRAConfig
 from stellarbyte_torch.lora_targets import trained_whole
+from stellarbyte_torch.training_values import complaint
 
 # Reporters of Transformers by the packages that they need.
 _REPORTERS = {
@@ -54,22 +53,26 @@ def training_fields(config: FinetuneConfig) -> dict[str, Any]:
     return {**defaults, **given}
 
 
-def training_arguments(config: FinetuneConfig, data_arguments: dict[str, Any], *, resumes: bool) -> TrainingArguments:
+def training_arguments(config: FinetuneConfig, data_arguments: dict[str, Any]) -> TrainingArguments:
     """The Trainer's arguments.
 
     Raises:
         UserError: TrainingArguments refuses them, or something that they need is not here.
     """
     fields = {**data_arguments, **training_fields(config)}
+    for name, value in fields.items():
+        problem = complaint(name, value)
+        if problem is not None:
+            raise UserError(f"training.{name} {problem}")
     for reporter in [reporters] if isinstance(reporters := fields.get("report_to") or [], str) else reporters:
-        if reporter not in ("none", "all", *INTEGRATION_TO_CALLBACK):
-            near = difflib.get_close_matches(str(reporter), INTEGRATION_TO_CALLBACK, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(sorted(INTEGRATION_TO_CALLBACK))}"
-            raise UserError(f"training.report_to {reporter} is not known to transformers: {hint}")
         if reporter in _REPORTERS and find_spec(_REPORTERS[reporter]) is None:
             raise UserError(f"training.report_to {reporter} needs a package: pip install {_REPORTERS[reporter]}")
     if fields.get("fp16") and (fields.get("use_cpu") or not torch.cuda.is_available()):
         raise UserError("training.fp16 needs a CUDA GPU, and there is none here: set training.bf16, or neither")
+    backend = fields.get("torch_compile_backend")
+    if backend is not None and backend not in torch.compiler.list_backends(exclude_tags=()):
+        known = ", ".join(torch.compiler.list_backends(exclude_tags=()))
+        raise UserError(f"training.torch_compile_backend is {backend!r}, expected one of {known}")
     if config.early_stopping_patience is not None and not fields["load_best_model_at_end"]:
         raise UserError(
             "early_stopping_patience needs the best model to be kept: leave out training.load_best_model_at_end, or "
@@ -81,16 +84,33 @@ def training_arguments(config: FinetuneConfig, data_arguments: dict[str, Any], *
         arguments = TrainingArguments(
             output_dir=str(Path(config.output_dir) / "checkpoints"),
             disable_tqdm=True,
-            eval_on_start=fields["eval_strategy"] != "no" and not resumes,
+            eval_on_start=fields["eval_strategy"] != "no",
             metric_for_best_model="eval_loss",
             greater_is_better=False,
             **fields,
         )
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, OSError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error
+    accelerator: Any = arguments.accelerator_config
+    if accelerator.split_batches:
+        raise UserError(
+            "training.accelerator_config.split_batches is not for the config: training.per_device_train_batch_size is "
+            "what each process takes"
+        )
     if arguments.fsdp and arguments.world_size == 1:
-        raise UserError("training.fsdp needs several processes: start the command by `accelerate launch`")
+        raise UserError("training.fsdp needs several processes: start the command by `torchrun --nproc_per_node N`")
     return arguments
+
+
+def check_steps(arguments: TrainingArguments, rows: int) -> None:
+    """Refuses a run that would end before its first step. Raises UserError."""
+    batch = arguments.train_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and rows < batch:
+        raise UserError(
+            f"training.dataloader_drop_last leaves out all {rows} training rows, as a batch on {arguments.world_size} "
+            f"process(es) has {batch}: set it to false, or training.per_device_train_batch_size to "
+            f"{max(1, rows // arguments.world_size)} or less"
+        )
 
 
 def lora_fields() -> set[str]:

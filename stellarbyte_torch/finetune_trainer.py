@@ -1,20 +1,30 @@
 """transformers' Trainer with what fine-tuning needs beside it: LoRA's own loss and rates, exact losses and counts."""
 
+import math
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from peft import PeftModel
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import seed_worker
 
+from stellarbyte.errors import UserError
+from stellarbyte.file_manifest import MANIFEST, damage, write_manifest
 from stellarbyte_torch.collation import IGNORED_LABEL
+from stellarbyte_torch.finetune_batches import EpochBatches, EpochSampler, sample_lengths
+from stellarbyte_torch.finetune_checkpoints import rotate
 from stellarbyte_torch.lora_optimizer import lora_optimizer
 from stellarbyte_torch.lora_regularisation import regularisation
+from stellarbyte_torch.saving import written
 
 
 class FinetuneTrainer(Trainer):
@@ -39,13 +49,15 @@ class FinetuneTrainer(Trainer):
         self._pad_token_id = pad_token_id
         self._tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
         self._rows: list[torch.Tensor] = []
+        self._last_loss: torch.Tensor | float = 0.0
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Trainer's, counting tokens."""
         self._tokens += real_tokens(inputs, self._pad_token_id).to(self._tokens.device)
-        return super().training_step(model, inputs, num_items_in_batch)
+        self._last_loss = super().training_step(model, inputs, num_items_in_batch)
+        return self._last_loss
 
     def compute_loss(
         self,
@@ -106,38 +118,127 @@ class FinetuneTrainer(Trainer):
             assert isinstance(self.model, PeftModel)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = lora_optimizer(self.model, optimizer_class, weight_decay=self.args.weight_decay, **options)
-        return super().create_optimizer(model)
+        with _from_config("optim, optim_args"):
+            return super().create_optimizer(model)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(dataset)
-        lengths = [len(item["input_ids"]) for item in dataset]
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochSampler(batch_size * self.args.world_size, lengths, seed)
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Trainer's. Raises UserError: a field of the config that the schedule does not have."""
+        with _from_config("lr_scheduler_type, lr_scheduler_kwargs"):
+            return super().create_scheduler(num_training_steps, optimizer)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches that hold each sample once an epoch, however many processes share them and wherever a run goes on."""
+        strategy: Any = self.args.train_sampling_strategy
+        if strategy == "batch_rebalance":  # Transformers' own, which is aware of the processes
+            return super().get_train_dataloader()
+        args: Any = self.args
+        dataset: Any = self.train_dataset
+        processes = self.get_total_train_batch_size(args) // (self._train_batch_size * args.gradient_accumulation_steps)
+        grouped = self._train_batch_size * processes * args.gradient_accumulation_steps
+        seed = args.seed if args.data_seed is None else args.data_seed
+        batches = EpochBatches(
+            EpochSampler(grouped, sample_lengths(dataset), seed, strategy),
+            self._train_batch_size,
+            # Processes that share one copy of the model take the same samples.
+            args.process_index // (args.world_size // processes),
+            processes,
+            drop_last=args.dataloader_drop_last,
+        )
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            in_order=args.dataloader_in_order,
+            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+        )
+        # As if for one process: the batches know already which of them this process takes.
+        return prepare_data_loader(
+            loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Trainer's, with every validation row: dataloader_drop_last is about training."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Trainer's, complete once its manifest is there, by which a run that goes on knows it; then older ones go."""
+        folder = Path(str(self.args.output_dir))
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save and checkpoint.exists():  # what a killed process left
+            shutil.rmtree(checkpoint)
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # Trainer would remove before all is there
+        try:
+            with written(folder, checkpoint.name):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    write_manifest(checkpoint, {"processes": self.args.world_size})
+        except BaseException:
+            if self.args.should_save:
+                shutil.rmtree(checkpoint, ignore_errors=True)  # on a full disk it would stand in the way
+            raise
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate(folder, limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
+        if self.is_world_process_zero() and (problem := damage(best)) is not None:
+            raise UserError(
+                f"{best}, the best model, was damaged since it was written ({problem}): the same command sets it aside "
+                "and takes the newest model"
+            )
+        super()._load_best_model()
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Trainer's, asked before each of the optimizer's steps: the last moment at which the weights are good."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        # In float16 the gradient's scale is found by trying.
+        if not self.args.fp16 and norm is not None and not math.isfinite(norm):
+            self._stop_before_damage(float(norm))
+        return norm
+
+    def _stop_before_damage(self, norm: float) -> None:
+        step = self.state.global_step
+        loss = float(self._last_loss)
+        name, value = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
+        kept = "nothing was trained yet"
+        if step > 0:
+            if not (Path(str(self.args.output_dir)) / f"checkpoint-{step}" / MANIFEST).is_file():
+                self._save_checkpoint(self.model, None)
+            kept = f"the model of step {step}, the last good one, is saved in {self.args.output_dir}/checkpoint-{step}"
+        raise UserError(
+            f"the {name} of step {step + 1} is {value}: lower training.learning_rate or raise training.warmup_steps in "
+            f"another output_dir; {kept}"
+        )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        # A pickle that nobody reads.
+        # A pickle that nobody reads, and a card in which PEFT has left everything to be filled in.
         assert self.args.output_dir is not None
-        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+        for name in ("training_args.bin", "README.md"):
+            (Path(output_dir or self.args.output_dir) / name).unlink(missing_ok=True)
 
 
-class EpochSampler(LengthGroupedSampler):
-    """transformers' batches of like lengths, in an order that seed and epoch alone decide, so that a run can go on."""
-
-    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
-        super().__init__(batch_size, lengths=lengths)
-        self._seed, self._epoch = seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """The data loader tells which epoch begins."""
-        self._epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        self.generator = torch.Generator().manual_seed(self._seed + self._epoch)
-        return super().__iter__()
+@contextmanager
+def _from_config(fields: str) -> Iterator[None]:
+    """Names the fields that something is made of, which refuses them."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"training.{fields}: {' '.join(str(error).split())}") from error
 
 
 class EvaluateAtEnd(TrainerCallback):
@@ -154,13 +255,14 @@ class EvaluateAtEnd(TrainerCallback):
 
 
 def real_tokens(inputs: dict[str, Any], pad_token_id: int) -> torch.Tensor:
-    """How many tokens of a batch are no padding."""
+    """How many tokens of a batch are no padding; a row without a trained token is all padding."""
+    has_sample_B = (inputs["labels"] != IGNORED_LABEL).any(1)
     if "attention_mask" in inputs:
-        return inputs["attention_mask"].sum()
+        return inputs["attention_mask"][has_sample_B].sum()
     # Packed: what fills a row up is its last document, which holds nothing else.
     input_ids, positions = inputs["input_ids"], inputs["position_ids"]
     length = positions.shape[1]
     start_B1 = length - 1 - (positions == 0).flip(1).int().argmax(1, keepdim=True)
     is_before_BT = torch.arange(length, device=positions.device)[None] < start_B1
     is_filler_B1 = ((input_ids == pad_token_id) | is_before_BT).all(1, keepdim=True)
-    return torch.where(is_filler_B1, start_B1, length).sum()
+    return torch.where(is_filler_B1, start_B1, length)[has_sample_B].sum()

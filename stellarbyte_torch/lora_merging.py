@@ -37,6 +37,9 @@ class MergeDrift:
 
     def __str__(self) -> str:
         """One line for the terminal."""
+        if not self.largest:
+            kind = str(self.dtype).removeprefix("torch.")
+            return f"merged {self.modules} modules in float32; kept in {kind}, which rounds none of them"
         return (
             f"merged {self.modules} modules in float32; rounding to {str(self.dtype).removeprefix('torch.')} moves "
             f"a weight by at most {self.largest:.2e}, and all of them by {self.share:.2%} of the adapter's update"

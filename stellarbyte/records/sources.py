@@ -90,7 +90,7 @@ def files_of_sources(sources: Sequence[tuple[str, Hashable]], report: Callable[[
             report(remark)
         again = 0
         for file in files:
-            status = file.stat()
+            status = status_of(file)
             if seen.setdefault((status.st_dev, status.st_ino, manner), index) == index:
                 found.append((index, file))
             else:
@@ -98,6 +98,18 @@ def files_of_sources(sources: Sequence[tuple[str, Hashable]], report: Callable[[
         if again:
             report(f"{shown(path)}: files that an earlier source has are not read again: {again}")
     return found
+
+
+def status_of(path: Path) -> os.stat_result:
+    """As Path.stat.
+
+    Raises:
+        UserError: the file has gone, or its folder may not be read.
+    """
+    try:
+        return path.stat()
+    except OSError as error:
+        raise UserError(f"{shown(path)} cannot be read: {error.strerror or error}") from None
 
 
 def source_files(path: str) -> SourceFiles:

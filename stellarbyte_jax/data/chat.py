@@ -9,17 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
+from stellarbyte.chat.conversations import parse_record
+from stellarbyte.chat.encoding import ChatEncoder, RenderedChat, Sample
+from stellarbyte.chat.told import Told
 from stellarbyte.records.bad_records import BadRecords, RecordError
 from stellarbyte.records.formats import read_records
 from stellarbyte.records.record import Record
 from stellarbyte_jax.config import DataConfig
-from stellarbyte_jax.data.chat_encoding import SAMPLE_DTYPE, ChatEncoder, RenderedChat
-from stellarbyte_jax.data.chat_template import chat_template
-from stellarbyte_jax.data.conversations import parse_record
+from stellarbyte_jax.data.chat_template import chat_tokenizer
 from stellarbyte_jax.data.documents import PIECE_CHARS
 from stellarbyte_jax.data.manifest import SampleCounts
 from stellarbyte_jax.data.tokenized import BATCH_CHARS, Position, TokenBatch, encoded_ahead, is_validation, unread
 from stellarbyte_jax.data.tokenizer import Tokenizer
+
+# A token of a sample, and whether it is trained on.
+SAMPLE_DTYPE = np.dtype([("token", np.int32), ("trained", np.bool_)])
 
 
 @dataclass
@@ -32,12 +36,12 @@ class _ChatBatch:
 def tokenized_chat(
     data: DataConfig, tokenizer: Tokenizer, files: Sequence[tuple[int, Path]], position: Position
 ) -> Generator[TokenBatch, None, None]:
-    """Like `tokenized`, of conversations: each sample is a document, its tokens are chat_encoding.SAMPLE_DTYPE.
+    """Like `tokenized`, of conversations: each sample is a document, its tokens are SAMPLE_DTYPE.
 
     Raises:
         UserError: a template is missing or no Jinja, or a record is bad and data.on_bad_record is fail.
     """
-    encoder = ChatEncoder(tokenizer, chat_template(data, tokenizer))
+    encoder = ChatEncoder(chat_tokenizer(data, tokenizer))
     rendered = _rendered(data, encoder, files, position)
     samples = position.samples
     with closing(encoded_ahead(rendered, partial(_encode, data, encoder, tokenizer.byte_lengths))) as batches:
@@ -58,7 +62,8 @@ def _rendered(
     batch = _ChatBatch(Position())
     for file_index, count, (record, where, bytes_read) in unread(files, position, bad_records, read):
         try:
-            chat = encoder.render(parse_record(record, where), data.loss_on)
+            source = data.sources[files[file_index][0]]
+            chat = encoder.render(parse_record(record, where, source.format), data.loss_on)
         except RecordError as error:
             bad_records.add(str(error))
             continue
@@ -77,11 +82,12 @@ def _encode(data: DataConfig, encoder: ChatEncoder, byte_lengths: np.ndarray, ba
     samples: list[np.ndarray] = []
     in_validation: list[bool] = []
     too_long = cut_tokens = untrained = 0
+    told = sum((chat.told for chat in batch.chats), start=Told())
     for chat, sample in zip(batch.chats, encoder.encode(batch.chats), strict=True):
-        pieces = _fitting(sample, data)
+        pieces = sample.fitting(data.sequence_length, data.on_too_long)
         too_long += len(sample) > data.sequence_length
         cut_tokens += len(sample) - sum(map(len, pieces))
-        trained = [piece for piece in pieces if piece["trained"].any()]
+        trained = [_as_items(piece) for piece in pieces if piece.trained.any()]
         untrained += len(pieces) - len(trained)
         samples += trained
         # By the conversation, so that what it was split into stays together.
@@ -89,7 +95,10 @@ def _encode(data: DataConfig, encoder: ChatEncoder, byte_lengths: np.ndarray, ba
 
     tokens = np.concatenate(samples) if samples else np.empty(0, SAMPLE_DTYPE)
     ends = np.cumsum([len(sample) for sample in samples], dtype=np.int64)
-    counts = SampleCounts(int(tokens["trained"].sum()), too_long, cut_tokens, untrained)
+    counts = SampleCounts(
+        int(tokens["trained"].sum()), too_long, cut_tokens, untrained, told.unended, told.thoughtless, told.unwritten
+    )
+    counts = replace(counts, unused=",".join(sorted(told.unused)))
     return TokenBatch(
         tokens=tokens,
         starts=np.append(np.int64(0), ends)[:-1],
@@ -100,15 +109,7 @@ def _encode(data: DataConfig, encoder: ChatEncoder, byte_lengths: np.ndarray, ba
     )
 
 
-def _fitting(sample: np.ndarray, data: DataConfig) -> list[np.ndarray]:
-    """The sample in pieces of at most sequence_length tokens: one, some or none, as on_too_long says."""
-    length = data.sequence_length
-    if len(sample) <= length:
-        return [sample]
-    if data.on_too_long == "drop":
-        return []
-    starts = [0] if data.on_too_long == "truncate" else range(0, len(sample), length)
-    pieces = [sample[start : start + length] for start in starts]
-    for piece in pieces:
-        piece["trained"][0] = False  # what predicts it is in the piece before
-    return pieces
+def _as_items(sample: Sample) -> np.ndarray:
+    items = np.empty(len(sample), SAMPLE_DTYPE)
+    items["token"], items["trained"] = sample.input_ids, sample.trained
+    return items

@@ -10,7 +10,7 @@ from typing import Literal
 from stellarbyte.errors import UserError
 from stellarbyte.files import written_whole
 from stellarbyte.records.bad_records import BadRecords
-from stellarbyte.records.sources import files_of_sources
+from stellarbyte.records.sources import files_of_sources, status_of
 from stellarbyte_jax.config import SourceConfig
 from stellarbyte_jax.data.documents import Document, RecordText, read_documents
 
@@ -24,20 +24,28 @@ def documents(
     on_bad_record: Literal["fail", "skip"] = "fail",
     report: Callable[[str], None] = print,
     setting: str = "on_bad_record",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Document]:
     """Stream the documents of sources; bad records end the stream, or are skipped and counted to `report` at its end.
 
-    `setting` is the name by which the user knows `on_bad_record`.
+    `setting` is the name by which the user knows `on_bad_record`. `progress` is told the bytes of files, as stored,
+    that are read, and their sum.
 
     Raises:
         UserError: a file is missing or cannot be read, a record is bad, or the sources hold no text at all.
     """
     record_texts, bad_records = [RecordText(source) for source in sources], BadRecords(on_bad_record, setting=setting)
     empty = True
-    for index, path in files_of(sources, report):
+    files = files_of(sources, report)
+    sizes = [status_of(path).st_size for _, path in files]
+    done, total = 0, sum(sizes)
+    for (index, path), size in zip(files, sizes, strict=True):
         for document in read_documents(path, record_texts[index], bad_records):
             empty = False
             yield document
+            if progress is not None:
+                progress(done + document.bytes_read, total)
+        done += size
     summary = bad_records.summary()
     if summary is not None:
         report(summary)

@@ -7,6 +7,7 @@ from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from stellarbyte.chat.told import Told
 from stellarbyte.config.build import build
 from stellarbyte.config.nodes import locate
 from stellarbyte.errors import UserError
@@ -33,16 +34,28 @@ class SampleCounts:
     """Of chat, over both splits: tokens trained on, and what is in no sample.
 
     too_long conversations had more than sequence_length tokens, cut_tokens of which are in no sample; untrained samples
-    were left out as they had no trained token.
+    were left out as they had no trained token. The rest is as in stellarbyte.chat.encoding.Told, `unused` with commas.
     """
 
     trained_tokens: int = 0
     too_long: int = 0
     cut_tokens: int = 0
     untrained: int = 0
+    unended: int = 0
+    thoughtless: int = 0
+    unwritten: int = 0
+    unused: str = ""
+
+    @property
+    def told(self) -> Told:
+        """What users are told of the conversations."""
+        return Told(self.unended, self.thoughtless, self.unwritten, frozenset(filter(None, self.unused.split(","))))
 
     def __add__(self, other: "SampleCounts") -> "SampleCounts":
-        return SampleCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        *ours, _ = astuple(self)
+        *theirs, _ = astuple(other)
+        unused = ",".join(sorted(self.told.unused | other.told.unused))
+        return replace(SampleCounts(*(a + b for a, b in zip(ours, theirs, strict=True))), unused=unused)
 
     def summary(self) -> str:
         """One line: what is trained on, then what is not there, if anything is missing."""
@@ -51,7 +64,7 @@ class SampleCounts:
             line += f"; {self.too_long} too long, {self.cut_tokens} tokens cut off"
         if self.untrained:
             line += f"; {self.untrained} left out without a trained token"
-        return line
+        return "; ".join((line, *self.told.sentences()))
 
 
 @dataclass(frozen=True)

@@ -42,19 +42,24 @@ class ChatRecipe:
     loss_on: str
     on_too_long: str
     sequence_length: int
+    formats: str = "auto"
 
     @classmethod
     def make(cls, data: DataConfig, tokenizer: Tokenizer) -> "ChatRecipe":
         """The recipe of `data` now."""
         template = chat_template(data, tokenizer)
         sha256 = None if template is None else hashlib.sha256(template.encode()).hexdigest()
-        return cls(sha256, data.loss_on, data.on_too_long, data.sequence_length)
+        formats = [source.format for source in data.sources]
+        shown_formats = "auto" if set(formats) == {"auto"} else ", ".join(formats)
+        return cls(sha256, data.loss_on, data.on_too_long, data.sequence_length, shown_formats)
 
     def differences(self, other: "ChatRecipe") -> Iterator[str]:
         """As Recipe.differences."""
         for name in _CHAT_SETTINGS:
             if getattr(self, name) != getattr(other, name):
                 yield f"data.{name} is {getattr(self, name)}, not {getattr(other, name)}"
+        if self.formats != other.formats:
+            yield f"the formats of data.sources are {self.formats}, not {other.formats}"
         if self.chat_template_sha256 != other.chat_template_sha256:
             yield "the chat template is another"
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from stellarbyte.chat.packing import pack
 from stellarbyte_jax.data.packing import IGNORED_LABEL, padding_row
 from stellarbyte_jax.data.token_shards import TokenShards
 
@@ -47,31 +48,3 @@ class PackedSamples:
     def padding_row(self) -> dict[str, np.ndarray]:
         """A row without any sample, to fill up a batch."""
         return padding_row(self._sequence_length, self._pad_token_id)
-
-
-def pack(lengths: np.ndarray, row_length: int) -> np.ndarray:
-    """The row of each sample, int64 [samples], such that no row is longer than `row_length`.
-
-    Best-fit decreasing: the longest first, each into the fullest row that still has room. Which of equally long samples
-    meet is drawn, always alike, so that neighbours in a file do not stay neighbours.
-    """
-    order = np.random.default_rng(0).permutation(len(lengths))
-    order = order[np.argsort(-lengths[order], kind="stable")]
-    rows = np.empty(len(lengths), np.int64)
-    rows_with_room: list[list[int]] = [[] for _ in range(row_length + 1)]  # by the tokens that still fit
-    rooms = 0  # bit n is set where rows_with_room[n] holds a row: the lowest set bit is the fullest row
-    count = 0
-    for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        assert 0 < length <= row_length, length
-        fitting = rooms >> length
-        if fitting:
-            room = length + (fitting & -fitting).bit_length() - 1
-            row = rows_with_room[room].pop()
-            if not rows_with_room[room]:
-                rooms ^= 1 << room
-        else:
-            room, row, count = row_length, count, count + 1
-        rows[index] = row
-        rows_with_room[room - length].append(row)
-        rooms |= 1 << (room - length)
-    return rows

@@ -1,43 +1,46 @@
 """Learns a byte-level BPE vocabulary from a stream of texts."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
+from stellarbyte.chat.template import STELLARBYTE_TEMPLATE
 from stellarbyte.errors import UserError
 from stellarbyte.files import json_text
 from stellarbyte_jax.data.tokenizer import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, SPECIAL_TOKENS, Tokenizer
 
-# Where merges may not cross, in the manner of GPT-4 and Llama 3, with two changes: CJK runs stand apart from Latin
-# words ("使用Python代码"), and an English contraction ends its word, so that the literal 'text' is not cut after 't.
-# documents.pieces knows where this pattern always ends a match: keep the two in step.
 _CJK = r"\p{Han}\p{Hiragana}\p{Katakana}ー"
-_SPLIT = "|".join(
-    (
-        rf"[{_CJK}]+",
-        r"(?i:'(?:s|t|re|ve|m|ll|d))(?!\p{L})",
-        rf"[^\r\n\p{{L}}\p{{N}}]?[[\p{{L}}\p{{M}}]&&[^{_CJK}]]+",  # a word, with the one sign or space before it
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",  # indentation, but for the last space, which joins the word behind it
-        r"\s+",
-    )
-)
 
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-    {{- bos_token + message['role'] + '\\n' -}}
-    {%- if message['role'] == 'assistant' -%}
-        {%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}
-    {%- else -%}
-        {{- message['content'] + eos_token -}}
-    {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- bos_token + 'assistant\\n' -}}{%- endif -%}
-"""
+# Words longer than this reach the trainer in parts: a merge goes through each word that it changes from end to end, so
+# that unbroken text (base64, a genome, a script that knows no spaces) would cost its length times the vocabulary.
+_LONGEST_WORD = 256
+
+
+def _split(most: int | None = None) -> str:
+    """The pattern of the words that no merge crosses; each of its runs has at most `most` characters.
+
+    It is GPT-4's and Llama 3's, but for two things: a CJK run does not go on in a Latin word ("使用Python代码"), nor
+    takes the space behind a comma, but takes along the sign that ends its sentence and its line; and an English
+    contraction ends its word, so that the literal 'text' is not cut after 't. tests/tokenizer_table.py measures it
+    against theirs. documents.pieces knows where it always ends a match: keep the two in step.
+    """
+    run = "+" if most is None else f"{{1,{most}}}"
+    some = "*" if most is None else f"{{0,{most}}}"
+    return "|".join(
+        (
+            r"(?i:'(?:s|t|re|ve|m|ll|d))(?!\p{L})",
+            rf"(?:(?<!,) |[^\s\p{{L}}\p{{N}}])?[{_CJK}]{run}(?:[。！？][\r\n]{run})?",  # noqa: RUF001 - full-width is meant
+            rf"[^\r\n\p{{L}}\p{{N}}]?[[\p{{L}}\p{{M}}]&&[^{_CJK}]]{run}",  # a word, with the sign or space before it
+            r"\p{N}{1,3}",
+            rf" ?[^\s\p{{L}}\p{{N}}]{run}[\r\n]{some}",
+            rf"\s{some}[\r\n]{run}",
+            rf"\s{run}(?!\S)",  # indentation, but for the last space, which joins the word behind it
+            rf"\s{run}",
+        )
+    )
 
 
 def train_tokenizer(
@@ -46,11 +49,13 @@ def train_tokenizer(
     output: Path,
     extra_special_tokens: Sequence[str] = (),
     report: Callable[[str], None] = print,
+    learning: Callable[[], None] = lambda: None,
 ) -> Tokenizer:
     """Learn a vocabulary of `vocab_size` tokens from a stream of texts and write the tokenizer's folder.
 
     Memory grows with the number of different words, not with the length of the stream. A corpus too small for
     `vocab_size` gives a smaller vocabulary, which `report` is told; a model's vocabulary may be the larger of the two.
+    `learning` is called several times a second once all texts are read.
 
     Raises:
         UserError: the vocabulary cannot hold the bytes and special tokens; a special token is unfit; there is no text.
@@ -63,17 +68,8 @@ def train_tokenizer(
             f"use at least {smallest}"
         )
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = _pre_tokenizer(_split())
     tokenizer.decoder = decoders.ByteLevel()
-    # Every document begins so in training. We add it ourselves; this is for Hugging Face's libraries.
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS_TOKEN} $A", pair=f"{BOS_TOKEN} $A $B", special_tokens=[(BOS_TOKEN, 0)]
-    )
     _check_special_tokens(tokenizer, special_tokens)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -81,16 +77,10 @@ def train_tokenizer(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # An error raised by an iterator that runs inside the trainer would come back as the trainer's own: keep it.
+    tokenizer.pre_tokenizer = _pre_tokenizer(_split(_LONGEST_WORD))
     stream = _FirstError(texts)
-    try:
-        tokenizer.train_from_iterator(stream, trainer)
-    except Exception:
-        if stream.error is not None:
-            raise stream.error from None
-        raise
-    if stream.error is not None:
-        raise stream.error
+    _train(tokenizer, stream, trainer, learning)
+    tokenizer.pre_tokenizer = _pre_tokenizer(_split())
     if stream.count == 0:
         raise UserError("the tokenizer cannot be trained on an empty corpus: name an input that holds text")
     learned_size = tokenizer.get_vocab_size()
@@ -102,28 +92,64 @@ def train_tokenizer(
     files = {
         "tokenizer.json": tokenizer.to_str(pretty=True),
         "tokenizer_config.json": json_text(_hugging_face_config(extra_special_tokens)),
-        "chat_template.jinja": CHAT_TEMPLATE,
+        "chat_template.jinja": STELLARBYTE_TEMPLATE,
     }
     Tokenizer.save_files(files, output)
     return Tokenizer.load(output)
 
 
+def _pre_tokenizer(pattern: str) -> pre_tokenizers.PreTokenizer:
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
 class _FirstError:
-    """An iterable that counts its items and remembers the error that ended it."""
+    """An iterable that counts its items, remembers the error that ended it, and can be ended from outside."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = texts
         self.count = 0
         self.error: Exception | None = None
+        self.ended, self.stopped = False, False
 
     def __iter__(self) -> Iterator[str]:
         try:
             for text in self._texts:
+                if self.stopped:
+                    return
                 self.count += 1
                 yield text
         except Exception as error:
             self.error = error
             raise
+        finally:
+            self.ended = True
+
+
+def _train(
+    tokenizer: tokenizers.Tokenizer, stream: _FirstError, trainer: trainers.BpeTrainer, learning: Callable[[], None]
+) -> None:
+    """Trains in a thread of its own, so that an interruption need not wait for the trainer, which hears of none."""
+    failures: list[Exception] = []
+
+    def train() -> None:
+        try:
+            tokenizer.train_from_iterator(stream, trainer)
+        except Exception as error:  # noqa: BLE001 - raised again below
+            failures.append(error)
+
+    thread = threading.Thread(target=train, name="train", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+            if stream.ended:
+                learning()
+    finally:
+        stream.stopped = True
+    # An error raised by an iterator that runs inside the trainer comes back as the trainer's own, or not at all.
+    for error in filter(None, (stream.error, *failures)):
+        raise error
 
 
 def _check_special_tokens(tokenizer: tokenizers.Tokenizer, special_tokens: Sequence[str]) -> None:

@@ -60,16 +60,39 @@ def read_arrays(folder: Path, abstract: Tree) -> Tree:
         sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    stored, wanted = _by_name(_stored_tree(folder)), _by_name(abstract)
-    for name in sorted(stored.keys() | wanted.keys()):
-        if name not in stored:
-            raise UserError(f"{folder} lacks {name}, which this config asks for")
-        if name not in wanted:
-            raise UserError(f"{folder} holds {name}, for which this config has no place")
-        there, here = (f"{array.dtype}{list(array.shape)}" for array in (stored[name], wanted[name]))
-        if there != here:
-            raise UserError(f"{folder}: {name} is {there}, but this config makes it {here}")
+    check_fits(_stored_tree(folder), abstract, folder)
     return _read(folder, jax.tree.map(target, abstract))
+
+
+def check_fits(stored: Tree, abstract: Tree, where: str | Path) -> None:
+    """Refuses arrays that are missing, unknown, or of another shape or dtype than the abstract ones.
+
+    Raises:
+        UserError: naming the array and `where` it is.
+    """
+    found, wanted = _by_name(stored), _by_name(abstract)
+    for name in sorted(found.keys() | wanted.keys()):
+        if name not in found:
+            raise UserError(f"{where} lacks {name}, which this config asks for")
+        if name not in wanted:
+            raise UserError(f"{where} holds {name}, for which this config has no place")
+        there, here = (f"{array.dtype}{list(array.shape)}" for array in (found[name], wanted[name]))
+        if there != here:
+            raise UserError(f"{where}: {name} is {there}, but this config makes it {here}")
+
+
+def check_finite_weights(params: Tree, where: str | Path) -> None:
+    """Refuses weights that are nan or infinite; where several processes hold them, all must call it.
+
+    Raises:
+        UserError: naming the array and `where` it is.
+    """
+    for name, array in _by_name(params).items():
+        module = np if isinstance(array, np.ndarray) else jnp
+        if not bool(module.isfinite(array).all()):
+            raise UserError(
+                f"{where}: {name} has values that are nan or infinite: the model is broken, take an earlier checkpoint"
+            )
 
 
 def read_numpy_arrays(folder: Path, sums: Mapping[str, int]) -> Tree:

@@ -16,6 +16,7 @@ from stellarbyte_jax.config_file import run_config_from_dict
 from stellarbyte_jax.data.loader import validation_batches
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.training.checkpoint import RunMetadata
+from stellarbyte_jax.training.load import check_weights
 from stellarbyte_jax.training.lora_base import load_weights
 from stellarbyte_jax.training.own_shards import with_own_shards
 from stellarbyte_jax.training.state import Params, abstract_model
@@ -87,6 +88,7 @@ def load_trained_run(run_dir: str | Path, step: int | None = None, shards: str |
     """The checkpoint of `step`, or the newest, once its validation split is known to be there; raises as above."""
     params, metadata, step = load_weights(run_dir, step)
     config = _run_config(metadata, run_dir)
+    check_weights(params, config.model, f"{run_dir}/checkpoints/{step}")
     tokenizer = Tokenizer(metadata.tokenizer_files, str(run_dir))
     config = with_own_shards(config, metadata.data, Path(run_dir), tokenizer, shards)
     return TrainedRun(params, config, tokenizer, step)

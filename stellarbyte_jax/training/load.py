@@ -5,11 +5,13 @@ from pathlib import Path
 import jax
 from flax import nnx
 
+from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.config_file import model_config_from_dict
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
+from stellarbyte_jax.training.array_files import check_finite_weights, check_fits
 from stellarbyte_jax.training.lora_base import load_weights
-from stellarbyte_jax.training.state import abstract_model
+from stellarbyte_jax.training.state import Params, abstract_model, init_params
 
 
 def load_model(
@@ -18,9 +20,17 @@ def load_model(
     """(model, tokenizer, step) of a run's checkpoint, by default the newest; adapters are merged into their base.
 
     Raises:
-        UserError: there is no checkpoint, or none that can be read.
+        UserError: there is no checkpoint, none that can be read, or its weights are not the model's or no numbers.
     """
     params, metadata, step = load_weights(run_dir, step)
-    config = model_config_from_dict(metadata.config["model"], f"{run_dir}/checkpoints/{step}")
+    where = f"{run_dir}/checkpoints/{step}"
+    config = model_config_from_dict(metadata.model, where)
+    check_weights(params, config, where)
     graphdef, _ = abstract_model(config, dtype)
     return nnx.merge(graphdef, jax.device_put(params)), Tokenizer(metadata.tokenizer_files, str(run_dir)), step
+
+
+def check_weights(params: Params, config: ByteConfig, where: str) -> None:
+    """Refuses weights that are not those of the model in shape and dtype, or no finite numbers; raises UserError."""
+    check_fits(params, jax.eval_shape(lambda: init_params(config, 0)), where)
+    check_finite_weights(params, where)

@@ -8,7 +8,7 @@ from stellarbyte.errors import UserError
 from stellarbyte_jax.config_file import lora_config_from_dict
 from stellarbyte_jax.run_folder import moved_along
 from stellarbyte_jax.training.adapters import merge_adapters
-from stellarbyte_jax.training.array_files import Tree
+from stellarbyte_jax.training.array_files import Tree, check_finite_weights
 from stellarbyte_jax.training.checkpoint import (
     Base,
     RunMetadata,
@@ -35,6 +35,7 @@ def restore_base(
         _check(here, adapters_dir)
         return restore_params(run_dir, abstract_params, here.step, processes)[0], here
     params, step = restore_params(run_dir, abstract_params, processes=processes)
+    check_finite_weights(params, f"init_from {run_dir}/checkpoints/{step}")
     return params, Base(run_dir, step, fingerprint(run_dir, step))
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from stellarbyte.config.build import build
 from stellarbyte.config.nodes import locate
-from stellarbyte.errors import UserError
+from stellarbyte.errors import UserError, shown
 from stellarbyte.files import check_plain_name
 from stellarbyte.reading import read_json_object
 from stellarbyte_jax.data.identity import DataIdentity
@@ -19,6 +19,8 @@ METADATA = "metadata"  # the checkpoint's item
 
 # Items of arrays that a checkpoint may hold.
 _ITEMS = {"params", "opt_state"}
+
+_FIELDS = {"config", "tokenizer_files", "data_position", "base", "data", "checksums"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,14 @@ class RunMetadata:
     data_position: dict[str, Any] = field(default_factory=dict)
     base: Base | None = None
     data: DataIdentity | None = None
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The model's part of `config`; raises UserError if there is none."""
+        model = self.config.get("model")
+        if not isinstance(model, dict):
+            raise UserError("the checkpoint says nothing of the model that it holds: choose another one")
+        return model
 
 
 class Stored(NamedTuple):
@@ -81,8 +91,11 @@ def read_metadata(checkpoint: Path) -> Stored:
 def _metadata(content: Mapping[str, Any]) -> RunMetadata:
     config, files, position = (content.get(name) for name in ("config", "tokenizer_files", "data_position"))
     base, data = content.get("base"), content.get("data")
-    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        raise UserError("its metadata has no config of a model")
+    unknown = content.keys() - _FIELDS
+    if unknown:  # it may be a damaged name, such as the checksum's own
+        raise UserError(f"its metadata has {shown(min(unknown))}, which is none of its fields")
+    if not isinstance(config, dict):
+        raise UserError("its metadata has no config")
     if not isinstance(position, dict):
         raise UserError("its metadata has no position in the data")
     if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):

@@ -25,6 +25,7 @@ from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.run_folder import check_is_run
 from stellarbyte_jax.sharding import Layout, param_shardings
 from stellarbyte_jax.training.adapters import split_adapters
+from stellarbyte_jax.training.array_files import check_finite_weights
 from stellarbyte_jax.training.checkpoint import Base, RunMetadata, latest_step, load_metadata, restore, restore_params
 from stellarbyte_jax.training.lora_base import restore_base
 from stellarbyte_jax.training.processes import ALONE, Processes
@@ -130,7 +131,8 @@ def start(
     if latest_step(config.output_dir) is not None:
         params, opt_state, metadata, step = restore(config.output_dir, abstract.params, abstract.opt_state, processes)
     elif config.init_from is not None and config.lora is None:
-        params, _ = restore_params(config.init_from, abstract.params, processes=processes)
+        params, found = restore_params(config.init_from, abstract.params, processes=processes)
+        check_finite_weights(params, f"init_from {config.init_from}/checkpoints/{found}")
     else:
         # Under jit, so that each device makes its own part.
         params = jax.jit(lambda: create().params, out_shardings=shardings.params)()
@@ -160,7 +162,7 @@ def _check_same_run(config: RunConfig, tokenizer: Tokenizer, data: DataIdentity)
         before = run_config_from_dict(metadata.config, f"{run_dir}/checkpoints")
         differing = differing_fields(before, config)
     else:  # an imported model
-        differing = _differing_model(metadata.config, run_dir, config)
+        differing = _differing_model(metadata, run_dir, config)
         lora = metadata.config.get("lora")
         before_lora = None if lora is None else lora_config_from_dict(lora, f"{run_dir}/checkpoints")
         if before_lora != config.lora:
@@ -174,7 +176,12 @@ def _check_same_run(config: RunConfig, tokenizer: Tokenizer, data: DataIdentity)
     ]
     if differing:
         shown = ", ".join(f"{name} (was {a}, now {b})" for name, a, b in differing)
-        raise UserError(f"{run_dir} holds a run with another config: {shown}; choose another output_dir")
+        raise UserError(
+            f"{run_dir} holds a run with another config: {shown}; a run goes on only as it began, since its learning "
+            "rate and its batches follow from these. Give them their old values; or choose another output_dir, and "
+            f"init_from {run_dir} to train on from its weights. What may change is the mesh, the processes, remat, and "
+            "when it validates and saves"
+        )
     changed = None if metadata.data is None else data.differences(metadata.data)
     if changed is not None:
         raise UserError(
@@ -191,10 +198,10 @@ def _says_where(name: str, was: Any, now: Any, metadata: RunMetadata, config: Ru
     """Whether a field names only where something lies whose content is compared otherwise."""
     if name.startswith("data.sources"):
         return metadata.data is not None or name.endswith(".path")
-    if name == "init_from" and was is not None and now is not None:
-        # Weights below adapters are compared when they are read; others are in the run's own checkpoint by now.
-        return config.lora is not None or latest_step(was) is None
-    return False
+    if name == "init_from" and config.lora is None:
+        # The weights are in the run's own checkpoint by now; what was named may have been moved.
+        return was is not None and now is not None and latest_step(was) is None
+    return name == "init_from"  # weights below adapters are compared when they are read
 
 
 def _check_init_from(config: RunConfig, run_dir: str, tokenizer: Tokenizer) -> None:
@@ -205,7 +212,7 @@ def _check_init_from(config: RunConfig, run_dir: str, tokenizer: Tokenizer) -> N
             f"init_from {run_dir} holds adapters on {metadata.base.run_dir}: make one model of both with "
             "`stellarbyte-convert to-hf` and a run of that with `from-hf`, and name it"
         )
-    differing = _differing_model(metadata.config, run_dir, config)
+    differing = _differing_model(metadata, run_dir, config)
     if differing:
         shown = ", ".join(f"{name} (there {a}, here {b})" for name, a, b in differing)
         raise UserError(f"init_from {run_dir} holds another model: {shown}; leave `model` out to take it from there")
@@ -216,6 +223,6 @@ def _check_init_from(config: RunConfig, run_dir: str, tokenizer: Tokenizer) -> N
         )
 
 
-def _differing_model(stored: dict[str, Any], run_dir: str, config: RunConfig) -> list[tuple[str, Any, Any]]:
-    theirs = model_config_from_dict(stored["model"], f"{run_dir}/checkpoints")
+def _differing_model(stored: RunMetadata, run_dir: str, config: RunConfig) -> list[tuple[str, Any, Any]]:
+    theirs = model_config_from_dict(stored.model, f"{run_dir}/checkpoints")
     return [(f"model.{name}", a, b) for name, a, b in differing_fields(theirs, config.model)]

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 import stellarbyte_torch  # noqa: F401 - makes the Auto classes know the architecture
@@ -13,7 +14,7 @@ from convert import hf_checkpoint, model_card, run_checkpoint, shards, weights
 from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RopeScaling
-from test_convert.models import bits, finite, random_params, tiny
+from test_convert.models import bits, finite, random_params, sensible_params, tiny
 from test_convert.switches import grid
 
 FILES = {
@@ -229,3 +230,103 @@ def test_exported_config_is_what_transformers_reads(exported, run_dir):
     theirs = AutoConfig.from_pretrained(exported)
     ours = run_checkpoint.load(run_dir).config
     assert {name: getattr(theirs, name) for name in hf_config.to_dict(ours)} == hf_config.to_dict(ours)
+
+
+def saved(folder, change):
+    """The export with its tensors changed."""
+    tensors = load_file(folder / shards.WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / shards.WEIGHTS, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tied(tokenizer, tmp_path_factory):
+    """An export of a tied model, and its parameters."""
+    folder = tmp_path_factory.mktemp("tied")
+    config = tiny(vocab_size=300, tie_word_embeddings=True)
+    params = sensible_params(config)
+    run_checkpoint.save(folder / "run", RunCheckpoint(params, config, tokenizer.files, step=0))
+    hf_checkpoint.to_hf(folder / "run", folder / "hf")
+    return folder / "hf", params
+
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda t: t.update({HEAD: t[EMBEDDING].copy()}), lambda t: t.update({HEAD: t.pop(EMBEDDING)})],
+    ids=["saved twice", "head alone"],
+)
+def test_a_tied_head_is_one_however_it_was_saved(tied, tmp_path, change):
+    folder, params = tied
+    saved(shutil.copytree(folder, tmp_path / "hf"), change)
+    hf_checkpoint.from_hf(tmp_path / "hf", tmp_path / "run")
+    assert bits(run_checkpoint.load(tmp_path / "run").params) == bits(params)
+
+
+def test_a_tied_head_of_other_values_is_refused(tied, tmp_path):
+    saved(shutil.copytree(tied[0], tmp_path / "hf"), lambda t: t.update({HEAD: t[EMBEDDING] + 1}))
+    with pytest.raises(
+        UserError, match=r"lm_head\.weight with other values than model\.embed_tokens\.weight, but tie_w"
+    ):
+        hf_checkpoint.from_hf(tmp_path / "hf", tmp_path / "run")
+
+
+KEY = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda t: t[KEY].__setitem__((0, 3), np.nan), "up_proj.weight with 1 of 480 values that are nan or infinite"),
+        (lambda t: t[KEY].__setitem__(0, -np.inf), "up_proj.weight with 24 of 480 values that are nan or infinite"),
+        (lambda t: t.update({KEY: t[KEY].astype(np.int32)}), "up_proj.weight as I32, expected one of float32"),
+        (lambda t: t.update({KEY: t[KEY].astype(np.float64)}), "up_proj.weight as F64, expected one of float32"),
+        (lambda t: t.update({KEY: t[KEY] > 0}), "up_proj.weight as BOOL, expected one of float32"),
+        (lambda t: t.update({KEY: t[KEY].astype(np.complex64)}), "up_proj.weight as C64, expected one of float32"),
+    ],
+)
+def test_what_is_no_number_of_ours_is_refused(exported, tmp_path, change, complaint):
+    saved(shutil.copytree(exported, tmp_path / "hf"), change)
+    with pytest.raises(UserError, match=complaint):
+        hf_checkpoint.from_hf(tmp_path / "hf", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_cannot_write_outside_of_its_export(run_dir, tokenizer, tmp_path):
+    before = run_checkpoint.load(run_dir)
+    files = {**tokenizer.files, "../evil.txt": "x"}
+    run_checkpoint.save(tmp_path / "run", RunCheckpoint(before.params, before.config, files, step=0))
+    with pytest.raises(UserError, match="none of its checkpoints can be read"):
+        hf_checkpoint.to_hf(tmp_path / "run", tmp_path / "hf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_the_exported_tokenizer_begins_a_text_as_training_did_and_cuts_it(exported, tokenizer):
+    ours = AutoTokenizer.from_pretrained(exported)
+    ids = tokenizer.encode("the star")
+    assert ours("the star").input_ids == [tokenizer.bos_token_id, *ids]
+    assert ours("the star", add_special_tokens=False).input_ids == ids
+    assert ours("", "star").input_ids == [tokenizer.bos_token_id, *tokenizer.encode("star")]
+    assert len(ours("the star " * 99, truncation=True).input_ids) == ours.model_max_length == 64
+    chat = [{"role": "user", "content": "hi"}]
+    assert ours.apply_chat_template(chat)["input_ids"].count(tokenizer.bos_token_id) == 1, "the template has its own"
+    card = (exported / "README.md").read_text("utf-8")
+    assert 'tokenizer("…"' in card and "the tokenizer puts it there" in card
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_the_tokenizer_comes_back_as_it_was(run_dir, tokenizer, tmp_path, compact):
+    before = run_checkpoint.load(run_dir)
+    content = tokenizer.files["tokenizer.json"]
+    files = {**tokenizer.files, "tokenizer.json": json.dumps(json.loads(content)) if compact else content}
+    run_checkpoint.save(tmp_path / "run", RunCheckpoint(before.params, before.config, files, step=0))
+    hf_checkpoint.to_hf(tmp_path / "run", tmp_path / "hf")
+    hf_checkpoint.from_hf(tmp_path / "hf", tmp_path / "back")
+    assert run_checkpoint.load(tmp_path / "back").tokenizer_files == files
+    if not compact:
+        AutoTokenizer.from_pretrained(tmp_path / "hf").save_pretrained(tmp_path / "hf")
+        hf_checkpoint.from_hf(tmp_path / "hf", tmp_path / "saved")
+        assert run_checkpoint.load(tmp_path / "saved").tokenizer_files["tokenizer.json"] == content

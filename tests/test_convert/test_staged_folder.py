@@ -114,7 +114,7 @@ def test_what_an_interrupted_export_set_aside_is_not_removed(run_dir, earlier):
     aside = earlier.parent / ".hf.old"
     aside.mkdir()
     (aside / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="interrupted export set aside"):
+    with pytest.raises(UserError, match="interrupted command set aside"):
         hf_checkpoint.to_hf(run_dir, earlier)
     assert (aside / "notes.txt").read_text() == "mine"
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from stellarbyte.chat.conversations import parse_record
+from stellarbyte.chat.encoding import ChatEncoder, Sample
 from stellarbyte.errors import UserError
-from stellarbyte_torch.chat_encoding import ChatEncoder, Sample
-from stellarbyte_torch.conversations import parse_record
+from stellarbyte_torch.chat_tokenizer import chat_tokenizer
 from stellarbyte_torch.data import prepare_data, read_samples
 from stellarbyte_torch.data_config import DataConfig, SourceConfig
 
@@ -44,7 +45,8 @@ def key(sample: Sample) -> tuple[int, ...]:
 
 def test_samples_are_the_encoded_records_in_order(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     path = write(tmp_path, [record(number) for number in range(1100)])
-    expected = ChatEncoder(tokenizer).encode([parse_record(record(number), "x") for number in range(1100)])
+    encoder = ChatEncoder(chat_tokenizer(tokenizer))
+    expected = encoder.encode([encoder.render(parse_record(record(number), "x")) for number in range(1100)])
     told: list[int] = []
     samples = read_samples(config(path), tokenizer, told.append)
     assert [key(sample) for sample in samples.train] == [key(sample) for sample in expected]

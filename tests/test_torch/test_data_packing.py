@@ -1,13 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stellarbyte_torch.chat_encoding import Sample
+from stellarbyte.chat.encoding import Sample
+from stellarbyte.chat.packing import pack, samples_of_rows
 from stellarbyte_torch.collation import IGNORED_LABEL, PackedDataset, PackingCollator, PaddingCollator, SampleDataset
-from stellarbyte_torch.packing import pack
 
 from .tiny import TINY, relative_error, tiny_model
 
@@ -23,22 +21,6 @@ def samples(count: int, longest: int = 20, seed: int = 0) -> list[Sample]:
         trained[0] = False
         found.append(Sample(f"x:{index}", draw.integers(3, 97, length).astype(np.int32), trained))
     return found
-
-
-@settings(max_examples=100, derandomize=True, deadline=None, database=None)
-@given(st.lists(st.integers(1, 32), max_size=60), st.integers(0, 3))
-def test_rows_hold_every_sample_once_and_waste_little(lengths: list[int], seed: int) -> None:
-    rows = pack(lengths, 32, seed)
-    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
-    loads = [sum(lengths[index] for index in row) for row in rows]
-    assert all(load <= 32 for load in loads)
-    assert rows == pack(lengths, 32, seed)
-    # No two rows would fit into one: what any-fit packing promises.
-    assert all(a + b > 32 for i, a in enumerate(loads) for b in loads[:i])
-
-
-def test_seeds_give_other_rows() -> None:
-    assert pack([3] * 50, 9, 0) != pack([3] * 50, 9, 1)
 
 
 def test_padding() -> None:
@@ -72,7 +54,7 @@ def test_packed_samples_are_as_if_alone(make) -> None:
     """Loss and gradients of packed rows are those of the samples one by one; our model and transformers' Llama."""
     model = make()
     found = samples(7)
-    packed = PackedDataset(found, pack([len(sample) for sample in found], 48, 0))
+    packed = PackedDataset(found, samples_of_rows(pack([len(sample) for sample in found], 48)))
     batch = PackingCollator(PAD, 48)([packed[index] for index in range(len(packed))])
     assert set(batch) == {"input_ids", "labels", "position_ids"}
     assert len(packed) < len(found)

@@ -59,6 +59,14 @@ def test_a_tokenizer_of_its_own(folder: Path, tmp_path: Path) -> None:
     assert SHOWN in "".join(preview(config, 1, colour=False))
 
 
+def test_overrides(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(write(tmp_path / "c.yaml", folder))
+    assert cli.main(["data", "preview", config, "--samples", "1", "--data.loss_on", "all"]) == 0
+    assert SHOWN not in capsys.readouterr().out
+    assert cli.main(["data", "preview", config, "--data.loss_onn", "all"]) == 2
+    assert "--data.loss_onn all: data.loss_onn is not a field; did you mean data.loss_on?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [

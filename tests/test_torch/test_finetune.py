@@ -1,7 +1,12 @@
 import copy
+import errno
 import json
 import os
+import re
+import resource
 import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stellarbyte.errors import UserError
-from stellarbyte_torch.finetune import newest_checkpoint
+from stellarbyte.file_manifest import MANIFEST, write_manifest
+from stellarbyte_torch.finetune_checkpoints import newest_checkpoint
 from stellarbyte_torch.finetune_config import load_finetune_config
 from stellarbyte_torch.finetune_progress import FinetuneProgress
 
@@ -139,6 +145,8 @@ def test_a_checkpoint_that_a_crash_cut_short_is_passed_over(tmp_path: Path) -> N
         checkpoint.mkdir(parents=True)
         if state is not None:
             (checkpoint / "trainer_state.json").write_text(state)
+        if step == 9:
+            write_manifest(checkpoint, {})
     newest = newest_checkpoint(tmp_path)
     assert newest is not None and newest.name == "checkpoint-9"
     assert newest_checkpoint(tmp_path / "nothing") is None
@@ -237,10 +245,92 @@ def test_other_data_under_the_same_name(tmp_path: Path, monkeypatch: pytest.Monk
         run(settings)
 
 
-def test_a_loss_that_is_not_finite(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"of step \d+ is (nan|inf): lower training.learning_rate"):
-        run(config(folder, tmp_path, lora=None, dtype="float32", training={"learning_rate": 1e30, "warmup_steps": 0}))
+@pytest.mark.parametrize("logging_steps", [1, 50])
+def test_a_loss_that_is_not_finite(logging_steps: int, folder: Path, tmp_path: Path) -> None:
+    training = {"learning_rate": 1e30, "warmup_steps": 0, "logging_steps": logging_steps}
+    with pytest.raises(UserError, match=r"of step \d+ is (nan|inf): lower training.learning_rate") as error:
+        run(config(folder, tmp_path, lora=None, dtype="float32", training=training))
     assert all(record.get("loss") is not None or "eval_loss" in record for record in metrics(tmp_path))
+    # It stops before the step is taken: the model of the last good one is whole, and finite.
+    (step,) = re.findall(r"of step (\d+), the last good one, is saved in", str(error.value))
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None and checkpoint.name == f"checkpoint-{step}"
+    assert all(value.isfinite().all() for value in load_file(checkpoint / "model.safetensors").values())
+
+
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """What a full disk does to every writer, but for the words."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [100, 3_000])  # the first file does not fit, or one of the last
+@pytest.mark.parametrize("changes", [{}, {"lora": None}], ids=["lora", "full"])
+def test_a_full_disk_at_a_checkpoint(size: int, changes: Any, folder: Path, tmp_path: Path) -> None:
+    on_step_end = FinetuneProgress.on_step_end
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+
+        def filling(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            on_step_end(self, args, state, control, **kwargs)
+            if state.global_step == 6:
+                stack.enter_context(small_files(size))
+
+        patch.setattr(FinetuneProgress, "on_step_end", filling)
+        with pytest.raises(UserError, match="cannot be written"):
+            run(config(folder, tmp_path / "run", **changes))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint-3"]
+    _, printed = run(config(folder, tmp_path / "run", **changes))
+    assert "going on after step 3" in printed
+    run(config(folder, tmp_path / "whole", **changes))
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+
+
+def test_a_full_disk_at_the_end(folder: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+
+        def filling(*_: Any, **__: Any) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        patch.setattr("stellarbyte_torch.finetune.write_card", filling)
+        with pytest.raises(UserError, match=r"run/adapter: No space left on device"):
+            run(config(folder, tmp_path / "run"))
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"config.yaml", "samples.sha256", "metrics.jsonl", "checkpoints"}
+    summary, _ = run(config(folder, tmp_path / "run"))
+    assert summary["finished"] and (tmp_path / "run" / "adapter" / MANIFEST).exists()
+
+
+def test_drop_last_is_about_training_alone(folder: Path, tmp_path: Path) -> None:
+    training = {
+        "max_steps": -1,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 7,
+        "per_device_eval_batch_size": 4,
+    }
+    run(config(folder, tmp_path / "all", training=training))
+    run(config(folder, tmp_path / "dropped", training={**training, "dataloader_drop_last": True}))
+    whole, dropped = metrics(tmp_path / "all"), metrics(tmp_path / "dropped")
+    assert whole[0] == dropped[0] and "eval_loss" in whole[0]
+    assert max(record["step"] for record in whole) == 6 and max(record["step"] for record in dropped) == 5
+
+
+def test_the_card_says_what_it_is(folder: Path, tmp_path: Path) -> None:
+    run(config(folder, tmp_path / "stock", training={"max_steps": 1}))
+    run(config(folder, tmp_path / "ours", lora={**LORA, "activation": "silu"}, training={"max_steps": 1}))
+    run(config(folder, tmp_path / "full", lora=None, training={"max_steps": 1}))
+    stock, ours = ((tmp_path / name / "adapter" / "README.md").read_text() for name in ("stock", "ours"))
+    full = (tmp_path / "full" / "model" / "README.md").read_text()
+    assert "PeftModel.from_pretrained(base" in stock and "lora.r: 4" in stock and "chat.jsonl" in stock
+    assert "load_lora(base" in ours and "stock PEFT cannot load it" in ours
+    for text in (stock, ours, full):
+        assert f"base_model: {folder}" in text and "- validation loss: " in text and "More Information" not in text
+        (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        exec(program, {})  # as it stands
 
 
 @pytest.mark.parametrize(
@@ -255,7 +345,21 @@ def test_a_loss_that_is_not_finite(folder: Path, tmp_path: Path) -> None:
         ({"data": {"validation_fraction": 0.0, "sources": ()}}, r"sources is \(\) but must name at least one source"),
         ({"training": {"fp16": True}}, r"training\.fp16 needs a CUDA GPU, and there is none here"),
         ({"training": {"report_to": "swanlab"}}, r"training\.report_to swanlab needs a package: pip install swanlab"),
-        ({"training": {"fsdp": "full_shard"}}, r"training\.fsdp needs several processes: start the command by `acc"),
+        (
+            {"training": {"fsdp": "full_shard"}},
+            r"training\.fsdp needs several processes: start the command by `torchrun",
+        ),
+        (
+            {"training": {"dataloader_drop_last": True, "per_device_train_batch_size": 64}},
+            r"training\.dataloader_drop_last leaves out all 40 training rows, as a batch on 1 .* has 64: .* 40 or",
+        ),
+        ({"training": {"max_steps": 0}}, r"training\.max_steps is 0: choose 1 or more"),
+        (
+            {"training": {"max_steps": -1, "num_train_epochs": 0}},
+            r"training\.num_train_epochs is 0: choose more than 0",
+        ),
+        ({"training": {"report_to": "foo"}}, r"training\.report_to is 'foo', expected one of none, all, "),
+        ({"training": {"accelerator_config": "x.json"}}, r"training: .*x\.json"),
         ({"training": {"deepspeed": "x.json"}}, r"training: .*deepspeed"),
         ({"training": {"save_steps": 4}}, r"training: .*requires the saving steps to be a round multiple"),
         (

@@ -174,3 +174,92 @@ def test_help_is_quick() -> None:
         times.append(time.perf_counter() - start)
         assert "--section.field value" in result.stdout
     assert min(times) < 0.5
+
+
+def processes(count: int, script: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`stellarbyte-torch finetune` in several processes, by a script that says what they do first."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    launch += [str(script), "finetune", *words, "--training.use_cpu", "true"]
+    return subprocess.run(launch, capture_output=True, text=True, timeout=300, env={**os.environ, **environment})
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """The command, in a process that dies after the step that STOP_AFTER names."""
+    path = tmp_path / "dying.py"
+    path.write_text("""\
+import os, sys
+from stellarbyte_torch import cli
+from stellarbyte_torch.finetune_progress import FinetuneProgress
+on_step_end, last = FinetuneProgress.on_step_end, int(os.environ.get("STOP_AFTER", "-1"))
+def ending(self, args, state, control, **kwargs):
+    if state.global_step == last + 1:
+        os._exit(9)
+    return on_step_end(self, args, state, control, **kwargs)
+FinetuneProgress.on_step_end = ending
+sys.exit(cli.main(sys.argv[1:]))
+""")
+    return path
+
+
+# 42 training samples, 4 a step and process: an epoch ends with a step that one process has no sample for.
+RESUMED = ["--training.per_device_train_batch_size", "4", "--training.max_steps", "14", "--training.eval_steps", "2"]
+RESUMED += ["--lora.lora_dropout", "0.2", "--data.validation_fraction", "0.18"]
+SHARDED = ["--training.fsdp", "full_shard", "--training.fsdp_config", "{version: 2}"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("words", [[], ["--data.packing", "true"], SHARDED], ids=["padded", "packed", "fsdp"])
+def test_two_processes_that_died_in_an_epoch_go_on_in_it(
+    words: list[str], config: str, script: Path, tmp_path: Path
+) -> None:
+    words = [config, *RESUMED, *words]
+    whole = processes(2, script, *words, "--output_dir", str(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    for stop in ("3", "9"):
+        died = processes(2, script, *words, "--output_dir", str(tmp_path / "parts"), STOP_AFTER=stop)
+        assert died.returncode != 0
+        assert (tmp_path / "parts" / "checkpoints").exists(), died.stderr
+    parts = processes(2, script, *words, "--output_dir", str(tmp_path / "parts"))
+    assert parts.returncode == 0, parts.stderr
+    assert "going on after step 8" in parts.stdout
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    one, other = (tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("whole", "parts"))
+    assert one.read_bytes() == other.read_bytes()
+    fewer = processes(1, script, *words, "--output_dir", str(tmp_path / "parts"), "--lora.r", "4")
+    assert "has ended already" in fewer.stdout
+    (tmp_path / "parts" / "summary.json").unlink()
+    fewer = processes(1, script, *words, "--output_dir", str(tmp_path / "parts"))
+    assert "was written by 2 process(es), and now there are 1" in fewer.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed(stage: int, config: str, script: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    (tmp_path / "ds.json").write_text(
+        json.dumps(
+            {
+                "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True},
+                "zero_allow_untested_optimizer": True,
+                "train_micro_batch_size_per_gpu": "auto",
+                "gradient_accumulation_steps": "auto",
+                "gradient_clipping": "auto",
+            }
+        )
+    )
+    words = [config, "--training.per_device_train_batch_size", "2", "--output_dir"]
+    plain = processes(2, script, *words, str(tmp_path / "plain"))
+    assert plain.returncode == 0, plain.stderr
+    words += [str(tmp_path / "zero"), "--training.deepspeed", str(tmp_path / "ds.json")]
+    died = processes(2, script, *words, STOP_AFTER="2", DS_ACCELERATOR="cpu")
+    assert died.returncode != 0
+    zero = processes(2, script, *words, DS_ACCELERATOR="cpu")
+    assert zero.returncode == 0, zero.stderr
+    for one, other in zip(metrics(tmp_path / "plain"), metrics(tmp_path / "zero"), strict=True):
+        name = "loss" if "loss" in one else "eval_loss"
+        assert other[name] == pytest.approx(one[name], rel=1e-5)
+    ours, theirs = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("zero", "plain"))
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, rtol=1e-4, atol=1e-6)

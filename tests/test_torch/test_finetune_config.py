@@ -1,7 +1,8 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 from stellarbyte.config.plain import differing_fields, save_yaml
 from stellarbyte.errors import UserError
@@ -11,6 +12,7 @@ from stellarbyte_torch.finetune_config import (
     TrainableConfig,
     load_finetune_config,
 )
+from stellarbyte_torch.finetune_setup import training_arguments
 
 ROOT = Path(__file__).parents[2]
 HEAD = "model: m/n\noutput_dir: out\ndata: {sources: [{path: x}]}\n"
@@ -105,6 +107,19 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
             "c.yaml:5: training.zzz is not a field; the fields here are those of TrainingArguments",
         ),
         ("training:\n  gradient_accumulation_steps: 0", "training.gradient_accumulation_steps is 0: choose 1 or more"),
+        ("training:\n  report_to: foo", "c.yaml:5: training.report_to is 'foo', expected one of none, all, "),
+        ("training:\n  report_to: [none, tensorbord]", "did you mean tensorboard?"),
+        ("training:\n  learning_rate: -1", "c.yaml:5: training.learning_rate is -1.0: choose more than 0"),
+        ("training:\n  adam_beta2: 1", "c.yaml:5: training.adam_beta2 is 1.0: choose at least 0 and less than 1"),
+        ("training:\n  seed: -3", "c.yaml:5: training.seed is -3: choose 0 to 4294967295"),
+        ("training:\n  max_steps: 0", "c.yaml:5: training.max_steps is 0: choose 1 or more, or leave it out to count"),
+        ("training:\n  num_train_epochs: 0", "c.yaml:5: training.num_train_epochs is 0.0: choose more than 0"),
+        ("training:\n  optim_args: lots", "c.yaml:5: training.optim_args is lots: write it as name=value"),
+        ("training:\n  lr_scheduler_kwargs: x", "c.yaml:5: training.lr_scheduler_kwargs is x: write a mapping"),
+        (
+            "training:\n  dataloader_num_workers: -1",
+            "c.yaml:5: training.dataloader_num_workers is -1: choose 0 or more",
+        ),
         ("training:\n  max_steps: 3.5", "c.yaml:5: training.max_steps is 3.5, expected an integer"),
         ("training:\n  lr_scheduler_type: cosin", "c.yaml:5: training.lr_scheduler_type is 'cosin', expected one of"),
         ("training:\n  lr_scheduler_type: cosin", "did you mean cosine?"),
@@ -151,3 +166,34 @@ def test_mistakes_in_overrides(words: list[str], complaint: str, tmp_path: Path)
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "finetune").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_examples_load(path: Path) -> None:
     assert load_finetune_config(path).output_dir.startswith("runs/")
+
+
+@pytest.mark.long
+def test_no_value_of_a_training_argument_is_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(HEAD + "lora: {r: 4}\n", encoding="utf-8")
+    words = (
+        "foo",
+        "-1",
+        "0",
+        "1.5",
+        "1e30",
+        ".nan",
+        ".inf",
+        "[]",
+        "[foo]",
+        "{}",
+        "{a: 1}",
+        "true",
+        "null",
+        "''",
+        "9" * 30,
+    )
+    refused = 0
+    for field in fields(TrainingArguments):
+        for word in words if field.init else ():
+            try:
+                config = load_finetune_config(tmp_path / "c.yaml", [f"--training.{field.name}={word}"])
+                training_arguments(replace(config, output_dir=str(tmp_path / "run")), {})
+            except UserError:
+                refused += 1
+    assert refused > 1000

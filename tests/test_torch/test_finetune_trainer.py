@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from stellarbyte_torch.collation import PackingCollator, PaddingCollator
 from stellarbyte_torch.data import PreparedData, prepare_data
 from stellarbyte_torch.data_config import DataConfig
-from stellarbyte_torch.finetune_trainer import EpochSampler, real_tokens
+from stellarbyte_torch.finetune_batches import EpochSampler
+from stellarbyte_torch.finetune_trainer import real_tokens
 
 from .finetuning import config, metrics, model_folder, run
 

@@ -1,22 +1,15 @@
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from stellarbyte.chat.template import STELLARBYTE_TEMPLATE
 from stellarbyte.errors import UserError
-from stellarbyte.records.bad_records import RecordError
 from stellarbyte_jax.config import DataConfig, SourceConfig
-from stellarbyte_jax.data.chat_template import TURN, TURN_END, ChatTemplate, chat_template
+from stellarbyte_jax.data.chat_template import chat_template, chat_tokenizer
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.data.tokenizer_training import CHAT_TEMPLATE
 
-MESSAGES = [{"role": "user", "content": "Why <so>?"}, {"role": "assistant", "content": "So."}]
 DATA = DataConfig(sources=(SourceConfig("x.jsonl"),), tokenizer="t", shards="s", kind="chat")
-
-
-def render(source: str, tokenizer: Tokenizer, messages: list = MESSAGES, tools: tuple = ()) -> str:
-    return ChatTemplate(source, tokenizer).render(messages, tools, "x:1")
 
 
 def with_files(tokenizer: Tokenizer, **files: object) -> Tokenizer:
@@ -25,10 +18,10 @@ def with_files(tokenizer: Tokenizer, **files: object) -> Tokenizer:
 
 
 def test_where_the_template_comes_from(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    assert chat_template(DATA, tokenizer) == CHAT_TEMPLATE
+    assert chat_template(DATA, tokenizer) == STELLARBYTE_TEMPLATE
     bare = with_files(tokenizer)
     assert chat_template(DATA, bare) is None
-    assert chat_template(replace(DATA, chat_template="stellarbyte"), bare) == CHAT_TEMPLATE
+    assert chat_template(replace(DATA, chat_template="stellarbyte"), bare) == STELLARBYTE_TEMPLATE
     (tmp_path / "x.jinja").write_text("{{ messages }}", "utf-8")
     assert chat_template(replace(DATA, chat_template=str(tmp_path / "x.jinja")), tokenizer) == "{{ messages }}"
     in_config = with_files(tokenizer, tokenizer_config__json='{"chat_template": "in config"}')
@@ -57,41 +50,8 @@ def test_a_template_file_that_cannot_be_read(tokenizer: Tokenizer, tmp_path: Pat
         chat_template(missing, tokenizer)
 
 
-def test_our_own_template_marks_what_the_assistant_says(tokenizer: Tokenizer) -> None:
-    template = ChatTemplate(CHAT_TEMPLATE, tokenizer)
-    assert template.marks_turns
-    said = f"{TURN}So.<|SEOS|>{TURN_END}"
-    assert template.render(MESSAGES, (), "x:1") == f"<|SBOS|>user\nWhy <so>?<|SEOS|><|SBOS|>assistant\n{said}"
-
-
-def test_what_templates_may_use(tokenizer: Tokenizer) -> None:
-    assert render("{{ messages[0] | tojson }}", tokenizer) == json.dumps(MESSAGES[0])
-    assert render("{{ tools }}{{ documents }}{{ add_generation_prompt }}", tokenizer) == "NoneNoneFalse"
-    assert render("{{ tools | tojson(indent=1) }}", tokenizer, tools=({"a": "é"},)) == '[\n {\n  "a": "é"\n }\n]'
-    assert render("{% for m in messages %}{% break %}{% endfor %}x", tokenizer) == "x"
-    assert not ChatTemplate("{# generation #}", tokenizer).marks_turns
-    # Llama 3's templates have a date of their own where there is no strftime_now.
-    assert render("{% if strftime_now is defined %}today{% else %}26 Jul 2024{% endif %}", tokenizer) == "26 Jul 2024"
-    objects = with_files(tokenizer, tokenizer_config__json='{"eos_token": {"content": "E"}, "add_bos_token": true}')
-    assert render("{{ eos_token }}{{ add_bos_token }}", objects) == "E"
-
-
-@pytest.mark.parametrize(
-    ("source", "complaint"),
-    [
-        ("{{ raise_exception('no system turn') }}", "no system turn"),
-        ("{{ strftime_now('%d') }}", "'strftime_now' is undefined"),
-        ("{{ messages[0].content + 3 }}", "can only concatenate str"),
-        ("{{ messages.append(1) }}", "append"),
-        ("{{ ''.__class__.__mro__ }}", "unsafe"),
-    ],
-)
-def test_what_does_not_suit_a_template(tokenizer: Tokenizer, source: str, complaint: str) -> None:
-    with pytest.raises(RecordError, match=rf"x:1 does not suit the chat template \(.*{complaint}"):
-        render(source, tokenizer)
-
-
-@pytest.mark.parametrize("source", ["\n{% for %}", "\n{{ 'x' }", "\n{% generation %}x"])
-def test_a_template_that_is_no_jinja(tokenizer: Tokenizer, source: str) -> None:
-    with pytest.raises(UserError, match=r"the chat template is not Jinja: .* in its line 2"):
-        ChatTemplate(source, tokenizer)
+def test_special_tokens_are_texts_or_objects_around_them(tokenizer: Tokenizer) -> None:
+    config = '{"eos_token": {"content": "E"}, "add_bos_token": true, "pad_token": null}'
+    objects = chat_tokenizer(DATA, with_files(tokenizer, tokenizer_config__json=config))
+    assert objects.special_tokens == {"bos_token": "<|SBOS|>", "eos_token": "E", "pad_token": "<|PAD|>"}
+    assert (objects.name, objects.template) == ("folder", None)

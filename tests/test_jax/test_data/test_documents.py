@@ -121,7 +121,9 @@ def test_pieces_are_the_text_in_pieces(blocks: list[str], size: int) -> None:
 
 
 WORDS = st.lists(
-    st.sampled_from(["the", "'s", "床前", "12345", "  ", "\n", "\r\n", "\n    ", " ", "...", "_x", "\u0301"])
+    st.sampled_from(
+        ["the", "'s", "床前", "12345", "  ", "\n", "\r\n", "\n    ", " ", "...", "_x", "\u0301", "。", "\t", "'t"]
+    )
 )
 
 

@@ -4,45 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from stellarbyte_jax.config import DataConfig, SourceConfig
 from stellarbyte_jax.data.packing import IGNORED_LABEL
 from stellarbyte_jax.data.prepare import prepare
-from stellarbyte_jax.data.sample_packing import PackedSamples, pack
+from stellarbyte_jax.data.sample_packing import PackedSamples
 from stellarbyte_jax.data.token_shards import TokenShards
-
-LENGTHS = st.integers(1, 40).flatmap(
-    lambda row: st.tuples(st.just(row), st.lists(st.integers(1, row), min_size=1, max_size=60))
-)
-
-
-@given(LENGTHS)
-def test_no_row_is_too_long_and_none_could_join_another(drawn: tuple[int, list[int]]) -> None:
-    row_length, lengths = drawn
-    rows = pack(np.array(lengths), row_length)
-    used = np.bincount(rows, weights=lengths)
-    assert used.max() <= row_length
-    assert used.min() > 0
-    # The first sample of each row was not to fit into any row before it.
-    assert len(used) == 1 or np.sort(used)[:2].sum() > row_length
-    assert np.array_equal(rows, pack(np.array(lengths), row_length))
-
-
-def test_rows_are_nearly_full() -> None:
-    lengths = np.clip(np.random.default_rng(0).lognormal(5, 1, 50_000).astype(np.int64), 2, 1024)
-    assert lengths.sum() > 0.99 * 1024 * (pack(lengths, 1024).max() + 1)
-
-
-def test_the_fullest_row_that_has_room_is_taken() -> None:
-    first, second, third = pack(np.array([5, 6, 4]), 10)
-    assert second == third != first
-
-
-def test_equally_long_samples_meet_whoever_is_their_neighbour_in_the_file() -> None:
-    rows = pack(np.full(100, 5), 10)
-    assert sum(abs(int(a) - int(b)) == 0 for a, b in pairwise(rows)) < 10
 
 
 @pytest.fixture(scope="module")

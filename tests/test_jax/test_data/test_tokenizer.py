@@ -1,16 +1,22 @@
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stellarbyte.errors import UserError
+from stellarbyte_jax.data import tokenizer_training
 from stellarbyte_jax.data.tokenizer import StreamDecoder, Tokenizer
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
+
+from .conftest import TEXTS
 
 CHAT = [
     {"role": "user", "content": "Hello"},
@@ -84,6 +90,65 @@ def test_merges_cross_no_border_of_the_pattern(tmp_path: Path) -> None:
         *("def", " f", "(self", ",", " x", "=", "123", "45", "):\n", "       ", " return", " '", "text"),
         *("',", " it", "'s", ",", " ", "使用", "Python", "代码", " "),
     ]
+
+
+def test_signs_and_line_ends_join_chinese_words(tmp_path: Path) -> None:
+    text = "这是, 一句。\n“好的，Web 服务。\n\n"  # noqa: RUF001 - full-width is meant
+    tokenizer = train_tokenizer([text * 50], 1000, tmp_path, report=lambda _: None)
+    assert ids_as_text(tokenizer, text) == [
+        *("这是", ",", " ", "一句。\n", "“好的", "，Web", " 服务。\n\n"),  # noqa: RUF001 - full-width is meant
+    ]
+
+
+UNBROKEN = {
+    "letters": "abcdefgh" * 200,
+    "Chinese": "床前明月光" * 300,
+    "signs": "-=#" * 400,
+    "spaces": " " * 1000 + "x",
+    "line ends": "\n" * 1000,
+    "a long line and its end": "x" * 1000 + "\n" + " " * 600 + "y",
+}
+
+
+@pytest.mark.parametrize("name", UNBROKEN)
+def test_the_trainer_gets_no_long_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    # A merge goes through each word that it changes: one word of a million characters would take hours.
+    longest = 0
+    learn = tokenizer_training._train
+
+    def watched(tokenizer: tokenizers.Tokenizer, *arguments: Any) -> None:
+        nonlocal longest
+        words = tokenizer.pre_tokenizer.pre_tokenize_str(UNBROKEN[name])
+        longest = max(stop - start for _, (start, stop) in words)
+        learn(tokenizer, *arguments)
+
+    monkeypatch.setattr(tokenizer_training, "_train", watched)
+    tokenizer = train_tokenizer([UNBROKEN[name]], 280, tmp_path, report=lambda _: None)
+    assert 0 < longest <= 2 * 256 + 2
+    assert tokenizer.decode(tokenizer.encode(UNBROKEN[name])) == UNBROKEN[name]
+
+
+def test_the_bound_on_words_leaves_usual_texts_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bounded = train_tokenizer(TEXTS, 400, tmp_path / "bounded", report=lambda _: None)
+    monkeypatch.setattr(tokenizer_training, "_LONGEST_WORD", None)
+    whole = train_tokenizer(TEXTS, 400, tmp_path / "whole", report=lambda _: None)
+    assert bounded.files == whole.files
+
+
+def test_an_interrupted_training_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    read = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal read
+        while True:
+            read += 1
+            if read == 100:
+                signal.raise_signal(signal.SIGINT)
+            yield "an endless text"
+
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(texts(), 300, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_vocabulary_smaller_than_bytes_and_special_tokens_is_refused(tmp_path: Path) -> None:
@@ -196,3 +261,38 @@ def test_importing_the_tokenizer_loads_no_transformers() -> None:
         "import stellarbyte_jax.data.tokenizer, sys; sys.exit('transformers' in sys.modules or 'torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def with_added(folder: Path, output: Path, token: tokenizers.AddedToken) -> Tokenizer:
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+    output.mkdir()
+    backend.save(str(output / "tokenizer.json"))
+    return Tokenizer.load(output)
+
+
+def test_an_added_token_stands_for_its_own_text(tokenizer_folder: Path, tmp_path: Path) -> None:
+    ours = with_added(tokenizer_folder, tmp_path / "a", tokenizers.AddedToken("<tool é>", special=False))
+    text = "a <tool é> b"
+    ids = ours.encode(text)
+    assert ids.count(ours.vocab_size - 1) == 1
+    assert ours.decode(ids) == text
+    assert ours.byte_lengths[ids].sum() == len(text.encode())
+
+
+def test_an_added_special_token_stands_for_none(tokenizer_folder: Path, tmp_path: Path) -> None:
+    ours = with_added(tokenizer_folder, tmp_path / "a", tokenizers.AddedToken("<|tool|>", special=True))
+    assert ours.decode([ours.vocab_size - 1]) == ""
+    assert ours.vocab_size - 1 not in ours.encode("<|tool|>")
+
+
+def test_an_added_token_that_takes_blanks_away_is_refused(tokenizer_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"added token '<tool>', which takes away blanks"):
+        with_added(tokenizer_folder, tmp_path / "a", tokenizers.AddedToken("<tool>", lstrip=True, special=False))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000, '{"version": "1.0"}', "\ufeff{}"])
+def test_a_broken_tokenizer_is_one_sentence(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content, "utf-8")
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer|cannot be read"):
+        Tokenizer.load(tmp_path)

@@ -9,15 +9,16 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from stellarbyte.chat.conversations import Conversation
+from stellarbyte.chat.encoding import ChatEncoder, Sample
+from stellarbyte.chat.template import STELLARBYTE_TEMPLATE
 from stellarbyte.errors import UserError
 from stellarbyte.records.bad_records import RecordError
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.data.tokenizer_training import CHAT_TEMPLATE, train_tokenizer
-from stellarbyte_torch.chat_encoding import ChatEncoder, Sample
-from stellarbyte_torch.chat_template import STELLARBYTE_TEMPLATE
-from stellarbyte_torch.conversations import Conversation
+from stellarbyte_jax.data.tokenizer_training import train_tokenizer
+from stellarbyte_torch.chat_tokenizer import chat_tokenizer
 
-from .exported import CORPUS
+CORPUS = ["The quick brown fox jumps over the lazy dog. 春眠不觉晓、处处闻啼鸟。 “Ça va?” naïve café 🚀 "] * 20
 
 CHATML = """\
 {%- for message in messages -%}
@@ -108,10 +109,12 @@ def conversations(content: st.SearchStrategy[str]) -> st.SearchStrategy[list[dic
     return st.lists(message, min_size=1, max_size=6)
 
 
+def chat_encoder(tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> ChatEncoder:
+    return ChatEncoder(chat_tokenizer(tokenizer, template))
+
+
 def encode(encoder: ChatEncoder, messages: list[dict[str, Any]], loss_on: str = "assistant", **fields: Any) -> Sample:
-    (sample,) = encoder.encode([Conversation("x.jsonl:1", messages, **fields)], loss_on)
-    if isinstance(sample, RecordError):
-        raise sample
+    (sample,) = encoder.encode([encoder.render(Conversation("x.jsonl:1", messages, **fields), loss_on)])
     return sample
 
 
@@ -130,7 +133,7 @@ def check_equal(encoder: ChatEncoder, tokenizer: Any, messages: list[dict[str, s
 
 
 def test_two_hundred_conversations_equal_those_of_transformers(ours: PreTrainedTokenizerBase) -> None:
-    encoder = ChatEncoder(ours)
+    encoder = chat_encoder(ours)
     seen = 0
 
     @settings(max_examples=200, derandomize=True, deadline=None, database=None)
@@ -138,7 +141,7 @@ def test_two_hundred_conversations_equal_those_of_transformers(ours: PreTrainedT
     def check(messages: list[dict[str, str]]) -> None:
         nonlocal seen
         seen += 1
-        check_equal(encoder, ours, messages, CHAT_TEMPLATE)
+        check_equal(encoder, ours, messages, STELLARBYTE_TEMPLATE)
 
     check()
     assert seen >= 200
@@ -148,7 +151,7 @@ def test_two_hundred_conversations_equal_those_of_transformers(ours: PreTrainedT
 @pytest.mark.parametrize("make", [gpt2_like, llama_like, unigram_like])
 def test_other_tokenizers_and_templates(make: Any, template: str) -> None:
     tokenizer = make()
-    encoder = ChatEncoder(tokenizer, template)
+    encoder = chat_encoder(tokenizer, template)
 
     @settings(max_examples=100, derandomize=True, deadline=None, database=None)
     @given(conversations(CONTENT))
@@ -162,7 +165,7 @@ def test_other_tokenizers_and_templates(make: Any, template: str) -> None:
 
 def test_what_looks_like_a_special_token_stays_text(folder: Path, ours: PreTrainedTokenizerBase) -> None:
     """The JAX side's tokenizer, which never makes special tokens of text, says what each message's tokens are."""
-    encoder, jax_side = ChatEncoder(ours), Tokenizer.load(folder)
+    encoder, jax_side = chat_encoder(ours), Tokenizer.load(folder)
 
     @settings(max_examples=200, derandomize=True, deadline=None, database=None)
     @given(conversations(FORGED))
@@ -190,12 +193,14 @@ def test_what_looks_like_a_special_token_stays_text(folder: Path, ours: PreTrain
     check()
 
 
-@pytest.mark.parametrize("template", [CHAT_TEMPLATE, CHATML, INSTRUCT], ids=["stellarbyte", "chatml", "instruct"])
+@pytest.mark.parametrize(
+    "template", [STELLARBYTE_TEMPLATE, CHATML, INSTRUCT], ids=["stellarbyte", "chatml", "instruct"]
+)
 def test_a_template_without_marks_trains_on_the_same(template: str) -> None:
     bare = re.sub(r"\{%-? *(end)?generation *-?%\}", "", template)
     assert "generation %" not in bare
     tokenizer = gpt2_like()
-    with_marks, without = ChatEncoder(tokenizer, template), ChatEncoder(tokenizer, bare)
+    with_marks, without = chat_encoder(tokenizer, template), chat_encoder(tokenizer, bare)
 
     @settings(max_examples=50, derandomize=True, deadline=None, database=None)
     @given(conversations(st.one_of(CONTENT, st.sampled_from(["</s>", "say <s> twice: <s><s>", " \n x </s>\n"]))))
@@ -211,7 +216,7 @@ def test_a_last_character_of_many_tokens_is_trained_on_whole(ours: PreTrainedTok
     """Transformers marks only the first byte's token where the marks end behind a character of several tokens."""
     template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token }}{% endfor %}"
     messages = [{"role": "assistant", "content": "x\U0001f9ff"}]
-    sample = encode(ChatEncoder(ours, template), messages)
+    sample = encode(chat_encoder(ours, template), messages)
     assert ours.decode(sample.input_ids[1:-1]) == "\U0001f9ff"
     assert sum(theirs(ours, messages, template)[1]) == 2
     assert len(sample) > 4
@@ -222,24 +227,24 @@ def test_white_space_at_the_ends_of_a_turn_is_trained_on() -> None:
     """A tokenizer like GPT-2's takes white space out of its offsets, by which transformers would lose the turn."""
     tokenizer = gpt2_like()
     template = "{{ bos_token }}{% generation %}{{ messages[0].content }}{% endgeneration %}{{ eos_token }}"
-    sample = encode(ChatEncoder(tokenizer, template), [{"role": "assistant", "content": "  The quick "}])
+    sample = encode(chat_encoder(tokenizer, template), [{"role": "assistant", "content": "  The quick "}])
     assert tokenizer.decode(sample.input_ids[sample.trained]) == "  The quick "
 
 
 def test_our_template_is_the_one_that_tokenizers_are_given(ours: PreTrainedTokenizerBase) -> None:
-    assert STELLARBYTE_TEMPLATE == CHAT_TEMPLATE == ours.chat_template
+    assert ours.chat_template == STELLARBYTE_TEMPLATE
 
 
 def test_plain_text_is_between_bos_and_eos_and_trained_whole(ours: PreTrainedTokenizerBase) -> None:
-    (sample,) = ChatEncoder(ours).encode([Conversation("x:1", text="The <|SEOS|> fox")])
-    assert isinstance(sample, Sample)
+    encoder = chat_encoder(ours)
+    (sample,) = encoder.encode([encoder.render(Conversation("x:1", text="The <|SEOS|> fox"))])
     assert ours.decode(sample.input_ids) == "<|SBOS|>The <|SEOS|> fox<|SEOS|>"
     assert sum(token == ours.eos_token_id for token in sample.input_ids) == 1
     assert sample.trained.tolist() == [False] + [True] * (len(sample) - 1)
 
 
 def test_a_prompt_is_what_the_answer_follows(ours: PreTrainedTokenizerBase) -> None:
-    encoder = ChatEncoder(ours)
+    encoder = chat_encoder(ours)
     messages = [{"role": "system", "content": "Be <|SEOS|> short."}, {"role": "user", "content": "The quick"}]
     prompt = encoder.encode_prompt(messages)
     sample = encode(encoder, [*messages, {"role": "assistant", "content": "brown"}])
@@ -252,7 +257,7 @@ def test_a_prompt_is_what_the_answer_follows(ours: PreTrainedTokenizerBase) -> N
 
 def test_loss_on_all_leaves_out_the_first_token_alone(ours: PreTrainedTokenizerBase) -> None:
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
-    assert encode(ChatEncoder(ours), messages, "all").trained.tolist().count(False) == 1
+    assert encode(chat_encoder(ours), messages, "all").trained.tolist().count(False) == 1
 
 
 def test_tools_and_calls_go_through_the_template(ours: PreTrainedTokenizerBase) -> None:
@@ -261,7 +266,7 @@ def test_tools_and_calls_go_through_the_template(ours: PreTrainedTokenizerBase) 
         "{% endgeneration %}{% endfor %}"
     )
     call = {"role": "assistant", "content": "", "tool_calls": [{"name": "<|SEOS|>"}]}
-    sample = encode(ChatEncoder(ours, template), [call], tools=[{"name": "f<|PAD|>"}])
+    sample = encode(chat_encoder(ours, template), [call], tools=[{"name": "f<|PAD|>"}])
     assert ours.decode(sample.input_ids) == '[{"name": "f<|PAD|>"}][{"name": "<|SEOS|>"}]'
     assert not {ours.eos_token_id, ours.pad_token_id} & set(sample.input_ids.tolist())
 
@@ -277,11 +282,6 @@ def test_tools_and_calls_go_through_the_template(ours: PreTrainedTokenizerBase) 
             "x.jsonl:1 has tool_calls, which the chat template leaves out",
         ),
         (
-            [{"role": "assistant", "content": "", "tool_calls": [{}]}],
-            "{{ messages[0].tool_calls }}",
-            "x.jsonl:1 has tool_calls, which only {% generation %} marks can tell",
-        ),
-        (
             [{"role": "user", "content": "x"}],
             "{{ raise_exception('the first turn must be a system turn') }}",
             "x.jsonl:1 does not suit the chat template (the first turn must be a system turn)",
@@ -294,7 +294,7 @@ def test_tools_and_calls_go_through_the_template(ours: PreTrainedTokenizerBase) 
         (
             [{"role": "user", "content": "a<|SEOS|>b"}],
             "{% generation %}{{ messages[0].content[3:] }}{% endgeneration %}",
-            "x.jsonl:1 has a special token's text, which the chat template takes apart",
+            "x.jsonl:1: the chat template's {% generation %} marks hold words of messages.0: mend them",
         ),
     ],
 )
@@ -302,10 +302,18 @@ def test_what_cannot_be_encoded(
     ours: PreTrainedTokenizerBase, messages: list[dict[str, Any]], template: str | None, complaint: str
 ) -> None:
     with pytest.raises(RecordError) as error:
-        encode(ChatEncoder(ours, template), messages)
+        encode(chat_encoder(ours, template), messages)
     assert complaint in str(error.value)
 
 
 def test_a_missing_template_is_named() -> None:
     with pytest.raises(UserError, match=r"x.jsonl:1 is a conversation, but the tokenizer .* has no chat template"):
-        encode(ChatEncoder(gpt2_like()), [{"role": "user", "content": "x"}])
+        encode(chat_encoder(gpt2_like()), [{"role": "user", "content": "x"}])
+
+
+def test_a_template_without_marks_that_trims(ours: PreTrainedTokenizerBase) -> None:
+    template = "{% for m in messages %}{{ bos_token }}{{ m.content | trim }}{{ eos_token }}{% endfor %}"
+    messages = [{"role": "user", "content": " a "}, {"role": "assistant", "content": "\n b "}]
+    sample = encode(chat_encoder(ours, template), messages)
+    assert ours.decode(sample.input_ids) == "<|SBOS|>a<|SEOS|><|SBOS|>b<|SEOS|>"
+    assert ours.decode(sample.input_ids[sample.trained]) == "b<|SEOS|>"

@@ -2,7 +2,6 @@
 
 import json
 import re
-from typing import Any
 
 import tokenizers
 
@@ -13,22 +12,24 @@ PRIVATE = re.compile("[\U00100000-\U0010ffff]")
 _FIRST_NAME = 0x100000
 
 
-def with_private_names(backend: Any, shown: str) -> tuple[dict[str, str], tokenizers.Tokenizer]:
-    """The special tokens' private names, a character each, and a copy of the tokenizer that knows only these.
+def with_private_names(tokenizer_json: str, shown: str) -> tuple[dict[str, str], tokenizers.Tokenizer]:
+    """The special tokens' private names, a character each, and a tokenizer that knows only these.
 
-    The copy puts no tokens around a text and tells the offsets of white space, which some tokenizers trim. `shown` is
-    how an error calls the tokenizer.
+    The tokenizer puts no tokens around a text and tells the offsets of white space, which some tokenizers trim. `shown`
+    is how an error calls it.
 
     Raises:
         UserError: a special token is part of the vocabulary in a way that we do not know.
     """
-    content = json.loads(backend.to_str())
+    content = json.loads(tokenizer_json)
     content |= {"post_processor": None, "truncation": None, "padding": None}
     names: dict[str, str] = {}
+    ids: dict[str, int] = {}
     for token in content["added_tokens"]:
         if token["special"]:
-            names[token["content"]] = chr(_FIRST_NAME + len(names))
-            token["content"] = names[token["content"]]
+            names[token["content"]] = name = chr(_FIRST_NAME + len(names))
+            ids[name] = token["id"]
+            token["content"] = name
     model = content["model"]
     vocabulary = model.get("vocab")
     if isinstance(vocabulary, dict):
@@ -39,6 +40,6 @@ def with_private_names(backend: Any, shown: str) -> tuple[dict[str, str], tokeni
         model["unk_token"] = names[model["unk_token"]]
     renamed = tokenizers.Tokenizer.from_str(json.dumps(content))
     for token, name in names.items():
-        if renamed.token_to_id(name) != backend.token_to_id(token):
+        if renamed.token_to_id(name) != ids[name]:
             raise UserError(f"the special token {token} of the tokenizer {shown} cannot be told from text")
     return names, renamed

@@ -1,0 +1,72 @@
+"""A run's tokenizer as Hugging Face's libraries need it, and back: who puts bos before a text, and where it is cut."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import tokenizers
+
+from stellarbyte.errors import UserError
+from stellarbyte.files import json_text
+from stellarbyte.reading import parse_json
+from stellarbyte_jax.data.tokenizer import BOS_TOKEN, Tokenizer
+
+_TOKENIZER, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
+_MAX_LENGTH = "model_max_length"
+
+# No string of JSON holds these characters, for in one its quotes would be escaped.
+_NO_PROCESSOR = re.compile(r'"post_processor":(\s*)null')
+
+
+def for_hugging_face(files: Mapping[str, str], context_length: int) -> dict[str, str]:
+    """The files of a run's tokenizer with what JAX does itself.
+
+    Every document begins with bos in training, so the tokenizer puts it before a text. Chat templates write their own,
+    and transformers adds none to what they make. Truncation cuts at the model's context.
+
+    Raises:
+        UserError: the files are damaged.
+    """
+    tokenizer = Tokenizer(files, "of the run")
+    processor = json.dumps(_processor(tokenizer.bos_token_id))
+    content = _NO_PROCESSOR.sub(lambda match: f'"post_processor":{match[1]}{processor}', files[_TOKENIZER], count=1)
+    return {**files, _TOKENIZER: content, _SETTINGS: _with_max_length(files, context_length)}
+
+
+def for_a_run(files: Mapping[str, str]) -> dict[str, str]:
+    """The inverse of `for_hugging_face`, also of what transformers' save_pretrained has made of its files."""
+    tokenizer = Tokenizer(files, "of the export")
+    content = files[_TOKENIZER]
+    ours = _processor(tokenizer.bos_token_id)
+    if parse_json(content, _TOKENIZER).get("post_processor") == ours:
+        written = f'"post_processor": {json.dumps(ours)}'
+        if written in content:
+            content = content.replace(written, '"post_processor": null', 1)
+        else:
+            backend = tokenizers.Tokenizer.from_str(content)
+            backend.post_processor = None
+            content = backend.to_str(pretty=True)
+    return {**files, _TOKENIZER: content, _SETTINGS: _with_max_length(files, None)}
+
+
+def _processor(bos_token_id: int) -> dict[str, Any]:
+    """What the tokenizers library saves of a template: bos, then the text, or two."""
+    bos = {"SpecialToken": {"id": BOS_TOKEN, "type_id": 0}}
+    a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    return {
+        "type": "TemplateProcessing",
+        "single": [bos, a],
+        "pair": [bos, a, b],
+        "special_tokens": {BOS_TOKEN: {"id": BOS_TOKEN, "ids": [bos_token_id], "tokens": [BOS_TOKEN]}},
+    }
+
+
+def _with_max_length(files: Mapping[str, str], context_length: int | None) -> str:
+    settings = parse_json(files.get(_SETTINGS, "{}"), f"the tokenizer's {_SETTINGS}")
+    if not isinstance(settings, dict):
+        raise UserError(f"the tokenizer's {_SETTINGS} is not a JSON object: train the tokenizer again")
+    if settings.get(_MAX_LENGTH) == context_length and _SETTINGS in files:
+        return files[_SETTINGS]
+    settings.pop(_MAX_LENGTH, None)
+    return json_text(settings | ({} if context_length is None else {_MAX_LENGTH: context_length}))

@@ -1,0 +1,63 @@
+"""A folder that appears whole or not at all."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stellarbyte.errors import UserError
+
+
+@contextmanager
+def staged(target: Path, keep: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Gives a new folder beside `target` to fill, and puts it in the place of `target` if all goes well.
+
+    What stands at `target` is removed then, but for the entries named in `keep`, which move into the new folder where
+    it has none of that name. After an error, or an interruption before the last moment, `target` is what it was; what a
+    killed process left beside it is cleared away.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    partial, aside = partial_folder(target), _sibling(target, "old")
+    try:
+        if aside.exists():
+            _refuse_or_undo(aside, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+        partial.mkdir()
+        yield partial
+        if not target.exists():
+            partial.rename(target)
+            return
+        target.rename(aside)
+        try:
+            partial.rename(target)
+        except OSError:
+            aside.rename(target)
+            raise
+        for name in keep:
+            if not (target / name).exists():
+                (aside / name).rename(target / name)
+        shutil.rmtree(aside)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def partial_folder(target: Path) -> Path:
+    """The folder that `staged` gives for `target`; other processes may write there too, while the first is in it."""
+    return _sibling(target, "partial")
+
+
+def _refuse_or_undo(aside: Path, target: Path) -> None:
+    if target.exists():
+        raise UserError(
+            f"{aside} holds what an interrupted command set aside: move out of it what you want to keep, then remove it"
+        )
+    aside.rename(target)
+
+
+def _sibling(target: Path, suffix: str) -> Path:
+    return target.parent / f".{target.name}.{suffix}"

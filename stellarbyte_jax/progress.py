@@ -1,0 +1,78 @@
+"""Shows on stderr how far a command is: a bar on a terminal, now and then a line elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+# Done so far, and the whole, or None if nobody knows.
+Update = Callable[[int, int | None], None]
+
+
+@contextmanager
+def progress(what: str, unit: str = "") -> Iterator[Update]:
+    """Yields what to tell the progress of `what` to; `unit` is "B" for bytes. Nothing is shown before it is called."""
+    from rich import filesize
+    from rich import progress as bars
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        amount_of = filesize.decimal if unit == "B" else str
+        yield Lines(what, amount_of, lambda line: console.print(line, highlight=False, soft_wrap=True))
+        return
+    amount = (bars.DownloadColumn(), bars.TransferSpeedColumn()) if unit == "B" else (bars.MofNCompleteColumn(),)
+    time_left = bars.TimeRemainingColumn(elapsed_when_finished=True)
+    with bars.Progress(bars.TextColumn(what), bars.BarColumn(), *amount, time_left, console=console) as shown:
+        task = None
+
+        def update(done: int, total: int | None) -> None:
+            nonlocal task
+            # What was done before the first call, by an interrupted run, must not count in the rate.
+            if task is None:
+                task = shown.add_task(what, total=total, completed=done)
+            shown.update(task, completed=done, total=total)
+
+        yield update
+
+
+class Lines:
+    """Writes a line every ten seconds: how far it is, and how long the rest will take if it goes on so.
+
+    amount_of: words for a count. clock: seconds, from any start.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        amount_of: Callable[[int], str],
+        write: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._what, self._amount_of, self._write, self._clock = what, amount_of, write, clock
+        self._first: tuple[float, int] | None = None
+        self._last = 0.0
+
+    def __call__(self, done: int, total: int | None) -> None:  # noqa: D102 - as Update
+        now = self._clock()
+        if self._first is None:
+            self._first, self._last = (now, done), now
+        if now - self._last < _SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        started, done_before = self._first
+        words = [f"{self._what}:"]
+        if done or total:
+            words.append(self._amount_of(done) + (f" of {self._amount_of(total)}" if total else "") + ",")
+        if total and done > done_before:
+            left = (now - started) * (total - done) / (done - done_before)
+            words.append(f"{_time(left)} left")
+        else:
+            words.append(f"{_time(now - started)} so far")
+        self._write(" ".join(words))
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

@@ -1,0 +1,143 @@
+"""The checkpoints of a fine-tuning run: each is whole or counts for nothing, and is checked before a run goes on."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from stellarbyte.errors import UserError
+from stellarbyte.file_manifest import MANIFEST, damage, read_manifest
+
+_NAME = re.compile(r"checkpoint-(0|[1-9]\d{0,17})")
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest checkpoint of a run that was written to its end."""
+    finished = [path for path in _checkpoints(run_dir / "checkpoints") if (path / MANIFEST).is_file()]
+    return finished[-1] if finished else None
+
+
+def checkpoint_to_resume(run_dir: Path, arguments: TrainingArguments, say: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint; damaged ones that are newer are set aside, the best model's as well, and told.
+
+    The first process looks, for all of them.
+
+    Raises:
+        UserError: it was written by another number of processes; a process does not see it; a damaged one cannot move.
+    """
+    found: list[Any] = [None]
+    if arguments.process_index == 0:
+        found = [_newest_whole(run_dir / "checkpoints", say)]
+    if arguments.world_size > 1:
+        broadcast_object_list(found)
+    if found[0] is None:
+        return None
+    checkpoint: Path = run_dir / "checkpoints" / found[0]
+    manifest = read_manifest(checkpoint)
+    if manifest is None:
+        raise UserError(
+            f"process {arguments.process_index} does not see {checkpoint}, from which the first one goes on: "
+            "put output_dir on a disk that all hosts share"
+        )
+    before = manifest.get("processes", arguments.world_size)
+    if before != arguments.world_size:
+        raise UserError(
+            f"{checkpoint} was written by {before} process(es), and now there are {arguments.world_size}: batches "
+            f"would differ; start it on {before}, or choose another output_dir"
+        )
+    return checkpoint
+
+
+class KnownBest(TrainerCallback):
+    """Finds the best model's checkpoint in the run's folder, wherever that has moved, and forgets one that is lost."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002 - the signature of callbacks
+        **_: Any,
+    ) -> None:
+        """Trainer has read its state, with the path that the folder had."""
+        if state.best_global_step:
+            best = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
+            if (best / MANIFEST).is_file():
+                state.best_model_checkpoint = str(best)
+            else:
+                state.best_model_checkpoint = state.best_metric = state.best_global_step = None
+
+
+def rotate(folder: Path, limit: int | None, best: str | None) -> None:
+    """Removes the oldest checkpoints until `limit` are left; the newest and the best model's stay. None keeps all."""
+    finished = [path for path in _checkpoints(folder) if (path / MANIFEST).is_file()]
+    if not limit or limit < 1 or not finished:
+        return
+    kept = {finished[-1]} | ({folder / Path(best).name} & set(finished) if best is not None else set())
+    removable = [checkpoint for checkpoint in finished if checkpoint not in kept]
+    for checkpoint in removable[: max(0, len(finished) - max(limit, len(kept)))]:
+        (checkpoint / MANIFEST).unlink(missing_ok=True)  # if it is not removed to its end, it is no checkpoint any more
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Folders named as Trainer names them, oldest first; whatever else lies there is nobody's checkpoint."""
+    found = [
+        (int(match[1]), path)
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if (match := _NAME.fullmatch(path.name)) and path.is_dir()
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def _newest_whole(folder: Path, say: Callable[[str], None]) -> str | None:
+    for checkpoint in reversed(_checkpoints(folder)):
+        if not (checkpoint / MANIFEST).exists():
+            say(f"{checkpoint} was not written to its end: passed over")
+            continue
+        problem = damage(checkpoint) or _unlike_its_name(checkpoint)
+        if problem is None:
+            best = _best_step(checkpoint)
+            if best is not None and (folder / f"checkpoint-{best}").is_dir():
+                lost = damage(folder / f"checkpoint-{best}")
+                if lost is not None:
+                    _set_aside(folder / f"checkpoint-{best}", lost, say)
+                    say(f"the best model so far, of step {best}, is lost: the best from here on counts")
+            return checkpoint.name
+        _set_aside(checkpoint, problem, say)
+    return None
+
+
+def _unlike_its_name(checkpoint: Path) -> str | None:
+    step = _state(checkpoint).get("global_step")
+    return None if checkpoint.name == f"checkpoint-{step}" else f"it holds step {step}"
+
+
+def _best_step(checkpoint: Path) -> int | None:
+    best = _state(checkpoint).get("best_global_step")
+    return best if isinstance(best, int) and checkpoint.name != f"checkpoint-{best}" else None
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _set_aside(checkpoint: Path, problem: str, say: Callable[[str], None]) -> None:
+    aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+    for number in range(2, 1000):
+        if not aside.exists():
+            break
+        aside = checkpoint.with_name(f"damaged-{checkpoint.name}-{number}")
+    try:
+        checkpoint.rename(aside)
+    except OSError as error:
+        raise UserError(f"{checkpoint} is damaged ({problem}) and cannot be set aside: {error.strerror}") from error
+    say(f"{checkpoint} is damaged ({problem}): set aside as {aside.name}")

@@ -1,0 +1,52 @@
+"""Folders that libraries write: whole or not at all, sealed by a manifest, and a full disk told in one sentence."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from stellarbyte.errors import UserError
+from stellarbyte.file_manifest import write_manifest
+from stellarbyte.staged_folder import staged
+
+# What torch.save says where other writers raise OSError.
+_TORCH_CANNOT_WRITE = re.compile(r"PytorchStreamWriter|inline_container|file write failed|Parent directory")
+
+
+@contextmanager
+def saved_whole(folder: Path) -> Iterator[Path]:
+    """Gives a new folder to fill beside `folder`, whose place it takes, with a manifest, once all is on disk.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written; `folder` is then what it was.
+    """
+    with staged(folder) as partial, written(folder, "it"):
+        yield partial
+        write_manifest(partial, {})
+
+
+@contextmanager
+def written(folder: Path, what: str) -> Iterator[None]:
+    """Turns what libraries raise when a disk is full, or cannot be written, into one sentence.
+
+    Raises:
+        UserError: naming `what` could not be written in `folder`.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{what} cannot be written in {folder}: {_reason(error)}") from error
+    except RuntimeError as error:
+        if not _TORCH_CANNOT_WRITE.search(str(error)):
+            raise
+        raise UserError(f"{what} cannot be written in {folder}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    # safetensors and torch wrap the system's word, and torch drops it.
+    return "no space left on the disk" if "No space left" in text else text[:200] or type(error).__name__

@@ -1,0 +1,90 @@
+"""Values that fields of Transformers' TrainingArguments cannot have, where Transformers finds out late or never."""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.training_args import trainer_log_levels
+
+# Fields that the command decides itself, and what to write instead.
+OURS = {
+    "output_dir": "give output_dir at the top of the file",
+    "logging_dir": "TensorBoard's files go into output_dir/checkpoints",
+    "resume_from_checkpoint": "the same command goes on from the newest checkpoint of output_dir",
+    "eval_on_start": "the validation loss before training is measured in any case",
+    "metric_for_best_model": "the best model is the one of the lowest validation loss",
+    "greater_is_better": "the best model is the one of the lowest validation loss",
+    "enable_jit_checkpoint": "Ctrl-C and SIGTERM write a checkpoint in any case",
+    "save_only_model": "a checkpoint without the optimizer could not go on",
+    "disable_tqdm": "the progress display is ours",
+    "remove_unused_columns": "every field of a batch is for the model",
+    "include_num_input_tokens_seen": "tokens are counted in any case, padding left out",
+    "push_to_hub": "upload the folder when the run has ended",
+    "hub_token": "a config file is no place for a secret",
+    "do_train": "leave it out",
+    "do_eval": "leave it out",
+    "do_predict": "leave it out",
+    "label_names": "the labels are those of the data",
+    "local_rank": "torchrun tells each process which one it is",
+}
+
+_MOST = 10**9
+_AT_LEAST_1 = (
+    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "save_total_limit"),
+    *("eval_accumulation_steps", "torch_empty_cache_steps", "ddp_bucket_cap_mb", "ddp_timeout"),
+    "dataloader_prefetch_factor",
+)
+_AT_LEAST_0 = (
+    *("warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha", "eval_delay"),
+    "dataloader_num_workers",
+)
+_MORE_THAN_0 = ("learning_rate", "num_train_epochs", "logging_steps", "eval_steps", "save_steps")
+_BELOW_1 = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
+_MAPPINGS = (
+    "lr_scheduler_kwargs",
+    "activation_checkpointing_kwargs",
+    "gradient_checkpointing_kwargs",
+    "liger_kernel_config",
+)
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "report_to": ("none", "all", *INTEGRATION_TO_CALLBACK),
+    "log_level": tuple(trainer_log_levels),
+    "log_level_replica": tuple(trainer_log_levels),
+    "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
+    "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
+}
+_OPTIM_ARGS = re.compile(r"\s*\w+\s*=[^,=]+(,\s*\w+\s*=[^,=]+)*")
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **{name: (lambda value: 1 <= value <= _MOST, f"choose 1 or more, at most {_MOST:,}") for name in _AT_LEAST_1},
+    **{name: (lambda value: 0 <= value <= _MOST, f"choose 0 or more, at most {_MOST:,}") for name in _AT_LEAST_0},
+    **{name: (lambda value: 0 < value <= _MOST, "choose more than 0") for name in _MORE_THAN_0},
+    **{name: (lambda value: 0 <= value < 1, "choose at least 0 and less than 1") for name in _BELOW_1},
+    # Beyond which numpy takes none.
+    **{name: (lambda value: 0 <= value < 2**32, "choose 0 to 4294967295") for name in ("seed", "data_seed")},
+    **{name: (lambda value: isinstance(value, Mapping), "write a mapping of its arguments") for name in _MAPPINGS},
+    "max_steps": (
+        lambda value: value == -1 or 1 <= value <= _MOST,
+        "choose 1 or more, or leave it out to count epochs",
+    ),
+    "optim_args": (lambda value: _OPTIM_ARGS.fullmatch(str(value)) is not None, "write it as name=value,name=value"),
+}
+
+
+def complaint(name: str, value: Any) -> str | None:
+    """What to say of a field's value: "is …: …", or None if nothing is wrong with it as far as can be told here."""
+    if value is None:
+        return None
+    if name in _CHOICES:
+        for word in value if isinstance(value, list) else [value]:
+            if word not in _CHOICES[name]:
+                near = difflib.get_close_matches(str(word), _CHOICES[name], n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                return f"is {word!r}, expected one of {', '.join(_CHOICES[name])}{hint}"
+    if name not in _RULES:
+        return None
+    is_possible, advice = _RULES[name]
+    return None if is_possible(value) else f"is {value}: {advice}"
