@@ -186,12 +186,14 @@ def generate(options: argparse.Namespace) -> None:
     """Continue prompts, streaming where there is one."""
     import time
 
+    from stellarbyte_jax.bounds import check_seed
     from stellarbyte_jax.inference.generate import Generator
     from stellarbyte_jax.inference.sampling import Sampling
     from stellarbyte_jax.inference.speculative import SpeculativeGenerator
     from stellarbyte_jax.inference.text import generate_text
     from stellarbyte_jax.training.load import load_model
 
+    check_seed("--seed", options.seed)
     sampling = Sampling(
         temperature=options.temperature,
         top_k=options.top_k,

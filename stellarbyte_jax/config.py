@@ -8,6 +8,7 @@ from typing import Literal
 
 from stellarbyte.chat.formats import RecordFormat
 from stellarbyte.errors import UserError
+from stellarbyte_jax.bounds import MOST_DEVICES, check_number, check_seed, check_whole
 from stellarbyte_jax.distributed_config import DistributedConfig
 from stellarbyte_jax.lora_config import LoRAConfig
 from stellarbyte_jax.model_config import ByteConfig, RopeScaling
@@ -89,8 +90,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require(bool(self.sources), "data.sources", list(self.sources), "must name at least one source of text")
-        _require(self.sequence_length > 1, "data.sequence_length", self.sequence_length, "must be at least 2")
-        _require(self.tokens_per_shard > 0, "data.tokens_per_shard", self.tokens_per_shard, "must be at least 1")
+        check_whole("data.sequence_length", self.sequence_length, 2)
+        check_whole("data.tokens_per_shard", self.tokens_per_shard, 1, 2**36)  # a file of some 256 GiB
         _require(
             0 <= self.validation_fraction < 1,
             "data.validation_fraction",
@@ -133,9 +134,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "eval_steps"):
-            _require(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "must be at least 1")
+            check_whole(f"training.{name}", getattr(self, name), 1)
         if self.eval_batches is not None:
-            _require(self.eval_batches > 0, "training.eval_batches", self.eval_batches, "must be at least 1 or null")
+            check_whole("training.eval_batches", self.eval_batches, 1, otherwise=" or null")
         _require(
             self.batch_size % self.gradient_accumulation_steps == 0,
             "training.batch_size",
@@ -143,8 +144,9 @@ class TrainingConfig:
             f"is not divisible by gradient_accumulation_steps {self.gradient_accumulation_steps}",
         )
         size = self.attention_block_size
-        power_of_two = size >= 128 and size & (size - 1) == 0
-        _require(power_of_two, "training.attention_block_size", size, "must be a power of two of at least 128")
+        power_of_two = 128 <= size <= 2**16 and size & (size - 1) == 0
+        expected = "must be a power of two of at least 128 and at most 65536"
+        _require(power_of_two, "training.attention_block_size", size, expected)
         _require(
             size == TrainingConfig.attention_block_size or self.attention_kernel in ("auto", "splash"),
             "training.attention_block_size",
@@ -168,9 +170,9 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "adam_epsilon", "max_grad_norm"):
-            _require(getattr(self, name) > 0, f"optimizer.{name}", getattr(self, name), "must be greater than 0")
-        for name in ("warmup_steps", "weight_decay"):
-            _require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "must be at least 0")
+            check_number(f"optimizer.{name}", getattr(self, name), above=0)
+        check_whole("optimizer.warmup_steps", self.warmup_steps, 0)
+        check_number("optimizer.weight_decay", self.weight_decay, least=0)
         for name in ("adam_beta1", "adam_beta2"):
             _require(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "must be in [0, 1)")
         _require(
@@ -205,11 +207,12 @@ class MeshConfig:
     def __post_init__(self) -> None:
         sizes = self.sizes
         for name, size in sizes.items():
-            _require(size > 0 or size == -1, f"mesh.{name}", size, "must be at least 1, or -1 to infer it")
+            if size != -1:
+                check_whole(f"mesh.{name}", size, 1, MOST_DEVICES, ", or -1 to infer it")
         _require(
             list(sizes.values()).count(-1) <= 1, "mesh", sizes, "has more than one -1: only one axis can be inferred"
         )
-        _require(self.slices > 0, "mesh.slices", self.slices, "must be at least 1")
+        check_whole("mesh.slices", self.slices, 1, MOST_DEVICES)
         for axis, rule in self.rules.items():
             for name in rule:
                 _require(name in sizes, f"mesh.rules.{axis}", name, f"is no mesh axis: use {', '.join(sizes)}")
@@ -224,7 +227,7 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         for name in ("save_steps", "save_total_limit"):
-            _require(getattr(self, name) > 0, f"checkpoint.{name}", getattr(self, name), "must be at least 1")
+            check_whole(f"checkpoint.{name}", getattr(self, name), 1)
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,7 @@ class RunConfig:
     lora: LoRAConfig | None = None
 
     def __post_init__(self) -> None:
+        check_seed("seed", self.seed)
         _require(
             self.init_from is None or os.path.normpath(self.init_from) != os.path.normpath(self.output_dir),
             "init_from",

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 
 from stellarbyte.errors import UserError
+from stellarbyte_jax.bounds import MOST_DEVICES, check_whole
+
+_A_WEEK = 7 * 24 * 3600  # seconds
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,16 @@ class DistributedConfig:
                     f"distributed.coordinator_address {self.coordinator_address} is not host:port: write it as "
                     "10.0.0.1:8476"
                 )
-        for name, least in (("num_processes", 1), ("process_id", 0), ("start_timeout", 1), ("lost_after", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"distributed.{name} {value} must be at least {least}")
+        for name, least, most in (
+            ("num_processes", 1, MOST_DEVICES),
+            ("process_id", 0, MOST_DEVICES),
+            ("start_timeout", 1, _A_WEEK),
+            ("lost_after", 1, _A_WEEK),
+        ):
+            if getattr(self, name) is not None:
+                check_whole(f"distributed.{name}", getattr(self, name), least, most)
+        for device in self.local_device_ids or ():
+            check_whole("distributed.local_device_ids", device, 0, MOST_DEVICES)
         if self.process_id is not None and self.num_processes is not None and self.process_id >= self.num_processes:
             raise UserError(
                 f"distributed.process_id {self.process_id} is none of the {self.num_processes} processes: "

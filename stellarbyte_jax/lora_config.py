@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from stellarbyte.errors import UserError
 from stellarbyte.layer_ranges import layer_numbers
 from stellarbyte.lora_values import MAX_RANK, told
+from stellarbyte_jax.bounds import check_number
 
 ALL_LINEAR = "all-linear"
 
@@ -44,6 +45,7 @@ class LoRAConfig:
                 raise UserError(f"lora.{name} {told(rank)} must be at least 1 and at most {MAX_RANK}")
         alphas = {"lora_alpha": self.lora_alpha, **{f"alpha_pattern.{k}": a for k, a in self.alpha_pattern.items()}}
         for name, alpha in alphas.items():
+            check_number(f"lora.{name}", alpha)
             if alpha == 0:
                 raise UserError(f"lora.{name} 0 would leave nothing of the adapter: choose r or twice r, for example")
         if not 0 <= self.lora_dropout < 1:

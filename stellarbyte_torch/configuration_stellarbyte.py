@@ -192,12 +192,26 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
     def say(name: str, complaint: str) -> str:
         return f"{name} {fields[name]} {complaint}"
 
+    # Sizes and numbers that no machine holds, before anything is made of them.
+    few = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+    some = ("hidden_size", "num_experts", "num_experts_per_tok", "num_shared_experts")
+    many = ("vocab_size", "intermediate_size", "moe_intermediate_size")
+    sizes = {**dict.fromkeys(few, 2**14), **dict.fromkeys(some, 2**20), **dict.fromkeys(many, 2**24)}
+    sizes |= {"max_position_embeddings": 2**30, "sliding_window": 2**31 - 1}
+    numbers = ("rms_norm_eps", "initializer_range", "rope_theta", "xpos_scale_base", "layer_scale_init")
+    numbers += ("moe_capacity_factor", "router_aux_loss_coef", "router_z_loss_coef")
+    for name, most in sizes.items():
+        if isinstance(fields[name], bool | float | str):
+            return say(name, "must be a whole number")
+        if fields[name] is not None and fields[name] > most:
+            return say(name, f"must be at most {most}: no machine works with more")
+    for name in numbers:
+        if isinstance(fields[name], bool | str) or not abs(fields[name] or 0) < math.inf:
+            return say(name, "must be a finite number")
     for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
         if not fields[name] > 0:
             return say(name, "must be at least 1")
-    layers, heads, kv_heads = (
-        fields[name] for name in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    )
+    layers, heads, kv_heads = (fields[name] for name in few[:3])
     if fields["head_dim"] is None:
         return say(
             "hidden_size", f"is not divisible by num_attention_heads {heads}: choose a multiple, or set head_dim"
@@ -235,10 +249,10 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
         for name, value in scaling.items():
             if name not in ("rope_type", "factor", *allowed):
                 return f"rope_scaling.{name} {value} is no setting of rope_type {scaling['rope_type']}: leave it out"
-            if not isinstance(value, str | bool) and not value > 0:
-                return f"rope_scaling.{name} {value} must be greater than 0"
-        if not scaling["factor"] >= 1:
-            return f"rope_scaling.factor {scaling['factor']} must be at least 1"
+            if not isinstance(value, str | bool) and not 0 < value < math.inf:
+                return f"rope_scaling.{name} {value} must be greater than 0 and finite"
+        if not 1 <= scaling["factor"] <= 2**20:
+            return f"rope_scaling.factor {scaling['factor']} must be at least 1 and at most {2**20}"
         if scaling["rope_type"] == "dynamic" and fields["head_dim"] == 2:
             return say("head_dim", "is too small for rope_scaling dynamic, which has the exponent 1 / (head_dim - 2)")
         if scaling["rope_type"] == "llama3":
@@ -285,6 +299,15 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
     for name in ("router_aux_loss_coef", "router_z_loss_coef"):
         if not fields[name] >= 0:
             return say(name, "must be at least 0")
+
+    # All together.
+    feed_forward = 3 * fields["intermediate_size"]
+    if experts:
+        feed_forward = 3 * fields["moe_intermediate_size"] * (experts + fields["num_shared_experts"])
+    a_layer = feed_forward + 2 * fields["head_dim"] * (heads + kv_heads)
+    parameters = fields["hidden_size"] * (fields["vocab_size"] + layers * a_layer)
+    if parameters > 1e14:
+        return say("hidden_size", f"makes {parameters:.1e} parameters with the other sizes: 1e+14 are the most")
 
     # Pruned heads.
     pruned = fields["pruned_heads"]

@@ -10,6 +10,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from stellarbyte.chat.template import STELLARBYTE_TEMPLATE
 from stellarbyte.errors import UserError
 from stellarbyte.files import json_text
+from stellarbyte_jax.bounds import MOST_TOKENS, check_whole
 from stellarbyte_jax.data.tokenizer import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, SPECIAL_TOKENS, Tokenizer
 
 _CJK = r"\p{Han}\p{Hiragana}\p{Katakana}ー"
@@ -62,6 +63,7 @@ def train_tokenizer(
     """
     special_tokens = [*SPECIAL_TOKENS, *extra_special_tokens]
     smallest = 256 + len(special_tokens)
+    check_whole("vocab_size", vocab_size, 1, MOST_TOKENS)
     if vocab_size < smallest:
         raise UserError(
             f"vocab_size {vocab_size} is smaller than the 256 bytes and {len(special_tokens)} special tokens: "

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from stellarbyte_jax.bounds import check_seed
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.inference.prompts import LENGTH_MULTIPLE, check_prompts, pad_right, round_up, until_eos
 from stellarbyte_jax.inference.sampling import Sampling, sample, seen_in_prompts
@@ -82,9 +83,10 @@ class Generator:
             wanted no more.
 
         Raises:
-            UserError: a prompt is empty or leaves no room in the context.
+            UserError: a prompt is empty or leaves no room in the context, or the seed is not from 0 to 2^32 - 1.
         """
         check_prompts(self.config, prompts, max_new_tokens)
+        check_seed("seed", seed)
         sampling, key = sampling or Sampling(), jax.random.key(seed)
         input_ids_BT, segment_ids_BT = pad_right(prompts, self.config.pad_token_id)
         carry = self._prefill(

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from stellarbyte.errors import UserError
+from stellarbyte_jax.bounds import check_seed, check_whole
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.inference.prompts import LENGTH_MULTIPLE, check_prompts, pad_right, round_up, until_eos
 from stellarbyte_jax.inference.sampling import Sampling, seen_in_prompts, warp
@@ -21,6 +22,9 @@ from stellarbyte_jax.model.kv_cache import KVCache
 
 # Rounds between two looks at the result, when somebody watches.
 STREAM_ROUNDS = 4
+
+# A guess this long is never right to its end; the caches have room for it.
+_MOST_DRAFT_TOKENS = 1024
 
 
 @jax.tree_util.register_dataclass
@@ -66,8 +70,7 @@ class SpeculativeGenerator:
         cache_dtype: DTypeLike | None = None,
     ) -> None:
         self.config: ByteConfig = model.config
-        if draft_tokens < 1:
-            raise UserError(f"draft_tokens {draft_tokens} must be at least 1")
+        check_whole("draft_tokens", draft_tokens, 1, _MOST_DRAFT_TOKENS)
         if draft.config.vocab_size != model.config.vocab_size:
             raise UserError(
                 f"the draft's vocab_size {draft.config.vocab_size} is not the model's {model.config.vocab_size}: take "
@@ -101,6 +104,7 @@ class SpeculativeGenerator:
         for config in (self.config, self._draft_config):
             check_prompts(config, prompts, max_new_tokens)
             _check_static_positions(config, max(map(len, prompts)) + max_new_tokens)
+        check_seed("seed", seed)
         sampling, key = sampling or Sampling(), jax.random.key(seed)
         carry = self._prefill(
             self._params,

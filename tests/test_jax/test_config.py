@@ -1,6 +1,7 @@
 """The dataclasses refuse contradictions, in sentences that name the field, its value and the fix."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from stellarbyte_jax.config import (
     ByteConfig,
     CheckpointConfig,
     DataConfig,
+    DistributedConfig,
+    LoRAConfig,
     MeshConfig,
     OptimizerConfig,
     RunConfig,
@@ -18,6 +21,8 @@ from stellarbyte_jax.config import (
 )
 
 DATA = DataConfig(sources=(SourceConfig("corpus"),), tokenizer="tokenizer", shards="shards", sequence_length=64)
+SOURCE = {"sources": (SourceConfig("corpus"),), "tokenizer": "tokenizer", "shards": "shards"}
+LORA = {"target_modules": "all-linear"}
 SMALL = {"max_steps": 1, "batch_size": 1}
 
 
@@ -88,6 +93,42 @@ def test_xpos_range_is_that_of_the_compute_dtype() -> None:
         (MeshConfig, {"data": 0}, "mesh.data 0"),
         (MeshConfig, {"data": -1, "fsdp": -1}, "more than one -1"),
         (CheckpointConfig, {"save_total_limit": 0}, "checkpoint.save_total_limit 0"),
+        # What no machine holds, and what is no number of this kind.
+        (ByteConfig, {"hidden_size": 10**12}, "hidden_size 1000000000000 must be at most 1048576"),
+        (ByteConfig, {"num_hidden_layers": True}, "num_hidden_layers True must be a whole number"),
+        (
+            DataConfig,
+            SOURCE | {"sequence_length": 10**12},
+            "data.sequence_length 1000000000000 must be at most 2147483647",
+        ),
+        (DataConfig, SOURCE | {"tokens_per_shard": 10**20}, "data.tokens_per_shard 1.* must be at most 68719476736"),
+        (TrainingConfig, SMALL | {"max_steps": 10**12}, "training.max_steps 1000000000000 must be at most 2147483647"),
+        (TrainingConfig, SMALL | {"batch_size": 10**20}, "training.batch_size 1.* must be at most 2147483647"),
+        (TrainingConfig, SMALL | {"batch_size": True}, "training.batch_size True must be a whole number"),
+        (
+            TrainingConfig,
+            SMALL | {"eval_batches": 10**12},
+            "training.eval_batches 1.* must be at most 2147483647 or null",
+        ),
+        (TrainingConfig, SMALL | {"attention_block_size": 2**60}, "must be a power of two .* at most 65536"),
+        (OptimizerConfig, {"learning_rate": math.inf}, "optimizer.learning_rate inf must be a finite number"),
+        (OptimizerConfig, {"weight_decay": math.nan}, "optimizer.weight_decay nan must be a finite number"),
+        (OptimizerConfig, {"learning_rate": True}, "optimizer.learning_rate True must be a finite number"),
+        (OptimizerConfig, {"warmup_steps": 1.5}, "optimizer.warmup_steps 1.5 must be a whole number"),
+        (MeshConfig, {"fsdp": 10**12}, "mesh.fsdp 1000000000000 must be at most 1048576, or -1 to infer it"),
+        (MeshConfig, {"slices": 10**12}, "mesh.slices 1000000000000 must be at most 1048576"),
+        (CheckpointConfig, {"save_steps": 10**12}, "checkpoint.save_steps 1000000000000 must be at most 2147483647"),
+        (DistributedConfig, {"num_processes": 10**12}, "distributed.num_processes 1.* must be at most 1048576"),
+        (DistributedConfig, {"lost_after": 10**12}, "distributed.lost_after 1.* must be at most 604800"),
+        (DistributedConfig, {"local_device_ids": (-1,)}, "distributed.local_device_ids -1 must be at least 0"),
+        (LoRAConfig, LORA | {"r": 10**12}, "lora.r 1000000000000 must be .* at most 65536"),
+        (
+            LoRAConfig,
+            LORA | {"rank_pattern": {"k": 10**12}},
+            "lora.rank_pattern.k 1000000000000 must be .* at most 65536",
+        ),
+        (LoRAConfig, LORA | {"alpha_pattern": {"k": math.nan}}, "lora.alpha_pattern.k nan must be a finite number"),
+        (LoRAConfig, LORA | {"layers": "0-99999999999999999999"}, "lora.layers is .*: write layer numbers as"),
     ],
 )
 def test_other_rejections(kind: type, fields: dict[str, Any], message: str) -> None:
@@ -109,3 +150,12 @@ def test_run_rejections_across_sections() -> None:
         RunConfig("runs/x", model, DATA, training, warm)
     with pytest.raises(UserError, match=r"optimizer\.warmup_steps 100 is more than training\.max_steps 10"):
         RunConfig("runs/x", ByteConfig(), DATA, training)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**32 + 1, 10**20, True])
+def test_a_seed_is_one_of_those_that_draw_apart(seed: int) -> None:
+    """JAX draws by the lowest 32 bits: 2^32 + 1 would be 1 again."""
+    training, warm = TrainingConfig(max_steps=10, batch_size=1), OptimizerConfig(warmup_steps=5)
+    with pytest.raises(UserError, match=rf"seed {seed} must be"):
+        RunConfig("runs/x", ByteConfig(), DATA, training, warm, seed=seed)
+    assert RunConfig("runs/x", ByteConfig(), DATA, training, warm, seed=2**32 - 1).seed == 2**32 - 1

@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import inspect
 import json
+import math
 import re
 from typing import Any, get_args
 
@@ -110,6 +111,18 @@ REFUSED: list[dict[str, Any]] = [
     {"pruned_heads": ((0,),)},
     {"num_hidden_layers": 1, "pruned_heads": ((1, 0),)},
     {"num_hidden_layers": 1, "pruned_heads": (tuple(range(12)),)},
+    # What no machine holds, and what is no number of this kind.
+    *({name: 10**12} for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")),
+    *({name: 10**12} for name in ("num_attention_heads", "num_key_value_heads", "max_position_embeddings")),
+    *({name: 10**12} for name in ("sliding_window", "num_experts", "num_experts_per_tok", "num_shared_experts")),
+    {"num_experts": 2, "moe_intermediate_size": 10**12},
+    {"hidden_size": 2**19, "num_attention_heads": 2**12, "num_hidden_layers": 2**14},
+    {"rms_norm_eps": math.inf},
+    {"initializer_range": -math.inf},
+    {"rope_theta": math.nan},
+    {"layer_scale_init": math.inf},
+    {"num_experts": 2, "moe_capacity_factor": math.inf},
+    {"router_aux_loss_coef": math.nan},
     # Two mistakes at once: both sides must complain of the same one.
     {"num_attention_heads": 0, "vocab_size": 0},
     {"hidden_size": 770, "num_key_value_heads": 5},

@@ -1,0 +1,50 @@
+"""Numbers of a run's config, held against what can be before anything is made of them."""
+
+import math
+
+from stellarbyte.errors import UserError
+
+# JAX counts steps, rows and tokens in 32 bits, and draws by a seed's lowest 32.
+MOST_COUNT = 2**31 - 1
+MOST_SEED = 2**32 - 1
+
+# More than any machine has.
+MOST_DEVICES = 2**20
+MOST_TOKENS = 2**24  # of a vocabulary, as in the list of model_config.py
+
+
+def check_whole(name: str, value: int, least: int, most: int = MOST_COUNT, otherwise: str = "") -> None:
+    """Refuses what is no whole number from `least` to `most`; `otherwise` names what is allowed beside these.
+
+    Raises:
+        UserError: naming the field, its value and the bound.
+    """
+    if isinstance(value, bool | float | str):
+        raise UserError(f"{name} {value} must be a whole number{otherwise}")
+    if value < least:
+        raise UserError(f"{name} {value} must be at least {least}{otherwise}")
+    if value > most:
+        raise UserError(f"{name} {value} must be at most {most}{otherwise}")
+
+
+def check_number(name: str, value: float, *, above: float | None = None, least: float | None = None) -> None:
+    """Refuses what is not finite, or not greater than `above`, or less than `least`.
+
+    Raises:
+        UserError: naming the field, its value and the bound.
+    """
+    if isinstance(value, bool | str) or not math.isfinite(value):
+        raise UserError(f"{name} {value} must be a finite number")
+    if above is not None and value <= above:
+        raise UserError(f"{name} {value} must be greater than {above:g}")
+    if least is not None and value < least:
+        raise UserError(f"{name} {value} must be at least {least:g}")
+
+
+def check_seed(name: str, value: int) -> None:
+    """Refuses a seed that another one stands for: only its lowest 32 bits are drawn by.
+
+    Raises:
+        UserError: it is not from 0 to 4294967295.
+    """
+    check_whole(name, value, 0, MOST_SEED)
