@@ -154,8 +154,8 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
     many = ("vocab_size", "intermediate_size", "moe_intermediate_size")
     sizes = {**dict.fromkeys(few, 2**14), **dict.fromkeys(some, 2**20), **dict.fromkeys(many, 2**24)}
     sizes |= {"max_position_embeddings": 2**30, "sliding_window": 2**31 - 1}
-    numbers = ("rms_norm_eps", "initializer_range", "rope_theta", "xpos_scale_base", "layer_scale_init")
-    numbers += ("moe_capacity_factor", "router_aux_loss_coef", "router_z_loss_coef")
+    numbers = ["rms_norm_eps", "initializer_range", "rope_theta", "xpos_scale_base", "layer_scale_init"]
+    numbers += ["moe_capacity_factor", "router_aux_loss_coef", "router_z_loss_coef"]
     for name, most in sizes.items():
         if isinstance(fields[name], bool | float | str):
             return say(name, "must be a whole number")

@@ -125,7 +125,7 @@ def test_xpos_range_is_that_of_the_compute_dtype() -> None:
         (
             LoRAConfig,
             LORA | {"rank_pattern": {"k": 10**12}},
-            "lora.rank_pattern.k 1000000000000 must be .* at most 65536",
+            "lora.rank_pattern.k 1.* must be .* at most 65536",
         ),
         (LoRAConfig, LORA | {"alpha_pattern": {"k": math.nan}}, "lora.alpha_pattern.k nan must be a finite number"),
         (LoRAConfig, LORA | {"layers": "0-99999999999999999999"}, "lora.layers is .*: write layer numbers as"),
