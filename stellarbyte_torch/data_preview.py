@@ -1,6 +1,8 @@
 """Shows samples as a model will see them, with the tokens that are trained on set off from the rest."""
 
+import difflib
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from itertools import groupby
 from pathlib import Path
 
@@ -13,9 +15,11 @@ from stellarbyte.config.overrides import override, parse_overrides
 from stellarbyte.errors import UserError
 from stellarbyte_torch.data import read_samples
 from stellarbyte_torch.data_config import DataConfig
+from stellarbyte_torch.finetune_config import FinetuneConfig
 from stellarbyte_torch.model_folder import load_tokenizer
 from stellarbyte_torch.terminal_text import harmless
 
+_FIELDS = [field.name for field in fields(FinetuneConfig)]
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
 
 
@@ -26,10 +30,14 @@ def preview(path: Path, count: int, *, colour: bool, overrides: Sequence[str] = 
     folder, unless data.tokenizer names another; both with command-line overrides (`--data.max_length 99`) put over it.
 
     Raises:
-        UserError: the config, the tokenizer, or the data has a mistake.
+        UserError: the config, an override, the tokenizer, or the data has a mistake.
     """
     root = read_yaml(path)
     for name, value in parse_overrides(overrides):
+        if name.partition(".")[0] not in _FIELDS:
+            near = difflib.get_close_matches(name.partition(".")[0], _FIELDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(_FIELDS)}"
+            raise UserError(f"{value.where}: {name} is not a field of a fine-tuning config; {hint}")
         root = override(root, name, value)
     if "data" not in root.value:
         raise UserError(f"{path}: data is missing and must be given")

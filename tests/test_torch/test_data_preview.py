@@ -96,6 +96,20 @@ def test_mistakes_get_one_sentence(
     assert output.out == ""
 
 
+def test_overrides_of_what_there_is_not(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["data", "preview", str(write(tmp_path / "c.yaml", folder)), "--samples", "1", "--data.loss_on", "all"]
+    assert cli.main([*command, "--data.max_length=64", "--training.max_steps", "9"]) == 0
+    assert "<|SBOS|>⟦user\n" in capsys.readouterr().out
+    for words, complaint in [
+        (["--data.loss_on", "users"], "--data.loss_on users: data.loss_on is 'users'"),
+        (["--dta.seed", "3"], "--dta.seed 3: dta.seed is not a field of a fine-tuning config; did you mean data?"),
+        (["--data.max_len=3"], "--data.max_len=3: data.max_len is not a field; did you mean data.max_length?"),
+        (["--data.seed"], "--data.seed has no value: write --data.seed value"),
+    ]:
+        assert cli.main([*command, *words]) == 2
+        assert complaint in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["data"], ["data", "preview", "c.yaml", "--samples", "-1"], ["data", "preview"]])
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
