@@ -73,6 +73,9 @@ def marked_turns(places: Places, conversation: Conversation) -> dict[int, Turn]:
         spans.setdefault(owner, []).append((start, stop))
     turns: dict[int, Turn] = {}
     for message, found in spans.items():
+        for index in range(len(found) - 1, 0, -1):  # blocks that follow each other at once are one stretch
+            if found[index - 1][1] == found[index][0]:
+                found[index - 1 : index + 1] = [(found[index - 1][0], found[index][1])]
         own = np.flatnonzero(marked & (places.message == message))
         last = int(own[-1]) + 1 if len(own) else 0
         ends = any(places.text[max(start, last) : stop].strip() for start, stop in found)
@@ -98,16 +101,19 @@ def found_turns(
     """
     turns: dict[int, Turn] = {}
     for index, message in enumerate(conversation.messages):
-        own = np.flatnonzero(places.message == index)
+        of_message, in_turn = places.message == index, places.inside == index
+        # The name of a function that was called may stand again in the turn of the tool that answers.
+        own = np.flatnonzero(of_message & in_turn if (of_message & in_turn).any() else of_message)
         if message["role"] != "assistant" or not len(own):
             continue
         first, last = int(own[0]), int(own[-1]) + 1
-        if (places.said[first:last] & (places.message[first:last] != index)).any():
+        others = places.said & ~of_message
+        if others[first:last].any() or (others & in_turn).any():
             raise RecordError(
                 f"{conversation.where} cannot be traced through the chat template, which writes other words between "
                 f"those of messages.{index}: {_ADVICE}"
             )
-        of_turn = (places.inside == index) & ~places.said
+        of_turn = in_turn & ~places.said
         before = first - _length(of_turn[:first][::-1])
         found = ((places.text.find(prompt, before, first), len(prompt)) for prompt in prompts)
         start = next((at + length for at, length in found if at >= 0), first)

@@ -20,6 +20,8 @@ SPECIAL = re.compile(
     r"|<(?:start|end)_of_(?:turn|utterance)>"
 )
 
+SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+
 _HEADERS = (r"<\|start\|>assistant", r" to=(?:user|self)", r"<\|channel\|>(?:final|analysis)", r"<\|channel>thought")
 
 
@@ -47,8 +49,7 @@ def tokenizer_of(source: str) -> tokenizers.Tokenizer:
 @cache
 def encoder_of(source: str) -> ChatEncoder:
     """By the template, on a fixed day."""
-    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
-    return ChatEncoder(ChatTokenizer("t", tokenizer_of(source).to_str(), tokens, source), datetime(2026, 1, 2))
+    return ChatEncoder(ChatTokenizer("t", tokenizer_of(source).to_str(), SPECIAL_TOKENS, source), datetime(2026, 1, 2))
 
 
 def trained_texts(source: str, messages: list[dict[str, Any]], **fields: Any) -> tuple[list[str], Told]:
