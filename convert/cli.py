@@ -146,9 +146,13 @@ def _to_hf(options: argparse.Namespace) -> int:
 
 
 def _from_hf(options: argparse.Namespace) -> int:
-    from convert import hf_checkpoint
+    from convert import export_files, hf_checkpoint
 
     done = hf_checkpoint.from_hf(options.hf_dir, options.run_dir)
+    changed = export_files.changed_since_export(options.hf_dir)
+    if changed:
+        names = ", ".join(changed)
+        print(f"{PROGRAM}: warning: {options.hf_dir} has changed since it was exported: {names}", file=sys.stderr)
     print(f"{options.run_dir}: step {done.step}, {done.parameters:,} parameters from {options.hf_dir}")
     return 0
 

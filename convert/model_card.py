@@ -62,9 +62,9 @@ def read_figures(metrics_file: Path, step: int) -> dict[str, str]:
     try:
         with metrics_file.open(encoding="utf-8", errors="replace") as lines:
             for record in filter(None, map(_parse, lines)):
-                if record.get("step", step + 1) <= step:
-                    last |= record
-                    tokens += int(record.get("tokens") or 0)
+                if record["step"] <= step:
+                    last |= {name: value for name, value in record.items() if type(value) in (int, float)}
+                    tokens += int(record.get("tokens") or 0) if type(record.get("tokens")) in (int, float) else 0
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -79,9 +79,9 @@ def read_figures(metrics_file: Path, step: int) -> dict[str, str]:
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:  # the last line of a run that was killed while writing it
+    except (ValueError, RecursionError):  # the last line of a run that was killed while writing it; or no record
         return None
-    return record if isinstance(record, dict) else None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
 def render(

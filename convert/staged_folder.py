@@ -1,6 +1,5 @@
 """Which folders an export may take the place of: those of earlier exports, and never what the user put there."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from convert.shards import INDEX, WEIGHT_FILE
 from stellarbyte.errors import UserError
 from stellarbyte.files import sha256_of, write_json
+from stellarbyte.reading import read_json
 
 MANIFEST = "stellarbyte_export.json"
 CERTIFICATE = "certificate.json"  # `verify` adds it afterwards, so no manifest lists it
@@ -22,8 +22,8 @@ def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What `write_manifest` noted; None where there is no such file or nothing that it would write."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        manifest = read_json(folder / MANIFEST)
+    except UserError:
         return None
     return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
 

@@ -1,6 +1,9 @@
+import os
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -66,3 +69,31 @@ def test_help_takes_half_a_second_at_most(tmp_path):
         return time.perf_counter() - started
 
     assert min(seconds() for _ in range(3)) < 0.5  # the best of three: other tests may be running
+
+
+@pytest.mark.parametrize("shown", ["--json", None])
+def test_a_reader_that_leaves_gets_no_verdict(run_dir, exported, tmp_path, shown):
+    """`verify --json | head -1` must not end with the code for "different"."""
+    folder = shutil.copytree(exported, tmp_path / "hf")
+    code = (
+        "import sys, convert.certificate as c\n"
+        "nothing = c._Comparison([], {'positions': 0, 'max_relative_error': 0.0}, [])\n"
+        "c._compare_behaviour = lambda *_: nothing\n"
+        "from convert.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, "verify", *([shown] if shown else []), str(run_dir), str(folder)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert done.returncode == 141, done.stderr
+    assert "Broken" not in done.stderr and "Traceback" not in done.stderr
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and "No space left on device" in done.stderr

@@ -1,0 +1,77 @@
+"""What the smaller files of an export say, held against its run, and whether they changed since they were written."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from convert import config as hf_config
+from convert import exported_tokenizer, staged_folder
+from convert.run_checkpoint import RunCheckpoint
+from convert.two_sides import encode_by_default
+from stellarbyte.errors import UserError
+from stellarbyte.files import check_plain_name, sha256_of
+from stellarbyte.reading import parse_json, read_json_object
+from stellarbyte_jax.data.tokenizer import Tokenizer
+
+# Parts of tokenizer.json that decide what a text becomes; the others are how it is padded and cut.
+_TOKENIZER_PARTS = ("model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token")
+_TEMPLATE = "chat_template.jinja"
+
+
+def differences(checkpoint: RunCheckpoint, hf_dir: Path, text: str) -> list[str]:
+    """What the tokenizer and generation_config.json of an export say otherwise than the run; `text` is one to encode.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    files = exported_tokenizer.for_hugging_face(checkpoint.tokenizer_files, checkpoint.config.context_length)
+    ours = Tokenizer(files, "of the run").encode_as_hugging_face(text)
+    (theirs,) = encode_by_default(hf_dir, [text])
+    if ours != theirs:
+        return [f"the export's tokenizer makes {theirs} of the text {text!r}, where {ours} is right: export again"]
+    found = Tokenizer.load(hf_dir).files
+    return [
+        *(f"{name} is not that of the run: export again" for name in _changed(files, found)),
+        *_generation_differences(checkpoint, hf_dir),
+    ]
+
+
+def _changed(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[str]:
+    for name, parts in (("tokenizer.json", _TOKENIZER_PARTS), ("tokenizer_config.json", _SPECIAL_TOKENS)):
+        a, b = _fields(ours, name), _fields(theirs, name)
+        for part in parts:
+            if a.get(part) != b.get(part):
+                yield f"{part} in {name}"
+    if ours.get(_TEMPLATE) != theirs.get(_TEMPLATE):
+        yield _TEMPLATE
+
+
+def _fields(files: Mapping[str, str], name: str) -> dict[str, Any]:
+    fields = parse_json(files.get(name, "{}"), name)
+    return fields if isinstance(fields, dict) else {}
+
+
+def _generation_differences(checkpoint: RunCheckpoint, hf_dir: Path) -> Iterator[str]:
+    path = hf_dir / hf_config.GENERATION_CONFIG
+    if not path.is_file():
+        return
+    theirs = read_json_object(path)
+    for name, token_id in hf_config.generation_to_hf(checkpoint.config).items():
+        found = theirs.get(name)
+        if found is not None and found != token_id and not (isinstance(found, list) and token_id in found):
+            yield f"{name} is {token_id} in the run, but {found} in {path.name}"
+
+
+def changed_since_export(hf_dir: Path) -> list[str]:
+    """Files that are gone or other than when `to-hf` wrote them, by its own notes; none where no export was written."""
+    manifest = staged_folder.read_manifest(hf_dir)
+    changed = []
+    for name, sha256 in (manifest["files"] if manifest else {}).items():
+        try:
+            path = hf_dir / check_plain_name(name, staged_folder.MANIFEST)
+            if not path.is_file() or sha256_of(path) != sha256:
+                changed.append(name)
+        except (UserError, OSError):
+            changed.append(str(name)[:80])
+    return changed
