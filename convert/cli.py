@@ -4,13 +4,14 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from stellarbyte.adapter_base import tell_warnings
+from stellarbyte.command_line import USER_ERROR, report, run_program
 from stellarbyte.errors import UserError
+from stellarbyte.interrupt import interruptible
 
 PROGRAM = "stellarbyte-convert"
 
@@ -19,34 +20,36 @@ READER_GONE = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 where verify finds a difference, 2 after a user's mistake."""
+    """Run a command; returns the exit code: 0, 1 where verify finds a difference, 2 after a user's mistake.
+
+    Without `arguments` they are the process's, which then ends with it.
+    """
+    if arguments is None:
+        run_program(PROGRAM, lambda: _run(sys.argv[1:]))
+    return _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     tell_warnings(PROGRAM)
     try:
-        code = int(options.run(options))
-        sys.stdout.flush()
-        return code
+        with interruptible():
+            code = int(options.run(options))
+            sys.stdout.flush()
+            return code
     except BrokenPipeError:
         # The reader has gone (| head), and knows. Neither 0 nor 1, which are verdicts; and nothing is said at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
-    except OSError as error:
-        print(f"{PROGRAM}: error: the output cannot be written: {error.strerror}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 2
-    except UserError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 130
+    except (UserError, KeyboardInterrupt, OSError) as error:
+        return report(PROGRAM, error)
 
 
 class _Parser(argparse.ArgumentParser):
     """argparse whose mistakes read like all our others: one sentence, no usage text."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{PROGRAM}: error: {message}\n")
+        self.exit(USER_ERROR, f"{PROGRAM}: error: {message}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -129,8 +132,9 @@ def _adapter_commands(commands: Any) -> None:
 
 def _to_hf(options: argparse.Namespace) -> int:
     from convert import hf_checkpoint
+    from stellarbyte.progress import progress
 
-    with _progress("writing weights") as progress:
+    with progress("writing weights", "B") as update:
         done = hf_checkpoint.to_hf(
             options.run_dir,
             options.hf_dir,
@@ -139,7 +143,7 @@ def _to_hf(options: argparse.Namespace) -> int:
             max_shard_size=options.max_shard_size,
             force=options.force,
             fold_layer_scale=options.fold_layer_scale,
-            progress=progress,
+            progress=update,
         )
     print(f"{options.hf_dir}: step {done.step}, {done.parameters:,} parameters, {_megabytes(done.nbytes)} of weights")
     return 0
@@ -194,21 +198,6 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         print(certificate.summary(result), file=sys.stdout if equal else sys.stderr)
     return 0 if equal else 1
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar in a terminal; nothing where the output goes elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _megabytes(nbytes: int) -> str:

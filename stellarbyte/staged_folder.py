@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stellarbyte.errors import UserError
+from stellarbyte.folder_lock import folder_lock
 
 
 @contextmanager
@@ -17,8 +18,13 @@ def staged(target: Path, keep: frozenset[str] = frozenset()) -> Iterator[Path]:
     killed process left beside it is cleared away.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written.
+        UserError: the disk is full, or the folder cannot be written, or another process is writing it.
     """
+    with folder_lock(target, doing="export"):
+        yield from _staged(target, keep)
+
+
+def _staged(target: Path, keep: frozenset[str]) -> Iterator[Path]:
     partial, aside = partial_folder(target), _sibling(target, "old")
     try:
         if aside.exists():

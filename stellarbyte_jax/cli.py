@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from stellarbyte.command_line import USER_ERROR, report, run_program
 from stellarbyte.errors import UserError
+from stellarbyte.interrupt import hold_signals
 from stellarbyte_jax import commands
 from stellarbyte_jax.compile_cache import cache_settings
-from stellarbyte_jax.exits import PROGRAM, USER_ERROR, report
 from stellarbyte_jax.xla_flags import Platform, flag_settings, platform_here
+
+PROGRAM = "stellarbyte"
 
 # What JAX reads of the environment, and the config's name for it. The rest of what it knows of clusters it detects.
 DISTRIBUTED_VARIABLES = {
@@ -29,7 +32,13 @@ MALLOC_TUNABLES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command; returns the exit code. Without `arguments` they are the process's, which then ends with it."""
+    if arguments is None:
+        run_program(PROGRAM, lambda: _run(sys.argv[1:], own_process=True))
+    return _run(arguments)
+
+
+def _run(arguments: Sequence[str], own_process: bool = False) -> int:
     parser = _parser()
     options, overrides = parser.parse_known_args(arguments)
     if overrides and not hasattr(options, "config"):
@@ -37,22 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.overrides = overrides
     if options.run is commands.pretrain:
         options.overrides = [*_distributed_by_environment(), *overrides]
-    if arguments is None and options.run is commands.pretrain:
+    if own_process and options.run is commands.pretrain:
         _restart_with_tuned_malloc()
     _give_cpu_devices_threads()
     options.remarks = _prepare_compiler(options)
     try:
         return options.run(options) or 0
     except (UserError, KeyboardInterrupt) as error:
-        return report(error)
-    except BrokenPipeError:
-        # The reader has gone (| head); Python must not complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return report(PROGRAM, error)
 
 
 def _restart_with_tuned_malloc() -> None:
     if sys.platform == "linux" and not MALLOC_TUNABLES.keys() & os.environ.keys():
+        hold_signals()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **MALLOC_TUNABLES})
 
 
@@ -139,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--special-tokens", nargs="*", default=[], metavar="TOKEN", help="beside <|SBOS|> <|SEOS|> <|PAD|>"
     )
+    train.add_argument("--force", action="store_true", help="replace another tokenizer that is in DIR")
 
     overriding = "[--section.field value …] override fields of the config"
     prepare = command("prepare", commands.prepare, "turn text into token shards")

@@ -2,14 +2,18 @@
 
 import argparse
 import dataclasses
+import functools
 import json
+import signal
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
+from stellarbyte.command_line import report
 from stellarbyte.errors import UserError
-from stellarbyte_jax.exits import INTERRUPTED, report
-from stellarbyte_jax.progress import progress
+from stellarbyte.interrupt import Interrupt, interruptible
+from stellarbyte.progress import progress
 from stellarbyte_jax.run_folder import check_not_moved
 
 
@@ -41,9 +45,14 @@ def tokenizer_train(options: argparse.Namespace) -> None:
             for document in documents(sources, options.on_bad_record, setting="--on-bad-record", progress=update):
                 yield document.text
 
-    with progress("merges learnt") as learning:
+    with interruptible(), progress("merges learnt") as learning:
         tokenizer = train_tokenizer(
-            texts(), options.vocab_size, options.output, options.special_tokens, learning=lambda: learning(0, None)
+            texts(),
+            options.vocab_size,
+            options.output,
+            options.special_tokens,
+            learning=lambda: learning(0, None),
+            force=options.force,
         )
     print(f"{tokenizer.vocab_size} tokens in {options.output}")
 
@@ -54,7 +63,7 @@ def prepare(options: argparse.Namespace) -> None:
     from stellarbyte_jax.data.prepare import prepare
 
     config = load_run_config(options.config, options.overrides)
-    with progress("bytes of sources", "B") as update:
+    with interruptible(), progress("bytes of sources", "B") as update:
         manifest = prepare(config.data, lambda done: update(done.bytes_done, done.bytes_total))
     unit = "documents" if manifest.samples is None else "samples"
     for name, split in manifest.splits.items():
@@ -76,12 +85,19 @@ def pretrain(options: argparse.Namespace) -> int:
     profile = None if options.profile is None else parse_profile(options.profile, config.training.max_steps)
     if options.dump_hlo is not None:
         check_dump_folder(options.dump_hlo)
-    # JAX is imported only now: a mistake in the config need not wait for it.
-    from stellarbyte_jax.config import DistributedConfig
-    from stellarbyte_jax.training.loop import pretrain
-    from stellarbyte_jax.training.processes import joined
+    from stellarbyte.display import Display
 
-    with joined(config.distributed, report) as processes:
+    interrupt, display = Interrupt(), Display()
+    with ExitStack() as stack:
+        stack.enter_context(display)
+        # JAX is imported only now: a mistake in the config need not wait for it.
+        from stellarbyte_jax.config import DistributedConfig
+        from stellarbyte_jax.training.loop import pretrain
+        from stellarbyte_jax.training.processes import joined
+
+        processes = stack.enter_context(joined(config.distributed, functools.partial(report, "stellarbyte")))
+        if processes.index != 0:
+            display.silence()
         config = dataclasses.replace(config, distributed=DistributedConfig())  # who trains a run is no part of it
         if config.training.remat == "auto":
             import jax
@@ -89,10 +105,11 @@ def pretrain(options: argparse.Namespace) -> int:
             from stellarbyte_jax.planning.auto_remat import resolve_remat
 
             config = resolve_remat(config, jax.devices())
-        finished = pretrain(config, Diagnostics(profile, options.dump_hlo, options.remarks), processes)
+        diagnostics = Diagnostics(profile, options.dump_hlo, options.remarks)
+        finished = pretrain(config, diagnostics, processes, interrupt, display)
     if finished and processes.index == 0:
         print(f"{config.training.max_steps} steps done; checkpoints, config and metrics in {config.output_dir}")
-    return 0 if finished else INTERRUPTED
+    return 0 if finished else 128 + (interrupt.number or signal.SIGINT)
 
 
 def plan(options: argparse.Namespace) -> None:
@@ -117,7 +134,7 @@ def plan(options: argparse.Namespace) -> None:
     if options.search:
         from stellarbyte_jax.planning.search import search
 
-        with progress("ways of doing it") as update:
+        with progress("plans tried") as update:
             plans = search(config, topology, update)
         if options.json:
             print(json.dumps([plan.to_dict(tokens, options.price) for plan in plans]))
@@ -170,9 +187,9 @@ def _count(text: str) -> float:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Print a run's figures on its validation split."""
-    from stellarbyte_jax.training.evaluation import evaluate_run
+    with progress("evaluating, batches") as update:
+        from stellarbyte_jax.training.evaluation import evaluate_run
 
-    with progress("batches") as update:
         figures, step = evaluate_run(options.run_dir, options.step, update, options.shards)
     if options.json:
         print(json.dumps({"step": step, **figures}))
@@ -244,9 +261,9 @@ def generate(options: argparse.Namespace) -> None:
 
 def prune(options: argparse.Namespace) -> None:
     """Take out a run's least important attention heads."""
-    from stellarbyte_jax.training.prune import prune_run
+    with interruptible(), progress("measuring heads, batches") as update:
+        from stellarbyte_jax.training.prune import prune_run
 
-    with progress("batches") as update:
         done = prune_run(
             options.run_dir,
             options.output_dir,

@@ -7,15 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from stellarbyte.command_line import USER_ERROR, report, run_program
 from stellarbyte.errors import UserError
 from stellarbyte_torch import commands
-from stellarbyte_torch.commands import INTERRUPTED
 
 PROGRAM = "stellarbyte-torch"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 after a mistake that the user can mend, 130 after Ctrl-C."""
+    """Run a command; returns the exit code: 0, 2 after a mistake that the user can mend, 130 after Ctrl-C.
+
+    Without `arguments` they are the process's, which then ends with it.
+    """
+    if arguments is None:
+        run_program(PROGRAM, lambda: _run(sys.argv[1:]))
+    return _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     parser = _parser()
     options, overrides = parser.parse_known_args(arguments)
     if overrides and not hasattr(options, "overrides"):
@@ -27,19 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         return options.run(options) or 0
-    except UserError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except (UserError, KeyboardInterrupt) as error:
+        return report(PROGRAM, error)
 
 
 class _Parser(argparse.ArgumentParser):
     """argparse whose mistakes read like all our others: one sentence, no usage text."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{PROGRAM}: error: {message}\n")
+        self.exit(USER_ERROR, f"{PROGRAM}: error: {message}\n")
 
 
 def _parser() -> argparse.ArgumentParser:

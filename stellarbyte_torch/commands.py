@@ -5,13 +5,16 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from stellarbyte.adapter_base import tell_warnings
 from stellarbyte.errors import UserError
+from stellarbyte.folder_lock import folder_lock
 
 if TYPE_CHECKING:
     from stellarbyte_torch.generate import Sampling
@@ -60,6 +63,7 @@ def chat(options: argparse.Namespace) -> None:
     chatting.add_adapters(session, options.adapter)
     try:
         if sys.stdin.isatty() and sys.stdout.isatty() and not options.json:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends a line or an answer, not the talk
             chatting.talk(session, colour=options.colour)
         else:
             chatting.answer_lines(session, sys.stdin, as_json=options.json, echo=options.echo)
@@ -94,7 +98,10 @@ def finetune(options: argparse.Namespace) -> int:
     from stellarbyte_torch.finetune_report import closing_table
 
     console = Console(stderr=options.json, quiet=not options.speaks, highlight=False, markup=False)
-    summary = finetune(load_finetune_config(options.config, options.overrides), console)
+    config = load_finetune_config(options.config, options.overrides)
+    # Of the processes that train one run, one writes.
+    with folder_lock(config.output_dir, doing="finetune") if options.speaks else nullcontext():
+        summary = finetune(config, console)
     if options.json and options.speaks:
         print(json.dumps(summary))
     elif summary["finished"]:
@@ -105,6 +112,8 @@ def finetune(options: argparse.Namespace) -> int:
 def merge(options: argparse.Namespace) -> None:
     """Merge an adapter into its base."""
     _quieten()
+    if not (options.adapter / "adapter_config.json").is_file():
+        raise UserError(f"{options.adapter} holds no adapter_config.json: give a folder in PEFT's format")
     import torch
 
     from stellarbyte_torch.lora import load_lora, merge_and_save

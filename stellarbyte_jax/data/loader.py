@@ -1,6 +1,6 @@
 """Serves batches of packed rows, each a pure function of the seed and the step, however many hosts share it."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import grain
 import numpy as np
@@ -68,11 +68,16 @@ class _Batches:
 
 
 def validation_batches(
-    data: DataConfig, batch_size: int, max_batches: int | None = None, local_rows: Sequence[int] | None = None
+    data: DataConfig,
+    batch_size: int,
+    max_batches: int | None = None,
+    local_rows: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Generator[Batch, None, None]:
     """The `local_rows` (by default all) of each batch of the validation split, in order, once.
 
-    The last batch is filled up with rows of padding.
+    The last batch is filled up with rows of padding. `progress` is called with the batches that are dealt with, once
+    the next one is asked for, and their number.
 
     Raises:
         UserError: the split holds no rows or was prepared for another config.
@@ -80,9 +85,12 @@ def validation_batches(
     rows = _packed_rows(data, "validation")
     local_rows = _checked(local_rows, batch_size)
     count = -(-len(rows) // batch_size)
-    for step in range(count if max_batches is None else min(count, max_batches)):
+    count = count if max_batches is None else min(count, max_batches)
+    for step in range(count):
         numbers = [step * batch_size + row for row in local_rows]
         yield _stack([rows[i] if i < len(rows) else rows.padding_row() for i in numbers])
+        if progress is not None:
+            progress(step + 1, count)
 
 
 def _packed_rows(data: DataConfig, split: str) -> PackedRows | PackedSamples:

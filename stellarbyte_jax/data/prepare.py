@@ -1,8 +1,6 @@
 """Turns text into token shards, from where it stopped if it was interrupted."""
 
-import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -13,6 +11,7 @@ from stellarbyte.config.build import build
 from stellarbyte.config.nodes import locate
 from stellarbyte.errors import UserError
 from stellarbyte.files import write_json
+from stellarbyte.folder_lock import folder_lock
 from stellarbyte.reading import read_json_object
 from stellarbyte.records.bad_records import BadRecords
 from stellarbyte_jax.config import DataConfig
@@ -25,7 +24,7 @@ from stellarbyte_jax.data.tokenized import Position, TokenBatch, tokenized
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
 # While a folder is unfinished, these say what it is to hold and how far it got.
-_RECIPE_NAME, _POSITION_NAME, _LOCK_NAME = "recipe.json", "position.json", "prepare.lock"
+_RECIPE_NAME, _POSITION_NAME = "recipe.json", "position.json"
 
 _TOKENS_PER_CHECKPOINT = 1 << 23
 
@@ -71,8 +70,8 @@ def prepare(
     if manifest is not None:
         return manifest
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
+        with folder_lock(folder, doing="prepare"):
+            folder.mkdir(parents=True, exist_ok=True)
             # Another process may have finished since.
             manifest = _finished(data, tokenizer, files, folder)
             return manifest or _make(data, tokenizer, files, folder, progress, report)
@@ -139,7 +138,7 @@ def _make(
     )
     manifest.save(folder)
     unfinished = (sums_path(folder, split) for split in SPLITS)
-    for path in (folder / _RECIPE_NAME, folder / _POSITION_NAME, folder / _LOCK_NAME, *unfinished):
+    for path in (folder / _RECIPE_NAME, folder / _POSITION_NAME, *unfinished):
         path.unlink(missing_ok=True)
     summary = manifest.bad_records.summary()
     if summary is not None:
@@ -273,19 +272,3 @@ def _check_policy(data: DataConfig, folder: Path, bad_records: BadRecords) -> No
             f"{folder} was prepared with data.on_bad_record skip and left records out ({summary}): "
             "set it to skip, or mend them and delete the folder"
         )
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keep a second process from writing into the same folder; the lock goes with the process that holds it."""
-    if sys.platform == "win32":  # no advisory locks there that a killed process gives back
-        yield
-        return
-    import fcntl
-
-    with (folder / _LOCK_NAME).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is preparing {folder}: wait for it, or set data.shards") from None
-        yield

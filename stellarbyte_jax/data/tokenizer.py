@@ -2,8 +2,10 @@
 
 import codecs
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import tokenizers
 
 from stellarbyte.errors import UserError
-from stellarbyte.files import check_plain_name
+from stellarbyte.files import check_plain_name, written_whole
 from stellarbyte.reading import MOST_JSON_BYTES, read_text
 
 BOS_TOKEN, EOS_TOKEN, PAD_TOKEN = SPECIAL_TOKENS = ("<|SBOS|>", "<|SEOS|>", "<|PAD|>")
@@ -66,14 +68,19 @@ class Tokenizer:
 
     @staticmethod
     def save_files(files: Mapping[str, str], folder: str | Path) -> None:
-        """Write what `files` gave into a folder, which is made if need be."""
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+        """Write what `files` gave into a folder, which is made if need be.
+
+        All are on disk under other names before the first takes its place: of a full disk they are what they were.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        with ExitStack() as stack:
             for name, text in files.items():
-                (folder / check_plain_name(name, "the tokenizer")).write_bytes(text.encode())
-        except OSError as error:
-            raise UserError(f"the tokenizer cannot be written to {folder}: {error.strerror}") from None
+                file = stack.enter_context(written_whole(Path(folder) / check_plain_name(name, "the tokenizer")))
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
 
     def encode(self, text: str | bytes) -> list[int]:
         """Token ids of a text, without bos and eos; bytes that are not UTF-8 become a token each.

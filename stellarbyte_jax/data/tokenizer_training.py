@@ -1,7 +1,7 @@
 """Learns a byte-level BPE vocabulary from a stream of texts."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -10,6 +10,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from stellarbyte.chat.template import STELLARBYTE_TEMPLATE
 from stellarbyte.errors import UserError
 from stellarbyte.files import json_text
+from stellarbyte.folder_lock import folder_lock
 from stellarbyte_jax.bounds import MOST_TOKENS, check_whole
 from stellarbyte_jax.data.tokenizer import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, SPECIAL_TOKENS, Tokenizer
 
@@ -51,16 +52,49 @@ def train_tokenizer(
     extra_special_tokens: Sequence[str] = (),
     report: Callable[[str], None] = print,
     learning: Callable[[], None] = lambda: None,
+    *,
+    force: bool = False,
 ) -> Tokenizer:
     """Learn a vocabulary of `vocab_size` tokens from a stream of texts and write the tokenizer's folder.
 
     Memory grows with the number of different words, not with the length of the stream. A corpus too small for
     `vocab_size` gives a smaller vocabulary, which `report` is told; a model's vocabulary may be the larger of the two.
     `learning` is called several times a second once all texts are read.
+    A tokenizer that is in `output` already stays, unless `force`: token shards and runs may stand on it.
 
     Raises:
-        UserError: the vocabulary cannot hold the bytes and special tokens; a special token is unfit; there is no text.
+        UserError: the vocabulary cannot hold the bytes and special tokens; a special token is unfit; there is no text;
+            `output` holds another tokenizer, is being written by another process, or cannot be written.
     """
+    with folder_lock(output, doing="tokenizer train"):
+        files = _learn(texts, vocab_size, extra_special_tokens, report, learning)
+        if not _is_there(files, output, force):
+            Tokenizer.save_files(files, output)
+        else:
+            report(f"{output} holds this very tokenizer already.")
+    return Tokenizer.load(output)
+
+
+def _is_there(files: Mapping[str, str], output: Path, force: bool) -> bool:
+    """Whether `output` holds these files. Raises UserError if it holds others of their names, unless `force`."""
+    there = {name: (output / name).read_bytes() for name in files if (output / name).is_file()}
+    different = [name for name, content in there.items() if content != files[name].encode()]
+    if different and not force:
+        raise UserError(
+            f"{output} holds another tokenizer ({different[0]} differs), on which token shards and runs may stand: "
+            "name another folder, or use --force to replace it"
+        )
+    return len(there) == len(files) and not different
+
+
+def _learn(
+    texts: Iterable[str],
+    vocab_size: int,
+    extra_special_tokens: Sequence[str],
+    report: Callable[[str], None],
+    learning: Callable[[], None],
+) -> dict[str, str]:
+    """The tokenizer's files, by name."""
     special_tokens = [*SPECIAL_TOKENS, *extra_special_tokens]
     smallest = 256 + len(special_tokens)
     check_whole("vocab_size", vocab_size, 1, MOST_TOKENS)
@@ -91,13 +125,11 @@ def train_tokenizer(
             f"The corpus is too small for vocab_size {vocab_size}: it gave {learned_size} tokens. "
             "The model's vocabulary may stay larger; its last tokens are then never seen."
         )
-    files = {
+    return {
         "tokenizer.json": tokenizer.to_str(pretty=True),
         "tokenizer_config.json": json_text(_hugging_face_config(extra_special_tokens)),
         "chat_template.jinja": STELLARBYTE_TEMPLATE,
     }
-    Tokenizer.save_files(files, output)
-    return Tokenizer.load(output)
 
 
 def _pre_tokenizer(pattern: str) -> pre_tokenizers.PreTokenizer:

@@ -33,7 +33,7 @@ class LayerScale(nnx.Module):
     """A gain for each channel of a branch (Touvron et al. 2021, arXiv:2103.17239)."""
 
     def __init__(self, size: int, initial: float) -> None:
-        self.scale = nnx.Param(jnp.full((size,), initial, jnp.float32), axes=("norm",))
+        self.scale = nnx.Param(jnp.full((size,), initial, jnp.float32), axes=("norm",), decays=False)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D] in x's dtype."""

@@ -39,7 +39,7 @@ class Embedding(nnx.Module):
     def __init__(self, config: ByteConfig, *, rngs: nnx.Rngs) -> None:
         shape = (config.vocab_size, config.hidden_size)
         embedding_VD = config.initializer_range * jax.random.normal(rngs.params(), shape, jnp.float32)
-        self.embedding = nnx.Param(embedding_VD, axes=("vocab", "hidden"))
+        self.embedding = nnx.Param(embedding_VD, axes=("vocab", "hidden"), decays=True)
 
 
 @jax.tree_util.register_dataclass

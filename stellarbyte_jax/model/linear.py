@@ -26,8 +26,9 @@ class Linear(nnx.Module):
         layout: Layout = ONE_DEVICE,
     ) -> None:
         kernel = stddev * jax.random.normal(rngs.params(), (in_features, out_features), jnp.float32)
-        self.kernel = nnx.Param(kernel, axes=axes)
-        self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32), axes=axes[1:]) if bias else None
+        self.kernel = nnx.Param(kernel, axes=axes, decays=True)
+        zeros = jnp.zeros((out_features,), jnp.float32)
+        self.bias = nnx.Param(zeros, axes=axes[1:], decays=False) if bias else None
         self.dtype, self.axes, self.layout = dtype, axes, layout
 
     def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:  # noqa: ARG002

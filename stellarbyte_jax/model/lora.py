@@ -31,8 +31,9 @@ class LoRALinear(Linear):
         A_LDR = jax.random.uniform(jax.random.fold_in(key, self.stream), (L, D, R), jnp.float32, -1, 1) * D**-0.5
         adapted_L = np.isin(np.arange(L), config.layer_numbers(L))
         in_axis, out_axis = base.kernel.get_metadata()["axes"]
-        self.lora_A = nnx.Param(jnp.where(adapted_L[:, None, None], A_LDR, 0.0), axes=(in_axis, "rank"))
-        self.lora_B = nnx.Param(jnp.zeros((L, R, F), jnp.float32), axes=("rank", out_axis))
+        A_LDR = jnp.where(adapted_L[:, None, None], A_LDR, 0.0)
+        self.lora_A = nnx.Param(A_LDR, axes=(in_axis, "rank"), decays=True)
+        self.lora_B = nnx.Param(jnp.zeros((L, R, F), jnp.float32), axes=("rank", out_axis), decays=True)
         self.scaling, self.dropout_rate = config.scaling(name), config.lora_dropout
 
     def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:

@@ -38,7 +38,7 @@ class Router(nnx.Module):
     def __init__(self, config: ByteConfig, *, rngs: nnx.Rngs) -> None:
         shape = (config.hidden_size, config.num_experts)
         kernel_DE = config.initializer_range * jax.random.normal(rngs.params(), shape, jnp.float32)
-        self.kernel = nnx.Param(kernel_DE, axes=("hidden", "router"))
+        self.kernel = nnx.Param(kernel_DE, axes=("hidden", "router"), decays=True)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] -> float32 logits [B, T, E]."""
@@ -64,8 +64,8 @@ class Experts(nnx.Module):
         assert F is not None
         gate_up_EDF = stddev * jax.random.normal(rngs.params(), (E, D, 2 * F), jnp.float32)
         down_EFD = output_stddev * jax.random.normal(rngs.params(), (E, F, D), jnp.float32)
-        self.gate_up_proj = nnx.Param(gate_up_EDF, axes=("expert", "hidden", "feed_forward"))
-        self.down_proj = nnx.Param(down_EFD, axes=("expert", "feed_forward", "hidden"))
+        self.gate_up_proj = nnx.Param(gate_up_EDF, axes=("expert", "hidden", "feed_forward"), decays=True)
+        self.down_proj = nnx.Param(down_EFD, axes=("expert", "feed_forward", "hidden"), decays=True)
         self.config, self.dtype, self.layout = config, dtype, layout
 
     def __call__(self, x_BTD: jax.Array, expert_BTk: jax.Array, weight_BTk: jax.Array) -> jax.Array:

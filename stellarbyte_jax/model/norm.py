@@ -9,7 +9,7 @@ class RMSNorm(nnx.Module):
     """x / rms(x) · scale (Zhang & Sennrich 2019, arXiv:1910.07467); statistics in float32 whatever x's dtype."""
 
     def __init__(self, size: int, eps: float) -> None:
-        self.scale = nnx.Param(jnp.ones((size,), jnp.float32), axes=("norm",))
+        self.scale = nnx.Param(jnp.ones((size,), jnp.float32), axes=("norm",), decays=False)
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:

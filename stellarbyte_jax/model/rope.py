@@ -41,7 +41,8 @@ class RotaryEmbedding(nnx.Module):
         if self.xpos:
             pair_starts = np.arange(0, config.head_dim, 2, dtype=np.float32)
             zeta = (pair_starts / np.float32(config.head_dim) + np.float32(0.4)) / np.float32(1.4)
-            self.zeta = nnx.Param(jnp.asarray(zeta), axes=("norm",)) if config.xpos_learnable else _Constant(zeta)
+            learnable = config.xpos_learnable
+            self.zeta = nnx.Param(jnp.asarray(zeta), axes=("norm",), decays=False) if learnable else _Constant(zeta)
 
     def __call__(self, position_ids: jax.Array) -> RotaryTables:
         """Tables for int positions [B, T]."""

@@ -15,7 +15,7 @@ from stellarbyte_jax.config_file import run_config_from_dict
 from stellarbyte_jax.planning.hlo import read_program
 from stellarbyte_jax.planning.program import abstract_batch
 from stellarbyte_jax.sharding import Layout, make_mesh
-from stellarbyte_jax.training.optimizer import make_optimizer
+from stellarbyte_jax.training.optimizer import run_optimizer
 from stellarbyte_jax.training.start import placed, state_shardings
 from stellarbyte_jax.training.state import init_params, init_state, run_model
 from stellarbyte_jax.training.step import make_train_step, on_mesh
@@ -27,7 +27,7 @@ def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
     layout = Layout.of(config.mesh, mesh)
     training = config.training
     graphdef, abstract_params = run_model(config, layout, "tpu")
-    optimizer = make_optimizer(config.optimizer, training.max_steps)
+    optimizer = run_optimizer(config, abstract_params)
     shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
     step = make_train_step(graphdef, optimizer, training.gradient_accumulation_steps, config.seed)
     step = on_mesh(step, layout, shardings, frozen_shardings)

@@ -3,6 +3,7 @@
 import inspect
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -59,11 +60,15 @@ class CompileWatch:
     """While entered, reports each compilation of the steps that it watches.
 
     A second compilation of a step costs minutes on a large model, and tells of a batch or a state that is not what it
-    was: so the report names what changed.
+    was: so the report names what changed. doing: a context that shows what is under way.
     """
 
-    def __init__(self, report: Callable[[Compilation], None]) -> None:
-        self._report = report
+    def __init__(
+        self,
+        report: Callable[[Compilation], None],
+        doing: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self._report, self._doing = report, doing
         self._watched: str | None = None
         self._thread = threading.get_ident()
         self._seconds: dict[str, float] = {}
@@ -91,7 +96,8 @@ class CompileWatch:
             try:
                 if dump_to is not None and not first:
                     dump_hlo(step, arguments, dump_to)
-                result = step(*arguments)
+                with nullcontext() if first else self._doing(f"compiling the {name.replace('_', ' ')}"):
+                    result = step(*arguments)
             finally:
                 self._watched = None
             if _COMPILED in self._seconds:

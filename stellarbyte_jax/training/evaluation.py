@@ -1,7 +1,7 @@
 """Loss, perplexity, accuracy and bits per byte over a split."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,26 +51,31 @@ def evaluate(
 def evaluate_run(
     run_dir: str | Path,
     step: int | None = None,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     shards: str | None = None,
 ) -> tuple[dict[str, float], int]:
-    """(figures over the run's validation split, step of the checkpoint); `progress(batches done, None)` is called.
+    """(figures over the run's validation split, step of the checkpoint); `progress(batches done, of all)` is called.
 
     `shards` is a folder of token shards to take instead of the run's own.
 
     Raises:
-        UserError: no checkpoint, or the token shards are gone, damaged, of other data than the run's, or were made with
-            another tokenizer.
+        UserError: no checkpoint; the token shards are gone, damaged, of other data than the run's, or were made with
+            another tokenizer; the loss is no finite number.
     """
     run = load_trained_run(run_dir, step, shards)
     graphdef, _ = abstract_model(run.config.model, run.config.training.dtype)
-    batches = validation_batches(run.config.data, run.config.training.batch_size)
+    batches = validation_batches(run.config.data, run.config.training.batch_size, progress=progress)
     figures = evaluate(
         jax.jit(make_eval_step(graphdef)),
         jax.device_put(run.params),
-        _counted(batches, progress),
+        batches,
         byte_lengths(run.tokenizer, run.config.model.vocab_size),
     )
+    if not math.isfinite(figures["loss"]):
+        raise UserError(
+            f"the loss of step {run.step} of {run_dir} on its validation split is {figures['loss']}: its weights "
+            "are of no use; choose an earlier one by --step"
+        )
     return figures, run.step
 
 
@@ -105,12 +110,3 @@ def _run_config(metadata: RunMetadata, run_dir: str | Path) -> RunConfig:
     if "data" not in metadata.config:
         raise UserError(f"{run_dir} holds an imported model, which has no validation split of its own")
     return run_config_from_dict(metadata.config, str(run_dir))
-
-
-def _counted(
-    batches: Iterable[dict[str, np.ndarray]], progress: Callable[[int, int | None], None] | None
-) -> Iterator[dict[str, np.ndarray]]:
-    for done, batch in enumerate(batches, start=1):
-        yield batch
-        if progress is not None:
-            progress(done, None)

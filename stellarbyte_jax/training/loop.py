@@ -1,14 +1,16 @@
 """The pretraining loop: read it top to bottom."""
 
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
+from stellarbyte.display import Display
 from stellarbyte.errors import UserError
+from stellarbyte.folder_lock import folder_lock
+from stellarbyte.interrupt import Interrupt
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import save_config, to_dict
 from stellarbyte_jax.data.identity import DataIdentity
@@ -23,9 +25,9 @@ from stellarbyte_jax.training.checkpoint import Checkpointer, RunMetadata, lates
 from stellarbyte_jax.training.compile_watch import CompileWatch
 from stellarbyte_jax.training.diagnostics import Diagnostics
 from stellarbyte_jax.training.evaluation import byte_lengths, evaluate
-from stellarbyte_jax.training.interrupt import Interrupt
+from stellarbyte_jax.training.finite import FiniteWatch, NotFinite, check_finite
 from stellarbyte_jax.training.metrics import MetricsLog
-from stellarbyte_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from stellarbyte_jax.training.optimizer import learning_rate_schedule, run_optimizer
 from stellarbyte_jax.training.processes import ALONE, Processes
 from stellarbyte_jax.training.profile import Profile
 from stellarbyte_jax.training.start import check_start, identity, start, state_shardings
@@ -38,19 +40,35 @@ def pretrain(
     config: RunConfig,
     diagnostics: Diagnostics = Diagnostics(),  # noqa: B008 - it is frozen
     processes: Processes = ALONE,
+    interrupt: Interrupt | None = None,
+    display: Display | None = None,
 ) -> bool:
     """Train until max_steps, from the newest checkpoint in `output_dir` if there is one: see start.py.
 
-    Several `processes` train one run if each calls this, with the same config.
+    Several `processes` train one run if each calls this, with the same config. `interrupt` is not yet entered; a caller
+    who gives one learns from it which signal has come.
 
     Returns:
         True when max_steps are done, False when a signal ended the run early (it is saved, and can go on).
 
     Raises:
         UserError: the data, tokenizer, mesh, the run in `init_from` or an earlier one in `output_dir` do not fit the
-            config, the processes do not agree, or the loss is no longer finite.
+            config, the processes do not agree, another run is being written there, or the loss is no longer finite;
+            or something failed between two saves, such as the token shards or stdout (one process then saves first).
     """
     run_dir = Path(config.output_dir)
+    with folder_lock(run_dir, doing="pretrain") if processes.index == 0 else nullcontext():
+        return _train(config, run_dir, diagnostics, processes, interrupt or Interrupt(), display)
+
+
+def _train(
+    config: RunConfig,
+    run_dir: Path,
+    diagnostics: Diagnostics,
+    processes: Processes,
+    interrupt: Interrupt,
+    display: Display | None,
+) -> bool:
     tokenizer = _load_tokenizer(config)
     processes.compare(identity(config, tokenizer))
     check_start(config, tokenizer)
@@ -62,7 +80,7 @@ def pretrain(
     loader = TrainLoader(config.data, config.training.batch_size, config.seed, placement.rows)
 
     graphdef, abstract_params = run_model(config, layout)
-    optimizer = make_optimizer(config.optimizer, config.training.max_steps)
+    optimizer = run_optimizer(config, abstract_params)
     shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
     everywhere = layout.sharding()
     train_step = make_train_step(graphdef, optimizer, config.training.gradient_accumulation_steps, config.seed)
@@ -81,53 +99,110 @@ def pretrain(
     data = DataIdentity.of(manifest)
     if processes.index == 0:
         save_config(config, run_dir / "config.yaml")
+    max_steps, saved, finite = config.training.max_steps, step, FiniteWatch()
 
     with (
+        interrupt,  # until the last save is on disk
         Checkpointer(run_dir, config.checkpoint.save_total_limit) as checkpointer,
-        MetricsLog(run_dir, step, config.training.max_steps, Utilization.of(config, mesh)) as log,
-        CompileWatch(log.compiled) as compile_watch,
+        MetricsLog(run_dir, step, max_steps, Utilization.of(config, mesh), display) as log,
+        CompileWatch(log.compiled, log.doing) as compile_watch,
         Profile(diagnostics.profile, run_dir, log) as profile,
-        Interrupt() as interrupt,
         closing(loader.batches(step)) as batches,
     ):
 
-        def validate() -> None:
-            with log.paused():
-                if config.data.validation_fraction > 0:
-                    weights = join(frozen, state.params)
-                    log.validation(step, evaluate(eval_step, weights, _validation(config, placement), bytes_a_token_V))
+        def validate() -> bool:
+            """Whether it came to its end: a signal cuts it short, and the run does it when it goes on."""
+            if config.data.validation_fraction == 0:
+                return True
+            with log.paused(), log.doing("validating") as progress:
+                weights = join(frozen, state.params)
+                rows = _validation(config, placement, progress)
+                # A signal in the last step comes too late to cut anything short.
+                if step < max_steps or not any(processes.share(interrupt.requested)):
+                    rows = _until_asked(rows, processes, interrupt)
+                try:
+                    log.validation(step, evaluate(eval_step, weights, rows, bytes_a_token_V))
+                except _AskedToStopError:
+                    return False
+            return True
 
         def save() -> None:
-            with log.paused():
+            nonlocal saved
+            with log.paused(), log.doing("saving"):
+                check_finite((state.params, state.opt_state), step)
                 metadata = RunMetadata(to_dict(config), tokenizer.files, {"step": step}, base, data)
                 checkpointer.save(step, state.params, state.opt_state, metadata)
+            saved = step
 
         train_step = compile_watch.watch(train_step, diagnostics.dump_hlo)
         eval_step = compile_watch.watch(eval_step)
-        for remark in (*diagnostics.remarks, *filter(None, [manifest.warning])):
-            log.say(remark)
-        log.say(_opening(config, state.params, frozen, len(loader), mesh, step))
-        if step == 0:
-            validate()
-        while step < config.training.max_steps:
-            profile.before(step + 1, state)
-            batch = placement.put(next(batches))
-            state, metrics = train_step(state, batch, frozen)
-            log.train(step + 1, {**metrics, "learning_rate": learning_rate(step)})
-            step += 1
-            profile.after(step, state)
+        try:
+            for remark in (*diagnostics.remarks, *filter(None, [manifest.warning])):
+                log.say(remark)
+            log.say(_opening(config, state.params, frozen, len(loader), mesh, step))
+            # Before the first step, and where a signal has cut it short.
+            due = step % config.training.eval_steps == 0 or step == max_steps
+            stopping = due and processes.share(log.lacks_validation(step))[0] and not validate()
+            while step < max_steps and not stopping:
+                profile.before(step + 1, state)
+                batch = placement.put(next(batches))
+                state, metrics = train_step(state, batch, frozen)
+                figures = {**metrics, "learning_rate": learning_rate(step)}
+                step += 1
+                finite.after(step, metrics)
+                log.train(step, figures)
+                profile.after(step, state)
 
-            last = step == config.training.max_steps
-            if step % config.training.eval_steps == 0 or last:
-                validate()
-            stopping = not last and processes.stop_after(step, interrupt.requested)
-            if step % config.checkpoint.save_steps == 0 or last or stopping:
-                _check_finite(metrics, step, checkpointer, run_dir)
+                last = step == max_steps
+                if last:  # before its validation, which may be cut short
+                    finite.catch_up()
+                    save()
+                if step % config.training.eval_steps == 0 or last:
+                    finite.catch_up()
+                    stopping = not validate()
+                stopping = stopping or (not last and processes.stop_after(step, interrupt.requested))
+                if not last and (step % config.checkpoint.save_steps == 0 or stopping):
+                    finite.catch_up()
+                    save()
+        except NotFinite as error:
+            step = error.step - 1
+            if 0 < step != saved:
                 save()
-            if stopping:
-                log.say(f"stopped after step {step}, saved in {run_dir}: the same command goes on from there")
-                return False
+            checkpointer.wait()
+            kept = latest_step(run_dir)
+            intact = "" if kept is None else f"; the checkpoint of step {kept} is intact"
+            raise UserError(f"{error}{intact}") from None
+        except UserError as error:
+            # Of several processes the others would have to save as well.
+            if processes.count > 1 or step == saved:
+                raise
+            save()
+            checkpointer.wait()
+            if not interrupt.requested:
+                raise UserError(f"{error}; saved after step {step}: the same command goes on from there") from error
+            return False  # the terminal was closed, say
+        if stopping:
+            with log.doing("saving"):
+                checkpointer.wait()
+            interrupt.number = next(number for number in processes.share(interrupt.number) if number is not None)
+            where = f"stopped after step {step}, saved in {run_dir}" if step else "stopped before the first step"
+            log.say(f"{where}: the same command goes on from there")
+            return False
     return True
+
+
+class _AskedToStopError(Exception):
+    """A signal has come in the middle of a validation."""
+
+
+def _until_asked(
+    batches: Iterator[dict[str, jax.Array]], processes: Processes, interrupt: Interrupt
+) -> Iterator[dict[str, jax.Array]]:
+    """The batches, until any process is asked to stop."""
+    for batch in batches:
+        if any(processes.share(interrupt.requested)):
+            raise _AskedToStopError
+        yield batch
 
 
 def _load_tokenizer(config: RunConfig) -> Tokenizer:
@@ -147,21 +222,12 @@ def _load_tokenizer(config: RunConfig) -> Tokenizer:
     return tokenizer
 
 
-def _validation(config: RunConfig, placement: BatchPlacement) -> Iterator[dict[str, jax.Array]]:
+def _validation(
+    config: RunConfig, placement: BatchPlacement, progress: Callable[[int, int], None]
+) -> Iterator[dict[str, jax.Array]]:
     training = config.training
-    batches = validation_batches(config.data, training.batch_size, training.eval_batches, placement.rows)
+    batches = validation_batches(config.data, training.batch_size, training.eval_batches, placement.rows, progress)
     return (placement.put(batch) for batch in batches)
-
-
-def _check_finite(metrics: dict[str, jax.Array], step: int, checkpointer: Checkpointer, run_dir: Path) -> None:
-    # The gradient too: a loss may be the last finite one, and what is saved is what this gradient made of it.
-    for name, value in (("loss", metrics["loss"]), ("gradient", metrics["grad_norm"])):
-        if not np.isfinite(jax.device_get(value)):
-            checkpointer.wait()
-            kept = latest_step(run_dir)
-            intact = "" if kept is None else f"; the checkpoint of step {kept} is intact"
-            advice = "lower optimizer.learning_rate or raise warmup_steps"
-            raise UserError(f"the {name} of step {step} is {float(value)}: {advice}{intact}")
 
 
 def _opening(config: RunConfig, params: Params, frozen: Params, rows: int, mesh: Mesh, step: int) -> str:

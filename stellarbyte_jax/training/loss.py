@@ -23,7 +23,7 @@ class LossSums:
     """float32 sums over the labelled tokens; divide by `tokens` only after adding up all micro-batches."""
 
     loss: jax.Array  # nats
-    correct: jax.Array  # tokens whose label has the largest logit
+    correct: jax.Array  # tokens whose label has the largest logit, and the lowest id of those that have it
     tokens: jax.Array
 
 
@@ -197,7 +197,13 @@ def _chunk_loss(
     if way.vocab:
         label_logits_M = jax.lax.psum(jnp.where(here_M, label_logits_M, 0.0), way.vocab)
     loss = jnp.sum(jnp.where(labelled_M, log_total_M - label_logits_M, 0.0))
-    correct = jnp.sum(labelled_M & (label_logits_M >= largest_M), dtype=jnp.float32)
+    # As argmax has it, the first of equals: a model that gives all tokens the same logit knows nothing.
+    before_MV = jnp.arange(logits_MV.shape[1]) < place_M[:, None]
+    as_large_before_M = _sum(
+        jnp.any((logits_MV == largest_M[:, None]) & before_MV, axis=-1).astype(jnp.int32), way.vocab
+    )
+    right_M = labelled_M & (label_logits_M >= largest_M) & (as_large_before_M == 0)
+    correct = jnp.sum(right_M, dtype=jnp.float32)
     return loss, correct, log_total_M, jnp.where(here_M, place_M, -1)
 
 

@@ -3,21 +3,17 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import timedelta
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 import jax
 import numpy as np
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
+from stellarbyte.display import Display
 from stellarbyte.errors import UserError
 from stellarbyte.files import write_text
 from stellarbyte_jax.chips import GIB
@@ -27,6 +23,8 @@ from stellarbyte_jax.training.utilization import Utilization
 # Where stdout is no terminal: often enough to see that it lives, seldom enough for a log file.
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_FRAMES = 0.1
+# The rate that is shown is that of so many steps together; the record of a step has its own.
+_STEPS_IN_RATE = 10
 
 
 class MetricsLog:
@@ -39,11 +37,16 @@ class MetricsLog:
     Training time is what passes outside `paused()`; the first step and others that compile have no tokens/s.
 
     Raises:
-        UserError: metrics.jsonl cannot be written.
+        UserError: metrics.jsonl cannot be written, or stdout takes nothing any more.
     """
 
     def __init__(
-        self, run_dir: str | Path, first_step: int, max_steps: int, utilization: Utilization | None = None
+        self,
+        run_dir: str | Path,
+        first_step: int,
+        max_steps: int,
+        utilization: Utilization | None = None,
+        display: Display | None = None,
     ) -> None:
         self._path = Path(run_dir) / "metrics.jsonl"
         self._max_steps = max_steps
@@ -61,8 +64,8 @@ class MetricsLog:
         self._step_seconds: float | None = None
         self._shown_at = -math.inf
         self._printed_step = first_step
-        self._console = Console(quiet=not self._writes, highlight=False, markup=False)
-        self._live = Live(get_renderable=self._render, console=self._console, auto_refresh=False)
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_STEPS_IN_RATE)
+        self._display = display or Display(quiet=not self._writes)
 
     def __enter__(self) -> Self:
         if self._writes:
@@ -70,8 +73,8 @@ class MetricsLog:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._drop_records_after(self._step)
                 self._file = self._path.open("a", encoding="utf-8", buffering=1)
-        if self._console.is_terminal:
-            self._live.start()
+        self._display.__enter__()
+        self._display.begin(self._step, self._max_steps)
         return self
 
     def __exit__(
@@ -82,7 +85,7 @@ class MetricsLog:
                 self._flush()
                 self._show()
         finally:
-            self._live.stop()
+            self._display.__exit__(kind, error, traceback)
             if self._file is not None:
                 self._file.close()
 
@@ -113,7 +116,7 @@ class MetricsLog:
         if step not in self._validated_steps:
             self._write({"step": step, **numbers})
             self._validated_steps.add(step)
-        self.say(f"step {step}/{self._max_steps}  validation  {_in_words(numbers, 'validation_')}")
+        self.say(f"step {step}/{self._max_steps}  validation  {'  '.join(_in_words(numbers, 'validation_'))}")
         self._clock = time.monotonic()
 
     def compiled(self, compilation: Compilation) -> None:
@@ -123,7 +126,15 @@ class MetricsLog:
 
     def say(self, text: str) -> None:
         """Prints a line above the progress display."""
-        self._console.print(text, soft_wrap=True)
+        self._display.say(text)
+
+    def doing(self, what: str) -> AbstractContextManager[Callable[[int, int | None], None]]:
+        """Shows what is going on beside training, such as "validating": see Display."""
+        return self._display.doing(what)
+
+    def lacks_validation(self, step: int) -> bool:
+        """Whether metrics.jsonl, as far as this process has read and written it, has none of this step."""
+        return step not in self._validated_steps
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -155,13 +166,24 @@ class MetricsLog:
         memory = {} if self._utilization is None else self._utilization.memory()
         for step, numbers in fetched:
             numbers["tokens_per_second"] = None if seconds is None else (numbers.get("tokens") or 0) / seconds
-            if self._utilization is not None and seconds is not None:
-                numbers |= self._utilization.speed(seconds)
+            if seconds is not None:
+                self._recent.append((numbers.get("tokens") or 0, seconds))
+                numbers |= self._speed(seconds)
             numbers |= memory
             self._write({"step": step, **numbers})
-            self._step, self._shown = step, numbers
-        if now - self._shown_at >= (_SECONDS_BETWEEN_FRAMES if self._console.is_terminal else _SECONDS_BETWEEN_LINES):
+            self._step, self._shown = step, numbers | self._recent_speed()
+        if now - self._shown_at >= (_SECONDS_BETWEEN_FRAMES if self._display.live else _SECONDS_BETWEEN_LINES):
             self._show()
+
+    def _speed(self, seconds: float) -> dict[str, float]:
+        return {} if self._utilization is None else self._utilization.speed(seconds)
+
+    def _recent_speed(self) -> dict[str, float]:
+        """Tokens a second, and what follows of them, over the last steps that had a rate."""
+        if not self._recent:
+            return {}
+        tokens, seconds = (sum(values) for values in zip(*self._recent, strict=True))
+        return {"tokens_per_second": tokens / seconds, **self._speed(seconds / len(self._recent))}
 
     def _write(self, record: Mapping[str, Any]) -> None:
         if self._file is not None:
@@ -174,45 +196,37 @@ class MetricsLog:
         records = []
         # From step 0 on everything is done again, the validation before training too.
         for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines() if step > 0 else []:
-            try:
-                record = json.loads(line)
-            except ValueError:  # the last line of a run that was killed while writing it
-                continue
-            if record["step"] <= step:
+            record = _record(line)
+            if record is not None and record["step"] <= step:
                 records.append(record)
         self._validated_steps = {record["step"] for record in records if "validation_loss" in record}
         write_text(self._path, "".join(json.dumps(record) + "\n" for record in records))
 
     def _show(self) -> None:
         self._shown_at = time.monotonic()
-        if self._console.is_terminal:
-            self._live.refresh()
-        elif self._printed_step != self._step:
+        if self._display.live or self._printed_step != self._step:
             self._printed_step = self._step
-            self.say(f"step {self._step}/{self._max_steps}  {self._words()}  ETA {self._eta()}")
+            left = None if self._step_seconds is None else self._step_seconds * (self._max_steps - self._step)
+            self._display.update(self._step, self._max_steps, self._words(), left)
 
-    def _render(self) -> RenderableType:
-        head = Table.grid(expand=True, padding=(0, 1))
-        head.add_column(no_wrap=True)
-        head.add_column(ratio=1)
-        head.add_column(no_wrap=True)
-        bar = ProgressBar(total=self._max_steps, completed=self._step)
-        head.add_row(f"step {self._step}/{self._max_steps}", bar, f"ETA {self._eta()}")
-        return Group(head, Text(self._words()))
-
-    def _words(self) -> str:
+    def _words(self) -> list[str]:
         words = _in_words(self._shown, "")
         if "hbm_peak_bytes" in self._shown and "hbm_limit_bytes" in self._shown:
             peak, limit = (self._shown[name] / GIB for name in ("hbm_peak_bytes", "hbm_limit_bytes"))
-            words += f"  HBM {peak:.1f} of {limit:.1f} GiB"
+            words.append(f"HBM {peak:.1f} of {limit:.1f} GiB")
         if self._bits_per_byte is not None:
-            words += f"  validation bits/byte {self._bits_per_byte:.3f}"
+            words.append(f"validation bits/byte {self._bits_per_byte:.3f}")
         return words
 
-    def _eta(self) -> str:
-        if self._step_seconds is None:
-            return "-:--:--"
-        return str(timedelta(seconds=round(self._step_seconds * (self._max_steps - self._step))))
+
+def _record(line: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None for one that was cut off when a run was killed, or that no run has written."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_record = isinstance(record, dict) and isinstance(record.get("step"), int)
+    return record if is_record else None
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,7 +239,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     return jax.tree.map(lambda number: number if math.isfinite(number) else None, fetched) | words
 
 
-def _in_words(numbers: Mapping[str, Any], prefix: str) -> str:
+def _in_words(numbers: Mapping[str, Any], prefix: str) -> list[str]:
     formats = {
         "loss": "loss {:.4f}",
         "perplexity": "perplexity {:.2f}",
@@ -240,11 +254,11 @@ def _in_words(numbers: Mapping[str, Any], prefix: str) -> str:
     }
     known = ((text, numbers.get(prefix + name)) for name, text in formats.items() if prefix + name in numbers)
     # A first step has no rate; any other number that is missing is not finite, and should be seen.
-    return "  ".join(
+    return [
         text.format(number) if number is not None else text.split(" ")[0] + " not finite"
         for text, number in known
         if number is not None or not text.endswith("tokens/s")
-    )
+    ]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""AdamW with decay on matrices only, clipped gradients, and a learning rate that warms up and then follows a cosine."""
+"""AdamW with decay where parameters declare it, gradients clipped, the learning rate a warm-up, then a cosine."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,15 +6,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax.typing import ArrayLike
 
-from stellarbyte_jax.config import OptimizerConfig
-from stellarbyte_jax.training.adapters import ADAPTER_LEAVES
+from stellarbyte_jax.config import OptimizerConfig, RunConfig
+from stellarbyte_jax.training.adapters import split_adapters
 
 
-def make_optimizer(config: OptimizerConfig, max_steps: int) -> optax.GradientTransformation:
+def run_optimizer(config: RunConfig, abstract_params: nnx.State) -> optax.GradientTransformation:
+    """make_optimizer as a run's training has it, for the parameters that it trains."""
+    decaying = decays(abstract_params)
+    if config.lora is not None:
+        decaying = split_adapters(decaying)[1]
+    return make_optimizer(config.optimizer, config.training.max_steps, decaying)
+
+
+def make_optimizer(config: OptimizerConfig, max_steps: int, decaying: Any = True) -> optax.GradientTransformation:
     """Gradient clipping by global norm, then AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101).
 
+    decaying: for each trained parameter, whether weight decay is for it, as `decays` tells; by default for all.
     Its own count of updates is the global step: a restored state goes on with the right learning rate.
     """
     return optax.chain(
@@ -25,7 +35,7 @@ def make_optimizer(config: OptimizerConfig, max_steps: int) -> optax.GradientTra
             b2=config.adam_beta2,
             eps=config.adam_epsilon,
             weight_decay=config.weight_decay,
-            mask=decays,
+            mask=decaying,
         ),
     )
 
@@ -61,10 +71,10 @@ def learning_rate_schedule(config: OptimizerConfig, max_steps: int) -> Callable[
     return learning_rate
 
 
-def decays(params: Any) -> Any:
-    """The tree of `params` with True for each matrix: weight decay is theirs alone.
+def decays(abstract_params: nnx.State) -> dict[str, Any]:
+    """Whether weight decay is for each parameter of an abstract model, as a plain nested dict like the parameters.
 
-    Names tell: layers are stacked, so the scale of a norm has two axes as well.
+    Each says so where it is declared: matrices decay (projections, embeddings, experts, routers, adapters); norms,
+    biases, LayerScale's gains and XPos's zeta do not.
     """
-    matrices = ("kernel", "embedding", *ADAPTER_LEAVES)
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in matrices, params)
+    return nnx.to_pure_dict(abstract_params, extract_fn=lambda variable: variable.get_metadata()["decays"])

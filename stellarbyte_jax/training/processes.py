@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from stellarbyte.errors import UserError
+from stellarbyte.interrupt import SIGNALS, AtOnce, Interrupted, take_signals
 from stellarbyte_jax.distributed_config import DistributedConfig
 from stellarbyte_jax.training.cluster import Place, find_place
 from stellarbyte_jax.training.line_hub import Hub
@@ -115,6 +117,9 @@ class JoinedProcesses(Processes):
             service = self._line.open(place.port, timeout)
         else:
             service = self._line.open(place.host, place.port, timeout)
+        if any(isinstance(signal.getsignal(number), AtOnce) for number in SIGNALS):
+            # What ends a program at once shall not leave the others waiting.
+            take_signals(AtOnce(lambda number: self._leave(Interrupted(number))))
         import jax
 
         # Its handler would take SIGTERM, on which interrupt.py has its own ideas.

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from stellarbyte.errors import UserError
+from stellarbyte.folder_lock import folder_lock
 from stellarbyte_jax.config_file import save_config, to_dict
 from stellarbyte_jax.data.loader import validation_batches
 from stellarbyte_jax.model.pruning import least_important, prune_heads
@@ -38,7 +39,7 @@ def prune_run(
     whole_groups: bool = False,
     step: int | None = None,
     eval_batches: int | None = None,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     shards: str | None = None,
 ) -> Pruning:
     """Write `output_dir`: the run's model without its `count` least important heads, to be evaluated or trained on.
@@ -48,15 +49,32 @@ def prune_run(
     model.yaml in `output_dir` is the model's config, which a run that goes on from there has to name.
 
     Raises:
-        UserError: no such run, one without a validation split, too many heads, or `output_dir` holds a run already.
+        UserError: no such run, one without a validation split, too many heads, or `output_dir` holds a run already or
+            is being written by another process.
     """
+    with folder_lock(output_dir, doing="prune"):
+        return _prune(
+            Path(run_dir), Path(output_dir), count, whole_groups, step, eval_batches, shards, _over_passes(progress, 3)
+        )
+
+
+def _prune(
+    run_dir: Path,
+    output_dir: Path,
+    count: int,
+    whole_groups: bool,
+    step: int | None,
+    eval_batches: int | None,
+    shards: str | None,
+    passes: Iterator[Callable[[int, int], None]],
+) -> Pruning:
     if latest_step(output_dir) is not None:
         raise UserError(f"{output_dir} holds checkpoints already: choose another folder for the pruned model")
     run = load_trained_run(run_dir, step, shards)
-    passes = _Passes(progress)
 
     def batches() -> Iterator[Mapping[str, Any]]:
-        return passes.counted(validation_batches(run.config.data, run.config.training.batch_size, eval_batches))
+        batch_size = run.config.training.batch_size
+        return validation_batches(run.config.data, batch_size, eval_batches, progress=next(passes))
 
     graphdef, _ = abstract_model(run.config.model, run.config.training.dtype)
     params: Params = jax.device_put(run.params)
@@ -70,21 +88,18 @@ def prune_run(
         eval_step = jax.jit(make_eval_step(abstract_model(model_config, run.config.training.dtype)[0]))
         figures.append(evaluate(eval_step, model_params, batches(), bytes_a_token_V))
 
-    save_config(config, Path(output_dir) / "model.yaml")
+    save_config(config, output_dir / "model.yaml")
     metadata = RunMetadata({"model": to_dict(config)}, run.tokenizer.files)
     save_imported(output_dir, jax.tree.map(np.asarray, pruned), metadata)
     return Pruning(run.step, heads, scores_LN, *figures)
 
 
-class _Passes:
-    """Counts batches over several passes for one progress bar."""
+def _over_passes(progress: Callable[[int, int], None] | None, passes: int) -> Iterator[Callable[[int, int], None]]:
+    """For each of several passes over the same batches, what to call so that `progress` sees them as one."""
+    for index in range(passes):
 
-    def __init__(self, progress: Callable[[int, int | None], None] | None) -> None:
-        self._progress, self._done = progress, 0
+        def update(done: int, total: int, index: int = index) -> None:
+            if progress is not None:
+                progress(index * total + done, passes * total)
 
-    def counted(self, batches: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-        for batch in batches:
-            yield batch
-            self._done += 1
-            if self._progress is not None:
-                self._progress(self._done, None)
+        yield update

@@ -107,7 +107,9 @@ def state_shardings(
         params,
         transform_non_params=lambda _: layout.sharding(),
     )
-    return dataclasses.replace(abstract, step=layout.sharding(), params=params, opt_state=opt_state), frozen
+    return dataclasses.replace(
+        abstract, step=layout.sharding(), params=params, opt_state=opt_state, finite=layout.sharding()
+    ), frozen
 
 
 def start(
@@ -138,7 +140,8 @@ def start(
         params = jax.jit(lambda: create().params, out_shardings=shardings.params)()
     if opt_state is None:  # new parameters, or those of an imported model
         opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
-    state = TrainState(jax.device_put(jnp.asarray(step, jnp.int32), shardings.step), params, opt_state)
+    done = jax.device_put(jnp.asarray(step, jnp.int32), shardings.step)
+    state = TrainState(done, params, opt_state, jax.device_put(jnp.asarray(True), shardings.finite))
     if config.lora is None:
         return Start(state, step, {}, None)
 

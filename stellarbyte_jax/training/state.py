@@ -24,11 +24,16 @@ _ADAPTERS_STREAM = 0x10FA
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Steps done, the float32 parameters that are trained as a plain nested dict, and the optimizer's state."""
+    """Steps done, the float32 parameters that are trained as a plain nested dict, and the optimizer's state.
+
+    finite: whether every step so far had a finite loss and gradient. From the first one on that had not, no step
+    changes anything, so that what was good can still be saved.
+    """
 
     step: jax.Array
     params: Params
     opt_state: optax.OptState
+    finite: jax.Array | bool = True
 
 
 def abstract_model(

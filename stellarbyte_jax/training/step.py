@@ -1,5 +1,6 @@
 """One training step and one evaluation step, as pure functions."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,8 @@ def make_train_step(
     seed: int = 0,
 ) -> TrainStep:
     """(state, batch, frozen) -> (state, metrics): the gradient of the batch's mean loss, applied once.
+
+    A step whose loss or gradient is not finite is not applied, nor is any after it: see TrainState.
 
     The mean is over labelled tokens, each of which weighs the same whatever micro-batch it falls into, so accumulation
     changes memory alone. Experts add their routers' losses, a mean over all tokens that are no padding; the metrics
@@ -71,7 +74,10 @@ def make_train_step(
         metrics = {**_means(sums), "grad_norm": optax.global_norm(gradients)}
         if router is not None:
             metrics |= router_metrics(config, router)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        finite = state.finite & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        after = TrainState(state.step + 1, params, opt_state, state.finite)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+        return dataclasses.replace(kept, finite=finite), metrics
 
     return train_step
 

@@ -328,7 +328,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(run_config: Callable[..., Run
     assert f"going on after step {stopped}" in process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 143
     assert (latest_step(config.output_dir) or 0) > stopped
 
 

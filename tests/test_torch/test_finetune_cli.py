@@ -15,6 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from stellarbyte.folder_lock import folder_lock
 from stellarbyte_torch import cli
 
 from .finetuning import metrics, model_folder
@@ -263,3 +264,10 @@ def test_deepspeed(stage: int, config: str, script: Path, tmp_path: Path) -> Non
     assert ours.keys() == theirs.keys()
     for key, value in theirs.items():
         torch.testing.assert_close(ours[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_second_run_in_one_folder_is_refused(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with folder_lock(tmp_path / "run", doing="finetune"):
+        assert cli.main(["finetune", config]) == 2
+    assert f"is being written by process {os.getpid()}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,3 +1,4 @@
+import resource
 import signal
 import subprocess
 import sys
@@ -296,3 +297,38 @@ def test_a_broken_tokenizer_is_one_sentence(tmp_path: Path, content: str) -> Non
     (tmp_path / "tokenizer.json").write_text(content, "utf-8")
     with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer|cannot be read"):
         Tokenizer.load(tmp_path)
+
+
+class TestAnEarlierTokenizer:
+    """Token shards and runs may stand on it."""
+
+    def test_the_same_one_is_left_alone_and_said_so(self, tmp_path: Path) -> None:
+        train_tokenizer(["abab"], 300, tmp_path, report=lambda _: None)
+        before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+        told: list[str] = []
+        assert train_tokenizer(["abab"], 300, tmp_path, report=told.append).vocab_size < 300
+        assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+        assert "holds this very tokenizer already" in told[-1]
+
+    def test_another_one_is_replaced_by_force_alone(self, tmp_path: Path) -> None:
+        first = train_tokenizer(["abab"], 300, tmp_path, report=lambda _: None)
+        with pytest.raises(UserError, match=r"holds another tokenizer .*another folder, or use --force"):
+            train_tokenizer(["cdcd"], 300, tmp_path, report=lambda _: None)
+        assert Tokenizer.load(tmp_path).files == first.files
+        second = train_tokenizer(["cdcd"], 300, tmp_path, report=lambda _: None, force=True)
+        assert Tokenizer.load(tmp_path).files == second.files != first.files
+
+    @pytest.mark.parametrize("limit", [0, 2000])
+    def test_a_full_disk_leaves_it_whole(self, tmp_path: Path, limit: int) -> None:
+        first = train_tokenizer(["abab"], 300, tmp_path, report=lambda _: None)
+        allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, allowed[1]))
+            with pytest.raises(UserError, match=r"cannot be written: File too large"):
+                train_tokenizer(["cdcd" * 100], 400, tmp_path, report=lambda _: None, force=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+            signal.signal(signal.SIGXFSZ, handler)
+        assert Tokenizer.load(tmp_path).files == first.files
+        assert len(list(tmp_path.iterdir())) == len(first.files)

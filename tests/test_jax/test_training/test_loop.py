@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from stellarbyte.errors import UserError
+from stellarbyte.folder_lock import folder_lock
 from stellarbyte_jax.config import MeshConfig, RunConfig
 from stellarbyte_jax.config_file import load_run_config
 from stellarbyte_jax.data.loader import TrainLoader
@@ -222,20 +223,21 @@ def test_an_imported_model_starts_a_run(run_config: MakeConfig, finished_run: Pa
 
 @pytest.mark.parametrize("save_steps", [1, 4])
 @pytest.mark.usefixtures("one_device")
-def test_a_run_that_explodes_is_refused_and_never_saved(save_steps: int, run_config: MakeConfig) -> None:
+def test_a_run_that_explodes_ends_at_once_with_its_last_good_step_saved(
+    save_steps: int, run_config: MakeConfig
+) -> None:
     """At this rate step 1 throws the parameters far out, and step 2 has a loss, but no gradient any more."""
     config = run_config(optimizer={"learning_rate": 1e9}, checkpoint={"save_steps": save_steps})
-    with pytest.raises(UserError, match=r"lower optimizer\.learning_rate or raise warmup_steps") as refused:
+    with pytest.raises(UserError, match=r"lower optimizer\.learning_rate or raise optimizer\.warmup_steps") as refused:
         pretrain(config)
-    if save_steps == 1:
-        assert "the gradient of step 2 is nan" in str(refused.value)
-        assert str(refused.value).endswith("the checkpoint of step 1 is intact")
-        params, _, step = load_params(config.output_dir)
-        assert step == 1
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
-    else:
-        assert "the loss of step 4 is nan" in str(refused.value)
-        assert latest_step(config.output_dir) is None
+    assert "the gradient of step 2 is nan" in str(refused.value)
+    assert str(refused.value).endswith("the checkpoint of step 1 is intact")
+    params, _, step = load_params(config.output_dir)
+    assert step == 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    written = records(config.output_dir)
+    assert max(record["step"] for record in written) <= 3, "it is noticed when the next step is under way"
+    assert "NaN" not in (Path(config.output_dir) / "metrics.jsonl").read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("one_device")
@@ -243,3 +245,11 @@ def test_seeds_differ(run_config: MakeConfig, finished_run: Path) -> None:
     config = run_config(seed=1, training={"max_steps": 3})
     assert pretrain(config)
     assert not set(losses(config.output_dir)) & set(losses(finished_run)[:3])
+
+
+def test_a_second_training_in_one_folder_is_refused(run_config: MakeConfig) -> None:
+    config = run_config()
+    refused = pytest.raises(UserError, match=rf"is being written by process {os.getpid()} on .*\(pretrain since")
+    with folder_lock(config.output_dir, doing="pretrain"), refused:
+        pretrain(config)
+    assert not Path(config.output_dir).exists()

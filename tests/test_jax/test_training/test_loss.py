@@ -145,6 +145,17 @@ def test_nothing_labelled_is_zero_and_no_nan() -> None:
     assert all((gradient == 0).all() for gradient in gradients)
 
 
+def test_of_equal_logits_the_first_is_the_answer() -> None:
+    """As torch's and numpy's argmax have it: a model that has collapsed is not right about everything."""
+    hidden, head = jnp.ones((1, 5, 4)), jnp.ones((4, 11)).at[:, 7].set(0.5)
+    labels = jnp.array([[0, 1, 10, 7, IGNORED_LABEL]])
+    assert float(token_loss(hidden, head, labels).correct) == 1
+    mesh = MeshConfig(data=4, tensor=2)  # where half of the vocabulary lies on another device
+    head, labels = jnp.ones((4, 12)), jnp.tile(jnp.array([0, 11, 10, 6, IGNORED_LABEL, 0]), (4, 1))
+    sums = jax.jit(functools.partial(token_loss, layout=Layout.of(mesh, make_mesh(mesh))))
+    assert float(sums(jnp.ones((4, 6, 4)), head, labels).correct) == 4 * 2
+
+
 def test_correct_counts_the_likeliest_tokens() -> None:
     hidden, head, labels = inputs(2, 30, 0.2, seed=5)
     likeliest = (hidden.astype(np.float64) @ head).argmax(-1)

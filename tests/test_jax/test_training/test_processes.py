@@ -194,7 +194,7 @@ def test_law_5_and_a_signal_to_one_of_two_processes(run_config: MakeConfig, tmp_
         job.until(lambda: (run_dir / "metrics.jsonl").exists() and len(losses(run_dir)) >= 4)
         job.processes[1].send_signal(signal.SIGTERM)
         ends = job.ends()
-    assert [code for code, *_ in ends] == [130, 130], ends
+    assert [code for code, *_ in ends] == [143, 143], ends
     stopped = latest_step(run_dir)
     assert stopped is not None and f"stopped after step {stopped}, saved in {run_dir}" in ends[0][1]
     assert ends[0][2] == "stellarbyte: process 1 is to stop: all finish the same step, then save\n"

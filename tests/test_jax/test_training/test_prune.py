@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from stellarbyte.errors import UserError
+from stellarbyte.folder_lock import folder_lock
 from stellarbyte_jax.cli import main
 from stellarbyte_jax.config_file import load_model_config, load_run_config, save_config
 from stellarbyte_jax.training.checkpoint import latest_step, load_params
@@ -71,3 +72,9 @@ def test_command(finished_run: Path, tmp_path: Path, capsys) -> None:
     assert main(["prune", str(finished_run), str(tmp_path / "more"), "--heads", "8"]) == 2
     assert "8 heads cannot be taken, only 6: every layer must keep at least one" in capsys.readouterr().err
     assert not (tmp_path / "more").exists()
+
+
+def test_a_folder_that_another_command_writes_is_refused(finished_run: Path, tmp_path: Path) -> None:
+    refused = pytest.raises(UserError, match="is being written by process")
+    with folder_lock(tmp_path / "out", doing="pretrain"), refused:
+        prune_run(finished_run, tmp_path / "out", 1)

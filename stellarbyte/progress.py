@@ -12,7 +12,7 @@ Update = Callable[[int, int | None], None]
 
 @contextmanager
 def progress(what: str, unit: str = "") -> Iterator[Update]:
-    """Yields what to tell the progress of `what` to; `unit` is "B" for bytes. Nothing is shown before it is called."""
+    """Yields what to tell the progress of `what` to; `unit` is "B" for bytes."""
     from rich import filesize
     from rich import progress as bars
     from rich.console import Console
@@ -22,17 +22,22 @@ def progress(what: str, unit: str = "") -> Iterator[Update]:
         amount_of = filesize.decimal if unit == "B" else str
         yield Lines(what, amount_of, lambda line: console.print(line, highlight=False, soft_wrap=True))
         return
-    amount = (bars.DownloadColumn(), bars.TransferSpeedColumn()) if unit == "B" else (bars.MofNCompleteColumn(),)
-    time_left = bars.TimeRemainingColumn(elapsed_when_finished=True)
-    with bars.Progress(bars.TextColumn(what), bars.BarColumn(), *amount, time_left, console=console) as shown:
-        task = None
+    amount: tuple[bars.ProgressColumn, ...] = (bars.TextColumn("{task.fields[amount]}"),)
+    if unit == "B":
+        amount = (bars.DownloadColumn(), bars.TransferSpeedColumn())
+    times = (bars.TimeElapsedColumn(), bars.TimeRemainingColumn(compact=True))
+    columns = (bars.SpinnerColumn(), bars.TextColumn(what), bars.BarColumn(), *amount, *times)
+    with bars.Progress(*columns, console=console) as shown:
+        task = shown.add_task(what, total=None, amount="")  # what comes before the first call is seen to be under way
+        began = False
 
         def update(done: int, total: int | None) -> None:
-            nonlocal task
-            # What was done before the first call, by an interrupted run, must not count in the rate.
-            if task is None:
-                task = shown.add_task(what, total=total, completed=done)
-            shown.update(task, completed=done, total=total)
+            nonlocal began
+            amount = f"{done}/{total}" if total else str(done or "")
+            if not began:  # what an interrupted run has done before must not count in the rate
+                began = True
+                shown.reset(task, completed=done, total=total, amount=amount)
+            shown.update(task, completed=done, total=total, amount=amount)
 
         yield update
 

@@ -1,6 +1,6 @@
 import pytest
 
-from stellarbyte_jax.progress import Lines, progress
+from stellarbyte.progress import Lines, progress
 
 
 def test_a_line_every_ten_seconds_tells_the_time_left() -> None:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from stellarbyte_jax.training.interrupt import Interrupt
+from stellarbyte.interrupt import Interrupt
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,0 +1,84 @@
+"""How the three programs begin and end: what they say of an error or a signal, and their exit code."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+from stellarbyte.errors import UserError
+from stellarbyte.interrupt import exit_code, leave_at_once
+
+# The exit code of a mistake that the user can mend.
+USER_ERROR = 2
+
+
+def run_program(program: str, run: Callable[[], int]) -> NoReturn:
+    """Runs a program in a process that is its own, to the end of the process, whose code is what `run` returns.
+
+    From the first moment on a signal ends it with a line. At the end nothing is waited for that Python and its
+    libraries still do: there a signal would be a traceback or a crash of the interpreter, and a thread that hangs would
+    hold the process. What a command has to save is on disk before.
+    """
+    _open_standard_streams()
+    leave_at_once(program)
+    try:
+        code = run()
+        sys.stdout.flush()
+    except SystemExit as leaving:  # argparse's
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BaseException as error:  # noqa: BLE001 - this is where all end
+        code = report(program, error)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            code = code or 1
+    os._exit(code)
+
+
+def report(program: str, error: BaseException) -> int:
+    """Says what went wrong, in a sentence if the user can do something about it; returns the exit code."""
+    if isinstance(error, UserError):
+        return _say(f"{program}: error: {error}", USER_ERROR)
+    if isinstance(error, KeyboardInterrupt):
+        return _say(f"{program}: interrupted", exit_code(error))
+    if isinstance(error, OSError):
+        reason = _broken_output()
+        if isinstance(reason, BrokenPipeError):  # the reader has gone (| head), and knows
+            return 1
+        if reason is not None:
+            return _say(f"{program}: error: the output cannot be written: {reason.strerror}", USER_ERROR)
+    traceback.print_exception(error)
+    return 1
+
+
+def _broken_output() -> OSError | None:
+    """What is wrong with stdout, if anything: what it could not take is still there, and will not go now either."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return error
+    return None
+
+
+def _say(line: str, code: int) -> int:
+    with suppress(OSError, ValueError):  # nobody is there to read it
+        print(line, file=sys.stderr, flush=True)
+    return code
+
+
+def _open_standard_streams() -> None:
+    """Where the shell has closed one (`>&-`), the next file to be opened would take its place and get what is said."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)  # to write is an error that gets its sentence
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as the process lives
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)

@@ -1,0 +1,197 @@
+"""Keeps a second process from writing into a folder that one is writing already."""
+
+import contextlib
+import errno
+import json
+import os
+import shlex
+import socket
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from stellarbyte.errors import UserError
+
+if sys.platform == "win32":
+    fcntl = None
+else:
+    import fcntl
+
+# What the system answers where a file system has no locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+# Where the folder above can take no file, the lock lies in the folder itself.
+_NOT_ABOVE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+_INSIDE = ".stellarbyte.lock"
+_MOST_BYTES = 4096
+_LONGEST_COMMAND = 200
+
+
+@contextmanager
+def folder_lock(folder: str | Path, doing: str) -> Iterator[None]:
+    """Makes this process the one that writes `folder` while entered; `doing` is a word for others, such as "pretrain".
+
+    The lock is a file beside the folder, .NAME.lock, so that nothing is added to its content, and a folder that is
+    renamed into place is protected too. The kernel holds it for the process: it goes when the process dies, however
+    that happens, and on network file systems with locks it counts on every host. Where the file system has no locks,
+    the file alone is the lock: one whose process is gone from this host is taken over, one of another host is not.
+
+    Raises:
+        UserError: another process, or another thread, holds the lock (named in the sentence); or it cannot be made.
+    """
+    folder = Path(folder).resolve()
+    for path in (folder.with_name(f".{folder.name}.lock"), folder / _INSIDE):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = _take(path, folder, doing)
+            break
+        except OSError as error:
+            if error.errno not in _NOT_ABOVE or path.name == _INSIDE:
+                raise UserError(f"{folder} cannot be written: {error.strerror} ({path})") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # a lock that stays behind blocks nobody
+            path.unlink()
+        os.close(lock)
+
+
+def _take(path: Path, folder: Path, doing: str) -> int:
+    """The open lock file, held. Raises UserError if another holds it, OSError if the file cannot be made."""
+    while True:
+        file, is_new = _open(path)
+        try:
+            if _hold(file, is_new, path, folder) and _is_at(file, path):
+                with contextlib.suppress(OSError):  # on a full disk the lock is held all the same
+                    os.ftruncate(file, 0)
+                    os.pwrite(file, json.dumps(_this_process(doing)).encode(), 0)
+                return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """The lock file, and whether this call has made it."""
+    # Whatever lies there under this name: a pipe must not block, and a link not lead elsewhere.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        file, is_new = os.open(path, flags | os.O_EXCL, 0o644), True
+    except FileExistsError:
+        file, is_new = os.open(path, flags, 0o644), False
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise UserError(f"{path} is no regular file, but the lock of {folder_of(path)} has to be there: move it away")
+    return file, is_new
+
+
+def folder_of(lock: Path) -> Path:
+    """The folder that a lock file is for."""
+    return lock.parent if lock.name == _INSIDE else lock.with_name(lock.name.removeprefix(".").removesuffix(".lock"))
+
+
+def _hold(file: int, is_new: bool, path: Path, folder: Path) -> bool:
+    """Whether this process now holds the lock; False asks for another try. Raises UserError if another one does."""
+    try:
+        if fcntl is None:
+            raise OSError(errno.ENOSYS, "no locks")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(_refusal(folder, _read(file))) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        if is_new:
+            return True
+        holder = _read(file)
+        if not _is_gone(holder):
+            remedy = f"; if that process is gone, as this file system has no locks to tell, remove {path}"
+            raise UserError(_refusal(folder, holder) + remedy) from None
+        path.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether the file is still the one at `path`: the one that held it before removes it at the end."""
+    try:
+        there = path.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(file), there)
+
+
+def _this_process(doing: str) -> dict[str, Any]:
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv else []
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "command": shlex.join(words)[:_LONGEST_COMMAND],
+        "doing": doing,
+        "started": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
+        "boot": _boot(),
+        "born": _born(os.getpid()),
+    }
+
+
+def _read(file: int) -> dict[str, Any]:
+    """What the holder has written of itself; nothing if it cannot be read."""
+    for _ in range(20):  # the holder writes just after it has taken the lock
+        try:
+            holder = json.loads(os.pread(file, _MOST_BYTES, 0))
+        except (OSError, ValueError, RecursionError):
+            time.sleep(0.01)
+            continue
+        return holder if isinstance(holder, dict) else {}
+    return {}
+
+
+def _refusal(folder: Path, holder: dict[str, Any]) -> str:
+    names = ("pid", "host", "doing", "started", "command")
+    pid, host, doing, started, command = (_printable(holder.get(name)) for name in names)
+    who = f"process {pid} on {host} ({doing} since {started}: {command})" if pid else "another process"
+    return f"{folder} is being written by {who}: wait until that has ended, stop it, or choose another folder"
+
+
+def _printable(value: object) -> str:
+    text = "" if value is None else str(value)[:_LONGEST_COMMAND]
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _is_gone(holder: dict[str, Any]) -> bool:
+    """Whether the holder is known to run no more: a process of this host that is not there."""
+    pid = holder.get("pid")
+    if holder.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
+        return False
+    if holder.get("boot") != _boot():
+        return True
+    if sys.platform == "win32":  # where asking after a process would end it
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return holder.get("born") != _born(pid)  # its number is another's now
+
+
+def _boot() -> str:
+    """What tells one start of this host from the next; empty where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _born(pid: int) -> str:
+    """When a process was started, in the kernel's ticks; empty where the system does not say."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""

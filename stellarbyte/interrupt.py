@@ -1,0 +1,194 @@
+"""Ctrl-C, SIGTERM and a closed terminal: they end a program at once, or ask its work to save and stop."""
+
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Self
+
+# SIGHUP comes when the terminal is closed or the connection is lost; Windows has none.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_HANGUP = getattr(signal, "SIGHUP", None)
+
+# How many of each signal work has taken upon itself, so that the thread that watches does not answer them as well.
+_taken: Counter[int] = Counter()
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has ended the work; `number` says which."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def exit_code(error: KeyboardInterrupt) -> int:
+    """The shell's code for a process that a signal has ended: 130 after Ctrl-C, 143 after SIGTERM."""
+    return 128 + getattr(error, "number", signal.SIGINT)
+
+
+class AtOnce:
+    """A handler that ends the process, called by whichever thread notices the signal first."""
+
+    def __init__(self, leave: Callable[[int], NoReturn]) -> None:
+        self._leave = leave
+        self._taken = threading.Lock()
+
+    def __call__(self, number: int, frame: FrameType | None = None) -> None:  # noqa: ARG002 - a handler's signature
+        """Ends the process."""
+        if not self._taken.acquire(blocking=False):
+            threading.Event().wait()  # another thread is ending it
+        self._leave(number)
+
+
+def leave_at_once(program: str) -> None:
+    """From here on, each of the signals ends the process with one line and the shell's code, whatever it is doing.
+
+    Handlers of Python run in the main thread, between two instructions: they wait for compilers, and an exception that
+    one raises is lost in a callback or turned into another by an import. So a thread of its own hears of the signal
+    too. Work that has something to save or to tidy up takes the signals for its time: `Interrupt`, `interruptible`.
+    """
+
+    if any(isinstance(signal.getsignal(number), AtOnce) for number in SIGNALS):
+        return  # the door has said so
+
+    def leave(number: int) -> NoReturn:
+        by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+        _say(f"{program}: interrupted{by}")
+        os._exit(128 + number)
+
+    take_signals(AtOnce(leave))
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reading,), name="signals", daemon=True).start()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forget_signals)
+    if hasattr(signal, "pthread_sigmask"):  # what `hold_signals` has held back comes now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def hold_signals() -> None:
+    """Before a program starts itself anew: signals wait until the new one says `leave_at_once`."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _watch(reading: int) -> None:
+    came: Counter[int] = Counter()
+    while True:
+        for number in os.read(reading, 64):
+            came[number] += 1
+            handler = signal.getsignal(number)
+            if isinstance(handler, AtOnce) and came[number] > _taken[number]:
+                handler(number)
+
+
+def take_signals(handler: Any) -> dict[int, Any]:
+    """Gives all the signals this handler; returns those of before. Outside the main thread Python allows none."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    before = {}
+    for number in SIGNALS:
+        # Who starts a program by `nohup` wants it to outlive the terminal.
+        if number == _HANGUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue
+        before[number] = signal.signal(number, handler)
+    return before
+
+
+def _forget_signals() -> None:
+    """A forked child is no program of its own: it must not answer for its parent, by whose pipe the parent hears."""
+    for number in SIGNALS:
+        if isinstance(signal.getsignal(number), AtOnce):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.set_wakeup_fd(-1)
+
+
+def give_back(handlers: dict[int, Any]) -> None:
+    """Restores what `take_signals` has returned."""
+    for number, handler in handlers.items():
+        # None stands for a handler that was not set from Python and cannot be put back.
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """For work that tidies up after itself: within, the first signal raises Interrupted, a second one is as ever.
+
+    The signal is not lost where the exception is: one that a callback has swallowed is raised again, and whatever
+    else it has become, Interrupted is what leaves.
+    """
+    handlers: dict[int, Any] = {}
+    came: list[int] = []
+
+    def raise_it(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's signature
+        came.append(number)
+        _taken[number] += 1
+        give_back(handlers)
+        raise Interrupted(number)
+
+    def once_more(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, Interrupted):
+            unraisable_before(unraisable)
+            return
+        # Not from within the callback, which would swallow it again.
+        signal.signal(number := unraisable.exc_value.number, raise_it)
+        threading.Timer(0.02, os.kill, (os.getpid(), number)).start()
+
+    unraisable_before, sys.unraisablehook = sys.unraisablehook, once_more
+    handlers |= take_signals(raise_it)
+    try:
+        yield
+    finally:
+        give_back(handlers)
+        sys.unraisablehook = unraisable_before
+        if came and not isinstance(sys.exc_info()[1], Interrupted):
+            raise Interrupted(came[0])
+
+
+class Interrupt:
+    """While entered, the first of the signals only sets `requested` and `number`; a second one does what it did before.
+
+    The loop that sees `requested` saves and leaves. Leaving the context restores the earlier handlers. In a thread
+    other than the main one, where Python allows no handlers, entering changes nothing. program: who speaks; nobody if
+    None.
+    """
+
+    def __init__(self, program: str | None = "stellarbyte") -> None:
+        self.program = program
+        self.requested = False
+        self.number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = take_signals(self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        give_back(self._before)
+        self._before = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
+        _taken[number] += 1
+        if self.requested:
+            return
+        self.requested, self.number = True, number
+        # A terminal that closes sends SIGHUP more than once, as do shells: it only ever asks.
+        give_back({other: handler for other, handler in self._before.items() if other != _HANGUP})
+        if self.program is not None:
+            name = signal.Signals(number).name
+            _say(f"{self.program}: {name}: finishing this step, then saving; once more to stop at once")
+
+
+def _say(text: str) -> None:
+    # Past Python's buffers: a handler may run in the middle of somebody's print, whose buffer is then locked.
+    with suppress(OSError):  # the terminal may be gone
+        show_cursor = "\x1b[?25h\n" if os.isatty(2) else ""  # a progress display had hidden it
+        os.write(2, f"{show_cursor}{text}\n".encode())
