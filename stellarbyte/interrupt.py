@@ -53,7 +53,7 @@ def leave_at_once(program: str) -> None:
     too. Work that has something to save or to tidy up takes the signals for its time: `Interrupt`, `interruptible`.
     """
 
-    if any(isinstance(signal.getsignal(number), AtOnce) for number in SIGNALS):
+    if _leaves_at_once():
         return  # the door has said so
 
     def leave(number: int) -> NoReturn:
@@ -76,6 +76,16 @@ def hold_signals() -> None:
     """Before a program starts itself anew: signals wait until the new one says `leave_at_once`."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def leave_by(leave: Callable[[int], NoReturn]) -> None:
+    """Where signals end the process at once, they do it by this from here on: it is given the signal's number."""
+    if _leaves_at_once():
+        take_signals(AtOnce(leave))
+
+
+def _leaves_at_once() -> bool:
+    return any(isinstance(signal.getsignal(number), AtOnce) for number in SIGNALS)
 
 
 def _watch(reading: int) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from stellarbyte.errors import UserError
-from stellarbyte.interrupt import SIGNALS, AtOnce, Interrupted, take_signals
+from stellarbyte.interrupt import Interrupted, leave_by
 from stellarbyte_jax.distributed_config import DistributedConfig
 from stellarbyte_jax.training.cluster import Place, find_place
 from stellarbyte_jax.training.line_hub import Hub
@@ -117,9 +116,7 @@ class JoinedProcesses(Processes):
             service = self._line.open(place.port, timeout)
         else:
             service = self._line.open(place.host, place.port, timeout)
-        if any(isinstance(signal.getsignal(number), AtOnce) for number in SIGNALS):
-            # What ends a program at once shall not leave the others waiting.
-            take_signals(AtOnce(lambda number: self._leave(Interrupted(number))))
+        leave_by(lambda number: self._leave(Interrupted(number)))  # not without a word to the others
         import jax
 
         # Its handler would take SIGTERM, on which interrupt.py has its own ideas.
