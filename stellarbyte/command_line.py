@@ -1,5 +1,6 @@
 """How the three programs begin and end: what they say of an error or a signal, and their exit code."""
 
+import errno
 import os
 import sys
 import traceback
@@ -12,6 +13,8 @@ from stellarbyte.interrupt import exit_code, leave_at_once
 
 # The exit code of a mistake that the user can mend.
 USER_ERROR = 2
+
+_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 def run_program(program: str, run: Callable[[], int]) -> NoReturn:
@@ -44,23 +47,13 @@ def report(program: str, error: BaseException) -> int:
         return _say(f"{program}: error: {error}", USER_ERROR)
     if isinstance(error, KeyboardInterrupt):
         return _say(f"{program}: interrupted", exit_code(error))
-    if isinstance(error, OSError):
-        reason = _broken_output()
-        if isinstance(reason, BrokenPipeError):  # the reader has gone (| head), and knows
-            return 1
-        if reason is not None:
-            return _say(f"{program}: error: the output cannot be written: {reason.strerror}", USER_ERROR)
+    if isinstance(error, BrokenPipeError):  # the reader has gone (| head), and knows
+        return 1
+    # Whoever writes a file says which one cannot be written: what has no name is what we print to.
+    if isinstance(error, OSError) and error.filename is None and error.errno in _WRITING:
+        return _say(f"{program}: error: the output cannot be written: {error.strerror}", USER_ERROR)
     traceback.print_exception(error)
     return 1
-
-
-def _broken_output() -> OSError | None:
-    """What is wrong with stdout, if anything: what it could not take is still there, and will not go now either."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        return error
-    return None
 
 
 def _say(line: str, code: int) -> int:
