@@ -1,0 +1,206 @@
+"""However a program ends, it does so with one sentence and the right code, and a signal is never lost."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stellarbyte.command_line import report
+from stellarbyte.errors import UserError
+from stellarbyte.interrupt import Interrupted
+
+_PROGRAM = """
+import gc, sys, time
+from stellarbyte.command_line import report, run_program
+from stellarbyte.interrupt import Interrupt, hold_signals, interruptible
+
+def ready():
+    print("ready", flush=True)
+    time.sleep(60)
+
+def swallow(phase, info):
+    gc.callbacks.clear()
+    ready()
+
+def run():
+    {body}
+    return 0
+
+run_program("program", run)
+"""
+
+SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "interrupted by SIGTERM")]
+SIGNALS += [(signal.SIGHUP, 129, "interrupted by SIGHUP")]
+
+
+def program(body: str, **options: Any) -> subprocess.Popen[str]:
+    """`body` as a program of its own."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen([sys.executable, "-c", _PROGRAM.format(body=body)], text=True, **pipes)
+
+
+def signalled(body: str, *numbers: int) -> tuple[int, str]:
+    """(exit code, stderr) of the program that gets one of the signals each time it says that it is ready."""
+    with program(body) as process:
+        assert process.stdout is not None
+        for number in numbers:
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize(("number", "code", "words"), SIGNALS)
+def test_a_signal_ends_it_with_a_line(number: int, code: int, words: str) -> None:
+    assert signalled("ready()", number) == (code, f"program: {words}\n")
+
+
+@pytest.mark.parametrize("body", ["gc.callbacks.append(swallow); gc.collect(); ready()", "import select; ready()"])
+def test_nothing_swallows_a_signal(body: str) -> None:
+    assert signalled(body, signal.SIGINT) == (130, "program: interrupted\n")
+
+
+def test_work_that_tidies_up_does_so_even_if_a_callback_has_swallowed_the_exception() -> None:
+    body = """
+    try:
+        with interruptible():
+            gc.callbacks.append(swallow)
+            gc.collect()
+            ready()
+    except KeyboardInterrupt as error:
+        print("tidied up", file=sys.stderr)
+        return report("program", error)
+    """
+    assert signalled(body, signal.SIGTERM) == (143, "tidied up\nprogram: interrupted\n")
+
+
+def test_what_another_error_makes_of_a_signal_is_still_an_interruption() -> None:
+    body = """
+    with interruptible():
+        try:
+            ready()
+        except KeyboardInterrupt:
+            raise ImportError("numpy cannot be imported") from None
+    """
+    assert signalled(body, signal.SIGINT) == (130, "program: interrupted\n")
+
+
+def test_a_second_signal_leaves_at_once() -> None:
+    body = """
+    with Interrupt("program") as interrupt:
+        print("ready", flush=True)
+        while not interrupt.requested:
+            time.sleep(0.01)
+        ready()
+    """
+    code, errors = signalled(body, signal.SIGTERM, signal.SIGINT)
+    assert code == 130
+    asked, left = errors.splitlines()
+    assert asked == "program: SIGTERM: finishing this step, then saving; once more to stop at once"
+    assert left == "program: interrupted"
+
+
+def test_a_terminal_that_closes_asks_however_often_it_does() -> None:
+    body = """
+    with Interrupt("program") as interrupt:
+        print("ready", flush=True)
+        while not interrupt.requested:
+            time.sleep(0.01)
+        import os, signal
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.1)
+        return 128 + interrupt.number
+    """
+    assert signalled(body, signal.SIGHUP)[0] == 129
+
+
+def test_who_starts_it_by_nohup_wants_it_to_outlive_the_terminal() -> None:
+    body = "import os, signal; os.kill(os.getpid(), signal.SIGHUP); print('alive')"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        out, errors = program(body).communicate(timeout=60)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (out, errors) == ("alive\n", "")
+
+
+def test_a_child_that_was_forked_does_not_answer_for_its_parent() -> None:
+    body = """
+    import os, signal
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+    os.kill(child, signal.SIGTERM)
+    _, status = os.waitpid(child, 0)
+    time.sleep(0.1)
+    print(os.WTERMSIG(status))
+    """
+    process = program(body)
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out, errors) == (0, "15\n", "")
+
+
+@pytest.mark.parametrize(
+    ("body", "code"), [("print('done')", 0), ("sys.exit(3)", 3), ("raise SystemExit('no')", 1), ("return 5", 5)]
+)
+def test_codes(body: str, code: int) -> None:
+    process = program(body)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    process = program("raise ZeroDivisionError")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "ZeroDivisionError" in errors.splitlines()[-1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("lines", [1, 10_000])
+def test_a_full_disk_behind_stdout_gets_a_sentence(unbuffered: str, lines: int) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = program(
+            f"[print('line') for _ in range({lines})]",
+            stdout=full,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (
+        2,
+        "program: error: the output cannot be written: No space left on device\n",
+    )
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    process = program("[print('line') for _ in range(10_000)]")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 1
+
+
+def test_a_stdout_that_is_closed_gets_a_sentence_and_no_file_in_its_place() -> None:
+    command = f'exec "{sys.executable}" -c "$0" >&-'
+    body = "print('line')"
+    done = subprocess.run(
+        ["sh", "-c", command, _PROGRAM.format(body=body)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "program: error: the output cannot be written: Bad file descriptor\n",
+    )
+
+
+def test_what_is_said_of_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report("program", UserError("mend it")) == 2
+    assert report("program", KeyboardInterrupt()) == 130
+    assert report("program", Interrupted(signal.SIGTERM)) == 143
+    said = "program: error: mend it\nprogram: interrupted\nprogram: interrupted\n"
+    assert capsys.readouterr().err == said
