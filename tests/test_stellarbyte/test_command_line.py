@@ -131,9 +131,13 @@ def test_who_starts_it_by_nohup_wants_it_to_outlive_the_terminal() -> None:
 def test_a_child_that_was_forked_does_not_answer_for_its_parent() -> None:
     body = """
     import os, signal
+    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(writing, b"forked")
         time.sleep(60)
+        os._exit(0)
+    os.read(reading, 6)
     os.kill(child, signal.SIGTERM)
     _, status = os.waitpid(child, 0)
     time.sleep(0.1)
