@@ -65,7 +65,7 @@ def prepare(options: argparse.Namespace) -> None:
     config = load_run_config(options.config, options.overrides)
     with interruptible(), progress("bytes of sources", "B") as update:
         manifest = prepare(config.data, lambda done: update(done.bytes_done, done.bytes_total))
-    unit = "documents" if manifest.samples is None else "samples"
+    unit = "samples" if manifest.samples is not None else "passages" if manifest.recipe.passages else "documents"
     for name, split in manifest.splits.items():
         print(f"{name}: {split.documents} {unit}, {split.tokens} tokens, {split.bytes} bytes of text")
     if manifest.samples is not None:

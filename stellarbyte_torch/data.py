@@ -27,6 +27,9 @@ from stellarbyte_torch.data_config import DataConfig
 # Conversations encoded at a time, on all cores.
 _BATCH = 512
 
+# Tokens: a text of less than two such passages has no validation split.
+_SHORTEST_PASSAGE = 16
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -115,7 +118,7 @@ def prepare_data(
 def read_samples(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int], None] | None = None
 ) -> Samples:
-    """Reads all sources, encodes them, and sets validation samples apart.
+    """Reads all sources, encodes them, and sets validation samples apart; passages of a text that is the only one.
 
     Raises:
         UserError: a source is missing or cannot be read; a record is bad; a template is missing; no sample is left.
@@ -127,11 +130,12 @@ def read_samples(
     remarks: list[str] = []
     samples: list[Sample] = []
     conversations_read = unsuitable = too_long = cut_tokens = untrained = 0
-    told = Told()
+    told, only_texts = Told(), True
     conversations = _conversations(config, bad_records, remarks)
     while batch := list(islice(conversations, _BATCH)):
         conversations_read += len(batch)
         chats: list[RenderedChat] = []
+        only_texts = only_texts and not any(conversation.messages for conversation in batch)
         for conversation in batch:
             try:
                 chats.append(encoder.render(conversation, config.loss_on))
@@ -156,6 +160,8 @@ def read_samples(
             f"data.sources give no sample to train on: of {records} records {bad_records.count} were bad{first}, "
             f"{too_long} too long for max_length {config.max_length}, and {untrained} samples had no trained token"
         )
+    if len(samples) == 1 and only_texts and config.validation_fraction > 0:
+        samples = samples[0].fitting(max(len(samples[0]) // 10, _SHORTEST_PASSAGE), "split")
     train, validation = _split(samples, config)
     return Samples(
         train=train,

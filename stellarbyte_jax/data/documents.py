@@ -154,14 +154,18 @@ def documents_of(blocks: Iterable[str], origin: str, bytes_read: Callable[[], in
         yield Document(held, origin, bytes_read(), begins, ends=True)
 
 
-def pieces(blocks: Iterable[str]) -> Iterator[str]:
-    """Text in pieces of at most PIECE_CHARS, cut where the tokenizer would cut it too, if there is such a place."""
+def pieces(blocks: Iterable[str], chars: int | None = None) -> Iterator[str]:
+    """Text in pieces of at most `chars`, cut where the tokenizer would cut it too, if there is such a place.
+
+    chars: PIECE_CHARS by default.
+    """
+    chars = chars or PIECE_CHARS
     text = ""
     for block in blocks:
         text += block
         start = 0
-        while len(text) - start > PIECE_CHARS:
-            end = _cut(text, start, start + PIECE_CHARS)
+        while len(text) - start > chars:
+            end = _cut(text, start, start + chars)
             yield text[start:end]
             start = end
         text = text[start:]

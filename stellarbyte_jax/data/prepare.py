@@ -14,6 +14,7 @@ from stellarbyte.files import write_json
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte.reading import read_json_object
 from stellarbyte.records.bad_records import BadRecords
+from stellarbyte.records.sources import status_of
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.chat import tokenized_chat
 from stellarbyte_jax.data.corpus import files_of
@@ -56,8 +57,8 @@ def prepare(
 
     A document, [bos] + tokens + [eos], or a conversation goes to the validation split if the hash of its text (of the
     first documents.PIECE_CHARS of a long one) says so; should either split get none of two or more documents, the last
-    document moves there. Memory stays flat: a few batches of text. The result is the same to the last byte, however
-    often it was interrupted.
+    document moves there. Of few and long documents passages are set apart instead, as passages.py says. Memory stays
+    flat: a few batches of text. The result is the same to the last byte, however often it was interrupted.
 
     Raises:
         UserError: a source is missing, bad or empty; the tokenizer is missing; the folder holds shards made of
@@ -116,12 +117,16 @@ def _make(
         split: ShardWriter(folder, split, recipe.item_dtype, recipe.tokens_per_shard, states[split]) for split in SPLITS
     }
     try:
-        batches = (tokenized if data.kind == "text" else tokenized_chat)(data, tokenizer, files, position)
+        if data.kind == "text":
+            batches = tokenized(data, tokenizer, files, position, recipe.passages)
+        else:
+            batches = tokenized_chat(data, tokenizer, files, position)
         position = _write_splits(batches, recipe, position, folder, writers, progress)
         if not any(state.documents for state in states.values()):
             paths = ", ".join(source.path for source in data.sources)
             found = "hold no text" if data.kind == "text" else f"give no sample ({position.samples.summary()})"
             raise UserError(f"data.sources {paths} {found}: name a source that has some")
+        _check_unchanged(recipe, files, folder)
         _fill_empty_split(writers, recipe, position, folder)
         sums = {name: blocks for writer in writers.values() for name, blocks in writer.finish().items()}
     finally:
@@ -263,6 +268,13 @@ def _check_same(folder: Path, known: Recipe, wanted: Recipe) -> None:
             f"{folder} holds token shards made of something else ({differences}): "
             "set data.shards to another folder, or delete this one"
         )
+
+
+def _check_unchanged(recipe: Recipe, files: list[tuple[int, Path]], folder: Path) -> None:
+    for known, (_, path) in zip(recipe.source_files, files, strict=True):
+        status = status_of(path)
+        if (status.st_size, status.st_mtime_ns) != (known.size, known.mtime_ns):
+            raise UserError(f"{known.path} was changed while it was read: delete {folder} and prepare again")
 
 
 def _check_policy(data: DataConfig, folder: Path, bad_records: BadRecords) -> None:

@@ -17,6 +17,7 @@ from stellarbyte.records.formats import file_format
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.chat_template import chat_template
 from stellarbyte_jax.data.documents import RecordText
+from stellarbyte_jax.data.passages import PassageSplit, choose_passages
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
@@ -83,6 +84,7 @@ class Recipe:
     tokens_per_shard: int
     source_files: tuple[SourceFile, ...]
     chat: ChatRecipe | None = None
+    passages: PassageSplit | None = None
 
     def __post_init__(self) -> None:
         if self.tokens_per_shard < 1:
@@ -125,7 +127,7 @@ class Recipe:
             source_files.append(
                 SourceFile(name, status.st_size, status.st_mtime_ns, sha256, record_text.fields, record_text.template)
             )
-        return cls(
+        recipe = cls(
             format_version=FORMAT_VERSION,
             dtype="uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
             tokenizer_sha256=tokenizer.sha256,
@@ -138,6 +140,13 @@ class Recipe:
             source_files=tuple(source_files),
             chat=ChatRecipe.make(data, tokenizer) if data.kind == "chat" else None,
         )
+        if (
+            known is not None
+            and known.passages is not None
+            and not any(replace(recipe, passages=known.passages).differences(known))
+        ):
+            return replace(recipe, passages=known.passages)  # they follow from the rest
+        return replace(recipe, passages=choose_passages(data, files))
 
     @classmethod
     def from_dict(cls, mapping: Any, where: str) -> "Recipe":
@@ -195,6 +204,9 @@ class Recipe:
                 if getattr(ours, name) != getattr(theirs, name):
                     yield f"{name} of {ours.path} is {_shown(getattr(ours, name))}, not {_shown(getattr(theirs, name))}"
                     return
+        if self.passages != other.passages:
+            parts, others = ("passages" if recipe.passages else "whole documents" for recipe in (self, other))
+            yield f"the validation split is of {parts}, not of {others if parts != others else 'other passages'}"
 
 
 def _source_file(file: Any, where: str) -> SourceFile:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +15,7 @@ from stellarbyte.records.bad_records import BadRecords
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.documents import PIECE_CHARS, Document, RecordText, read_documents
 from stellarbyte_jax.data.manifest import SampleCounts
+from stellarbyte_jax.data.passages import PassageSplit, text_hash
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
 # A batch is text enough for every core, and small: encoding takes some 50 bytes of memory a character.
@@ -76,13 +76,18 @@ class _TextBatch:
 
 
 def tokenized(
-    data: DataConfig, tokenizer: Tokenizer, files: Sequence[tuple[int, Path]], position: Position
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    files: Sequence[tuple[int, Path]],
+    position: Position,
+    passages: PassageSplit | None = None,
 ) -> Generator[TokenBatch, None, None]:
     """Token batches of all that lies behind `position`; the last one ends at the end of the sources.
 
-    `files` names each file with the index of its source. Memory is a few batches, whatever the sources' size.
+    `files` names each file with the index of its source. Split by `passages`, what is between two borders of the splits
+    is a document of its own. Memory is a few batches, whatever the sources' size.
     """
-    return encoded_ahead(_text_batches(data, files, position), partial(_encode, tokenizer))
+    return encoded_ahead(_text_batches(data, files, position, passages), partial(_encode, tokenizer))
 
 
 _Batch = TypeVar("_Batch")
@@ -129,7 +134,7 @@ def unread(
 
 
 def _text_batches(
-    data: DataConfig, files: Sequence[tuple[int, Path]], position: Position
+    data: DataConfig, files: Sequence[tuple[int, Path]], position: Position, passages: PassageSplit | None
 ) -> Generator[_TextBatch, None, None]:
     record_texts = [RecordText(source) for source in data.sources]
     bad_records = BadRecords(data.on_bad_record, position.bad_record_count, position.first_bad_records)
@@ -141,10 +146,15 @@ def _text_batches(
         return read_documents(path, record_texts[source_index], bad_records)
 
     for file_index, count, document in unread(files, position, bad_records, read):
-        utf8 = document.text.encode()
-        if document.begins:
-            in_validation = is_validation(utf8, data.validation_fraction)
-        batch.add(document, in_validation, len(utf8))
+        if passages is not None:
+            for text, in_validation in passages.parts(document.text):
+                part = Document(text, document.origin, document.bytes_read)
+                batch.add(part, in_validation, len(text.encode()))
+        else:
+            utf8 = document.text.encode()
+            if document.begins:
+                in_validation = is_validation(utf8, data.validation_fraction)
+            batch.add(document, in_validation, len(utf8))
         if batch.chars >= batch_chars:
             batch.position = Position(
                 file_index, count, document.bytes_read, in_validation, bad_records.count, bad_records.first
@@ -157,7 +167,7 @@ def _text_batches(
 
 def is_validation(text: bytes, fraction: float) -> bool:
     """Whether a text goes to the validation split, which depends on the text alone."""
-    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") < fraction * 2**64
+    return text_hash(text) < fraction * 2**64
 
 
 def _encode(tokenizer: Tokenizer, batch: _TextBatch) -> TokenBatch:

@@ -25,8 +25,8 @@ def _split(most: int | None = None) -> str:
     """The pattern of the words that no merge crosses; each of its runs has at most `most` characters.
 
     It is GPT-4's and Llama 3's, but for two things: a CJK run does not go on in a Latin word ("使用Python代码"), nor
-    takes the space behind a comma, but takes along the sign that ends its sentence and its line; and an English
-    contraction ends its word, so that the literal 'text' is not cut after 't. tests/tokenizer_table.py measures it
+    takes the space behind a comma; and an English contraction ends its word, so that the literal 'text' is not cut
+    after 't. tests/tokenizer_table.py measures it
     against theirs. documents.pieces knows where it always ends a match: keep the two in step.
     """
     run = "+" if most is None else f"{{1,{most}}}"
@@ -34,7 +34,7 @@ def _split(most: int | None = None) -> str:
     return "|".join(
         (
             r"(?i:'(?:s|t|re|ve|m|ll|d))(?!\p{L})",
-            rf"(?:(?<!,) |[^\s\p{{L}}\p{{N}}])?[{_CJK}]{run}(?:[。！？][\r\n]{run})?",  # noqa: RUF001 - full-width is meant
+            rf"(?:(?<!,) |[^\s\p{{L}}\p{{N}}])?[{_CJK}]{run}",
             rf"[^\r\n\p{{L}}\p{{N}}]?[[\p{{L}}\p{{M}}]&&[^{_CJK}]]{run}",  # a word, with the sign or space before it
             r"\p{N}{1,3}",
             rf" ?[^\s\p{{L}}\p{{N}}]{run}[\r\n]{some}",

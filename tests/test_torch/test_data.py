@@ -58,6 +58,42 @@ def test_samples_are_the_encoded_records_in_order(tmp_path: Path, tokenizer: Pre
     assert ";" not in samples.summary()
 
 
+def test_the_only_text_is_split_by_passages(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text(" ".join(f"{word} {n}" for n in range(40) for word in WORDS))
+    whole = read_samples(config(path, max_length=10_000), tokenizer).train[0]
+    samples = read_samples(config(path, max_length=10_000, validation_fraction=0.1), tokenizer)
+    assert len(samples.validation) == 1 < len(samples.train)
+    parts = [*samples.train, *samples.validation]
+    assert sorted(token for part in parts for token in key(part)) == sorted(key(whole))
+    assert samples.tokens == len(whole)
+    assert not any(part.trained[0] for part in samples.validation)
+    path.write_text("brown fox")  # no passage of it is worth setting apart
+    assert read_samples(config(path, validation_fraction=0.1), tokenizer).validation == []
+    write(tmp_path, [record(1)], "x.jsonl")  # a conversation is whole or not there
+    assert read_samples(config(tmp_path / "x.jsonl", validation_fraction=0.5), tokenizer).validation == []
+
+
+MISSING = ["NaN", "null", "12", "true", "[]", "{}", '""', '"  "', r'"a\ud83d"', r'"a\u0000"', "Infinity", "1e999"]
+
+
+@pytest.mark.parametrize("value", MISSING)
+def test_what_is_no_text_is_a_bad_record(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, value: str) -> None:
+    path = tmp_path / "x.jsonl"
+    lines = [
+        '{"text": VALUE}',
+        '{"prompt": "Say.", "completion": VALUE}',
+        '{"messages": [{"role": "user", "content": VALUE}, {"role": "assistant", "content": "yes"}]}',
+        '{"messages": [{"role": "user", "content": "yes?"}, {"role": "assistant", "content": VALUE}]}',
+        json.dumps(record(1)),
+    ]
+    path.write_text("\n".join(lines).replace("VALUE", value))
+    samples = read_samples(config(path, on_bad_record="skip"), tokenizer)
+    assert (samples.bad_records, len(samples.train)) == (4, 1)
+    with pytest.raises(UserError, match=r"x.jsonl:1 .*mend it, or set data.on_bad_record to skip"):
+        read_samples(config(path), tokenizer)
+
+
 def test_validation_samples_depend_on_the_sample_alone(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     records = [record(number) for number in range(60)]
     doubled = write(tmp_path, [*records, *records])

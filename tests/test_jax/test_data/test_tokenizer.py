@@ -93,11 +93,11 @@ def test_merges_cross_no_border_of_the_pattern(tmp_path: Path) -> None:
     ]
 
 
-def test_signs_and_line_ends_join_chinese_words(tmp_path: Path) -> None:
+def test_a_sign_or_space_joins_the_chinese_word_behind_it(tmp_path: Path) -> None:
     text = "这是, 一句。\n“好的，Web 服务。\n\n"  # noqa: RUF001 - full-width is meant
     tokenizer = train_tokenizer([text * 50], 1000, tmp_path, report=lambda _: None)
     assert ids_as_text(tokenizer, text) == [
-        *("这是", ",", " ", "一句。\n", "“好的", "，Web", " 服务。\n\n"),  # noqa: RUF001 - full-width is meant
+        *("这是", ",", " ", "一句", "。\n", "“好的", "，Web", " 服务", "。\n\n"),  # noqa: RUF001 - full-width is meant
     ]
 
 
