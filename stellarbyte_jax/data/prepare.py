@@ -1,18 +1,15 @@
 """Turns text into token shards, from where it stopped if it was interrupted."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
-from stellarbyte.config.build import build
-from stellarbyte.config.nodes import locate
 from stellarbyte.errors import UserError
 from stellarbyte.files import write_json
 from stellarbyte.folder_lock import folder_lock
-from stellarbyte.reading import read_json_object
 from stellarbyte.records.bad_records import BadRecords
 from stellarbyte.records.sources import status_of
 from stellarbyte_jax.config import DataConfig
@@ -23,9 +20,13 @@ from stellarbyte_jax.data.recipe import Recipe
 from stellarbyte_jax.data.shard_writer import ShardWriter, SplitState, sums_path
 from stellarbyte_jax.data.tokenized import Position, TokenBatch, tokenized
 from stellarbyte_jax.data.tokenizer import Tokenizer
-
-# While a folder is unfinished, these say what it is to hold and how far it got.
-_RECIPE_NAME, _POSITION_NAME = "recipe.json", "position.json"
+from stellarbyte_jax.data.unfinished import (
+    POSITION_NAME,
+    RECIPE_NAME,
+    load_position,
+    load_recipe,
+    save_position,
+)
 
 _TOKENS_PER_CHECKPOINT = 1 << 23
 
@@ -38,14 +39,6 @@ class PrepareProgress:
     tokens: int
     bytes_done: int
     bytes_total: int
-
-
-@dataclass(frozen=True)
-class _Reached:
-    """What an unfinished folder notes of how far it is."""
-
-    position: Position
-    splits: Mapping[str, SplitState]
 
 
 def prepare(
@@ -97,9 +90,9 @@ def _make(
     progress: Callable[[PrepareProgress], None] | None,
     report: Callable[[str], None],
 ) -> Manifest:
-    known = _load_recipe(folder, report)
+    known = load_recipe(folder, report)
     recipe = Recipe.make(data, tokenizer, files, known)
-    reached = None if known is None else _load_position(folder, known, report)
+    reached = None if known is None else load_position(folder, known, report)
     if known is not None and reached is not None:
         states = reached[1]
         if sum(state.tokens for state in states.values()) >= _TOKENS_PER_CHECKPOINT:
@@ -111,8 +104,8 @@ def _make(
         _check_policy(data, folder, BadRecords("skip", position.bad_record_count, position.first_bad_records))
     else:
         position, states = Position(), {split: SplitState() for split in SPLITS}
-        (folder / _POSITION_NAME).unlink(missing_ok=True)  # before the recipe that it belongs to goes
-        write_json(folder / _RECIPE_NAME, asdict(recipe))
+        (folder / POSITION_NAME).unlink(missing_ok=True)  # before the recipe that it belongs to goes
+        write_json(folder / RECIPE_NAME, asdict(recipe))
     writers = {
         split: ShardWriter(folder, split, recipe.item_dtype, recipe.tokens_per_shard, states[split]) for split in SPLITS
     }
@@ -143,7 +136,7 @@ def _make(
     )
     manifest.save(folder)
     unfinished = (sums_path(folder, split) for split in SPLITS)
-    for path in (folder / _RECIPE_NAME, folder / _POSITION_NAME, *unfinished):
+    for path in (folder / RECIPE_NAME, folder / POSITION_NAME, *unfinished):
         path.unlink(missing_ok=True)
     summary = manifest.bad_records.summary()
     if summary is not None:
@@ -169,7 +162,7 @@ def _write_splits(
             position, states = batch.position, _states(writers)
             since_checkpoint += len(batch.tokens)
             if since_checkpoint >= _TOKENS_PER_CHECKPOINT:
-                _save_position(folder, position, states, writers)
+                save_position(folder, position, states, writers)
                 since_checkpoint = 0
             if progress is not None:
                 progress(
@@ -183,7 +176,7 @@ def _write_splits(
     finally:
         # The states are those of the last whole batch: an append cut short is cut off when this is resumed.
         batches.close()
-        _save_position(folder, position, states, writers)
+        save_position(folder, position, states, writers)
     return position
 
 
@@ -214,51 +207,12 @@ def _fill_empty_split(writers: dict[str, ShardWriter], recipe: Recipe, position:
     moved.documents -= 1
     moved.bytes -= moved.last_bytes
     # Only when the position says so may the document go from where it was.
-    _save_position(folder, position, _states(writers), writers)
+    save_position(folder, position, _states(writers), writers)
     source.cut_back()
 
 
 def _states(writers: dict[str, ShardWriter]) -> dict[str, SplitState]:
     return {split: replace(writer.state) for split, writer in writers.items()}
-
-
-def _save_position(
-    folder: Path, position: Position, states: dict[str, SplitState], writers: dict[str, ShardWriter]
-) -> None:
-    for writer in writers.values():
-        writer.flush()
-    write_json(folder / _POSITION_NAME, asdict(_Reached(position, states)))
-
-
-def _load_position(
-    folder: Path, recipe: Recipe, report: Callable[[str], None]
-) -> tuple[Position, dict[str, SplitState]] | None:
-    """Where an interrupted run stopped; None if it wrote nothing, or if what it wrote is not all there."""
-    path = folder / _POSITION_NAME
-    if not path.exists():
-        return None
-    try:
-        reached = build(_Reached, locate(read_json_object(path), str(path)))
-        position, states = reached.position, {split: reached.splits[split] for split in SPLITS}
-    except (UserError, KeyError) as error:
-        report(f"{error}: preparing from the start.")
-        return None
-    for split, state in states.items():
-        if not ShardWriter.is_intact(folder, split, recipe.item_dtype, recipe.tokens_per_shard, state):
-            report(f"The interrupted {split} shards in {folder} are not all there: preparing from the start.")
-            return None
-    return position, states
-
-
-def _load_recipe(folder: Path, report: Callable[[str], None]) -> Recipe | None:
-    path = folder / _RECIPE_NAME
-    if not path.exists():
-        return None
-    try:
-        return Recipe.from_dict(read_json_object(path), str(path))
-    except UserError as error:
-        report(f"{error}: preparing from the start.")
-        return None
 
 
 def _check_same(folder: Path, known: Recipe, wanted: Recipe) -> None:
