@@ -77,8 +77,10 @@ class DataIdentity:
             yield "the tokenizer is another"
         if self.chat is not None and other.chat is not None:
             yield from self.chat.differences(other.chat)
-        if (self.source_files, self.sources_sha256) != (other.source_files, other.sources_sha256):
-            yield f"the sources are {self.source_files} files of other content or fields than the {other.source_files}"
+        if self.source_files != other.source_files:
+            yield f"the sources are {self.source_files} files, were {other.source_files}"
+        elif self.sources_sha256 != other.sources_sha256:
+            yield "the sources have other content or fields"
         for split, counts in self.splits.items():
             if counts != other.splits.get(split):
                 before = other.splits.get(split)
