@@ -19,6 +19,10 @@ _MOST_CONTAINERS = 4_000_000
 _LONGEST_SIGN = 12
 
 
+# In place of an item of a list that is longer than a record may be, but whose end is known.
+_TOO_LONG = object()
+
+
 class _Twice(dict[str, Any]):
     """An object with a field that is there twice, `name`; a dict keeps the last one in silence."""
 
@@ -67,6 +71,8 @@ def _pass_over(stream: BinaryIO, line: bytes) -> None:
 
 
 def _record(fields: object, where: str, raw: BinaryIO) -> Record:
+    if fields is _TOO_LONG:
+        raise RecordError(too_long(where))
     if isinstance(fields, _Twice):
         raise RecordError(has_twice(where, fields.name))
     return Record(fields, where, raw.tell())
@@ -182,8 +188,8 @@ class _Items:
             else:
                 # What ends with the block may go on in the next one: 12 may be 123.
                 if end < len(self._text) or not self._may_go_on(where):
-                    self._at = end
-                    return item, where
+                    length, self._at = end - self._at, end
+                    return (_TOO_LONG if length > record.MAX_RECORD_BYTES else item), where
 
     def _may_go_on(self, where: str) -> bool:
         if len(self._text) - self._at > record.MAX_RECORD_BYTES:
