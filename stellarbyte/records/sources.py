@@ -121,6 +121,8 @@ def source_files(path: str) -> SourceFiles:
     Raises:
         UserError: nothing is there, or nothing that can be read.
     """
+    if not path:
+        raise UserError("the path of a source is empty: name a file, a folder or a glob")
     where = _expanded(path)
     try:
         status: os.stat_result | None = where.stat()
@@ -258,7 +260,7 @@ class _Search:
         for entry in listed:
             path = folder / entry.name
             if entry.name.startswith(".") and not part.startswith("."):
-                if fnmatch.fnmatchcase(entry.name, part):
+                if fnmatch.fnmatchcase(entry.name, part) and not entry.name.endswith(".lock"):
                     self._left_out.add("hidden", path)
             elif ours and entry.name in _OUR_FILES:
                 self._left_out.add("written by training", path)

@@ -80,6 +80,7 @@ class Manifest:
     samples: SampleCounts | None = None
     bad_record_count: int = 0
     first_bad_records: tuple[str, ...] = ()
+    empty_records: int = 0
     checksums: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
@@ -91,8 +92,8 @@ class Manifest:
 
     @property
     def bad_records(self) -> BadRecords:
-        """The records that were skipped, for their summary."""
-        return BadRecords("skip", self.bad_record_count, self.first_bad_records)
+        """The records that were skipped or hold no text, for their summary."""
+        return BadRecords("skip", self.bad_record_count, self.first_bad_records, self.empty_records)
 
     def save(self, folder: Path) -> None:
         """Write the manifest, which makes the folder a finished one, in one step."""

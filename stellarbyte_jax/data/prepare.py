@@ -133,6 +133,7 @@ def _make(
         samples=position.samples if data.kind == "chat" else None,
         bad_record_count=position.bad_record_count,
         first_bad_records=position.first_bad_records,
+        empty_records=position.empty_records,
     )
     manifest.save(folder)
     unfinished = (sums_path(folder, split) for split in SPLITS)
@@ -233,7 +234,7 @@ def _check_unchanged(recipe: Recipe, files: list[tuple[int, Path]], folder: Path
 
 def _check_policy(data: DataConfig, folder: Path, bad_records: BadRecords) -> None:
     summary = bad_records.summary()
-    if summary is not None and data.on_bad_record == "fail":
+    if bad_records.count and data.on_bad_record == "fail":
         raise UserError(
             f"{folder} was prepared with data.on_bad_record skip and left records out ({summary}): "
             "set it to skip, or mend them and delete the folder"

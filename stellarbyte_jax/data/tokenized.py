@@ -39,6 +39,7 @@ class Position:
     bad_record_count: int = 0
     first_bad_records: tuple[str, ...] = ()
     samples: SampleCounts = field(default_factory=SampleCounts)
+    empty_records: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,13 +132,16 @@ def unread(
                 yield file_index, count, item
             elif count == done:  # the bad records met on the way here are in the position already
                 bad_records.count, bad_records.first = position.bad_record_count, position.first_bad_records
+                bad_records.empty = position.empty_records
 
 
 def _text_batches(
     data: DataConfig, files: Sequence[tuple[int, Path]], position: Position, passages: PassageSplit | None
 ) -> Generator[_TextBatch, None, None]:
     record_texts = [RecordText(source) for source in data.sources]
-    bad_records = BadRecords(data.on_bad_record, position.bad_record_count, position.first_bad_records)
+    bad_records = BadRecords(
+        data.on_bad_record, position.bad_record_count, position.first_bad_records, position.empty_records
+    )
     batch_chars = max(BATCH_CHARS, PIECE_CHARS * (os.cpu_count() or 1))
     in_validation = position.in_validation
     batch = _TextBatch(position)
@@ -157,11 +161,19 @@ def _text_batches(
             batch.add(document, in_validation, len(utf8))
         if batch.chars >= batch_chars:
             batch.position = Position(
-                file_index, count, document.bytes_read, in_validation, bad_records.count, bad_records.first
+                file_index,
+                count,
+                document.bytes_read,
+                in_validation,
+                bad_records.count,
+                bad_records.first,
+                empty_records=bad_records.empty,
             )
             yield batch
             batch = _TextBatch(batch.position)
-    batch.position = Position(len(files), 0, 0, in_validation, bad_records.count, bad_records.first)
+    batch.position = Position(
+        len(files), 0, 0, in_validation, bad_records.count, bad_records.first, empty_records=bad_records.empty
+    )
     yield batch
 
 

@@ -1,4 +1,5 @@
 import json
+import lzma
 import os
 import signal
 import subprocess
@@ -9,9 +10,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig, SourceConfig
@@ -321,6 +324,30 @@ def test_failing_at_a_bad_record_then_skipping_goes_on(data: DataConfig) -> None
     assert told == [f"Skipped 1 bad record: {folder}/c.jsonl:21 is not a JSON object but a list"]
     with pytest.raises(UserError, match="left records out"):
         prepare(data)
+
+
+def test_records_without_text_are_counted(data: DataConfig) -> None:
+    folder = Path(data.sources[0].path)
+    (folder / "d.jsonl").write_text('{"text": ""}\n{"text": "some"}\n{"text": ""}\n')
+    told: list[str] = []
+    assert prepare(data, report=told.append).empty_records == 2
+    assert told == ["2 records hold no text and were left out"]
+    assert prepare(data).empty_records == 2
+
+
+def test_a_missing_text_is_no_word(data: DataConfig, tokenizer: Tokenizer) -> None:
+    folder = Path(data.sources[0].path)
+    table = pa.table({"text": pa.array([float("nan"), None]), "n": ["a", "b"]})
+    parquet.write_table(table, folder / "d.parquet")
+    (folder / "e.json").write_text('[{"text": NaN}, {"text": null}, {"text": "a text"}]')
+    (folder / "f.ndjson.xz").write_bytes(lzma.compress(b'{"text": NaN}\n{"text": "another"}'))
+    with pytest.raises(UserError, match=r"d.parquet:1 has null in the field 'text', not text"):
+        prepare(data)
+    manifest = prepare(replace(data, on_bad_record="skip"))
+    assert manifest.bad_record_count == 5
+    found = texts(data, tokenizer, "train") + texts(data, tokenizer, "validation")
+    assert {"a text", "another"} <= set(found)
+    assert not {"nan", "NaN", "None", "null"} & set(found)
 
 
 def test_progress_ends_at_the_whole(data: DataConfig) -> None:

@@ -67,6 +67,11 @@ def test_sources_that_give_no_file(folder: Path, source: str, complaint: str) ->
     assert "\n" not in str(error.value)
 
 
+def test_an_empty_path_is_not_the_folder_we_are_in() -> None:
+    with pytest.raises(UserError, match="the path of a source is empty"):
+        source_files("")
+
+
 def test_a_home_that_nobody_has(folder: Path) -> None:
     with pytest.raises(UserError, match="nobody-of-that-name"):
         source_files("~nobody-of-that-name/x.txt")
