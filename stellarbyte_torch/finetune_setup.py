@@ -122,6 +122,8 @@ def _check_trains(lora: LoRAConfig) -> None:
     """Raise UserError at what a config may say of an adapter, but not where one is to be trained."""
     if lora.inference_mode:
         raise UserError("inference_mode is true, and then nothing trains: leave it out")
+    if lora.task_type not in (None, "CAUSAL_LM"):
+        raise UserError(f"task_type is {lora.task_type}, and this command trains causal language models: leave it out")
     start = lora.init_lora_weights
     if start in ("eva", "corda", "lora_ga"):
         raise UserError(

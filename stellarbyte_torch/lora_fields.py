@@ -57,7 +57,7 @@ def _check_pairs(config: Any) -> None:
                 )
     if config.layers_pattern and config.layers_to_transform is None:
         raise UserError("layers_pattern says where layers_to_transform counts, which is not given: give both or none")
-    if config.init_lora_weights == "loftq" or config.loftq_config:
+    if config.init_lora_weights == "loftq" or (isinstance(config.loftq_config, dict) and config.loftq_config):
         raise UserError(
             "init_lora_weights loftq replaces the base by a quantised one, for which alone the adapter would be: "
             "train on a quantised base instead (quantization int8 or nf4), with init_lora_weights true"

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from stellarbyte.errors import UserError
+from stellarbyte.file_manifest import check_files
 from stellarbyte.reading import MIB, read_json_object
 from stellarbyte.safetensors_header import TensorHeader, read_header
 from stellarbyte_torch.lora_config import LoRAConfig
@@ -38,6 +39,7 @@ def read_adapter(source: str | Path, device: torch.device) -> AdapterFolder:
     folder = _folder(source)
     config = read_config(folder)
     with _told_of(folder):
+        check_files(folder)
         return AdapterFolder(folder, config, _read_weights(folder, config, device))
 
 

@@ -198,9 +198,10 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(tmp_path: Path, adapters: list[Path]) -> Iterator[Any]:
+def terminal(tmp_path: Path) -> Iterator[Any]:
     folder = chat_folder(tmp_path, max_position_embeddings=8192, position_embedding="rope", eos_token_id=258)
-    window = Terminal("chat", folder, "--adapter", adapters[0], "--max-new-tokens", 8000)
+    (adapter,) = adapter_folders(folder, tmp_path, ["terse"])
+    window = Terminal("chat", folder, "--adapter", adapter, "--max-new-tokens", 8000)
     yield window
     window.process.kill()
     window.process.wait()
