@@ -158,6 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument(
         "--dump-hlo", type=Path, metavar="DIR", help="write the train step's HLO, before and after optimisation"
     )
+    pretrain.add_argument(
+        "--no-memory-check", action="store_true", help="try a run that does not fit its devices by the planner"
+    )
     _xla_flags_option(pretrain)
 
     plan = command("plan", commands.plan, "foresee memory, speed and cost of a run on a machine that is not here")

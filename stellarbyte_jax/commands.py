@@ -105,7 +105,15 @@ def pretrain(options: argparse.Namespace) -> int:
             from stellarbyte_jax.planning.auto_remat import resolve_remat
 
             config = resolve_remat(config, jax.devices())
-        diagnostics = Diagnostics(profile, options.dump_hlo, options.remarks)
+        remarks = options.remarks
+        if not options.no_memory_check:
+            import jax
+
+            from stellarbyte_jax.planning.fit import check_fits
+
+            word = check_fits(config, jax.devices())
+            remarks = remarks if word is None else (*remarks, word)
+        diagnostics = Diagnostics(profile, options.dump_hlo, remarks)
         finished = pretrain(config, diagnostics, processes, interrupt, display)
     if finished and processes.index == 0:
         print(f"{config.training.max_steps} steps done; checkpoints, config and metrics in {config.output_dir}")

@@ -1,5 +1,6 @@
 """How chips are wired, and what each mesh axis gets of the wires."""
 
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -8,6 +9,15 @@ from stellarbyte.errors import UserError
 from stellarbyte_jax import sharding
 from stellarbyte_jax.chips import CHIPS, Chip
 from stellarbyte_jax.config import MeshConfig
+
+# Slices by Google's pages of the chips, docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e: all of v5e and v6e; of v4
+# and v5p those smaller than a cube, and how far cubes go along each side (v4's pod is 16 x 16 x 16, v5p's largest slice
+# 16 x 16 x 24). GPUs as clouds and NVIDIA's own boards have them; more nodes than any cluster has.
+_SLICES_2D: list[tuple[int, ...]] = [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
+_SLICES_3D: list[tuple[int, ...]] = [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4)]
+_LONGEST_SIDES = {"v4": (16, 16, 16), "v5p": (16, 16, 24)}
+_GPUS_A_NODE = (1, 2, 4, 8)
+_MOST_NODES = 16384
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
     if name not in CHIPS:
         raise UserError(f"--topology {text} names no known chip: use {', '.join(CHIPS)}, as in v5e:16x16 or h100:8x4")
     chip = CHIPS[name]
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sides) or sides.count("x") + 1 != chip.torus_axes:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}(x[1-9][0-9]{0,8})*", sides) or sides.count("x") + 1 != chip.torus_axes:
         example = {"v4": "4x4x4", "v5p": "4x4x4", "h100": "8x4"}.get(name, "4x4")
         raise UserError(f"--topology {text} must give {chip.torus_axes} sides for {name}, as in {name}:{example}")
     shape = tuple(int(side) for side in sides.split("x"))
@@ -51,13 +61,40 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
         raise UserError(
             f"--topology {text} has {shape[0]} GPUs a node: there are at most {chip.largest}, as in {name}:8x4"
         )
+    if chip.platform == "gpu" and (shape[0] not in _GPUS_A_NODE or shape[1] > _MOST_NODES):
+        raise UserError(
+            f"--topology {text} is no cluster that there is: nodes have 1, 2, 4 or 8 GPUs, and there are at most "
+            f"{_MOST_NODES} of them, as in {name}:8x4"
+        )
     if chip.platform == "tpu" and math.prod(shape) > chip.largest:
         raise UserError(
             f"--topology {text} is {math.prod(shape)} chips, slices of {name} have at most {chip.largest}: use --slices"
         )
+    if chip.platform == "tpu" and shape not in (offered := _offered(chip)):
+        first, second = sorted(offered, key=lambda other: _distance(shape, other))[:2]
+        raise UserError(
+            f"--topology {text} is no slice that Google offers: the nearest are {Topology(chip, first)} and "
+            f"{Topology(chip, second)}"
+        )
     if slices < 1 or (slices > 1 and chip.platform == "gpu"):
         raise UserError(f"--slices {slices} must be at least 1, and 1 for GPUs, whose nodes --topology counts")
     return Topology(chip, shape, slices)
+
+
+def _offered(chip: Chip) -> list[tuple[int, ...]]:
+    """The shapes of a TPU's slices."""
+    if chip.torus_axes == 2:
+        return _SLICES_2D
+    # From a cube of 4 x 4 x 4 on, cubes are put together, as long as the sides of a pod.
+    sides = [range(4, most + 1, 4) for most in _LONGEST_SIDES[chip.name]]
+    cubes = [shape for shape in itertools.product(*sides) if list(shape) == sorted(shape)]
+    return _SLICES_3D + [shape for shape in cubes if math.prod(shape) <= chip.largest]
+
+
+def _distance(shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[float, float]:
+    """How far a slice is from another: first by its chips, then by its sides."""
+    sides = zip(sorted(shape), sorted(other), strict=True)
+    return abs(math.log(math.prod(shape) / math.prod(other))), sum(abs(math.log(a / b)) for a, b in sides)
 
 
 def mesh_sizes(config: MeshConfig, topology: Topology) -> dict[str, int]:

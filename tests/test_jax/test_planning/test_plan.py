@@ -17,10 +17,11 @@ from stellarbyte_jax.planning.plan import make_plan
 from stellarbyte_jax.planning.program import layer_loops
 from stellarbyte_jax.planning.report import compiled_text, plan_text
 from stellarbyte_jax.planning.roofline import busiest_share
-from stellarbyte_jax.planning.topology import mesh_sizes, parse_topology
+from stellarbyte_jax.planning.topology import Topology, mesh_sizes, parse_topology
 from stellarbyte_jax.sharding import Layout, abstract_mesh
 
 ONE_CHIP = parse_topology("v5e:1x1")
+THREE_CHIPS = Topology(CHIPS["v5p"], (1, 1, 3))
 FOUR_CHIPS = parse_topology("v5e:2x2")
 REFERENCE = {"attention_kernel": "reference"}
 LONG = {"length": 256, "training": REFERENCE}
@@ -71,7 +72,7 @@ def test_experts_are_shared_out(planned_run):
 def test_rows_are_shared_out(planned_run):
     """A context axis halves what layers keep of a row, spreads parameters as fsdp does, and gathers keys."""
     kept = {"length": 256, "training": {"batch_size": 2, "attention_kernel": "splash"}}
-    two = make_plan(planned_run(mesh={"data": 1, "context": 2}, **kept), parse_topology("v5e:1x2"))
+    two = make_plan(planned_run(mesh={"data": 1, "context": 2}, **kept), Topology(CHIPS["v5e"], (1, 2)))
     one = make_plan(planned_run(**kept), ONE_CHIP)
     assert two.memory.activations == pytest.approx(one.memory.activations / 2, rel=0.01)
     assert two.memory.parameters < one.memory.parameters
@@ -128,14 +129,14 @@ def test_cost(planned_run):
         ({"training": {"attention_kernel": "cudnn"}}, "v5e:1x1", "cudnn is for GPUs"),
         ({"num_experts": 3, "mesh": {"data": 2, "expert": 2}}, "v5e:2x2", "mesh.expert 2 does not divide .*experts"),
         ({"mesh": {"data": 1, "context": 4}}, "v5e:2x2", "multiple of 128 tokens on each of mesh.context's 4"),
-        ({"mesh": {"data": 1, "context": 3}, **LONG}, "v5p:1x1x3", "sequence_length 256 is not divisible by"),
+        ({"mesh": {"data": 1, "context": 3}, **LONG}, THREE_CHIPS, "sequence_length 256 is not divisible by"),
         ({"length": 100}, "v5e:1x1", "multiple of 128 tokens"),
         ({"mesh": {"data": 1, "fsdp": 3}, "training": REFERENCE}, "v5e:2x2", "mesh .* needs 3 chips"),
     ],
 )
 def test_what_the_trainer_cannot_do_is_refused(planned_run, fields, topology, complaint):
     with pytest.raises(UserError, match=complaint):
-        make_plan(planned_run(**fields), parse_topology(topology))
+        make_plan(planned_run(**fields), parse_topology(topology) if isinstance(topology, str) else topology)
 
 
 def test_slices(planned_run):

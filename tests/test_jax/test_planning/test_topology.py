@@ -20,6 +20,9 @@ def bandwidths(topology: str, **mesh: int) -> dict[str, float]:
 def test_names():
     assert parse_topology("v5p:4x4x8").size == 128
     assert str(parse_topology("h100:8x4")) == "h100:8x4"
+    # Google's tables of slices, the largest among them.
+    for slices in ("v5e:2x4", "v6e:8x16", "v4:2x2x4", "v4:16x16x16", "v5p:2x2x1", "v5p:4x8x8", "v5p:16x16x24"):
+        assert parse_topology(slices).name == slices
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,17 @@ def test_names():
         ("v5p:4x4", "must give 3 sides for v5p, as in v5p:4x4x4"),
         ("v5e:0x4", "must give 2 sides"),
         ("h100:16x2", "at most 8"),
+        ("v5e:3x5", r"no slice that Google offers: the nearest are v5e:4x4 and v5e:2x4$"),
+        ("v5e:1x256", "the nearest are v5e:16x16 and"),
+        ("v5e:8x4", "the nearest are v5e:4x8 and"),
+        ("v6e:2x1", "the nearest are v6e:1x1 and v6e:2x2"),
+        ("v4:1x1x1", "the nearest are v4:2x2x1 and"),
+        ("v4:4x4x6", "the nearest are v4:4x4x8 and v4:4x4x4"),
+        ("v5p:3x5x7", "the nearest are v5p:4x4x8 and v5p:4x4x4"),
+        ("v5p:24x16x16", "the nearest are v5p:16x16x24 and"),
+        ("h100:3x2", "nodes have 1, 2, 4 or 8 GPUs"),
+        ("h100:8x1000000", "at most 16384 of them"),
+        (f"v5e:{'9' * 5000}x1", "must give 2 sides"),
         ("v5e:16x32", "is 512 chips, slices of v5e have at most 256: use --slices"),
     ],
 )
