@@ -79,7 +79,8 @@ def pretrain(options: argparse.Namespace) -> int:
 
     config = load_run_config(options.config, options.overrides)
     folders = {"data.shards": config.data.shards, "data.tokenizer": config.data.tokenizer}
-    check_not_moved(options.config, config.output_dir, folders)
+    if not any(word.partition("=")[0] == "--output_dir" for word in options.overrides):
+        check_not_moved(options.config, config.output_dir, folders)
     from stellarbyte_jax.training.diagnostics import Diagnostics, check_dump_folder, parse_profile
 
     profile = None if options.profile is None else parse_profile(options.profile, config.training.max_steps)
