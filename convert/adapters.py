@@ -17,6 +17,7 @@ from convert.names import HFTensor
 from convert.weights import LazyTensor, Params
 from stellarbyte.adapter_base import AdapterBase, check_adapter
 from stellarbyte.errors import UserError
+from stellarbyte.file_manifest import check_files
 from stellarbyte.files import write_json
 from stellarbyte.staged_folder import staged
 from stellarbyte_jax.config import ByteConfig, LoRAConfig
@@ -88,6 +89,7 @@ def from_peft(adapter_dir: Path, run_dir: Path, base_dir: Path) -> Conversion:
     if metadata.base is not None:
         raise UserError(f"--base {base_dir} holds adapters itself, on {metadata.base.run_dir}: name a whole model")
     config = model_config_from_dict(metadata.model, f"{base_dir}/checkpoints")
+    check_files(adapter_dir)
     fields = adapter_config.read(adapter_dir)
     check_adapter(adapter_dir, fields, AdapterBase.of(hf_config.to_hf(config, "float32")))
     if (adapter_dir / PICKLED_WEIGHTS).exists() and not (adapter_dir / ADAPTER_WEIGHTS).exists():

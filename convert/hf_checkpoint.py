@@ -20,6 +20,7 @@ from convert import (
 )
 from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.errors import UserError
+from stellarbyte.file_manifest import check_files
 from stellarbyte.files import write_json, write_text
 from stellarbyte.staged_folder import staged
 from stellarbyte_jax.data.tokenizer import Tokenizer
@@ -109,6 +110,7 @@ def from_hf(hf_dir: Path, run_dir: Path) -> Conversion:
     run_dir = run_dir.resolve()
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise UserError(f"{run_dir} exists already: name a new run directory")
+    check_files(hf_dir)
     config = hf_config.read_hf(hf_dir)
     tokenizer = Tokenizer.load(hf_dir)
     tokenizer.check_fits(config.vocab_size)

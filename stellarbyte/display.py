@@ -23,14 +23,15 @@ _SECONDS_BETWEEN_FRAMES = 0.1
 class Display:
     """The lines of a long run: how far it is, its figures, and what it is doing; a context.
 
-    quiet: show nothing, as all but one of several processes.
+    quiet: show nothing, as all but one of several processes. stderr: show it there, not on stdout. console: another
+    one to show it on.
 
     Raises:
         UserError: from `say` and `update`, when stdout takes nothing any more: its reader has gone, the disk is full.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._console = _Console(quiet=quiet, highlight=False, markup=False)
+    def __init__(self, *, quiet: bool = False, stderr: bool = False, console: Console | None = None) -> None:
+        self._console = console or _Console(quiet=quiet, stderr=stderr, highlight=False, markup=False)
         self._starting = _Activity("starting")
         self._spinner = Spinner("dots")
         self._began = time.monotonic()
@@ -74,7 +75,8 @@ class Display:
     def say(self, text: str) -> None:
         """Prints a line above the live ones. On a terminal it is broken between words alone."""
         with self._explained():
-            self._console.print(text, soft_wrap=not self.live, overflow="ignore", crop=False)
+            # Words longer than a line alone are folded; "ignore" would leave breaking to the terminal.
+            self._console.print(text, soft_wrap=not self.live, overflow="fold" if self.live else "ignore", crop=False)
 
     def begin(self, done: int, total: int) -> None:
         """The start is over: from here on the live lines show how many of all steps are done."""

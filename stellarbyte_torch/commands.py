@@ -90,22 +90,22 @@ def preview(options: argparse.Namespace) -> None:
 
 def finetune(options: argparse.Namespace) -> int:
     """Train a model on chat data; the exit code says whether it was interrupted."""
-    _quieten()
-    from rich.console import Console
+    from stellarbyte.display import Display
 
-    from stellarbyte_torch.finetune import finetune
-    from stellarbyte_torch.finetune_config import load_finetune_config
-    from stellarbyte_torch.finetune_report import closing_table
-
-    console = Console(stderr=options.json, quiet=not options.speaks, highlight=False, markup=False)
-    config = load_finetune_config(options.config, options.overrides)
-    # Of the processes that train one run, one writes.
-    with folder_lock(config.output_dir, doing="finetune") if options.speaks else nullcontext():
-        summary = finetune(config, console)
+    with Display(quiet=not options.speaks, stderr=options.json) as display:
+        with display.doing("starting"):
+            _quieten()
+            from stellarbyte_torch.finetune import finetune
+            from stellarbyte_torch.finetune_config import load_finetune_config
+            from stellarbyte_torch.finetune_report import closing_table
+        config = load_finetune_config(options.config, options.overrides)
+        # Of the processes that train one run, one writes.
+        with folder_lock(config.output_dir, doing="finetune") if options.speaks else nullcontext():
+            summary = finetune(config, display)
     if options.json and options.speaks:
         print(json.dumps(summary))
     elif summary["finished"]:
-        console.print(closing_table(summary), soft_wrap=True)
+        display.say(closing_table(summary))
     return 0 if summary["finished"] else INTERRUPTED
 
 
@@ -122,14 +122,15 @@ def merge(options: argparse.Namespace) -> None:
     from stellarbyte_torch.saving import saved_whole
 
     read_config(options.adapter)  # before the model, which takes longer
-    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
-        raise UserError(f"{options.output} is in use: name a folder that is new or empty")
-    own = (options.adapter / "tokenizer.json").is_file()  # with the chat template that the adapter was trained by
-    tokenizer = load_tokenizer(options.adapter if own else options.folder)
-    model = load_lora(load_model(options.folder, "cpu"), options.adapter)
-    dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
-    with saved_whole(options.output) as folder:
-        drift = merge_and_save(model, folder, dtype, tokenizer)
+    with folder_lock(options.output, doing="merge"):
+        if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
+            raise UserError(f"{options.output} is in use: name a folder that is new or empty")
+        own = (options.adapter / "tokenizer.json").is_file()  # with the chat template that the adapter was trained by
+        tokenizer = load_tokenizer(options.adapter if own else options.folder)
+        model = load_lora(load_model(options.folder, "cpu"), options.adapter)
+        dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+        with saved_whole(options.output) as folder:
+            drift = merge_and_save(model, folder, dtype, tokenizer)
     print(drift)
     print(f"the merged model is in {options.output}")
 

@@ -2,19 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, set_seed
 
 from stellarbyte.chat.template import read_template
 from stellarbyte.config.plain import differing_fields, save_yaml
+from stellarbyte.display import Display
 from stellarbyte.errors import UserError
+from stellarbyte.file_manifest import MANIFEST, damage
 from stellarbyte.files import write_json, write_text
 from stellarbyte.staged_folder import partial_folder
 from stellarbyte_torch.data import PreparedData, prepare_data
@@ -52,7 +53,7 @@ _WHAT_TO_DO = (
 _FINGERPRINT = "samples.sha256"
 
 
-def finetune(config: FinetuneConfig, console: Console) -> Summary:
+def finetune(config: FinetuneConfig, display: Display) -> Summary:
     """Train until the end, from the newest checkpoint in `output_dir` if there is one.
 
     Returns:
@@ -65,33 +66,36 @@ def finetune(config: FinetuneConfig, console: Console) -> Summary:
     run_dir = Path(config.output_dir)
     # With the defaults filled in, so that what is compared and written is all that the run depends on.
     config = replace(config, training=training_fields(config))
-    summary = _check_same_run(config, run_dir)
+    summary = _check_same_run(config, run_dir, display.say)
     if summary is not None:
-        console.print(f"the run in {run_dir} has ended already")
+        display.say(f"the run in {run_dir} has ended already")
         return summary
 
-    model_config = load_base_config(config.model)
-    tokenizer = _load_tokenizer(config)
+    with display.doing(f"loading the tokenizer of {config.model}"):
+        model_config = load_base_config(config.model)
+        tokenizer = _load_tokenizer(config)
     _check_fits(config, model_config, tokenizer)
-    data = _prepare(config, tokenizer, console)
+    data = _prepare(config, tokenizer, display)
     arguments = training_arguments(config, data.trainer_arguments)
     is_main = arguments.process_index == 0
     check_steps(arguments, len(data.train))  # type: ignore[arg-type]
-    checkpoint = checkpoint_to_resume(run_dir, arguments, lambda text: console.print(text, soft_wrap=True))
+    with display.doing("checking checkpoints"):
+        checkpoint = checkpoint_to_resume(run_dir, arguments, display.say)
     if checkpoint is not None:
         _check_same_data(data, run_dir)
         arguments.eval_on_start = False
 
-    base = load_base(config.model, config.dtype, config.quantization)
-    used_cache = getattr(base.config, "use_cache", True)
-    set_seed(arguments.seed)
-    model = make_trainable(base, config)
+    with display.doing(f"loading {config.model}"):
+        base = load_base(config.model, config.dtype, config.quantization)
+        used_cache = getattr(base.config, "use_cache", True)
+        set_seed(arguments.seed)
+        model = make_trainable(base, config)
     if is_main:
         save_yaml(config, run_dir / "config.yaml")
         write_text(run_dir / _FINGERPRINT, _fingerprint(data) + "\n")
 
-    with FinetuneProgress(run_dir / "metrics.jsonl", console, is_main=is_main) as progress, Interrupt() as interrupt:
-        with _explained(), _refusals():
+    with FinetuneProgress(run_dir / "metrics.jsonl", display, is_main=is_main) as progress, Interrupt() as interrupt:
+        with _explained(), _refusals(), display.doing("preparing"):
             trainer = FinetuneTrainer(
                 pad_token_id=data.collator.pad_token_id,
                 model=model,
@@ -99,17 +103,19 @@ def finetune(config: FinetuneConfig, console: Console) -> Summary:
                 data_collator=data.collator,
                 train_dataset=data.train,
                 eval_dataset=data.validation,
+                doing=display.doing,
                 callbacks=[EvaluateAtEnd(), KnownBest(), progress, interrupt, *_early_stopping(config)],
             )
         if config.data.packing:
-            _check_packing(config, trainer, len(tokenizer))
+            with display.doing("trying whether packed samples are as if alone"):
+                _check_packing(config, trainer, len(tokenizer))
         trainer.remove_callback(PrinterCallback)
         progress.say(opening(config.model, model, data.samples.summary(), arguments, checkpoint))
         with _explained():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     base.config.use_cache = used_cache
-    folder = run_dir / ("adapter" if config.lora is not None else "model")
+    folder = _result(config, run_dir)
     summary = summarise(trainer, progress, None if interrupt.stopped else folder)
     if interrupt.stopped:
         steps = f"stopped after step {trainer.state.global_step}"
@@ -117,7 +123,9 @@ def finetune(config: FinetuneConfig, console: Console) -> Summary:
         return summary
     if trainer.is_fsdp_enabled:  # where every process holds a part, and Trainer would save parts
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    with saved_whole(folder) if is_main else nullcontext(partial_folder(folder)) as partial:
+    with ExitStack() as stack:
+        stack.enter_context(display.doing(f"saving {folder}"))
+        partial = stack.enter_context(saved_whole(folder)) if is_main else partial_folder(folder)
         trainer.accelerator.wait_for_everyone()
         trainer.save_model(str(partial))
         if is_main:
@@ -131,7 +139,7 @@ def finetune(config: FinetuneConfig, console: Console) -> Summary:
     return summary
 
 
-def _check_same_run(config: FinetuneConfig, run_dir: Path) -> Summary | None:
+def _check_same_run(config: FinetuneConfig, run_dir: Path, say: Callable[[str], None]) -> Summary | None:
     """The summary of the run in the folder if it has ended. Raises UserError: it is another run, or no run at all."""
     path = run_dir / "config.yaml"
     if not path.exists():
@@ -151,7 +159,20 @@ def _check_same_run(config: FinetuneConfig, run_dir: Path) -> Summary | None:
         summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return summary if isinstance(summary, dict) else None
+    if not isinstance(summary, dict):
+        return None
+    folder = _result(config, run_dir)
+    problem = f"{folder} is missing" if not folder.exists() else None
+    if (folder / MANIFEST).exists():
+        problem = damage(folder)
+    if problem is None:
+        return summary
+    say(f"the run in {run_dir} has ended, but {folder.name} is damaged ({problem}): it is made again")
+    return None
+
+
+def _result(config: FinetuneConfig, run_dir: Path) -> Path:
+    return run_dir / ("adapter" if config.lora is not None else "model")
 
 
 def _load_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
@@ -178,9 +199,9 @@ def _check_fits(config: FinetuneConfig, model_config: Any, tokenizer: PreTrained
         )
 
 
-def _prepare(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, console: Console) -> PreparedData:
-    with console.status("reading conversations") if console.is_terminal else nullcontext():
-        data = prepare_data(config.data, tokenizer)
+def _prepare(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, display: Display) -> PreparedData:
+    with display.doing("reading conversations:") as read:
+        data = prepare_data(config.data, tokenizer, lambda count: read(count, None))
     if data.validation is None and config.data.validation_fraction > 0:
         raise UserError(
             f"data.validation_fraction {config.data.validation_fraction} sets nothing apart, as the samples are too "

@@ -1,26 +1,24 @@
-"""The figures of a fine-tuning run as it goes: one line a step in metrics.jsonl, and a progress display."""
+"""The figures of a fine-tuning run as it goes: one line a step in metrics.jsonl, and what the display shows."""
 
 import json
 import math
 import time
-from contextlib import suppress
-from datetime import timedelta
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from stellarbyte.display import Display
 from stellarbyte.errors import UserError
+from stellarbyte.files import write_text
 
 # Where the output is no terminal: often enough to see that it lives, seldom enough for a log file.
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_FRAMES = 0.1
+# What a step adds to the rates that are shown, which so are those of about the last ten.
+_SHARE_OF_A_STEP = 0.1
 
 
 class FinetuneProgress(TrainerCallback):
@@ -33,19 +31,21 @@ class FinetuneProgress(TrainerCallback):
         UserError: metrics.jsonl cannot be written, or the loss is no longer finite.
     """
 
-    def __init__(self, path: Path, console: Console, *, is_main: bool) -> None:
+    def __init__(self, path: Path, display: Display, *, is_main: bool) -> None:
         self.seconds, self.tokens = 0.0, 0
-        self._path, self._is_main, self._console = path, is_main, console
+        self._path, self._is_main, self._display = path, is_main, display
         self._file: IO[str] | None = None
         self._step = self._max_steps = self._first_step = self._logged_step = 0
         self._shown: dict[str, Any] = {}
         self._eval_loss: float | None = None
         self._clock: float | None = None
         self._step_seconds: float | None = None
+        self._speed: float | None = None
         self._since_log = 0.0
         self._shown_at = -math.inf
-        self._printed_step = -1
-        self._live = Live(get_renderable=self._render, console=console, auto_refresh=False)
+        self._validating = ExitStack()
+        self._validated: Any = None
+        self._batches = 0
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +53,7 @@ class FinetuneProgress(TrainerCallback):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._live.stop()
+        self._validating.close()
         if self._file is not None:
             with suppress(OSError):  # it has been told where it was written
                 self._file.close()
@@ -70,8 +70,7 @@ class FinetuneProgress(TrainerCallback):
         self._max_steps = state.max_steps
         if self._is_main:
             self._open(state.global_step)
-            if self._console.is_terminal:
-                self._live.start()
+        self._display.begin(state.global_step, state.max_steps)
         self._clock = time.monotonic()
 
     def on_step_end(
@@ -113,15 +112,26 @@ class FinetuneProgress(TrainerCallback):
             record["tokens_per_second"] = logs["tokens"] / max(self._since_log, 1e-9)
             self.seconds += self._since_log
             self.tokens += logs["tokens"]
-            step_seconds = self._since_log / max(state.global_step - self._logged_step, 1)
-            # Smoothed over about ten steps, for the ETA.
-            self._step_seconds = 0.9 * (self._step_seconds or step_seconds) + 0.1 * step_seconds
+            self._smooth(self._since_log, logs["tokens"], max(state.global_step - self._logged_step, 1))
         self._since_log, self._logged_step = 0.0, state.global_step
         self._write({"step": state.global_step, **record})
         self._shown = record
-        interval = _SECONDS_BETWEEN_FRAMES if self._console.is_terminal else _SECONDS_BETWEEN_LINES
+        interval = _SECONDS_BETWEEN_FRAMES if self._display.live else _SECONDS_BETWEEN_LINES
         if time.monotonic() - self._shown_at >= interval or state.global_step == self._max_steps:
             self._show()
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        **event: Any,
+    ) -> None:
+        """Show how far a validation is."""
+        if self._batches == 0:
+            self._validated = self._validating.enter_context(self._display.doing("validating"))
+        self._batches += 1
+        self._validated(self._batches, len(event["eval_dataloader"]))
 
     def on_evaluate(
         self,
@@ -131,6 +141,8 @@ class FinetuneProgress(TrainerCallback):
         **event: Any,
     ) -> None:
         """Record and print a validation loss."""
+        self._validating.close()
+        self._batches = 0
         metrics: dict[str, float] = event["metrics"]
         self._eval_loss = metrics["eval_loss"]
         self._write({"step": state.global_step, "eval_loss": self._eval_loss})
@@ -144,13 +156,20 @@ class FinetuneProgress(TrainerCallback):
     def say(self, text: str) -> None:
         """Prints a line above the progress display."""
         if self._is_main:
-            self._console.print(text, soft_wrap=True)
+            self._display.say(text)
 
     def _tick(self) -> None:
         now = time.monotonic()
         assert self._clock is not None
         self._since_log += now - self._clock
         self._clock = now
+
+    def _smooth(self, seconds: float, tokens: int, steps: int) -> None:
+        share = 1 - (1 - _SHARE_OF_A_STEP) ** steps
+        per_step = self._step_seconds or seconds / steps
+        speed = self._speed or tokens / max(seconds, 1e-9)
+        self._step_seconds = per_step + share * (seconds / steps - per_step)
+        self._speed = speed + share * (tokens / max(seconds, 1e-9) - speed)
 
     def _open(self, step: int) -> None:
         try:
@@ -162,9 +181,9 @@ class FinetuneProgress(TrainerCallback):
                     try:
                         if json.loads(line)["step"] <= step:
                             records.append(line + "\n")
-                    except (ValueError, KeyError, TypeError):
+                    except (ValueError, KeyError, TypeError, RecursionError):
                         continue  # a line that a crash cut short
-            self._path.write_text("".join(records), encoding="utf-8")
+            write_text(self._path, "".join(records))
             self._file = self._path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
             raise UserError(f"{self._path} cannot be written: {error.strerror}") from error
@@ -179,32 +198,14 @@ class FinetuneProgress(TrainerCallback):
 
     def _show(self) -> None:
         self._shown_at = time.monotonic()
-        if not self._is_main:
-            return
-        if self._console.is_terminal:
-            self._live.refresh()
-        elif self._printed_step != self._step:
-            self._printed_step = self._step
-            self.say(f"step {self._step}/{self._max_steps}  {self._words()}  ETA {self._eta()}")
+        if self._is_main:
+            left = None if self._step_seconds is None else self._step_seconds * (self._max_steps - self._step)
+            self._display.update(self._step, self._max_steps, self._words(), left)
 
-    def _render(self) -> RenderableType:
-        head = Table.grid(expand=True, padding=(0, 1))
-        head.add_column(no_wrap=True)
-        head.add_column(ratio=1)
-        head.add_column(no_wrap=True)
-        bar = ProgressBar(total=self._max_steps, completed=self._step)
-        head.add_row(f"step {self._step}/{self._max_steps}", bar, f"ETA {self._eta()}")
-        return Group(head, Text(self._words()))
-
-    def _words(self) -> str:
+    def _words(self) -> list[str]:
         words = [f"loss {self._shown['loss']:.4f}"] if self._shown else []
-        if self._shown.get("tokens_per_second") is not None:
-            words.append(f"{self._shown['tokens_per_second']:,.0f} tokens/s")
+        if self._speed is not None:
+            words.append(f"{self._speed:,.0f} tokens/s")
         if self._eval_loss is not None:
             words.append(f"validation loss {self._eval_loss:.4f}")
-        return "  ".join(words)
-
-    def _eta(self) -> str:
-        if self._step_seconds is None:
-            return "-:--:--"
-        return str(timedelta(seconds=round(self._step_seconds * (self._max_steps - self._step))))
+        return words

@@ -2,8 +2,8 @@
 
 import math
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,17 +36,20 @@ class FinetuneTrainer(Trainer):
 
     Args:
         pad_token_id: what the collator fills batches up with.
+        doing: shows what takes time while it is entered.
         kwargs: Trainer's own.
     """
 
-    def __init__(self, *, pad_token_id: int, **kwargs: Any) -> None:
+    def __init__(
+        self, *, pad_token_id: int, doing: Callable[[str], AbstractContextManager[Any]] = nullcontext, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         model: Any = self.model
         lora = model.peft_config[model.active_adapters[0]] if isinstance(model, PeftModel) else None
         self._regularises = bool(getattr(lora, "orthogonal_reg", 0.0) or getattr(lora, "l2_reg", 0.0))
         self._has_lora_plus = getattr(lora, "loraplus_lr_ratio", None) is not None
         self._trains_routers = lora is None and getattr(model.config, "router_aux_loss_coef", None) is not None
-        self._pad_token_id = pad_token_id
+        self._pad_token_id, self._doing = pad_token_id, doing
         self._tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
         self._rows: list[torch.Tensor] = []
         self._last_loss: torch.Tensor | float = 0.0
@@ -178,7 +181,7 @@ class FinetuneTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # Trainer would remove before all is there
         try:
-            with written(folder, checkpoint.name):
+            with self._doing(f"saving {checkpoint.name}"), written(folder, checkpoint.name):
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from stellarbyte.errors import UserError
+from stellarbyte.file_manifest import MANIFEST
 from stellarbyte_torch.lora_adapters import apply_lora_to_model, load_lora
 from stellarbyte_torch.lora_base import check_base_stays
 from stellarbyte_torch.lora_merging import Merged, MergeDrift, merge, merge_and_save
@@ -157,6 +158,7 @@ class LoRAManager:
         """Write one adapter as PEFT's folder. Raises UserError: an unknown name."""
         self._check_known([name])
         with self._lock.shared():
+            (Path(folder) / MANIFEST).unlink(missing_ok=True)  # of what fine-tuning left there, which goes now
             self.model.save_pretrained(str(folder), selected_adapters=[name])
             # PEFT gives every adapter but "default" a folder of its own inside; here the folder is the adapter's.
             nested = Path(folder) / name

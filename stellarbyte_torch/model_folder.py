@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stellarbyte.errors import UserError
+from stellarbyte.file_manifest import check_files
 
 
 def load_model(folder: Path, device: str | None = None, dtype: str = "auto") -> PreTrainedModel:
@@ -20,6 +21,7 @@ def load_model(folder: Path, device: str | None = None, dtype: str = "auto") -> 
     if not (folder / "config.json").is_file():
         missing = "holds no config.json" if folder.is_dir() else "is not a folder"
         raise UserError(f"{folder} {missing}: give a model's Hugging Face folder")
+    check_files(folder)
     try:
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=target)

@@ -11,8 +11,8 @@ from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import write_manifest
 from stellarbyte.staged_folder import staged
 
-# What torch.save says where other writers raise OSError.
-_TORCH_CANNOT_WRITE = re.compile(r"PytorchStreamWriter|inline_container|file write failed|Parent directory")
+# What torch.save and tokenizers say where other writers raise OSError.
+_CANNOT_WRITE = re.compile(r"PytorchStreamWriter|inline_container|file write failed|Parent directory|os error \d+")
 
 
 @contextmanager
@@ -38,8 +38,8 @@ def written(folder: Path, what: str) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise UserError(f"{what} cannot be written in {folder}: {_reason(error)}") from error
-    except RuntimeError as error:
-        if not _TORCH_CANNOT_WRITE.search(str(error)):
+    except Exception as error:  # tokenizers raises the bare class
+        if not _CANNOT_WRITE.search(str(error)):
             raise
         raise UserError(f"{what} cannot be written in {folder}: {_reason(error)}") from error
 
@@ -48,5 +48,5 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())
-    # safetensors and torch wrap the system's word, and torch drops it.
+    # safetensors and tokenizers wrap the system's word, and torch drops it.
     return "no space left on the disk" if "No space left" in text else text[:200] or type(error).__name__

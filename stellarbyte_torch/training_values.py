@@ -61,7 +61,7 @@ _OPTIM_ARGS = re.compile(r"\s*\w+\s*=[^,=]+(,\s*\w+\s*=[^,=]+)*")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{name: (lambda value: 1 <= value <= _MOST, f"choose 1 or more, at most {_MOST:,}") for name in _AT_LEAST_1},
     **{name: (lambda value: 0 <= value <= _MOST, f"choose 0 or more, at most {_MOST:,}") for name in _AT_LEAST_0},
-    **{name: (lambda value: 0 < value <= _MOST, "choose more than 0") for name in _MORE_THAN_0},
+    **{name: (lambda value: value > 0, "choose more than 0") for name in _MORE_THAN_0},
     **{name: (lambda value: 0 <= value < 1, "choose at least 0 and less than 1") for name in _BELOW_1},
     # Beyond which numpy takes none.
     **{name: (lambda value: 0 <= value < 2**32, "choose 0 to 4294967295") for name in ("seed", "data_seed")},

@@ -152,9 +152,9 @@ def _run_data(folder: Path) -> tuple[Path, Path]:
 
 
 def _our_run() -> dict[str, Work]:
-    from rich.console import Console
     from transformers import AutoTokenizer
 
+    from stellarbyte.display import Display
     from stellarbyte_torch.data_config import DataConfig, SourceConfig
     from stellarbyte_torch.finetune import finetune
     from stellarbyte_torch.finetune_config import FinetuneConfig
@@ -175,7 +175,7 @@ def _our_run() -> dict[str, Work]:
             lora=LORA,
             training={"max_steps": RUN_STEPS, "per_device_train_batch_size": BATCH, "save_strategy": "no"},
         )
-        return float(finetune(config, Console(quiet=True))["tokens_per_second"])
+        return float(finetune(config, Display(quiet=True))["tokens_per_second"])
 
     return {"run": run, "peak": _peak}
 

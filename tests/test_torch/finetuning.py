@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from stellarbyte.display import Display
 from stellarbyte_torch.data_config import DataConfig, SourceConfig
 from stellarbyte_torch.finetune import finetune
 from stellarbyte_torch.finetune_config import FinetuneConfig
@@ -47,7 +48,8 @@ def config(folder: Path, output_dir: Path, **changes: Any) -> FinetuneConfig:
 def run(config: FinetuneConfig) -> tuple[dict[str, Any], str]:
     """The summary of a run and what it printed."""
     output = io.StringIO()
-    summary = finetune(config, Console(file=output, highlight=False, markup=False, width=1000))
+    console = Console(file=output, highlight=False, markup=False, width=1000)
+    summary = finetune(config, Display(console=console))
     return summary, output.getvalue()
 
 

@@ -4,9 +4,11 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from stellarbyte.file_manifest import MANIFEST, write_manifest
 from stellarbyte_torch.finetune_checkpoints import newest_checkpoint
 from stellarbyte_torch.finetune_config import load_finetune_config
 from stellarbyte_torch.finetune_progress import FinetuneProgress
+from stellarbyte_torch.lora import LoRAManager
 
 from .finetuning import LORA, config, metrics, model_folder, run
 from .lora_models import llama
@@ -290,19 +293,52 @@ def test_a_full_disk_at_a_checkpoint(size: int, changes: Any, folder: Path, tmp_
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
-def test_a_full_disk_at_the_end(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), Exception("No space left (os error 28)")])
+def test_a_full_disk_at_the_end(error: Exception, folder: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
 
         def filling(*_: Any, **__: Any) -> None:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise error
 
         patch.setattr("stellarbyte_torch.finetune.write_card", filling)
-        with pytest.raises(UserError, match=r"run/adapter: No space left on device"):
+        with pytest.raises(UserError, match=r"run/adapter: [Nn]o space left"):
             run(config(folder, tmp_path / "run"))
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left == {"config.yaml", "samples.sha256", "metrics.jsonl", "checkpoints"}
     summary, _ = run(config(folder, tmp_path / "run"))
     assert summary["finished"] and (tmp_path / "run" / "adapter" / MANIFEST).exists()
+
+
+def test_a_damaged_result_is_not_loaded(folder: Path, tmp_path: Path) -> None:
+    run(config(folder, tmp_path / "lora", training={"max_steps": 1}))
+    run(config(folder, tmp_path / "full", lora=None, training={"max_steps": 1}))
+    adapter, model = tmp_path / "lora" / "adapter", tmp_path / "full" / "model"
+    manager = LoRAManager(AutoModelForCausalLM.from_pretrained(folder))
+    manager.register("good", adapter)
+    for path in (adapter / "adapter_model.safetensors", model / "model.safetensors"):
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    damaged = "is damaged: .*model.safetensors is not as it was written; bring it back from a copy"
+    with pytest.raises(UserError, match=damaged):
+        manager.register("bad", adapter)
+    with pytest.raises(UserError, match=damaged):
+        run(replace(config(folder, tmp_path / "next"), model=str(model)))
+    manager.save("good", adapter)  # another one in its place has no manifest to keep
+    manager.register("saved", adapter)
+
+
+def test_a_result_that_is_damaged_is_made_again(folder: Path, tmp_path: Path) -> None:
+    run(config(folder, tmp_path, training={"max_steps": 2}))
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    _, printed = run(config(folder, tmp_path, training={"max_steps": 2}))
+    assert "adapter is damaged (adapter_model.safetensors is not as it was written): it is made again" in printed
+    assert "going on after step 2" in printed and weights.read_bytes() == good
+    shutil.rmtree(tmp_path / "adapter")
+    run(config(folder, tmp_path, training={"max_steps": 2}))
+    assert weights.read_bytes() == good
 
 
 def test_drop_last_is_about_training_alone(folder: Path, tmp_path: Path) -> None:
