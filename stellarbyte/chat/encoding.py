@@ -16,7 +16,7 @@ from stellarbyte.chat.template import REASONING, THOUGHT, ChatTemplate, Rendered
 from stellarbyte.chat.told import Told
 from stellarbyte.chat.turns import Places, Span, Turn, found_turns, marked_turns, unwritten
 from stellarbyte.errors import UserError
-from stellarbyte.records.bad_records import RecordError, check_text
+from stellarbyte.records.bad_records import RecordError
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,6 @@ def _check_characters(value: Any, where: str) -> None:
             raise RecordError(
                 f"{where} holds the lone surrogate U+{ord(value[error.start]):04X}, which is no character"
             ) from None
-        check_text(value, where)
         private = PRIVATE.search(value)
         if private:
             raise RecordError(

@@ -74,7 +74,7 @@ def test_the_only_text_is_split_by_passages(tmp_path: Path, tokenizer: PreTraine
     assert read_samples(config(tmp_path / "x.jsonl", validation_fraction=0.5), tokenizer).validation == []
 
 
-MISSING = ["NaN", "null", "12", "true", "[]", "{}", '""', '"  "', r'"a\ud83d"', r'"a\u0000"', "Infinity", "1e999"]
+MISSING = ["NaN", "null", "12", "true", "[]", "{}", '""', '"  "', r'"a\ud83d"', "Infinity", "1e999"]
 
 
 @pytest.mark.parametrize("value", MISSING)
