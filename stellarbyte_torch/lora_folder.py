@@ -37,7 +37,6 @@ def read_adapter(source: str | Path, device: torch.device) -> AdapterFolder:
     Raises UserError: there is none, or it is pickled, broken, of no LoRA, or holds a value that is no finite number.
     """
     folder = _folder(source)
-    check_files(folder)
     config = read_config(folder)
     with _told_of(folder):
         check_files(folder)
