@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from stellarbyte.config.plain import differing_fields
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import LoRAConfig, RunConfig
 from stellarbyte_jax.config_file import load_run_config, lora_config_from_dict, save_config, to_dict
@@ -84,3 +85,12 @@ def test_adapters_need_weights_to_be_on(run_config: MakeConfig, tmp_path: Path) 
     path = written(run_config(), tmp_path, {"target_modules": ["q_proj"]}, init_from=None)
     with pytest.raises(UserError, match=r"run\.yaml:\d+: init_from None must name the run whose weights lora trains"):
         load_run_config(path)
+
+
+def test_the_order_of_a_pattern_is_part_of_it() -> None:
+    """The first name that fits a module counts."""
+    one = LoRAConfig(("q_proj",), alpha_pattern={"q_proj": 2, "self_attn.q_proj": 9})
+    other = LoRAConfig(("q_proj",), alpha_pattern={"self_attn.q_proj": 9, "q_proj": 2})
+    assert one.scaling("self_attn.q_proj") != other.scaling("self_attn.q_proj")
+    assert [name for name, *_ in differing_fields(one, other)] == ["alpha_pattern"]
+    assert differing_fields(one, one) == []
