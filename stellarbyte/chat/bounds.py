@@ -17,10 +17,11 @@ MOST_CHARACTERS = 10_000_000
 MOST_ITEMS = 1_000_000
 """Of a list that a template makes, with what is nested in it."""
 
-MOST_SECONDS = 60
+MOST_SECONDS = 20
 """For steps that are slow one by one; whoever keeps to the other bounds is far below it."""
 
 _LARGEST_WIDTH = 10_000  # of padding and indentation
+_LARGEST_IN_JSON = 100  # of what stands before each item of a list or object
 _MOST_BITS = 4096  # of an integer
 _WIDTH = re.compile(r"\d{5}|\*|\{[^{}]*\{")  # in a format: many digits, or a width that is a value itself
 
@@ -100,8 +101,10 @@ class Bounds:
         values = (*arguments, *named.values())
         if name in _PADDING:
             width = max((abs(value) for value in values if isinstance(value, int)), default=0)
-            if width > _LARGEST_WIDTH:
-                raise self._error(f"pads a text to more than {_LARGEST_WIDTH} characters", "take a smaller width")
+            largest = _LARGEST_IN_JSON if name == "tojson" else _LARGEST_WIDTH
+            separators = [len(str(item)) for value in values if isinstance(value, list | tuple) for item in value]
+            if max(width, *separators, 0) > largest:
+                raise self._error(f"pads a text to more than {largest} characters", "take a smaller width")
             lines = text.count("\n") + text.count("\t") + 1 if isinstance(text, str) else 1
             texts = sum(len(value) for value in values if isinstance(value, str))
             self.check_length((len(text) if isinstance(text, str) else 0) + (width + texts) * lines)

@@ -126,6 +126,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         bounds = __self.rendering.bounds
         bounds.step()
         text = getattr(__obj, "__self__", None)
+        if isinstance(__obj, TemplateDict):
+            return __self.made(super().call(__context, __obj, *args, **kwargs))
         if not isinstance(text, str):
             return super().call(__context, __obj, *args, **kwargs)
         name = __obj.__name__
@@ -164,8 +166,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Whether a template may read an attribute."""
-        # Bytes would have all of these methods again, unbounded.
-        return attr not in ("encode", "to_bytes", "origins") and super().is_safe_attribute(obj, attr, value)
+        # Bytes would have all of these methods again, unbounded; a translation may make any text long.
+        return attr not in ("encode", "to_bytes", "translate", "origins") and super().is_safe_attribute(
+            obj, attr, value
+        )
 
     def _finalized(self, value: Any) -> Any:
         """A value that is to be written: a list that holds messages' words must not lose where they come from."""
