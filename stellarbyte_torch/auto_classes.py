@@ -21,7 +21,7 @@ def register_with_transformers() -> None:
 
 def _register() -> None:
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     from stellarbyte_torch.configuration_stellarbyte import ByteConfig
     from stellarbyte_torch.modeling_stellarbyte import ByteDecoder, ByteForCausalLM
@@ -29,9 +29,8 @@ def _register() -> None:
     AutoConfig.register(ByteConfig.model_type, ByteConfig)
     AutoModel.register(ByteConfig, ByteDecoder)
     AutoModelForCausalLM.register(ByteConfig, ByteForCausalLM)
-    # By these names Trainer knows whose labels its label smoothing must shift, and `transformers serve` what it serves.
+    # By this name `transformers serve` knows what it serves.
     MODEL_MAPPING_NAMES[ByteConfig.model_type] = ByteDecoder.__name__
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[ByteConfig.model_type] = ByteForCausalLM.__name__
     # Makes save_pretrained copy the two files beside the weights, so that trust_remote_code loads what it wrote.
     ByteConfig.register_for_auto_class()
     ByteDecoder.register_for_auto_class("AutoModel")

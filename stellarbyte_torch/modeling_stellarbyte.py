@@ -4,13 +4,15 @@ Shape suffixes: B batch, T query time, S key time, D hidden, N query heads, K ke
 E experts, L layers, M = B · T rows, k experts of a token.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
@@ -21,14 +23,30 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_stellarbyte import XPOS_SMALLEST_ZETA, ByteConfig, contradiction
 
-# (cos, sin) and, with XPos, (cos, sin) for the queries followed by (cos, sin) for the keys, each float32 [B, T, H].
-PositionEmbeddings = tuple[torch.Tensor, ...]
+# From 5.24 on transformers says `cache` where it said past_key_values.
+CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+
+# The keywords beyond a forward's own parameters that transformers, PEFT, TRL and servers pass through a model; those of
+# the attention function at work are known as well. Any other is a mistake.
+KEYWORDS = {
+    *("num_items_in_batch", "shift_labels", "ignore_index"),  # for the loss
+    *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict"),
+    *("position_ids", "use_cache"),  # what a layer hands on to its attention
+    *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "is_causal"),  # for attention kernels
+    # For continuous batching; before 5.24 `cache` was its word alone.
+    *("cache", "read_index", "write_index", "block_table", "logits_indices", "logits_processor_args"),
+    *("attention_instances", "forward_batch"),  # for vLLM's and SGLang's attention
+    *("debug_io", "debug_io_dir", "prune_layers"),  # for transformers' model debugging
+    # Nothing here depends on them: packing as state-space models see it, tokenizers' segments, older releases' places.
+    *("seq_idx", "token_type_ids", "cache_position"),
+}
 
 # Marks the projections that do not start at initializer_range itself, with what it is multiplied by.
 INITIAL_GAIN = "initial_gain"
@@ -44,6 +62,30 @@ def initial_gains(config: ByteConfig) -> tuple[float, float]:
     return ((8 * depth) ** -0.25,) * 2 if config.residual == "deepnorm" else (1.0, (2 * depth) ** -0.5)
 
 
+def refuse_unknown(kwargs: Mapping[str, Any], module: Any) -> None:
+    """Raise TypeError for the first keyword that nobody here reads, so that a misspelt one is never ignored."""
+    for name in (name for name in kwargs if name not in KEYWORDS):
+        attention: Any = ALL_ATTENTION_FUNCTIONS.get(module.config._attn_implementation, eager_attention_forward)
+        if name not in inspect.signature(attention).parameters:
+            where = f"{type(module).__name__}.forward()"
+            raise TypeError(f"{where} got an unexpected keyword argument {name!r}: correct it, or leave it out")
+
+
+def with_either_cache_name(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a forward whose parameter is past_key_values take `cache` in its place, as transformers calls it by now."""
+
+    @wraps(forward)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        cache = kwargs.pop("cache", None)
+        if cache is not None and kwargs.get("past_key_values") is not None:
+            raise ValueError("past_key_values and cache are two names of one thing: give only one")
+        if cache is not None:  # before 5.24 continuous batching's went to its own attention
+            kwargs["past_key_values" if CACHE == "cache" or isinstance(cache, Cache) else "cache"] = cache
+        return forward(self, *args, **kwargs)
+
+    return wrapper
+
+
 @use_kernel_forward_from_hub("RMSNorm")
 class ByteRMSNorm(nn.Module):
     """x / rms(x) · weight, with float32 statistics; the weight is multiplied after the cast back, as in Llama."""
@@ -53,15 +95,11 @@ class ByteRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(hidden_size))
         self.variance_epsilon = eps
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., D] -> [..., D], in the dtype that came in."""
-        normed = hidden_states.float()
-        normed = normed * torch.rsqrt(normed.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        x = hidden_states.float()
+        normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
         return self.weight * normed.to(hidden_states.dtype)
-
-    def extra_repr(self) -> str:
-        """What print(model) shows."""
-        return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
 
 
 class ByteRotaryEmbedding(nn.Module):
@@ -81,24 +119,28 @@ class ByteRotaryEmbedding(nn.Module):
         if config.position_embedding == "xpos":
             zeta = self.initial_zeta(config)
             self.zeta = nn.Parameter(zeta) if config.xpos_learnable else nn.Buffer(zeta, persistent=False)
+            self.zeta_is_there = not zeta.is_meta
 
     @staticmethod
-    def initial_inv_freq(config: ByteConfig) -> tuple[torch.Tensor, float]:
+    def initial_inv_freq(config: ByteConfig) -> tuple[Tensor, float]:
         """rope_theta^(-2i / H), stretched as rope_scaling says, float32 [H / 2]; and yarn's factor of cos and sin."""
-        assert config.head_dim is not None
         if config.rope_scaling:
             return ROPE_INIT_FUNCTIONS[config.rope_scaling["rope_type"]](config)
+        assert config.head_dim is not None
         exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         return 1.0 / (config.rope_theta**exponent), 1.0
 
     @staticmethod
-    def initial_zeta(config: ByteConfig) -> torch.Tensor:
+    def initial_zeta(config: ByteConfig) -> Tensor:
         """(2i / H + 0.4) / 1.4, float32 [H / 2]."""
         assert config.head_dim is not None
         return (torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim + 0.4) / 1.4
 
-    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> PositionEmbeddings:
-        """position_ids [B, T] -> (cos, sin), and with XPos another such pair for the keys; on the device of x."""
+    def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
+        """position_ids [B, T] -> cos and sin, with XPos also the keys' own: float32 [2 or 4, B, T, H], where x is.
+
+        One tensor, because reentrant checkpointing follows the gradient of zeta through a tensor but not a tuple.
+        """
         position_BT1 = position_ids[..., None].float()
         with torch.no_grad():
             angle = position_BT1 * self.frequencies(position_ids).to(x.device)
@@ -107,76 +149,93 @@ class ByteRotaryEmbedding(nn.Module):
             if self.attention_scaling != 1.0:
                 cos, sin = cos * self.attention_scaling, sin * self.attention_scaling
         if self.config.position_embedding == "rope":
-            return cos, sin
+            return torch.stack((cos, sin))
 
         reference = self.config.max_position_embeddings / 2
         exponent = (position_BT1 - reference) / self.config.xpos_scale_base * self.bounded_zeta().log()
         exponent = torch.cat((exponent, exponent), dim=-1)
         query_factor, key_factor = exponent.exp(), (-exponent).exp()
-        return cos * query_factor, sin * query_factor, cos * key_factor, sin * key_factor
+        return torch.stack((cos * query_factor, sin * query_factor, cos * key_factor, sin * key_factor))
 
-    def frequencies(self, position_ids: torch.Tensor) -> torch.Tensor:
-        """float32 [H / 2]; those of rope_scaling dynamic grow with the sequence that this call ends.
-
-        Unlike transformers' dynamic_rope_update this remembers no earlier call: the same call gives the same logits.
-        """
+    def frequencies(self, position_ids: Tensor) -> Tensor:
+        """float32 [H / 2]; those of rope_scaling dynamic grow with the sequence that this very call ends."""
         if self.rope_type != "dynamic":
             return self.inv_freq
         seq_len = position_ids.max() + 1
         grown, _ = ROPE_INIT_FUNCTIONS["dynamic"](self.config, self.inv_freq.device, seq_len)
         return torch.where(seq_len > self.config.max_position_embeddings, grown, self.inv_freq)
 
-    def bounded_zeta(self) -> torch.Tensor:
+    def bounded_zeta(self) -> Tensor:
         """Zeta [H / 2] inside [zeta_0, 1]; the gradient passes straight through, so a value at the bound can return."""
         if not self.config.xpos_learnable:
             return self.zeta
         return self.zeta + (self.zeta.clamp(XPOS_SMALLEST_ZETA, 1.0) - self.zeta).detach()
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "ByteRotaryEmbedding":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ByteRotaryEmbedding":
         # model.to(torch.bfloat16) must not round frequencies to 8 bits: position 300 would then turn by a wrong angle.
-        def move_but_keep_float32(tensor: torch.Tensor) -> torch.Tensor:
+        def move_but_keep_float32(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        return super()._apply(move_but_keep_float32, recurse)
+        super()._apply(move_but_keep_float32, recurse)
+        # model.to_empty(device=…) leaves anything there, and no file holds the buffers.
+        if not self.inv_freq.is_meta:
+            self.fill_buffers()
+        return self
+
+    @torch.no_grad()
+    def fill_buffers(self) -> None:
+        """Put the config's frequencies, and a zeta that is not learnt, where the buffers are."""
+        self.inv_freq.copy_(self.initial_inv_freq(self.config)[0])
+        if "zeta" in self._buffers:
+            self.zeta.copy_(self.initial_zeta(self.config))
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.zeta_is_there = True
 
 
-def rotate(x: torch.Tensor, rotation: PositionEmbeddings) -> torch.Tensor:
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Turn the pairs (i, i + H / 2) of x [B, N, T, H] by (cos, sin), in float32 at least, back in the dtype of x."""
-    cos, sin = (table[:, None] for table in rotation)
+    cos, sin = rotation[:, :, None]
     first, second = x.chunk(2, dim=-1)
     # cos and sin are float32, so narrower x is promoted; a float64 model keeps its own precision.
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
-def repeat_kv(x: torch.Tensor, n_rep: int) -> torch.Tensor:
-    """[B, K, S, H] -> [B, K · n_rep, S, H]: each key/value head once for every query head that reads it."""
-    return x if n_rep == 1 else x.repeat_interleave(n_rep, dim=1)
-
-
 def eager_attention_forward(
     module: "ByteAttention",
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
     **kwargs: Any,  # noqa: ARG001 - the attention interface's signature
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention step by step: what the fused kernels are compared with, and the only one that returns its weights.
+) -> tuple[Tensor, Tensor]:
+    """Attention step by step, whose weights can be seen: output [B, T, N, H], weights [B, N, T, S].
 
-    query [B, N, T, H], key and value [B, K, S, H], additive attention_mask [B, 1, T, S]
-    -> output [B, T, N, H], weights [B, N, T, S].
+    query [B, N, T, H], key and value [B, K, S, H], attention_mask [B, 1, T, S], which is added.
     """
-    key_BNSH = repeat_kv(key, module.num_key_value_groups)
-    value_BNSH = repeat_kv(value, module.num_key_value_groups)
+    # Each key/value head once for every query head that reads it.
+    key_BNSH, value_BNSH = (x.repeat_interleave(module.num_key_value_groups, dim=1) for x in (key, value))
     scores_BNTS = torch.matmul(query, key_BNSH.transpose(2, 3)) * scaling
     if attention_mask is not None:
         scores_BNTS = scores_BNTS + attention_mask
     weights_BNTS = nn.functional.softmax(scores_BNTS, dim=-1, dtype=torch.float32).to(query.dtype)
     weights_BNTS = nn.functional.dropout(weights_BNTS, p=dropout, training=module.training)
     return torch.matmul(weights_BNTS, value_BNSH).transpose(1, 2).contiguous(), weights_BNTS
+
+
+def mask_for(implementation: str, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A caller's mask of pairs [B, 1, T, S], bool or to be added, as the implementation reads it; or ValueError."""
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ValueError(f"attention_mask [B, 1, T, S] is {mask.dtype}: give bool, True where seen, or floats to add")
+    if "flash" in implementation:
+        raise ValueError(f"{implementation} follows no attention_mask [B, 1, T, S]: load the model with sdpa or eager")
+    if mask.dtype == torch.bool and "sdpa" not in implementation:  # the others add what they are given
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+    return mask
 
 
 class ByteAttention(nn.Module):
@@ -208,30 +267,25 @@ class ByteAttention(nn.Module):
         setattr(self.v_proj, INITIAL_GAIN, inner_gain)
         setattr(self.o_proj, INITIAL_GAIN, output_gain)
 
-    kv_index: torch.Tensor | None
-
-    def set_heads(self, gone: Iterable[int], device: torch.device | None = None) -> None:
+    def set_heads(self, gone: Iterable[int]) -> None:
         """Lay out the heads that remain; a key/value head goes with the last query head that reads it."""
         assert self.config.num_key_value_heads is not None
         group = self.config.num_attention_heads // self.config.num_key_value_heads
         queries = [head for head in range(self.config.num_attention_heads) if head not in gone]
         keys = sorted({head // group for head in queries})
         self.heads = (queries, keys)
-        # Which of the remaining key/value heads each query head reads. Unless all groups are of one size, attention
-        # gets a copy for each query head.
+        # Which of the remaining key/value heads each query head reads: copies, unless all groups are of one size.
         self.kv_slots = [keys.index(head // group) for head in queries]
         size = len(queries) // len(keys)
         self.is_regular = self.kv_slots == [position // size for position in range(len(queries))]
         self.num_key_value_groups = size if self.is_regular else 1
-        index = None if self.is_regular else torch.tensor(self.kv_slots, device=device)
-        self.register_buffer("kv_index", index, persistent=False)
 
     @torch.no_grad()
     def prune_heads(self, gone: Iterable[int]) -> None:
         """Cut the projections down to what remains without these heads, which include those that are gone already."""
         projections = ((self.q_proj, 0, 0), (self.k_proj, 0, 1), (self.v_proj, 0, 1), (self.o_proj, 1, 0))
         before, device = self.heads, self.q_proj.weight.device
-        self.set_heads(gone, device)
+        self.set_heads(gone)
         for projection, dim, which in projections:
             slots = torch.tensor([before[which].index(head) for head in self.heads[which]], device=device)
             channels = (slots[:, None] * self.head_dim + torch.arange(self.head_dim, device=device)).flatten()
@@ -241,54 +295,45 @@ class ByteAttention(nn.Module):
                 projection.bias = nn.Parameter(bias.index_select(0, channels), requires_grad=bias.requires_grad)
             projection.out_features, projection.in_features = projection.weight.shape
 
+    @with_either_cache_name
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        position_embeddings: PositionEmbeddings | None = None,
-        attention_mask: torch.Tensor | None = None,
+        hidden_states: Tensor,
+        position_embeddings: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """hidden_states [B, T, D] -> [B, T, D] and the weights [B, N, T, S], which only eager attention has."""
+        refuse_unknown(kwargs, self)
         input_shape = hidden_states.shape[:-1]
         head_shape = (*input_shape, -1, self.head_dim)
 
-        q_BTNH = self.q_proj(hidden_states).view(head_shape)
-        k_BSKH = self.k_proj(hidden_states).view(head_shape)
+        q_BTNH, k_BSKH = (proj(hidden_states).view(head_shape) for proj in (self.q_proj, self.k_proj))
         if self.has_qk_norm:
             q_BTNH, k_BSKH = self.q_norm(q_BTNH), self.k_norm(k_BSKH)
         q_BNTH, k_BKSH = q_BTNH.transpose(1, 2), k_BSKH.transpose(1, 2)
         v_BKSH = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
         if position_embeddings is not None:
-            q_BNTH = rotate(q_BNTH, position_embeddings[:2])
-            k_BKSH = rotate(k_BKSH, position_embeddings[-2:])
+            q_BNTH, k_BKSH = rotate(q_BNTH, position_embeddings[:2]), rotate(k_BKSH, position_embeddings[-2:])
 
         if past_key_values is not None:
-            k_BKSH, v_BKSH = past_key_values.update(k_BKSH, v_BKSH, self.layer_idx)
-            if self.sliding_window == 1:
+            k_BKSH, v_BKSH = past_key_values.update(k_BKSH, v_BKSH, self.layer_idx, kwargs=kwargs)
+            if self.sliding_window == 1 and isinstance(past_key_values, Cache):
                 # transformers' sliding cache means to keep the last W - 1 slots, but [-0:] are all of them.
                 T = q_BNTH.shape[2]
                 k_BKSH, v_BKSH = k_BKSH[:, :, -T:], v_BKSH[:, :, -T:]
-                attention_mask = (
-                    attention_mask[..., -T:] if isinstance(attention_mask, torch.Tensor) else attention_mask
-                )
+                attention_mask = attention_mask[..., -T:] if isinstance(attention_mask, Tensor) else attention_mask
         if not self.is_regular:
-            k_BKSH, v_BKSH = k_BKSH[:, self.kv_index], v_BKSH[:, self.kv_index]
+            k_BKSH, v_BKSH = (torch.stack([x[:, slot] for slot in self.kv_slots], dim=1) for x in (k_BKSH, v_BKSH))
 
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, weights = attention(
-            self,
-            q_BNTH,
-            k_BKSH,
-            v_BKSH,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            sliding_window=self.sliding_window,
-            **kwargs,
-        )
+        implementation = self.config._attn_implementation
+        attention: Any = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        if isinstance(attention_mask, Tensor) and attention_mask.ndim == 4:
+            attention_mask = mask_for(implementation, attention_mask, q_BNTH.dtype)
+        dropout = self.attention_dropout if self.training else 0.0
+        options = {"dropout": dropout, "scaling": self.scaling, "sliding_window": self.sliding_window}
+        output, weights = attention(self, q_BNTH, k_BKSH, v_BKSH, attention_mask, **options, **kwargs)
         return self.o_proj(output.reshape(*input_shape, -1).contiguous()), weights
 
 
@@ -302,14 +347,11 @@ class ByteMLP(nn.Module):
         self.down_proj = nn.Linear(intermediate_size, config.hidden_size, bias=False)
         self.act_fn = ACT2FN[config.hidden_act]
         inner_gain, output_gain = initial_gains(config)
-        for projection, gain in (
-            (self.gate_proj, inner_gain),
-            (self.up_proj, inner_gain),
-            (self.down_proj, output_gain),
-        ):
-            setattr(projection, INITIAL_GAIN, gain)
+        setattr(self.gate_proj, INITIAL_GAIN, inner_gain)
+        setattr(self.up_proj, INITIAL_GAIN, inner_gain)
+        setattr(self.down_proj, INITIAL_GAIN, output_gain)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
 
@@ -331,9 +373,7 @@ class ByteExperts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(self.num_experts, self.hidden_dim, self.intermediate_dim))
         self.act_fn = ACT2FN[config.hidden_act]
 
-    def forward(
-        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """[M, D], each row's experts [M, k] and their weights -> [M, D]; this is `eager`: one expert after another."""
         output = torch.zeros_like(hidden_states)
         for expert in top_k_index.unique():
@@ -355,7 +395,7 @@ class ByteTopKRouter(nn.Module):
         self.norm_topk_prob = config.norm_topk_prob
         self.weight = nn.Parameter(torch.zeros(config.num_experts, config.hidden_size))
 
-    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[M, D] -> logits [M, E]; weights [M, k] and the experts [M, k] they belong to, best first."""
         with maybe_autocast(hidden_states.device.type, enabled=False):
             logits = nn.functional.linear(hidden_states.float(), self.weight.float())
@@ -367,7 +407,7 @@ class ByteTopKRouter(nn.Module):
         return logits, weights, experts
 
 
-def choose_experts(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+def choose_experts(logits: Tensor, top_k: int) -> Tensor:
     """The k highest of logits [..., E], best first: [..., k]. Of equal ones the lower index, which topk leaves open."""
     return logits.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
 
@@ -384,7 +424,7 @@ class ByteSparseMoeBlock(nn.Module):
         shared_size = config.num_shared_experts * config.moe_intermediate_size
         self.shared_experts = ByteMLP(config, shared_size) if shared_size else None
 
-    def forward(self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor, token_mask: Tensor | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]; token_mask [B, T] is 0 for padding, which takes no place in an expert."""
         x_MD = hidden_states.reshape(-1, hidden_states.shape[-1])
         _, weights_Mk, experts_Mk = self.gate(x_MD)
@@ -394,7 +434,7 @@ class ByteSparseMoeBlock(nn.Module):
         output = self.experts(x_MD, experts_Mk, weights_Mk).view(hidden_states.shape)
         return output if self.shared_experts is None else output + self.shared_experts(hidden_states)
 
-    def has_place(self, experts_BTk: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
+    def has_place(self, experts_BTk: Tensor, token_mask: Tensor | None) -> Tensor:
         """Which choices their expert still serves, bool [B, T, k]: of each row the first ceil(factor · k · T / E)."""
         assert self.capacity_factor is not None
         (B, T, k), E = experts_BTk.shape, self.experts.num_experts
@@ -405,21 +445,19 @@ class ByteSparseMoeBlock(nn.Module):
         return place <= math.ceil(self.capacity_factor * k * T / E)
 
 
-def mask_of_tokens(attention_mask: Any, length: int) -> torch.Tensor | None:
+def mask_of_tokens(attention_mask: Any, length: int) -> Tensor | None:
     """Which of the last `length` tokens are real, [B, T], from an attention_mask [B, S]; masks of pairs do not say."""
-    return (
-        attention_mask[:, -length:] if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 else None
-    )
+    return attention_mask[:, -length:] if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 else None
 
 
 def router_losses(
-    router_logits: tuple[torch.Tensor, ...], top_k: int, batch_size: int, attention_mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(balance, z) of the logits [B · T, E] of each layer, over the tokens that attention_mask [B, S >= T] calls real.
+    router_logits: tuple[Tensor, ...], top_k: int, batch_size: int, attention_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the logits [B · T, E] of each layer: balance [B], z [B], and how many tokens [B] each row has.
 
-    balance: E · Σ_i f_i P_i for each row and layer, f_i the share of its tokens that chose expert i (they sum to k),
-    P_i its mean probability (Fedus et al. 2021, arXiv:2101.03961); the mean over layers and, weighted by their tokens,
-    rows. z: the mean of logsumexp(logits)² (Zoph et al. 2022, arXiv:2202.08906).
+    Tokens are what attention_mask [B, S >= T] calls real. balance: E · Σ_i f_i P_i, f_i the share of a row's tokens
+    that chose expert i (they sum to k), P_i its mean probability (Fedus et al. 2021, arXiv:2101.03961). z: the mean of
+    logsumexp(logits)² (Zoph et al. 2022, arXiv:2202.08906). Both are means over layers.
     """
     device = router_logits[0].device
     logits_LBTE = torch.stack([logits.to(device) for logits in router_logits]).unflatten(1, (batch_size, -1))
@@ -427,15 +465,14 @@ def router_losses(
     token_mask = mask_of_tokens(attention_mask, T)
     counted_BT = logits_LBTE.new_ones(B, T) if token_mask is None else token_mask.to(logits_LBTE)
     tokens_B = counted_BT.sum(dim=1)
-    tokens = tokens_B.sum().clamp(min=1)
 
     chosen_LBTE = torch.zeros_like(logits_LBTE).scatter_(-1, choose_experts(logits_LBTE.detach(), top_k), 1.0)
-    share_BT1 = (counted_BT / tokens_B[:, None].clamp(min=1))[..., None]
-    f_LBE = (chosen_LBTE * share_BT1).sum(dim=2)
-    P_LBE = (logits_LBTE.softmax(dim=-1) * share_BT1).sum(dim=2)
+    share_BT = counted_BT / tokens_B[:, None].clamp(min=1)
+    f_LBE = (chosen_LBTE * share_BT[..., None]).sum(dim=2)
+    P_LBE = (logits_LBTE.softmax(dim=-1) * share_BT[..., None]).sum(dim=2)
     balance_B = E * (f_LBE * P_LBE).sum(dim=-1).mean(dim=0)
-    z_BT = logits_LBTE.logsumexp(dim=-1).square().mean(dim=0)
-    return (balance_B * tokens_B).sum() / tokens, (z_BT * counted_BT).sum() / tokens
+    z_B = (logits_LBTE.logsumexp(dim=-1).square().mean(dim=0) * share_BT).sum(dim=1)
+    return balance_B, z_B, tokens_B
 
 
 class ByteLayerScale(nn.Module):
@@ -446,7 +483,7 @@ class ByteLayerScale(nn.Module):
         self.initial = initial
         self.weight = nn.Parameter(torch.full((hidden_size,), float(initial)))
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
         return hidden_states * self.weight
 
@@ -454,9 +491,8 @@ class ByteLayerScale(nn.Module):
 class ByteDecoderLayer(GradientCheckpointingLayer):
     """Attention f and feed-forward g joined to the residual stream, one after the other or, in parallel, at once.
 
-    pre_norm: x + f(norm(x)), then x + g(norm(x)); in parallel x + f(h) + g(h) of one h = norm(x).
-    deepnorm (Wang et al. 2022, arXiv:2203.00555): norm(alpha x + f(x)), then norm(alpha x + g(x)); in parallel
-    norm(alpha x + f(x) + g(x)).
+    pre_norm: x + f(norm(x)), then x + g(norm(x)); in parallel x + f(h) + g(h) of one h = norm(x). deepnorm (Wang et al.
+    2022, arXiv:2203.00555): norm(alpha x + f(x)), then norm(alpha x + g(x)); in parallel norm(alpha x + f(x) + g(x)).
     """
 
     def __init__(self, config: ByteConfig, layer_idx: int) -> None:
@@ -482,28 +518,19 @@ class ByteDecoderLayer(GradientCheckpointingLayer):
         self.self_attn_layer_scale = ByteLayerScale(D, initial) if initial is not None else None
         self.mlp_layer_scale = ByteLayerScale(D, initial) if initial is not None else None
 
+    @with_either_cache_name
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
+        hidden_states: Tensor,
+        position_embeddings: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
-        use_cache: bool | None = False,
-        position_embeddings: PositionEmbeddings | None = None,
-        token_mask: torch.Tensor | None = None,
+        token_mask: Tensor | None = None,
         **kwargs: Any,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         branch_input = hidden_states if self.is_deepnorm else self.input_layernorm(hidden_states)
-        attended, _ = self.self_attn(
-            hidden_states=branch_input,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            position_embeddings=position_embeddings,
-            **kwargs,
-        )
+        attended, _ = self.self_attn(branch_input, position_embeddings, attention_mask, past_key_values, **kwargs)
         hidden_states = self.residual(hidden_states) + self.branch(attended, self.self_attn_layer_scale)
         residual = hidden_states
         if not self.is_parallel:
@@ -513,11 +540,11 @@ class ByteDecoderLayer(GradientCheckpointingLayer):
         hidden_states = residual + self.branch(fed, self.mlp_layer_scale)
         return self.post_feedforward_layernorm(hidden_states) if self.is_deepnorm else hidden_states
 
-    def residual(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def residual(self, hidden_states: Tensor) -> Tensor:
         """What the branches are added to: x, under DeepNorm alpha · x."""
         return self.alpha * hidden_states if self.is_deepnorm else hidden_states
 
-    def branch(self, output: torch.Tensor, layer_scale: ByteLayerScale | None) -> torch.Tensor:
+    def branch(self, output: Tensor, layer_scale: ByteLayerScale | None) -> Tensor:
         """What a branch's output [B, T, D] adds: after dropout, LayerScale and, a whole row at a time, DropPath."""
         if self.residual_dropout:
             output = nn.functional.dropout(output, self.residual_dropout, self.training)
@@ -536,7 +563,7 @@ class BytePreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["ByteDecoderLayer"]  # noqa: RUF012 - transformers' own protocol
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -551,12 +578,10 @@ class BytePreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | nn.Embedding | ByteTopKRouter):
             init.normal_(module.weight, mean=0.0, std=std * getattr(module, INITIAL_GAIN, 1.0))
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding | ByteTopKRouter):
-            init.normal_(module.weight, mean=0.0, std=std)
+            if isinstance(bias := getattr(module, "bias", None), Tensor):
+                init.zeros_(bias)
         elif isinstance(module, ByteExperts):
             for weight, gain in zip((module.gate_up_proj, module.down_proj), initial_gains(self.config), strict=True):
                 init.normal_(weight, mean=0.0, std=std * gain)
@@ -566,21 +591,16 @@ class BytePreTrainedModel(PreTrainedModel):
             init.constant_(module.weight, module.initial)
         # from_pretrained builds the model without memory, so buffers that no file holds are filled in here.
         elif isinstance(module, ByteRotaryEmbedding):
-            init.copy_(module.inv_freq, module.initial_inv_freq(self.config)[0])
-            if self.config.position_embedding == "xpos":
+            module.fill_buffers()
+            if self.config.xpos_learnable and not module.zeta_is_there:  # what training or a file put there stays
                 init.copy_(module.zeta, module.initial_zeta(self.config))
-        elif isinstance(module, ByteAttention) and module.kv_index is not None:
-            init.copy_(module.kv_index, torch.tensor(module.kv_slots))
 
     def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
         """Take query heads out of the model, in place: {layer: [heads]}, counted as before anything was pruned.
 
         Several calls add up; config.pruned_heads says what is gone, and save_pretrained and from_pretrained follow it.
         A key/value head goes with the last query head that reads it. An optimizer made before still holds the old
-        parameters: make a new one.
-
-        Raises:
-            ValueError: no such layer or head, or a layer would be left without heads.
+        parameters: make a new one. No such layer or head, or a layer without heads, raises ValueError.
         """
         depth = self.config.num_hidden_layers
         before = self.config.pruned_heads or ((),) * depth
@@ -590,18 +610,18 @@ class BytePreTrainedModel(PreTrainedModel):
                 raise ValueError(f"heads_to_prune names layer {layer}: the layers are 0 to {depth - 1}")
             pruned[layer].update(heads)
         pruned_heads = tuple(tuple(sorted(gone)) for gone in pruned)
-        complaint = contradiction({**vars(self.config), "pruned_heads": pruned_heads})
-        if complaint is not None:
+        if complaint := contradiction({**vars(self.config), "pruned_heads": pruned_heads}):
             raise ValueError(complaint)
         decoder: Any = self.base_model
-        changed = [index for index in range(depth) if set(before[index]) != pruned[index]]
-        for attn in (decoder.layers[index].self_attn for index in changed):
-            for projection in (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj):
-                if type(projection) is not nn.Linear:
-                    kind = type(projection).__name__
-                    raise ValueError(f"prune_heads meets a {kind}: merge adapters, or load the weights unquantized")
-        for index in changed:
-            decoder.layers[index].self_attn.prune_heads(pruned_heads[index])
+        changed = {
+            index: decoder.layers[index].self_attn for index in range(depth) if set(before[index]) != pruned[index]
+        }
+        for projection in (getattr(attn, f"{name}_proj") for attn in changed.values() for name in "qkvo"):
+            if type(projection) is not nn.Linear:
+                kind = type(projection).__name__
+                raise ValueError(f"prune_heads meets a {kind}: merge adapters, or load the weights unquantized")
+        for index, attn in changed.items():
+            attn.prune_heads(pruned_heads[index])
         self.config.pruned_heads = pruned_heads
 
 
@@ -621,31 +641,32 @@ class ByteDecoder(BytePreTrainedModel):
             self._keep_in_fp32_modules_strict = ["zeta"]
         self.post_init()
 
+    @with_either_cache_name
     @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
-        """Run the decoder.
+        """Run the decoder; what contradicts itself or is unknown raises ValueError or TypeError.
 
         Args:
             input_ids: [B, T]; or give inputs_embeds [B, T, D].
-            attention_mask: [B, S], 1 for tokens and 0 for padding; without it every token counts.
+            attention_mask: [B, S], 1 for tokens and 0 for padding; without it every token counts. Or [B, 1, T, S], True
+                where a query sees a key, or floats to be added.
             position_ids: [B, T]; where they do not rise by one, a new packed document starts, which sees none of the
                 others (only without attention_mask and past_key_values, as everywhere in transformers).
-            past_key_values: the cache to read and to extend.
+            past_key_values: the cache to read and to extend; it may be given as `cache`.
             use_cache: whether to return a cache; config.use_cache by default.
-
-        Raises:
-            ValueError: input_ids and inputs_embeds are both given, or neither.
+            kwargs: `KEYWORDS`.
         """
+        refuse_unknown(kwargs, self)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids and inputs_embeds exclude each other: give exactly one")
         if inputs_embeds is None:
@@ -653,14 +674,8 @@ class ByteDecoder(BytePreTrainedModel):
 
         # Before a cache is made for the caller, and with the caller's own positions: only so does transformers find the
         # packed documents whatever use_cache says, and only so does sdpa take its causal kernel when nothing is packed.
-        windowed = self.config.sliding_window is not None
-        causal_mask = (create_sliding_window_causal_mask if windowed else create_causal_mask)(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
+        create_mask = create_sliding_window_causal_mask if self.config.sliding_window else create_causal_mask
+        causal_mask = create_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
@@ -668,22 +683,15 @@ class ByteDecoder(BytePreTrainedModel):
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
         position_embeddings = None if self.rotary_emb is None else self.rotary_emb(inputs_embeds, position_ids)
         token_mask = mask_of_tokens(attention_mask, inputs_embeds.shape[1])
+        cache: dict[str, Any] = {CACHE: past_key_values}  # as GradientCheckpointingLayer calls it, to take it away
+        options = {"position_ids": position_ids, "use_cache": use_cache, "token_mask": token_mask, **cache}
 
         hidden_states = inputs_embeds
         if self.config.hidden_dropout:
             hidden_states = nn.functional.dropout(hidden_states, self.config.hidden_dropout, self.training)
         for decoder_layer in self.layers[: self.config.num_hidden_layers]:
-            hidden_states = decoder_layer(
-                hidden_states,
-                attention_mask=causal_mask,
-                position_embeddings=position_embeddings,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                token_mask=token_mask,
-                **kwargs,
-            )
-        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+            hidden_states = decoder_layer(hidden_states, position_embeddings, causal_mask, **options, **kwargs)
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **cache)
 
 
 @dataclass
@@ -708,18 +716,19 @@ class ByteForCausalLM(BytePreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @with_either_cache_name
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_router_logits: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> ByteCausalLMOutput:
         """Logits of the next token, and with labels their cross-entropy.
@@ -730,22 +739,15 @@ class ByteForCausalLM(BytePreTrainedModel, GenerationMixin):
             output_router_logits: also return the routers' logits, their balance loss (aux_loss) and z_loss, and add the
                 two to the loss, times their coefficients; config.output_router_logits by default.
             logits_to_keep: only the last so many positions get logits (0: all), or the positions in a 1-D tensor.
+            kwargs: `KEYWORDS`; another raises TypeError.
         """
+        refuse_unknown(kwargs, self)
         if output_router_logits is None:
             output_router_logits = getattr(self.config, "output_router_logits", False)
-        outputs: MoeModelOutputWithPast = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_router_logits=output_router_logits,
-            **kwargs,
-        )
+        options = {"use_cache": use_cache, "output_router_logits": output_router_logits, **kwargs}
+        outputs: Any = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **options)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_states = outputs.last_hidden_state
-        assert hidden_states is not None
         logits = self.lm_head(hidden_states[:, kept, :])
 
         loss: Any = None
@@ -754,45 +756,42 @@ class ByteForCausalLM(BytePreTrainedModel, GenerationMixin):
         aux_loss: Any = None
         z_loss: Any = None
         if outputs.router_logits:
-            aux_loss, z_loss = router_losses(
-                outputs.router_logits, self.config.num_experts_per_tok, hidden_states.shape[0], attention_mask
-            )
-            if loss is not None:
-                extra = self.config.router_aux_loss_coef * aux_loss + self.config.router_z_loss_coef * z_loss
+            aux_coef, z_coef = self.config.router_aux_loss_coef, self.config.router_z_loss_coef
+            top_k = self.config.num_experts_per_tok
+            balance_B, z_B, tokens_B = router_losses(outputs.router_logits, top_k, len(hidden_states), attention_mask)
+            weight_B = tokens_B / tokens_B.sum().clamp(min=1)
+            aux_loss, z_loss = (balance_B * weight_B).sum(), (z_B * weight_B).sum()
+            if labels is not None:
+                if (items := kwargs.get("num_items_in_batch")) is not None:
+                    # This is one of several micro-batches: each row weighs by its share of what all of them train.
+                    weight_B = (labels[:, 1:] != -100).sum(dim=1).to(tokens_B) / items
+                extra = ((aux_coef * balance_B + z_coef * z_B) * weight_B).sum()
                 loss = loss + extra.to(loss.device)
         return ByteCausalLMOutput(
             loss=loss,
             aux_loss=aux_loss,
             z_loss=z_loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            router_logits=outputs.router_logits,
+            **{name: value for name, value in outputs.items() if name != "last_hidden_state"},
         )
 
     def forward_step(
-        self,
-        x_t: torch.Tensor,
-        past_k: tuple[torch.Tensor, ...] | None = None,
-        past_v: tuple[torch.Tensor, ...] | None = None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-        """One step of a decoding loop of your own.
+        self, x_t: Tensor, past_k: tuple[Tensor, ...] | None = None, past_v: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """One step of a decoding loop of your own: logits [B, T, V], and past_k and past_v of the next step.
 
         x_t: token ids [B, T], at first a prompt, then usually T = 1. past_k, past_v: what the last step returned, for
-        each layer [B, K, S, H] of the S tokens so far; None at the start. -> logits [B, T, V], new_k, new_v.
-
-        All S slots are kept, even those that a sliding window no longer sees: S is the position of x_t.
+        each layer [B, K, S, H] of all S tokens so far, whatever a sliding window still sees; None at the start.
         """
         assert (past_k is None) == (past_v is None)
         cache: Any = DynamicCache(None if past_k is None or past_v is None else zip(past_k, past_v, strict=True))
         outputs = self(x_t, past_key_values=cache, use_cache=True)
-        return (
-            outputs.logits,
-            tuple(layer.keys for layer in cache.layers),
-            tuple(layer.values for layer in cache.layers),
-        )
+        new_k, new_v = zip(*((layer.keys, layer.values) for layer in cache.layers), strict=True)
+        return outputs.logits, new_k, new_v
 
+
+# By this name Trainer knows a model whose labels its label smoothing must shift, where code comes with a folder too.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[ByteConfig.model_type] = ByteForCausalLM.__name__
 
 # The public short name, on both sides.
 ByteModel = ByteForCausalLM

@@ -59,7 +59,7 @@ def test_pruned_equals_zeroed(name: str, attention: str, tmp_path) -> None:
         assert projection.bias.shape == (heads * 8,)
     assert attention_layer.o_proj.weight.shape == (32, query_heads * 8)
     # Groups of one size stay on the ordinary path.
-    assert (attention_layer.kv_index is None) == (name != "unequal groups")
+    assert attention_layer.is_regular == (name != "unequal groups")
 
     model.save_pretrained(tmp_path)
     loaded = ByteForCausalLM.from_pretrained(tmp_path, attn_implementation=attention)
