@@ -26,6 +26,38 @@ _AUTO_MAP = {
 }
 
 
+# What a field must be in a Llama.
+_IN_LLAMA = {
+    **{"position_embedding": "rope", "sliding_window": None, "qk_norm": False, "residual": "pre_norm"},
+    **{"parallel_residual": False, "layer_scale_init": None, "num_experts": 0, "pruned_heads": None},
+}
+
+
+def marks_for_stock_models(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says so that a stock model that is given these weights raises, instead of talking nonsense.
+
+    XPos and windows change no tensor. A rope_type that transformers does not know raises in all its rotary models; a
+    sentence where LlamaConfig wants a number, which nothing reads any more, in Llama.
+    """
+    position = fields["position_embedding"]
+    marks: dict[str, Any] = {}
+    if position != "rope":
+        marks["rope_parameters"] = {"rope_type": position, "rope_theta": fields["rope_theta"]}
+    if unlike := [name for name, value in _IN_LLAMA.items() if fields[name] != value]:
+        marks["pretraining_tp"] = f"no Llama, because of {', '.join(unlike)}: load it as model_type stellarbyte"
+    return marks
+
+
+def _without_marks(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    fields, position = dict(mapping), mapping.get("position_embedding")
+    rope = fields.get("rope_parameters")
+    if isinstance(rope, dict) and rope.get("rope_type") == position != "rope":
+        del fields["rope_parameters"]
+    if isinstance(fields.get("pretraining_tp"), str):
+        del fields["pretraining_tp"]
+    return fields
+
+
 def to_hf(config: ByteConfig, dtype: str) -> dict[str, Any]:
     """What config.json says of a model whose weights are kept in `dtype`.
 
@@ -44,6 +76,7 @@ def to_hf(config: ByteConfig, dtype: str) -> dict[str, Any]:
         **({"output_router_logits": False} if config.num_experts > 0 else {}),
         "use_cache": True,
         **fields,
+        **marks_for_stock_models(fields),
     }
 
 
@@ -62,7 +95,7 @@ def from_hf(mapping: Mapping[str, Any], where: str) -> ByteConfig:
     if model_type != MODEL_TYPE:
         found = f"of type {model_type!r}" if model_type else "that names no model_type"
         raise UserError(f"{where} describes a model {found}, expected {MODEL_TYPE!r}: give a StellarByte export")
-    return model_config_from_dict(architecture(mapping, where), where)
+    return model_config_from_dict(architecture(_without_marks(mapping), where), where)
 
 
 def read_hf(folder: Path) -> ByteConfig:

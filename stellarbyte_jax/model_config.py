@@ -100,7 +100,7 @@ class ByteConfig:
         if self.rope_scaling is not None:
             scaling = dataclasses.asdict(self.rope_scaling)
             fields["rope_scaling"] = {name: value for name, value in scaling.items() if value is not None}
-        complaint = contradiction(fields)
+        complaint = contradiction(fields) or special_token_mistake(fields)
         if complaint is not None:
             raise UserError(complaint)
         self.check_xpos_range("float32")
@@ -278,23 +278,17 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
                 )
             if len(gone) == heads:
                 return f"pruned_heads.{layer} {list(gone)} leaves no head: keep at least one in each layer"
+    return None
 
-    # Special tokens; Hugging Face allows several eos ids, or none.
-    token_ids: list[int] = []
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = fields[name]
-        for token_id in value if isinstance(value, list) else [value]:
-            if token_id is not None:
-                if not 0 <= token_id < fields["vocab_size"]:
-                    return (
-                        f"{name} {token_id} must be inside the vocabulary: 0 to vocab_size - 1 = "
-                        f"{fields['vocab_size'] - 1}"
-                    )
-                token_ids.append(token_id)
-    if len(set(token_ids)) < len(token_ids):
-        return say(
-            "pad_token_id",
-            f"must differ from bos_token_id {fields['bos_token_id']} and eos_token_id {fields['eos_token_id']}, "
-            "as they from each other",
-        )
+
+def special_token_mistake(fields: Mapping[str, Any]) -> str | None:
+    """The first thing wrong with the special tokens, which training here needs three of; PyTorch does without."""
+    ids = {name: fields[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    last = fields["vocab_size"] - 1
+    for name, value in ids.items():
+        if not 0 <= value <= last:
+            return f"{name} {value} must be inside the vocabulary: 0 to vocab_size - 1 = {last}"
+    bos, eos, pad = ids.values()
+    if len({bos, eos, pad}) < len(ids):
+        return f"pad_token_id {pad} must differ from bos_token_id {bos} and eos_token_id {eos}, as they from each other"
     return None

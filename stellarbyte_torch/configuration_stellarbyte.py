@@ -2,10 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen3MoeConfig
+from transformers.utils import logging
+
+if TYPE_CHECKING:
+    # transformers tells the code of folders apart by this file and what it imports: without this line, two exports of
+    # one name whose modeling files differ would share the first one's code in a process.
+    from .modeling_stellarbyte import ByteForCausalLM  # noqa: F401
+
+logger = logging.get_logger(__name__)
 
 # The largest factor that XPos may put on a score in each dtype: a 256th of the largest finite value, which leaves room
 # for the score itself. XPos computes in float32 and then casts, so wider dtypes gain nothing.
@@ -26,13 +34,12 @@ _ROPE_SCALING: dict[str, type] = {
 class ByteConfig(PreTrainedConfig):
     """Architecture of a StellarByte decoder: the same fields, defaults and rejections as `stellarbyte_jax.ByteConfig`.
 
-    Rotary settings stay flat (`rope_theta`, `rope_scaling`), so config.json reads the same on both sides. Raises
-    ValueError where a field is out of range or two contradict each other, StrictDataclassFieldValidationError where one
-    has the wrong type.
+    Rotary settings stay flat (`rope_theta`, `rope_scaling`), as on the other side. Raises ValueError where a field is
+    out of range or two contradict each other, StrictDataclassFieldValidationError where one has the wrong type.
     """
 
     model_type = "stellarbyte"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - transformers reads it from the class
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012 - transformers reads it from the class
     # Our modules have the names of Qwen3Moe's, so its plans fit.
     base_model_ep_plan = Qwen3MoeConfig.base_model_ep_plan
     base_model_pp_plan = Qwen3MoeConfig.base_model_pp_plan
@@ -73,7 +80,7 @@ class ByteConfig(PreTrainedConfig):
     router_aux_loss_coef: int | float = 0.01
     router_z_loss_coef: int | float = 0.001
     pruned_heads: Sequence[Sequence[int]] | None = None
-    # None and lists are what Hugging Face tools may set later on; a trained StellarByte model has three different ids.
+    # Whatever Hugging Face tools set later on; the JAX side wants three different ids of the vocabulary.
     bos_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 1
     pad_token_id: int | None = 2
@@ -90,16 +97,30 @@ class ByteConfig(PreTrainedConfig):
             self.output_router_logits = kwargs.pop("output_router_logits", False)
         if self.rope_scaling is not None:
             self.rope_scaling = {name: value for name, value in self.rope_scaling.items() if value is not None} or None
-        if (rope_parameters := kwargs.pop("rope_parameters", None)) is not None:
+        kwargs.pop("pretraining_tp", None)
+        rope_parameters = kwargs.pop("rope_parameters", None)
+        if rope_parameters is not None and rope_parameters.get("rope_type") != self.position_embedding:
             self.rope_parameters = rope_parameters
         super().__post_init__(**kwargs)
-        self.validate_architecture()
+        self.check_architecture()
 
-    def validate_architecture(self) -> None:
-        """Refuse contradictions with one sentence; transformers calls it again before it saves."""
+    def check_architecture(self) -> None:
+        """Refuse contradictions with one sentence."""
         if complaint := _rope_scaling_mistake(self.rope_scaling or {}) or contradiction(vars(self)):
             raise ValueError(complaint)
         self.check_xpos_range(self.dtype)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers does; of contradictions it warns only, for the weights that go with it must not be lost."""
+        try:
+            self.check_architecture()
+        except ValueError as error:
+            logger.warning(f"config.json is saved with what loading it will refuse: {error}")
+        super().save_pretrained(*args, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, and the marks that keep stock models from loading them."""
+        return {**super().to_dict(), **marks_for_stock_models(vars(self))}
 
     def check_xpos_range(self, dtype: Any) -> None:
         """Refuse XPos decays that overflow `dtype` (a torch.dtype, its name, or None for float32) in the context."""
@@ -151,7 +172,7 @@ class ByteConfig(PreTrainedConfig):
         """Nothing to do: transformers' helpers call this to bring `rope_parameters` into the shape that ours has."""
 
     def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """Nothing to do, for the same reason: all of `kwargs` is left to others."""
+        """Nothing to do, for the same reason."""
         return kwargs
 
 
@@ -180,6 +201,28 @@ def _rope_scaling_mistake(scaling: Mapping[str, Any]) -> str | None:
     if scaling and scaling["rope_type"] not in ("linear", "dynamic", "yarn", "llama3"):
         return f"rope_scaling.rope_type {scaling['rope_type']!r} must be one of linear, dynamic, yarn, llama3"
     return None
+
+
+# What a field must be in a Llama.
+_IN_LLAMA = {
+    **{"position_embedding": "rope", "sliding_window": None, "qk_norm": False, "residual": "pre_norm"},
+    **{"parallel_residual": False, "layer_scale_init": None, "num_experts": 0, "pruned_heads": None},
+}
+
+
+def marks_for_stock_models(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says so that a stock model that is given these weights raises, instead of talking nonsense.
+
+    XPos and windows change no tensor. A rope_type that transformers does not know raises in all its rotary models; a
+    sentence where LlamaConfig wants a number, which nothing reads any more, in Llama. Also in convert/config.py.
+    """
+    position = fields["position_embedding"]
+    marks: dict[str, Any] = {}
+    if position != "rope":
+        marks["rope_parameters"] = {"rope_type": position, "rope_theta": fields["rope_theta"]}
+    if unlike := [name for name, value in _IN_LLAMA.items() if fields[name] != value]:
+        marks["pretraining_tp"] = f"no Llama, because of {', '.join(unlike)}: load it as model_type stellarbyte"
+    return marks
 
 
 def contradiction(fields: Mapping[str, Any]) -> str | None:
@@ -322,23 +365,4 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
                 )
             if len(gone) == heads:
                 return f"pruned_heads.{layer} {list(gone)} leaves no head: keep at least one in each layer"
-
-    # Special tokens; Hugging Face allows several eos ids, or none.
-    token_ids: list[int] = []
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = fields[name]
-        for token_id in value if isinstance(value, list) else [value]:
-            if token_id is not None:
-                if not 0 <= token_id < fields["vocab_size"]:
-                    return (
-                        f"{name} {token_id} must be inside the vocabulary: 0 to vocab_size - 1 = "
-                        f"{fields['vocab_size'] - 1}"
-                    )
-                token_ids.append(token_id)
-    if len(set(token_ids)) < len(token_ids):
-        return say(
-            "pad_token_id",
-            f"must differ from bos_token_id {fields['bos_token_id']} and eos_token_id {fields['eos_token_id']}, "
-            "as they from each other",
-        )
     return None

@@ -20,6 +20,7 @@ from transformers.trainer_utils import seed_worker
 from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import MANIFEST, damage, write_manifest
 from stellarbyte_torch.collation import IGNORED_LABEL
+from stellarbyte_torch.configuration_stellarbyte import ByteConfig
 from stellarbyte_torch.finetune_batches import EpochBatches, EpochSampler, sample_lengths
 from stellarbyte_torch.finetune_checkpoints import rotate
 from stellarbyte_torch.lora_optimizer import lora_optimizer
@@ -71,15 +72,38 @@ class FinetuneTrainer(Trainer):
     ) -> Any:
         """Trainer's, and what the adapters add to it."""
         assert not return_outputs  # that is for evaluation, which goes its own way here
+        # Micro-batches are summed if their losses are shares of one mean, else averaged.
+        items = num_items_in_batch if self.model_accepts_loss_kwargs else None
+        labels = inputs["labels"]
+        given = {**inputs, **({"output_router_logits": True} if self._trains_routers else {})}
+        loss, outputs = super().compute_loss(model, given, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if self._trains_routers:
-            inputs = {**inputs, "output_router_logits": True}
-        loss: Any = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            loss = loss + self._router_correction(outputs, labels, items)
         if self._regularises:
             assert isinstance(self.model, PeftModel)
-            # Micro-batches are summed if their losses are shares of one mean, else averaged.
-            summed = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-            loss = loss + regularisation(self.model) / (self.current_gradient_accumulation_steps if summed else 1)
+            loss = loss + regularisation(self.model) / (
+                1 if items is None else self.current_gradient_accumulation_steps
+            )
         return loss
+
+    def _router_correction(self, outputs: Any, labels: torch.Tensor, items: torch.Tensor | int | None) -> Any:
+        """What brings the routers' losses in a micro-batch's loss to its share of all that `items` tokens train.
+
+        transformers' models add them in full, ours adds the share, and with label smoothing none of them adds any.
+        """
+        if outputs.aux_loss is None:
+            return 0.0
+        config: Any = self.accelerator.unwrap_model(self.model).config
+        smoothed, ours = self.label_smoother is not None, config.model_type == ByteConfig.model_type
+        if ours and not smoothed:
+            return 0.0
+        share: Any = 1.0 if items is None else (labels[:, 1:] != IGNORED_LABEL).sum() / items
+        extra = config.router_aux_loss_coef * outputs.aux_loss
+        if ours:
+            extra = extra + config.router_z_loss_coef * outputs.z_loss
+        # As Trainer does with the loss that is a share of all processes' tokens.
+        scale = self.accelerator.num_processes if self.args.average_tokens_across_devices and items is not None else 1
+        return (share if smoothed else share - 1.0) * scale * extra
 
     def prediction_step(
         self,

@@ -142,3 +142,43 @@ again = AutoModelForCausalLM.from_pretrained(folder + "-again", trust_remote_cod
 assert torch.equal(again(expected["ids"]).logits, expected["logits"])
 """
     run_python(code, str(folder), str(tmp_path / "expected.pt"), saved_by)
+
+
+ALONE = """
+import json, os, sys
+os.environ["HF_MODULES_CACHE"] = sys.argv[1] + "/modules"
+sys.modules["stellarbyte_torch"] = None  # importing it now fails
+import torch
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+"""
+
+
+def test_two_exports_of_one_name_keep_their_own_code(tmp_path: Path) -> None:
+    for number in (1, 2):
+        folder = tmp_path / str(number) / "hf"
+        tiny_model().save_pretrained(folder)
+        path = folder / "modeling_stellarbyte.py"
+        path.write_text(path.read_text(encoding="utf-8") + f"\nByteForCausalLM.edition = {number}\n", encoding="utf-8")
+    code = """
+for number in (1, 2, 1):
+    folder = f"{sys.argv[1]}/{number}/hf"
+    assert AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).edition == number
+"""
+    run_python(ALONE + code, str(tmp_path))
+
+
+def test_label_smoothing_shifts_the_labels_where_only_the_folder_is(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "hf")
+    ids = tokens(2, 12)
+    expected = torch.nn.functional.cross_entropy(
+        model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), label_smoothing=0.1
+    )
+    code = """
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1] + "/hf", trust_remote_code=True)
+arguments = TrainingArguments(sys.argv[1] + "/run", use_cpu=True, report_to=[], label_smoothing_factor=0.1)
+ids = torch.tensor(json.loads(sys.argv[2]))
+print(Trainer(model=model, args=arguments).compute_loss(model, {"input_ids": ids, "labels": ids}).item())
+"""
+    said = run_python(ALONE + code, str(tmp_path), json.dumps(ids.tolist()))
+    assert float(said.splitlines()[-1]) == pytest.approx(expected.item(), rel=1e-6)
