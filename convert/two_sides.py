@@ -138,5 +138,5 @@ def require_torch() -> None:
         import transformers  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"verify compares with PyTorch, but {error.name} is not installed: pip install torch transformers"
+            f"verify compares with PyTorch, but {error.name} is not installed: pip install 'stellarbyte[torch]'"
         ) from error

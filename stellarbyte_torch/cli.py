@@ -13,6 +13,9 @@ from stellarbyte_torch import commands
 
 PROGRAM = "stellarbyte-torch"
 
+# What the extra `torch` brings, and the bare package does without.
+_EXTRA_TORCH = ("torch", "transformers", "peft", "accelerate", "huggingface_hub")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 after a mistake that the user can mend, 130 after Ctrl-C.
@@ -38,6 +41,11 @@ def _run(arguments: Sequence[str]) -> int:
         return options.run(options) or 0
     except (UserError, KeyboardInterrupt) as error:
         return report(PROGRAM, error)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRA_TORCH:
+            raise
+        return report(PROGRAM, UserError(f"{package} is not installed: pip install 'stellarbyte[torch]'"))
 
 
 class _Parser(argparse.ArgumentParser):

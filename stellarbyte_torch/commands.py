@@ -29,10 +29,14 @@ def generate(options: argparse.Namespace) -> None:
     _quieten()
     from stellarbyte_torch import generate as generation
 
+    _print_anything()
     sampling = _sampling(options)
     model, tokenizer = generation.load(options.folder, options.device, options.dtype)
     if options.json:
-        print(json.dumps(asdict(generation.generate(model, tokenizer, options.prompt, sampling)), ensure_ascii=False))
+        done = generation.generate(model, tokenizer, options.prompt, sampling)
+        record = {name: value for name, value in asdict(done).items() if name != "cut_at"}
+        print(json.dumps(record, ensure_ascii=False))
+        _tell_of_cut(done.cut_at, options)
         return
 
     started = False
@@ -44,8 +48,24 @@ def generate(options: argparse.Namespace) -> None:
         sys.stdout.flush()
         started = True
 
-    generation.generate(model, tokenizer, options.prompt, sampling, on_text=write)
+    done = generation.generate(model, tokenizer, options.prompt, sampling, on_text=write)
     write("\n")
+    _tell_of_cut(done.cut_at, options)
+
+
+def _tell_of_cut(cut_at: int | None, options: argparse.Namespace) -> None:
+    if cut_at is not None:
+        print(
+            f"the context was full after {cut_at} new tokens, of --max-new-tokens {options.max_new_tokens}",
+            file=sys.stderr,
+        )
+
+
+def _print_anything() -> None:
+    """A terminal of few characters must not end a command: what it has not is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def chat(options: argparse.Namespace) -> None:
@@ -77,8 +97,7 @@ def preview(options: argparse.Namespace) -> None:
     from stellarbyte_torch.data_preview import preview as previewed
 
     colour = options.colour and sys.stdout.isatty()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal of few characters must not end the preview
+    _print_anything()
     try:
         for text in previewed(options.config, options.samples, colour=colour, overrides=options.overrides):
             sys.stdout.write(text)

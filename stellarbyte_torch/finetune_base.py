@@ -5,14 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stellarbyte.errors import UserError
-from stellarbyte_torch.model_folder import first_line, load_model, load_tokenizer
-
-_MISTAKES = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError, HFValidationError)
+from stellarbyte_torch.model_folder import MISTAKES, first_line, load_model, load_tokenizer, read_config
 
 
 def load_base_config(name: str) -> Any:
@@ -25,9 +21,11 @@ def load_base_config(name: str) -> Any:
     if folder is not None and not (folder / "config.json").is_file():
         missing = "holds no config.json" if folder.is_dir() else f"is not a folder, relative to {Path.cwd()}"
         raise UserError(f"model {name} {missing}: give a model's Hugging Face folder")
+    if folder is not None:
+        read_config(folder)  # within bounds, before transformers reads it without
     try:
         return AutoConfig.from_pretrained(name if folder is None else folder)
-    except _MISTAKES as error:
+    except MISTAKES as error:
         where = "is neither a folder here nor a model that the Hub gives" if folder is None else "cannot be loaded"
         raise UserError(f"model {name} {where}: {first_line(error)}") from error
 
@@ -58,7 +56,7 @@ def load_base(name: str, dtype: str, quantization: str) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(
             name if folder is None else folder.resolve(), dtype=dtype, trust_remote_code=False, **options
         )
-    except _MISTAKES as error:
+    except MISTAKES as error:
         raise UserError(f"model {name} cannot be loaded: {first_line(error)}") from error
 
 

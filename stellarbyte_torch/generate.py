@@ -1,6 +1,5 @@
 """From an exported folder and a prompt to text."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Collection
@@ -13,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from stellarbyte.errors import UserError
-from stellarbyte_torch.model_folder import load_model, load_tokenizer
+from stellarbyte_torch.model_folder import load_model, load_tokenizer, read_config
 from stellarbyte_torch.modeling_stellarbyte import ByteForCausalLM
 
 # What decoding puts where bytes are no UTF-8, be it for good or only until the next token completes the character.
@@ -40,18 +39,22 @@ class Sampling:
             complaint = "has no effect at --temperature 0, which takes the likeliest token: set --temperature above 0"
             _require(self.temperature > 0 or value is None, option, value, complaint)
         _require(self.max_new_tokens > 0, "--max-new-tokens", self.max_new_tokens, "must be at least 1")
-        _require(0 <= self.seed < 2**63, "--seed", self.seed, "must be at least 0 and less than 2^63")
+        _require(0 <= self.seed < 2**64, "--seed", self.seed, "must be at least 0 and less than 2^64")
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A prompt's continuation. Counts are tokens: the prompt's with its bos, the new ones without an eos."""
+    """A prompt's continuation. Counts are tokens: the prompt's with its bos, the new ones without an eos.
+
+    cut_at: the tokens that the context left, where the answer was not yet done then.
+    """
 
     prompt: str
     text: str
     prompt_tokens: int
     new_tokens: int
     tokens_per_second: float
+    cut_at: int | None = None
 
 
 def load(
@@ -99,6 +102,8 @@ def generate(
         prompt.encode()
     except UnicodeEncodeError as error:
         raise UserError("--prompt holds bytes that are not UTF-8: write it in UTF-8") from error
+    if config.bos_token_id is None:
+        raise UserError("config.json gives no bos_token_id, with which every text begins: put in the tokenizer's")
     encoded = tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True) if prompt else []
     prompt_ids = [config.bos_token_id, *encoded]
     room = config.max_position_embeddings - len(prompt_ids)
@@ -125,9 +130,12 @@ def generate(
     )
     new_ids = output_ids[0, len(prompt_ids) :].tolist()
     seconds = time.perf_counter() - started
-    if new_ids and new_ids[-1] == config.eos_token_id:
-        new_ids = new_ids[:-1]
-    return Generation(prompt, decode(tokenizer, new_ids), len(prompt_ids), len(new_ids), len(new_ids) / seconds)
+    eos_ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    ended = bool(new_ids) and new_ids[-1] in eos_ids
+    new_ids = new_ids[:-1] if ended else new_ids
+    cut_at = room if not ended and room < sampling.max_new_tokens else None
+    rate = len(new_ids) / seconds
+    return Generation(prompt, decode(tokenizer, new_ids), len(prompt_ids), len(new_ids), rate, cut_at)
 
 
 class TextStream(BaseStreamer):
@@ -188,16 +196,12 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give one that `stellarbyte-convert to-hf` wrote")
-    path = folder / "config.json"
-    if not path.is_file():
+    if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json: give a folder that `stellarbyte-convert to-hf` wrote")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): export the folder again") from error
-    model_type = config.get("model_type") if isinstance(config, dict) else None
+    model_type = read_config(folder).get("model_type")
     if model_type != ByteForCausalLM.config_class.model_type:
-        raise UserError(f"{folder} holds a model of type {model_type}, not stellarbyte: give a StellarByte export")
+        found = "null" if model_type is None else str(model_type)[:80]
+        raise UserError(f"{folder} holds a model of type {found}, not stellarbyte: give a StellarByte export")
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder} holds no tokenizer.json: copy the one there that the model was trained with")
 
