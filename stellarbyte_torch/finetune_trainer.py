@@ -91,7 +91,7 @@ class FinetuneTrainer(Trainer):
 
         transformers' models add them in full, ours adds the share, and with label smoothing none of them adds any.
         """
-        if outputs.aux_loss is None:
+        if getattr(outputs, "aux_loss", None) is None:
             return 0.0
         config: Any = self.accelerator.unwrap_model(self.model).config
         smoothed, ours = self.label_smoother is not None, config.model_type == ByteConfig.model_type
