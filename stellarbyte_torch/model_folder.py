@@ -128,4 +128,4 @@ def first_line(error: BaseException) -> str:
 def some(names: Any) -> str:
     """The first few of many names, for a sentence."""
     ordered = sorted(map(str, names))
-    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
+    return f"{ordered[:3]}{f' and {len(ordered) - 3} more' if len(ordered) > 3 else ''}"
