@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str], own_process: bool = False) -> int:
     parser = _parser()
     options, overrides = parser.parse_known_args(arguments)
+    if options.run is commands.generate and options.run_dir is None:
+        options.run_dir, overrides = _run_dir_at_the_end(parser, options, overrides)
     if overrides and not hasattr(options, "config"):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     options.overrides = overrides
@@ -54,6 +56,17 @@ def _run(arguments: Sequence[str], own_process: bool = False) -> int:
         return options.run(options) or 0
     except (UserError, KeyboardInterrupt) as error:
         return report(PROGRAM, error)
+
+
+def _run_dir_at_the_end(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, rest: list[str]
+) -> tuple[Path, list[str]]:
+    """RUN_DIR where it stands behind --prompt, which takes several words, or behind an option after that."""
+    if rest and not rest[0].startswith("-"):
+        return Path(rest[0]), rest[1:]
+    if len(options.prompt) > 1:
+        return Path(options.prompt.pop()), rest
+    parser.error("the following arguments are required: RUN_DIR")
 
 
 def _restart_with_tuned_malloc() -> None:
@@ -200,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--json", action="store_true", help="print one JSON object, each head's importance included")
 
     generate = command("generate", commands.generate, "continue a prompt with a run's model")
-    _run_dir_options(generate)
+    _run_dir_options(generate, nargs="?")
     generate.add_argument("--prompt", required=True, metavar="TEXT", nargs="+", help="the text to continue, or several")
     generate.add_argument(
         "--temperature", type=float, default=0.0, metavar="X", help="0 (default): the likeliest token"
@@ -259,8 +272,10 @@ def _shards_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run_dir_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the output_dir of a pretraining run")
+def _run_dir_options(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    parser.add_argument(
+        "run_dir", type=Path, metavar="RUN_DIR", nargs=nargs, help="the output_dir of a pretraining run"
+    )
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of step N (default: the newest)")
 
 

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+import io
 import json
 import signal
 import sys
@@ -213,13 +214,22 @@ def generate(options: argparse.Namespace) -> None:
     import time
 
     from stellarbyte_jax.bounds import check_seed
+    from stellarbyte_jax.inference.compile_time import CompileTime
     from stellarbyte_jax.inference.generate import Generator
     from stellarbyte_jax.inference.sampling import Sampling
     from stellarbyte_jax.inference.speculative import SpeculativeGenerator
-    from stellarbyte_jax.inference.text import generate_text
+    from stellarbyte_jax.inference.text import Answer, generate_text
     from stellarbyte_jax.training.load import load_model
 
     check_seed("--seed", options.seed)
+    for prompt in options.prompt:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise UserError("--prompt holds bytes that are not UTF-8: write it in UTF-8") from error
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal of few characters must not end the command
     sampling = Sampling(
         temperature=options.temperature,
         top_k=options.top_k,
@@ -244,15 +254,27 @@ def generate(options: argparse.Namespace) -> None:
         generator = SpeculativeGenerator(model, draft, options.draft_tokens)
     request = (generator, tokenizer, prompts, max_new_tokens, sampling, options.seed, options.stop)
 
+    def tell_of_cut(answers: list[Answer]) -> None:
+        if max_new_tokens < options.max_new_tokens and any(answer.new_tokens == max_new_tokens for answer in answers):
+            whose = "the longest prompt" if len(prompts) > 1 else "the prompt"
+            print(
+                f"the context was full after {max_new_tokens} new tokens, of --max-new-tokens "
+                f"{options.max_new_tokens}: {whose} leaves no more",
+                file=sys.stderr,
+            )
+
     if options.json or len(prompts) > 1:
         start = time.perf_counter()
-        answers = generate_text(*request)
+        with CompileTime() as compiling:
+            answers = generate_text(*request)
         seconds = time.perf_counter() - start
         for prompt, tokens, answer in zip(options.prompt, prompts, answers, strict=True):
             counts = {"prompt_tokens": len(tokens), "new_tokens": answer.new_tokens}
             record = {"prompt": prompt, "text": answer.text} | counts
-            rate = {"tokens_per_second": answer.new_tokens / seconds}
+            rate = {"tokens_per_second": answer.new_tokens / max(seconds - compiling.seconds, 1e-9)}
+            rate |= {"seconds": seconds, "compile_seconds": compiling.seconds}
             print(json.dumps(record | rate, ensure_ascii=False) if options.json else prompt + answer.text)
+        tell_of_cut(answers)
         return
 
     started = False
@@ -264,8 +286,9 @@ def generate(options: argparse.Namespace) -> None:
         sys.stdout.flush()
         started = True
 
-    generate_text(*request, on_text=lambda _, text: write(text))
+    answers = generate_text(*request, on_text=lambda _, text: write(text))
     write("\n")
+    tell_of_cut(answers)
 
 
 def prune(options: argparse.Namespace) -> None:

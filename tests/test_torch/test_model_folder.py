@@ -1,8 +1,10 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from stellarbyte.errors import UserError
@@ -52,3 +54,77 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no tokenizer that can be loaded"):
         load_tokenizer(tmp_path)
+
+
+def damaged(folder: Path, key: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[key] = change(tensors[key]).contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+DAMAGE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    r"holds model\.norm\.weight with NaN or infinite numbers": lambda weight: weight.index_fill(
+        0, torch.tensor([3]), float("nan")
+    ),
+    r"holds model\.norm\.weight with NaN or infinite": lambda weight: weight.index_fill(
+        0, torch.tensor([0]), float("-inf")
+    ),
+    r"holds model\.norm\.weight as I32, expected one of F64, F32": lambda weight: weight.int(),
+    r"holds model\.norm\.weight as I8, expected": lambda weight: weight.to(torch.int8),
+    r"cannot be loaded|mismatched keys": lambda weight: weight[:-1],
+}
+
+
+@pytest.mark.parametrize("complaint", DAMAGE)
+def test_weights_that_make_nonsense(complaint: str, tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    damaged(tmp_path, "model.norm.weight", DAMAGE[complaint])
+    with pytest.raises(UserError, match=complaint):
+        load_model(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize(
+    "weight_map",
+    [
+        {"lm_head.weight": "../evil.safetensors"},
+        {"lm_head.weight": "/etc/passwd"},
+        [],
+        {},
+        None,
+        {"a": "gone.safetensors"},
+    ],
+    ids=str,
+)
+def test_an_index_leads_nowhere_outside(weight_map: object, tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    tiny_model().save_pretrained(folder)
+    (folder / "model.safetensors").rename(tmp_path / "evil.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    with pytest.raises(UserError, match=r"weight_map|gone\.safetensors is missing"):
+        load_model(folder, "cpu")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[]", "null", '"x"', "{", "[" * 10**5, '{"a":' * 10**5, "1" * 20000),
+        *('{"model_type": 5}', '{"model_type": null}', '{"model_type": "llama", "num_hidden_layers": 1000000000000}'),
+        '{"model_type": "stellarbyte", "vocab_size": null}',
+        '{"model_type": "stellarbyte", "hidden_size": 1000000000000}',
+        '{"model_type": "stellarbyte", "num_hidden_layers": 1000000000000}',
+        '{"model_type": "stellarbyte", "rope_scaling": 5, "position_embedding": "rope"}',
+        '{"model_type": "stellarbyte", "hidden_act": "learned", "dtype": "float33"}',
+        '{"model_type": "llama", "hidden_size": "many"}',
+        '{"model_type": "llama", "architectures": 5, "dtype": []}',
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_config_that_a_stranger_wrote(text: str, tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_model(tmp_path, "cpu")
+    assert "\n" not in str(caught.value)
+    (tmp_path / "config.json").write_bytes(b'{"model_type": "\xff"}')
+    with pytest.raises(UserError, match="is not UTF-8 text"):
+        load_model(tmp_path, "cpu")
