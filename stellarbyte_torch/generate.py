@@ -12,7 +12,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from stellarbyte.errors import UserError
-from stellarbyte_torch.model_folder import load_model, load_tokenizer, read_config
+from stellarbyte.reading import read_json
+from stellarbyte_torch.model_folder import load_model, load_tokenizer
 from stellarbyte_torch.modeling_stellarbyte import ByteForCausalLM
 
 # What decoding puts where bytes are no UTF-8, be it for good or only until the next token completes the character.
@@ -198,10 +199,12 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"{folder} is not a folder: give one that `stellarbyte-convert to-hf` wrote")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json: give a folder that `stellarbyte-convert to-hf` wrote")
-    model_type = read_config(folder).get("model_type")
+    config = read_json(folder / "config.json")
+    model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type != ByteForCausalLM.config_class.model_type:
-        found = "null" if model_type is None else str(model_type)[:80]
-        raise UserError(f"{folder} holds a model of type {found}, not stellarbyte: give a StellarByte export")
+        raise UserError(
+            f"{folder} holds a model of type {str(model_type)[:80]}, not stellarbyte: give a StellarByte export"
+        )
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder} holds no tokenizer.json: copy the one there that the model was trained with")
 

@@ -42,9 +42,9 @@ def load_model(folder: Path, device: str | None = None, dtype: str = "auto") -> 
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} is not available here: {first_line(error)}") from error
     quantised = config.get("quantization_config") is not None
-    if not quantised:
-        _check_weight_files(folder, only_floats=config.get("model_type") == ByteConfig.model_type)
     try:
+        if not quantised:
+            _check_weight_files(folder, only_floats=config.get("model_type") == ByteConfig.model_type)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
         )

@@ -186,9 +186,10 @@ class ByteRotaryEmbedding(nn.Module):
     @torch.no_grad()
     def fill_buffers(self) -> None:
         """Put the config's frequencies, and a zeta that is not learnt, where the buffers are."""
-        self.inv_freq.copy_(self.initial_inv_freq(self.config)[0])
-        if "zeta" in self._buffers:
-            self.zeta.copy_(self.initial_zeta(self.config))
+        with torch.device("cpu"):  # also where new tensors go to "meta"
+            self.inv_freq.copy_(self.initial_inv_freq(self.config)[0])
+            if "zeta" in self._buffers:
+                self.zeta.copy_(self.initial_zeta(self.config))
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
