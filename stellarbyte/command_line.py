@@ -1,6 +1,7 @@
 """How the three programs begin and end: what they say of an error or a signal, and their exit code."""
 
 import errno
+import io
 import os
 import sys
 import traceback
@@ -54,6 +55,21 @@ def report(program: str, error: BaseException) -> int:
         return _say(f"{program}: error: the output cannot be written: {error.strerror}", USER_ERROR)
     traceback.print_exception(error)
     return 1
+
+
+def print_any_character() -> None:
+    """From here on what standard output and error cannot show is escaped: a poor terminal must not end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def check_text(option: str, text: str) -> None:
+    """Raises UserError where an argument holds bytes that are no UTF-8, which Python keeps as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{option} holds bytes that are not UTF-8: write it in UTF-8") from error
 
 
 def _say(line: str, code: int) -> int:

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import functools
-import io
 import json
 import signal
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from stellarbyte.command_line import report
+from stellarbyte.command_line import check_text, print_any_character, report
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupt, interruptible
 from stellarbyte.progress import progress
@@ -223,13 +222,8 @@ def generate(options: argparse.Namespace) -> None:
 
     check_seed("--seed", options.seed)
     for prompt in options.prompt:
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise UserError("--prompt holds bytes that are not UTF-8: write it in UTF-8") from error
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal of few characters must not end the command
+        check_text("--prompt", prompt)
+    print_any_character()
     sampling = Sampling(
         temperature=options.temperature,
         top_k=options.top_k,

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from stellarbyte.adapter_base import tell_warnings
+from stellarbyte.command_line import print_any_character
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
 
@@ -29,7 +30,7 @@ def generate(options: argparse.Namespace) -> None:
     _quieten()
     from stellarbyte_torch import generate as generation
 
-    _print_anything()
+    print_any_character()
     sampling = _sampling(options)
     model, tokenizer = generation.load(options.folder, options.device, options.dtype)
     if options.json:
@@ -61,13 +62,6 @@ def _tell_of_cut(cut_at: int | None, options: argparse.Namespace) -> None:
         )
 
 
-def _print_anything() -> None:
-    """A terminal of few characters must not end a command: what it has not is escaped."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def chat(options: argparse.Namespace) -> None:
     """Talk with a model, in the terminal or by piped lines."""
     _quieten()
@@ -97,7 +91,7 @@ def preview(options: argparse.Namespace) -> None:
     from stellarbyte_torch.data_preview import preview as previewed
 
     colour = options.colour and sys.stdout.isatty()
-    _print_anything()
+    print_any_character()
     try:
         for text in previewed(options.config, options.samples, colour=colour, overrides=options.overrides):
             sys.stdout.write(text)

@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from stellarbyte.command_line import check_text
 from stellarbyte.errors import UserError
 from stellarbyte.reading import read_json
 from stellarbyte_torch.model_folder import load_model, load_tokenizer
@@ -99,10 +100,7 @@ def generate(
         UserError: the prompt fills the context, or is not text.
     """
     config = model.config
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise UserError("--prompt holds bytes that are not UTF-8: write it in UTF-8") from error
+    check_text("--prompt", prompt)
     if config.bos_token_id is None:
         raise UserError("config.json gives no bos_token_id, with which every text begins: put in the tokenizer's")
     encoded = tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True) if prompt else []
