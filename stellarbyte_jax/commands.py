@@ -235,7 +235,6 @@ def generate(options: argparse.Namespace) -> None:
     prompts = [[tokenizer.bos_token_id, *tokenizer.encode(prompt)] for prompt in options.prompt]
     # Up to the end of the context; a prompt that leaves no room at all is refused below.
     room = max(1, model.config.context_length - max(map(len, prompts)))
-    max_new_tokens = min(options.max_new_tokens, room)
     generator: Generator | SpeculativeGenerator = Generator(model)
     if options.draft is not None:
         draft, draft_tokenizer, _ = load_model(options.draft, None, options.dtype)
@@ -244,18 +243,16 @@ def generate(options: argparse.Namespace) -> None:
                 f"--draft {options.draft} has another tokenizer than {options.run_dir}: take one that shares it"
             )
         room = max(1, min(room, draft.config.context_length - max(map(len, prompts))))
-        max_new_tokens = min(max_new_tokens, room)
         generator = SpeculativeGenerator(model, draft, options.draft_tokens)
+    max_new_tokens = min(options.max_new_tokens, room)
     request = (generator, tokenizer, prompts, max_new_tokens, sampling, options.seed, options.stop)
 
     def tell_of_cut(answers: list[Answer]) -> None:
         if max_new_tokens < options.max_new_tokens and any(answer.new_tokens == max_new_tokens for answer in answers):
-            whose = "the longest prompt" if len(prompts) > 1 else "the prompt"
-            print(
-                f"the context was full after {max_new_tokens} new tokens, of --max-new-tokens "
-                f"{options.max_new_tokens}: {whose} leaves no more",
-                file=sys.stderr,
+            said = (
+                f"the context was full after {max_new_tokens} new tokens, of --max-new-tokens {options.max_new_tokens}"
             )
+            print(said + ": the longest prompt leaves no more" * (len(prompts) > 1), file=sys.stderr)
 
     if options.json or len(prompts) > 1:
         start = time.perf_counter()

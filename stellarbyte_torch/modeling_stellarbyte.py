@@ -232,7 +232,7 @@ def mask_for(implementation: str, mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A caller's mask of pairs [B, 1, T, S], bool or to be added, as the implementation reads it; or ValueError."""
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise ValueError(f"attention_mask [B, 1, T, S] is {mask.dtype}: give bool, True where seen, or floats to add")
-    if "flash" in implementation:
+    if "flash" in implementation or "flex" in implementation:
         raise ValueError(f"{implementation} follows no attention_mask [B, 1, T, S]: load the model with sdpa or eager")
     if mask.dtype == torch.bool and "sdpa" not in implementation:  # the others add what they are given
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
