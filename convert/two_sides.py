@@ -87,7 +87,6 @@ class TorchSide:
 
         from stellarbyte_torch.generate import load
 
-        logging.set_verbosity_error()
         logging.disable_progress_bar()
         self._model: Any
         self._model, self._tokenizer = load(folder, device="cpu", dtype="float32")

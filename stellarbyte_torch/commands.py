@@ -27,7 +27,7 @@ INTERRUPTED = 130
 def generate(options: argparse.Namespace) -> None:
     """Continue a prompt, streaming or as JSON."""
     # Imports come this late because they take seconds, which --help and a misspelt option should not.
-    _quieten()
+    _quieten(hears_transformers=True)
     from stellarbyte_torch import generate as generation
 
     print_any_character()
@@ -148,16 +148,21 @@ def merge(options: argparse.Namespace) -> None:
     print(f"the merged model is in {options.output}")
 
 
-def _quieten() -> None:
-    """What libraries have to say is for programmers; our own lines tell what a user needs."""
+def _quieten(*, hears_transformers: bool = False) -> None:
+    """What libraries have to say is for programmers; our own lines tell what a user needs.
+
+    Where all that runs is our own model, transformers' warnings are about what we do, and are heard.
+    """
     # Before the first import: torchao, which transformers loads, tells of every kernel that is for another machine.
     for name in ("torchao", "torch.utils._pytree", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    if not hears_transformers:
+        warnings.filterwarnings("ignore", category=FutureWarning)
     tell_warnings("stellarbyte-torch")
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()
+    if not hears_transformers:
+        transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
 
