@@ -72,6 +72,12 @@ def check_text(option: str, text: str) -> None:
         raise UserError(f"{option} holds bytes that are not UTF-8: write it in UTF-8") from error
 
 
+def tell_of_full_context(new_tokens: int, asked: int, prompts: int = 1) -> None:
+    """Says that answers ended where the context did, before the tokens that were asked for."""
+    reason = ": the longest prompt leaves no more" if prompts > 1 else ""
+    print(f"the context was full after {new_tokens} new tokens, of --max-new-tokens {asked}{reason}", file=sys.stderr)
+
+
 def _say(line: str, code: int) -> int:
     with suppress(OSError, ValueError):  # nobody is there to read it
         print(line, file=sys.stderr, flush=True)

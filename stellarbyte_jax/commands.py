@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from stellarbyte.command_line import check_text, print_any_character, report
+from stellarbyte.command_line import check_text, print_any_character, report, tell_of_full_context
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupt, interruptible
 from stellarbyte.progress import progress
@@ -217,7 +217,7 @@ def generate(options: argparse.Namespace) -> None:
     from stellarbyte_jax.inference.generate import Generator
     from stellarbyte_jax.inference.sampling import Sampling
     from stellarbyte_jax.inference.speculative import SpeculativeGenerator
-    from stellarbyte_jax.inference.text import Answer, generate_text
+    from stellarbyte_jax.inference.text import generate_text
     from stellarbyte_jax.training.load import load_model
 
     check_seed("--seed", options.seed)
@@ -247,39 +247,30 @@ def generate(options: argparse.Namespace) -> None:
     max_new_tokens = min(options.max_new_tokens, room)
     request = (generator, tokenizer, prompts, max_new_tokens, sampling, options.seed, options.stop)
 
-    def tell_of_cut(answers: list[Answer]) -> None:
-        if max_new_tokens < options.max_new_tokens and any(answer.new_tokens == max_new_tokens for answer in answers):
-            said = (
-                f"the context was full after {max_new_tokens} new tokens, of --max-new-tokens {options.max_new_tokens}"
-            )
-            print(said + ": the longest prompt leaves no more" * (len(prompts) > 1), file=sys.stderr)
-
     if options.json or len(prompts) > 1:
         start = time.perf_counter()
         with CompileTime() as compiling:
             answers = generate_text(*request)
         seconds = time.perf_counter() - start
         for prompt, tokens, answer in zip(options.prompt, prompts, answers, strict=True):
-            counts = {"prompt_tokens": len(tokens), "new_tokens": answer.new_tokens}
-            record = {"prompt": prompt, "text": answer.text} | counts
-            rate = {"tokens_per_second": answer.new_tokens / max(seconds - compiling.seconds, 1e-9)}
-            rate |= {"seconds": seconds, "compile_seconds": compiling.seconds}
-            print(json.dumps(record | rate, ensure_ascii=False) if options.json else prompt + answer.text)
-        tell_of_cut(answers)
-        return
+            record = {"prompt": prompt, "text": answer.text, "prompt_tokens": len(tokens)}
+            record |= {"new_tokens": answer.new_tokens, "seconds": seconds, "compile_seconds": compiling.seconds}
+            record["tokens_per_second"] = answer.new_tokens / max(seconds - compiling.seconds, 1e-9)
+            print(json.dumps(record, ensure_ascii=False) if options.json else prompt + answer.text)
+    else:
+        started = False
 
-    started = False
+        def write(text: str) -> None:
+            nonlocal started
+            # The prompt waits for the first new tokens, so that an error never follows half an answer.
+            sys.stdout.write(text if started else options.prompt[0] + text)
+            sys.stdout.flush()
+            started = True
 
-    def write(text: str) -> None:
-        nonlocal started
-        # The prompt waits for the first new tokens, so that an error never follows half an answer.
-        sys.stdout.write(text if started else options.prompt[0] + text)
-        sys.stdout.flush()
-        started = True
-
-    answers = generate_text(*request, on_text=lambda _, text: write(text))
-    write("\n")
-    tell_of_cut(answers)
+        answers = generate_text(*request, on_text=lambda _, text: write(text))
+        write("\n")
+    if max_new_tokens < options.max_new_tokens and max(answer.new_tokens for answer in answers) == max_new_tokens:
+        tell_of_full_context(max_new_tokens, options.max_new_tokens, len(prompts))
 
 
 def prune(options: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from stellarbyte.adapter_base import tell_warnings
-from stellarbyte.command_line import print_any_character
+from stellarbyte.command_line import print_any_character, tell_of_full_context
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
 
@@ -37,29 +37,20 @@ def generate(options: argparse.Namespace) -> None:
         done = generation.generate(model, tokenizer, options.prompt, sampling)
         record = {name: value for name, value in asdict(done).items() if name != "cut_at"}
         print(json.dumps(record, ensure_ascii=False))
-        _tell_of_cut(done.cut_at, options)
-        return
+    else:
+        started = False
 
-    started = False
+        def write(text: str) -> None:
+            nonlocal started
+            # The prompt waits for the first new token, so that an error never follows half an answer.
+            sys.stdout.write(text if started else options.prompt + text)
+            sys.stdout.flush()
+            started = True
 
-    def write(text: str) -> None:
-        nonlocal started
-        # The prompt waits for the first new token, so that an error never follows half an answer.
-        sys.stdout.write(text if started else options.prompt + text)
-        sys.stdout.flush()
-        started = True
-
-    done = generation.generate(model, tokenizer, options.prompt, sampling, on_text=write)
-    write("\n")
-    _tell_of_cut(done.cut_at, options)
-
-
-def _tell_of_cut(cut_at: int | None, options: argparse.Namespace) -> None:
-    if cut_at is not None:
-        print(
-            f"the context was full after {cut_at} new tokens, of --max-new-tokens {options.max_new_tokens}",
-            file=sys.stderr,
-        )
+        done = generation.generate(model, tokenizer, options.prompt, sampling, on_text=write)
+        write("\n")
+    if done.cut_at is not None:
+        tell_of_full_context(done.cut_at, options.max_new_tokens)
 
 
 def chat(options: argparse.Namespace) -> None:
