@@ -1,12 +1,13 @@
 """The README.md of an export: what the model is, how to load it, and how well it did in training."""
 
-import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.errors import UserError
+from stellarbyte.metrics_file import record_of
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.data.tokenizer import BOS_TOKEN, Tokenizer
 
@@ -61,27 +62,20 @@ def read_figures(metrics_file: Path, step: int) -> dict[str, str]:
     tokens = 0
     try:
         with metrics_file.open(encoding="utf-8", errors="replace") as lines:
-            for record in filter(None, map(_parse, lines)):
+            for record in filter(None, map(record_of, lines)):
                 if record["step"] <= step:
-                    last |= {name: value for name, value in record.items() if type(value) in (int, float)}
-                    tokens += int(record.get("tokens") or 0) if type(record.get("tokens")) in (int, float) else 0
+                    numbers = {name: value for name, value in record.items() if _is_number(value)}
+                    last |= numbers
+                    tokens += int(numbers.get("tokens", 0))
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise UserError(f"{metrics_file} cannot be read: {error.strerror}") from error
     figures = {"Tokens": f"{tokens:,}"} if tokens else {}
     for name, (title, form) in _FIGURES.items():
-        if last.get(name) is not None:
+        if name in last:
             figures[title] = form.format(last[name])
     return figures
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):  # the last line of a run that was killed while writing it; or no record
-        return None
-    return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
 def render(
@@ -167,3 +161,7 @@ def _positions(config: ByteConfig) -> str:
     scaling = config.rope_scaling
     scaled = f", {scaling.rope_type} scaling by {scaling.factor:g}" if scaling is not None else ""
     return f"RoPE, theta {config.rope_theta:g}{scaled}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -43,6 +44,9 @@ __all__ = [
 ]
 
 Result = TypeVar("Result")
+
+
+_STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 class Checkpointer:
@@ -215,9 +219,9 @@ def _checkpoints(run_dir: str | Path) -> Path:
 
 
 def _steps(folder: Path) -> list[int]:
-    # Checkpoints under way, or left half-written by a crash, have longer names than their step.
+    # Checkpoints under way, or left half-written by a crash, have longer names than their step; others are not ours.
     names = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal())
+    return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
 
 def _read_newest(
@@ -237,7 +241,13 @@ def _read_newest(
         raise UserError(f"{folder} holds no checkpoint of step {step}, only of {', '.join(map(str, steps))}")
 
     results: list[Result] = []
-    for candidate in [step] if step is not None else reversed(steps):
+    tried: set[int] = set()
+    while candidates := [step] if step is not None else processes.share(_steps(folder))[0]:
+        candidates = [each for each in candidates if each not in tried]
+        if not candidates:
+            break
+        candidate = candidates[-1]
+        tried.add(candidate)
         path = folder.absolute() / str(candidate)
         # All check together, so all must have read.
         broken = _complaint(lambda: results.append(read(path)), processes)  # noqa: B023 - called at once
@@ -245,7 +255,9 @@ def _read_newest(
         if broken is None:
             return results[-1], candidate
         results.clear()
-        if processes.index == 0:
+        # A run that goes on removes old checkpoints: where there is a newer one by now, this one was not broken.
+        newest = max(processes.share(_steps(folder))[0], default=candidate)
+        if processes.index == 0 and (step is not None or newest <= candidate or newest in tried):
             print(f"stellarbyte: warning: {folder / str(candidate)} is broken: {broken}", file=sys.stderr)
     if step is None:
         raise UserError(f"{folder}: none of its checkpoints can be read (steps {', '.join(map(str, steps))})")

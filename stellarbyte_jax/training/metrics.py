@@ -16,6 +16,7 @@ import numpy as np
 from stellarbyte.display import Display
 from stellarbyte.errors import UserError
 from stellarbyte.files import write_text
+from stellarbyte.metrics_file import record_of
 from stellarbyte_jax.chips import GIB
 from stellarbyte_jax.training.compile_watch import Compilation
 from stellarbyte_jax.training.utilization import Utilization
@@ -196,7 +197,7 @@ class MetricsLog:
         records = []
         # From step 0 on everything is done again, the validation before training too.
         for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines() if step > 0 else []:
-            record = _record(line)
+            record = record_of(line)
             if record is not None and record["step"] <= step:
                 records.append(record)
         self._validated_steps = {record["step"] for record in records if "validation_loss" in record}
@@ -217,16 +218,6 @@ class MetricsLog:
         if self._bits_per_byte is not None:
             words.append(f"validation bits/byte {self._bits_per_byte:.3f}")
         return words
-
-
-def _record(line: str) -> dict[str, Any] | None:
-    """A line of metrics.jsonl; None for one that was cut off when a run was killed, or that no run has written."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    is_record = isinstance(record, dict) and isinstance(record.get("step"), int)
-    return record if is_record else None
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pytest
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import OptimizerConfig
+from stellarbyte_jax.training import checkpoint as checkpoint_module
 from stellarbyte_jax.training.array_files import checksums
 from stellarbyte_jax.training.checkpoint import (
     Checkpointer,
@@ -319,3 +320,34 @@ assert np.array_equal(load_params(sys.argv[1])[0]["kernel"], values)
 def test_saved_on_one_mesh_restored_on_others(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", ACROSS_MESHES, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["00040", "checkpoint-foo", "-1", "1" * 40])
+def test_folders_that_no_run_has_made_are_passed_over(run: Path, name: str) -> None:
+    (run / "checkpoints" / name).mkdir()
+    assert latest_step(run) == 30
+    assert load_params(run)[2] == 30
+    restored = restore(run, *map(abstract, state_of(30)))
+    assert restored[3] == 30
+    with Checkpointer(run, save_total_limit=2) as checkpointer:
+        checkpointer.save(40, *state_of(40), METADATA)
+    assert load_params(run)[2] == 40
+    assert (run / "checkpoints" / name).is_dir()
+
+
+def test_a_checkpoint_that_was_removed_while_it_was_read_is_not_called_broken(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    read = checkpoint_module.read_numpy_arrays
+
+    def overtaken(folder: Path, *arguments: Any) -> Any:
+        if folder.parent.name == "30":  # the run that goes on saves two more, and removes this one
+            (run / "checkpoints" / "20").rename(run / "checkpoints" / "50")
+            shutil.rmtree(folder)
+        return read(folder, *arguments)
+
+    monkeypatch.setattr(checkpoint_module, "read_numpy_arrays", overtaken)
+    params, _, step = load_params(run)
+    assert step == 50
+    assert same_bits(params, state_of(20)[0])
+    assert capfd.readouterr().err == ""
