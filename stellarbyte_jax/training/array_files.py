@@ -2,11 +2,12 @@
 
 import gc
 import logging
+import os
 import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -161,9 +162,9 @@ def reason(error: Exception) -> str:
     """One line for a user: of TensorStore's long chains, the system's own words."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
-    system = re.search(r"([^:]+) \[os_error_code", str(error))
+    system = re.search(r"os_error_code='?(\d+)", str(error))
     if system:
-        return system[1].strip()
+        return os.strerror(int(system[1]))
     if type(error) is Exception:
         return "its arrays are missing, cut short or garbled"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -172,6 +173,20 @@ def reason(error: Exception) -> str:
 def quieten_orbax() -> None:
     """Keeps Orbax's log from the terminal: nobody can act on its warnings, and its errors reach us as exceptions."""
     logging.getLogger("absl").addFilter(_not_from_orbax)
+    # Of a save that has failed, TensorStore's threads report to an event loop that is gone, in the midst of anything.
+    if not isinstance(sys.unraisablehook, _LeavingOutClosedLoops):
+        sys.unraisablehook = _LeavingOutClosedLoops(sys.unraisablehook)
+
+
+class _LeavingOutClosedLoops:
+    """A hook for exceptions that nobody can catch; it says nothing of closed event loops."""
+
+    def __init__(self, hook: Callable[[Any], Any]) -> None:
+        self._hook = hook
+
+    def __call__(self, unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+            self._hook(unraisable)
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:

@@ -176,8 +176,11 @@ def _train(
             # Of several processes the others would have to save as well.
             if processes.count > 1 or step == saved:
                 raise
-            save()
-            checkpointer.wait()
+            try:
+                save()
+                checkpointer.wait()
+            except UserError:  # it is the saving that fails
+                raise error from None
             if not interrupt.requested:
                 raise UserError(f"{error}; saved after step {step}: the same command goes on from there") from error
             return False  # the terminal was closed, say

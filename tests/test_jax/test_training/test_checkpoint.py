@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ import pytest
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import OptimizerConfig
 from stellarbyte_jax.training import checkpoint as checkpoint_module
-from stellarbyte_jax.training.array_files import checksums
+from stellarbyte_jax.training.array_files import checksums, quieten_orbax, reason
 from stellarbyte_jax.training.checkpoint import (
     Checkpointer,
     RunMetadata,
@@ -351,3 +352,18 @@ def test_a_checkpoint_that_was_removed_while_it_was_read_is_not_called_broken(
     assert step == 50
     assert same_bits(params, state_of(20)[0])
     assert capfd.readouterr().err == ""
+
+
+def test_what_a_failed_save_leaves_to_say_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: said.append(str(unraisable.exc_value)))
+    quieten_orbax()
+    quieten_orbax()
+    for words in ("Event loop is closed", "another"):
+        sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(words)))  # type: ignore[arg-type]
+    assert said == ["another"]
+
+
+def test_the_reason_is_the_systems_own_words() -> None:
+    told = "RESOURCE_EXHAUSTED: Error writing x [os_error_code='28'] [tensorstore_spec='{locking: true}']"
+    assert reason(ValueError(told)) == "No space left on device"
