@@ -36,7 +36,7 @@ THOUGHT = "thinking"
 """The field of what was thought before the answer, in Origin, wherever in the message it stands."""
 
 _THOUGHT_END = "</think>"
-_LONGEST_TEMPLATE = 1 << 20  # characters; the longest of released models have some 20,000
+_LONGEST_TEMPLATE = 1 << 17  # characters; the longest of released models have some 20,000
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _WORD = re.compile(r"\w+")
 

@@ -138,3 +138,8 @@ def test_a_template_of_many_loops() -> None:
         UserError, match="the chat template is nested too deep or not Jinja: too many statically nested"
     ):
         ChatTemplate(source, {})
+
+
+def test_a_template_that_is_too_long() -> None:
+    with pytest.raises(UserError, match="the chat template has more than 131072 characters: it is no template"):
+        ChatTemplate("{{ x }}" * 20_000, {})
