@@ -201,7 +201,7 @@ def test_giants_are_refused_in_bounded_memory(tmp_path: Path, name: str, packing
             ".xz": lambda: lzma.open(path, "wb", preset=0),  # noqa: SIM115 - below
             ".bz2": lambda: bz2.open(path, "wb", compresslevel=1),  # noqa: SIM115 - below
         }
-        size = 1 << 30
+        size = 1 << 30 if packing in (".gz", ".zst") else 1 << 28  # the others are slow to write
         with openers[packing]() as file:  # type: ignore[attr-defined]
             file.write(before)
             for _ in range(size >> 20):
