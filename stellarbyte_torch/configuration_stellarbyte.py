@@ -236,10 +236,10 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
         return f"{name} {fields[name]} {complaint}"
 
     # Sizes and numbers that no machine holds, before anything is made of them.
-    few = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
-    some = ("hidden_size", "num_experts", "num_experts_per_tok", "num_shared_experts")
+    few = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    some = ("hidden_size", "head_dim", "num_experts", "num_experts_per_tok", "num_shared_experts")
     many = ("vocab_size", "intermediate_size", "moe_intermediate_size")
-    sizes = {**dict.fromkeys(few, 2**14), **dict.fromkeys(some, 2**20), **dict.fromkeys(many, 2**24)}
+    sizes = {**dict.fromkeys(some, 2**20), **dict.fromkeys(few, 2**14), **dict.fromkeys(many, 2**24)}
     sizes |= {"max_position_embeddings": 2**30, "sliding_window": 2**31 - 1}
     numbers = ["rms_norm_eps", "initializer_range", "rope_theta", "xpos_scale_base", "layer_scale_init"]
     numbers += ["moe_capacity_factor", "router_aux_loss_coef", "router_z_loss_coef"]
@@ -254,7 +254,7 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
     for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
         if not fields[name] > 0:
             return say(name, "must be at least 1")
-    layers, heads, kv_heads = (fields[name] for name in few[:3])
+    layers, heads, kv_heads = (fields[name] for name in few)
     if fields["head_dim"] is None:
         return say(
             "hidden_size", f"is not divisible by num_attention_heads {heads}: choose a multiple, or set head_dim"

@@ -95,6 +95,7 @@ def test_xpos_range_is_that_of_the_compute_dtype() -> None:
         (CheckpointConfig, {"save_total_limit": 0}, "checkpoint.save_total_limit 0"),
         # What no machine holds, and what is no number of this kind.
         (ByteConfig, {"hidden_size": 10**12}, "hidden_size 1000000000000 must be at most 1048576"),
+        (ByteConfig, {"hidden_size": 2**42, "num_attention_heads": 4}, "^hidden_size 4398046511104 must be at most"),
         (ByteConfig, {"num_hidden_layers": True}, "num_hidden_layers True must be a whole number"),
         (
             DataConfig,
