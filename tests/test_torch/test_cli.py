@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_continuation_that_is_empty_still_ends_the_line(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stellarbyte_torch.generate.generate", lambda *_args, **_kwargs: None)
+    monkeypatch.setattr("stellarbyte_torch.generate.generate", lambda *_args, **_kwargs: Mock(cut_at=None))
     assert cli.main(["generate", str(folder), "--prompt", PROMPT]) == 0
     assert capsys.readouterr().out == PROMPT + "\n"
 
