@@ -126,15 +126,14 @@ def merge(options: argparse.Namespace) -> None:
     from stellarbyte_torch.saving import saved_whole
 
     read_config(options.adapter)  # before the model, which takes longer
-    with folder_lock(options.output, doing="merge"):
-        if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
-            raise UserError(f"{options.output} is in use: name a folder that is new or empty")
-        own = (options.adapter / "tokenizer.json").is_file()  # with the chat template that the adapter was trained by
-        tokenizer = load_tokenizer(options.adapter if own else options.folder)
-        model = load_lora(load_model(options.folder, "cpu"), options.adapter)
-        dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
-        with saved_whole(options.output) as folder:
-            drift = merge_and_save(model, folder, dtype, tokenizer)
+    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
+        raise UserError(f"{options.output} is in use: name a folder that is new or empty")
+    own = (options.adapter / "tokenizer.json").is_file()  # with the chat template that the adapter was trained by
+    tokenizer = load_tokenizer(options.adapter if own else options.folder)
+    model = load_lora(load_model(options.folder, "cpu"), options.adapter)
+    dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+    with saved_whole(options.output) as folder:
+        drift = merge_and_save(model, folder, dtype, tokenizer)
     print(drift)
     print(f"the merged model is in {options.output}")
 
