@@ -143,6 +143,8 @@ def _quieten(*, hears_transformers: bool = False) -> None:
 
     Where all that runs is our own model, transformers' warnings are about what we do, and are heard.
     """
+    # Python compiles what an installer did not, and finds fault with strings in torchao.
+    warnings.filterwarnings("ignore", category=SyntaxWarning)
     # Before the first import: torchao, which transformers loads, tells of every kernel that is for another machine.
     for name in ("torchao", "torch.utils._pytree", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)

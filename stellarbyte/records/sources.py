@@ -123,13 +123,15 @@ def source_files(path: str) -> SourceFiles:
     """
     if not path:
         raise UserError("the path of a source is empty: name a file, a folder or a glob")
+    if "\0" in path:
+        raise UserError(f"{shown(path)} cannot be read: no path holds a NUL character")
     where = _expanded(path)
     try:
         status: os.stat_result | None = where.stat()
     except (FileNotFoundError, NotADirectoryError):
         status = None
-    except (OSError, ValueError) as error:  # no permission, too long a name, a loop of links, a NUL
-        raise UserError(f"{shown(path)} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:  # no permission, too long a name, a loop of links
+        raise UserError(f"{shown(path)} cannot be read: {error.strerror or error}") from None
     if status is None and not glob.has_magic(path):
         raise UserError(f"{shown(path)} does not exist: check the path, which is relative to {shown(Path.cwd())}")
     if status is not None and not stat.S_ISDIR(status.st_mode):

@@ -71,7 +71,7 @@ def test_help_takes_half_a_second_at_most(tmp_path):
     assert min(seconds() for _ in range(3)) < 0.5  # the best of three: other tests may be running
 
 
-@pytest.mark.parametrize("shown", ["--json", None])
+@pytest.mark.parametrize("shown", ["--json", pytest.param(None, marks=pytest.mark.long)])
 def test_a_reader_that_leaves_gets_no_verdict(run_dir, exported, tmp_path, shown):
     """`verify --json | head -1` must not end with the code for "different"."""
     folder = shutil.copytree(exported, tmp_path / "hf")

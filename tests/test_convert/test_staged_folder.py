@@ -8,6 +8,7 @@ import pytest
 from convert import hf_checkpoint, shards, staged_folder
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
+from stellarbyte.staged_folder import staged
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_a_link_to_a_folder_stays_a_link(run_dir, earlier):
 def test_a_folder_that_another_command_writes_is_refused(earlier):
     before = contents(earlier)
     refused = pytest.raises(UserError, match="is being written by process")
-    with folder_lock(earlier, doing="merge"), refused, staged_folder.staged(earlier):
+    with folder_lock(earlier, doing="merge"), refused, staged(earlier):
         pass
     assert contents(earlier) == before
     assert siblings(earlier) == ["hf"]

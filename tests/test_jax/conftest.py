@@ -22,6 +22,7 @@ from stellarbyte_jax.config import (
 )
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
+from stellarbyte_jax.planning import fit
 from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training import loop
 from test_jax.tiny import tiny_config
@@ -87,7 +88,9 @@ def run_config(small_data: DataConfig, tmp_path: Path) -> Callable[..., RunConfi
 @pytest.fixture
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs see the first of the eight devices only."""
-    monkeypatch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+    device = jax.devices()[:1]
+    monkeypatch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=device))
+    monkeypatch.setattr(fit, "check_fits", lambda config, _, check=fit.check_fits: check(config, device))
 
 
 @pytest.fixture(scope="session")

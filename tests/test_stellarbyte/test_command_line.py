@@ -130,7 +130,8 @@ def test_who_starts_it_by_nohup_wants_it_to_outlive_the_terminal() -> None:
 
 def test_a_child_that_was_forked_does_not_answer_for_its_parent() -> None:
     body = """
-    import os, signal
+    import os, signal, warnings
+    warnings.simplefilter("ignore")  # a process of several threads is forked on purpose
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:

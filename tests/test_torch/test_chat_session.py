@@ -72,9 +72,7 @@ def test_later_answers_read_only_what_is_new(tmp_path: Path, changes: dict[str, 
     folder = chat_folder(tmp_path, **changes)
     session = open_session(folder, SHORT)
     read: list[int] = []
-    session.manager.model.model.register_forward_pre_hook(
-        lambda _module, _arguments, options: read.append(options["input_ids"].shape[1]), with_kwargs=True
-    )
+    session.manager.model.model.register_forward_pre_hook(lambda _module, arguments: read.append(arguments[0].shape[1]))
     first, second = session.answer(QUESTIONS[0]), session.answer(QUESTIONS[1])
     length_of_the_second_prompt = read[first.new_tokens + (first.finish == "stop")]
     assert read[0] == first.prompt_tokens

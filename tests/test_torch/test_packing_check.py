@@ -3,8 +3,6 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
-    FalconConfig,
-    FalconForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
     MambaConfig,
@@ -25,7 +23,6 @@ from .tiny import SWITCHES, tiny_model
 SMALL = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 LEAKING = {
     "opt": lambda: OPTForCausalLM(OPTConfig(**SMALL, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=128)),
-    "falcon": lambda: FalconForCausalLM(FalconConfig(**SMALL)),
     "mamba": lambda: MambaForCausalLM(MambaConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2)),
     "gpt_oss": lambda: GptOssForCausalLM(
         GptOssConfig(**SMALL, intermediate_size=48, num_key_value_heads=2, head_dim=8, num_local_experts=4)

@@ -261,7 +261,7 @@ def test_what_is_broken_for_one_process_is_passed_over_by_all(finished_run: Path
     """Another process, played by the answers that it gives, cannot read the newest checkpoint."""
 
     class Pair(processes.Processes):
-        answers = iter(["cut short"])
+        answers = iter([[10, 12], "cut short"])
 
         def share(self, value: Any) -> list[Any]:
             return [value, next(self.answers, None)]

@@ -213,12 +213,12 @@ def test_a_template_without_marks_trains_on_the_same(template: str) -> None:
 
 
 def test_a_last_character_of_many_tokens_is_trained_on_whole(ours: PreTrainedTokenizerBase) -> None:
-    """Transformers marks only the first byte's token where the marks end behind a character of several tokens."""
+    """Transformers before 5.24 marks only the first byte's token where the marks end behind such a character."""
     template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token }}{% endfor %}"
     messages = [{"role": "assistant", "content": "x\U0001f9ff"}]
     sample = encode(chat_encoder(ours, template), messages)
     assert ours.decode(sample.input_ids[1:-1]) == "\U0001f9ff"
-    assert sum(theirs(ours, messages, template)[1]) == 2
+    assert sum(theirs(ours, messages, template)[1]) in (2, len(sample) - 1)
     assert len(sample) > 4
     assert sample.trained.tolist() == [False, *[True] * (len(sample) - 2), False]
 

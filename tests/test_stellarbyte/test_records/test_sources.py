@@ -55,7 +55,7 @@ def test_globs_and_single_files(folder: Path) -> None:
         ("sub/*g", "image.png.*, of an unsupported format"),
         ("empty", "empty holds no file that can be read"),
         ("x" * 300, "cannot be read: File name too long"),
-        ("x\0y", "x\\\\x00y cannot be read: embedded null"),
+        ("x\0y", "x\\\\x00y cannot be read: no path holds a NUL"),
         ("turns", "turns cannot be read: Too many levels"),
     ],
 )
