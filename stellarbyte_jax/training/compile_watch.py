@@ -109,7 +109,7 @@ class CompileWatch:
         return watched
 
     def _compilation(self, step: str, again: str | None) -> Compilation:
-        folder = jax.config.jax_compilation_cache_dir or None  # type: ignore[attr-defined]
+        folder = jax.config.values["jax_compilation_cache_dir"] or None
         cache: Literal["hit", "miss", "off"] = "hit" if _CACHE_HIT in self._events else "miss"
         if _CACHE_ASKED not in self._events or folder is None:  # JAX asks also where no folder is set
             cache = "off"
