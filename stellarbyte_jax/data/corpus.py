@@ -62,7 +62,7 @@ def files_of(sources: Sequence[SourceConfig], report: Callable[[str], None]) -> 
 
 
 def stdlib_sources() -> Iterator[tuple[str, str]]:
-    """Path and text of each file of this machine's Python standard library, tests and pydoc's texts left out, sorted by path.
+    """Path and text of each file of this machine's standard library, tests and pydoc's texts left out, sorted by path.
 
     Raises:
         UserError: the library lies here without its sources.
