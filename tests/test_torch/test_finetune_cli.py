@@ -101,7 +101,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(config: str, tmp_path: Path) 
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors.endswith("\nstellarbyte-torch: SIGINT: finishing this step, then saving; once more to stop at once\n")
+    assert errors.endswith("stellarbyte-torch: SIGINT: finishing this step, then saving; once more to stop at once\n")
     done = metrics(tmp_path / "run")[-1]["step"]
     assert f"stopped after step {done}, saved in {tmp_path / 'run'}: the same command goes on from there" in output
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"checkpoint-{done}"]
