@@ -1,6 +1,5 @@
 """The sha256 of a folder's files, noted once they are on disk, so that damage is seen before anything is read."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -8,6 +7,7 @@ from typing import Any
 
 from stellarbyte.errors import UserError
 from stellarbyte.files import check_plain_name, sha256_of, write_json
+from stellarbyte.reading import read_json
 
 MANIFEST = "stellarbyte_files.json"
 
@@ -34,8 +34,8 @@ def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What `write_manifest` noted; None where there is no such file, or one that it would not write."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        manifest = read_json(folder / MANIFEST)
+    except UserError:
         return None
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):

@@ -1,16 +1,18 @@
 """Files that are written whole or not at all, are known by their sha256, and never lie outside their folder."""
 
+import errno
 import hashlib
 import json
 import os
 import re
+import stat
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from stellarbyte.errors import UserError
+from stellarbyte.errors import UserError, shown
 
 # Windows opens devices by these names, whatever the suffix; a folder that was made elsewhere may be read there.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -66,9 +68,16 @@ def json_text(content: Any, *, sort_keys: bool = False) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal; raises OSError."""
+    """The SHA-256 of a regular file's content, in hexadecimal; raises OSError, as of a pipe, which might never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_json(content: Any) -> str:
+    """The SHA-256 of JSON values, in hexadecimal; the order of an object's keys does not count."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_plain_name(name: object, where: str) -> str:
@@ -90,9 +99,7 @@ def check_plain_name(name: object, where: str) -> str:
         and len(name.encode()) <= _LONGEST_NAME
     )
     if not plain:
-        shown = repr(name)
-        shown = shown if len(shown) <= 80 else f"{shown[:80]}…"
-        raise UserError(f"{where} names the file {shown}, expected a plain file name without a folder")
+        raise UserError(f"{where} names the file {shown(name)}, expected a plain file name without a folder")
     assert isinstance(name, str)
     return name
 

@@ -1,7 +1,6 @@
 """A fine-tuning run, from its config to what it leaves in its folder: read it top to bottom."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -17,6 +16,7 @@ from stellarbyte.display import Display
 from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import MANIFEST, damage
 from stellarbyte.files import write_json, write_text
+from stellarbyte.reading import read_json
 from stellarbyte.staged_folder import partial_folder
 from stellarbyte_torch.data import PreparedData, prepare_data
 from stellarbyte_torch.finetune_base import load_base, load_base_config, load_base_tokenizer
@@ -156,8 +156,8 @@ def _check_same_run(config: FinetuneConfig, run_dir: Path, say: Callable[[str], 
         shown = ", ".join(f"{name} (was {a}, now {b})" for name, a, b in differing)
         raise UserError(f"output_dir {run_dir} holds a run with another config: {shown}; {_WHAT_TO_DO}")
     try:
-        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        summary = read_json(run_dir / "summary.json")
+    except UserError:
         return None
     if not isinstance(summary, dict):
         return None

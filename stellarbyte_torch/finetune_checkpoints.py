@@ -1,6 +1,5 @@
 """The checkpoints of a fine-tuning run: each is whole or counts for nothing, and is checked before a run goes on."""
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import MANIFEST, damage, read_manifest
+from stellarbyte.reading import read_json
 
 _NAME = re.compile(r"checkpoint-(0|[1-9]\d{0,17})")
 
@@ -124,8 +124,8 @@ def _best_step(checkpoint: Path) -> int | None:
 
 def _state(checkpoint: Path) -> dict[str, Any]:
     try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        state = read_json(checkpoint / "trainer_state.json")
+    except UserError:
         return {}
     return state if isinstance(state, dict) else {}
 

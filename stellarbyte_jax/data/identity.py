@@ -1,13 +1,12 @@
 """What token shards hold, wherever they lie: by this a run knows its data again."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from stellarbyte.files import sha256_of_json
 from stellarbyte.records.formats import file_format
 from stellarbyte_jax.data.manifest import Manifest, SplitCounts
 from stellarbyte_jax.data.recipe import ChatRecipe
@@ -44,16 +43,16 @@ class DataIdentity:
             validation_fraction=recipe.validation_fraction,
             tokens_per_shard=recipe.tokens_per_shard,
             source_files=len(sources),
-            sources_sha256=_sha256(sources),
+            sources_sha256=sha256_of_json(sources),
             chat=recipe.chat,
             splits=manifest.splits,
-            checksums_sha256=None if manifest.checksums is None else _sha256(manifest.checksums),
+            checksums_sha256=None if manifest.checksums is None else sha256_of_json(manifest.checksums),
         )
 
     @property
     def sha256(self) -> str:
         """Of all of it."""
-        return _sha256(dataclasses.asdict(self))
+        return sha256_of_json(dataclasses.asdict(self))
 
     def differences(self, other: "DataIdentity") -> str | None:
         """What is here and was otherwise in `other`, in words; None where both are the same data.
@@ -85,7 +84,3 @@ class DataIdentity:
             if counts != other.splits.get(split):
                 before = other.splits.get(split)
                 yield f"the {split} split has {counts.tokens} tokens, had {before.tokens if before else 'none'}"
-
-
-def _sha256(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=dataclasses.asdict).encode()).hexdigest()

@@ -1,17 +1,14 @@
 """Says what a finished folder of token shards holds, and how to know that all of it is as it was written."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from stellarbyte.chat.told import Told
 from stellarbyte.config.build import build
 from stellarbyte.config.nodes import locate
 from stellarbyte.errors import UserError
-from stellarbyte.files import write_json
+from stellarbyte.files import sha256_of_json, write_json
 from stellarbyte.reading import read_json_object
 from stellarbyte.records.bad_records import BadRecords
 from stellarbyte_jax.data.recipe import Recipe
@@ -98,7 +95,7 @@ class Manifest:
     def save(self, folder: Path) -> None:
         """Write the manifest, which makes the folder a finished one, in one step."""
         content = asdict(self)
-        write_json(folder / MANIFEST_NAME, content | {"sha256": _sha256(content)})
+        write_json(folder / MANIFEST_NAME, content | {"sha256": sha256_of_json(content)})
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
@@ -113,7 +110,7 @@ class Manifest:
         try:
             mapping = read_json_object(path)
             sha256 = mapping.pop("sha256", None)  # none in folders of an earlier version
-            if sha256 is not None and sha256 != _sha256(mapping):
+            if sha256 is not None and sha256 != sha256_of_json(mapping):
                 raise UserError("it is damaged: its sha256 is not that of its content")
             recipe = Recipe.from_dict(mapping.get("recipe"), "recipe")
             fields = mapping | {"recipe": mapping["recipe"] | {"source_files": []}}
@@ -132,7 +129,3 @@ class Manifest:
             "the token shards were prepared without checksums, by an earlier version: damage to them cannot be seen; "
             "prepare them again to have it seen"
         )
-
-
-def _sha256(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

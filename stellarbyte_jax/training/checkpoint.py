@@ -1,7 +1,5 @@
 """Checkpoints of a run: parameters, optimizer state and metadata, saved as one step and read back strictly."""
 
-import hashlib
-import json
 import re
 import shutil
 import sys
@@ -14,6 +12,7 @@ from typing import Self, TypeVar
 import orbax.checkpoint as ocp
 
 from stellarbyte.errors import UserError
+from stellarbyte.files import sha256_of_json
 from stellarbyte_jax.training.array_files import (
     Tree,
     check_bits,
@@ -144,7 +143,7 @@ def checkpoint_steps(run_dir: str | Path) -> list[int]:
 def fingerprint(run_dir: str | Path, step: int) -> str:
     """A hash of a checkpoint's parameters, by the checksums that were saved with them; raises as `load_params`."""
     sums, _ = _read_newest(run_dir, step, lambda folder: read_metadata(folder).sums["params"])
-    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json(sums)
 
 
 def load_metadata(run_dir: str | Path, step: int | None = None) -> tuple[RunMetadata, int]:

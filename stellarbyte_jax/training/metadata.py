@@ -1,8 +1,6 @@
 """What a checkpoint holds beside its arrays: written with a checksum, and read as what a stranger may have made."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any, NamedTuple
 from stellarbyte.config.build import build
 from stellarbyte.config.nodes import locate
 from stellarbyte.errors import UserError, shown
-from stellarbyte.files import check_plain_name
+from stellarbyte.files import check_plain_name, sha256_of_json
 from stellarbyte.reading import read_json_object
 from stellarbyte_jax.data.identity import DataIdentity
 
@@ -69,7 +67,7 @@ class Stored(NamedTuple):
 def to_stored(metadata: RunMetadata, sums: dict[str, dict[str, int]]) -> dict[str, Any]:
     """What is saved as JSON."""
     content = dataclasses.asdict(metadata) | {"checksums": sums}
-    return content | {"sha256": _sha256(content)}
+    return content | {"sha256": sha256_of_json(content)}
 
 
 def read_metadata(checkpoint: Path) -> Stored:
@@ -81,7 +79,7 @@ def read_metadata(checkpoint: Path) -> Stored:
     try:
         content = read_json_object(checkpoint / METADATA / METADATA)
         sha256 = content.pop("sha256", None)
-        if sha256 is not None and sha256 != _sha256(content):
+        if sha256 is not None and sha256 != sha256_of_json(content):
             raise UserError("its config, tokenizer or checksums are not what was saved")
         return Stored(_metadata(content), _sums(content.get("checksums")), sha256 is not None)
     except UserError as error:
@@ -127,7 +125,3 @@ def _object(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"its metadata has a {name} without fields")
     return value
-
-
-def _sha256(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

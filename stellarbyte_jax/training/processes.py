@@ -1,8 +1,6 @@
 """The processes that train one run: how they find each other, agree, and end together."""
 
 import dataclasses
-import hashlib
-import json
 import os
 import sys
 import threading
@@ -13,6 +11,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from stellarbyte.errors import UserError
+from stellarbyte.files import sha256_of_json
 from stellarbyte.interrupt import Interrupted, leave_by
 from stellarbyte_jax.distributed_config import DistributedConfig
 from stellarbyte_jax.training.cluster import Place, find_place
@@ -53,7 +52,7 @@ class Processes:
         Raises:
             UserError: in all processes alike, naming the one that differs, the fields and both values.
         """
-        digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+        digest = sha256_of_json(fields)
         if len(set(self.share(digest))) == 1:
             return
         first, *others = map(_flat, self.share(fields))

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_a_whole_folder(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["weights.bin", "rank_0/state.pt"])
-@pytest.mark.parametrize("change", ["flipped", "halved", "gone", "a folder"])
+@pytest.mark.parametrize("change", ["flipped", "halved", "gone", "a folder", "a pipe"])
 def test_each_damage_is_seen(name: str, change: str, folder: Path) -> None:
     path = folder / name
     content = path.read_bytes()
@@ -37,6 +38,8 @@ def test_each_damage_is_seen(name: str, change: str, folder: Path) -> None:
         path.write_bytes(content[: len(content) // 2])
     elif change == "a folder":
         path.mkdir()
+    elif change == "a pipe":
+        os.mkfifo(path)
     assert str(damage(folder)).startswith(name)
     with pytest.raises(UserError, match=f"is damaged: {name} .*: bring|is damaged: {name}.*; bring it back"):
         check_files(folder)
@@ -51,6 +54,12 @@ def test_a_manifest_of_no_use(text: str, folder: Path) -> None:
     assert MANIFEST in str(damage(folder))
     with pytest.raises(UserError, match=MANIFEST):
         check_files(folder)
+
+
+def test_a_manifest_that_is_a_pipe_is_not_waited_for(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+    os.mkfifo(folder / MANIFEST)
+    assert damage(folder) == f"{MANIFEST} is missing or damaged"
 
 
 def test_a_folder_that_never_had_one(tmp_path: Path) -> None:
