@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from stellarbyte.display import Display
 from stellarbyte.errors import UserError
 from stellarbyte.files import write_text
+from stellarbyte.metrics_file import record_of
 
 # Where the output is no terminal: often enough to see that it lives, seldom enough for a log file.
 _SECONDS_BETWEEN_LINES = 10.0
@@ -178,11 +179,9 @@ class FinetuneProgress(TrainerCallback):
             # From step 0 on everything is done again, the validation before training too.
             if step > 0 and self._path.exists():
                 for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
-                    try:
-                        if json.loads(line)["step"] <= step:
-                            records.append(line + "\n")
-                    except (ValueError, KeyError, TypeError, RecursionError):
-                        continue  # a line that a crash cut short
+                    record = record_of(line)
+                    if record is not None and record["step"] <= step:
+                        records.append(line + "\n")
             write_text(self._path, "".join(records))
             self._file = self._path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
