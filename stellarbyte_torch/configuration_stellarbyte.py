@@ -214,7 +214,8 @@ def marks_for_stock_models(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What config.json says so that a stock model that is given these weights raises, instead of talking nonsense.
 
     XPos and windows change no tensor. A rope_type that transformers does not know raises in all its rotary models; a
-    sentence where LlamaConfig wants a number, which nothing reads any more, in Llama. Also in convert/config.py.
+    sentence where LlamaConfig wants a number, which nothing reads any more, in Llama. convert/config.py and
+    stellarbyte_torch/configuration_stellarbyte.py hold this function in the same words, and a test holds them equal.
     """
     position = fields["position_embedding"]
     marks: dict[str, Any] = {}

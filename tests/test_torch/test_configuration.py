@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, LlamaConfig, Qwen3MoeConfig
 
+from convert import config as convert_config
 from convert.config import from_hf
 from stellarbyte.errors import UserError
 from stellarbyte_jax import model_config as jax_side
@@ -143,6 +144,12 @@ def test_fields_and_defaults_are_those_of_the_jax_side() -> None:
 
 def test_both_sides_have_one_list_of_contradictions() -> None:
     assert inspect.getsource(torch_side.contradiction) == inspect.getsource(jax_side.contradiction)
+
+
+def test_exports_and_the_model_itself_write_the_same_marks_for_stock_models() -> None:
+    marks = torch_side.marks_for_stock_models, convert_config.marks_for_stock_models
+    assert inspect.getsource(marks[0]) == inspect.getsource(marks[1])
+    assert torch_side._IN_LLAMA == convert_config._IN_LLAMA
 
 
 @pytest.mark.parametrize("name", ["hidden_act", "position_embedding", "residual"])
