@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +14,9 @@ from stellarbyte.interrupt import interruptible
 
 PROGRAM = "stellarbyte-convert"
 
-# As a shell has it of a program that SIGPIPE ended.
-READER_GONE = 141
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 where verify finds a difference, 2 after a user's mistake.
+    """Run a command; returns the exit code: 1 where verify finds a difference, else as docs/exit_codes.md says.
 
     Without `arguments` they are the process's, which then ends with it.
     """
@@ -37,10 +33,6 @@ def _run(arguments: Sequence[str]) -> int:
             code = int(options.run(options))
             sys.stdout.flush()
             return code
-    except BrokenPipeError:
-        # The reader has gone (| head), and knows. Neither 0 nor 1, which are verdicts; and nothing is said at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return READER_GONE
     except (UserError, KeyboardInterrupt, OSError) as error:
         return report(PROGRAM, error)
 

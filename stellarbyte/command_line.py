@@ -1,4 +1,7 @@
-"""How the three programs begin and end: what they say of an error or a signal, and their exit code."""
+"""How the three programs begin and end: what they say of an error or a signal, and their exit code.
+
+docs/exit_codes.md lists the codes.
+"""
 
 import errno
 import io
@@ -14,6 +17,10 @@ from stellarbyte.interrupt import exit_code, leave_at_once
 
 # The exit code of a mistake that the user can mend.
 USER_ERROR = 2
+# That of a fault of ours, EX_SOFTWARE (sysexits.h): no verdict of a command has it.
+FAULT = 70
+# That of a program whose reader has gone (| head): what a shell makes of SIGPIPE.
+READER_GONE = 141
 
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
@@ -30,31 +37,35 @@ def run_program(program: str, run: Callable[[], int]) -> NoReturn:
     try:
         code = run()
         sys.stdout.flush()
-    except SystemExit as leaving:  # argparse's
-        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException as error:  # noqa: BLE001 - this is where all end
         code = report(program, error)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):
-            code = code or 1
+            code = code or USER_ERROR
     os._exit(code)
 
 
 def report(program: str, error: BaseException) -> int:
-    """Says what went wrong, in a sentence if the user can do something about it; returns the exit code."""
+    """Says what went wrong, in a sentence if the user can do something about it; returns the exit code.
+
+    A fault of ours keeps its traceback, for whoever reports it.
+    """
     if isinstance(error, UserError):
         return _say(f"{program}: error: {error}", USER_ERROR)
     if isinstance(error, KeyboardInterrupt):
-        return _say(f"{program}: interrupted", exit_code(error))
-    if isinstance(error, BrokenPipeError):  # the reader has gone (| head), and knows
-        return 1
+        return _say(f"{program}: interrupted", exit_code(getattr(error, "number", None)))
+    if isinstance(error, BrokenPipeError):  # the reader knows
+        return READER_GONE
+    if isinstance(error, SystemExit) and isinstance(error.code, int | None):  # argparse's
+        return error.code or 0
     # Whoever writes a file says which one cannot be written: what has no name is what we print to.
     if isinstance(error, OSError) and error.filename is None and error.errno in _WRITING:
         return _say(f"{program}: error: the output cannot be written: {error.strerror}", USER_ERROR)
-    traceback.print_exception(error)
-    return 1
+    with suppress(OSError, ValueError):  # nobody is there to read it
+        traceback.print_exception(error)
+    return FAULT
 
 
 def print_any_character() -> None:

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from stellarbyte.interrupt import leave_at_once
+from stellarbyte.command_line import run_program
 
 
 def pretraining() -> None:
@@ -21,5 +21,4 @@ def bridge() -> None:
 
 
 def _enter(program: str, module: str) -> None:
-    leave_at_once(program)
-    import_module(module).main()
+    run_program(program, lambda: import_module(module).main())

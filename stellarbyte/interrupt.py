@@ -26,9 +26,13 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-def exit_code(error: KeyboardInterrupt) -> int:
-    """The shell's code for a process that a signal has ended: 130 after Ctrl-C, 143 after SIGTERM."""
-    return 128 + getattr(error, "number", signal.SIGINT)
+def exit_code(number: int | None) -> int:
+    """The shell's code for a process that a signal has ended, whatever it saved before: 128 and the signal's number.
+
+    That is 129 after SIGHUP, 130 after Ctrl-C, 143 after SIGTERM. None stands for Python's own KeyboardInterrupt, which
+    does not say what signal it was: Ctrl-C's.
+    """
+    return 128 + (signal.SIGINT if number is None else number)
 
 
 class AtOnce:
@@ -59,7 +63,7 @@ def leave_at_once(program: str) -> None:
     def leave(number: int) -> NoReturn:
         by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
         _say(f"{program}: interrupted{by}")
-        os._exit(128 + number)
+        os._exit(exit_code(number))
 
     take_signals(AtOnce(leave))
     reading, writing = os.pipe()

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,7 +11,7 @@ from typing import Any
 
 from stellarbyte.command_line import check_text, print_any_character, report, tell_of_full_context
 from stellarbyte.errors import UserError
-from stellarbyte.interrupt import Interrupt, interruptible
+from stellarbyte.interrupt import Interrupt, exit_code, interruptible
 from stellarbyte.progress import progress
 from stellarbyte_jax.run_folder import check_not_moved
 
@@ -118,7 +117,7 @@ def pretrain(options: argparse.Namespace) -> int:
         finished = pretrain(config, diagnostics, processes, interrupt, display)
     if finished and processes.index == 0:
         print(f"{config.training.max_steps} steps done; checkpoints, config and metrics in {config.output_dir}")
-    return 0 if finished else 128 + (interrupt.number or signal.SIGINT)
+    return 0 if finished else exit_code(interrupt.number)
 
 
 def plan(options: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ _EXTRA_TORCH = ("torch", "transformers", "peft", "accelerate", "huggingface_hub"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 after a mistake that the user can mend, 130 after Ctrl-C.
+    """Run a command; returns the exit code, as docs/exit_codes.md lists them.
 
     Without `arguments` they are the process's, which then ends with it.
     """

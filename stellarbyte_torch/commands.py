@@ -4,7 +4,6 @@ import argparse
 import io
 import json
 import logging
-import os
 import signal
 import sys
 import warnings
@@ -66,14 +65,11 @@ def chat(options: argparse.Namespace) -> None:
     session = open_session(options.folder, _sampling(options), options.chat_template, options.device, options.dtype)
     session.system = options.system
     chatting.add_adapters(session, options.adapter)
-    try:
-        if sys.stdin.isatty() and sys.stdout.isatty() and not options.json:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends a line or an answer, not the talk
-            chatting.talk(session, colour=options.colour)
-        else:
-            chatting.answer_lines(session, sys.stdin, as_json=options.json, echo=options.echo)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdin.isatty() and sys.stdout.isatty() and not options.json:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends a line or an answer, not the talk
+        chatting.talk(session, colour=options.colour)
+    else:
+        chatting.answer_lines(session, sys.stdin, as_json=options.json, echo=options.echo)
 
 
 def preview(options: argparse.Namespace) -> None:
@@ -83,13 +79,9 @@ def preview(options: argparse.Namespace) -> None:
 
     colour = options.colour and sys.stdout.isatty()
     print_any_character()
-    try:
-        for text in previewed(options.config, options.samples, colour=colour, overrides=options.overrides):
-            sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has gone (| head); Python must not complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for text in previewed(options.config, options.samples, colour=colour, overrides=options.overrides):
+        sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def finetune(options: argparse.Namespace) -> int:

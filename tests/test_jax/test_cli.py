@@ -347,7 +347,7 @@ def test_a_reader_that_has_gone_is_no_error(finished_run: Path) -> None:
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     err = process.stderr.read()
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=60) == 141
     assert err == ""
 
 

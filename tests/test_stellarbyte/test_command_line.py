@@ -16,7 +16,7 @@ from stellarbyte.interrupt import Interrupted
 _PROGRAM = """
 import gc, sys, time
 from stellarbyte.command_line import report, run_program
-from stellarbyte.interrupt import Interrupt, hold_signals, interruptible
+from stellarbyte.interrupt import Interrupt, exit_code, hold_signals, interruptible
 
 def ready():
     print("ready", flush=True)
@@ -113,7 +113,7 @@ def test_a_terminal_that_closes_asks_however_often_it_does() -> None:
         import os, signal
         os.kill(os.getpid(), signal.SIGHUP)
         time.sleep(0.1)
-        return 128 + interrupt.number
+        return exit_code(interrupt.number)
     """
     assert signalled(body, signal.SIGHUP)[0] == 129
 
@@ -150,7 +150,8 @@ def test_a_child_that_was_forked_does_not_answer_for_its_parent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "code"), [("print('done')", 0), ("sys.exit(3)", 3), ("raise SystemExit('no')", 1), ("return 5", 5)]
+    ("body", "code"),
+    [("print('done')", 0), ("sys.exit()", 0), ("sys.exit(3)", 3), ("raise SystemExit('no')", 70), ("return 5", 5)],
 )
 def test_codes(body: str, code: int) -> None:
     process = program(body)
@@ -161,8 +162,15 @@ def test_codes(body: str, code: int) -> None:
 def test_a_bug_keeps_its_traceback() -> None:
     process = program("raise ZeroDivisionError")
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 70
     assert "ZeroDivisionError" in errors.splitlines()[-1]
+
+
+def test_a_module_that_cannot_be_imported_is_no_verdict() -> None:
+    """`stellarbyte-convert`, say, of an installation that is broken."""
+    code = "import sys, stellarbyte.door as door; sys.modules['convert.cli'] = None; door.bridge()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1][:19]) == (70, "ModuleNotFoundError")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
@@ -188,7 +196,7 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     assert process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == ""
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=60) == 141
 
 
 def test_a_stdout_that_is_closed_gets_a_sentence_and_no_file_in_its_place() -> None:

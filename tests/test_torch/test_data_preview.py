@@ -54,6 +54,17 @@ def test_a_terminal_of_few_characters(folder: Path, tmp_path: Path) -> None:
     assert "\\u27e6na\\xefve \\U0001f680" in result.stdout
 
 
+def test_a_reader_that_has_gone_is_told_by_the_exit_code(folder: Path, tmp_path: Path) -> None:
+    """As with `stellarbyte-torch data preview … | head -c 0`."""
+    config = write(tmp_path / "c.yaml", folder)
+    command = [sys.executable, "-m", "stellarbyte_torch.cli", "data", "preview", str(config)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_a_tokenizer_of_its_own(folder: Path, tmp_path: Path) -> None:
     config = write(tmp_path / "c.yaml", folder, f"  tokenizer: {folder}\n", model="")
     assert SHOWN in "".join(preview(config, 1, colour=False))
