@@ -1,4 +1,7 @@
-"""The sha256 of a folder's files, noted once they are on disk, so that damage is seen before anything is read."""
+"""The sha256 of a folder's files, noted once they are on disk, so that damage is seen before anything is read.
+
+The note carries a sha256 of itself too: what it says about the folder is trusted as little as the files are.
+"""
 
 import os
 from collections.abc import Mapping
@@ -6,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stellarbyte.errors import UserError
-from stellarbyte.files import check_plain_name, sha256_of, write_json
+from stellarbyte.files import check_plain_name, sha256_of, sha256_of_json, write_json
 from stellarbyte.reading import read_json
 
 MANIFEST = "stellarbyte_files.json"
@@ -28,7 +31,8 @@ def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             files[name] = sha256_of(path)
-    write_json(folder / MANIFEST, {**about, "files": files})
+    manifest = {**about, "files": files}
+    write_json(folder / MANIFEST, {**manifest, "sha256": sha256_of_json(manifest)})
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -37,7 +41,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = read_json(folder / MANIFEST)
     except UserError:
         return None
-    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != sha256_of_json(manifest):
+        return None
+    files = manifest.get("files")
     if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
         return None
     return manifest

@@ -1,5 +1,6 @@
 """What a fine-tuning run is made of: the arguments of its Trainer, and the model with what of it trains."""
 
+import copy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def training_arguments(config: FinetuneConfig, data_arguments: dict[str, Any]) -
     Raises:
         UserError: TrainingArguments refuses them, or something that they need is not here.
     """
-    fields = {**data_arguments, **training_fields(config)}
+    # A copy at every depth: TrainingArguments fills in dicts such as fsdp_config, and a run is known by its config.
+    fields = copy.deepcopy({**data_arguments, **training_fields(config)})
     for name, value in fields.items():
         problem = complaint(name, value)
         if problem is not None:

@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 
 from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import MANIFEST, check_files, damage, read_manifest, write_manifest
+from stellarbyte.files import sha256_of_json
 
 
 @pytest.fixture
@@ -47,13 +49,26 @@ def test_each_damage_is_seen(name: str, change: str, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{}", "[]", '{"files": {"../x": "a"}}', '{"files": {"a": 3}}', '{"files": []}', "[" * 10**5, "\x00\xff"],
+    ["", "{}", "[]", '{"files": {"a": 3}}', '{"files": []}', "[" * 10**5, "\x00\xff"],
 )
 def test_a_manifest_of_no_use(text: str, folder: Path) -> None:
     (folder / MANIFEST).write_text(text, encoding="latin-1")
     assert MANIFEST in str(damage(folder))
     with pytest.raises(UserError, match=MANIFEST):
         check_files(folder)
+
+
+def test_a_flipped_bit_of_the_manifest_is_seen(folder: Path) -> None:
+    content = (folder / MANIFEST).read_bytes()
+    for place in range(len(content)):
+        (folder / MANIFEST).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert damage(folder) is not None
+
+
+def test_a_name_that_leads_elsewhere(folder: Path) -> None:
+    manifest = {"files": {"../x": "a"}}
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "sha256": sha256_of_json(manifest)}))
+    assert damage(folder) == f"{MANIFEST} names the file '..', expected a plain file name without a folder"
 
 
 def test_a_manifest_that_is_a_pipe_is_not_waited_for(folder: Path) -> None:

@@ -90,4 +90,5 @@ def test_every_causal_architecture_of_transformers() -> None:
     exact = {row.name for row in tried if row.verdict.is_exact}
     assert len(tried) > 100
     assert {"llama", "mistral", "qwen3", "qwen3_moe", "mixtral", "gemma2", "gpt2", "stellarbyte"} <= exact
-    assert not {"gpt_oss", "falcon", "opt", "bloom", "lfm2", "jamba", "mamba"} & exact
+    # falcon keeps them apart from Transformers 5.24 on.
+    assert not {"gpt_oss", "opt", "bloom", "lfm2", "jamba", "mamba"} & exact
