@@ -47,7 +47,7 @@ def to_peft(
         UserError: no such checkpoint, or one of a whole model; `adapter_dir` holds what is not ours; the disk is full.
     """
     # Orbax takes seconds to import, which a mistake in the command line should not.
-    from stellarbyte_jax.training.checkpoint import load_params
+    from stellarbyte_jax.checkpoints.checkpoint import load_params
 
     adapter_dir = adapter_dir.resolve()
     keep = staged_folder.check_replaceable(adapter_dir, force)
@@ -79,7 +79,7 @@ def from_peft(adapter_dir: Path, run_dir: Path, base_dir: Path) -> Conversion:
         UserError: an adapter that JAX cannot hold, or for another base; weights that are missing, unknown, misshapen or
             broken; `base_dir` is no run of a whole model; `run_dir` exists; the disk is full.
     """
-    from stellarbyte_jax.training.checkpoint import Base, RunMetadata, fingerprint, load_metadata, save_imported
+    from stellarbyte_jax.checkpoints.checkpoint import Base, RunMetadata, fingerprint, load_metadata, save_imported
 
     run_dir = run_dir.resolve()
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):

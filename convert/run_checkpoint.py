@@ -27,7 +27,7 @@ def load(run_dir: Path, step: int | None = None) -> RunCheckpoint:
         UserError: no such run or step, or a broken checkpoint.
     """
     # Orbax takes seconds to import, which a mistake in the command line should not.
-    from stellarbyte_jax.training.lora_base import load_weights
+    from stellarbyte_jax.checkpoints.lora_base import load_weights
 
     if not run_dir.is_dir():
         raise UserError(f"{run_dir} is not a folder: give the output_dir of a run")
@@ -38,7 +38,7 @@ def load(run_dir: Path, step: int | None = None) -> RunCheckpoint:
 
 def save(run_dir: Path, checkpoint: RunCheckpoint) -> None:
     """Writes a model that was trained elsewhere as the first checkpoint of a new run."""
-    from stellarbyte_jax.training.checkpoint import RunMetadata, save_imported
+    from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, save_imported
 
     save_config(checkpoint.config, run_dir / "model.yaml")  # for `init_from`
     metadata = RunMetadata({"model": to_dict(checkpoint.config)}, dict(checkpoint.tokenizer_files))

@@ -11,8 +11,8 @@ from stellarbyte.command_line import USER_ERROR, report, run_program
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import hold_signals
 from stellarbyte_jax import commands
-from stellarbyte_jax.compile_cache import cache_settings
-from stellarbyte_jax.xla_flags import Platform, flag_settings, platform_here
+from stellarbyte_jax.machine.compile_cache import cache_settings
+from stellarbyte_jax.machine.xla_flags import Platform, flag_settings, platform_here
 
 PROGRAM = "stellarbyte"
 

@@ -80,7 +80,7 @@ def pretrain(options: argparse.Namespace) -> int:
     folders = {"data.shards": config.data.shards, "data.tokenizer": config.data.tokenizer}
     if not any(word.partition("=")[0] == "--output_dir" for word in options.overrides):
         check_not_moved(options.config, config.output_dir, folders)
-    from stellarbyte_jax.training.diagnostics import Diagnostics, check_dump_folder, parse_profile
+    from stellarbyte_jax.training.watching.diagnostics import Diagnostics, check_dump_folder, parse_profile
 
     profile = None if options.profile is None else parse_profile(options.profile, config.training.max_steps)
     if options.dump_hlo is not None:
@@ -92,8 +92,8 @@ def pretrain(options: argparse.Namespace) -> int:
         stack.enter_context(display)
         # JAX is imported only now: a mistake in the config need not wait for it.
         from stellarbyte_jax.config import DistributedConfig
+        from stellarbyte_jax.processes.joined import joined
         from stellarbyte_jax.training.loop import pretrain
-        from stellarbyte_jax.training.processes import joined
 
         processes = stack.enter_context(joined(config.distributed, functools.partial(report, "stellarbyte")))
         if processes.index != 0:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from stellarbyte.architecture import ByteConfig, RopeScaling
 from stellarbyte.chat.formats import RecordFormat
 from stellarbyte.errors import UserError
 from stellarbyte_jax.bounds import MOST_DEVICES, check_number, check_seed, check_whole
 from stellarbyte_jax.distributed_config import DistributedConfig
 from stellarbyte_jax.lora_config import LoRAConfig
-from stellarbyte_jax.model_config import ByteConfig, RopeScaling
 
 __all__ = [
     "ByteConfig",

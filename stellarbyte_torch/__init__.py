@@ -9,7 +9,7 @@ from stellarbyte_torch.auto_classes import register_with_transformers
 
 if TYPE_CHECKING:
     from stellarbyte_torch.configuration_stellarbyte import ByteConfig
-    from stellarbyte_torch.lora_config import LoRAConfig
+    from stellarbyte_torch.lora.config import LoRAConfig
     from stellarbyte_torch.modeling_stellarbyte import ByteDecoder, ByteForCausalLM, ByteModel
 
 __all__ = ["ByteConfig", "ByteDecoder", "ByteForCausalLM", "ByteModel", "LoRAConfig"]
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return ByteConfig
     if name == "LoRAConfig":
-        from stellarbyte_torch.lora_config import LoRAConfig
+        from stellarbyte_torch.lora.config import LoRAConfig
 
         return LoRAConfig
     if name in __all__:

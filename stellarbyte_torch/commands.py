@@ -55,8 +55,8 @@ def generate(options: argparse.Namespace) -> None:
 def chat(options: argparse.Namespace) -> None:
     """Talk with a model, in the terminal or by piped lines."""
     _quieten()
-    from stellarbyte_torch import chat as chatting
-    from stellarbyte_torch.chat_session import open_session
+    from stellarbyte_torch.chat import terminal as chatting
+    from stellarbyte_torch.chat.session import open_session
 
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -75,7 +75,7 @@ def chat(options: argparse.Namespace) -> None:
 def preview(options: argparse.Namespace) -> None:
     """Print samples as the model will see them."""
     _quieten()
-    from stellarbyte_torch.data_preview import preview as previewed
+    from stellarbyte_torch.finetune.preview import preview as previewed
 
     colour = options.colour and sys.stdout.isatty()
     print_any_character()
@@ -91,9 +91,9 @@ def finetune(options: argparse.Namespace) -> int:
     with Display(quiet=not options.speaks, stderr=options.json) as display:
         with display.doing("starting"):
             _quieten()
-            from stellarbyte_torch.finetune import finetune
-            from stellarbyte_torch.finetune_config import load_finetune_config
-            from stellarbyte_torch.finetune_report import closing_table
+            from stellarbyte_torch.finetune.config import load_finetune_config
+            from stellarbyte_torch.finetune.report import closing_table
+            from stellarbyte_torch.finetune.run import finetune
         config = load_finetune_config(options.config, options.overrides)
         # Of the processes that train one run, one writes.
         with folder_lock(config.output_dir, doing="finetune") if options.speaks else nullcontext():
@@ -113,7 +113,7 @@ def merge(options: argparse.Namespace) -> None:
     import torch
 
     from stellarbyte_torch.lora import load_lora, merge_and_save
-    from stellarbyte_torch.lora_folder import read_config
+    from stellarbyte_torch.lora.folder import read_config
     from stellarbyte_torch.model_folder import load_model, load_tokenizer
     from stellarbyte_torch.saving import saved_whole
 

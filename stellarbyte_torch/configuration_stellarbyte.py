@@ -229,7 +229,7 @@ def marks_for_stock_models(fields: Mapping[str, Any]) -> dict[str, Any]:
 def contradiction(fields: Mapping[str, Any]) -> str | None:
     """The first thing wrong with a model's fields, as one sentence, or None: the one list of all rejections.
 
-    stellarbyte_jax/model_config.py and stellarbyte_torch/configuration_stellarbyte.py hold this function in the same
+    stellarbyte/architecture.py and stellarbyte_torch/configuration_stellarbyte.py hold this function in the same
     words, and a test holds them equal: neither side may import the other. `rope_scaling` comes as a dict without None.
     """
 

@@ -155,9 +155,9 @@ def _our_run() -> dict[str, Work]:
     from transformers import AutoTokenizer
 
     from stellarbyte.display import Display
-    from stellarbyte_torch.data_config import DataConfig, SourceConfig
-    from stellarbyte_torch.finetune import finetune
-    from stellarbyte_torch.finetune_config import FinetuneConfig
+    from stellarbyte_torch.data.config import DataConfig, SourceConfig
+    from stellarbyte_torch.finetune.config import FinetuneConfig
+    from stellarbyte_torch.finetune.run import finetune
 
     folder = Path(tempfile.mkdtemp())
     tokenizer, chat = _run_data(folder)
@@ -183,8 +183,8 @@ def _our_run() -> dict[str, Work]:
 def _peft_run() -> dict[str, Work]:
     from transformers import AutoTokenizer, Trainer, TrainingArguments
 
-    from stellarbyte_torch.data import prepare_data
-    from stellarbyte_torch.data_config import DataConfig, SourceConfig
+    from stellarbyte_torch.data.config import DataConfig, SourceConfig
+    from stellarbyte_torch.data.samples import prepare_data
 
     folder = Path(tempfile.mkdtemp())
     tokenizer, chat = _run_data(folder)

@@ -7,7 +7,7 @@ import os
 import signal
 from pathlib import Path
 
-from stellarbyte_jax.xla_flags import known_flags, parsers
+from stellarbyte_jax.machine.xla_flags import known_flags, parsers
 
 # By environment, so that the commands which tests start in processes of their own are told as well; and here rather
 # than in a hook, for pytest loads the conftest files of the folders below, which import JAX, before it calls any.

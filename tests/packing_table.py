@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from stellarbyte_torch.packing_check import PackingVerdict, check_packing
+from stellarbyte_torch.finetune.packing_check import PackingVerdict, check_packing
 
 VOCABULARY = 97
 # Names that architectures have for their sizes; what a config does not know it keeps and nobody reads.

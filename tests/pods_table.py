@@ -151,7 +151,7 @@ def _quietly(pretrain: Any, config: Any) -> bool:
 
 
 def _interrupt_after(at: int) -> None:
-    from stellarbyte_jax.training.metrics import MetricsLog
+    from stellarbyte_jax.training.watching.metrics import MetricsLog
 
     train = MetricsLog.train
 

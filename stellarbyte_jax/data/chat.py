@@ -18,8 +18,8 @@ from stellarbyte.records.record import Record
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.chat_template import chat_tokenizer
 from stellarbyte_jax.data.documents import PIECE_CHARS
+from stellarbyte_jax.data.encoding_ahead import BATCH_CHARS, Position, TokenBatch, encoded_ahead, is_validation, unread
 from stellarbyte_jax.data.manifest import SampleCounts
-from stellarbyte_jax.data.tokenized import BATCH_CHARS, Position, TokenBatch, encoded_ahead, is_validation, unread
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
 # A token of a sample, and whether it is trained on.

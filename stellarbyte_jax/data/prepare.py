@@ -15,10 +15,10 @@ from stellarbyte.records.sources import status_of
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.chat import tokenized_chat
 from stellarbyte_jax.data.corpus import files_of
+from stellarbyte_jax.data.encoding_ahead import Position, TokenBatch, tokenized
 from stellarbyte_jax.data.manifest import MANIFEST_NAME, SPLITS, Manifest, SplitCounts
 from stellarbyte_jax.data.recipe import Recipe
 from stellarbyte_jax.data.shard_writer import ShardWriter, SplitState, sums_path
-from stellarbyte_jax.data.tokenized import Position, TokenBatch, tokenized
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.data.unfinished import (
     POSITION_NAME,

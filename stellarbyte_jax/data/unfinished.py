@@ -9,10 +9,10 @@ from stellarbyte.config.nodes import locate
 from stellarbyte.errors import UserError
 from stellarbyte.files import write_json
 from stellarbyte.reading import read_json_object
+from stellarbyte_jax.data.encoding_ahead import Position
 from stellarbyte_jax.data.manifest import SPLITS
 from stellarbyte_jax.data.recipe import Recipe
 from stellarbyte_jax.data.shard_writer import ShardWriter, SplitState
-from stellarbyte_jax.data.tokenized import Position
 
 RECIPE_NAME, POSITION_NAME = "recipe.json", "position.json"
 

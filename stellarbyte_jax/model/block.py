@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from stellarbyte_jax.config import ByteConfig
-from stellarbyte_jax.model.attention import Attention
-from stellarbyte_jax.model.context import CallContext, LayerContext
+from stellarbyte_jax.model.attention.layer import Attention
+from stellarbyte_jax.model.call_context import CallContext, LayerContext
 from stellarbyte_jax.model.dropout import drop_path, dropout
+from stellarbyte_jax.model.experts.moe import RouterStats, SparseFeedForward
 from stellarbyte_jax.model.feed_forward import FeedForward
 from stellarbyte_jax.model.kv_cache import LayerCache
-from stellarbyte_jax.model.moe import RouterStats, SparseFeedForward
 from stellarbyte_jax.model.norm import RMSNorm
 from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 

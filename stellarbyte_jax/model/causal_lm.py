@@ -9,14 +9,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from stellarbyte_jax.config import ByteConfig
-from stellarbyte_jax.model.attention_kernels import default_kernel
+from stellarbyte_jax.model.attention.cudnn import check_xpos
+from stellarbyte_jax.model.attention.kernels import default_kernel
 from stellarbyte_jax.model.block import RESIDUAL, Block
-from stellarbyte_jax.model.context import CallContext, LayerContext
-from stellarbyte_jax.model.cudnn_attention import check_xpos
+from stellarbyte_jax.model.call_context import CallContext, LayerContext
 from stellarbyte_jax.model.dropout import dropout
+from stellarbyte_jax.model.experts.moe import RouterStats
 from stellarbyte_jax.model.kv_cache import KVCache
 from stellarbyte_jax.model.linear import Linear
-from stellarbyte_jax.model.moe import RouterStats
 from stellarbyte_jax.model.norm import RMSNorm
 from stellarbyte_jax.model.remat import rematerialized
 from stellarbyte_jax.model.rope import RotaryEmbedding

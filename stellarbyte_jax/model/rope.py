@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from stellarbyte.architecture import XPOS_SMALLEST_ZETA, ByteConfig
 from stellarbyte_jax.model.rope_scaling import dynamic_frequencies, rope_frequencies
-from stellarbyte_jax.model_config import XPOS_SMALLEST_ZETA, ByteConfig
 
 
 @jax.tree_util.register_dataclass

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stellarbyte_jax.model_config import ByteConfig, RopeScaling
+from stellarbyte.architecture import ByteConfig, RopeScaling
 
 
 def rope_frequencies(config: ByteConfig) -> tuple[np.ndarray, float]:

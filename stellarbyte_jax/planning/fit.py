@@ -9,13 +9,13 @@ from typing import Any
 import jax
 
 from stellarbyte.errors import UserError
-from stellarbyte_jax.chips import GIB, chip_of
 from stellarbyte_jax.config import RunConfig
+from stellarbyte_jax.machine.chips import GIB, chip_of
 from stellarbyte_jax.planning.auto_remat import with_remat
+from stellarbyte_jax.planning.layer_traces import LayerTraces
 from stellarbyte_jax.planning.memory import Memory, predict_memory, tokens_a_chip
 from stellarbyte_jax.planning.parameters import ParameterCounter
 from stellarbyte_jax.planning.program import layout_of
-from stellarbyte_jax.planning.saved import LayerTraces
 from stellarbyte_jax.sharding import mesh_sizes
 
 # How far off the prediction may be: what misses by less is tried, with a word.

@@ -5,9 +5,9 @@ from dataclasses import dataclass, fields
 import jax.numpy as jnp
 
 from stellarbyte_jax.config import RunConfig
+from stellarbyte_jax.planning.layer_traces import SavedByLayers
 from stellarbyte_jax.planning.parameters import Parameters
 from stellarbyte_jax.planning.program import BATCH_ARRAYS, layout_of
-from stellarbyte_jax.planning.saved import SavedByLayers
 from stellarbyte_jax.planning.tiles import padded_bytes
 from stellarbyte_jax.sharding import Layout
 from stellarbyte_jax.training.loss import TOKENS_PER_CHUNK

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 from flax import nnx
 
+from stellarbyte_jax.checkpoints.adapter_trees import split_adapters
 from stellarbyte_jax.config import ByteConfig, LoRAConfig, RunConfig
 from stellarbyte_jax.planning.program import layout_of
 from stellarbyte_jax.planning.tiles import padded_bytes
 from stellarbyte_jax.sharding import param_shardings
-from stellarbyte_jax.training.adapters import split_adapters
 from stellarbyte_jax.training.state import abstract_model
 
 

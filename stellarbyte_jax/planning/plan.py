@@ -6,15 +6,15 @@ from typing import Any
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RunConfig
-from stellarbyte_jax.data.placement import check_batch
-from stellarbyte_jax.model.context_attention import SharedRows
+from stellarbyte_jax.data.batch_placement import check_batch
+from stellarbyte_jax.model.attention.shared_rows import SharedRows
+from stellarbyte_jax.model.attention.splash import LANES, block_of
 from stellarbyte_jax.model.flops import StepFlops, head_flops, kernel_flops, step_flops
-from stellarbyte_jax.model.splash_attention import LANES, block_of
+from stellarbyte_jax.planning.layer_traces import LayerTraces, SavedByLayers
 from stellarbyte_jax.planning.memory import Memory, predict_memory, tokens_a_chip
 from stellarbyte_jax.planning.parameters import ParameterCounter
 from stellarbyte_jax.planning.program import kernel_of, layout_of
 from stellarbyte_jax.planning.roofline import Roofline, busiest_share, predict_time, received_bytes
-from stellarbyte_jax.planning.saved import LayerTraces, SavedByLayers
 from stellarbyte_jax.planning.topology import Topology, mesh_sizes
 
 

@@ -9,13 +9,13 @@ from flax import nnx
 from jax.extend.core import Jaxpr, JaxprEqn
 from jax.interpreters import partial_eval
 
+from stellarbyte_jax.checkpoints.adapter_trees import join, split_adapters
 from stellarbyte_jax.config import RunConfig
-from stellarbyte_jax.model.attention_kernels import default_kernel
-from stellarbyte_jax.model.splash_attention import LANES
+from stellarbyte_jax.model.attention.kernels import default_kernel
+from stellarbyte_jax.model.attention.splash import LANES
+from stellarbyte_jax.planning.array_placement import Placement, place_of
 from stellarbyte_jax.planning.jaxprs import loop_body
-from stellarbyte_jax.planning.placement import Placement, place_of
 from stellarbyte_jax.sharding import Layout, abstract_mesh, param_shardings
-from stellarbyte_jax.training.adapters import join, split_adapters
 from stellarbyte_jax.training.state import abstract_model
 
 BATCH_ARRAYS = ("input_ids", "labels", "position_ids", "segment_ids")

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from stellarbyte_jax.config import RunConfig
-from stellarbyte_jax.model.context_attention import SharedRows
+from stellarbyte_jax.model.attention.shared_rows import SharedRows
+from stellarbyte_jax.model.attention.splash import LANES
 from stellarbyte_jax.model.flops import visible_pairs
-from stellarbyte_jax.model.splash_attention import LANES
+from stellarbyte_jax.planning.layer_traces import SavedByLayers
 from stellarbyte_jax.planning.memory import tokens_a_chip
 from stellarbyte_jax.planning.parameters import Parameters
 from stellarbyte_jax.planning.program import layout_of
-from stellarbyte_jax.planning.saved import SavedByLayers
 from stellarbyte_jax.planning.topology import Topology, axis_bandwidths
 from stellarbyte_jax.sharding import Layout
 

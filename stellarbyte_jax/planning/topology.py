@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax import sharding
-from stellarbyte_jax.chips import CHIPS, Chip
 from stellarbyte_jax.config import MeshConfig
+from stellarbyte_jax.machine.chips import CHIPS, Chip
 
 # Slices by Google's pages of the chips, docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e: all of v5e and v6e; of v4
 # and v5p those smaller than a cube, and how far cubes go along each side (v4's pod is 16 x 16 x 16, v5p's largest slice

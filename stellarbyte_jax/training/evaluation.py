@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from stellarbyte.errors import UserError
+from stellarbyte_jax.checkpoints.checkpoint import RunMetadata
+from stellarbyte_jax.checkpoints.lora_base import load_weights
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import run_config_from_dict
 from stellarbyte_jax.data.loader import validation_batches
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.training.checkpoint import RunMetadata
 from stellarbyte_jax.training.load import check_weights
-from stellarbyte_jax.training.lora_base import load_weights
 from stellarbyte_jax.training.own_shards import with_own_shards
 from stellarbyte_jax.training.state import Params, abstract_model
 from stellarbyte_jax.training.step import EvalStep, make_eval_step

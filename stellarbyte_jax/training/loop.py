@@ -11,29 +11,29 @@ from stellarbyte.display import Display
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte.interrupt import Interrupt
+from stellarbyte_jax.checkpoints.adapter_trees import join
+from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata, latest_step
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import save_config, to_dict
+from stellarbyte_jax.data.batch_placement import BatchPlacement, check_batch
 from stellarbyte_jax.data.identity import DataIdentity
 from stellarbyte_jax.data.loader import TrainLoader, validation_batches
 from stellarbyte_jax.data.manifest import Manifest
-from stellarbyte_jax.data.placement import BatchPlacement, check_batch
 from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
+from stellarbyte_jax.processes.joined import ALONE, Processes
 from stellarbyte_jax.sharding import Layout, make_mesh
-from stellarbyte_jax.training.adapters import join
-from stellarbyte_jax.training.checkpoint import Checkpointer, RunMetadata, latest_step
-from stellarbyte_jax.training.compile_watch import CompileWatch
-from stellarbyte_jax.training.diagnostics import Diagnostics
 from stellarbyte_jax.training.evaluation import byte_lengths, evaluate
 from stellarbyte_jax.training.finite import FiniteWatch, NotFinite, check_finite
-from stellarbyte_jax.training.metrics import MetricsLog
 from stellarbyte_jax.training.optimizer import learning_rate_schedule, run_optimizer
-from stellarbyte_jax.training.processes import ALONE, Processes
-from stellarbyte_jax.training.profile import Profile
 from stellarbyte_jax.training.start import check_start, identity, start, state_shardings
 from stellarbyte_jax.training.state import Params, run_model
 from stellarbyte_jax.training.step import make_eval_step, make_train_step, on_mesh
-from stellarbyte_jax.training.utilization import Utilization
+from stellarbyte_jax.training.watching.compile_watch import CompileWatch
+from stellarbyte_jax.training.watching.diagnostics import Diagnostics
+from stellarbyte_jax.training.watching.metrics import MetricsLog
+from stellarbyte_jax.training.watching.profile import Profile
+from stellarbyte_jax.training.watching.utilization import Utilization
 
 
 def pretrain(

@@ -9,8 +9,8 @@ import optax
 from flax import nnx
 from jax.typing import ArrayLike
 
+from stellarbyte_jax.checkpoints.adapter_trees import split_adapters
 from stellarbyte_jax.config import OptimizerConfig, RunConfig
-from stellarbyte_jax.training.adapters import split_adapters
 
 
 def run_optimizer(config: RunConfig, abstract_params: nnx.State) -> optax.GradientTransformation:

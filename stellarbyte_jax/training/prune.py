@@ -10,10 +10,10 @@ import numpy as np
 
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
+from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, latest_step, save_imported
 from stellarbyte_jax.config_file import save_config, to_dict
 from stellarbyte_jax.data.loader import validation_batches
 from stellarbyte_jax.model.pruning import least_important, prune_heads
-from stellarbyte_jax.training.checkpoint import RunMetadata, latest_step, save_imported
 from stellarbyte_jax.training.evaluation import byte_lengths, evaluate, load_trained_run
 from stellarbyte_jax.training.head_importance import head_importance
 from stellarbyte_jax.training.state import Params, abstract_model

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from stellarbyte_jax.config import ByteConfig
-from stellarbyte_jax.model.moe import RouterStats
+from stellarbyte_jax.model.experts.moe import RouterStats
 
 
 @jax.tree_util.register_dataclass

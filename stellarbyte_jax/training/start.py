@@ -10,6 +10,17 @@ import jax.numpy as jnp
 import optax
 
 from stellarbyte.errors import UserError
+from stellarbyte_jax.checkpoints.adapter_trees import split_adapters
+from stellarbyte_jax.checkpoints.array_files import check_finite_weights
+from stellarbyte_jax.checkpoints.checkpoint import (
+    Base,
+    RunMetadata,
+    latest_step,
+    load_metadata,
+    restore,
+    restore_params,
+)
+from stellarbyte_jax.checkpoints.lora_base import restore_base
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import (
     differing_fields,
@@ -22,13 +33,9 @@ from stellarbyte_jax.data.agreement import check_described
 from stellarbyte_jax.data.identity import DataIdentity
 from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.tokenizer import Tokenizer
+from stellarbyte_jax.processes.joined import ALONE, Processes
 from stellarbyte_jax.run_folder import check_is_run
 from stellarbyte_jax.sharding import Layout, param_shardings
-from stellarbyte_jax.training.adapters import split_adapters
-from stellarbyte_jax.training.array_files import check_finite_weights
-from stellarbyte_jax.training.checkpoint import Base, RunMetadata, latest_step, load_metadata, restore, restore_params
-from stellarbyte_jax.training.lora_base import restore_base
-from stellarbyte_jax.training.processes import ALONE, Processes
 from stellarbyte_jax.training.state import Params, TrainState, init_params, init_state
 
 # What may change when a run goes on: none of it changes the losses, for where data lies is not what it is.

@@ -9,11 +9,11 @@ import optax
 from flax import nnx
 from jax.typing import DTypeLike
 
+from stellarbyte_jax.checkpoints.adapter_trees import split_adapters
 from stellarbyte_jax.config import ByteConfig, LoRAConfig, RunConfig
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.lora import add_adapters
 from stellarbyte_jax.sharding import ONE_DEVICE, Layout
-from stellarbyte_jax.training.adapters import split_adapters
 
 Params = dict[str, Any]
 

@@ -10,8 +10,8 @@ from flax import nnx
 
 from convert import adapter_config, adapters, weights
 from convert.weights import Params
+from stellarbyte_jax.checkpoints.adapter_trees import join
 from stellarbyte_jax.config import ByteConfig, LoRAConfig
-from stellarbyte_jax.training.adapters import join
 from stellarbyte_jax.training.loss import token_loss
 from stellarbyte_jax.training.state import abstract_model, init_adapters
 from test_convert.jax_side import Batch

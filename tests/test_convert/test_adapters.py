@@ -15,9 +15,7 @@ from convert import adapters, hf_checkpoint, run_checkpoint, weights
 from convert.cli import main
 from stellarbyte.adapter_base import BASE_FILE, AdapterWarning
 from stellarbyte.errors import UserError
-from stellarbyte_jax.config import LoRAConfig
-from stellarbyte_jax.config_file import to_dict
-from stellarbyte_jax.training.checkpoint import (
+from stellarbyte_jax.checkpoints.checkpoint import (
     Base,
     RunMetadata,
     fingerprint,
@@ -25,6 +23,8 @@ from stellarbyte_jax.training.checkpoint import (
     load_params,
     save_imported,
 )
+from stellarbyte_jax.config import LoRAConfig
+from stellarbyte_jax.config_file import to_dict
 from stellarbyte_jax.training.load import load_model
 from stellarbyte_torch import ByteModel
 from stellarbyte_torch import LoRAConfig as TorchLoRAConfig

@@ -10,10 +10,10 @@ from convert import hf_checkpoint, run_checkpoint, shards
 from convert.cli import main
 from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.errors import UserError
+from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata
 from stellarbyte_jax.config import RopeScaling
 from stellarbyte_jax.config_file import to_dict
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
-from stellarbyte_jax.training.checkpoint import Checkpointer, RunMetadata
 from test_convert.models import sensible_params, tiny
 
 NORM = "model.layers.1.input_layernorm.weight"

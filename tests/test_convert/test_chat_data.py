@@ -13,8 +13,8 @@ from stellarbyte_jax.config import DataConfig, SourceConfig
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
-from stellarbyte_torch import data as torch_data
-from stellarbyte_torch import data_config as torch_config
+from stellarbyte_torch.data import config as torch_config
+from stellarbyte_torch.data import samples as torch_data
 from test_convert.conftest import TEXT
 
 

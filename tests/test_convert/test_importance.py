@@ -5,7 +5,7 @@ import torch
 
 from stellarbyte_jax.training.head_importance import head_importance as jax_importance
 from stellarbyte_jax.training.state import abstract_model
-from stellarbyte_torch.pruning import head_importance as torch_importance
+from stellarbyte_torch.head_importance import head_importance as torch_importance
 from test_convert.models import sensible_params, tiny
 from test_convert.torch_side import TorchModel
 

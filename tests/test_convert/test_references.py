@@ -11,8 +11,8 @@ import transformers
 from flax import nnx
 
 from convert import weights
+from stellarbyte.architecture import RopeScaling
 from stellarbyte_jax.model.kv_cache import KVCache
-from stellarbyte_jax.model_config import RopeScaling
 from stellarbyte_jax.training.state import abstract_model
 from test_convert.models import tiny
 

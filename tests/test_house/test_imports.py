@@ -24,7 +24,7 @@ def test_import_rules() -> None:
         ("import stellarbyte_jax.config_file", ["jax", "flax", "torch", "transformers", "numpy"]),
         ("import stellarbyte_jax.cli", ["jax", "flax", "torch", "transformers", "orbax"]),
         ("from stellarbyte_jax import ByteModel", ["torch", "transformers", "orbax"]),
-        ("import stellarbyte_jax.training.checkpoint", ["torch", "transformers"]),
+        ("import stellarbyte_jax.checkpoints.checkpoint", ["torch", "transformers"]),
         ("import convert", ["jax", "torch", "transformers"]),
         ("import convert.cli", ["torch", "transformers"]),
         ("import stellarbyte_torch", ["jax", "flax", "orbax"]),

@@ -43,12 +43,23 @@ def test_commands_exist():
         assert command in helps[program], (program, command)
 
 
-def test_files_named_in_the_tree_exist():
-    (tree,) = re.findall(r"## The house\n(.*?)\n## ", README, re.DOTALL)
-    files = {path.name for path in ROOT.rglob("*.py") if ".venv" not in path.parts}
-    named = re.findall(r"\b\w+\.py\b", tree)
-    assert len(named) > 10
-    assert set(named) <= files
+def test_the_tree_names_every_module_where_it_is() -> None:
+    (tree,) = re.findall(r"## The house\n\n(.*?)\n\n", README, re.DOTALL)
+    named: set[str] = set()
+    rooms: list[str] = []
+    for line in tree.splitlines():
+        words = line[4:].lstrip()
+        depth = (len(line) - 4 - len(words)) // 2
+        if depth > 4:  # a sentence that goes on
+            continue
+        (names,) = re.findall(r"^\w+/?(?:, \w+)*", words)
+        if names.endswith("/"):
+            rooms[depth:] = [names[:-1]]
+        else:
+            named |= {"/".join([*rooms[:depth], name]) + ".py" for name in names.split(", ")}
+    packages = ("stellarbyte", "stellarbyte_jax", "stellarbyte_torch", "convert")
+    there = {str(path.relative_to(ROOT)) for package in packages for path in (ROOT / package).rglob("*.py")}
+    assert named == {path for path in there if not path.endswith("__init__.py")}
 
 
 def test_make_targets_exist():

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_jax.planning import fit
 from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training import loop
+from stellarbyte_jax.training.watching.metrics import MetricsLog
 from test_jax.tiny import tiny_config
 
 VOCAB_SIZE = 320
@@ -101,3 +102,20 @@ def finished_run(small_data: DataConfig, tmp_path_factory: pytest.TempPathFactor
         patch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
         assert loop.pretrain(twelve_steps(small_data, folder / "run"))
     return folder / "run"
+
+
+@pytest.fixture
+def disturb(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
+    """Has something happen as soon as step n is computed, before it can be saved."""
+    train = MetricsLog.train
+
+    def plan(at: int, event: Callable[[], None]) -> None:
+        def train_then(self: MetricsLog, step: int, values: Mapping[str, Any]) -> None:
+            train(self, step, values)
+            if step == at:
+                monkeypatch.setattr(MetricsLog, "train", train)
+                event()
+
+        monkeypatch.setattr(MetricsLog, "train", train_then)
+
+    return plan

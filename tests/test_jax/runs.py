@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
+from stellarbyte_jax.checkpoints.checkpoint import load_params
 from stellarbyte_jax.config import ByteConfig, DataConfig, OptimizerConfig, RunConfig, SourceConfig, TrainingConfig
-from stellarbyte_jax.training.checkpoint import load_params
 
 
 def records(run_dir: str | Path) -> list[dict[str, Any]]:

@@ -16,10 +16,10 @@ from typing import Any
 import orbax.checkpoint as ocp
 import pytest
 
+from stellarbyte_jax.checkpoints.checkpoint import latest_step
 from stellarbyte_jax.cli import main
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import load_run_config, save_config
-from stellarbyte_jax.training.checkpoint import latest_step
 
 ROOT = Path(__file__).parents[2]
 

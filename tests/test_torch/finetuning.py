@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 
 from stellarbyte.display import Display
-from stellarbyte_torch.data_config import DataConfig, SourceConfig
-from stellarbyte_torch.finetune import finetune
-from stellarbyte_torch.finetune_config import FinetuneConfig
+from stellarbyte_torch.data.config import DataConfig, SourceConfig
+from stellarbyte_torch.finetune.config import FinetuneConfig
+from stellarbyte_torch.finetune.run import finetune
 
 from .exported import export
 

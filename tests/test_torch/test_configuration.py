@@ -13,11 +13,11 @@ from transformers import AutoConfig, LlamaConfig, Qwen3MoeConfig
 
 from convert import config as convert_config
 from convert.config import from_hf
+from stellarbyte import architecture as jax_side
+from stellarbyte.architecture import RopeScaling
 from stellarbyte.errors import UserError
-from stellarbyte_jax import model_config as jax_side
 from stellarbyte_jax.config import ByteConfig as JaxByteConfig
 from stellarbyte_jax.config_file import to_dict
-from stellarbyte_jax.model_config import RopeScaling
 from stellarbyte_torch import ByteConfig
 from stellarbyte_torch import configuration_stellarbyte as torch_side
 

@@ -10,9 +10,9 @@ import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig
 from transformers import AutoTokenizer
 
-from stellarbyte_torch.collation import IGNORED_LABEL
-from stellarbyte_torch.data import prepare_data
-from stellarbyte_torch.data_config import DataConfig, SourceConfig
+from stellarbyte_torch.data.collation import IGNORED_LABEL
+from stellarbyte_torch.data.config import DataConfig, SourceConfig
+from stellarbyte_torch.data.samples import prepare_data
 
 from .exported import export
 from .tiny import tiny_model

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig, SourceConfig
-from stellarbyte_jax.data import documents, tokenized
+from stellarbyte_jax.data import documents
+from stellarbyte_jax.data import encoding_ahead as tokenized
 from stellarbyte_jax.data import prepare as prepare_module
 from stellarbyte_jax.data.manifest import MANIFEST_NAME, Manifest
 from stellarbyte_jax.data.passages import FEW_DOCUMENTS, PassageSplit

@@ -18,7 +18,8 @@ from pyarrow import parquet
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig, SourceConfig
-from stellarbyte_jax.data import documents, tokenized
+from stellarbyte_jax.data import documents
+from stellarbyte_jax.data import encoding_ahead as tokenized
 from stellarbyte_jax.data import prepare as prepare_module
 from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.prepare import PrepareProgress, prepare
@@ -168,7 +169,8 @@ def test_killed_and_resumed_is_the_same_to_the_byte(data: DataConfig, tmp_path: 
     code = f"""
 import os, signal
 from stellarbyte_jax.config import DataConfig, SourceConfig
-from stellarbyte_jax.data import documents, prepare, tokenized
+from stellarbyte_jax.data import documents, prepare
+from stellarbyte_jax.data import encoding_ahead as tokenized
 tokenized.BATCH_CHARS, tokenized.PIECE_CHARS, documents.PIECE_CHARS, prepare._TOKENS_PER_CHECKPOINT = 200, 0, 150, 100
 prepare.prepare({data!r}, lambda p: os.kill(os.getpid(), signal.SIGKILL) if p.documents > 15 else None)
 """

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stellarbyte.architecture import RopeScaling
 from stellarbyte.errors import UserError
 from stellarbyte_jax.inference.generate import Generator
 from stellarbyte_jax.inference.sampling import Sampling, warp
 from stellarbyte_jax.inference.speculative import SpeculativeGenerator
-from stellarbyte_jax.model_config import RopeScaling
 from test_jax.tiny import random_tokens, tiny_config, tiny_model
 
 CONFIGS: list[dict[str, Any]] = [

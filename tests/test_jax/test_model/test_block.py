@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from stellarbyte_jax.model.block import Block
+from stellarbyte_jax.model.call_context import CallContext, LayerContext
 from stellarbyte_jax.model.causal_lm import ByteDecoder
-from stellarbyte_jax.model.context import CallContext, LayerContext
 from stellarbyte_jax.model.rope import RotaryEmbedding
 from test_jax.tiny import random_tokens, relative_error, tiny_config, tiny_model
 

@@ -8,8 +8,8 @@ from flax import nnx
 
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.config_file import load_model_config
+from stellarbyte_jax.model.attention.chunked import visible
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
-from stellarbyte_jax.model.chunked_attention import visible
 from stellarbyte_jax.model.flops import head_flops, layer_matmul_flops, step_flops, visible_pairs
 from stellarbyte_jax.planning.parameters import ParameterCounter
 

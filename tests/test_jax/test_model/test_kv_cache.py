@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from stellarbyte.architecture import RopeScaling
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.model.kv_cache import KVCache
-from stellarbyte_jax.model_config import RopeScaling
 from test_jax.tiny import random_tokens, relative_error, segments, tiny_config, tiny_model
 
 T = 9

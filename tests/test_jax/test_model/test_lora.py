@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stellarbyte.errors import UserError
+from stellarbyte_jax.checkpoints.adapter_trees import join, merge_adapters, split_adapters
 from stellarbyte_jax.config import LoRAConfig
 from stellarbyte_jax.model.linear import Linear
 from stellarbyte_jax.model.lora import LoRALinear
-from stellarbyte_jax.training.adapters import join, merge_adapters, split_adapters
 from stellarbyte_jax.training.state import Params, abstract_model, init_adapters
 from test_jax.tiny import random_tokens, relative_error, tiny_config, tiny_params
 

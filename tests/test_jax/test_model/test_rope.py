@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from stellarbyte_jax.model.attention_kernels import attention
+from stellarbyte.architecture import XPOS_SMALLEST_ZETA, ByteConfig
+from stellarbyte_jax.model.attention.kernels import attention
 from stellarbyte_jax.model.rope import RotaryEmbedding, rotate
-from stellarbyte_jax.model_config import XPOS_SMALLEST_ZETA, ByteConfig
 from test_jax.tiny import relative_error, tiny_config
 
 HEAD_DIM = 16

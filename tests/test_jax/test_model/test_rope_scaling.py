@@ -6,9 +6,9 @@ import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from stellarbyte.architecture import RopeScaling
 from stellarbyte_jax.model.rope import RotaryEmbedding
 from stellarbyte_jax.model.rope_scaling import dynamic_frequencies, rope_frequencies
-from stellarbyte_jax.model_config import RopeScaling
 from test_jax.tiny import relative_error, tiny_config
 
 SCALINGS = [

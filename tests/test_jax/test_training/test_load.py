@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from stellarbyte.errors import UserError
+from stellarbyte_jax.checkpoints.checkpoint import load_params
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.training.checkpoint import load_params
 from stellarbyte_jax.training.load import load_model
 from test_jax.tiny import random_tokens, relative_error
 

@@ -15,6 +15,7 @@ import pytest
 
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
+from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, latest_step, load_metadata, load_params, save_imported
 from stellarbyte_jax.config import MeshConfig, RunConfig
 from stellarbyte_jax.config_file import load_run_config
 from stellarbyte_jax.data.loader import TrainLoader
@@ -22,7 +23,6 @@ from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training import loop
-from stellarbyte_jax.training.checkpoint import RunMetadata, latest_step, load_metadata, load_params, save_imported
 from stellarbyte_jax.training.loop import pretrain
 from test_jax.runs import Crash, bits, crash, losses, records
 

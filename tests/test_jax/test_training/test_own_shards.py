@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from stellarbyte.errors import UserError
+from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, load_metadata, load_params, save_imported
 from stellarbyte_jax.config import DataConfig, RunConfig, SourceConfig
 from stellarbyte_jax.config_file import load_run_config, to_dict
 from stellarbyte_jax.data.identity import DataIdentity
 from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.training.checkpoint import RunMetadata, load_metadata, load_params, save_imported
 from stellarbyte_jax.training.evaluation import load_trained_run
 from stellarbyte_jax.training.start import check_start
 

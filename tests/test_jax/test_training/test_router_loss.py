@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stellarbyte_jax.model.moe import RouterStats
+from stellarbyte_jax.model.experts.moe import RouterStats
 from stellarbyte_jax.training.router_loss import router_loss, router_metrics, router_sums
 from test_jax.tiny import tiny_config
 

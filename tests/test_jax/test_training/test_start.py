@@ -13,6 +13,7 @@ import yaml
 
 from convert import hf_checkpoint
 from stellarbyte.errors import UserError
+from stellarbyte_jax.checkpoints.checkpoint import latest_step, load_metadata
 from stellarbyte_jax.cli import main
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import load_run_config, save_config, to_dict
@@ -20,7 +21,6 @@ from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training import loop
-from stellarbyte_jax.training.checkpoint import latest_step, load_metadata
 from stellarbyte_jax.training.loop import pretrain
 from stellarbyte_jax.training.optimizer import make_optimizer
 from stellarbyte_jax.training.start import start

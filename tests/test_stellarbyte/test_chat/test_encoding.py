@@ -16,7 +16,7 @@ from stellarbyte.errors import UserError
 from stellarbyte.records.bad_records import RecordError
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
-from stellarbyte_torch.chat_tokenizer import chat_tokenizer
+from stellarbyte_torch.data.tokenizer import chat_tokenizer
 
 CORPUS = ["The quick brown fox jumps over the lazy dog. 春眠不觉晓、处处闻啼鸟。 “Ça va?” naïve café 🚀 "] * 20
 

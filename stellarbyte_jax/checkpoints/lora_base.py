@@ -1,0 +1,81 @@
+"""The frozen weights below a run's adapters: found again by their run and step, and refused if they have changed."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stellarbyte.errors import UserError
+from stellarbyte_jax.checkpoints.adapter_trees import merge_adapters
+from stellarbyte_jax.checkpoints.array_files import Tree, check_finite_weights
+from stellarbyte_jax.checkpoints.checkpoint import (
+    Base,
+    RunMetadata,
+    checkpoint_steps,
+    fingerprint,
+    load_params,
+    restore_params,
+)
+from stellarbyte_jax.config_file import lora_config_from_dict
+from stellarbyte_jax.processes.joined import ALONE, Processes
+from stellarbyte_jax.run_folder import moved_along
+
+
+def restore_base(
+    run_dir: str, abstract_params: Tree, known: Base | None, adapters_dir: str, processes: Processes = ALONE
+) -> tuple[Tree, Base]:
+    """(the base's parameters, sharded like the abstract ones, and what to know them by).
+
+    Takes the newest checkpoint in `run_dir`, or the one `known` to be below the adapters in `adapters_dir`.
+
+    Raises:
+        UserError: it is gone or has changed, or cannot be read.
+    """
+    if known is not None:
+        here = Base(run_dir, known.step, known.fingerprint)  # it may have been moved since
+        _check(here, adapters_dir)
+        return restore_params(run_dir, abstract_params, here.step, processes)[0], here
+    params, step = restore_params(run_dir, abstract_params, processes=processes)
+    check_finite_weights(params, f"init_from {run_dir}/checkpoints/{step}")
+    return params, Base(run_dir, step, fingerprint(run_dir, step))
+
+
+def load_weights(run_dir: str | Path, step: int | None = None) -> tuple[Tree, RunMetadata, int]:
+    """(parameters of the whole model as numpy arrays, metadata, step): adapters are merged into their base.
+
+    Otherwise as `load_params`, which gives what is in the checkpoint.
+    """
+    params, metadata, step = load_params(run_dir, step)
+    if metadata.base is None:
+        return params, metadata, step
+    below = _found_again(metadata.base, metadata.config.get("output_dir"), Path(run_dir))
+    _check(below, run_dir)
+    base, *_ = load_params(below.run_dir, below.step)
+    lora = lora_config_from_dict(metadata.config["lora"], f"{run_dir}/checkpoints/{step}")
+    return merge_adapters(base, params, lora), metadata, step
+
+
+def _found_again(base: Base, old_run: Any, run_dir: Path) -> Base:
+    """The base where it lies now: where it was, or moved along with its adapters, or beside them."""
+    folders = [Path(base.run_dir), run_dir.parent / Path(base.run_dir).name]
+    if isinstance(old_run, str):
+        folders.append(moved_along(base.run_dir, old_run, run_dir))
+    for folder in folders:
+        # What it is shows whether it is the right one.
+        if base.step in checkpoint_steps(folder) and fingerprint(folder, base.step) == base.fingerprint:
+            return replace(base, run_dir=str(folder))
+    return base
+
+
+def _check(base: Base, adapters_dir: str | Path) -> None:
+    there = checkpoint_steps(base.run_dir)
+    if base.step not in there:
+        steps = f"only steps {', '.join(map(str, there))}" if there else "no checkpoint"
+        raise UserError(
+            f"{adapters_dir} holds adapters on step {base.step} of {base.run_dir}, where there is {steps}: "
+            "bring that checkpoint back"
+        )
+    if fingerprint(base.run_dir, base.step) != base.fingerprint:
+        raise UserError(
+            f"{adapters_dir} holds adapters on other weights than step {base.step} of {base.run_dir} has now: "
+            "bring back the run that they were trained on"
+        )

@@ -1,0 +1,1 @@
+"""Attention: the layer, and the kernels that each backend runs."""

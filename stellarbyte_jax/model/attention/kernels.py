@@ -1,0 +1,116 @@
+"""Attention, softmax(Q K^T) V, behind one door: the kernel that suits the backend, or the one asked for."""
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+from stellarbyte.errors import UserError
+from stellarbyte_jax.model.attention.chunked import chunked_attention, visible
+from stellarbyte_jax.model.attention.cudnn import cudnn_attention
+from stellarbyte_jax.model.attention.softmax import (
+    FEW_QUERIES,
+    bias_of,
+    dropped_softmax_attention,
+    few_queries_attention,
+    softmax_attention,
+)
+from stellarbyte_jax.model.attention.splash import splash_attention
+from stellarbyte_jax.model.remat import ATTENTION
+from stellarbyte_jax.sharding import ONE_DEVICE, Layout
+
+KERNELS = ("reference", "chunked", "cudnn", "splash")
+
+
+def default_kernel(platform: str, dropout_rate: float = 0.0) -> str:
+    """The kernel that suits a platform; with attention dropout, one that can do that."""
+    kernel = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}.get(platform, "chunked")
+    return "reference" if dropout_rate and kernel in ("cudnn", "splash") else kernel
+
+
+def attention(
+    q_BKGTH: jax.Array,
+    k_BKTH: jax.Array,
+    v_BKTH: jax.Array,
+    *,
+    kernel: str,
+    block_size: int = 512,
+    segment_ids_BT: jax.Array | None = None,
+    window: int | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    platform: str | None = None,
+    layout: Layout = ONE_DEVICE,
+) -> jax.Array:
+    """Causal grouped-query attention of a sequence to itself; scores and softmax are float32 in every kernel.
+
+    Args:
+        q_BKGTH: queries, scaled by 1/sqrt(H).
+        k_BKTH: keys.
+        v_BKTH: values.
+        kernel: reference (plain, T × T scores), chunked (for CPUs), cudnn (GPUs) or splash (TPUs).
+        block_size: the most queries and keys that splash works on at a time, see splash_attention.py.
+        segment_ids_BT: a token sees only its own segment; by default a row is one.
+        window: a token sees only the last so many, itself included; by default all before it.
+        dropout_rate: of the softmax weights, where there is a key.
+        dropout_key: what is dropped is drawn from it; None drops nothing.
+        platform: what it is compiled for, by default where JAX runs: splash is interpreted on all but TPUs.
+        layout: where the arrays lie on a mesh; cudnn and splash then run on each device's own rows and kv heads.
+
+    Returns:
+        [B, K, G, T, H] in q's dtype.
+
+    Raises:
+        UserError: no such kernel, or it cannot do what is asked of it.
+    """
+    if kernel not in KERNELS:
+        raise UserError(f"training.attention_kernel {kernel} is unknown: use {', '.join(KERNELS)} or auto")
+    if not dropout_rate:
+        dropout_key = None
+    if dropout_key is not None and kernel in ("cudnn", "splash"):
+        raise UserError(
+            f"training.attention_kernel {kernel} has no dropout, but model.attention_dropout is {dropout_rate}: use "
+            "auto, reference or chunked, or set model.attention_dropout to 0"
+        )
+    assert window is None or window > 0
+    if window is not None and window >= q_BKGTH.shape[3]:
+        window = None
+    if kernel == "splash":
+        interpret = (platform or jax.default_backend()) != "tpu"
+        return splash_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, block_size, layout, interpret)
+    if kernel == "cudnn":
+        out_BKGTH = cudnn_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, layout)
+    elif kernel == "chunked":
+        out_BKGTH = chunked_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, dropout_rate, dropout_key)
+    else:
+        out_BKGTH = _reference_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, dropout_rate, dropout_key)
+    return checkpoint_name(out_BKGTH, ATTENTION)
+
+
+def cached_attention(q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, visible_BTS: jax.Array) -> jax.Array:
+    """Attention of new queries to a cache, seeing the slots where `visible_BTS` is true; float32 scores.
+
+    A query that sees no slot, as padding may, gets the mean of all values: nothing to use, but finite.
+
+    Returns:
+        [B, K, G, T, H] in q's dtype.
+    """
+    B, K, G, T, H = q_BKGTH.shape
+    q = q_BKGTH.reshape(B, K, G * T, H)
+    k, v = k_BKSH.astype(q.dtype), v_BKSH.astype(q.dtype)
+    visible_BTS = visible_BTS | ~visible_BTS.any(axis=2, keepdims=True)
+    attend = few_queries_attention if G * T <= FEW_QUERIES else softmax_attention
+    return attend(q, k, v, bias_of(visible_BTS, G)).reshape(q_BKGTH.shape)
+
+
+def _reference_attention(
+    q_BKGTH: jax.Array,
+    k_BKTH: jax.Array,
+    v_BKTH: jax.Array,
+    segment_ids_BT: jax.Array | None,
+    window: int | None,
+    dropout_rate: float,
+    dropout_key: jax.Array | None,
+) -> jax.Array:
+    B, K, G, T, H = q_BKGTH.shape
+    bias = bias_of(visible(0, 0, T, segment_ids_BT, window), G)
+    out = dropped_softmax_attention(q_BKGTH.reshape(B, K, G * T, H), k_BKTH, v_BKTH, bias, dropout_rate, dropout_key)
+    return out.reshape(q_BKGTH.shape)

@@ -1,0 +1,194 @@
+"""The sparse feed-forward layer: a router, and experts of which each token is sent to a few."""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from stellarbyte_jax.config import ByteConfig
+from stellarbyte_jax.model.experts.device import serve_experts
+from stellarbyte_jax.model.feed_forward import FeedForward
+from stellarbyte_jax.model.linear import cast
+from stellarbyte_jax.sharding import ONE_DEVICE, Layout
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RouterStats:
+    """What a router did with each row of the batch, in float32 and over real tokens alone; 0 for a row that has none.
+
+    balance: Switch's loss, E · Σ_i f_i P_i, with f_i the share of tokens that chose expert i (they sum to k) and P_i
+    its mean probability (Fedus et al. 2021, arXiv:2101.03961); no gradient flows through f. z: the mean of
+    logsumexp(logits)² (Zoph et al. 2022, arXiv:2202.08906). load: each expert's share of all choices. dropped: the
+    share of choices that found their expert full.
+    """
+
+    balance_B: jax.Array
+    z_B: jax.Array
+    load_BE: jax.Array
+    dropped_B: jax.Array
+
+
+class Router(nnx.Module):
+    """The experts' scores for each token, in float32 whatever the compute dtype."""
+
+    def __init__(self, config: ByteConfig, *, rngs: nnx.Rngs) -> None:
+        shape = (config.hidden_size, config.num_experts)
+        kernel_DE = config.initializer_range * jax.random.normal(rngs.params(), shape, jnp.float32)
+        self.kernel = nnx.Param(kernel_DE, axes=("hidden", "router"), decays=True)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """[B, T, D] -> float32 logits [B, T, E]."""
+        # Below full precision, accelerators would send near ties to other experts than a CPU does.
+        precision = jax.lax.Precision.HIGHEST
+        return jnp.matmul(x_BTD.astype(jnp.float32), self.kernel[...], precision=precision)
+
+
+class Experts(nnx.Module):
+    """The gated feed-forward matrices of all experts, gate before up, stacked on E."""
+
+    def __init__(
+        self,
+        config: ByteConfig,
+        *,
+        stddev: float,
+        output_stddev: float,
+        dtype: jnp.dtype,
+        layout: Layout,
+        rngs: nnx.Rngs,
+    ) -> None:
+        E, D, F = config.num_experts, config.hidden_size, config.moe_intermediate_size
+        assert F is not None
+        gate_up_EDF = stddev * jax.random.normal(rngs.params(), (E, D, 2 * F), jnp.float32)
+        down_EFD = output_stddev * jax.random.normal(rngs.params(), (E, F, D), jnp.float32)
+        self.gate_up_proj = nnx.Param(gate_up_EDF, axes=("expert", "hidden", "feed_forward"), decays=True)
+        self.down_proj = nnx.Param(down_EFD, axes=("expert", "feed_forward", "hidden"), decays=True)
+        self.config, self.dtype, self.layout = config, dtype, layout
+
+    def __call__(self, x_BTD: jax.Array, expert_BTk: jax.Array, weight_BTk: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D]: each token's sum of weight · expert(x)."""
+        layout, (E, D, _) = self.layout, self.gate_up_proj.get_value().shape
+        rows = layout.spec("batch", "length", None)
+        gate_up, down = (
+            layout.spec("expert", "hidden", None, "feed_forward"),
+            layout.spec("expert", "feed_forward", "hidden"),
+        )
+        # Gate and up apart, so that a device which has a part of one has the same part of the other.
+        gate_up_ED2F = cast(self.gate_up_proj[...], self.dtype).reshape(E, D, 2, -1)
+        serve = layout.map(
+            functools.partial(serve_experts, hidden_act=self.config.hidden_act, layout=layout),
+            (gate_up, down, rows, rows, rows),
+            rows,
+        )
+        return serve(gate_up_ED2F, cast(self.down_proj[...], self.dtype), x_BTD, expert_BTk, weight_BTk)
+
+
+class SparseFeedForward(nnx.Module):
+    """y = Σ weight · expert(x) over the k experts that the router scores highest, + the shared experts' output.
+
+    The weights are the softmax over all experts, of the chosen; with `norm_topk_prob` they are divided by their sum.
+    """
+
+    def __init__(
+        self,
+        config: ByteConfig,
+        *,
+        stddev: float,
+        output_stddev: float,
+        dtype: jnp.dtype,
+        layout: Layout = ONE_DEVICE,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.config, self.dtype, self.layout = config, dtype, layout
+        self.gate = Router(config, rngs=rngs)
+        self.experts = Experts(
+            config, stddev=stddev, output_stddev=output_stddev, dtype=dtype, layout=layout, rngs=rngs
+        )
+        shared_width = config.num_shared_experts * (config.moe_intermediate_size or 0)
+        self.shared_experts = (
+            FeedForward(
+                config,
+                width=shared_width,
+                stddev=stddev,
+                output_stddev=output_stddev,
+                dtype=dtype,
+                layout=layout,
+                rngs=rngs,
+            )
+            if shared_width
+            else None
+        )
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        segment_ids_BT: jax.Array | None,
+        training: bool,
+        adapters_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, RouterStats]:
+        """[B, T, D] -> [B, T, D].
+
+        Tokens of segment 0 are padding: they get an output, but take no place in an expert and no part in statistics.
+        In training an expert serves at most ceil(moe_capacity_factor · k · T / E) tokens of a row, the earliest first
+        (and of a token its best choice first); the output of a full expert is left out.
+        """
+        config, k = self.config, self.config.num_experts_per_tok
+        B, T, _ = x_BTD.shape
+        real_BT = jnp.ones((B, T), bool) if segment_ids_BT is None else segment_ids_BT != 0
+
+        logits_BTE = self.gate(x_BTD)
+        # By logits: two of them may differ where their probabilities are rounded to the same. Ties: the lower index.
+        _, expert_BTk = jax.lax.top_k(jax.lax.stop_gradient(logits_BTE), k)
+        probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
+        if config.norm_topk_prob:
+            # Their probabilities over the sum of these, but not rounded twice: one expert alone has 1, of gradient 0.
+            weight_BTk = jax.nn.softmax(jnp.take_along_axis(logits_BTE, expert_BTk, axis=-1), axis=-1)
+        else:
+            weight_BTk = jnp.take_along_axis(probs_BTE, expert_BTk, axis=-1)
+
+        served_BTk = None
+        if training and config.moe_capacity_factor is not None:
+            capacity = math.ceil(config.moe_capacity_factor * k * T / config.num_experts)
+            served_BTk = _served(expert_BTk, real_BT, config.num_experts, capacity)
+            weight_BTk = jnp.where(served_BTk, weight_BTk, 0.0)
+
+        x_BTD = x_BTD.astype(self.dtype)
+        y_BTD = self.experts(x_BTD, expert_BTk, weight_BTk)
+        if self.shared_experts is not None:
+            y_BTD = y_BTD + self.shared_experts(x_BTD, adapters_key)
+        return y_BTD, _statistics(logits_BTE, probs_BTE, expert_BTk, served_BTk, real_BT)
+
+
+def _served(expert_BTk: jax.Array, real_BT: jax.Array, num_experts: int, capacity: int) -> jax.Array:
+    """Which choices find a place: bool [B, T, k]. Each depends on earlier tokens of its row alone."""
+    B, T, k = expert_BTk.shape
+    chosen_BTkE = jax.nn.one_hot(expert_BTk, num_experts, dtype=jnp.int32) * real_BT[:, :, None, None]
+    place_BTkE = jnp.cumsum(chosen_BTkE.reshape(B, T * k, -1), axis=1).reshape(chosen_BTkE.shape)
+    return jnp.take_along_axis(place_BTkE, expert_BTk[..., None], axis=-1)[..., 0] <= capacity
+
+
+def _statistics(
+    logits_BTE: jax.Array,
+    probs_BTE: jax.Array,
+    expert_BTk: jax.Array,
+    served_BTk: jax.Array | None,
+    real_BT: jax.Array,
+) -> RouterStats:
+    (B, _, E), k = logits_BTE.shape, expert_BTk.shape[-1]
+    tokens_B = jnp.maximum(real_BT.sum(axis=1, dtype=jnp.float32), 1)
+    chosen_BTE = jax.nn.one_hot(expert_BTk, E, dtype=jnp.float32).sum(axis=2)
+    choices_BE = jnp.sum(chosen_BTE * real_BT[..., None], axis=1) / tokens_B[:, None]
+    prob_BE = jnp.sum(probs_BTE * real_BT[..., None], axis=1) / tokens_B[:, None]
+    z_BT = jax.nn.logsumexp(logits_BTE, axis=-1) ** 2
+    dropped_B = jnp.zeros((B,), jnp.float32)
+    if served_BTk is not None:
+        dropped_B = jnp.sum(~served_BTk & real_BT[..., None], axis=(1, 2), dtype=jnp.float32) / (k * tokens_B)
+    return RouterStats(
+        balance_B=E * jnp.sum(choices_BE * prob_BE, axis=-1),
+        z_B=jnp.sum(z_BT * real_BT, axis=1) / tokens_B,
+        load_BE=choices_BE / k,
+        dropped_B=dropped_B,
+    )

@@ -1,0 +1,59 @@
+"""How much of the devices a run uses: FLOPs against their peak, bytes against their memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import Mesh
+
+from stellarbyte_jax.config import RunConfig
+from stellarbyte_jax.machine.chips import chip_of
+from stellarbyte_jax.model.flops import step_flops
+
+
+@dataclass(frozen=True)
+class Utilization:
+    """What a step costs by the model's mathematics, and who works on it.
+
+    flops: of one step, over all devices; work that a program does twice (remat) or in vain is not in it.
+    devices: how many.
+    peak: FLOPs a second of one device in the run's compute dtype; None where the chip is not known, as a CPU.
+    local: the devices of this process.
+    """
+
+    flops: int
+    devices: int
+    peak: float | None
+    local: Sequence[jax.Device]
+
+    @classmethod
+    def of(cls, config: RunConfig, mesh: Mesh) -> "Utilization":
+        """Of a run's steps on a mesh."""
+        training = config.training
+        flops = step_flops(
+            config.model, training.batch_size, config.data.sequence_length, frozen=config.lora is not None
+        )
+        chip = chip_of(mesh.devices.flat[0].device_kind)
+        peak = None if chip is None else chip.peak_flops[training.dtype]
+        return cls(flops.model, mesh.size, peak, mesh.local_devices)
+
+    def speed(self, seconds: float) -> dict[str, float]:
+        """Figures of a step that took so long: `tflops_per_second` of one device and, of a known chip, `mfu`.
+
+        mfu is model FLOPs utilization (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), 1 at the chip's peak.
+        """
+        rate = self.flops / self.devices / seconds
+        figures = {"tflops_per_second": rate / 1e12}
+        return figures if self.peak is None else figures | {"mfu": rate / self.peak}
+
+    def memory(self) -> dict[str, int]:
+        """Bytes on this process's fullest device: in use now, at most so far, and at its disposal; none of a CPU.
+
+        The runtime's own bookkeeping answers: no device is waited for.
+        """
+        stats = [found for device in self.local if (found := device.memory_stats())]
+        if not stats:
+            return {}
+        fullest = max(stats, key=lambda found: found.get("peak_bytes_in_use", 0))
+        names = {"bytes_in_use": "hbm_bytes", "peak_bytes_in_use": "hbm_peak_bytes", "bytes_limit": "hbm_limit_bytes"}
+        return {ours: fullest[theirs] for theirs, ours in names.items() if theirs in fullest}

@@ -1,0 +1,207 @@
+"""From a data config and a tokenizer to what a Trainer trains on."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from stellarbyte.chat.conversations import Conversation, parse_record
+from stellarbyte.chat.encoding import ChatEncoder, RenderedChat, Sample
+from stellarbyte.chat.packing import pack, samples_of_rows
+from stellarbyte.chat.template import read_template
+from stellarbyte.chat.told import Told
+from stellarbyte.errors import UserError
+from stellarbyte.records.bad_records import BadRecords, RecordError
+from stellarbyte.records.formats import read_records
+from stellarbyte.records.sources import files_of_sources
+from stellarbyte_torch.data.collation import Item, PackedDataset, PackingCollator, PaddingCollator, SampleDataset
+from stellarbyte_torch.data.config import DataConfig
+from stellarbyte_torch.data.tokenizer import chat_tokenizer
+
+# Conversations encoded at a time, on all cores.
+_BATCH = 512
+
+# Tokens: a text of less than two such passages has no validation split.
+_SHORTEST_PASSAGE = 16
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of both splits, and what became of the records; `first_bad` tells about the first few bad ones.
+
+    too_long records had more than max_length tokens, cut_tokens of which are in no sample; untrained samples were left
+    out as they had no trained token. tokens and trained_tokens count both splits. remarks tell what else is to know.
+    """
+
+    train: list[Sample]
+    validation: list[Sample]
+    records: int
+    bad_records: int
+    first_bad: tuple[str, ...]
+    too_long: int
+    cut_tokens: int
+    untrained: int
+    tokens: int
+    trained_tokens: int
+    seconds: float
+    remarks: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """One line: what there is, then what is not, if anything is missing."""
+        share = self.trained_tokens / self.tokens
+        line = (
+            f"{self.records} records: {len(self.train)} training and {len(self.validation)} validation samples, "
+            f"{self.tokens} tokens, {self.trained_tokens} ({share:.0%}) of them trained"
+        )
+        if self.too_long:
+            line += f"; {self.too_long} too long, {self.cut_tokens} tokens cut off"
+        if self.untrained:
+            line += f"; {self.untrained} left out without a trained token"
+        if self.bad_records:
+            more = "; …" if self.bad_records > len(self.first_bad) else ""
+            line += f"; {self.bad_records} bad records skipped: {'; '.join(self.first_bad)}{more}"
+        return "; ".join((line, *self.remarks))
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What a Trainer needs: the datasets (validation None if nothing was set apart), the collator, and arguments.
+
+    trainer_arguments are for TrainingArguments.
+    """
+
+    train: Dataset[Item]
+    validation: Dataset[Item] | None
+    collator: PaddingCollator | PackingCollator
+    trainer_arguments: dict[str, Any]
+    samples: Samples
+
+
+def prepare_data(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int], None] | None = None
+) -> PreparedData:
+    """Datasets and collator for a config: packed rows, or samples that batches of like lengths are made of.
+
+    `progress` is told the conversations read so far. The same config, files and tokenizer give the same data.
+
+    Raises:
+        UserError: as `read_samples`.
+    """
+    samples = read_samples(config, tokenizer, progress)
+    pad_token_id = next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None)
+
+    def dataset(split: list[Sample]) -> Dataset[Item]:
+        if not config.packing:
+            return SampleDataset(split)
+        rows = pack([len(sample) for sample in split], config.max_length, config.seed)
+        return PackedDataset(split, samples_of_rows(rows))
+
+    return PreparedData(
+        train=dataset(samples.train),
+        validation=dataset(samples.validation) if samples.validation else None,
+        collator=PackingCollator(pad_token_id, config.max_length) if config.packing else PaddingCollator(pad_token_id),
+        trainer_arguments={
+            "remove_unused_columns": False,
+            "train_sampling_strategy": "random" if config.packing else "group_by_length",
+            "use_cache": False,  # with a cache, many models of transformers do not keep packed samples apart
+        },
+        samples=samples,
+    )
+
+
+def read_samples(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int], None] | None = None
+) -> Samples:
+    """Reads all sources, encodes them, and sets validation samples apart; passages of a text that is the only one.
+
+    Raises:
+        UserError: a source is missing or cannot be read; a record is bad; a template is missing; no sample is left.
+    """
+    started = time.perf_counter()
+    template = read_template(config.chat_template, "data.chat_template")
+    encoder = ChatEncoder(chat_tokenizer(tokenizer, template), datetime.now())
+    bad_records = BadRecords(config.on_bad_record, setting="data.on_bad_record")
+    remarks: list[str] = []
+    samples: list[Sample] = []
+    conversations_read = unsuitable = too_long = cut_tokens = untrained = 0
+    told, only_texts = Told(), True
+    conversations = _conversations(config, bad_records, remarks)
+    while batch := list(islice(conversations, _BATCH)):
+        conversations_read += len(batch)
+        chats: list[RenderedChat] = []
+        only_texts = only_texts and not any(conversation.messages for conversation in batch)
+        for conversation in batch:
+            try:
+                chats.append(encoder.render(conversation, config.loss_on))
+            except RecordError as error:
+                bad_records.add(str(error))
+                unsuitable += 1
+        told = sum((chat.told for chat in chats), start=told)
+        for sample in encoder.encode(chats):
+            pieces = sample.fitting(config.max_length, config.on_too_long)
+            if len(sample) > config.max_length:
+                too_long += 1
+                cut_tokens += len(sample) - sum(map(len, pieces))
+            trained = [piece for piece in pieces if piece.trained.any()]
+            untrained += len(pieces) - len(trained)
+            samples += trained
+        if progress is not None:
+            progress(conversations_read)
+    records = conversations_read + bad_records.count - unsuitable
+    if not samples:
+        first = f" (such as {bad_records.first[0]})" if bad_records.first else ""
+        raise UserError(
+            f"data.sources give no sample to train on: of {records} records {bad_records.count} were bad{first}, "
+            f"{too_long} too long for max_length {config.max_length}, and {untrained} samples had no trained token"
+        )
+    if len(samples) == 1 and only_texts and config.validation_fraction > 0:
+        samples = samples[0].fitting(max(len(samples[0]) // 10, _SHORTEST_PASSAGE), "split")
+    train, validation = _split(samples, config)
+    return Samples(
+        train=train,
+        validation=validation,
+        records=records,
+        bad_records=bad_records.count,
+        first_bad=bad_records.first,
+        too_long=too_long,
+        cut_tokens=cut_tokens,
+        untrained=untrained,
+        tokens=sum(map(len, samples)),
+        trained_tokens=sum(int(sample.trained.sum()) for sample in samples),
+        seconds=time.perf_counter() - started,
+        remarks=(*remarks, *told.sentences()),
+    )
+
+
+def _conversations(config: DataConfig, bad_records: BadRecords, remarks: list[str]) -> Iterator[Conversation]:
+    sources = [(source.path, source.format) for source in config.sources]
+    for index, path in files_of_sources(sources, remarks.append):
+        for record in read_records(path, bad_records):
+            try:
+                conversation = parse_record(record.fields, record.where, config.sources[index].format)
+            except RecordError as error:
+                bad_records.add(str(error))
+            else:
+                yield conversation
+
+
+def _split(samples: list[Sample], config: DataConfig) -> tuple[list[Sample], list[Sample]]:
+    """Training and validation samples, in order; which is which is drawn by tokens and seed, not by order."""
+    if config.validation_fraction == 0 or len(samples) < 2:
+        return samples, []
+    salt = config.seed.to_bytes(16, "little")
+    digests = [hashlib.blake2b(sample.input_ids.tobytes(), digest_size=16, salt=salt).digest() for sample in samples]
+    count = max(1, round(len(samples) * config.validation_fraction))
+    last = sorted(digests)[count - 1]
+    apart = [digest <= last for digest in digests]
+    if all(apart):  # they are all equal, or nearly: nothing would be left to train on
+        return samples, []
+    train = [sample for sample, is_apart in zip(samples, apart, strict=True) if not is_apart]
+    validation = [sample for sample, is_apart in zip(samples, apart, strict=True) if is_apart]
+    return train, validation

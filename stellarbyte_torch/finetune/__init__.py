@@ -1,0 +1,1 @@
+"""Fine-tuning of any causal language model by Transformers' Trainer: LoRA, some layers, or all weights."""

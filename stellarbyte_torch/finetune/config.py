@@ -1,0 +1,119 @@
+"""What a config file says about a fine-tuning run."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+
+from stellarbyte.config.build import build, field_values
+from stellarbyte.config.nodes import Node, read_yaml
+from stellarbyte.config.overrides import override, parse_overrides
+from stellarbyte.config.plain import plain
+from stellarbyte.errors import UserError
+from stellarbyte_torch.data.config import DataConfig
+from stellarbyte_torch.finetune.training_values import OURS, complaint
+from stellarbyte_torch.lora.config import LoRAConfig
+
+
+@dataclass(frozen=True)
+class TrainableConfig:
+    """What trains when there is no LoRA and not everything trains: layers, as "4-7" or [4, 5], and these modules."""
+
+    layers: str | tuple[int, ...] | None = None
+    embeddings: bool = False
+    norms: bool = False
+    head: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.layers or self.embeddings or self.norms or self.head):
+            raise UserError("layers, embeddings, norms, head: name one at least, or leave trainable out to train all")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """A fine-tuning run.
+
+    model: a folder or a Hub id, of any causal language model of Transformers.
+    output_dir: where the run writes; the same command goes on there after an interruption.
+    data: what to train on.
+    lora: fields of LoRAConfig, to train adapters; left out, the weights themselves train.
+    trainable: the part of the weights that trains; left out, all of them. LoRA has its own train_… fields for this.
+    training: fields of transformers.TrainingArguments.
+    early_stopping_patience: evaluations without a lower validation loss before the run ends; null: never.
+    quantization: of the base under LoRA. int8 is torchao's, weights only; nf4 is bitsandbytes', on CUDA.
+    dtype: of the loaded weights; auto is the one they were saved in.
+    """
+
+    model: str
+    output_dir: str
+    data: DataConfig
+    lora: dict[str, Any] | None = None
+    trainable: TrainableConfig | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    early_stopping_patience: int | None = None
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.model or not self.output_dir:
+            raise UserError(f"{'output_dir' if self.model else 'model'} is empty: name a folder")
+        if self.lora is not None and self.trainable is not None:
+            raise UserError(
+                "trainable is for runs without lora, whose own train_layers, train_embeddings, train_norms and "
+                "train_head do the same: leave one of the two out"
+            )
+        if self.early_stopping_patience is not None:
+            if self.early_stopping_patience < 1:
+                raise UserError(f"early_stopping_patience is {self.early_stopping_patience}: choose 1 or more, or null")
+            if self.data.validation_fraction == 0:
+                raise UserError(
+                    "early_stopping_patience needs validation samples: set data.validation_fraction above 0"
+                )
+        if self.quantization != "none" and self.lora is None:
+            raise UserError(
+                f"quantization {self.quantization} is for a base under lora, as rounded weights cannot train: "
+                "add lora, or set quantization to none"
+            )
+        if self.dtype == "float16" and self.lora is None:
+            raise UserError(
+                "dtype float16 cannot train, as its updates vanish: set float32 with training.fp16, or bfloat16"
+            )
+
+
+def load_finetune_config(path: Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
+    """The config in a YAML file, with command-line overrides (`--training.max_steps 10`) put over it.
+
+    Raises:
+        UserError: naming file:line or override, field, value and what was expected.
+    """
+    root = read_yaml(path)
+    for name, value in parse_overrides(overrides):
+        root = override(root, name, value)
+    config = build(FinetuneConfig, root)
+    lora = root.value.get("lora")
+    training = root.value.get("training")
+    return dataclasses.replace(
+        config,
+        lora=None if lora is None or lora.value is None else _lora_fields(lora),
+        training={} if training is None or training.value is None else _training_fields(training),
+    )
+
+
+def _lora_fields(node: Node) -> dict[str, Any]:
+    build(LoRAConfig, node, "lora")  # complains of what no adapter can have
+    return plain(field_values(LoRAConfig, node, "lora"))
+
+
+def _training_fields(node: Node) -> dict[str, Any]:
+    for name, value in node.value.items() if isinstance(node.value, dict) else ():
+        if name in OURS:
+            raise UserError(f"{value.where}: training.{name} is not for the config: {OURS[name]}")
+    fields: dict[str, Any] = plain(field_values(TrainingArguments, node, "training"))
+    for name, value in fields.items():
+        problem = complaint(name, value)
+        if problem is not None:
+            raise UserError(f"{node.value[name].where}: training.{name} {problem}")
+    return fields

@@ -1,0 +1,73 @@
+"""Shows samples as a model will see them, with the tokens that are trained on set off from the rest."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from itertools import groupby
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from stellarbyte.chat.encoding import Sample
+from stellarbyte.config.build import build
+from stellarbyte.config.nodes import Node, read_yaml
+from stellarbyte.config.overrides import override, parse_overrides
+from stellarbyte.errors import UserError
+from stellarbyte_torch.data.config import DataConfig
+from stellarbyte_torch.data.samples import read_samples
+from stellarbyte_torch.finetune.config import FinetuneConfig
+from stellarbyte_torch.model_folder import load_tokenizer
+from stellarbyte_torch.terminal_text import harmless
+
+_FIELDS = [field.name for field in fields(FinetuneConfig)]
+_GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
+
+
+def preview(path: Path, count: int, *, colour: bool, overrides: Sequence[str] = ()) -> Iterator[str]:
+    """Pieces of text to print: the first `count` training samples of the config in `path`, then a summary.
+
+    Trained tokens are green, or between ⟦ and ⟧ without colour. Of the config only `data` is read, and `model`, a
+    folder, unless data.tokenizer names another; both with command-line overrides (`--data.max_length 99`) put over it.
+
+    Raises:
+        UserError: the config, an override, the tokenizer, or the data has a mistake.
+    """
+    root = read_yaml(path)
+    for name, value in parse_overrides(overrides):
+        if name.partition(".")[0] not in _FIELDS:
+            near = difflib.get_close_matches(name.partition(".")[0], _FIELDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(_FIELDS)}"
+            raise UserError(f"{value.where}: {name} is not a field of a fine-tuning config; {hint}")
+        root = override(root, name, value)
+    if "data" not in root.value:
+        raise UserError(f"{path}: data is missing and must be given")
+    config = build(DataConfig, root.value["data"], "data")
+    tokenizer = load_tokenizer(_tokenizer_folder(config, root, path))
+    samples = read_samples(config, tokenizer)
+    for number, sample in enumerate(samples.train[:count], 1):
+        trained = int(sample.trained.sum())
+        yield f"── sample {number}, {sample.where}: {len(sample)} tokens, {trained} trained\n"
+        yield marked_text(sample, tokenizer, colour=colour) + "\n\n"
+    yield samples.summary() + "\n"
+
+
+def marked_text(sample: Sample, tokenizer: PreTrainedTokenizerBase, *, colour: bool) -> str:
+    """A sample's text, special tokens included, with the trained stretches green or between ⟦ and ⟧."""
+    before, after = (_GREEN, _PLAIN) if colour else ("⟦", "⟧")
+    pieces = []
+    for trained, run in groupby(
+        zip(sample.input_ids.tolist(), sample.trained.tolist(), strict=True), lambda pair: pair[1]
+    ):
+        text = harmless(str(tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False)))
+        pieces.append(f"{before}{text}{after}" if trained else text)
+    return "".join(pieces)
+
+
+def _tokenizer_folder(config: DataConfig, root: Node, path: Path) -> Path:
+    if config.tokenizer is not None:
+        return Path(config.tokenizer).expanduser()
+    model = root.value.get("model")
+    if model is None or not isinstance(model.value, str):
+        where = path if model is None else model.where
+        raise UserError(f"{where}: model must name a model's folder, or data.tokenizer a tokenizer's")
+    return Path(model.value).expanduser()

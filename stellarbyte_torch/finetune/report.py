@@ -1,0 +1,107 @@
+"""What a fine-tuning run tells about itself, before it starts and when it has ended."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import TrainingArguments
+
+from stellarbyte_torch.finetune.progress import FinetuneProgress
+from stellarbyte_torch.finetune.trainer import FinetuneTrainer
+
+Summary = dict[str, Any]
+
+
+def opening(name: str, model: Any, samples: str, arguments: TrainingArguments, checkpoint: Path | None) -> str:
+    """Two lines: the model and what of it trains where, and the data."""
+    total, trained = _parameters(model)
+    start = "" if checkpoint is None else f", going on after step {checkpoint.name.rpartition('-')[2]}"
+    if isinstance(model, PeftModel):
+        name = f"{name} ({(total - trained) / 1e6:.1f} M) with its adapter"
+    return (
+        f"{name}: {total / 1e6:.1f} M parameters, {trained:,} ({trained / total:.2%}) of them trained, "
+        f"on {arguments.world_size} {arguments.device.type} device(s){start}\n{samples}"
+    )
+
+
+def summarise(trainer: FinetuneTrainer, progress: FinetuneProgress, folder: Path | None) -> Summary:
+    """The figures of a run, ready for JSON; `folder` is where the result goes, None of a run that was interrupted.
+
+    Validation losses are means over trained tokens: before the first step, and of the model that is kept. Speed and
+    memory are those of this process since it started; tokens are real ones, without padding.
+    """
+    state = trainer.state
+    total, trained = _parameters(trainer.accelerator.unwrap_model(trainer.model))
+    evaluations = [record for record in state.log_history if "eval_loss" in record]
+    losses = [record["loss"] for record in state.log_history if "loss" in record]
+    keeps_best = trainer.args.load_best_model_at_end and state.best_metric is not None
+    before = evaluations[0]["eval_loss"] if evaluations and evaluations[0]["step"] == 0 else None
+    after = state.best_metric if keeps_best else evaluations[-1]["eval_loss"] if evaluations else None
+    return {
+        "finished": folder is not None,
+        "steps": state.global_step,
+        "best_step": state.best_global_step if keeps_best else state.global_step,
+        "parameters": total,
+        "trainable_parameters": trained,
+        "train_loss_first": losses[0] if losses else None,
+        "train_loss_last": losses[-1] if losses else None,
+        "validation_loss_before": before,
+        "validation_loss_after": after,
+        "tokens_per_second": progress.tokens / progress.seconds if progress.seconds else None,
+        "peak_memory_bytes": _peak_memory(trainer.args.device),
+        "device": trainer.args.device.type,
+        "saved_in": None if folder is None else str(folder),
+    }
+
+
+def closing_table(summary: Summary) -> str:
+    """The figures of a run that has ended, a line each."""
+    rows = {**closing_rows(summary), "saved in": str(summary["saved_in"])}
+    return "\n".join(f"{name:<16} {value}" for name, value in rows.items())
+
+
+def closing_rows(summary: Summary) -> dict[str, str]:
+    """What a run came to, name -> words."""
+    trained, total = summary["trainable_parameters"], summary["parameters"]
+    rows = {"trained": f"{trained:,} of {total:,} parameters ({trained / total:.2%})"}
+    before, after = summary["validation_loss_before"], summary["validation_loss_after"]
+    if after is not None:
+        shown_before = "" if before is None else f"{before:.4f} (perplexity {_perplexity(before)}) before, "
+        kept = "" if summary["best_step"] == summary["steps"] else f": the best, of step {summary['best_step']}"
+        rows["validation loss"] = f"{shown_before}{after:.4f} (perplexity {_perplexity(after)}) after{kept}"
+    if summary["train_loss_last"] is not None:
+        first, last = summary["train_loss_first"], summary["train_loss_last"]
+        rows["training loss"] = f"{first:.4f} at step 1, {last:.4f} at step {summary['steps']}"
+    if summary["tokens_per_second"] is not None:
+        rows["speed"] = f"{summary['tokens_per_second']:,.0f} tokens/s, padding not counted"
+    if summary["peak_memory_bytes"] is not None:
+        where = "of the GPU" if summary["device"] == "cuda" else "of the process"
+        rows["peak memory"] = f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB {where}"
+    return rows
+
+
+def _parameters(model: Any) -> tuple[int, int]:
+    """How many there are, and how many train."""
+    if isinstance(model, PeftModel):
+        trained, total = model.get_nb_trainable_parameters()  # knows how many a quantised base stands for
+        return total, trained
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return total, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _perplexity(loss: float) -> str:
+    return f"{math.exp(loss):.2f}" if loss < 700 else "beyond all numbers"

@@ -1,0 +1,277 @@
+"""A fine-tuning run, from its config to what it leaves in its folder: read it top to bottom."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, set_seed
+
+from stellarbyte.chat.template import read_template
+from stellarbyte.config.plain import differing_fields, save_yaml
+from stellarbyte.display import Display
+from stellarbyte.errors import UserError
+from stellarbyte.file_manifest import MANIFEST, damage
+from stellarbyte.files import write_json, write_text
+from stellarbyte.reading import read_json
+from stellarbyte.staged_folder import partial_folder
+from stellarbyte_torch.data.samples import PreparedData, prepare_data
+from stellarbyte_torch.finetune.base_model import load_base, load_base_config, load_base_tokenizer
+from stellarbyte_torch.finetune.card import write_card
+from stellarbyte_torch.finetune.checkpoints import KnownBest, checkpoint_to_resume, newest_checkpoint
+from stellarbyte_torch.finetune.config import (
+    FinetuneConfig,
+    load_finetune_config,
+)
+from stellarbyte_torch.finetune.interrupt import Interrupt
+from stellarbyte_torch.finetune.packing_check import check_packing
+from stellarbyte_torch.finetune.progress import FinetuneProgress
+from stellarbyte_torch.finetune.report import Summary, opening, summarise
+from stellarbyte_torch.finetune.setup import check_steps, make_trainable, training_arguments, training_fields
+from stellarbyte_torch.finetune.trainer import EvaluateAtEnd, FinetuneTrainer
+from stellarbyte_torch.lora.start import write_for_plain_base
+from stellarbyte_torch.saving import saved_whole
+
+# What may change when a run goes on: none of it is part of what is computed in a step.
+_FREE_FIELDS = (
+    *("output_dir", "early_stopping_patience", "training.eval", "training.save_", "training.per_device_eval_"),
+    *("training.log", "training.report_to", "training.run_name", "training.project"),
+    *("training.dataloader_num_workers", "training.dataloader_p", "training.dataloader_multiprocessing_context"),
+    *("training.load_best_model_at_end", "training.use_cpu"),
+)
+
+_WHAT_TO_DO = (
+    "a run goes on only as it began, since its learning rate and its batches follow from these. Give them their old "
+    "values, or choose another output_dir; to train on from its result, name that as `model` there (of an adapter, "
+    "what `stellarbyte-torch merge` makes). What may change is when it validates, saves and logs"
+)
+
+# In output_dir, beside config.yaml.
+_FINGERPRINT = "samples.sha256"
+
+
+def finetune(config: FinetuneConfig, display: Display) -> Summary:
+    """Train until the end, from the newest checkpoint in `output_dir` if there is one.
+
+    Returns:
+        The figures of the run; "finished" is False when a signal ended it early (it is saved, and can go on).
+
+    Raises:
+        UserError: the model, the data, or an earlier run in `output_dir` do not fit the config, something that it asks
+            for is not here, or the loss is no longer finite.
+    """
+    run_dir = Path(config.output_dir)
+    # With the defaults filled in, so that what is compared and written is all that the run depends on.
+    config = replace(config, training=training_fields(config))
+    summary = _check_same_run(config, run_dir, display.say)
+    if summary is not None:
+        display.say(f"the run in {run_dir} has ended already")
+        return summary
+
+    with display.doing(f"loading the tokenizer of {config.model}"):
+        model_config = load_base_config(config.model)
+        tokenizer = _load_tokenizer(config)
+    _check_fits(config, model_config, tokenizer)
+    data = _prepare(config, tokenizer, display)
+    arguments = training_arguments(config, data.trainer_arguments)
+    is_main = arguments.process_index == 0
+    check_steps(arguments, len(data.train))  # type: ignore[arg-type]
+    with display.doing("checking checkpoints"):
+        checkpoint = checkpoint_to_resume(run_dir, arguments, display.say)
+    if checkpoint is not None:
+        _check_same_data(data, run_dir)
+        arguments.eval_on_start = False
+
+    with display.doing(f"loading {config.model}"):
+        base = load_base(config.model, config.dtype, config.quantization)
+        used_cache = getattr(base.config, "use_cache", True)
+        set_seed(arguments.seed)
+        model = make_trainable(base, config)
+    if is_main:
+        save_yaml(config, run_dir / "config.yaml")
+        write_text(run_dir / _FINGERPRINT, _fingerprint(data) + "\n")
+
+    with FinetuneProgress(run_dir / "metrics.jsonl", display, is_main=is_main) as progress, Interrupt() as interrupt:
+        with _explained(), _refusals(), display.doing("preparing"):
+            trainer = FinetuneTrainer(
+                pad_token_id=data.collator.pad_token_id,
+                model=model,
+                args=arguments,
+                data_collator=data.collator,
+                train_dataset=data.train,
+                eval_dataset=data.validation,
+                doing=display.doing,
+                callbacks=[EvaluateAtEnd(), KnownBest(), progress, interrupt, *_early_stopping(config)],
+            )
+        if config.data.packing:
+            with display.doing("trying whether packed samples are as if alone"):
+                _check_packing(config, trainer, len(tokenizer))
+        trainer.remove_callback(PrinterCallback)
+        progress.say(opening(config.model, model, data.samples.summary(), arguments, checkpoint))
+        with _explained():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    base.config.use_cache = used_cache
+    folder = _result(config, run_dir)
+    summary = summarise(trainer, progress, None if interrupt.stopped else folder)
+    if interrupt.stopped:
+        steps = f"stopped after step {trainer.state.global_step}"
+        progress.say(f"{steps}, saved in {run_dir}: the same command goes on from there")
+        return summary
+    if trainer.is_fsdp_enabled:  # where every process holds a part, and Trainer would save parts
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    with ExitStack() as stack:
+        stack.enter_context(display.doing(f"saving {folder}"))
+        partial = stack.enter_context(saved_whole(folder)) if is_main else partial_folder(folder)
+        trainer.accelerator.wait_for_everyone()
+        trainer.save_model(str(partial))
+        if is_main:
+            write_for_plain_base(model, partial)
+            tokenizer.save_pretrained(partial)
+            model_type = getattr(base.config, "model_type", "")
+            write_card(partial, config, summary, samples=data.samples.summary(), model_type=model_type)
+        trainer.accelerator.wait_for_everyone()
+    if is_main:
+        write_json(run_dir / "summary.json", summary)
+    return summary
+
+
+def _check_same_run(config: FinetuneConfig, run_dir: Path, say: Callable[[str], None]) -> Summary | None:
+    """The summary of the run in the folder if it has ended. Raises UserError: it is another run, or no run at all."""
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        taken = [name for name in ("checkpoints", "adapter", "model", "config.json") if (run_dir / name).exists()]
+        if taken:
+            raise UserError(f"output_dir {run_dir} holds {taken[0]}, but no run of this command: choose another one")
+        return None
+    try:
+        before = load_finetune_config(path)
+    except UserError as error:
+        raise UserError(f"output_dir {run_dir} holds another kind of run, choose another one: {error}") from error
+    differing = [found for found in differing_fields(before, config) if not found[0].startswith(_FREE_FIELDS)]
+    if differing and (newest_checkpoint(run_dir) or (run_dir / "summary.json").exists()):
+        shown = ", ".join(f"{name} (was {a}, now {b})" for name, a, b in differing)
+        raise UserError(f"output_dir {run_dir} holds a run with another config: {shown}; {_WHAT_TO_DO}")
+    try:
+        summary = read_json(run_dir / "summary.json")
+    except UserError:
+        return None
+    if not isinstance(summary, dict):
+        return None
+    folder = _result(config, run_dir)
+    problem = f"{folder} is missing" if not folder.exists() else None
+    if (folder / MANIFEST).exists():
+        problem = damage(folder)
+    if problem is None:
+        return summary
+    say(f"the run in {run_dir} has ended, but {folder.name} is damaged ({problem}): it is made again")
+    return None
+
+
+def _result(config: FinetuneConfig, run_dir: Path) -> Path:
+    return run_dir / ("adapter" if config.lora is not None else "model")
+
+
+def _load_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer, with the chat template that the run trains, so that what is saved speaks by it."""
+    tokenizer = load_base_tokenizer(config.data.tokenizer or config.model)
+    template = read_template(config.data.chat_template, "data.chat_template")
+    if template is not None:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def _check_fits(config: FinetuneConfig, model_config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    context = getattr(model_config, "max_position_embeddings", None)
+    if context is not None and config.data.max_length > context:
+        raise UserError(
+            f"data.max_length {config.data.max_length} is more than the {context} positions of model {config.model}: "
+            f"set it to {context} or less"
+        )
+    vocab_size = getattr(model_config, "vocab_size", None)
+    if vocab_size is not None and len(tokenizer) > vocab_size:
+        raise UserError(
+            f"the tokenizer of {len(tokenizer)} tokens has more than the vocab_size {vocab_size} of model "
+            f"{config.model}: set data.tokenizer to the one that it was trained with"
+        )
+
+
+def _prepare(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, display: Display) -> PreparedData:
+    with display.doing("reading conversations:") as read:
+        data = prepare_data(config.data, tokenizer, lambda count: read(count, None))
+    if data.validation is None and config.data.validation_fraction > 0:
+        raise UserError(
+            f"data.validation_fraction {config.data.validation_fraction} sets nothing apart, as the samples are too "
+            "few or all equal: set it to 0, or give more data"
+        )
+    return data
+
+
+def _check_packing(config: FinetuneConfig, trainer: FinetuneTrainer, vocab_size: int) -> None:
+    """Raises UserError: samples that are packed into one row would not train as if alone."""
+    model: Any = trainer.model
+    verdict = check_packing(model, vocab_size, rows=min(2, trainer.args.train_batch_size))
+    if verdict.is_exact:
+        return
+    name = f"{config.model} ({getattr(model.config, 'model_type', type(model).__name__)})"
+    if verdict.complaint:
+        why = f"which cannot take packed rows ({verdict.complaint[:200]})"
+        raise UserError(f"data.packing is not for model {name}, {why}: set it to false")
+    how = "sees the one in front" if verdict.sees_others else "is not as if alone"
+    raise UserError(
+        f"data.packing is not for model {name}: a packed sample {how}, and its logits move by "
+        f"{max(verdict.seen, verdict.moved):.1%}; set it to false"
+    )
+
+
+def _check_same_data(data: PreparedData, run_dir: Path) -> None:
+    try:
+        before = (run_dir / _FINGERPRINT).read_text(encoding="utf-8").strip()
+    except OSError:
+        return
+    if before != _fingerprint(data):
+        raise UserError(
+            f"output_dir {run_dir} holds a run on other samples: the sources or the tokenizer have changed since; "
+            "choose another output_dir"
+        )
+
+
+def _fingerprint(data: PreparedData) -> str:
+    """Of all tokens, in order, and of which of them are trained on."""
+    digest = hashlib.sha256()
+    for sample in (*data.samples.train, *data.samples.validation):
+        digest.update(len(sample).to_bytes(8, "little") + sample.input_ids.tobytes() + sample.trained.tobytes())
+    return digest.hexdigest()
+
+
+def _early_stopping(config: FinetuneConfig) -> list[EarlyStoppingCallback]:
+    patience = config.early_stopping_patience
+    return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What a config can ask of this machine in vain, and only the Trainer finds out, as a user's mistake."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the GPU's memory is not enough: lower training.per_device_train_batch_size (and raise "
+            "training.gradient_accumulation_steps) or data.max_length, or set training.activation_checkpointing"
+        ) from error
+    except ImportError as error:  # such as an optimizer's package
+        raise UserError(f"training: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What Trainer refuses of its arguments, as a user's mistake; only while it is made, as later it would be ours."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError) as error:
+        raise UserError(f"training: {' '.join(str(error).split())}") from error

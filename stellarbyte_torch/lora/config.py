@@ -1,0 +1,158 @@
+"""LoRAConfig: PEFT's LoraConfig with layer ranges, freezing, regularisation, LoRA+ and an activation."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import peft
+import torch
+from peft import LoraConfig, LoraRuntimeConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from torch import nn
+
+from stellarbyte.adapter_base import AdapterBase
+from stellarbyte.errors import UserError
+from stellarbyte.layer_ranges import layer_numbers
+from stellarbyte_torch.lora.fields import check_fields
+from stellarbyte_torch.lora.nonlinear import adapt_linear
+
+# Written into adapter_config.json instead of "LORA": a PEFT that has not met this package refuses the folder, where it
+# would otherwise drop the activation and compute something else.
+NONLINEAR_TYPE = "NONLINEAR_LORA"
+FREEZING = ("train_embeddings", "train_norms", "train_head", "train_layers")
+Layers = str | Iterable[int] | None
+
+
+@dataclass
+class LoRAConfig(LoraConfig):
+    """PEFT's LoraConfig, all of whose fields are here as well; saved, it is a plain adapter_config.json.
+
+    layers: the layers to adapt, as "0-3,8" (both ends included) or numbers; narrows target_modules in any form, and
+    target_parameters. What trains whole it leaves alone.
+    train_embeddings, train_norms, train_head, train_layers: what trains whole beside the adapters, everything else is
+    frozen; layers trained whole get no adapter. apply_lora_to_model turns these into PEFT's modules_to_save.
+    activation: non-linear LoRA, one of gelu, relu, sigmoid, silu, tanh between A and B; such an adapter cannot merge.
+    orthogonal_reg, l2_reg: coefficients of stellarbyte_torch.lora.regularisation.
+    loraplus_lr_ratio, loraplus_lr_embedding: LoRA+ (Hayou et al. 2024), B's learning rate over A's, and that of
+    embeddings' adapters; used by stellarbyte_torch.lora.lora_optimizer.
+
+    Raises UserError: an unknown field, or a value that no adapter can have.
+    """
+
+    # PEFT's own are annotated as narrower than what it takes.
+    lora_alpha: int | float = 8  # type: ignore[assignment]
+    init_lora_weights: bool | str = dataclasses.field(  # type: ignore[assignment]
+        default=True, metadata=LoraConfig.__dataclass_fields__["init_lora_weights"].metadata
+    )
+    layers: Layers = None
+    train_embeddings: bool = False
+    train_norms: bool = False
+    train_head: bool = False
+    train_layers: Layers = None
+    activation: str | None = dataclasses.field(default=None, metadata={"is_lora_variant": True})
+    orthogonal_reg: float = 0.0
+    l2_reg: float = 0.0
+    loraplus_lr_ratio: float | None = None
+    loraplus_lr_embedding: float = 1e-6
+
+    # Here rather than in __init__, which the dataclass writes: also what PEFT reads from a json passes this way.
+    def __new__(cls, *_: Any, **fields: Any) -> Self:
+        """Refuse unknown fields: raises UserError."""
+        cls.check_names(fields)
+        return super().__new__(cls)
+
+    @classmethod
+    def check_names(cls, fields: Iterable[str]) -> None:
+        """Raise UserError at a field that neither PEFT nor this config has."""
+        known = {field.name for field in dataclasses.fields(cls) if field.init}
+        for name in sorted(set(fields) - known):
+            near = difflib.get_close_matches(name, known, n=1)
+            raise UserError(
+                f"LoRA config field {name!r} is unknown to PEFT {peft.__version__} and to StellarByte: "
+                + (f"did you mean {near[0]!r}?" if near else "remove it, or upgrade peft if a newer one wrote it")
+            )
+
+    def __post_init__(self) -> None:
+        """Check the values, write `layers` in PEFT's own fields, and bring in the non-linear layer."""
+        self.rank_pattern, self.alpha_pattern = self.rank_pattern or {}, self.alpha_pattern or {}
+        check_fields(self)
+        self._narrow_to_layers()
+        # Of the model that it is on, for save_pretrained; and A and B as they began, where the base gave them away.
+        self.base: AdapterBase | None = None
+        self.start: dict[str, torch.Tensor] | None = None
+        if isinstance(self.runtime_config, dict):
+            self.runtime_config = LoraRuntimeConfig(**self.runtime_config)
+        try:
+            super().__post_init__()
+        except (ValueError, TypeError, AttributeError, ImportError) as error:  # what else PEFT finds wrong with them
+            raise UserError(f"these fields do not go together: {' '.join(str(error).split())}") from error
+        self._register_custom_module({nn.Module: _adapt})  # type: ignore[dict-item]  # PEFT calls it, no more
+
+    def _narrow_to_layers(self) -> None:
+        """PEFT's layers_to_transform where it allows it, for targets in a list; else an expression of what to omit."""
+        if self.layers is None:
+            return
+        if self.layers_to_transform is not None:
+            raise UserError("layers and layers_to_transform say the same thing: give one of them")
+        layers, self.layers = layer_numbers(self.layers, "layers"), None
+        if not isinstance(self.target_modules, str):
+            self.layers_to_transform = layers
+            return
+        # PEFT counts as the layer the first number in a module's name, and so does this.
+        inside = rf"(?:(?!\d+\.)[^.]+\.)+(?:{'|'.join(map(str, layers))})\."
+        omitted = [rf"(?!{inside}).*"]
+        if isinstance(self.exclude_modules, str):
+            omitted.append(self.exclude_modules)
+        elif self.exclude_modules:
+            omitted.append(rf"(?:.*\.)?(?:{'|'.join(map(re.escape, self.exclude_modules))})")
+        self.exclude_modules = "|".join(f"(?:{pattern})" for pattern in omitted)
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the freezing fields have become modules_to_save, or were never set."""
+        return not any(getattr(self, name) for name in FREEZING)
+
+    def to_dict(self) -> dict[str, Any]:
+        """PEFT's fields alone, all that an adapter is; of ours only the activation, and with it a type of its own."""
+        fields = super().to_dict()
+        for field in dataclasses.fields(self):
+            if field.name not in LoraConfig.__dataclass_fields__:
+                del fields[field.name]
+        if self.activation is not None:
+            fields |= {"activation": self.activation, "peft_type": NONLINEAR_TYPE}
+        return fields
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """PEFT's adapter_config.json, and beside it what base the adapter is for."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.base is not None:
+            self.base.write(Path(save_directory))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """The config that a YAML section holds. Raises UserError: an unknown field."""
+        return cls(**fields)
+
+    @classmethod
+    def from_peft_type(cls, **kwargs: Any) -> Self:
+        """What PEFT's from_pretrained calls with the json's fields; there it would choose the class by peft_type."""
+        kind = kwargs.get("peft_type", "LORA")
+        if kind not in ("LORA", NONLINEAR_TYPE):
+            raise UserError(f"peft_type is {kind!r}, and LoRAConfig reads LORA and {NONLINEAR_TYPE}: load it with peft")
+        return cls(**kwargs)
+
+
+def _adapt(target: nn.Module, adapter_name: str, *, config: LoRAConfig, **kwargs: Any) -> nn.Module | None:
+    # PEFT's get_peft_model, called directly, knows nothing of the freezing fields and would leave them out in silence.
+    if not config.is_resolved:
+        fields = ", ".join(name for name in FREEZING if getattr(config, name))
+        raise UserError(f"{fields}: needs stellarbyte_torch.lora.apply_lora_to_model instead of peft's get_peft_model")
+    return adapt_linear(target, adapter_name, config=config, **kwargs)
+
+
+# PEFT's own register_peft_method takes only the types of its closed enumeration; this is the table that it fills.
+PEFT_TYPE_TO_CONFIG_MAPPING[NONLINEAR_TYPE] = LoRAConfig  # type: ignore[index]

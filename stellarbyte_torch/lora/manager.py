@@ -1,0 +1,287 @@
+"""Several adapters on one model: registered, switched on, mixed, merged and taken away while others generate."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import ParamWrapper
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from stellarbyte.errors import UserError
+from stellarbyte.file_manifest import MANIFEST
+from stellarbyte_torch.lora.adapters import apply_lora_to_model, load_lora
+from stellarbyte_torch.lora.base import check_base_stays
+from stellarbyte_torch.lora.compiled_slot import SLOT, CompiledSlot
+from stellarbyte_torch.lora.merging import Merged, MergeDrift, merge, merge_and_save
+from stellarbyte_torch.lora.mixing import check_weights, taking_part
+from stellarbyte_torch.lora.modules import lora_layers
+from stellarbyte_torch.lora.swap_lock import SwapLock
+from stellarbyte_torch.lora.weighted_dora import weigh
+
+BASE = "__base__"  # PEFT's name for rows without adapter
+
+
+class LoRAManager:
+    """Adapters of one model by name, each held once, as PEFT's own; the model is never rebuilt.
+
+    `model` is the PeftModel, once something is registered. Every method may be called while other threads run the
+    model: a swap waits for the forward passes under way, then has the lock for the milliseconds that it takes. A
+    generation by `model.generate` may see a swap between two tokens; one by `generate` here never does. What swaps
+    raises UserError during a backward pass and inside the calling thread's own forward pass.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model
+        self._base: nn.Module = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._lock = SwapLock(self._base)
+        self._merged: Merged | None = None
+        self._slot: CompiledSlot | None = None
+        self._active: dict[str, float] = {}
+        self._trainable = False
+        if isinstance(model, PeftModel):
+            for name in model.peft_config:
+                config: Any = model.peft_config[name]
+                check_base_stays(config)
+            self._active = dict.fromkeys(model.active_adapters, 1.0)
+            self._trainable = not model.active_peft_config.inference_mode
+        self._note_stacked_parameters()
+
+    @property
+    def names(self) -> list[str]:
+        """All registered adapters."""
+        return [name for name in getattr(self.model, "peft_config", {}) if name != SLOT]
+
+    @property
+    def active(self) -> dict[str, float]:
+        """The adapters that take part, with their weights; empty: the bare base."""
+        return dict(self._active)
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether the base holds the active adapters."""
+        return self._merged is not None
+
+    def register(self, name: str, source: LoraConfig | str | Path) -> None:
+        """Add an adapter, not yet active: untrained from a config, trained from a PEFT folder or Hub id.
+
+        Raises UserError: a name in use, a target that is not there, an adapter of another base or one that would change
+        the base below the others (PiSSA, OLoRA, trained biases); everything is then as it was.
+        """
+        if name in self.names:
+            raise UserError(f"adapter name {name!r} is in use: delete that adapter first, or choose another name")
+        with self._swap(f"register {name!r}"), self._unmerged():
+            was_training = self._base.training
+            if isinstance(source, LoraConfig):
+                check_base_stays(source)
+                self.model = apply_lora_to_model(self.model, source, name)
+            else:
+                self.model = load_lora(self.model, source, name, shares_base=True)
+            self.model.train(was_training)  # new modules start in training mode, whatever the model is in
+            self._note_stacked_parameters()
+            self._switch()
+
+    def activate(self, adapters: str | Mapping[str, float], *, trainable: bool = False) -> None:
+        """Switch to one adapter, or to several with a weight each that multiplies its update; merged ones are unmerged.
+
+        At weight 0 an adapter takes no part, and the output is to the bit what it is without. trainable: whether they
+        receive gradients. Raises UserError: an unknown name; a weight that is no number, or not 1 for what does not
+        scale; on a compiled model, adapters that its slot cannot hold.
+        """
+        weights = {adapters: 1.0} if isinstance(adapters, str) else {name: float(w) for name, w in adapters.items()}
+        if not weights:
+            raise UserError("no adapter to activate: name one, or call deactivate()")
+        self._check_known(weights)
+        check_weights(self.model, weights)
+        if self._slot is not None and trainable:
+            raise UserError(
+                "a compiled model's adapters are copies in its slot and do not train: train before compile()"
+            )
+        with self._swap("activate an adapter"):
+            self._unmerge()
+            if self._slot is not None:
+                self._slot.check_fits(taking_part(weights))
+            self._active, self._trainable = weights, trainable
+            self._switch()
+
+    def deactivate(self) -> None:
+        """Back to the bare base, whose weights are to the bit what they were before any adapter."""
+        with self._swap("deactivate the adapters"):
+            self._unmerge()
+            self._active = {}
+            self._switch()
+
+    def merge(self) -> MergeDrift:
+        """Add the active adapters to the base weights, in float32 and rounded once, to run at the base's speed.
+
+        Until unmerge the adapted modules' own weights are held beside the merged ones. Returns what rounding cost.
+        Raises UserError: nothing active, a non-linear adapter, a quantised or a compiled model.
+        """
+        if self._slot is not None:
+            raise UserError(
+                "a compiled model keeps its adapters in a slot: merge_and_save, and load that folder instead"
+            )
+        with self._swap("merge"):
+            self._check_active("merge")
+            self._merged = merge(self.model)
+            return self._merged.drift
+
+    def unmerge(self) -> None:
+        """Put the base's own weights back, to the bit, and the adapters beside them. Raises UserError: not merged."""
+        with self._swap("unmerge"):
+            if self._merged is None:
+                raise UserError("nothing is merged: call merge() first")
+            self._unmerge()
+
+    def delete(self, name: str) -> None:
+        """Forget an adapter and free its memory; an active one is switched off first. Raises UserError: no such one."""
+        self._check_known([name])
+        with self._swap(f"delete {name!r}"):
+            if name in self._active:
+                self._unmerge()
+                del self._active[name]
+            with self._unmerged():
+                if list(self.model.peft_config) == [name]:  # PEFT's wrapper does not run without any adapter
+                    self.model = self.model.unload()
+                    return
+                # PEFT would otherwise choose a successor of its own to be active.
+                others = [other for other in self.model.peft_config if other != name]
+                keep = [SLOT] if self._slot is not None else list(self._active) or others[:1]
+                self.model.base_model.set_adapter(keep, inference_mode=True)
+                self.model.delete_adapter(name)
+                self._switch()
+
+    def save(self, name: str, folder: str | Path) -> None:
+        """Write one adapter as PEFT's folder. Raises UserError: an unknown name."""
+        self._check_known([name])
+        with self._lock.shared():
+            (Path(folder) / MANIFEST).unlink(missing_ok=True)  # of what fine-tuning left there, which goes now
+            self.model.save_pretrained(str(folder), selected_adapters=[name])
+            # PEFT gives every adapter but "default" a folder of its own inside; here the folder is the adapter's.
+            nested = Path(folder) / name
+            if nested.is_dir() and name != "default":
+                for file in nested.iterdir():
+                    file.replace(Path(folder) / file.name)
+                nested.rmdir()
+
+    def merge_and_save(
+        self, folder: str | Path, dtype: torch.dtype | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> MergeDrift:
+        """Write the base with the active adapters merged in as a plain Hugging Face folder; see lora_merging."""
+        with self._swap("merge"):
+            self._check_active("merge")
+            with self._unmerged():
+                return merge_and_save(self.model, folder, dtype, tokenizer)
+
+    def compile(self, rank: int | None = None, **options: Any) -> None:
+        """torch.compile the model so that activate and deactivate never compile it again.
+
+        The model then runs one slot of the given rank (by default the highest registered) that activate fills with
+        copies. PEFT's layers list their adapters, so register and delete each make it compile once more. options are
+        torch.compile's.
+        Forward passes inside compiled code do not take part in the lock by themselves: use `forward`, `generate` or
+        `hold`. Raises UserError: no adapter yet, or one that a slot cannot imitate.
+        """
+        if not self.names:
+            raise UserError("no adapter is registered, so the slot's modules are unknown: register one first")
+        with self._swap("compile"):
+            self._unmerge()
+            self._scale({})
+            self._slot = CompiledSlot(self.model, self.names, rank)
+            self._switch()
+            self._base.compile(**options)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """No swap happens inside: for several forward passes that belong together."""
+        with self._lock.shared():
+            yield
+
+    def forward(self, *args: Any, adapter_names: list[str | None] | None = None, **kwargs: Any) -> Any:
+        """The model's output; adapter_names: one adapter per row of the batch, None for the base, in inference only."""
+        with self._rows(adapter_names) as rows:
+            return self.model(*args, **kwargs, **rows)
+
+    def generate(self, *args: Any, adapter_names: list[str | None] | None = None, **kwargs: Any) -> Any:
+        """The model's generate, under one set of adapters from first to last token; adapter_names as in forward."""
+        with self._rows(adapter_names) as rows:
+            return self.model.generate(*args, **kwargs, **rows)
+
+    @contextmanager
+    def _rows(self, adapter_names: list[str | None] | None) -> Iterator[dict[str, list[str]]]:
+        if adapter_names is None:
+            with self._lock.shared():
+                yield {}
+            return
+        names = [name or BASE for name in adapter_names]
+        self._check_known(set(names) - {BASE})
+        # PEFT hands rows to the layers through hooks on the model, which other threads' forwards would see.
+        with self._swap("run rows with adapters of their own"), self._unmerged():
+            self.model.base_model.enable_adapter_layers()
+            self._scale({})
+            hooks = {module: set(module._forward_pre_hooks) for module in self.model.modules()}
+            try:
+                yield {"adapter_names": names}
+            finally:
+                for module, own in hooks.items():  # PEFT leaves its hooks behind where the forward raises
+                    for leftover in set(module._forward_pre_hooks) - own:
+                        del module._forward_pre_hooks[leftover]
+                        module._forward_pre_hooks_with_kwargs.pop(leftover, None)
+                self._switch()
+
+    @contextmanager
+    def _swap(self, what: str) -> Iterator[None]:
+        with self._lock.alone(what):
+            yield
+
+    @contextmanager
+    def _unmerged(self) -> Iterator[None]:
+        """Inside, the base is its own; what was merged is merged again afterwards, from the same weights."""
+        was_merged = self._merged is not None
+        self._unmerge()
+        try:
+            yield
+        finally:
+            if was_merged and taking_part(self._active):
+                self._merged = merge(self.model)
+
+    def _unmerge(self) -> None:
+        if self._merged is not None:
+            self._merged.undo()
+            self._merged = None
+
+    def _switch(self) -> None:
+        """Make PEFT's layers follow self._active; called alone, unmerged."""
+        if self._slot is not None:
+            self._slot.fill(taking_part(self._active))
+            return
+        if not self.names:
+            return
+        tuner, weights = self.model.base_model, taking_part(self._active)
+        tuner._enable_adapter_layers(enabled=bool(weights))
+        if weights:  # after enabling, which lets them train
+            tuner.set_adapter(list(weights), inference_mode=not self._trainable)
+        self.model.active_adapter = tuner.active_adapters[0]  # whose config PEFT's wrapper looks up
+        self._scale(self._active)
+
+    def _scale(self, weights: Mapping[str, float]) -> None:
+        """Give the adapters these weights, and all others 1."""
+        for layer in lora_layers(self.model).values():
+            for name in self.names:
+                weigh(layer, name, weights.get(name, 1.0))
+
+    def _note_stacked_parameters(self) -> None:
+        # PEFT puts these adapters on by replacing the module's parameter for as long as a forward pass lasts.
+        self._lock.one_forward_at_a_time = any(isinstance(module, ParamWrapper) for module in self.model.modules())
+
+    def _check_known(self, names: Any) -> None:
+        for name in names:
+            if name not in self.names:
+                raise UserError(f"adapter {name!r} is not registered: there are {', '.join(self.names) or 'none'}")
+
+    def _check_active(self, what: str) -> None:
+        if not taking_part(self._active):
+            raise UserError(f"no adapter is active, so there is nothing to {what}: activate one first")

@@ -1,0 +1,214 @@
+"""Adapters merged into their base in float32, and what rounding the result costs."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import ParamWrapper
+from peft.utils import ModulesToSaveWrapper
+from peft.utils.save_and_load import get_base_model_state_dict
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stellarbyte.errors import UserError
+from stellarbyte_torch.lora.modules import input_embeddings, is_tied, lora_layers
+from stellarbyte_torch.lora.nonlinear import CANNOT_MERGE
+from stellarbyte_torch.lora.weighted_dora import weight_of
+
+
+@dataclass(frozen=True)
+class MergeDrift:
+    """What is lost when merged weights, computed in float32, are rounded to dtype.
+
+    largest: the largest rounding error of a weight. share: the Frobenius norm of all rounding errors over that of the
+    adapter's whole update; 0 where nothing is rounded, and at 1 rounding is as large as what was learnt.
+    """
+
+    dtype: torch.dtype
+    modules: int
+    largest: float
+    share: float
+
+    def __str__(self) -> str:
+        """One line for the terminal."""
+        if not self.largest:
+            kind = str(self.dtype).removeprefix("torch.")
+            return f"merged {self.modules} modules in float32; kept in {kind}, which rounds none of them"
+        return (
+            f"merged {self.modules} modules in float32; rounding to {str(self.dtype).removeprefix('torch.')} moves "
+            f"a weight by at most {self.largest:.2e}, and all of them by {self.share:.2%} of the adapter's update"
+        )
+
+
+@dataclass
+class Merged:
+    """The base weights that a merge put aside: hold on to it, and `undo` brings them back to the bit."""
+
+    layers: list[Any]
+    originals: list[tuple[nn.Parameter, torch.Tensor]]
+    drift: MergeDrift
+
+    def undo(self) -> None:
+        """Put the very tensors of before the merge back."""
+        for parameter, original in self.originals:
+            parameter.data = original
+        for layer in self.layers:
+            layer.merged_adapters.clear()
+
+
+def merge(model: PeftModel, dtype: torch.dtype | None = None) -> Merged:
+    """Merge the active adapters into the base, in float32 and rounded once, to dtype or to what the base is in.
+
+    Raises UserError: no active adapter, one with an activation, a quantised base, tied embeddings that are adapted.
+    """
+    names = list(model.active_adapters)
+    layers = [layer for layer in lora_layers(model).values() if any(name in layer.scaling for name in names)]
+    _check_mergeable(model, names, layers)
+
+    merged = Merged(
+        [], [], MergeDrift(dtype or next(layers[0].get_base_layer().parameters()).dtype, len(layers), 0.0, 0.0)
+    )
+    largest, lost, learnt = 0.0, 0.0, 0.0
+    for layer in layers:
+        for parameter, exact in _merged_weights(layer, names):
+            rounded = exact.to(dtype or parameter.dtype)
+            error = (rounded.to(exact.dtype) - exact).double()
+            largest = max(largest, error.abs().max().item())
+            lost += error.square().sum().item()
+            learnt += (exact.double() - parameter.data.double()).square().sum().item()
+            merged.originals.append((parameter, parameter.data))
+            parameter.data = rounded
+        layer.merged_adapters.extend(name for name in names if name in layer.scaling)
+        merged.layers.append(layer)
+    merged.drift = dataclasses.replace(merged.drift, largest=largest, share=(lost / learnt) ** 0.5 if learnt else 0.0)
+    return merged
+
+
+def merge_and_save(
+    model: PeftModel,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> MergeDrift:
+    """Write the base with its active adapters merged in as a plain Hugging Face folder; the model stays as it is.
+
+    dtype: what the folder is in, by default what the base is in. Tied embeddings of which the adapter has trained one
+    end alone are written untied. Returns what rounding to it costs.
+    Raises UserError: what `merge` refuses.
+    """
+    base = model.get_base_model()
+    if not isinstance(base, PreTrainedModel):
+        raise UserError(
+            f"{type(base).__name__} is no transformers model: merge_and_save writes Hugging Face folders only"
+        )
+    base_dtype = base.dtype
+    merged = merge(model, dtype)
+    try:
+        weights = get_base_model_state_dict(model)
+        for name, module in base.named_modules():
+            if isinstance(module, ModulesToSaveWrapper) and module.active_adapters:
+                trained = module.modules_to_save[module.active_adapters[0]].state_dict()
+                weights |= {f"{name}.{key}": value for key, value in trained.items()}
+        if dtype is not None:  # but for what the model keeps in float32 on purpose
+            weights = {key: value.to(dtype) if value.dtype == base_dtype else value for key, value in weights.items()}
+        config = copy.deepcopy(base.config)
+        if is_tied(base) and not _are_still_tied(base, weights):
+            config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
+        # A model without adapters to hold them, so that what is written is what transformers itself would write.
+        with torch.device("meta"):
+            plain = type(base)(config)
+        plain.load_state_dict(weights, assign=True)
+        plain.tie_weights()
+        if base.can_generate():
+            plain.generation_config = base.generation_config
+        plain.save_pretrained(folder)
+    finally:
+        merged.undo()
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return merged.drift
+
+
+def _are_still_tied(base: PreTrainedModel, weights: dict[str, torch.Tensor]) -> bool:
+    """Whether what is to be written has one matrix for embeddings and head, as the base has."""
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    (embeddings,), (head,) = ([f"{n}.weight" for n, m in base.named_modules() if m is end] for end in ends)
+    return head not in weights or embeddings not in weights or torch.equal(weights[head], weights[embeddings])
+
+
+def _check_mergeable(model: PeftModel, names: list[str], layers: list[Any]) -> None:
+    if not layers:
+        raise UserError("no adapter is active, so there is nothing to merge: activate one first")
+    for name in names:
+        config: Any = model.peft_config[name]
+        if getattr(config, "activation", None) is not None:
+            raise UserError(CANNOT_MERGE.format(name=name, activation=config.activation))
+        if getattr(config, "trainable_token_indices", None) is not None:
+            raise UserError(
+                f"adapter {name!r} has trainable_token_indices, which PEFT alone merges: use merge_and_unload"
+            )
+    base: Any = model.get_base_model()
+    for layer in layers:
+        if layer.merged:
+            raise UserError(f"adapters {layer.merged_adapters} are merged already: unmerge first")
+        for parameter in layer.get_base_layer().parameters(recurse=False):
+            if not parameter.is_floating_point() or type(parameter.data) is not torch.Tensor:
+                raise UserError(
+                    "the base is quantised, so a merge would round the adapter to its few bits: "
+                    "load the base in float32 or bfloat16, the adapter on it, and merge there"
+                )
+            if is_tied(base) and parameter is getattr(input_embeddings(base), "weight", None):
+                raise UserError(
+                    "the adapted embeddings are the head as well (tie_word_embeddings), and merging would change both: "
+                    "untie them, or leave embed_tokens and lm_head out of target_modules"
+                )
+
+
+def _merged_weights(layer: Any, names: list[str]) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """The base's parameters that the adapters change, with their merged values in float32; the layer stays as is."""
+    base = layer.get_base_layer()
+    changed = [getattr(base, layer.parameter_name)] if isinstance(layer, ParamWrapper) else list(base.parameters())
+    here = [name for name in names if name in layer.scaling]
+    weights = {name: weight_of(layer, name) for name in here}
+    with _in_float32(layer):
+        has_dora = any(name in layer.lora_magnitude_vector for name in here)
+        if not has_dora or list(weights.values()) == [1.0]:
+            _merge_in(layer, here)
+            return [(parameter, parameter.data) for parameter in changed]
+        # DoRA's update is of the base's own weights, and adds up with others' when each is taken by itself.
+        originals = [parameter.data for parameter in changed]
+        sums = [original.clone() for original in originals]
+        for name, weight in weights.items():
+            for parameter, original in zip(changed, originals, strict=True):
+                parameter.data = original.clone()
+            _merge_in(layer, [name])
+            for total, parameter, original in zip(sums, changed, originals, strict=True):
+                total += weight * (parameter.data - original)
+        return list(zip(changed, sums, strict=True))
+
+
+def _merge_in(layer: Any, names: list[str]) -> None:
+    """PEFT's merge, without what it notes for an unmerge of its own."""
+    layer.merge(adapter_names=names)
+    layer.merged_adapters.clear()
+    layer._caches.clear()
+
+
+@contextmanager
+def _in_float32(layer: nn.Module) -> Iterator[None]:
+    """Copies in float32 (float64 stays) in place of the layer's parameters; in the end the parameters themselves."""
+    parameters = list(layer.parameters())
+    originals = [parameter.data for parameter in parameters]
+    for parameter, original in zip(parameters, originals, strict=True):
+        parameter.data = original.to(torch.promote_types(original.dtype, torch.float32), copy=True)
+    try:
+        yield
+    finally:
+        for parameter, original in zip(parameters, originals, strict=True):
+            parameter.data = original

@@ -1,0 +1,212 @@
+"""Damage to a run's folder: seen before anything is read, told, and stepped over to the newest whole checkpoint."""
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainingArguments
+
+from stellarbyte.errors import UserError
+from stellarbyte.file_manifest import MANIFEST, write_manifest
+from stellarbyte_torch.finetune.checkpoints import checkpoint_to_resume, newest_checkpoint, rotate
+from stellarbyte_torch.finetune.progress import FinetuneProgress
+
+from ..finetuning import LORA, config, metrics, model_folder, run
+
+FULL: dict[str, Any] = {"lora": None}
+DROPOUT: dict[str, Any] = {"lora": {**LORA, "lora_dropout": 0.2}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("model"))
+
+
+class Killed(BaseException):
+    pass
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """End a run as a kill would, in the step after `step`."""
+    monkeypatch.undo()
+    on_step_end = FinetuneProgress.on_step_end
+
+    def ending(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        on_step_end(self, args, state, control, **kwargs)
+        if state.global_step == step + 1:
+            raise Killed
+
+    monkeypatch.setattr(FinetuneProgress, "on_step_end", ending)
+
+
+@pytest.fixture(scope="module")
+def killed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs that were killed after checkpoint 6, with checkpoint 3 before it; and the same, uninterrupted."""
+    made = {}
+    for name, changes in (("lora", DROPOUT), ("full", FULL)):
+        for kind in ("whole", "killed"):
+            made[f"{name} {kind}"] = output = tmp_path_factory.mktemp(name)
+            settings = config(folder, output / "run", **copy.deepcopy(changes))
+            if kind == "whole":
+                run(settings)
+                continue
+            with pytest.MonkeyPatch.context() as patch:
+                stop_after(6, patch)
+                with pytest.raises(Killed):
+                    run(settings)
+    return made
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {"flipped": flip, "halved": halve, "gone": Path.unlink}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "damage"),
+    [
+        ("lora", "adapter_model.safetensors", "flipped"),
+        ("lora", "rng_state.pth", "gone"),
+        ("lora", "scheduler.pt", "halved"),
+        ("full", "optimizer.pt", "gone"),
+        *(
+            pytest.param(kind, name, damage, marks=pytest.mark.long)
+            for kind, weights in (("lora", "adapter_model.safetensors"), ("full", "model.safetensors"))
+            for name in (weights, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", MANIFEST)
+            for damage in DAMAGES
+        ),
+    ],
+)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_trains_alike(
+    kind: str, name: str, damage: str, folder: Path, killed: dict[str, Path], tmp_path: Path
+) -> None:
+    output = shutil.copytree(killed[f"{kind} killed"] / "run", tmp_path / "run")
+    DAMAGES[damage](output / "checkpoints" / "checkpoint-6" / name)
+    settings = config(folder, output, **copy.deepcopy(DROPOUT if kind == "lora" else FULL))
+    summary, printed = run(settings)
+    if name == MANIFEST and damage == "gone":  # which is what a kill while it is written leaves
+        assert "checkpoint-6 was not written to its end: passed over" in printed
+    else:
+        assert f"checkpoint-6 is damaged ({name} " in printed and "set aside as damaged-checkpoint-6" in printed
+        assert (output / "checkpoints" / "damaged-checkpoint-6").is_dir()
+    assert "going on after step 3" in printed
+    whole = killed[f"{kind} whole"] / "run"
+    assert metrics(output) == metrics(whole)
+    assert summary["finished"] and json.loads((whole / "summary.json").read_text())["steps"] == summary["steps"]
+    result = "adapter/adapter_model.safetensors" if kind == "lora" else "model/model.safetensors"
+    assert (output / result).read_bytes() == (whole / result).read_bytes()
+
+
+def test_no_whole_checkpoint_is_left(folder: Path, killed: dict[str, Path], tmp_path: Path) -> None:
+    output = shutil.copytree(killed["lora killed"] / "run", tmp_path / "run")
+    for step in (3, 6):
+        flip(output / "checkpoints" / f"checkpoint-{step}" / "optimizer.pt")
+    _, printed = run(config(folder, output, **copy.deepcopy(DROPOUT)))
+    assert printed.count("set aside as damaged-") == 2 and "going on" not in printed
+    assert metrics(output) == metrics(killed["lora whole"] / "run")
+
+
+def arguments(folder: Path, processes: int = 1) -> TrainingArguments:
+    made = TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none")
+    assert made.world_size == processes
+    return made
+
+
+def checkpoint(run_dir: Path, name: str, *, step: int | None = None, best: int | None = None) -> Path:
+    folder = run_dir / "checkpoints" / name
+    folder.mkdir(parents=True)
+    state = {"global_step": step, "best_global_step": best}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    if step is not None:
+        write_manifest(folder, {"processes": 1})
+    return folder
+
+
+def test_other_folders_are_nobodys_checkpoint(tmp_path: Path) -> None:
+    said: list[str] = []
+    for name in ("checkpoint-foo", "checkpoint-00150", "checkpoint-", "checkpoint--5", "checkpoint-7x", "other-9"):
+        checkpoint(tmp_path, name, step=150)
+    (tmp_path / "checkpoints" / "checkpoint-200").write_text("a file")
+    assert newest_checkpoint(tmp_path) is None
+    assert checkpoint_to_resume(tmp_path, arguments(tmp_path), said.append) is None
+    kept = checkpoint(tmp_path, "checkpoint-9", step=9)
+    checkpoint(tmp_path, "checkpoint-10")
+    assert checkpoint_to_resume(tmp_path, arguments(tmp_path), said.append) == kept
+    assert len(said) == 1 and "checkpoint-10 was not written to its end" in said[0]
+    assert checkpoint_to_resume(tmp_path / "nowhere", arguments(tmp_path), said.append) is None
+
+
+def test_a_checkpoint_under_another_name(tmp_path: Path) -> None:
+    said: list[str] = []
+    checkpoint(tmp_path, "checkpoint-20", step=2)
+    assert checkpoint_to_resume(tmp_path, arguments(tmp_path), said.append) is None
+    assert "checkpoint-20 is damaged (it holds step 2): set aside as damaged-checkpoint-20" in said[0]
+
+
+def test_a_checkpoint_of_more_processes(tmp_path: Path) -> None:
+    write_manifest(checkpoint(tmp_path, "checkpoint-2", step=2), {"processes": 2})
+    with pytest.raises(UserError, match=r"written by 2 process\(es\), and now there are 1: .* start it on 2"):
+        checkpoint_to_resume(tmp_path, arguments(tmp_path), print)
+
+
+def test_the_best_model_is_lost(tmp_path: Path) -> None:
+    said: list[str] = []
+    best = checkpoint(tmp_path, "checkpoint-3", step=3)
+    newest = checkpoint(tmp_path, "checkpoint-6", step=6, best=3)
+    assert checkpoint_to_resume(tmp_path, arguments(tmp_path), said.append) == newest and said == []
+    flip(best / "trainer_state.json")
+    assert checkpoint_to_resume(tmp_path, arguments(tmp_path), said.append) == newest
+    assert "set aside as damaged-checkpoint-3" in said[0] and "the best model so far, of step 3, is lost" in said[1]
+
+
+def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    def left() -> list[str]:
+        return sorted(path.name.removeprefix("checkpoint-") for path in (tmp_path / "checkpoints").iterdir())
+
+    for step in (1, 2, 3, 10):
+        checkpoint(tmp_path, f"checkpoint-{step}", step=step)
+        os.utime(tmp_path / "checkpoints" / f"checkpoint-{step}", (100 - step, 100 - step))
+    best = str(tmp_path / "elsewhere" / "checkpoint-2")
+    rotate(tmp_path / "checkpoints", None, best)
+    assert left() == ["1", "10", "2", "3"]
+    rotate(tmp_path / "checkpoints", 3, best)
+    assert left() == ["10", "2", "3"]
+    rotate(tmp_path / "checkpoints", 1, best)
+    assert left() == ["10", "2"]
+    rotate(tmp_path / "checkpoints", 1, None)
+    assert left() == ["10"]
+
+
+def test_a_run_whose_folder_was_moved_keeps_its_best(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = {"max_steps": 12, "eval_steps": 1, "learning_rate": 3.0, "warmup_steps": 0, "max_grad_norm": 0.0}
+    training["lr_scheduler_type"] = "constant"
+    whole, _ = run(config(folder, tmp_path / "whole", training=training))
+    assert whole["best_step"] < 11
+    stop_after(11, monkeypatch)
+    with pytest.raises(Killed):
+        run(config(folder, tmp_path / "before", training=training))
+    monkeypatch.undo()
+    (tmp_path / "before").rename(tmp_path / "after")
+    moved, printed = run(config(folder, tmp_path / "after", training=training))
+    assert "going on after step 11" in printed
+    assert {**moved, **dict.fromkeys(CLOCK)} == {**whole, **dict.fromkeys(CLOCK)}
+    one, other = (tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("whole", "after"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+CLOCK = ("tokens_per_second", "peak_memory_bytes", "saved_in")

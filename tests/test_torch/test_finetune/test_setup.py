@@ -1,0 +1,76 @@
+"""What a config asks of an adapter that is to be trained, or of reports, and cannot have: a sentence each."""
+
+import copy
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stellarbyte.errors import UserError
+from stellarbyte_torch.finetune.setup import make_trainable, training_arguments
+from test_torch.finetuning import config
+from test_torch.tiny import tiny_model
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("lora", "sentence"),
+    [
+        ({"inference_mode": True}, "lora.inference_mode is true, and then nothing trains"),
+        (
+            {"target_modules": ".*q_proj", "layers_to_transform": [0]},
+            "lora.layers_to_transform narrows a list of target_",
+        ),
+        ({"target_modules": "all-linear", "layers_pattern": "layers"}, "lora.layers_pattern narrows a list"),
+        ({"layers_pattern": "layers"}, "lora.layers_pattern says where layers_to_transform counts"),
+        ({"init_lora_weights": "loftq"}, "lora.init_lora_weights loftq replaces the base by a quantised one"),
+        ({"loftq_config": {"loftq_bits": 4}}, "lora.init_lora_weights loftq replaces the base"),
+        ({"init_lora_weights": "eva"}, "lora.init_lora_weights eva begins from what PEFT measures of the data"),
+        ({"init_lora_weights": "corda"}, "lora.init_lora_weights corda begins from"),
+        ({"init_lora_weights": "pissa", "use_dora": True}, "lora.init_lora_weights pissa does not go with use_dora"),
+        ({"init_lora_weights": "pisa"}, "lora.init_lora_weights is 'pisa': choose one of true, false, gaussian"),
+        ({"task_type": "SEQ_CLS"}, "lora.task_type is SEQ_CLS, and this command trains causal language models"),
+        ({"use_dora": True, "lora_bias": True}, "lora: these fields do not go together: The argument lora_bias=True"),
+        ({"rank_pattern": {"q_porj": 3}}, "lora.rank_pattern has 'q_porj', which fits nothing that is adapted"),
+        ({"modules_to_save": ["layers"]}, "lora.target_modules ['q_proj'] match no module once layers"),
+        ({"r": 10**12}, "lora.r is 1000000000000: a rank is a whole number"),
+        ({"layers": "0-999999999"}, "lora.layers is '0-999999999': no model has 999999999 layers"),
+    ],
+)
+def test_what_no_adapter_can_be_trained_with(lora: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    given = config(tmp_path, tmp_path, lora={"target_modules": ["q_proj"], **lora})
+    with pytest.raises(UserError) as refused:
+        make_trainable(tiny_model(), given)
+    assert str(refused.value).startswith(sentence) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("reporter", "sentence"),
+    [
+        ("foo", "training.report_to is 'foo', expected one of none, all, "),
+        ("comet_ml", "training.report_to comet_ml needs a package: pip install comet_ml"),
+    ],
+)
+def test_reporters_that_are_not_there(reporter: Any, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        training_arguments(config(tmp_path, tmp_path, training={"report_to": reporter}), {})
+    assert str(refused.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": ["ByteLayer"]}},
+        {"accelerator_config": {"dispatch_batches": False}},
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-5}},
+    ],
+)
+def test_the_config_stays_as_it_is(training: dict[str, Any], tmp_path: Path) -> None:
+    """A run is known by its config, and Transformers fills in dicts that it is given."""
+    settings = config(tmp_path, tmp_path / "run", training=training)
+    before = copy.deepcopy(settings.training)
+    with suppress(UserError):  # FSDP wants several processes
+        training_arguments(settings, {})
+    assert settings.training == before
