@@ -1,5 +1,6 @@
-"""README's Python runs as written, and its tree tells the truth."""
+"""README's Python runs as written, its tree tells the truth, and README and docs name only what there is."""
 
+import argparse
 import re
 from pathlib import Path
 
@@ -9,7 +10,11 @@ from test_torch.exported import export
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+# Options of the config's own fields, of sbatch and of xpk.
+OTHER_OPTIONS = {"--output_dir", "--model", "--init_from", "--seed", "--signal", "--num-slices"}
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 @pytest.mark.parametrize("block", [block for block in PYTHON_BLOCKS if "HF_DIR" not in block])
@@ -27,20 +32,56 @@ def test_an_exported_folder(tmp_path, capsys):
     assert "def main(" in capsys.readouterr().out
 
 
-def test_commands_exist():
-    from convert.cli import _parser as convert_parser
-    from stellarbyte_jax.cli import _parser as jax_parser
-    from stellarbyte_torch.cli import _parser as torch_parser
+def test_the_readme_names_many_commands():
+    assert len(_commands(README)) >= 15
 
-    helps = {
-        "stellarbyte": jax_parser().format_help(),
-        "stellarbyte-convert": convert_parser().format_help(),
-        "stellarbyte-torch": torch_parser().format_help(),
-    }
-    commands = re.findall(r"`(stellarbyte(?:-\w+)?) ([\w-]+) ", README)
-    assert len(commands) >= 8
-    for program, command in commands:
-        assert command in helps[program], (program, command)
+
+@every_page
+def test_commands_exist(page: Path) -> None:
+    parsers = _parsers()
+    for program, *words in _commands(PAGES[page]):
+        parser = parsers[program]
+        for word in words:
+            choices = _choices(parser)
+            if not choices:  # an operand
+                break
+            assert word in choices, f"{program} {' '.join(words)}"
+            parser = choices[word]
+
+
+@every_page
+def test_options_exist(page: Path) -> None:
+    """A page's `--option` is one of ours, unless it is XLA's."""
+    known = {option for parser in _parsers().values() for option in _options(parser)}
+    for option in re.findall(r"`(--(?!xla)[\w-]+)[ =`]", PAGES[page]):
+        assert option in known | OTHER_OPTIONS, option
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", PAGES[page]):
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in _anchors(linked), target
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    linked = set(re.findall(r"\]\(docs/([\w.-]+)\)", README))
+    assert linked == {page.name for page in PAGES if page.parent != ROOT}
+
+
+@every_page
+def test_tables_that_are_printed_exist(page: Path) -> None:
+    for module in re.findall(r"python -m (tests\.\w+)", PAGES[page]):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+
+
+@every_page
+def test_files_in_backticks_exist(page: Path) -> None:
+    for path in re.findall(r"`((?:configs|tests|convert|stellarbyte\w*)/[\w./]+)`", PAGES[page]):
+        assert (ROOT / path).exists(), path
 
 
 def test_the_tree_names_every_module_where_it_is() -> None:
@@ -62,7 +103,43 @@ def test_the_tree_names_every_module_where_it_is() -> None:
     assert named == {path for path in there if not path.endswith("__init__.py")}
 
 
-def test_make_targets_exist():
+@every_page
+def test_make_targets_exist(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"`?make ([a-z-]+)", README):
+    for target in re.findall(r"(?:`|^    )make ([a-z-]+)", PAGES[page], re.MULTILINE):
         assert f"\n{target}:" in makefile, target
+
+
+def _commands(text: str) -> list[list[str]]:
+    """Each `stellarbyte… COMMAND WORD …` in code, as far as its words are in lower case."""
+    code = re.findall(r"`([^`\n]+)`", text) + re.findall(r"^(?:    .*|\S.*)$", "\n".join(_blocks(text)), re.MULTILINE)
+    found = (re.search(r"(?<![\w/.-])(stellarbyte(?:-\w+)?)((?: [a-z][a-z-]*)+)", piece) for piece in code)
+    return [[match[1], *match[2].split()] for match in found if match]
+
+
+def _blocks(text: str) -> list[str]:
+    fenced = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
+    return [*fenced, *re.findall(r"^    .*$", text, re.MULTILINE)]
+
+
+def _parsers() -> dict[str, argparse.ArgumentParser]:
+    from convert.cli import _parser as convert_parser
+    from stellarbyte_jax.cli import _parser as jax_parser
+    from stellarbyte_torch.cli import _parser as torch_parser
+
+    return {"stellarbyte": jax_parser(), "stellarbyte-convert": convert_parser(), "stellarbyte-torch": torch_parser()}
+
+
+def _choices(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    actions = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return next((action.choices for action in actions), {})
+
+
+def _options(parser: argparse.ArgumentParser) -> set[str]:
+    inner = (_options(choice) for choice in _choices(parser).values())
+    return {option for action in parser._actions for option in action.option_strings}.union(*inner)
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
