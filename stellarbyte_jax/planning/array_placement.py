@@ -1,4 +1,4 @@
-"""Where the arrays of a traced program lie on a mesh, followed through it from inputs and constraints as XLA does."""
+"""Follows through a traced program, as XLA does, where its arrays lie on a mesh: from inputs and constraints on."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from stellarbyte_jax.planning.jaxprs import inner_jaxprs, loop_body, loop_inputs, shape_of
 
-# For each axis of an array the mesh axes that share it out; None where nothing has decided yet, as for constants.
+# For each axis of an array, the mesh axes that split it. A place is None while nothing has decided it.
 Place = tuple[tuple[str, ...], ...]
 
 _CALLS = ("jit", "closed_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "cond", "while")
@@ -17,20 +17,20 @@ _REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_o
 
 
 def place_of(spec: PartitionSpec, axes: int) -> Place:
-    """A spec as a place of an array of so many axes."""
+    """The place that a spec gives an array with this number of axes."""
     entries = [() if entry is None else entry if isinstance(entry, tuple) else (entry,) for entry in spec]
     return tuple(tuple(entry) for entry in entries) + ((),) * (axes - len(entries))
 
 
 class Placement:
-    """Places of the variables of a program that `follow` was given, on a mesh of `sizes`."""
+    """The places of all variables of the programs that `follow` was given, on a mesh of `sizes`."""
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self._sizes = sizes
         self._places: dict[Any, Place | None] = {}
 
     def follow(self, jaxpr: Jaxpr, inputs: Sequence[Place | None]) -> list[Place | None]:
-        """Places of the outputs, given those of the inputs; loops are followed once."""
+        """The places of the outputs, given those of the inputs. A loop's body is followed once."""
         self._places.update(zip(jaxpr.invars, inputs, strict=True))
         for eqn in jaxpr.eqns:
             places = self._outputs(eqn)
@@ -38,22 +38,23 @@ class Placement:
         return [self.of(var) for var in jaxpr.outvars]
 
     def of(self, var: Any) -> Place | None:
-        """Of a literal or what was made of nothing: None."""
+        """The place of a variable; None for a literal, and for what was made of nothing."""
         return None if isinstance(var, Literal) else self._places.get(var)
 
     def local_shape(self, var: Any) -> tuple[int, ...]:
-        """What one chip has of an array."""
+        """The shape of the part of an array that one chip holds."""
         place = self.of(var)
         return shape_of(var) if place is None else self.share(shape_of(var), place)
 
     def share(self, shape: Sequence[int], place: Place) -> tuple[int, ...]:
-        """The shape of one chip's part."""
+        """The shape of one chip's part of an array of this shape at this place."""
         return tuple(size // self._parts(axes) for size, axes in zip(shape, place, strict=True))
 
     def operand_shapes(self, eqn: JaxprEqn) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What one chip multiplies in a dot_general.
+        """The shapes of the two operands that one chip multiplies in a dot_general.
 
-        What lies on axes that the left side uses otherwise is gathered.
+        If the right operand is sharded over a mesh axis that the left operand uses for another dimension, the right
+        operand is gathered along it.
         """
         (left, right), (left_batch, right_batch) = eqn.params["dimension_numbers"]
         lhs, rhs = (self._known(var) for var in eqn.invars)
@@ -127,7 +128,7 @@ class Placement:
         return joined
 
     def _learn(self, var: Any, place: Place) -> None:
-        """What was made of nothing is made where it is wanted."""
+        """Takes a place for a variable that has none: a value made of nothing is made where it is needed."""
         if not isinstance(var, Literal) and self._places.get(var) is None:
             self._places[var] = place
 
@@ -140,7 +141,7 @@ class Placement:
         return _without_repeats(batch + free)
 
     def _reshaped(self, place: Place, shape: Sequence[int], new_shape: Sequence[int]) -> Place:
-        """Where axes are joined or parted, their mesh axes go to the first of the new ones."""
+        """The place after a reshape. If axes are joined or split, their mesh axes go to the first of the new axes."""
         new: list[tuple[str, ...]] = [()] * len(new_shape)
         old = axis = 0
         while old < len(shape) and axis < len(new_shape):
@@ -158,7 +159,7 @@ class Placement:
     def _joined(
         self, shape: Sequence[int], places: Sequence[Place | None], shapes: Sequence[Sequence[int]]
     ) -> Place | None:
-        """Of what works element by element, or along axes of its own: as the first operand that says anything."""
+        """The place of an elementwise result: on each axis, that of the first operand which has one there."""
         known = [
             (place, operand)
             for place, operand in zip(places, shapes, strict=True)

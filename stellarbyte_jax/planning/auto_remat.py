@@ -1,4 +1,4 @@
-"""training.remat auto: the fastest policy whose memory fits the chips."""
+"""Resolves training.remat auto: the fastest policy whose memory fits the chips."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ from stellarbyte_jax.planning.topology import Topology
 
 REMAT_POLICIES = ("none", *POLICIES)
 
-# Of the HBM, what auto fills at most: the prediction is a few percent off at times.
+# The share of the HBM that auto fills at most, because the prediction may be a few percent off.
 MOST_OF_HBM = 0.95
 
 
 def plan_policies(config: RunConfig, topology: Topology) -> list[Plan]:
-    """The run under each policy, in the policies' order."""
+    """The plans of the run under each policy, in the order of the policies."""
     planner = Planner(config, topology)
     return [planner.plan(with_remat(config, policy)) for policy in REMAT_POLICIES]
 
 
 def choose(plans: Sequence[Plan]) -> Plan:
-    """The fastest that leaves a twentieth of the HBM free; of equally fast ones that which needs least.
+    """The fastest plan that leaves a twentieth of the HBM free; of equally fast plans, the one that needs least memory.
 
-    Where none does, the one that needs least: whether it fits is the plan's to say.
+    If no plan leaves that much, the one that needs least memory; `fits` tells whether it fits at all.
     """
     fitting = [plan for plan in plans if plan.memory.total <= MOST_OF_HBM * plan.topology.chip.hbm_bytes]
     if not fitting:
@@ -40,7 +40,7 @@ def with_remat(config: RunConfig, policy: Any) -> RunConfig:
 
 
 def resolve_remat(config: RunConfig, devices: Sequence[Any]) -> RunConfig:
-    """The config with a policy in auto's place, for the devices that it will run on: on CPUs, none.
+    """The config with a policy in the place of auto, for the devices that it will run on; on CPUs the policy is none.
 
     Raises:
         UserError: the chips are not in the table, or no policy fits them.
@@ -66,7 +66,7 @@ def resolve_remat(config: RunConfig, devices: Sequence[Any]) -> RunConfig:
 
 
 def _topology(chip: Chip, devices: Sequence[Any], slices: int) -> Topology:
-    """How the devices are wired: TPUs know where they are, of GPUs a process has those of one node."""
+    """The topology of the devices: TPUs know their coordinates, and the GPUs of one process are one node."""
     if chip.platform == "gpu":
         nodes = len({device.process_index for device in devices})
         return Topology(chip, (len(devices) // nodes, nodes))

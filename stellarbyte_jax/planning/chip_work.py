@@ -1,4 +1,4 @@
-"""What one chip multiplies, reads, writes and sends in a traced program whose arrays have been placed."""
+"""Counts what one chip multiplies, reads, writes and receives in a traced program whose arrays have been placed."""
 
 import math
 from collections import Counter, defaultdict
@@ -11,24 +11,24 @@ from stellarbyte_jax.planning.array_placement import Placement, place_of
 from stellarbyte_jax.planning.jaxprs import KERNEL, equations, inner_jaxprs, shape_of
 from stellarbyte_jax.planning.tiles import itemsize, padded_bytes
 
-# What reads and writes HBM; everything else is taken to be fused into one of these.
+# The operations that read and write HBM; everything else is assumed to be fused into one of these.
 _MATMULS = ("dot_general", "ragged_dot_general")
 _COLLECTIVES = ("all_gather", "reduce_scatter", "psum", "all_to_all", "ragged_all_to_all", "ppermute")
-# What puts out an array that stands in memory; the rest is worked out where it is read.
+# The operations whose result stands in memory; other results are computed where they are read.
 _STANDING = (*_MATMULS, *_COLLECTIVES, KERNEL, "gather", "scatter", "scatter-add", "sort", "cumsum", "scan", "while")
 
 
 def matmul_flops(jaxpr: Jaxpr, placement: Placement, choices: int) -> int:
-    """FLOPs of the matmuls, kernels' own left out.
+    """FLOPs of the matmuls; those inside kernels are not counted.
 
-    Experts are taken to be chosen evenly: of the rows that a grouped matmul has room for, it multiplies `choices`.
+    Tokens are assumed to choose experts evenly: a grouped matmul multiplies `choices` of the rows that it has room for.
     """
     matmuls = ((eqn, trips) for eqn, trips in equations(jaxpr) if eqn.primitive.name in _MATMULS)
     return sum(trips * _flops(eqn, placement, choices) for eqn, trips in matmuls)
 
 
 def traffic_bytes(jaxpr: Jaxpr, placement: Placement) -> int:
-    """Bytes of the operands and results of matmuls and kernels."""
+    """Bytes that matmuls and kernels read and write: their operands and results."""
     total = 0
     for eqn, trips in equations(jaxpr):
         if eqn.primitive.name not in (*_MATMULS, KERNEL):
@@ -42,15 +42,16 @@ def traffic_bytes(jaxpr: Jaxpr, placement: Placement) -> int:
 
 
 def kernel_calls(jaxpr: Jaxpr) -> int:
-    """How often Pallas kernels are called."""
+    """The number of calls of Pallas kernels."""
     return sum(trips for eqn, trips in equations(jaxpr) if eqn.primitive.name == KERNEL)
 
 
 def received_bytes(jaxpr: Jaxpr, placement: Placement, sizes: dict[str, int]) -> dict[str, float]:
-    """Bytes that the program's own collectives bring to a chip along each mesh axis.
+    """Mesh axis -> bytes that the program's own collectives bring to a chip.
 
-    Over several axes they go one after the other. What a `shard_map` wants more of than lies there is gathered before
-    it. Those that the compiler makes of the layers' dense weights and of tensor's sums are not the program's own.
+    A collective over several axes runs over one after the other. An operand that a shard_map expects less sharded than
+    it is, is all-gathered first. Collectives that the compiler adds (for the layers' dense weights, and for tensor's
+    sums) are not the program's own.
     """
     received: dict[str, float] = defaultdict(float)
     for eqn, trips in equations(jaxpr):
@@ -64,7 +65,7 @@ def received_bytes(jaxpr: Jaxpr, placement: Placement, sizes: dict[str, int]) ->
 
 
 def gathered_bytes(eqn: JaxprEqn, placement: Placement, sizes: dict[str, int]) -> Iterator[tuple[str, int]]:
-    """(mesh axis, bytes) that a chip gets before a `shard_map` that wants more of an array than lies there."""
+    """(mesh axis, bytes): what a chip receives before a shard_map that expects an operand less sharded than it is."""
     for var, spec in zip(eqn.invars, eqn.params["in_specs"], strict=True):
         place, wanted = placement.of(var), place_of(spec, len(shape_of(var)))
         if place is None or isinstance(var, Literal):
@@ -77,7 +78,7 @@ def gathered_bytes(eqn: JaxprEqn, placement: Placement, sizes: dict[str, int]) -
 
 
 def standing_bytes(jaxpr: Jaxpr, placement: Placement, pad: bool) -> int:
-    """The largest sum of one chip's arrays that stand in memory at once, inputs and what is only put out left out."""
+    """The most bytes of one chip's arrays that stand in memory at once, without inputs and without mere outputs."""
     timeline = _Timeline(placement, pad)
     timeline.go_through(jaxpr, [set()] * len(jaxpr.invars))
     change = [0] * (len(timeline.beside) + 1)
@@ -92,7 +93,7 @@ def standing_bytes(jaxpr: Jaxpr, placement: Placement, pad: bool) -> int:
 
 
 class _Timeline:
-    """A program step by step: what each needs beside the arrays that stand, and when those are made and last read."""
+    """A program step by step: when each standing array is made and last read, and what a step needs beside them."""
 
     def __init__(self, placement: Placement, pad: bool) -> None:
         self._placement, self._pad = placement, pad
@@ -101,7 +102,7 @@ class _Timeline:
         self.last_read: dict[int, int] = {}
 
     def go_through(self, jaxpr: Jaxpr, inputs: list[set[int]]) -> list[set[int]]:
-        """Adds a program's steps; gives the standing arrays that each output is worked out of."""
+        """Adds a program's steps; returns for each output the standing arrays that it is computed from."""
         of: dict[Any, set[int]] = dict(zip(jaxpr.invars, inputs, strict=True))
 
         def sources(var: Any) -> set[int]:
@@ -127,17 +128,17 @@ class _Timeline:
         return [sources(var) for var in jaxpr.outvars]
 
     def _is_smaller(self, eqn: JaxprEqn, read: set[int]) -> bool:
-        """Whether it is cheaper to keep what an elementwise operation makes of several arrays than to keep those."""
+        """Whether the result of an elementwise operation takes less memory than the arrays that it is made of."""
         return len(read) > 1 and self._size(eqn.outvars[0]) < sum(self.made[array][1] for array in read)
 
     def _is_gathered(self, eqn: JaxprEqn) -> bool:
-        """Whether a constraint wants more of an array on each chip than lies there."""
+        """Whether a constraint asks for more of an array on each chip than the chip has."""
         if eqn.primitive.name != "sharding_constraint":
             return False
         return self._size(eqn.outvars[0]) > self._size(eqn.invars[0])
 
     def _size(self, var: Any, kernel: bool = False) -> int:
-        # Kernels want their own order of axes; otherwise XLA finds one that fills the tiles.
+        # A kernel fixes the order of axes; elsewhere XLA finds an order that fills the tiles.
         return padded_bytes(self._placement.local_shape(var), var.aval.dtype, self._pad and kernel)
 
 
@@ -162,7 +163,7 @@ def _collective_bytes(eqn: JaxprEqn, sizes: dict[str, int]) -> dict[str, float]:
     received = {}
     for axis in (axis for axis in axes if sizes.get(axis, 1) > 1):
         others = (sizes[axis] - 1) / sizes[axis]
-        # The larger side of a gather or a scatter passes through a chip, but for its own part.
+        # The larger side of a gather or a scatter passes through a chip, except the chip's own part.
         received[axis] = {"psum": 2 * others, "ppermute": 1.0}.get(name, others) * whole
         whole = whole if name in ("psum", "ppermute") else whole / sizes[axis]
     return received

@@ -1,4 +1,4 @@
-"""The real TPU compiler's word on a plan, asked in a process that has the environment it wants."""
+"""Asks the real TPU compiler about a plan, in a process that has the environment it needs."""
 
 import importlib.util
 import json
@@ -13,15 +13,15 @@ from stellarbyte_jax.config_file import to_dict
 from stellarbyte_jax.planning.hlo import Collective, ProgramReport
 from stellarbyte_jax.planning.topology import Topology
 
-# What Cloud calls a slice: for most chips by its cores, two a chip.
+# Google Cloud's names of slices. Most chips are counted by their cores, two a chip.
 _ACCELERATORS = {"v4": ("v4", 2), "v5e": ("v5litepod", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1)}
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """Bytes of one chip by the compiler's own analysis, and what its program does.
+    """Bytes of one chip by the compiler's own analysis, and a report of its program.
 
-    peak: what lives at once; arguments and temporaries together may be more, by the gaps between them.
+    peak: the most bytes that are alive at once. arguments + temporaries may be more, because of gaps between arrays.
     """
 
     arguments: int
@@ -31,19 +31,19 @@ class Compiled:
 
     @property
     def total(self) -> int:
-        """What the compiler holds against the HBM."""
+        """The bytes that the compiler compares with the HBM."""
         return self.arguments + self.temporaries
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The figures for JSON."""
         return asdict(self)
 
 
 def compile_ahead(config: RunConfig, topology: Topology) -> Compiled:
-    """Compiles the run's train step for the topology; no TPU is needed, but libtpu and some minutes are.
+    """Compiles the run's train step for the topology. It needs no TPU, but libtpu and some minutes.
 
     Raises:
-        UserError: no libtpu, GPUs, or the compiler refuses the program: it does not fit.
+        UserError: libtpu is missing, the topology is of GPUs, or the compiler refuses the program as too large.
     """
     if topology.chip.platform != "tpu":
         raise UserError(f"--compile knows TPUs only, not --topology {topology}: leave --compile out")
@@ -55,9 +55,9 @@ def compile_ahead(config: RunConfig, topology: Topology) -> Compiled:
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": f"{name}-{topology.size * cores}",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it touches no TPU, so it need not have it alone
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it uses no TPU, so it need not be the only process that loads libtpu
     }
-    # `env` adds to the environment that we have, which is the user's own.
+    # `env` adds these to the user's environment, which no file but the command line may read.
     settings = [f"{name}={value}" for name, value in environment.items()]
     done = subprocess.run(
         ["env", *settings, sys.executable, "-m", "stellarbyte_jax.planning.compile_worker"],

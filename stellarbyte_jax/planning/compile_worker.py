@@ -1,4 +1,4 @@
-"""A process of its own that compiles a run's train step for TPUs that are not here: JSON in, JSON out."""
+"""Compiles a run's train step for TPUs that are not here, in a process of its own: JSON in, JSON out."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from stellarbyte_jax.training.step import make_train_step, on_mesh
 
 
 def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
-    """The compiler's report of the train step, placed as the training loop places it, or its refusal."""
+    """The compiler's report on the train step, placed as the training loop places it, or its refusal."""
     mesh = make_mesh(config.mesh, _devices(topology, config.mesh.slices))
     layout = Layout.of(config.mesh, mesh)
     training = config.training
@@ -51,14 +51,14 @@ def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
 
 def _devices(topology: str, slices: int) -> Sequence[jax.Device]:
     sides = [int(side) for side in topology.partition(":")[2].split("x")]
-    # A host has 2 x 2 chips; of a smaller topology, all.
+    # A host has 2 x 2 chips, or all chips of a smaller topology.
     host = [min(2, side) for side in sides[:2]] + [1]
     options = {"chips_per_host_bounds": host, "num_slices": slices}
     return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
 
 
 def _reason(message: str) -> str:
-    """The compiler's one sentence out of its page."""
+    """The one sentence that matters in the compiler's page of text."""
     used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message)
     used = used or re.search(r"HLO temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message)
     if used:

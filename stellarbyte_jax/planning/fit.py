@@ -1,4 +1,4 @@
-"""Whether a run fits the devices at hand, foreseen before anything is compiled for them."""
+"""Predicts, before anything is compiled, whether a run fits the devices at hand."""
 
 import dataclasses
 import os
@@ -18,19 +18,19 @@ from stellarbyte_jax.planning.parameters import ParameterCounter
 from stellarbyte_jax.planning.program import layout_of
 from stellarbyte_jax.sharding import mesh_sizes
 
-# How far off the prediction may be: what misses by less is tried, with a word.
+# How far off the prediction may be: a run that misses by less is tried, with a warning.
 _ERROR = 0.1
 
 _TRY_ANYWAY = "or try it all the same with --no-memory-check"
 
 
 def check_fits(config: RunConfig, devices: Sequence[Any]) -> str | None:
-    """A word on a run that may not fit these devices, or None; on CPUs it looks at what is needed at least.
+    """A warning if a run may not fit these devices, else None. On CPUs only the least that a run needs is looked at.
 
-    Where neither the chip's memory nor the host's is known, nothing is foreseen.
+    Nothing is checked where neither the chip's memory nor the host's is known.
 
     Raises:
-        UserError: it will not fit: what it needs, what there is, and what to change.
+        UserError: the run will not fit; the sentence says what it needs, what there is, and what to change.
     """
     sizes = mesh_sizes(config.mesh, len(devices), "devices", "there are")
     here = [device for device in devices if device.process_index == jax.process_index()]
@@ -57,7 +57,7 @@ def check_fits(config: RunConfig, devices: Sequence[Any]) -> str | None:
 
 
 class _Foreseer:
-    """The memory of one device for variants of a run; what they have in common is traced once."""
+    """Predicts the memory of one device for variants of a run; what they have in common is traced once."""
 
     def __init__(self, config: RunConfig, sizes: dict[str, int], platform: str) -> None:
         self.sizes, self._platform = sizes, platform
@@ -65,15 +65,15 @@ class _Foreseer:
         self._parameters = ParameterCounter(config.model, config.lora).local(config, sizes, platform)
 
     def memory(self, config: RunConfig) -> Memory:
-        """One device's at its fullest."""
-        # A batch that the mesh does not divide is for the trainer to refuse.
+        """The memory of one device at its fullest moment."""
+        # The trainer refuses a batch that the mesh does not divide.
         rows = max(1, tokens_a_chip(config, layout_of(config, self.sizes))[0])
         saved = self._traces.saved(config.training.remat, self.sizes, rows)
         return predict_memory(config, self.sizes, self._parameters, saved, self._platform)
 
 
 def _advice(config: RunConfig, foreseer: _Foreseer, available: float) -> str:
-    """What to set so that it fits, leaving a twentieth free: as few micro-batches as do, with remat if need be."""
+    """What to set so that the run fits with a twentieth to spare: the fewest micro-batches, and remat if needed."""
     rows = config.training.batch_size // layout_of(config, foreseer.sizes).parts("batch")
     for policy in dict.fromkeys((config.training.remat, "full")):
         steps = config.training.gradient_accumulation_steps
@@ -90,7 +90,7 @@ def _advice(config: RunConfig, foreseer: _Foreseer, available: float) -> str:
 
 
 def _memory_of(device: Any) -> float | None:
-    """Bytes that a program may use of a device: as JAX was given, or else by the table of chips."""
+    """Bytes of a device that a program may use: as JAX reports them, or else by the table of chips."""
     stats = device.memory_stats() if hasattr(device, "memory_stats") else None
     limit = (stats or {}).get("bytes_limit")
     chip = chip_of(device.device_kind)

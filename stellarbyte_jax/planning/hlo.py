@@ -1,4 +1,4 @@
-"""What a compiled TPU program says of itself: its collectives, and the cycles that its compiler expects."""
+"""Reads a compiled TPU program: its collectives, and the cycles that its compiler expects."""
 
 import re
 from collections import defaultdict
@@ -10,17 +10,17 @@ _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
-# A collective may be spread over other work: one fusion starts it, fusions of this name go on with it, one finishes it;
-# each names it again.
+# A collective may be spread over other work: one fusion starts it, fusions of this name continue it, one finishes it.
+# Each of them names the collective again.
 _PIECE = "async_collective_fusion"
-# What the compiler writes as cycles where it has no estimate: -1, unsigned.
+# The compiler writes this number of cycles where it has no estimate: -1, unsigned.
 _NO_ESTIMATE = 2**64 - 1
 _BITS = {"pred": 8, "s4": 4, "u4": 4}
 
 
 @dataclass
 class Collective:
-    """Executions of one kind a step, and the bytes of their larger side, operands or results, on one chip."""
+    """Collectives of one kind in a step on one chip: their number, and bytes of the larger of operands and results."""
 
     count: int = 0
     bytes: int = 0
@@ -28,9 +28,9 @@ class Collective:
 
 @dataclass(frozen=True)
 class ProgramReport:
-    """One step of one chip, loops multiplied out; one that goes on as long as the data want counts once.
+    """One step of one chip, with loops multiplied out; a loop whose length depends on the data counts once.
 
-    cycles: the compiler's estimates, added up; Mosaic kernels carry none, so `kernels` counts their calls.
+    cycles: the sum of the compiler's estimates. Mosaic kernels have none, so `kernels` counts their calls.
     """
 
     collectives: dict[str, Collective] = field(default_factory=dict)
@@ -66,7 +66,7 @@ def read_program(text: str) -> ProgramReport:
             kernels += trips * ('custom_call_target="tpu_custom_call"' in instruction.rest)
             kind = instruction.opcode.removesuffix("-start")
             if kind in _COLLECTIVES and not (name.startswith(_PIECE) or name in finishing):
-                # A reduce-scatter is written as a fusion of this name.
+                # The compiler writes a reduce-scatter as a fusion of this name.
                 kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
                 collectives[kind].count += trips
                 collectives[kind].bytes += trips * _payload(instruction, types)
@@ -88,7 +88,7 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
 
 
 def _count(name: str, trips: int, computations: dict[str, list[_Instruction]], times: dict[str, int]) -> None:
-    """Adds to `times` how often each computation below `name` is run when that is run `trips` times."""
+    """Adds to `times` how often `name` and each computation that it calls run, if `name` runs `trips` times."""
     times[name] += trips
     for instruction in computations[name]:
         inner = trips
@@ -102,7 +102,7 @@ def _count(name: str, trips: int, computations: dict[str, list[_Instruction]], t
 
 
 def _trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
-    """How often a loop goes round: its counter starts at 0 and is compared with a constant, or else with data."""
+    """How often a loop runs: its counter starts at 0 and is compared with a constant; 1 if it is compared with data."""
     known = re.search(r"known_trip_count[^\d]*(\d+)", loop.rest)
     if known:
         return int(known[1])
@@ -125,7 +125,7 @@ def _payload(instruction: _Instruction, types: dict[str, str]) -> int:
     operands = sum(_bytes(types.get(name, "")) for name in re.findall(r"%([\w.\-]+)", instruction.rest.split("), ")[0]))
     result = _bytes(instruction.type)
     if instruction.opcode.endswith("-start"):
-        # What starts returns its operands as well, and flags of no size.
+        # A start operation returns its operands as well, and flags without size.
         result = _bytes(instruction.type.replace("u32[]", "")) - operands
     return max(result, operands)
 

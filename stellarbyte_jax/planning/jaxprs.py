@@ -1,4 +1,4 @@
-"""How to get about in a traced program."""
+"""Walks through traced programs."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ KERNEL = "pallas_call"
 
 
 def equations(jaxpr: Jaxpr, trips: int = 1) -> Iterator[tuple[JaxprEqn, int]]:
-    """Every equation and how often it runs, those inside others too, but for what a kernel does inside."""
+    """Every equation and how often it runs, nested ones included; the inside of a kernel is left out."""
     for eqn in jaxpr.eqns:
         yield eqn, trips
         times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
@@ -18,7 +18,7 @@ def equations(jaxpr: Jaxpr, trips: int = 1) -> Iterator[tuple[JaxprEqn, int]]:
 
 
 def inner_jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
-    """The jaxprs that an equation runs; of a choice by platform the last, which is that of accelerators."""
+    """The jaxprs that an equation runs; of a choice by platform, the last, which is that of accelerators."""
     if eqn.primitive.name == KERNEL:
         return []
     found = []
@@ -30,7 +30,7 @@ def inner_jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
 
 
 def shape_of(var: Any) -> tuple[int, ...]:
-    """Of a variable that is an array."""
+    """The shape of a variable that is an array."""
     shape: tuple[int, ...] = var.aval.shape
     return shape
 
@@ -41,10 +41,10 @@ def loop_body(loop: JaxprEqn) -> Jaxpr:
 
 
 def loop_inputs(loop: JaxprEqn) -> tuple[int, int]:
-    """(constants, carried) of a scan's inputs, which come in this order; it slices the others.
+    """The numbers (constants, carried) of a scan's inputs, which come in this order; the scan slices all others.
 
-    Told by the shapes, as JAX's versions write it down in different ways: what a scan slices, and what it stacks of its
-    outputs, has an axis more outside than inside.
+    JAX's versions record these numbers in different ways, so they are derived from shapes: inputs that are sliced, and
+    outputs that are stacked, have one axis more outside the scan than inside.
     """
     body = loop_body(loop)
 

@@ -1,4 +1,4 @@
-"""What layers keep between their forward and backward passes and what they do, read from the train step's jaxpr."""
+"""Reads from the train step's jaxpr what layers keep for their backward pass, compute, read, write and send."""
 
 import dataclasses
 from collections import defaultdict
@@ -26,13 +26,17 @@ from stellarbyte_jax.planning.tiles import padded_bytes
 
 @dataclass(frozen=True)
 class SavedByLayers:
-    """Of one chip for one micro-batch, all layers together, in bytes and FLOPs.
+    """Bytes and FLOPs of one chip for one micro-batch, all layers together.
 
-    activations: what depends on the tokens. offloaded: those of them that the host's memory holds. weights: what
-    depends on parameters alone, such as copies in the compute dtype. working: what stands at once in one layer's
-    backward pass beside that; exchanged: where chips exchange tokens, keys or experts. traffic: what
-    matmuls and kernels read and write, forward and backward. flops: of the matmuls, remat's included. kernels_again:
-    how often remat calls a layer's attention kernel again. received: by the layers' own collectives, along each axis.
+    activations: kept bytes that depend on the tokens and stay on the chip.
+    offloaded: kept bytes that depend on the tokens and go to the host's memory.
+    weights: kept bytes that depend on parameters alone, such as copies in the compute dtype.
+    working: the most bytes that stand at once in one layer's backward pass, beside what is kept.
+    exchanged: the part of these where chips exchange tokens, keys or experts.
+    traffic: bytes that matmuls and kernels read and write, forward and backward.
+    flops: FLOPs of the matmuls, remat's included.
+    kernels_again: how often remat calls a layer's attention kernel again.
+    received: mesh axis -> bytes that the layers' own collectives bring to the chip.
     """
 
     activations: int
@@ -56,8 +60,8 @@ class _Kept:
 class LayerTraces:
     """Traces a run's layers for one mesh after the other; what meshes have in common is traced once.
 
-    It is the trainer's own step: switches of the architecture, kernels, experts' and context's exchanges and remat
-    policies count by themselves.
+    The traced program is the trainer's own step, so that switches of the architecture, kernels, the exchanges of
+    experts and context, and remat policies are counted without code of their own here.
     """
 
     def __init__(self, config: RunConfig, platform: str) -> None:
@@ -66,12 +70,13 @@ class LayerTraces:
         self._calls: dict[Any, int] = {}
 
     def saved(self, remat: str, sizes: dict[str, int], rows: int) -> SavedByLayers:
-        """For `rows` rows a chip on a mesh of `sizes`.
+        """What layers keep and do for `rows` rows a chip on a mesh of `sizes`.
 
         Raises:
-            UserError: the mesh does not divide a parameter, or the kernel cannot do what is asked.
+            UserError: the mesh does not divide a parameter, or the kernel cannot do what the config asks.
         """
-        # Of data and fsdp a layer's own program knows only what experts exchange: (n - 1) / n of it along n chips.
+        # Along data and fsdp a layer's own program exchanges nothing but experts' tokens, (n - 1) / n of them over n
+        # chips: two chips are traced, and the amount is scaled.
         few = sizes | {"data": 1, "fsdp": 1}
         if self._config.model.num_experts and sum(sizes.values()) > len(sizes):
             few |= {"data": 2, "fsdp": min(2, sizes["fsdp"])}
@@ -121,7 +126,7 @@ class LayerTraces:
 
 
 def _along_a_line(one: SavedByLayers, two: SavedByLayers, rows: int) -> SavedByLayers:
-    """What `rows` rows would give, by what one and two do: all of it is a part for the weights and a part a row."""
+    """The figures of `rows` rows, from those of one and two: each is a constant part and a part for every row."""
 
     def grown(a: Any, b: Any) -> Any:
         return a + (b - a) * (rows - 1)
@@ -136,7 +141,7 @@ def _along_a_line(one: SavedByLayers, two: SavedByLayers, rows: int) -> SavedByL
 
 
 def _exchanged(backward: Jaxpr, placement: Placement, sizes: dict[str, int], pad: bool) -> int:
-    """What stands in a layer's backward pass where chips send each other more than sums of gradients."""
+    """Bytes that stand in a layer's backward pass where chips exchange more than sums of gradients."""
     most = 0
     for eqn, _ in equations(backward):
         if eqn.primitive.name == "shard_map":
@@ -147,7 +152,7 @@ def _exchanged(backward: Jaxpr, placement: Placement, sizes: dict[str, int], pad
 
 
 def _kept(loops: LayerLoops, *, pad: bool) -> _Kept:
-    """What the scan over layers puts out for its reverse; equal values are kept once by XLA."""
+    """What the forward scan keeps for the reverse scan; XLA keeps equal values once."""
     forward, backward, placement = loops.forward, loops.backward, loops.placement
     body = loop_body(forward)
     consts, carry = loop_inputs(forward)
@@ -164,8 +169,8 @@ def _kept(loops: LayerLoops, *, pad: bool) -> _Kept:
         aval: Any = outer.aval
         dtype, used_by = aval.dtype, uses.get(outer, set())
         if pad and dtype == jnp.float32 and used_by == {"dot_general"}:
-            dtype = jnp.bfloat16  # a TPU's matmuls round to it at their door, so XLA keeps no more
-        # Kernels want their own order of axes; otherwise XLA finds one that fills the tiles.
+            dtype = jnp.bfloat16  # a TPU's matmuls round their inputs to it, so XLA keeps no more
+        # A kernel fixes the order of axes; elsewhere XLA finds an order that fills the tiles.
         size = padded_bytes(placement.local_shape(outer), dtype, pad, free=KERNEL not in used_by)
         bytes_of["activations" if inner in of_tokens else "weights"] += size
         if aval.memory_space == jax.memory.Space.Host:
@@ -174,7 +179,7 @@ def _kept(loops: LayerLoops, *, pad: bool) -> _Kept:
 
 
 def _uses(backward: JaxprEqn) -> dict[Any, set[str]]:
-    """What reads each input of the reverse scan, looked at through changes of shape."""
+    """The operations that read each input of the reverse scan; changes of shape are looked through."""
     body = loop_body(backward)
     reads: dict[Any, set[str]] = defaultdict(set)
     for eqn in reversed(body.eqns):
@@ -190,7 +195,7 @@ def _uses(backward: JaxprEqn) -> dict[Any, set[str]]:
 
 
 def _value_numbers(jaxpr: Jaxpr, placement: Placement) -> dict[Any, int]:
-    """Equal numbers for values that the same operation made of the same values."""
+    """A number for each value; values that the same operation made of the same values have the same number."""
     number: dict[Any, int] = {var: index for index, var in enumerate((*jaxpr.constvars, *jaxpr.invars))}
     known: dict[Any, int] = {}
     for eqn in jaxpr.eqns:

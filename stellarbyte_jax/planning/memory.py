@@ -1,4 +1,4 @@
-"""What one chip holds at the fullest moment of a step, part by part."""
+"""Predicts what one chip holds at the fullest moment of a step, part by part."""
 
 from dataclasses import dataclass, fields
 
@@ -15,13 +15,14 @@ from stellarbyte_jax.training.loss import TOKENS_PER_CHUNK
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one chip at `moment`; of what is not there at that moment, none.
+    """Bytes that one chip holds at `moment`, its fullest moment in a step. A part that is not in memory then counts 0.
 
-    The first four are the step's arguments, which its results replace; the rest is temporary. parameters: those that
-    are trained. frozen: the weights below adapters. micro_batches: the sum of gradients that accumulation carries.
-    working: what one layer works with beside what it kept. exchanged: what it holds of other chips' tokens, keys or
-    experts. gathered: one layer's weights from all of fsdp, and their gradients before they are scattered.
-    weight_copies: the layers' weights in the compute dtype. head: the vocabulary's projection, and its gradient.
+    parameters, frozen, optimizer and batch are the step's arguments, which its results replace; the rest is temporary.
+    parameters: the trained parameters. frozen: the weights below adapters. micro_batches: the sum of gradients that
+    accumulation carries. activations: what the layers keep for their backward pass. weight_copies: the layers' weights
+    in the compute dtype. working: what one layer works with beside what is kept. exchanged: what a layer holds of other
+    chips' tokens, keys or experts. gathered: one layer's weights from all of fsdp, and their gradients before they are
+    scattered. head: the projection to the vocabulary, and its gradient.
     """
 
     moment: str
@@ -41,21 +42,21 @@ class Memory:
 
     @property
     def arguments(self) -> int:
-        """What stays from step to step."""
+        """Bytes that stay from step to step."""
         return self.parameters + self.frozen + self.optimizer + self.batch
 
     @property
     def temporaries(self) -> int:
-        """What comes and goes within one."""
+        """Bytes that come and go within a step."""
         return self.total - self.arguments
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """All bytes at that moment."""
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
-        """Name to bytes, in the order of the fields."""
+        """Name of each part -> its bytes, in the order of the fields."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "moment"}
 
 
@@ -68,16 +69,17 @@ def predict_memory(
     rows, length = tokens_a_chip(config, layout)
     micro_batches, spread = training.gradient_accumulation_steps, layout.parts("hidden")
 
-    # Layers cast their own weights; without remat the first direction keeps what it cast.
+    # Each layer casts its own weights; without remat the forward pass keeps the copies.
     copies = saved.weights if itemsize < 4 else 0
-    # Experts gather their own: what they hold is `exchanged`.
+    # Experts gather their own weights; those count as `exchanged`.
     gathered = (1 if adapters else 2) * parameters.dense_layers // 4 * itemsize * spread // model.num_hidden_layers
     head_entries = model.vocab_size * model.hidden_size // layout.parts("vocab")
-    # One chunk of the loss after the other, see training/loss.py: its logits, and their gradient in the compute dtype.
+    # The loss takes one chunk after the other (see training/loss.py): the logits of one chunk, and their gradient in
+    # the compute dtype, are in memory at a time.
     chunk = -(-rows * length // loss_chunks(rows, length)), model.vocab_size // layout.parts("vocab")
     whole_logits = padded_bytes(chunk, jnp.float32, pad)
-    # Every chip makes the head's whole gradient, in float32, before fsdp shares it out: beside the chunks' logits where
-    # these are many, and in the place of the logits where they are one.
+    # Every chip makes the head's whole gradient, in float32, before fsdp shares it out. With several chunks it stands
+    # beside the logits; with a single chunk it takes the place of the logits.
     head_gradient = 0 if adapters else 4 * head_entries
     if loss_chunks(rows, length) == 1:
         head_gradient = max(0, head_gradient - whole_logits)
@@ -122,5 +124,5 @@ def tokens_a_chip(config: RunConfig, layout: Layout) -> tuple[int, int]:
 
 
 def loss_chunks(rows: int, length: int) -> int:
-    """Into how many parts the loss takes one chip's micro-batch."""
+    """The number of chunks in which the loss takes one chip's micro-batch."""
     return max(1, min(length, round(rows * length / TOKENS_PER_CHUNK)))

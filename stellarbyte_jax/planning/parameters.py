@@ -1,4 +1,4 @@
-"""A model's parameters, without their memory: how many, and how much of them one chip has."""
+"""Counts a model's parameters without making them: how many there are, and how much of them one chip holds."""
 
 import math
 from dataclasses import dataclass
@@ -17,9 +17,10 @@ from stellarbyte_jax.training.state import abstract_model
 
 @dataclass(frozen=True)
 class Parameters:
-    """Bytes of one chip's float32 parameters, placed by the table in sharding.py.
+    """Bytes of the float32 parameters that one chip holds, placed by the table in sharding.py.
 
-    layers: what both kinds have of the layers; dense_layers: that without experts; experts: of those alone.
+    trained, frozen: all parameters, in two kinds. layers: the layers' parameters of both kinds.
+    dense_layers: the layers' parameters without experts.
     """
 
     trained: int
@@ -29,22 +30,23 @@ class Parameters:
 
     @property
     def experts(self) -> int:
-        """Those of the experts."""
+        """Bytes of the experts' parameters."""
         return self.layers - self.dense_layers
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Bytes of all parameters."""
         return self.trained + self.frozen
 
 
 class ParameterCounter:
     """Counts a model's parameters, all of them and those of one chip.
 
-    total: of the whole model, adapters included. active: without the experts that a token is not sent to.
+    total: the number of parameters of the whole model, adapters included.
+    active: the number without the experts that a token is not sent to.
 
     Raises:
-        UserError: `lora` names what the model has not.
+        UserError: `lora` names a module that the model does not have.
     """
 
     def __init__(self, model: ByteConfig, lora: LoRAConfig | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A plan's memory as a picture: one bar a chip, part by part, under what the chip has."""
+"""Draws a plan's memory: one bar for each chip, part by part, and a line for what the chip has."""
 
 import math
 from html import escape
@@ -12,7 +12,7 @@ _FIELD = 64, 84, 560, 396
 _LEGEND, _LEGEND_END = 600, 836
 _MOST_BARS = 16
 
-# What stays is blue, what the layers keep and work out green, weights on their way yellow and red, the loss brown.
+# What stays is blue, what layers keep and compute is green, weights on their way are yellow and red, the loss is brown.
 _COLORS = {
     "parameters": "#1f4e79",
     "frozen": "#7d8fa3",
@@ -31,7 +31,7 @@ _COLORS = {
 
 
 def memory_picture(plan: Plan) -> str:
-    """An SVG of the bars, with a legend of bytes."""
+    """An SVG of the bars, with a legend in bytes."""
     parts = {name: size for name, size in plan.memory.parts().items() if size}
     drawn = [*_titles(plan), *_scale(plan), *_bars(plan, parts), *_limit(plan), *_legend(plan, parts)]
     return (
@@ -114,7 +114,7 @@ def _limit(plan: Plan) -> list[str]:
 
 
 def _legend(plan: Plan, parts: dict[str, int]) -> list[str]:
-    """In the order of the bars, from the top down."""
+    """The legend, in the order of the bars from the top down."""
     drawn = [_text(_LEGEND, _FIELD[1] - 8, f"during {plan.memory.moment}", color="#555555")]
     y = _FIELD[1] + 16
     for name, amount in reversed(parts.items()):

@@ -1,4 +1,4 @@
-"""A run on a machine: whether it fits, how fast it is at best, what it costs and what binds."""
+"""The plan of a run on a machine: whether it fits, how fast it is at best, what it costs and what limits it."""
 
 import dataclasses
 from dataclasses import asdict, dataclass
@@ -22,7 +22,8 @@ from stellarbyte_jax.planning.topology import Topology, mesh_sizes
 class Plan:
     """What is predicted of a run.
 
-    offloaded: bytes of the host's memory for one chip. received: bytes that a chip gets a step along each mesh axis.
+    offloaded: bytes of the host's memory that one chip needs.
+    received: mesh axis -> bytes that a chip receives along it in a step.
     """
 
     config: RunConfig
@@ -39,39 +40,39 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether each chip can hold what it must."""
+        """Whether the memory of one chip is enough."""
         return self.memory.total <= self.topology.chip.hbm_bytes
 
     @property
     def tokens_a_step(self) -> int:
-        """Of all chips, padding counted."""
+        """Tokens that all chips together read in a step, padding included."""
         return self.config.training.batch_size * self.config.data.sequence_length
 
     @property
     def tokens_per_second(self) -> float:
-        """At most."""
+        """The highest rate that the roofline allows."""
         return self.tokens_a_step / self.roofline.step_seconds
 
     @property
     def mfu(self) -> float:
-        """At most: the share of the chips' peak that goes into the model's own FLOPs."""
+        """The highest possible share of the chips' peak that goes into the model's own FLOPs."""
         chip = self.topology.chip
         peak = chip.peak_flops[self.config.training.dtype] * self.topology.size
         return self.flops.model / self.roofline.step_seconds / peak
 
     @property
     def binds(self) -> str:
-        """What has to give first for the run to go, or to go faster."""
+        """What limits the run: "memory" if it does not fit, else what its step waits for longest."""
         return self.roofline.binds if self.fits else "memory"
 
     def cost(self, tokens: float, price: float | None) -> tuple[float, float | None]:
-        """(hours, US dollars) that so many tokens take at least, at `price` a chip and hour or the list price."""
+        """(hours, US dollars): the least that `tokens` take, at `price` a chip and hour or at the list price."""
         hours = tokens / self.tokens_per_second / 3600
         price = self.topology.chip.price if price is None else price
         return hours, None if price is None else hours * self.topology.size * price
 
     def to_dict(self, tokens: float | None = None, price: float | None = None) -> dict[str, Any]:
-        """For JSON: bytes, seconds and FLOPs; memory is one chip's. `tokens` adds their time and cost."""
+        """The plan for JSON: bytes, seconds and FLOPs; memory is one chip's. `tokens` adds their time and cost."""
         run = {} if tokens is None else dict(zip(("hours", "dollars"), self.cost(tokens, price), strict=True))
         training = self.config.training
         return {
@@ -111,13 +112,13 @@ def make_plan(config: RunConfig, topology: Topology) -> Plan:
     """Predicts a run on a topology.
 
     Raises:
-        UserError: the trainer cannot do that, or the mesh does not fit the topology.
+        UserError: the trainer cannot run this config, or the mesh does not fit the topology.
     """
     return Planner(config, topology).plan(config)
 
 
 class Planner:
-    """Plans of one run on one topology, which may differ in mesh, micro-batches and remat.
+    """Makes plans of one run on one topology; the plans may differ in mesh, micro-batches and remat.
 
     Raises:
         UserError: the run's attention kernel is not for these chips.
@@ -133,7 +134,7 @@ class Planner:
         self._traces, self._parameters = LayerTraces(config, platform), ParameterCounter(config.model, config.lora)
 
     def plan(self, config: RunConfig) -> Plan:
-        """Predicts the run as this variant of its config does it.
+        """Predicts the run with this variant of its config.
 
         Raises:
             UserError: the mesh does not fit the topology, or does not divide the batch, the rows or a parameter.
@@ -162,7 +163,7 @@ class Planner:
         )
 
     def _flops(self, config: RunConfig, sizes: dict[str, int], saved: SavedByLayers) -> tuple[StepFlops, float]:
-        """(those of all chips, those that the busiest executes)."""
+        """(FLOPs of a step on all chips, FLOPs that the busiest chip executes)."""
         training, chips, length = config.training, self.topology.size, config.data.sequence_length
         layout, frozen = layout_of(config, sizes), config.lora is not None
         shared = SharedRows.of(layout, length, config.model.sliding_window, LANES)
@@ -170,11 +171,11 @@ class Planner:
         flops = step_flops(config.model, training.batch_size, length, self.kernel, block, frozen)
         layers = saved.flops * training.gradient_accumulation_steps
         attention = 0
-        if self.kernel in ("splash", "cudnn"):  # the matmuls of others are among the layers'
+        if self.kernel in ("splash", "cudnn"):  # other kernels' matmuls are counted among the layers'
             attention = flops.executed - flops.model + flops.attention
             again = saved.kernels_again * config.model.num_hidden_layers
             attention += again * kernel_flops(config.model, training.batch_size, length, block)
-        # Adapters' base gets no gradient: one of the head's three matmuls is left out.
+        # The base below adapters gets no gradient, so one of the head's three matmuls is not done.
         passes = 2 if frozen else 3
         head = passes * training.batch_size * length * head_flops(config.model)
         executed = layers * chips + attention + head

@@ -1,4 +1,4 @@
-"""The train step as the trainer builds it, for machines that need not be here."""
+"""Traces the train step as the trainer builds it, for machines that need not be here."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ BATCH_ARRAYS = ("input_ids", "labels", "position_ids", "segment_ids")
 
 @dataclass(frozen=True)
 class LayerLoops:
-    """The train step's scans over layers, forward and backward, and where their arrays lie."""
+    """The two scans over layers in the train step, forward and backward, and the placement of their arrays."""
 
     forward: JaxprEqn
     backward: JaxprEqn
@@ -31,7 +31,7 @@ class LayerLoops:
 
     @property
     def bodies(self) -> tuple[Jaxpr, Jaxpr]:
-        """What one layer does."""
+        """What one layer does in each of the two scans."""
         return loop_body(self.forward), loop_body(self.backward)
 
 
@@ -42,25 +42,25 @@ def kernel_of(config: RunConfig, platform: str) -> str:
 
 
 def abstract_batch(rows: int, length: int, sharding: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
-    """The arrays that packed data hands to a step."""
+    """The arrays of packed data that a step takes, by name."""
     return {name: jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding) for name in BATCH_ARRAYS}
 
 
 def layout_of(config: RunConfig, sizes: dict[str, int]) -> Layout:
-    """The run's layout on a mesh of so many chips: none is needed to say how an array is cut."""
+    """The run's layout on a mesh of these sizes. No chip is needed to tell how an array is cut."""
     return Layout.of(config.mesh, abstract_mesh(sizes))
 
 
 def layer_loops(config: RunConfig, sizes: dict[str, int], rows: int, platform: str, remat: str) -> LayerLoops:
-    """Traces the layers' gradient for micro-batches of `rows` rows a chip; nothing is compiled.
+    """Traces the gradient of all layers for micro-batches of `rows` rows a chip; nothing is compiled.
 
     Raises:
-        UserError: the kernel cannot do what is asked, or the mesh does not divide a parameter.
+        UserError: the kernel cannot do what the config asks, or the mesh does not divide a parameter.
     """
     kernel, length = kernel_of(config, platform), config.data.sequence_length
     layout, training = layout_of(config, sizes), config.training
     if kernel == "cudnn":
-        # cuDNN is not here to be asked. It keeps what splash keeps, which wants a multiple of 128 tokens on each chip.
+        # cuDNN cannot be traced here. It keeps what splash keeps, which takes a multiple of 128 tokens on each chip.
         multiple = LANES * layout.parts("length")
         kernel, length = "splash", -(-length // multiple) * multiple
     graphdef, abstract = abstract_model(
@@ -85,12 +85,12 @@ def layer_loops(config: RunConfig, sizes: dict[str, int], rows: int, platform: s
         key = jax.random.key(0) if model.stochastic else None
         input_ids, position_ids, segment_ids = (batch[name] for name in ("input_ids", "position_ids", "segment_ids"))
         output = model(input_ids, position_ids, segment_ids, dropout_key=key, training=True)
-        # Any function of all that the loss reads has the layers' own gradient.
+        # Any scalar that depends on all that the loss reads leads to the same gradient program of the layers.
         router = () if output.router is None else (output.router.balance_B, output.router.z_B)
         return sum((jnp.sum(array, dtype=jnp.float32) for array in (output.hidden, *router)), jnp.zeros(()))
 
     traced = jax.make_jaxpr(jax.grad(scalar))(trained, frozen, batch).jaxpr
-    # What nothing needs, as a kernel run again for outputs that were kept, XLA takes out too.
+    # XLA removes what nothing needs, such as a kernel that would run again for outputs that were kept; so does this.
     jaxpr, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars), instantiate=True)
     inputs = [
         place_of(sharding.spec, array.ndim)

@@ -1,4 +1,4 @@
-"""A plan in words."""
+"""Writes a plan in words."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ _BAR_COLUMNS = 40
 
 
 def plan_text(plan: Plan, tokens: float | None = None, price: float | None = None) -> str:
-    """What `stellarbyte plan` prints."""
+    """The text that `stellarbyte plan` prints."""
     return "\n".join((*_opening(plan), "", *_memory(plan), "", *_speed(plan), *_cost(plan, tokens, price)))
 
 
@@ -53,7 +53,7 @@ def _speed(plan: Plan) -> list[str]:
     lines = [
         f"one step: {flops.model:.4g} FLOPs of the model ({flops.attention / flops.model:.0%} attention), "
         f"{flops.executed:.4g} executed",
-        "roofline: seconds a step of each at its full rate, one beside the other",
+        "roofline: seconds a step that each takes at its full rate; they run beside each other",
         f"  {'compute':<26} {roofline.compute:9.4f}",
         f"  {'HBM':<26} {roofline.hbm:9.4f}",
     ]
@@ -84,7 +84,7 @@ def _cost(plan: Plan, tokens: float | None, price: float | None) -> list[str]:
 
 
 def policies_text(plans: Sequence[Plan], chosen: Plan) -> str:
-    """What each remat policy would need, and which auto takes."""
+    """The text on what each remat policy would need, and which one auto takes."""
     policy = chosen.config.training.remat
     why = "the fastest that fits with a twentieth of the HBM to spare"
     if chosen.memory.total > chosen.topology.chip.hbm_bytes * MOST_OF_HBM:
@@ -98,7 +98,7 @@ def policies_text(plans: Sequence[Plan], chosen: Plan) -> str:
 
 
 def search_text(plans: Sequence[Plan]) -> str:
-    """A table of plans, and the first as options."""
+    """A table of plans, and the options that select the first."""
     axes = [axis for axis in plans[0].mesh if any(plan.mesh[axis] > 1 for plan in plans)] or ["data"]
     meshes = " ".join(f"{axis:>7}" for axis in axes)
     lines = [f"   GiB    tokens/s    MFU {meshes} steps  remat               what binds"]
@@ -118,7 +118,7 @@ def search_text(plans: Sequence[Plan]) -> str:
 
 
 def compiled_text(plan: Plan, compiled: Compiled) -> str:
-    """The compiler's own figures beside the prediction."""
+    """The compiler's own figures beside the predicted ones."""
     memory, program = plan.memory, compiled.program
     lines = ["the TPU compiler's own analysis, GiB        predicted  compiled  error of the prediction"]
     for name, ours, theirs in (

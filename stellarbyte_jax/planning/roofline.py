@@ -24,10 +24,11 @@ WAITED_FOR = ("expert", "tensor")
 
 @dataclass(frozen=True)
 class Roofline:
-    """Seconds a step that a chip is busy with each, were there nothing else.
+    """Seconds that each resource of a chip would need for a step if there were nothing else.
 
-    HBM's work, moving weights and gradients along data and fsdp, keys along context, and activations to the host and
-    back (`host`) can go on beside arithmetic; for what tensor sums and experts exchange the next matmul waits.
+    Four things can go on beside arithmetic: HBM's work, weights and gradients along data and fsdp, keys along context,
+    and activations to the host and back (`host`). The sums of tensor and the exchanges of experts cannot, because the
+    next matmul waits for them.
     """
 
     compute: float
@@ -37,12 +38,12 @@ class Roofline:
 
     @property
     def step_seconds(self) -> float:
-        """The longest of what goes on at once."""
+        """The longest of the times that run beside each other."""
         return max(self._in_parallel().values())
 
     @property
     def binds(self) -> str:
-        """What is the longest; of arithmetic and the exchanges that it waits for, the longest."""
+        """The resource that takes longest; of arithmetic and the exchanges that it waits for, the longer one."""
         times = self._in_parallel()
         longest = max(times, key=lambda name: times[name])
         if longest not in ("compute", "interconnect"):
@@ -72,7 +73,7 @@ def predict_time(
 ) -> Roofline:
     """The roofline of a step (Williams et al. 2009, 10.1145/1498765.1498785) whose busiest chip executes `flops`.
 
-    `received` is what received_bytes says.
+    received: as received_bytes returns it.
     """
     chip, dtype, layout = topology.chip, config.training.dtype, layout_of(config, sizes)
     micro_batches = config.training.gradient_accumulation_steps
@@ -93,12 +94,13 @@ def predict_time(
 def received_bytes(
     config: RunConfig, sizes: dict[str, int], parameters: Parameters, saved: SavedByLayers
 ) -> dict[str, float]:
-    """Bytes that each chip receives a step along each mesh axis.
+    """Mesh axis -> bytes that each chip receives in a step.
 
-    Axes that spread parameters gather them in the compute dtype for the forward and again for the backward pass, a
-    third time where remat works the forward pass out again, and scatter gradients. Other axes that share out tokens
-    sum gradients: twice what a chip has of them. tensor gathers what goes into attention and the feed-forward and
-    scatters sums of what comes out, and again their gradients; sums of experts are their own, as are their weights.
+    Axes that spread parameters gather them in the compute dtype for the forward pass, again for the backward pass, and
+    a third time if remat repeats the forward pass; then they scatter gradients. Other axes that split tokens sum
+    gradients, which costs twice what a chip holds of them. tensor gathers the inputs of attention and feed-forward and
+    scatters the sums of their outputs, and does the same with the gradients. Experts' sums and weights are counted with
+    the layers.
     """
     model, layout, adapters = config.model, layout_of(config, sizes), config.lora is not None
     micro_batches, itemsize = config.training.gradient_accumulation_steps, jnp.dtype(config.training.dtype).itemsize
@@ -125,9 +127,9 @@ def received_bytes(
 
 
 def busiest_share(config: RunConfig, layout: Layout) -> float:
-    """How much of attention the busiest of the chips does that share out a row's queries, against the mean.
+    """Attention's work on the busiest chip, relative to the mean, where chips share out the queries of a row.
 
-    Where their parts cannot be balanced they are contiguous, and the last queries see the most keys.
+    Parts that cannot be balanced are contiguous, and the chip with the last queries sees the most keys.
     """
     length, window, parts = config.data.sequence_length, config.model.sliding_window, layout.parts("length")
     if SharedRows.of(layout, length, window, LANES).balanced:

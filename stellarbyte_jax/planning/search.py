@@ -1,4 +1,4 @@
-"""Other ways of doing the same step on the same chips: meshes, micro-batches and remat policies."""
+"""Searches other ways to do the same step on the same chips: meshes, micro-batches and remat policies."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -15,12 +15,12 @@ _MOST_TENSOR = 8
 
 
 def search(config: RunConfig, topology: Topology, progress: Callable[[int, int], None] = lambda *_: None) -> list[Plan]:
-    """Plans that fit of which none other has both more tokens/s and more memory to spare, the fastest first.
+    """The Pareto-optimal plans that fit, the fastest first: no other has both more tokens/s and more memory to spare.
 
-    The batch of a step stays what the config says: only how it is done varies.
+    The batch of a step stays as the config says; only the way to compute it varies.
 
     Raises:
-        UserError: none fits; it names the one that misses by least.
+        UserError: no plan fits; the sentence names the one that misses by least.
     """
     planner = Planner(config, topology)
     candidates = list(_candidates(config, topology))
@@ -46,7 +46,7 @@ def search(config: RunConfig, topology: Topology, progress: Callable[[int, int],
 
 
 def describe(plan: Plan) -> str:
-    """What to set, as on the command line."""
+    """The options that select a plan, as on the command line."""
     training = plan.config.training
     mesh = " ".join(f"--mesh.{axis} {size}" for axis, size in plan.mesh.items() if size > 1 or axis == "data")
     return f"{mesh} --training.remat {training.remat} --training.gradient_accumulation_steps " + str(
@@ -64,7 +64,7 @@ def _candidates(config: RunConfig, topology: Topology) -> Iterator[RunConfig]:
 
 
 def _meshes(config: RunConfig, chips: int) -> Iterator[MeshConfig]:
-    """Experts are shared out where there are some, rows where there are fewer than chips."""
+    """The meshes to try. Only models with experts use expert, and only batches of fewer rows than chips use context."""
     batch_size, experts = config.training.batch_size, config.model.num_experts
     for tensor in (size for size in (1, 2, 4, _MOST_TENSOR) if chips % size == 0):
         for expert in _divisors(experts) if experts else (1,):
@@ -83,7 +83,7 @@ def _divisors(number: int) -> Iterator[int]:
 
 
 def _powers_of_two(number: int) -> Iterator[int]:
-    """Those that divide it."""
+    """The powers of two that divide a number."""
     size = 1
     while number and number % size == 0:
         yield size

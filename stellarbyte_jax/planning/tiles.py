@@ -1,4 +1,4 @@
-"""How many bytes an array takes up in a chip's memory."""
+"""How many bytes an array takes in a chip's memory."""
 
 import math
 from typing import Any
@@ -6,14 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# A TPU's vectors: the last axis of an array in HBM is filled up to 128 lanes, the one before to 8 rows.
+# A TPU's tile: the last axis of an array in HBM is padded to 128 lanes, the one before it to 8 rows.
 _LANES, _ROWS = 128, 8
 
 
 def padded_bytes(shape: tuple[int, ...], dtype: Any, pad: bool = True, *, free: bool = False) -> int:
-    """Bytes of an array in HBM; with `pad` in a TPU's tiles of 8 × 128, axes of 1 left out of them.
+    """Bytes of an array in HBM.
 
-    `free`: the compiler may store the last two axes the other way round, as it does with parameters.
+    pad: whether it is stored in a TPU's tiles of 8 × 128; axes of length 1 do not count for them.
+    free: whether the compiler may swap the last two axes in memory, as it does with parameters.
     """
     sides = [side for side in shape if side != 1]
     size = math.prod(sides) * itemsize(dtype)
@@ -29,5 +30,5 @@ def _up(side: int, multiple: int) -> int:
 
 
 def itemsize(dtype: Any) -> int:
-    """Bytes of one entry; of a random key, which is no number, its own."""
+    """Bytes of one entry; 8 for a random key."""
     return 8 if jnp.issubdtype(dtype, jax.dtypes.extended) else jnp.dtype(dtype).itemsize

@@ -1,4 +1,4 @@
-"""How chips are wired, and what each mesh axis gets of the wires."""
+"""How chips are wired, and how much of the wires each mesh axis gets."""
 
 import itertools
 import math
@@ -10,9 +10,10 @@ from stellarbyte_jax import sharding
 from stellarbyte_jax.config import MeshConfig
 from stellarbyte_jax.machine.chips import CHIPS, Chip
 
-# Slices by Google's pages of the chips, docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e: all of v5e and v6e; of v4
-# and v5p those smaller than a cube, and how far cubes go along each side (v4's pod is 16 x 16 x 16, v5p's largest slice
-# 16 x 16 x 24). GPUs as clouds and NVIDIA's own boards have them; more nodes than any cluster has.
+# The slices are those of Google's pages of the chips, docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e: all slices
+# of v5e and v6e; for v4 and v5p the slices smaller than a cube, and how far cubes go along each side (v4's pod is
+# 16 x 16 x 16, v5p's largest slice 16 x 16 x 24). GPUs a node are as clouds and NVIDIA's boards have them; the limit of
+# nodes is more than any cluster has.
 _SLICES_2D: list[tuple[int, ...]] = [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
 _SLICES_3D: list[tuple[int, ...]] = [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4)]
 _LONGEST_SIDES = {"v4": (16, 16, 16), "v5p": (16, 16, 24)}
@@ -30,7 +31,7 @@ class Topology:
 
     @property
     def size(self) -> int:
-        """How many chips."""
+        """The number of chips in all slices."""
         return math.prod(self.shape) * self.slices
 
     def __str__(self) -> str:
@@ -39,7 +40,7 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """One slice, as it is written."""
+        """One slice as --topology writes it, such as v5e:16x16."""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
 
@@ -47,7 +48,7 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
     """Reads "v5e:16x16", "v5p:4x4x8" or "h100:8x16" (16 nodes of 8), of which there are `slices`.
 
     Raises:
-        UserError: no such chip, or sides that it has not.
+        UserError: there is no such chip, or no slice with these sides.
     """
     name, _, sides = text.partition(":")
     if name not in CHIPS:
@@ -85,7 +86,7 @@ def _offered(chip: Chip) -> list[tuple[int, ...]]:
     """The shapes of a TPU's slices."""
     if chip.torus_axes == 2:
         return _SLICES_2D
-    # From a cube of 4 x 4 x 4 on, cubes are put together, as long as the sides of a pod.
+    # Larger slices are made of cubes of 4 x 4 x 4, up to the sides of a pod.
     sides = [range(4, most + 1, 4) for most in _LONGEST_SIDES[chip.name]]
     cubes = [shape for shape in itertools.product(*sides) if list(shape) == sorted(shape)]
     return _SLICES_3D + [shape for shape in cubes if math.prod(shape) <= chip.largest]
@@ -98,17 +99,17 @@ def _distance(shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[float, fl
 
 
 def mesh_sizes(config: MeshConfig, topology: Topology) -> dict[str, int]:
-    """Chips along each mesh axis, as sharding.mesh_sizes has them; raises as it does."""
+    """Chips along each mesh axis. Raises UserError as sharding.mesh_sizes does."""
     return sharding.mesh_sizes(config, topology.size, "chips", f"--topology {topology} has")
 
 
 def axis_bandwidths(topology: Topology, sizes: dict[str, int]) -> dict[str, float]:
-    """Bytes a second that a chip receives in an all-gather along each mesh axis of more than one chip.
+    """Mesh axis of more than one chip -> bytes a second that a chip receives in an all-gather along it.
 
-    Axes take up the topology's sides from the last mesh axis on, as those that talk most get neighbours; a gather along
-    several sides uses the links of all. Where one axis shares a side with another, or a side is no ring, bytes go one
-    way only. Of the axis that crosses slices, each chip fetches its share from the others over the network, and the
-    slice's chips exchange them.
+    The last mesh axis takes sides of the topology first, because the axes that talk most get neighbours. A gather along
+    several sides uses the links of all of them. If an axis shares a side with another axis, or the side is no ring,
+    bytes go one way only. Along the axis that crosses slices, each chip fetches its share from the other slices over
+    the network, and the chips of a slice exchange these shares.
     """
     crossing = sharding.axis_across_slices(sizes, topology.slices)
     inside = sizes | {crossing: sizes[crossing] // topology.slices}
@@ -131,7 +132,7 @@ def _bandwidth(topology: Topology, taken: list[int]) -> float:
     chip = topology.chip
     if chip.platform == "gpu":
         in_node, nodes = taken
-        # What comes from other nodes enters through all the node's ports, and goes round by NVLink.
+        # Bytes from other nodes enter through all ports of the node and are passed on by NVLink.
         return chip.link if nodes == 1 else min(chip.link, chip.network * in_node)
     total = 0.0
     for share, side in zip(taken, topology.shape, strict=True):
