@@ -1,4 +1,4 @@
-"""The one table from logical axes to mesh axes, the mesh, and where arrays lie on it."""
+"""The one table from logical axes to mesh axes; it makes the mesh, and places arrays on it."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,15 +14,16 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import MeshConfig
 
-# Parameters name their axes where they are declared and activations where they are made; only this table knows where
-# those lie. data: whole copies; fsdp: copies whose parameters are spread; expert: like data, but each has experts of
-# its own; context: a row's tokens split; tensor: one layer's matrices split. Axes of one device do nothing, so one
-# table serves every mesh; `mesh.rules` changes single lines of it.
+# Parameters name their logical axes where they are declared, activations where they are made; only this table says on
+# which mesh axes these lie. data holds whole copies of the model; fsdp holds copies whose parameters are spread; expert
+# is like data, but each of its devices has experts of its own; context splits a row's tokens; tensor splits the
+# matrices of a layer. Mesh axes of one device do nothing, so one table serves every mesh; `mesh.rules` changes single
+# lines of it.
 LOGICAL_AXIS_RULES: Mapping[str, tuple[str, ...]] = {
     # of activations
     "batch": ("data", "fsdp", "expert"),
     "length": ("context",),
-    # The residual stream and its norms: what every tensor device would do alike is shared out by tokens instead.
+    # The residual stream and its norms: every tensor device would do the same work, so tokens are shared out instead.
     "residual_length": ("context", "tensor"),
     # of parameters and activations
     "vocab": ("tensor",),
@@ -40,12 +41,12 @@ LOGICAL_AXIS_RULES: Mapping[str, tuple[str, ...]] = {
 
 
 def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
-    """A mesh of so many devices along each axis, which need not be here: enough to say how an array is cut."""
+    """A mesh of these sizes whose devices need not be here: enough to tell how an array is cut."""
     return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=_compiler_decides(sizes))
 
 
 def _compiler_decides(axes: Collection[str]) -> tuple[AxisType, ...]:
-    # The compiler finds out where arrays lie that no constraint names; by JAX 0.12's default programs must say it.
+    # The compiler places arrays that no constraint names; JAX 0.12's default would have the program place them.
     return (AxisType.Auto,) * len(axes)
 
 
@@ -54,17 +55,17 @@ _ONE_DEVICE = abstract_mesh({"data": 1})
 
 @dataclass(frozen=True)
 class Layout:
-    """A mesh, and the table by which logical axes lie on it; by default one device. Hashable, so models may hold it."""
+    """A mesh and the table from logical axes to it; by default one device. It is hashable, so models may hold it."""
 
     mesh: Mesh | AbstractMesh = _ONE_DEVICE
     overrides: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @classmethod
     def of(cls, config: MeshConfig, mesh: Mesh | AbstractMesh) -> "Layout":
-        """`mesh` with the config's rules.
+        """The layout of `mesh` with the config's rules.
 
         Raises:
-            UserError: a rule of `mesh.rules` for an axis that is not in the table.
+            UserError: `mesh.rules` has a rule for an axis that is not in the table.
         """
         for name in config.rules:
             if name not in LOGICAL_AXIS_RULES:
@@ -77,11 +78,11 @@ class Layout:
         return tuple(name for name in rule if self.mesh.shape.get(name, 1) > 1)
 
     def parts(self, axis: str) -> int:
-        """Into how many parts a logical axis is split."""
+        """The number of parts into which a logical axis is split."""
         return math.prod(self.mesh.shape[name] for name in self.mesh_axes(axis))
 
     def spec(self, *axes: str | None) -> PartitionSpec:
-        """Where an array with these logical axes lies, None for one that is not split.
+        """The PartitionSpec of an array with these logical axes; None stands for an axis that is not split.
 
         Raises:
             UserError: two of the axes lie on one mesh axis.
@@ -101,11 +102,11 @@ class Layout:
         return PartitionSpec(*entries)
 
     def sharding(self, *axes: str | None) -> NamedSharding:
-        """`spec` on this mesh; without axes, the same on every device."""
+        """`spec` on this mesh; without axes, every device holds the whole array."""
         return NamedSharding(self.mesh, self.spec(*axes))
 
     def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
-        """x, lying as these axes say; axes that cannot be split evenly are left whole."""
+        """x, placed as these axes say; an axis that cannot be split evenly stays whole."""
         if self.mesh.size == 1:
             return x
         even = (
@@ -114,7 +115,7 @@ class Layout:
         return jax.lax.with_sharding_constraint(x, self.sharding(*even))
 
     def map(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-        """`function` on each device's own part of the arrays; on one device `function` itself."""
+        """`function`, run on each device's own part of the arrays; on one device `function` itself."""
         if self.mesh.size == 1:
             return function
         return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
@@ -124,10 +125,10 @@ ONE_DEVICE = Layout()
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh that `config` describes over `devices` (by default all).
+    """The mesh that `config` describes over `devices`, by default over all.
 
     Raises:
-        UserError: the axes' product is not the number of devices, or slices cannot be told apart.
+        UserError: the product of the axes is not the number of devices, or `slices` is not the number of slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(config, len(devices), "devices", "there are")
@@ -135,28 +136,28 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(grid, tuple(sizes), axis_types=_compiler_decides(sizes))
 
 
-def mesh_sizes(config: MeshConfig, count: int, things: str, there: str) -> dict[str, int]:
-    """Devices along each mesh axis when there are `count`, the one of -1 worked out; the words are the error's.
+def mesh_sizes(config: MeshConfig, count: int, noun: str, have: str) -> dict[str, int]:
+    """Sizes of the mesh axes for `count` devices, with -1 replaced. `noun` and `have` are put into the error message.
 
     Raises:
-        UserError: the axes' product is not `count`.
+        UserError: the product of the axes is not `count`.
     """
     sizes = config.sizes
     known = math.prod(size for size in sizes.values() if size != -1)
     sizes = {name: count // known if size == -1 else size for name, size in sizes.items()}
     if math.prod(sizes.values()) != count:
         raise UserError(
-            f"mesh {sizes} needs {math.prod(sizes.values()) or known} {things}, but {there} {count}: "
-            f"set one axis to -1, or sizes whose product is the number of {things}"
+            f"mesh {sizes} needs {math.prod(sizes.values()) or known} {noun}, but {have} {count}: "
+            f"set one axis to -1, or sizes whose product is the number of {noun}"
         )
     return sizes
 
 
 def axis_across_slices(sizes: Mapping[str, int], slices: int) -> str:
-    """The one mesh axis that leaves a slice, whose network is slow: data, or else fsdp.
+    """The one mesh axis that goes across slices, over the slow network: data, or else fsdp.
 
     Raises:
-        UserError: the slices divide neither.
+        UserError: the number of slices divides neither.
     """
     for name in ("data", "fsdp"):
         if sizes[name] % slices == 0:
@@ -168,9 +169,9 @@ def axis_across_slices(sizes: Mapping[str, int], slices: int) -> str:
 
 
 def _device_slices(sizes: dict[str, int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
-    """Devices as a mesh in which one axis alone leaves a slice."""
+    """The devices as a grid in which only one axis goes across slices."""
     crossing = axis_across_slices(sizes, slices)
-    # CPUs know nothing of slices, or say 0 where there are several processes, and are dealt out in order.
+    # CPUs know nothing of slices, or report 0 with several processes, so they are dealt out in order.
     per_slice = len(devices) // slices
     groups: dict[int, list[jax.Device]] = {}
     for index, device in enumerate(devices):
@@ -184,7 +185,7 @@ def _device_slices(sizes: dict[str, int], slices: int, devices: Sequence[jax.Dev
 
 
 def _grid(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
-    """Devices in this shape, those along an axis neighbours on the chips' torus as far as its sides allow."""
+    """The devices in this shape; devices along an axis are neighbours on the torus, as far as its sides allow."""
     try:
         return mesh_utils.create_device_mesh(shape, devices)
     except NotImplementedError:  # an axis is only part of a side
@@ -192,10 +193,10 @@ def _grid(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
 
 
 def param_shardings(abstract_params: Any, layout: Layout) -> dict[str, Any]:
-    """Where each parameter of an abstract NNX state lies, as a plain nested dict like the parameters.
+    """The sharding of each parameter of an abstract NNX state, as a nested dict like the parameters.
 
     Raises:
-        UserError: a parameter's axis is not divisible by its mesh axes, or two of its axes lie on one.
+        UserError: a parameter's axis is not divisible by its mesh axes, or two of its axes lie on one mesh axis.
     """
 
     def sharding_of(path: tuple[Any, ...], param: nnx.Variable) -> NamedSharding:
