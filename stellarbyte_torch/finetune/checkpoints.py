@@ -13,6 +13,9 @@ from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import MANIFEST, damage, read_manifest
 from stellarbyte.reading import read_json
 
+# In a checkpoint's manifest: whether a signal has cut short the validation that belongs to it.
+LACKS_VALIDATION = "lacks_validation"
+
 _NAME = re.compile(r"checkpoint-(0|[1-9]\d{0,17})")
 
 
@@ -51,6 +54,11 @@ def checkpoint_to_resume(run_dir: Path, arguments: TrainingArguments, say: Calla
             f"would differ; start it on {before}, or choose another output_dir"
         )
     return checkpoint
+
+
+def lacks_validation(checkpoint: Path) -> bool:
+    """Whether the validation of the checkpoint's step is still to be done."""
+    return (read_manifest(checkpoint) or {}).get(LACKS_VALIDATION) is True
 
 
 class KnownBest(TrainerCallback):

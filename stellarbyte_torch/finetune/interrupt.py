@@ -1,4 +1,4 @@
-"""A signal, turned into a checkpoint after the step under way and the end of training by Transformers' Trainer."""
+"""A signal, turned into a checkpoint and the end of training by Transformers' Trainer."""
 
 import torch
 import torch.distributed as dist
@@ -7,25 +7,60 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from stellarbyte import interrupt
 
 
-class Interrupt(interrupt.Interrupt, TrainerCallback):
-    """As the ground's. A callback of the Trainer, it saves and stops after the step; `stopped` tells that it did."""
+class AskedToStopError(Exception):
+    """A signal has come in the middle of a validation."""
 
-    def __init__(self) -> None:
-        super().__init__("stellarbyte-torch")
+
+class Interrupt(interrupt.Interrupt, TrainerCallback):
+    """As the ground's. A callback of the Trainer, it saves and stops after the step; `stopped` tells that it did.
+
+    Raises:
+        AskedToStopError: from a batch of a validation.
+    """
+
+    def __init__(self, args: TrainingArguments) -> None:
+        super().__init__("stellarbyte-torch" if args.process_index == 0 else None)  # of several processes, one speaks
         self.stopped = False
+        self._args = args
+
+    def agreed(self) -> bool:
+        """Whether a signal has come to any process, of which `number` is then one in all of them.
+
+        All processes have to ask at the same time: those that went on alone would wait for the others for ever.
+        """
+        if self._args.world_size > 1:
+            number = torch.tensor(self.number or 0, device=self._args.device)
+            dist.all_reduce(number, op=dist.ReduceOp.MAX)
+            self.number = int(number.item()) or None
+        return self.number is not None
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - the signatures of callbacks
+        state: TrainerState,
+        control: TrainerControl,
+        **_: object,
     ) -> TrainerControl:
-        """Save and stop, if a signal has come to any process."""
-        if not state.is_world_process_zero:
-            self.program = None  # of several processes, one speaks
-        requested = self.requested
-        if args.world_size > 1:  # the processes must agree, or those that go on would wait for the others for ever
-            flag = torch.tensor(int(requested), device=args.device)
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-            requested = bool(flag.item())
-        if requested and state.global_step < state.max_steps:
+        """Save and stop, if a signal has come."""
+        if self.agreed() and state.global_step < state.max_steps:
             self.stopped = True
             control.should_log = control.should_save = control.should_training_stop = True
         return control
+
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,
+        **_: object,
+    ) -> TrainerControl:
+        """Trainer takes the step at which it stops for the end of the epoch."""
+        if self.stopped and state.epoch != int(state.epoch or 0):
+            control.should_log = control.should_evaluate = control.should_save = False
+        return control
+
+    def on_prediction_step(self, *_: object, **__: object) -> None:
+        """Leave a validation, if a signal has come; the run does it when it goes on."""
+        if self.agreed():
+            self.stopped = True
+            raise AskedToStopError

@@ -26,14 +26,16 @@ class FinetuneProgress(TrainerCallback):
     """Records and shows what the Trainer logs; only the first process writes and shows.
 
     Of a run that goes on, what was recorded after its checkpoint is dropped, so that the file holds each step once.
+    lacks_validation: so is the validation of the checkpoint's own step.
     `seconds` and `tokens` are those of training alone, without evaluations, saving and the first step, which compiles.
 
     Raises:
         UserError: metrics.jsonl cannot be written, or the loss is no longer finite.
     """
 
-    def __init__(self, path: Path, display: Display, *, is_main: bool) -> None:
+    def __init__(self, path: Path, display: Display, *, is_main: bool, lacks_validation: bool = False) -> None:
         self.seconds, self.tokens = 0.0, 0
+        self._lacks_validation = lacks_validation
         self._path, self._is_main, self._display = path, is_main, display
         self._file: IO[str] | None = None
         self._step = self._max_steps = self._first_step = self._logged_step = 0
@@ -180,7 +182,9 @@ class FinetuneProgress(TrainerCallback):
             if step > 0 and self._path.exists():
                 for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
                     record = record_of(line)
-                    if record is not None and record["step"] <= step:
+                    if record is not None and record["step"] <= step - (
+                        "loss" not in record and self._lacks_validation
+                    ):
                         records.append(line + "\n")
             write_text(self._path, "".join(records))
             self._file = self._path.open("a", encoding="utf-8", buffering=1)

@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ from stellarbyte.staged_folder import partial_folder
 from stellarbyte_torch.data.samples import PreparedData, prepare_data
 from stellarbyte_torch.finetune.base_model import load_base, load_base_config, load_base_tokenizer
 from stellarbyte_torch.finetune.card import write_card
-from stellarbyte_torch.finetune.checkpoints import KnownBest, checkpoint_to_resume, newest_checkpoint
+from stellarbyte_torch.finetune.checkpoints import KnownBest, checkpoint_to_resume, lacks_validation, newest_checkpoint
 from stellarbyte_torch.finetune.config import (
     FinetuneConfig,
     load_finetune_config,
 )
-from stellarbyte_torch.finetune.interrupt import Interrupt
+from stellarbyte_torch.finetune.interrupt import AskedToStopError, Interrupt
 from stellarbyte_torch.finetune.packing_check import check_packing
 from stellarbyte_torch.finetune.progress import FinetuneProgress
 from stellarbyte_torch.finetune.report import Summary, opening, summarise
@@ -83,7 +84,8 @@ def finetune(config: FinetuneConfig, display: Display) -> Summary:
         checkpoint = checkpoint_to_resume(run_dir, arguments, display.say)
     if checkpoint is not None:
         _check_same_data(data, run_dir)
-        arguments.eval_on_start = False
+    lacks = checkpoint is not None and lacks_validation(checkpoint)
+    arguments.eval_on_start = arguments.eval_on_start and (checkpoint is None or lacks)
 
     with display.doing(f"loading {config.model}"):
         base = load_base(config.model, config.dtype, config.quantization)
@@ -94,49 +96,60 @@ def finetune(config: FinetuneConfig, display: Display) -> Summary:
         save_yaml(config, run_dir / "config.yaml")
         write_text(run_dir / _FINGERPRINT, _fingerprint(data) + "\n")
 
-    with FinetuneProgress(run_dir / "metrics.jsonl", display, is_main=is_main) as progress, Interrupt() as interrupt:
-        with _explained(), _refusals(), display.doing("preparing"):
-            trainer = FinetuneTrainer(
-                pad_token_id=data.collator.pad_token_id,
-                model=model,
-                args=arguments,
-                data_collator=data.collator,
-                train_dataset=data.train,
-                eval_dataset=data.validation,
-                doing=display.doing,
-                callbacks=[EvaluateAtEnd(), KnownBest(), progress, interrupt, *_early_stopping(config)],
-            )
-        if config.data.packing:
-            with display.doing("trying whether packed samples are as if alone"):
-                _check_packing(config, trainer, len(tokenizer))
-        trainer.remove_callback(PrinterCallback)
-        progress.say(opening(config.model, model, data.samples.summary(), arguments, checkpoint))
-        with _explained():
+    interrupt = Interrupt(arguments)
+    progress = FinetuneProgress(run_dir / "metrics.jsonl", display, is_main=is_main, lacks_validation=lacks)
+    with _explained(), _refusals(), display.doing("preparing"):
+        trainer = FinetuneTrainer(
+            pad_token_id=data.collator.pad_token_id,
+            model=model,
+            args=arguments,
+            data_collator=data.collator,
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            interrupt=interrupt,
+            doing=display.doing,
+            callbacks=[EvaluateAtEnd(), KnownBest(), progress, *_early_stopping(config)],
+        )
+    if config.data.packing:
+        with display.doing("trying whether packed samples are as if alone"):
+            _check_packing(config, trainer, len(tokenizer))
+    trainer.remove_callback(PrinterCallback)
+    progress.say(opening(config.model, model, data.samples.summary(), arguments, checkpoint))
+    with interrupt:  # until the result is on disk
+        with progress, _explained(), suppress(AskedToStopError):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        base.config.use_cache = used_cache
+        folder = _result(config, run_dir)
+        summary = summarise(trainer, progress, None if interrupt.stopped else folder)
+        if interrupt.stopped:
+            step = trainer.state.global_step
+            where = f"stopped after step {step}, saved in {run_dir}" if step else "stopped before the first step"
+            progress.say(f"{where}: the same command goes on from there")
+            return summary
+        with display.doing(f"saving {folder}"):
+            samples, model_type = data.samples.summary(), getattr(base.config, "model_type", "")
+            card = partial(write_card, config=config, summary=summary, samples=samples, model_type=model_type)
+            _save(trainer, tokenizer, folder, card)
+        if is_main:
+            write_json(run_dir / "summary.json", summary)
+    return summary
 
-    base.config.use_cache = used_cache
-    folder = _result(config, run_dir)
-    summary = summarise(trainer, progress, None if interrupt.stopped else folder)
-    if interrupt.stopped:
-        steps = f"stopped after step {trainer.state.global_step}"
-        progress.say(f"{steps}, saved in {run_dir}: the same command goes on from there")
-        return summary
+
+def _save(
+    trainer: FinetuneTrainer, tokenizer: PreTrainedTokenizerBase, folder: Path, card: Callable[[Path], None]
+) -> None:
+    """Write what was trained into a folder of its own, and the card; every process takes part."""
     if trainer.is_fsdp_enabled:  # where every process holds a part, and Trainer would save parts
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    with ExitStack() as stack:
-        stack.enter_context(display.doing(f"saving {folder}"))
-        partial = stack.enter_context(saved_whole(folder)) if is_main else partial_folder(folder)
+    is_main = trainer.args.process_index == 0
+    with saved_whole(folder) if is_main else nullcontext(partial_folder(folder)) as new:
         trainer.accelerator.wait_for_everyone()
-        trainer.save_model(str(partial))
+        trainer.save_model(str(new))
         if is_main:
-            write_for_plain_base(model, partial)
-            tokenizer.save_pretrained(partial)
-            model_type = getattr(base.config, "model_type", "")
-            write_card(partial, config, summary, samples=data.samples.summary(), model_type=model_type)
+            write_for_plain_base(trainer.accelerator.unwrap_model(trainer.model), new)
+            tokenizer.save_pretrained(new)
+            card(new)
         trainer.accelerator.wait_for_everyone()
-    if is_main:
-        write_json(run_dir / "summary.json", summary)
-    return summary
 
 
 def _check_same_run(config: FinetuneConfig, run_dir: Path, say: Callable[[str], None]) -> Summary | None:

@@ -1,9 +1,8 @@
 """transformers' Trainer with what fine-tuning needs beside it: LoRA's own loss and rates, exact losses and counts."""
 
 import math
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,20 @@ from peft import PeftModel
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import seed_worker
 
 from stellarbyte.errors import UserError
-from stellarbyte.file_manifest import MANIFEST, damage, write_manifest
+from stellarbyte.file_manifest import MANIFEST
 from stellarbyte_torch.configuration_stellarbyte import ByteConfig
 from stellarbyte_torch.data.collation import IGNORED_LABEL
 from stellarbyte_torch.finetune.batches import EpochBatches, EpochSampler, sample_lengths
-from stellarbyte_torch.finetune.checkpoints import rotate
+from stellarbyte_torch.finetune.resumable_trainer import ResumableTrainer
 from stellarbyte_torch.lora.optimizer import lora_optimizer
 from stellarbyte_torch.lora.regularisation import regularisation
-from stellarbyte_torch.saving import written
 
 
-class FinetuneTrainer(Trainer):
+class FinetuneTrainer(ResumableTrainer):
     """A Trainer whose validation loss is the mean over trained tokens, and whose logs count real tokens.
 
     With a PeftModel, its config's orthogonal_reg, l2_reg and loraplus_lr_ratio take effect. Where weights of a mixture
@@ -37,20 +35,17 @@ class FinetuneTrainer(Trainer):
 
     Args:
         pad_token_id: what the collator fills batches up with.
-        doing: shows what takes time while it is entered.
-        kwargs: Trainer's own.
+        kwargs: ResumableTrainer's and Trainer's own.
     """
 
-    def __init__(
-        self, *, pad_token_id: int, doing: Callable[[str], AbstractContextManager[Any]] = nullcontext, **kwargs: Any
-    ) -> None:
+    def __init__(self, *, pad_token_id: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         model: Any = self.model
         lora = model.peft_config[model.active_adapters[0]] if isinstance(model, PeftModel) else None
         self._regularises = bool(getattr(lora, "orthogonal_reg", 0.0) or getattr(lora, "l2_reg", 0.0))
         self._has_lora_plus = getattr(lora, "loraplus_lr_ratio", None) is not None
         self._trains_routers = lora is None and getattr(model.config, "router_aux_loss_coef", None) is not None
-        self._pad_token_id, self._doing = pad_token_id, doing
+        self._pad_token_id = pad_token_id
         self._tokens = torch.zeros((), dtype=torch.int64, device=self.args.device)
         self._rows: list[torch.Tensor] = []
         self._last_loss: torch.Tensor | float = 0.0
@@ -196,39 +191,6 @@ class FinetuneTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = drop_last
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Trainer's, complete once its manifest is there, by which a run that goes on knows it; then older ones go."""
-        folder = Path(str(self.args.output_dir))
-        checkpoint = folder / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save and checkpoint.exists():  # what a killed process left
-            shutil.rmtree(checkpoint)
-        self.accelerator.wait_for_everyone()
-        limit, self.args.save_total_limit = self.args.save_total_limit, None  # Trainer would remove before all is there
-        try:
-            with self._doing(f"saving {checkpoint.name}"), written(folder, checkpoint.name):
-                super()._save_checkpoint(model, trial)
-                self.accelerator.wait_for_everyone()
-                if self.args.should_save:
-                    write_manifest(checkpoint, {"processes": self.args.world_size})
-        except BaseException:
-            if self.args.should_save:
-                shutil.rmtree(checkpoint, ignore_errors=True)  # on a full disk it would stand in the way
-            raise
-        finally:
-            self.args.save_total_limit = limit
-        if self.args.should_save:
-            rotate(folder, limit, self.state.best_model_checkpoint)
-        self.accelerator.wait_for_everyone()
-
-    def _load_best_model(self) -> None:
-        best = Path(str(self.state.best_model_checkpoint))
-        if self.is_world_process_zero() and (problem := damage(best)) is not None:
-            raise UserError(
-                f"{best}, the best model, was damaged since it was written ({problem}): the same command sets it aside "
-                "and takes the newest model"
-            )
-        super()._load_best_model()
-
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Trainer's, asked before each of the optimizer's steps: the last moment at which the weights are good."""
         norm = super()._get_grad_norm(model, grad_norm)
@@ -274,10 +236,10 @@ class EvaluateAtEnd(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Ask for both at the last step."""
+        """Ask for both at the last step; what is done by epochs comes anyway, at the end of the last one."""
         if state.global_step >= state.max_steps:
-            control.should_evaluate = args.eval_strategy != "no"
-            control.should_save = args.save_strategy != "no"
+            control.should_evaluate = args.eval_strategy == "steps"
+            control.should_save = args.save_strategy in ("steps", "best")
         return control
 
 

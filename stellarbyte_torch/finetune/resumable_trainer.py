@@ -1,0 +1,117 @@
+"""transformers' Trainer that goes on from a checkpoint as if it had never stopped."""
+
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback, Trainer
+
+from stellarbyte.errors import UserError
+from stellarbyte.file_manifest import damage, write_manifest
+from stellarbyte_torch.finetune.checkpoints import LACKS_VALIDATION, rotate
+from stellarbyte_torch.finetune.interrupt import AskedToStopError, Interrupt
+from stellarbyte_torch.saving import written
+
+
+class ResumableTrainer(Trainer):
+    """A Trainer whose checkpoints are whole or count for nothing, and that a signal may stop at any moment.
+
+    A validation that was cut short is done before the first step of a run that goes on, where `eval_on_start` is set.
+
+    Args:
+        interrupt: the callback that asks to stop.
+        doing: shows what takes time while it is entered.
+        kwargs: Trainer's own.
+    """
+
+    def __init__(
+        self,
+        *,
+        interrupt: Interrupt | None = None,
+        doing: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+        callbacks: list[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # The last one, which sees what the others have decided.
+        super().__init__(callbacks=[*(callbacks or ()), *([] if interrupt is None else [interrupt])], **kwargs)
+        self._interrupt, self._doing = interrupt, doing
+        self._lacks_validation = False
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except AskedToStopError:
+            self._lacks_validation = True
+            self.control.should_evaluate, self.control.should_save = False, True
+            self.control.should_training_stop = True
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False) -> Any:
+        """Trainer's. What comes before the first step of a run that goes on counts as if it had come in its time."""
+        is_late = skip_scheduler and self.state.global_step > 0
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler=skip_scheduler and not is_late)
+        if is_late and self._determine_best_metric(metrics=metrics, trial=trial):
+            self.state.best_model_checkpoint = str(self._checkpoint())
+        return metrics
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's, but for a run that had come to its end and only goes on to save what it has trained."""
+        ended = self.state.global_step >= self.state.max_steps or any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, EarlyStoppingCallback)
+        )
+        if ended:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's. A run that was stopped has no use for its best model, and keeps its newest."""
+        if self._interrupt is None or not self._interrupt.stopped:
+            return super()._finalize_training(*args, **kwargs)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        keeps_best, self.args.load_best_model_at_end = self.args.load_best_model_at_end, False
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit, self.args.load_best_model_at_end = limit, keeps_best
+
+    def _checkpoint(self) -> Path:
+        return Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Trainer's, complete once its manifest is there, by which a run that goes on knows it; then older ones go."""
+        checkpoint = self._checkpoint()
+        folder = checkpoint.parent
+        if self.args.should_save and checkpoint.exists():  # what a killed process left
+            shutil.rmtree(checkpoint)
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # Trainer would remove before all is there
+        try:
+            with self._doing(f"saving {checkpoint.name}"), written(folder, checkpoint.name):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    about: dict[str, Any] = {"processes": self.args.world_size}
+                    write_manifest(checkpoint, {**about, LACKS_VALIDATION: self._lacks_validation})
+        except BaseException:
+            if self.args.should_save:
+                shutil.rmtree(checkpoint, ignore_errors=True)  # on a full disk it would stand in the way
+            raise
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate(folder, limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
+        if self.is_world_process_zero() and (problem := damage(best)) is not None:
+            raise UserError(
+                f"{best}, the best model, was damaged since it was written ({problem}): the same command sets it aside "
+                "and takes the newest model"
+            )
+        super()._load_best_model()
