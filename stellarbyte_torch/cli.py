@@ -10,8 +10,7 @@ from typing import NoReturn
 from stellarbyte.command_line import USER_ERROR, report, run_program
 from stellarbyte.errors import UserError
 from stellarbyte_torch import commands
-
-PROGRAM = "stellarbyte-torch"
+from stellarbyte_torch.commands import PROGRAM
 
 # What the extra `torch` brings, and the bare package does without.
 _EXTRA_TORCH = ("torch", "transformers", "peft", "accelerate", "huggingface_hub")

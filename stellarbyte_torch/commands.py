@@ -3,30 +3,28 @@
 import argparse
 import io
 import json
-import logging
 import signal
 import sys
-import warnings
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from stellarbyte.adapter_base import tell_warnings
 from stellarbyte.command_line import print_any_character, tell_of_full_context
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
+from stellarbyte.interrupt import exit_code
+from stellarbyte_torch.library_words import hear_libraries
 
 if TYPE_CHECKING:
     from stellarbyte_torch.generate import Sampling
 
-# The shell's exit code for Ctrl-C.
-INTERRUPTED = 130
+PROGRAM = "stellarbyte-torch"
 
 
 def generate(options: argparse.Namespace) -> None:
     """Continue a prompt, streaming or as JSON."""
     # Imports come this late because they take seconds, which --help and a misspelt option should not.
-    _quieten(hears_transformers=True)
+    hear_libraries(PROGRAM)
     from stellarbyte_torch import generate as generation
 
     print_any_character()
@@ -54,9 +52,9 @@ def generate(options: argparse.Namespace) -> None:
 
 def chat(options: argparse.Namespace) -> None:
     """Talk with a model, in the terminal or by piped lines."""
-    _quieten()
-    from stellarbyte_torch.chat import terminal as chatting
+    hear_libraries(PROGRAM)
     from stellarbyte_torch.chat.session import open_session
+    from stellarbyte_torch.chat.terminal import terminal as chatting
 
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -74,7 +72,7 @@ def chat(options: argparse.Namespace) -> None:
 
 def preview(options: argparse.Namespace) -> None:
     """Print samples as the model will see them."""
-    _quieten()
+    hear_libraries(PROGRAM)
     from stellarbyte_torch.finetune.preview import preview as previewed
 
     colour = options.colour and sys.stdout.isatty()
@@ -90,24 +88,25 @@ def finetune(options: argparse.Namespace) -> int:
 
     with Display(quiet=not options.speaks, stderr=options.json) as display:
         with display.doing("starting"):
-            _quieten()
+            hear_libraries(PROGRAM, speaks=options.speaks)
             from stellarbyte_torch.finetune.config import load_finetune_config
+            from stellarbyte_torch.finetune.interrupt import Interrupt
             from stellarbyte_torch.finetune.report import closing_table
             from stellarbyte_torch.finetune.run import finetune
         config = load_finetune_config(options.config, options.overrides)
         # Of the processes that train one run, one writes.
         with folder_lock(config.output_dir, doing="finetune") if options.speaks else nullcontext():
-            summary = finetune(config, display)
+            summary = finetune(config, display, interrupt := Interrupt(speaks=options.speaks))
     if options.json and options.speaks:
         print(json.dumps(summary))
     elif summary["finished"]:
         display.say(closing_table(summary))
-    return 0 if summary["finished"] else INTERRUPTED
+    return 0 if summary["finished"] else exit_code(interrupt.number)
 
 
 def merge(options: argparse.Namespace) -> None:
     """Merge an adapter into its base."""
-    _quieten()
+    hear_libraries(PROGRAM)
     if not (options.adapter / "adapter_config.json").is_file():
         raise UserError(f"{options.adapter} holds no adapter_config.json: give a folder in PEFT's format")
     import torch
@@ -128,26 +127,6 @@ def merge(options: argparse.Namespace) -> None:
         drift = merge_and_save(model, folder, dtype, tokenizer)
     print(drift)
     print(f"the merged model is in {options.output}")
-
-
-def _quieten(*, hears_transformers: bool = False) -> None:
-    """What libraries have to say is for programmers; our own lines tell what a user needs.
-
-    Where all that runs is our own model, transformers' warnings are about what we do, and are heard.
-    """
-    # Python compiles what an installer did not, and finds fault with strings in torchao.
-    warnings.filterwarnings("ignore", category=SyntaxWarning)
-    # Before the first import: torchao, which transformers loads, tells of every kernel that is for another machine.
-    for name in ("torchao", "torch.utils._pytree", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if not hears_transformers:
-        warnings.filterwarnings("ignore", category=FutureWarning)
-    tell_warnings("stellarbyte-torch")
-    from transformers.utils import logging as transformers_logging
-
-    if not hears_transformers:
-        transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 def _sampling(options: argparse.Namespace) -> "Sampling":

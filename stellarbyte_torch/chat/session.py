@@ -20,6 +20,7 @@ from stellarbyte_torch.data.tokenizer import chat_tokenizer
 from stellarbyte_torch.generate import Sampling, TextStream, decode, generation_config
 from stellarbyte_torch.lora import LoRAManager
 from stellarbyte_torch.model_folder import load_model, load_tokenizer
+from stellarbyte_torch.modeling_stellarbyte import CACHE
 
 BASE = "off"  # what no adapter can be called, for it names the model without any
 _ADAPTER_NAME = re.compile(r"[\w-]+")  # PyTorch allows no dots, a command no spaces
@@ -166,7 +167,7 @@ class ChatSession:
         cache, self._past = self._cache_of(prompt_ids), None  # it grows, and is of no use if that fails half-way
         output = self.manager.generate(
             input_ids=input_ids,
-            past_key_values=cache,
+            **{CACHE: cache},
             attention_mask=torch.ones_like(input_ids),
             generation_config=generation_config(
                 self._sampling,
@@ -181,7 +182,7 @@ class ChatSession:
         )
         seconds = time.perf_counter() - started
         ids = output.sequences[0].tolist()
-        self._past = _Past(ids[:-1], self.manager.active, output.past_key_values)  # the last token was never read
+        self._past = _Past(ids[:-1], self.manager.active, output[CACHE])  # the last token was never read
         new_ids = ids[len(prompt_ids) :]
         finish: Literal["stop", "length", "interrupted"] = "interrupted" if interrupted else "length"
         if new_ids and new_ids[-1] in self._stop_ids:

@@ -22,6 +22,10 @@ _SECONDS_BETWEEN_FRAMES = 0.1
 _SHARE_OF_A_STEP = 0.1
 
 
+class NotFiniteError(UserError):
+    """A loss or a gradient is NaN or infinite: what it has made of the weights must not be saved."""
+
+
 class FinetuneProgress(TrainerCallback):
     """Records and shows what the Trainer logs; only the first process writes and shows.
 
@@ -103,7 +107,7 @@ class FinetuneProgress(TrainerCallback):
         # float16, though, its scale is found by trying.
         for name, value in (("loss", logs["loss"]), ("gradient", 0.0 if args.fp16 else logs.get("grad_norm", 0.0))):
             if not math.isfinite(value):
-                raise UserError(
+                raise NotFiniteError(
                     f"the {name} of step {state.global_step} is {value}: lower training.learning_rate or raise "
                     "training.warmup_steps; the checkpoints before it are intact"
                 )

@@ -6,12 +6,14 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 
 from stellarbyte.errors import UserError
-from stellarbyte.file_manifest import damage, write_manifest
+from stellarbyte.file_manifest import MANIFEST, damage, write_manifest
 from stellarbyte_torch.finetune.checkpoints import LACKS_VALIDATION, rotate
 from stellarbyte_torch.finetune.interrupt import AskedToStopError, Interrupt
+from stellarbyte_torch.finetune.progress import NotFiniteError
+from stellarbyte_torch.model_folder import some
 from stellarbyte_torch.saving import written
 
 
@@ -39,14 +41,43 @@ class ResumableTrainer(Trainer):
         self._interrupt, self._doing = interrupt, doing
         self._lacks_validation = False
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's. What fails between two saves, such as a reader of the output that has gone, loses no step.
+
+        Raises:
+            UserError: what has failed, and after which step all is saved; a run that a signal has asked to stop ends
+                without it.
+        """
+        try:
+            return super().train(*args, **kwargs)
+        except NotFiniteError:
+            raise
+        except UserError as error:
+            step = self.state.global_step
+            # Of several processes the others would have to save as well.
+            if self.args.world_size > 1 or step == 0 or (self._checkpoint() / MANIFEST).is_file():
+                raise
+            try:
+                self._save_checkpoint(self.model, None)
+            except UserError:  # it is the saving that fails
+                raise error from None
+            if self._interrupt is None or not self._interrupt.requested:
+                raise UserError(f"{error}; saved after step {step}: the same command goes on from there") from error
+            self._interrupt.stopped = True  # the terminal was closed, say
+
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self._lacks_validation = self.control.should_evaluate
         try:
             super()._maybe_log_save_evaluate(*args, **kwargs)
         except AskedToStopError:
-            self._lacks_validation = True
             self.control.should_evaluate, self.control.should_save = False, True
             self.control.should_training_stop = True
             super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_best = super()._determine_best_metric(metrics=metrics, trial=trial)
+        self._lacks_validation = False
+        return is_best
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False) -> Any:
         """Trainer's. What comes before the first step of a run that goes on counts as if it had come in its time."""
@@ -107,6 +138,12 @@ class ResumableTrainer(Trainer):
             rotate(folder, limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._is_whole_here():
+            self._load_whole(Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_best_model(self) -> None:
         best = Path(str(self.state.best_model_checkpoint))
         if self.is_world_process_zero() and (problem := damage(best)) is not None:
@@ -114,4 +151,23 @@ class ResumableTrainer(Trainer):
                 f"{best}, the best model, was damaged since it was written ({problem}): the same command sets it aside "
                 "and takes the newest model"
             )
-        super()._load_best_model()
+        if self._is_whole_here():
+            self._load_whole(best)
+        else:
+            super()._load_best_model()
+
+    def _is_whole_here(self) -> bool:
+        """Whether this process holds a model of transformers in full, and no adapter of one."""
+        return isinstance(self.model, PreTrainedModel) and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+
+    def _load_whole(self, folder: Path) -> None:
+        """Load a model as from_pretrained does: a file may hold weights under other names than the modules have.
+
+        Of many mixtures of experts it does, and Trainer would leave these weights out.
+        """
+        model: Any = self.model
+        loaded, report = type(model).from_pretrained(folder, dtype="auto", output_loading_info=True)
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if report[kind]:
+                raise UserError(f"{folder} does not fit the model: {kind.replace('_', ' ')} {some(report[kind])}")
+        model.load_state_dict(loaded.state_dict())

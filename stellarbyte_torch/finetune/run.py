@@ -54,8 +54,10 @@ _WHAT_TO_DO = (
 _FINGERPRINT = "samples.sha256"
 
 
-def finetune(config: FinetuneConfig, display: Display) -> Summary:
+def finetune(config: FinetuneConfig, display: Display, interrupt: Interrupt | None = None) -> Summary:
     """Train until the end, from the newest checkpoint in `output_dir` if there is one.
+
+    `interrupt` is not yet entered; a caller that gives one can tell afterwards what signal ended the run.
 
     Returns:
         The figures of the run; "finished" is False when a signal ended it early (it is saved, and can go on).
@@ -96,7 +98,7 @@ def finetune(config: FinetuneConfig, display: Display) -> Summary:
         save_yaml(config, run_dir / "config.yaml")
         write_text(run_dir / _FINGERPRINT, _fingerprint(data) + "\n")
 
-    interrupt = Interrupt(arguments)
+    interrupt = interrupt or Interrupt(speaks=is_main)
     progress = FinetuneProgress(run_dir / "metrics.jsonl", display, is_main=is_main, lacks_validation=lacks)
     with _explained(), _refusals(), display.doing("preparing"):
         trainer = FinetuneTrainer(
@@ -124,7 +126,8 @@ def finetune(config: FinetuneConfig, display: Display) -> Summary:
         if interrupt.stopped:
             step = trainer.state.global_step
             where = f"stopped after step {step}, saved in {run_dir}" if step else "stopped before the first step"
-            progress.say(f"{where}: the same command goes on from there")
+            with suppress(UserError):  # nobody is there to read it
+                progress.say(f"{where}: the same command goes on from there")
             return summary
         with display.doing(f"saving {folder}"):
             samples, model_type = data.samples.summary(), getattr(base.config, "model_type", "")

@@ -49,7 +49,6 @@ def training_fields(config: FinetuneConfig) -> dict[str, Any]:
         "train_sampling_strategy": "random" if config.data.packing else "group_by_length",
         "dataloader_pin_memory": torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,  # all that trains is used in each step; looking for the rest takes time
-        "log_level": "error",
     }
     return {**defaults, **given}
 

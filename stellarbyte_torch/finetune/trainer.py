@@ -19,8 +19,8 @@ from transformers.trainer_utils import seed_worker
 from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import MANIFEST
 from stellarbyte_torch.configuration_stellarbyte import ByteConfig
-from stellarbyte_torch.data.collation import IGNORED_LABEL
 from stellarbyte_torch.finetune.batches import EpochBatches, EpochSampler, sample_lengths
+from stellarbyte_torch.finetune.progress import NotFiniteError
 from stellarbyte_torch.finetune.resumable_trainer import ResumableTrainer
 from stellarbyte_torch.lora.optimizer import lora_optimizer
 from stellarbyte_torch.lora.regularisation import regularisation
@@ -208,7 +208,7 @@ class FinetuneTrainer(ResumableTrainer):
             if not (Path(str(self.args.output_dir)) / f"checkpoint-{step}" / MANIFEST).is_file():
                 self._save_checkpoint(self.model, None)
             kept = f"the model of step {step}, the last good one, is saved in {self.args.output_dir}/checkpoint-{step}"
-        raise UserError(
+        raise NotFiniteError(
             f"the {name} of step {step + 1} is {value}: lower training.learning_rate or raise training.warmup_steps in "
             f"another output_dir; {kept}"
         )

@@ -1,7 +1,6 @@
 import json
 import os
 import pty
-import re
 import signal
 import subprocess
 import sys
@@ -51,7 +50,7 @@ def config(folder: Path, tmp_path: Path) -> str:
 
 def test_lines_and_a_closing_table(config: str, tmp_path: Path) -> None:
     result = subprocess.run([*COMMAND, config], capture_output=True, text=True, check=True)
-    assert not re.search(r"Warning|it/s", result.stderr)  # neither transformers' nor torch's
+    assert result.stderr == ""  # neither libraries' noise nor their bars
     lines = result.stdout.splitlines()
     assert "parameters, 3,712 (9.35%) of them trained, on 1 cpu device(s)" in lines[0]
     assert lines[1].startswith("50 records: 40 training and 10 validation samples")

@@ -1,18 +1,27 @@
 """A run that was stopped at any moment and goes on ends as one that never was."""
 
 import copy
+import errno
+import io
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from rich.console import Console
+from transformers import MixtralConfig, MixtralForCausalLM
 
-from stellarbyte_torch.finetune import run as finetuning_run
+from stellarbyte.display import Display
+from stellarbyte.errors import UserError
 from stellarbyte_torch.finetune.checkpoints import newest_checkpoint
+from stellarbyte_torch.finetune.interrupt import Interrupt
 from stellarbyte_torch.finetune.progress import FinetuneProgress
 from stellarbyte_torch.finetune.resumable_trainer import ResumableTrainer
+from stellarbyte_torch.finetune.run import run as finetuning_run
 
 from ..finetuning import config, metrics, model_folder, run
 
@@ -60,9 +69,9 @@ PLATEAU = {
     ("training", "changes", "stops"),
     [
         (STEPS, {}, (3, 6, 8)),
-        (EPOCHS, {}, (5, 10)),
-        (EARLY, {"early_stopping_patience": 3}, (1, 2, 4)),
-        (PLATEAU, {}, (2, 3, 4)),
+        pytest.param(EPOCHS, {}, (5, 10), marks=pytest.mark.long),
+        pytest.param(EARLY, {"early_stopping_patience": 3}, (1, 2, 4), marks=pytest.mark.long),
+        pytest.param(PLATEAU, {}, (2, 3, 4), marks=pytest.mark.long),
     ],
     ids=["steps", "epochs", "early", "plateau"],
 )
@@ -147,6 +156,30 @@ def test_a_signal_while_the_result_is_saved_comes_too_late(
     assert summary["finished"] and (tmp_path / "summary.json").exists()
 
 
+@pytest.mark.long
+def test_weights_that_a_file_names_otherwise(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mixtral's experts are one tensor in the model and many in a file: Trainer would go on with those of the start."""
+    sizes: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
+    torch.manual_seed(0)
+    MixtralForCausalLM(MixtralConfig(**sizes)).save_pretrained(tmp_path / "mixtral")
+
+    def settings(name: str, **changes: Any) -> Any:
+        training = {**EARLY, "max_steps": 4, "lr_scheduler_type": "constant", "learning_rate": 0.6, **changes}
+        made = config(folder, tmp_path / name, lora=None, data={"tokenizer": str(folder)}, training=training)
+        return replace(made, model=str(tmp_path / "mixtral"))
+
+    whole, _ = run(settings("whole"))
+    assert whole["best_step"] < 4
+    saved, _ = run(replace(settings("saved"), model=str(tmp_path / "whole" / "model")))
+    assert saved["validation_loss_before"] == pytest.approx(whole["validation_loss_after"], rel=1e-6)
+    signal_at("on_step_end", 2, monkeypatch)
+    run(settings("parts"))
+    monkeypatch.undo()
+    run(settings("parts"))
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
 def test_a_second_signal_leaves_at_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def insisting(*_: Any, **__: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -156,3 +189,35 @@ def test_a_second_signal_leaves_at_once(folder: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(ResumableTrainer, "_save_checkpoint", insisting)
     with pytest.raises(KeyboardInterrupt):
         run(config(folder, tmp_path, training=STEPS))
+
+
+class _Leaving(io.StringIO):
+    """A reader who leaves at a word, or a terminal that is closed then, which also sends a signal."""
+
+    def __init__(self, word: str, number: int | None) -> None:
+        super().__init__()
+        self.word, self.number = word, number
+
+    def write(self, text: str) -> int:
+        if self.word in text:
+            if self.number is not None:
+                os.kill(os.getpid(), self.number)
+            self.word, self.number = "", None
+            raise OSError(errno.EIO, "Input/output error")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGHUP], ids=["reader", "terminal"])
+def test_an_output_that_takes_nothing_any_more_loses_no_step(number: int | None, folder: Path, tmp_path: Path) -> None:
+    run(config(folder, tmp_path / "whole", training=STEPS))
+    settings = config(folder, tmp_path / "parts", training=STEPS)
+    display = Display(console=Console(file=_Leaving("step 6/8  validation", number), width=1000))
+    interrupt = Interrupt()
+    if number is None:
+        with pytest.raises(UserError, match=r"cannot be written: .*; saved after step 6: the same command"):
+            finetuning_run.finetune(settings, display, interrupt)
+    else:
+        assert not finetuning_run.finetune(settings, display, interrupt)["finished"]
+        assert interrupt.number == number
+    run(settings)
+    assert_alike(tmp_path / "parts", tmp_path / "whole")
