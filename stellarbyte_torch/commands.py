@@ -53,8 +53,8 @@ def generate(options: argparse.Namespace) -> None:
 def chat(options: argparse.Namespace) -> None:
     """Talk with a model, in the terminal or by piped lines."""
     hear_libraries(PROGRAM)
+    from stellarbyte_torch.chat import terminal as chatting
     from stellarbyte_torch.chat.session import open_session
-    from stellarbyte_torch.chat.terminal import terminal as chatting
 
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

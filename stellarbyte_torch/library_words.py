@@ -1,7 +1,6 @@
 """What libraries say while a command runs: each warning is told once, in our own form; what is noise stands here."""
 
 import logging
-import os
 import re
 import sys
 import warnings
@@ -57,9 +56,7 @@ def hear_libraries(program: str, *, speaks: bool = True) -> None:
 
 
 def _give_to_root(library: str) -> None:
-    """Let a library's loggers pass on what they say, where nobody has told them by TORCH_LOGS how to say it."""
-    if library == "torch" and "TORCH_LOGS" in os.environ:
-        return
+    """Let a library's loggers pass on what they say instead of saying it themselves."""
     for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == library]:
         logger = logging.getLogger(name)
         if logger.handlers:
@@ -94,7 +91,7 @@ class _Teller(logging.Handler):
 
     def _tell(self, who: str, message: str, level: int) -> None:
         text = " ".join(message.split())[:_LONGEST]
-        # What a user asks for by training.log_level or TRANSFORMERS_VERBOSITY is below a warning.
+        # What is below a warning, a user has asked for: by training.log_level, TRANSFORMERS_VERBOSITY or TORCH_LOGS.
         if (level < self._level and level >= logging.WARNING) or text in self._told:
             return
         self._told.add(text)

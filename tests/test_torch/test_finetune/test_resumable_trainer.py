@@ -17,11 +17,11 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from stellarbyte.display import Display
 from stellarbyte.errors import UserError
+from stellarbyte_torch.finetune import run as finetuning_run
 from stellarbyte_torch.finetune.checkpoints import newest_checkpoint
 from stellarbyte_torch.finetune.interrupt import Interrupt
 from stellarbyte_torch.finetune.progress import FinetuneProgress
 from stellarbyte_torch.finetune.resumable_trainer import ResumableTrainer
-from stellarbyte_torch.finetune.run import run as finetuning_run
 
 from ..finetuning import config, metrics, model_folder, run
 
