@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stellarbyte_jax.config import ByteConfig
     from stellarbyte_jax.model.causal_lm import ByteDecoder, ByteForCausalLM, ByteModel
+    from stellarbyte_jax.model.execution import Execution
 
-__all__ = ["ByteConfig", "ByteDecoder", "ByteForCausalLM", "ByteModel"]
+__all__ = ["ByteConfig", "ByteDecoder", "ByteForCausalLM", "ByteModel", "Execution"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,6 +16,10 @@ def __getattr__(name: str) -> Any:
         from stellarbyte_jax.config import ByteConfig
 
         return ByteConfig
+    if name == "Execution":
+        from stellarbyte_jax.model.execution import Execution
+
+        return Execution
     if name in __all__:
         from stellarbyte_jax.model import causal_lm
 

@@ -52,7 +52,7 @@ class Generator:
         self.config: ByteConfig = model.config
         self._graphdef, state = nnx.split(model.unstack())
         self._params = nnx.to_pure_dict(state)
-        cache_dtype = jnp.dtype(cache_dtype or model.dtype)
+        cache_dtype = jnp.dtype(cache_dtype or model.execution.dtype)
         self._prefill = jax.jit(
             functools.partial(_prefill, self._graphdef, cache_dtype), static_argnames=("new_capacity", "sampling")
         )

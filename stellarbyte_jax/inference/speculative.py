@@ -80,7 +80,7 @@ class SpeculativeGenerator:
         models = [nnx.split(each.unstack()) for each in (model, draft)]
         self._params = tuple(nnx.to_pure_dict(state) for _, state in models)
         graphdefs = tuple(graphdef for graphdef, _ in models)
-        dtypes = tuple(jnp.dtype(cache_dtype or each.dtype) for each in (model, draft))
+        dtypes = tuple(jnp.dtype(cache_dtype or each.execution.dtype) for each in (model, draft))
         self._draft_tokens = draft_tokens
         self._prefill = jax.jit(
             functools.partial(_prefill, graphdefs, dtypes, draft_tokens), static_argnames=("new_capacity", "sampling")

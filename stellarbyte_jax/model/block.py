@@ -10,11 +10,11 @@ from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.model.attention.layer import Attention
 from stellarbyte_jax.model.call_context import CallContext, LayerContext
 from stellarbyte_jax.model.dropout import drop_path, dropout
+from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.experts.moe import RouterStats, SparseFeedForward
 from stellarbyte_jax.model.feed_forward import FeedForward
 from stellarbyte_jax.model.kv_cache import LayerCache
 from stellarbyte_jax.model.norm import RMSNorm
-from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 
 # How [B, T, D] lies on a mesh: in the residual stream and its norms, and where a branch works on it.
 RESIDUAL = ("batch", "residual_length", None)
@@ -46,17 +46,7 @@ class Block(nnx.Module):
     f is attention, then the feed-forward; with `parallel_residual` both at once, x + attention(h) + mlp(h), one norm.
     """
 
-    def __init__(
-        self,
-        config: ByteConfig,
-        *,
-        dtype: jnp.dtype,
-        attention_kernel: str,
-        attention_block_size: int = 512,
-        platform: str | None = None,
-        layout: Layout = ONE_DEVICE,
-        rngs: nnx.Rngs,
-    ) -> None:
+    def __init__(self, config: ByteConfig, *, execution: Execution, rngs: nnx.Rngs) -> None:
         D, L, stddev = config.hidden_size, config.num_hidden_layers, config.initializer_range
         self.deepnorm, self.parallel = config.residual == "deepnorm", config.parallel_residual
         self.alpha = (2 * L) ** 0.25
@@ -72,25 +62,21 @@ class Block(nnx.Module):
             config,
             value_stddev=inner_stddev,
             output_stddev=output_stddev,
-            dtype=dtype,
-            kernel=attention_kernel,
-            block_size=attention_block_size,
-            platform=platform,
-            layout=layout,
+            execution=execution,
             rngs=rngs,
         )
         if not self.parallel:
             self.post_attention_layernorm = RMSNorm(D, config.rms_norm_eps)
         feed_forward = SparseFeedForward if config.num_experts else FeedForward
         self.mlp = feed_forward(
-            config, stddev=inner_stddev, output_stddev=output_stddev, dtype=dtype, layout=layout, rngs=rngs
+            config, stddev=inner_stddev, output_stddev=output_stddev, execution=execution, rngs=rngs
         )
         if self.deepnorm:
             self.post_feedforward_layernorm = RMSNorm(D, config.rms_norm_eps)
         initial = config.layer_scale_init
         self.self_attn_layer_scale = LayerScale(D, initial) if initial is not None else None
         self.mlp_layer_scale = LayerScale(D, initial) if initial is not None else None
-        self.residual_dropout, self.layout = config.residual_dropout, layout
+        self.residual_dropout, self.layout = config.residual_dropout, execution.layout
 
     def __call__(self, x_BTD: jax.Array, context: CallContext, layer: LayerContext) -> BlockOutput:
         """[B, T, D] -> [B, T, D]."""
@@ -104,9 +90,9 @@ class Block(nnx.Module):
         def feed_forward(h_BTD: jax.Array) -> tuple[jax.Array, RouterStats | None]:
             h_BTD = self.layout.constrain(h_BTD, *WHOLE_ROWS)
             if isinstance(self.mlp, SparseFeedForward):
-                branch_BTD, router = self.mlp(h_BTD, context.segment_ids_BT, context.training, layer.dropout_key)
+                branch_BTD, router = self.mlp(h_BTD, context.segment_ids_BT, context.training)
             else:
-                branch_BTD, router = self.mlp(h_BTD, layer.dropout_key), None
+                branch_BTD, router = self.mlp(h_BTD), None
             return self._branch(branch_BTD, self.mlp_layer_scale, layer, second_key), router
 
         if self.parallel:

@@ -6,21 +6,18 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 
 from stellarbyte_jax.config import ByteConfig
-from stellarbyte_jax.model.attention.cudnn import check_xpos
-from stellarbyte_jax.model.attention.kernels import default_kernel
 from stellarbyte_jax.model.block import RESIDUAL, Block
 from stellarbyte_jax.model.call_context import CallContext, LayerContext
 from stellarbyte_jax.model.dropout import dropout
+from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.experts.moe import RouterStats
 from stellarbyte_jax.model.kv_cache import KVCache
 from stellarbyte_jax.model.linear import Linear
 from stellarbyte_jax.model.norm import RMSNorm
 from stellarbyte_jax.model.remat import rematerialized
 from stellarbyte_jax.model.rope import RotaryEmbedding
-from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 
 
 @jax.tree_util.register_dataclass
@@ -53,48 +50,18 @@ class DecoderOutput:
 
 
 class ByteDecoder(nnx.Module):
-    """Embedding, layers and final norm: token ids to hidden states.
+    """Embedding, layers and final norm: token ids to hidden states."""
 
-    `dtype` is the compute dtype; parameters are float32. `attention_kernel` is one of attention_kernels.py, or "auto"
-    for the one that suits `platform` (default: the one JAX runs on), with splash's blocks of at most
-    `attention_block_size` tokens. `remat` is one of the policies in remat.py. `layout` is where activations and kernels
-    lie on a mesh.
-    """
-
-    def __init__(
-        self,
-        config: ByteConfig,
-        *,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-        platform: str | None = None,
-        attention_kernel: str = "auto",
-        attention_block_size: int = 512,
-        remat: str = "none",
-        layout: Layout = ONE_DEVICE,
-    ) -> None:
-        self.config, self.dtype = config, jnp.dtype(dtype)
-        self.platform = platform or jax.default_backend()
-        self.stochastic, self.remat, self.layout = config.stochastic, remat, layout
+    def __init__(self, config: ByteConfig, *, execution: Execution | None = None, rngs: nnx.Rngs) -> None:
+        execution = (execution or Execution()).resolved(config)
+        self.config, self.execution, self.stochastic = config, execution, config.stochastic
         self.embed_tokens = Embedding(config, rngs=rngs)
         self.rotary_emb = None if config.position_embedding == "none" else RotaryEmbedding(config)
-        if attention_kernel == "auto":
-            attention_kernel = default_kernel(self.platform, config.attention_dropout)
-        if attention_kernel == "cudnn":
-            check_xpos(config)
 
         # All layers as one, with a leading axis L on every parameter.
         @nnx.vmap
         def create_layers(rngs: nnx.Rngs) -> Block:
-            return Block(
-                config,
-                dtype=self.dtype,
-                attention_kernel=attention_kernel,
-                attention_block_size=attention_block_size,
-                platform=self.platform,
-                layout=layout,
-                rngs=rngs,
-            )
+            return Block(config, execution=execution, rngs=rngs)
 
         self.layers: Block | nnx.List[Block] = create_layers(rngs.split(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -129,8 +96,8 @@ class ByteDecoder(nnx.Module):
         embedding_key = layers_key = None
         if dropout_key is not None and self.stochastic:
             embedding_key, layers_key = jax.random.split(dropout_key)
-        x_BTD = self.embed_tokens.embedding[...].astype(self.dtype)[input_ids]
-        x_BTD = self.layout.constrain(dropout(x_BTD, self.config.hidden_dropout, embedding_key), *RESIDUAL)
+        x_BTD = self.embed_tokens.embedding[...].astype(self.execution.dtype)[input_ids]
+        x_BTD = self.execution.layout.constrain(dropout(x_BTD, self.config.hidden_dropout, embedding_key), *RESIDUAL)
         per_layer = self._per_layer(layers_key, head_gates)
         if cache is None:
             context = CallContext(tables, segment_ids, None, training)
@@ -160,12 +127,14 @@ class ByteDecoder(nnx.Module):
 
         def body(x_BTD, inputs):  # type: ignore[no-untyped-def]
             params, layer = inputs
-            output = nnx.merge(graphdef, params)(x_BTD, context, layer)
+            block = nnx.merge(graphdef, params)
+            block.set_attributes(dropout_key=layer.dropout_key, raise_if_not_found=False)  # of adapters, if there are
+            output = block(x_BTD, context, layer)
             return output.x_BTD, output.router
 
         # On a CPU a loop keeps XLA from fusing across layers; elsewhere it keeps compile time flat in depth.
-        unroll = self.config.num_hidden_layers if self.platform == "cpu" else 1
-        body = rematerialized(body, self.remat, in_a_loop=unroll == 1)
+        unroll = self.config.num_hidden_layers if self.execution.platform == "cpu" else 1
+        body = rematerialized(body, self.execution.remat, in_a_loop=unroll == 1)
         return jax.lax.scan(body, x_BTD, (stacked, per_layer), unroll=unroll)
 
     def _layers_with_cache(
@@ -204,32 +173,14 @@ class ByteDecoder(nnx.Module):
 class ByteForCausalLM(nnx.Module):
     """StellarByte's language model: ByteDecoder and the projection to the vocabulary."""
 
-    def __init__(
-        self,
-        config: ByteConfig,
-        *,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-        platform: str | None = None,
-        attention_kernel: str = "auto",
-        attention_block_size: int = 512,
-        remat: str = "none",
-        layout: Layout = ONE_DEVICE,
-    ) -> None:
-        self.config, self.dtype = config, jnp.dtype(dtype)
-        self.model = ByteDecoder(
-            config,
-            rngs=rngs,
-            dtype=dtype,
-            platform=platform,
-            attention_kernel=attention_kernel,
-            attention_block_size=attention_block_size,
-            remat=remat,
-            layout=layout,
-        )
+    def __init__(self, config: ByteConfig, *, execution: Execution | None = None, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.model = ByteDecoder(config, execution=execution, rngs=rngs)
+        self.execution = self.model.execution
         if not config.tie_word_embeddings:
             D, V, stddev = config.hidden_size, config.vocab_size, config.initializer_range
-            self.lm_head = Linear(D, V, axes=("hidden", "vocab"), stddev=stddev, dtype=self.dtype, rngs=rngs)
+            axes = ("hidden", "vocab")
+            self.lm_head = Linear(D, V, axes=axes, stddev=stddev, execution=self.execution, rngs=rngs)
 
     def __call__(
         self,
@@ -266,7 +217,7 @@ class ByteForCausalLM(nnx.Module):
         B, T = x_t.shape
         if past_k is None or past_v is None:
             assert past_k is None and past_v is None
-            cache = KVCache.create(self.config, B, T, self.dtype, slack=T)
+            cache = KVCache.create(self.config, B, T, self.execution.dtype, slack=T)
         else:
             cache = KVCache.of(self.config, past_k, past_v, room=T)
         output = self(x_t, cache=cache)
@@ -292,8 +243,8 @@ class ByteForCausalLM(nnx.Module):
     def head(self) -> tuple[jax.Array, str]:
         """The projection to the vocabulary in the compute dtype, and its axes: "VD" if it is the embedding, or "DV"."""
         if self.config.tie_word_embeddings:
-            return self.model.embed_tokens.embedding[...].astype(self.dtype), "VD"
-        return self.lm_head.kernel[...].astype(self.dtype), "DV"
+            return self.model.embed_tokens.embedding[...].astype(self.execution.dtype), "VD"
+        return self.lm_head.kernel[...].astype(self.execution.dtype), "DV"
 
 
 ByteModel = ByteForCausalLM

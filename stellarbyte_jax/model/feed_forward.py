@@ -3,12 +3,11 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from stellarbyte_jax.config import ByteConfig
+from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.linear import Linear
-from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -31,22 +30,20 @@ class FeedForward(nnx.Module):
         width: int | None = None,
         stddev: float,
         output_stddev: float,
-        dtype: jnp.dtype,
-        layout: Layout = ONE_DEVICE,
+        execution: Execution,
         rngs: nnx.Rngs,
     ) -> None:
         D, F = config.hidden_size, width or config.intermediate_size
         inwards, outwards = ("hidden", "feed_forward"), ("feed_forward", "hidden")
-        linear = functools.partial(Linear, dtype=dtype, layout=layout, rngs=rngs)
+        linear = functools.partial(Linear, execution=execution, rngs=rngs)
         self.gate_proj = linear(D, F, axes=inwards, stddev=stddev)
         self.up_proj = linear(D, F, axes=inwards, stddev=stddev)
         self.down_proj = linear(F, D, axes=outwards, stddev=output_stddev)
         self.hidden_act = config.hidden_act
 
-    def __call__(self, x: jax.Array, adapters_key: jax.Array | None = None) -> jax.Array:
-        """[..., D] -> [..., D]; adapters' dropout draws from `adapters_key`."""
-        h = gated(self.hidden_act, self.gate_proj(x, adapters_key), self.up_proj(x, adapters_key))
-        return self.down_proj(h, adapters_key)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
+        return self.down_proj(gated(self.hidden_act, self.gate_proj(x), self.up_proj(x)))
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)

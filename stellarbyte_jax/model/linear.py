@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from stellarbyte_jax.sharding import ONE_DEVICE, Layout
+from stellarbyte_jax.model.execution import Execution
 
 
 class Linear(nnx.Module):
@@ -20,19 +20,18 @@ class Linear(nnx.Module):
         *,
         axes: tuple[str, str],
         stddev: float,
-        dtype: jnp.dtype,
+        execution: Execution,
         rngs: nnx.Rngs,
         bias: bool = False,
-        layout: Layout = ONE_DEVICE,
     ) -> None:
         kernel = stddev * jax.random.normal(rngs.params(), (in_features, out_features), jnp.float32)
         self.kernel = nnx.Param(kernel, axes=axes, decays=True)
         zeros = jnp.zeros((out_features,), jnp.float32)
         self.bias = nnx.Param(zeros, axes=axes[1:], decays=False) if bias else None
-        self.dtype, self.axes, self.layout = dtype, axes, layout
+        self.dtype, self.axes, self.layout = jnp.dtype(execution.dtype), axes, execution.layout
 
-    def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:  # noqa: ARG002
-        """[..., in] -> [..., out] in the compute dtype. Only an adapter, in lora.py, draws from `dropout_key`."""
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> [..., out] in the compute dtype."""
         y = self.rows(x) @ cast(self.kernel[...], self.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)

@@ -19,7 +19,8 @@ class LoRALinear(Linear):
     """y = x W (+ b) + dropout(x) A B · scaling, all layers stacked: kernel [L, in, out], A [L, in, R], B [L, R, out].
 
     It starts as PEFT's does: A uniform within 1 / sqrt(in), B zero, so that y is the base's. In a layer that is not
-    adapted A is zero as well, and both stay so: with A and B zero, neither has a gradient.
+    adapted A is zero as well, and both stay so: with A and B zero, neither has a gradient. In training the decoder
+    sets `dropout_key` for each layer; nothing is dropped without it.
     """
 
     def __init__(self, base: Linear, config: LoRAConfig, name: str, key: jax.Array) -> None:
@@ -35,13 +36,13 @@ class LoRALinear(Linear):
         self.lora_A = nnx.Param(A_LDR, axes=(in_axis, "rank"), decays=True)
         self.lora_B = nnx.Param(jnp.zeros((L, R, F), jnp.float32), axes=("rank", out_axis), decays=True)
         self.scaling, self.dropout_rate = config.scaling(name), config.lora_dropout
+        self.dropout_key: jax.Array | None = nnx.data(None)
 
-    def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out] in the compute dtype."""
         y = super().__call__(x)
-        if dropout_key is not None:
-            dropout_key = jax.random.fold_in(dropout_key, self.stream)
-        h = dropout(self.rows(x), self.dropout_rate, dropout_key) @ self.lora_A[...].astype(self.dtype)
+        key = None if self.dropout_key is None else jax.random.fold_in(self.dropout_key, self.stream)
+        h = dropout(self.rows(x), self.dropout_rate, key) @ self.lora_A[...].astype(self.dtype)
         adapted = (h @ self.lora_B[...].astype(self.dtype)) * self.scaling
         return y + adapted.reshape(y.shape)
 

@@ -9,6 +9,7 @@ from flax import nnx
 
 from stellarbyte_jax.checkpoints.adapter_trees import split_adapters
 from stellarbyte_jax.config import ByteConfig, LoRAConfig, RunConfig
+from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.planning.program import layout_of
 from stellarbyte_jax.planning.tiles import padded_bytes
 from stellarbyte_jax.sharding import param_shardings
@@ -50,7 +51,7 @@ class ParameterCounter:
     """
 
     def __init__(self, model: ByteConfig, lora: LoRAConfig | None = None) -> None:
-        self._abstract = abstract_model(model, "float32", "reference", lora, platform="cpu")[1]
+        self._abstract = abstract_model(model, Execution(platform="cpu", attention_kernel="reference"), lora)[1]
         self.total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self._abstract))
         idle_experts = model.num_experts - model.num_experts_per_tok if model.num_experts else 0
         an_expert = 3 * model.hidden_size * (model.moe_intermediate_size or 0)

@@ -1,6 +1,6 @@
 """Traces the train step as the trainer builds it, for machines that need not be here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from stellarbyte_jax.model.attention.splash import LANES
 from stellarbyte_jax.planning.array_placement import Placement, place_of
 from stellarbyte_jax.planning.jaxprs import loop_body
 from stellarbyte_jax.sharding import Layout, abstract_mesh, param_shardings
-from stellarbyte_jax.training.state import abstract_model
+from stellarbyte_jax.training.state import abstract_model, run_execution
 
 BATCH_ARRAYS = ("input_ids", "labels", "position_ids", "segment_ids")
 
@@ -58,21 +58,13 @@ def layer_loops(config: RunConfig, sizes: dict[str, int], rows: int, platform: s
         UserError: the kernel cannot do what the config asks, or the mesh does not divide a parameter.
     """
     kernel, length = kernel_of(config, platform), config.data.sequence_length
-    layout, training = layout_of(config, sizes), config.training
+    layout = layout_of(config, sizes)
     if kernel == "cudnn":
         # cuDNN cannot be traced here. It keeps what splash keeps, which takes a multiple of 128 tokens on each chip.
         multiple = LANES * layout.parts("length")
         kernel, length = "splash", -(-length // multiple) * multiple
-    graphdef, abstract = abstract_model(
-        config.model,
-        training.dtype,
-        kernel,
-        config.lora,
-        attention_block_size=training.attention_block_size,
-        platform=platform,
-        remat=remat,
-        layout=layout,
-    )
+    execution = replace(run_execution(config, layout, platform), attention_kernel=kernel, remat=remat)
+    graphdef, abstract = abstract_model(config.model, execution, config.lora)
     placed = param_shardings(abstract, layout)
     batch = abstract_batch(rows * layout.parts("batch"), length)
     frozen, trained = split_adapters(nnx.to_pure_dict(abstract, extract_fn=lambda variable: variable.get_value()))

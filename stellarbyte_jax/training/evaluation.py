@@ -17,6 +17,7 @@ from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import run_config_from_dict
 from stellarbyte_jax.data.loader import validation_batches
 from stellarbyte_jax.data.tokenizer import Tokenizer
+from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.training.load import check_weights
 from stellarbyte_jax.training.own_shards import with_own_shards
 from stellarbyte_jax.training.state import Params, abstract_model
@@ -63,7 +64,7 @@ def evaluate_run(
             another tokenizer; the loss is no finite number.
     """
     run = load_trained_run(run_dir, step, shards)
-    graphdef, _ = abstract_model(run.config.model, run.config.training.dtype)
+    graphdef, _ = abstract_model(run.config.model, Execution(run.config.training.dtype))
     batches = validation_batches(run.config.data, run.config.training.batch_size, progress=progress)
     figures = evaluate(
         jax.jit(make_eval_step(graphdef)),

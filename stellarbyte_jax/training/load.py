@@ -11,6 +11,7 @@ from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.config_file import model_config_from_dict
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
+from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.training.state import Params, abstract_model, init_params
 
 
@@ -26,7 +27,7 @@ def load_model(
     where = f"{run_dir}/checkpoints/{step}"
     config = model_config_from_dict(metadata.model, where)
     check_weights(params, config, where)
-    graphdef, _ = abstract_model(config, dtype)
+    graphdef, _ = abstract_model(config, Execution(dtype))
     return nnx.merge(graphdef, jax.device_put(params)), Tokenizer(metadata.tokenizer_files, str(run_dir)), step
 
 

@@ -13,6 +13,7 @@ from stellarbyte.folder_lock import folder_lock
 from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, latest_step, save_imported
 from stellarbyte_jax.config_file import save_config, to_dict
 from stellarbyte_jax.data.loader import validation_batches
+from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.pruning import least_important, prune_heads
 from stellarbyte_jax.training.evaluation import byte_lengths, evaluate, load_trained_run
 from stellarbyte_jax.training.head_importance import head_importance
@@ -76,7 +77,7 @@ def _prune(
         batch_size = run.config.training.batch_size
         return validation_batches(run.config.data, batch_size, eval_batches, progress=next(passes))
 
-    graphdef, _ = abstract_model(run.config.model, run.config.training.dtype)
+    graphdef, _ = abstract_model(run.config.model, Execution(run.config.training.dtype))
     params: Params = jax.device_put(run.params)
     scores_LN = head_importance(graphdef, params, batches())
     heads = least_important(scores_LN, count, run.config.model, whole_groups)
@@ -85,7 +86,7 @@ def _prune(
     bytes_a_token_V = byte_lengths(run.tokenizer, config.vocab_size)
     figures = []
     for model_config, model_params in ((run.config.model, params), (config, pruned)):
-        eval_step = jax.jit(make_eval_step(abstract_model(model_config, run.config.training.dtype)[0]))
+        eval_step = jax.jit(make_eval_step(abstract_model(model_config, Execution(run.config.training.dtype))[0]))
         figures.append(evaluate(eval_step, model_params, batches(), bytes_a_token_V))
 
     save_config(config, output_dir / "model.yaml")

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.typing import DTypeLike
 
 from stellarbyte_jax.checkpoints.adapter_trees import split_adapters
 from stellarbyte_jax.config import ByteConfig, LoRAConfig, RunConfig
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
+from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.lora import add_adapters
-from stellarbyte_jax.sharding import ONE_DEVICE, Layout
+from stellarbyte_jax.sharding import Layout
 
 Params = dict[str, Any]
 
@@ -37,35 +37,16 @@ class TrainState:
 
 
 def abstract_model(
-    config: ByteConfig,
-    dtype: DTypeLike = jnp.float32,
-    attention_kernel: str = "auto",
-    lora: LoRAConfig | None = None,
-    *,
-    attention_block_size: int = 512,
-    platform: str | None = None,
-    remat: str = "none",
-    layout: Layout = ONE_DEVICE,
+    config: ByteConfig, execution: Execution | None = None, lora: LoRAConfig | None = None
 ) -> tuple[nnx.GraphDef[ByteForCausalLM], nnx.State]:
     """The model's structure and its parameters' shapes, dtypes and logical axes; no memory is taken.
-
-    `attention_block_size`, `platform`, `remat` and `layout` are as in ByteForCausalLM.
 
     Raises:
         UserError: `lora` names what the model has not.
     """
 
     def create() -> ByteForCausalLM:
-        model = ByteForCausalLM(
-            config,
-            rngs=nnx.Rngs(0),
-            dtype=dtype,
-            platform=platform,
-            attention_kernel=attention_kernel,
-            attention_block_size=attention_block_size,
-            remat=remat,
-            layout=layout,
-        )
+        model = ByteForCausalLM(config, execution=execution, rngs=nnx.Rngs(0))
         if lora is not None:
             add_adapters(model, lora, jax.random.key(0))
         return model
@@ -75,17 +56,20 @@ def abstract_model(
 
 
 def run_model(
-    config: RunConfig, layout: Layout, platform: str | None = None
+    config: RunConfig, layout: Layout, platform: str = "auto"
 ) -> tuple[nnx.GraphDef[ByteForCausalLM], nnx.State]:
     """abstract_model as a run's training has it on a mesh; raises as it does."""
+    return abstract_model(config.model, run_execution(config, layout, platform), config.lora)
+
+
+def run_execution(config: RunConfig, layout: Layout, platform: str = "auto") -> Execution:
+    """How a run's training computes its model on a mesh."""
     training = config.training
-    return abstract_model(
-        config.model,
-        training.dtype,
-        training.attention_kernel,
-        config.lora,
-        attention_block_size=training.attention_block_size,
+    return Execution(
+        dtype=training.dtype,
         platform=platform,
+        attention_kernel=training.attention_kernel,
+        attention_block_size=training.attention_block_size,
         remat=training.remat,
         layout=layout,
     )

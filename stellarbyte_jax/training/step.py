@@ -124,7 +124,7 @@ def _forward(
         training=training,
     )
     head, head_axes = model.head
-    layout, platform = model.model.layout, model.model.platform
+    layout, platform = model.execution.layout, model.execution.platform
     sums = token_loss(output.hidden, head, batch["labels"], head_axes, layout=layout, platform=platform)
     return sums, None if output.router is None else router_sums(output.router, batch)
 

@@ -10,6 +10,7 @@ from flax import nnx
 
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.model.causal_lm import ByteModel
+from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.training.state import Params, abstract_model, init_params
 
 
@@ -34,7 +35,7 @@ def tiny_params(config: ByteConfig, seed: int = 0) -> Params:
 
 
 def tiny_model(config: ByteConfig, dtype: Any = jnp.float32, seed: int = 0) -> ByteModel:
-    return nnx.merge(abstract_model(config, dtype)[0], tiny_params(config, seed))
+    return nnx.merge(abstract_model(config, Execution(dtype))[0], tiny_params(config, seed))
 
 
 def random_tokens(config: ByteConfig, *shape: int, seed: int = 0) -> np.ndarray:

@@ -7,21 +7,18 @@ from flax import nnx
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.model.attention.kernels import attention, cached_attention
 from stellarbyte_jax.model.call_context import CallContext, LayerContext
+from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.kv_cache import LayerCache
 from stellarbyte_jax.model.linear import Linear
 from stellarbyte_jax.model.norm import RMSNorm
 from stellarbyte_jax.model.rope import RotaryTables, rotate
-from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 
 # What the kernels that are particular about the length of a sequence want it to be a multiple of.
 _LENGTH_MULTIPLES = {"splash": 128, "cudnn": 2}
 
 
 class Attention(nnx.Module):
-    """Causal self-attention with K key/value heads, each serving G = N / K query heads (Ainslie et al. 2023).
-
-    `kernel` names one of attention_kernels.py; `block_size` is splash's largest.
-    """
+    """Causal self-attention with K key/value heads, each serving G = N / K query heads (Ainslie et al. 2023)."""
 
     def __init__(
         self,
@@ -29,11 +26,7 @@ class Attention(nnx.Module):
         *,
         value_stddev: float,
         output_stddev: float,
-        dtype: jnp.dtype,
-        kernel: str,
-        block_size: int = 512,
-        platform: str | None = None,
-        layout: Layout = ONE_DEVICE,
+        execution: Execution,
         rngs: nnx.Rngs,
     ) -> None:
         D, N, K, H = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -46,10 +39,9 @@ class Attention(nnx.Module):
                 out_size,
                 axes=axes,
                 stddev=stddev,
-                dtype=dtype,
+                execution=execution,
                 rngs=rngs,
                 bias=config.attention_bias,
-                layout=layout,
             )
 
         self.q_proj = linear(D, N * H, ("hidden", "heads"), stddev)
@@ -59,14 +51,14 @@ class Attention(nnx.Module):
         self.q_norm = RMSNorm(H, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(H, config.rms_norm_eps) if config.qk_norm else None
         self.num_kv_heads, self.head_dim = K, H
-        self.kernel, self.block_size, self.platform, self.layout = kernel, block_size, platform, layout
+        self.execution = execution
         self.window, self.dropout_rate = config.sliding_window, config.attention_dropout
 
     def __call__(
         self, x_BTD: jax.Array, context: CallContext, layer: LayerContext, dropout_key: jax.Array | None
     ) -> tuple[jax.Array, LayerCache | None]:
         """Attend within the sequence, or to the cache and itself: [B, T, D] -> [B, T, D], and the layer's cache."""
-        q_BKGTH, k_BKTH, v_BKTH = self._queries_keys_values(x_BTD, context.tables, layer.dropout_key)
+        q_BKGTH, k_BKTH, v_BKTH = self._queries_keys_values(x_BTD, context.tables)
         cache, view = layer.cache, context.cache_view
         if cache is None or view is None:
             out_BKGTH = self._attend(q_BKGTH, k_BKTH, v_BKTH, context.segment_ids_BT, dropout_key)
@@ -80,7 +72,7 @@ class Attention(nnx.Module):
             B, T, _ = layer.head_gates_BTN.shape
             gates_BKGT1 = layer.head_gates_BTN.swapaxes(1, 2).reshape(B, self.num_kv_heads, -1, T, 1)
             out_BKGTH = out_BKGTH * gates_BKGT1.astype(out_BKGTH.dtype)
-        return self._join(out_BKGTH, layer.dropout_key), cache
+        return self._join(out_BKGTH), cache
 
     def _attend(
         self,
@@ -94,14 +86,14 @@ class Attention(nnx.Module):
             q_BKGTH,
             k_BKTH,
             v_BKTH,
-            kernel=self.kernel,
-            block_size=self.block_size,
+            kernel=self.execution.attention_kernel,
+            block_size=self.execution.attention_block_size,
             segment_ids_BT=segment_ids_BT,
             window=self.window,
             dropout_rate=self.dropout_rate,
             dropout_key=dropout_key,
-            platform=self.platform,
-            layout=self.layout,
+            platform=self.execution.platform,
+            layout=self.execution.layout,
         )
 
     def _attend_prompt(
@@ -109,7 +101,7 @@ class Attention(nnx.Module):
     ) -> jax.Array:
         """As `_attend`, for any T: what is added behind the tokens is seen by none of them."""
         T, segment_ids_BT = q_BKGTH.shape[3], context.segment_ids_BT
-        more = -T % _LENGTH_MULTIPLES.get(self.kernel, 1)
+        more = -T % _LENGTH_MULTIPLES.get(self.execution.attention_kernel, 1)
         q_BKGTH, k_BKTH, v_BKTH = (
             jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((0, more), (0, 0))) for x in (q_BKGTH, k_BKTH, v_BKTH)
         )
@@ -118,12 +110,12 @@ class Attention(nnx.Module):
         return self._attend(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT)[:, :, :, :T]
 
     def _queries_keys_values(
-        self, x_BTD: jax.Array, tables: RotaryTables | None, adapters_key: jax.Array | None
+        self, x_BTD: jax.Array, tables: RotaryTables | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         (B, T, _), K, H = x_BTD.shape, self.num_kv_heads, self.head_dim
-        q_BNTH = self.q_proj(x_BTD, adapters_key).reshape(B, T, -1, H).transpose(0, 2, 1, 3)
-        k_BKTH = self.k_proj(x_BTD, adapters_key).reshape(B, T, K, H).transpose(0, 2, 1, 3)
-        v_BKTH = self.v_proj(x_BTD, adapters_key).reshape(B, T, K, H).transpose(0, 2, 1, 3)
+        q_BNTH = self.q_proj(x_BTD).reshape(B, T, -1, H).transpose(0, 2, 1, 3)
+        k_BKTH = self.k_proj(x_BTD).reshape(B, T, K, H).transpose(0, 2, 1, 3)
+        v_BKTH = self.v_proj(x_BTD).reshape(B, T, K, H).transpose(0, 2, 1, 3)
         if self.q_norm is not None and self.k_norm is not None:
             q_BNTH, k_BKTH = self.q_norm(q_BNTH), self.k_norm(k_BKTH)
         if tables is None:
@@ -134,6 +126,6 @@ class Attention(nnx.Module):
             k_BKTH = rotate(k_BKTH, tables.k_cos[:, None], tables.k_sin[:, None])
         return q_BNTH.reshape(B, K, -1, T, H), k_BKTH, v_BKTH
 
-    def _join(self, out_BKGTH: jax.Array, adapters_key: jax.Array | None) -> jax.Array:
+    def _join(self, out_BKGTH: jax.Array) -> jax.Array:
         B, _, _, T, H = out_BKGTH.shape
-        return self.o_proj(out_BKGTH.reshape(B, -1, T, H).transpose(0, 2, 1, 3).reshape(B, T, -1), adapters_key)
+        return self.o_proj(out_BKGTH.reshape(B, -1, T, H).transpose(0, 2, 1, 3).reshape(B, T, -1))

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from stellarbyte_jax.config import ByteConfig
+from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.experts.device import serve_experts
 from stellarbyte_jax.model.feed_forward import FeedForward
 from stellarbyte_jax.model.linear import cast
-from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 
 
 @jax.tree_util.register_dataclass
@@ -56,8 +56,7 @@ class Experts(nnx.Module):
         *,
         stddev: float,
         output_stddev: float,
-        dtype: jnp.dtype,
-        layout: Layout,
+        execution: Execution,
         rngs: nnx.Rngs,
     ) -> None:
         E, D, F = config.num_experts, config.hidden_size, config.moe_intermediate_size
@@ -66,7 +65,7 @@ class Experts(nnx.Module):
         down_EFD = output_stddev * jax.random.normal(rngs.params(), (E, F, D), jnp.float32)
         self.gate_up_proj = nnx.Param(gate_up_EDF, axes=("expert", "hidden", "feed_forward"), decays=True)
         self.down_proj = nnx.Param(down_EFD, axes=("expert", "feed_forward", "hidden"), decays=True)
-        self.config, self.dtype, self.layout = config, dtype, layout
+        self.config, self.dtype, self.layout = config, jnp.dtype(execution.dtype), execution.layout
 
     def __call__(self, x_BTD: jax.Array, expert_BTk: jax.Array, weight_BTk: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]: each token's sum of weight · expert(x)."""
@@ -98,15 +97,12 @@ class SparseFeedForward(nnx.Module):
         *,
         stddev: float,
         output_stddev: float,
-        dtype: jnp.dtype,
-        layout: Layout = ONE_DEVICE,
+        execution: Execution,
         rngs: nnx.Rngs,
     ) -> None:
-        self.config, self.dtype, self.layout = config, dtype, layout
+        self.config, self.dtype = config, jnp.dtype(execution.dtype)
         self.gate = Router(config, rngs=rngs)
-        self.experts = Experts(
-            config, stddev=stddev, output_stddev=output_stddev, dtype=dtype, layout=layout, rngs=rngs
-        )
+        self.experts = Experts(config, stddev=stddev, output_stddev=output_stddev, execution=execution, rngs=rngs)
         shared_width = config.num_shared_experts * (config.moe_intermediate_size or 0)
         self.shared_experts = (
             FeedForward(
@@ -114,8 +110,7 @@ class SparseFeedForward(nnx.Module):
                 width=shared_width,
                 stddev=stddev,
                 output_stddev=output_stddev,
-                dtype=dtype,
-                layout=layout,
+                execution=execution,
                 rngs=rngs,
             )
             if shared_width
@@ -127,7 +122,6 @@ class SparseFeedForward(nnx.Module):
         x_BTD: jax.Array,
         segment_ids_BT: jax.Array | None,
         training: bool,
-        adapters_key: jax.Array | None = None,
     ) -> tuple[jax.Array, RouterStats]:
         """[B, T, D] -> [B, T, D].
 
@@ -158,7 +152,7 @@ class SparseFeedForward(nnx.Module):
         x_BTD = x_BTD.astype(self.dtype)
         y_BTD = self.experts(x_BTD, expert_BTk, weight_BTk)
         if self.shared_experts is not None:
-            y_BTD = y_BTD + self.shared_experts(x_BTD, adapters_key)
+            y_BTD = y_BTD + self.shared_experts(x_BTD)
         return y_BTD, _statistics(logits_BTE, probs_BTE, expert_BTk, served_BTk, real_BT)
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 from stellarbyte_jax.model.block import Block
 from stellarbyte_jax.model.call_context import CallContext, LayerContext
 from stellarbyte_jax.model.causal_lm import ByteDecoder
+from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.rope import RotaryEmbedding
 from test_jax.tiny import random_tokens, relative_error, tiny_config, tiny_model
 
@@ -28,7 +29,7 @@ NOTHING = LayerContext(None, None, None)
 
 def block_of(**fields: Any) -> tuple[Block, CallContext, jax.Array]:
     config = tiny_config(num_hidden_layers=3, **fields)
-    block = Block(config, dtype=jnp.dtype(jnp.float32), attention_kernel="chunked", rngs=nnx.Rngs(0))
+    block = Block(config, execution=Execution(attention_kernel="chunked"), rngs=nnx.Rngs(0))
     x_BTD = jax.random.normal(jax.random.key(1), (3, 7, config.hidden_size))
     return block, CallContext(RotaryEmbedding(config)(jnp.arange(7)[None]), None, None, False), x_BTD
 

@@ -3,11 +3,11 @@
 from math import erf
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.feed_forward import ACTIVATIONS, FeedForward
 from test_jax.tiny import relative_error, tiny_config
 
@@ -22,7 +22,7 @@ FORMULAS = {
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_feed_forward_is_its_formula(act: str) -> None:
     config = tiny_config(hidden_act=act)
-    layer = FeedForward(config, stddev=0.3, output_stddev=0.5, dtype=jnp.dtype(jnp.float32), rngs=nnx.Rngs(0))
+    layer = FeedForward(config, stddev=0.3, output_stddev=0.5, execution=Execution(), rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 3, config.hidden_size))
     gate, up, down = (
         np.asarray(projection.kernel[...], np.float64)

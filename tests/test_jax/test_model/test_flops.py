@@ -10,6 +10,7 @@ from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.config_file import load_model_config
 from stellarbyte_jax.model.attention.chunked import visible
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
+from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.flops import head_flops, layer_matmul_flops, step_flops, visible_pairs
 from stellarbyte_jax.planning.parameters import ParameterCounter
 
@@ -36,9 +37,8 @@ def test_xla_counts_the_same(fields):
         **{"vocab_size": 2048, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 2},
         **{"num_attention_heads": 4, "max_position_embeddings": LENGTH, **fields},
     )
-    graphdef, state = nnx.split(
-        nnx.eval_shape(lambda: ByteForCausalLM(config, rngs=nnx.Rngs(0), platform="cpu", attention_kernel="reference"))
-    )
+    execution = Execution(platform="cpu", attention_kernel="reference")
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: ByteForCausalLM(config, execution=execution, rngs=nnx.Rngs(0))))
 
     def loss(params, input_ids):
         return nnx.merge(graphdef, params)(input_ids).logits.sum()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.linear import cast
 from stellarbyte_jax.training.state import abstract_model
 from test_jax.tiny import tiny_config
@@ -35,7 +36,9 @@ def test_its_gradient_is_that_of_a_plain_cast() -> None:
 
 def test_every_projection_of_a_layer_casts_so() -> None:
     """Other casts the TPU compiler moves before the loop over layers, and keeps all layers' weights twice."""
-    graphdef, params = abstract_model(tiny_config(), jnp.bfloat16, platform="tpu", attention_kernel="reference")
+    graphdef, params = abstract_model(
+        tiny_config(), Execution(jnp.bfloat16, platform="tpu", attention_kernel="reference")
+    )
     ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
     jaxpr = jax.make_jaxpr(lambda params, ids: nnx.merge(graphdef, params).model(ids).hidden)(params, ids)
     assert str(jaxpr).count("reduce_precision[") == 7

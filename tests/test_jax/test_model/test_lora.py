@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoints.adapter_trees import join, merge_adapters, split_adapters
 from stellarbyte_jax.config import LoRAConfig
+from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.linear import Linear
 from stellarbyte_jax.model.lora import LoRALinear
 from stellarbyte_jax.training.state import Params, abstract_model, init_adapters
@@ -92,11 +93,16 @@ def test_decoding_sees_adapters_too() -> None:
     assert relative_error(logits, expected[:, 8:]) < 1e-5
 
 
+def dropping(linear: LoRALinear, x: jax.Array, key: jax.Array) -> jax.Array:
+    linear.dropout_key = key
+    return linear(x)
+
+
 def test_dropout_is_the_adapters_alone() -> None:
     """The base's output stays; the adapter's mean over many keys is what it is without; modules draw differently."""
     D, F, R = 32, 16, 4
     # Layers of a linear, as the decoder stacks them.
-    base = nnx.vmap(lambda rngs: Linear(D, F, axes=("hidden", "heads"), stddev=0.3, dtype=jnp.float32, rngs=rngs))(
+    base = nnx.vmap(lambda rngs: Linear(D, F, axes=("hidden", "heads"), stddev=0.3, execution=Execution(), rngs=rngs))(
         nnx.Rngs(0).split(1)
     )
     lora = LoRAConfig(("q", "k"), r=R, lora_alpha=R, lora_dropout=0.25)
@@ -113,14 +119,14 @@ def test_dropout_is_the_adapters_alone() -> None:
     plain = x @ q.kernel[...]
     keys = jax.random.split(jax.random.key(2), 400)
     # One by one: all at once they may be rounded otherwise.
-    outputs = jnp.stack([q(x, key) for key in keys])
+    outputs = jnp.stack([dropping(q, x, key) for key in keys])
     assert not np.array_equal(outputs[0], outputs[1])
     spread = np.abs(outputs - plain[None]).mean()
     assert np.abs(outputs.mean(axis=0) - whole).mean() < 0.1 * spread
-    assert np.array_equal(q(x, keys[0]), outputs[0]), "a key says what is dropped"
-    assert not np.array_equal(q(x, keys[0]), linears["k"](x, keys[0]))
+    assert np.array_equal(dropping(q, x, keys[0]), outputs[0]), "a key says what is dropped"
+    assert not np.array_equal(dropping(q, x, keys[0]), dropping(linears["k"], x, keys[0]))
     q.lora_B = nnx.Param(jnp.zeros((R, F)))
-    assert np.array_equal(q(x, keys[0]), plain)
+    assert np.array_equal(dropping(q, x, keys[0]), plain)
 
 
 def test_only_training_drops() -> None:

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from stellarbyte.errors import UserError
+from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.remat import POLICIES
 from stellarbyte_jax.planning.jaxprs import loop_inputs
 from stellarbyte_jax.training.state import abstract_model
@@ -24,7 +25,7 @@ CONFIGS = {
 
 def loss_of(name: str, remat: str, platform: str, kernel: str = "auto"):
     config = CONFIGS[name]
-    graphdef, _ = abstract_model(config, platform=platform, attention_kernel=kernel, remat=remat)
+    graphdef, _ = abstract_model(config, Execution(platform=platform, attention_kernel=kernel, remat=remat))
     tokens = random_tokens(config, 2, 128 if kernel == "splash" else 20)
 
     def loss(params: Any) -> jax.Array:

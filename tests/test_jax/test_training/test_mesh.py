@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from stellarbyte_jax.config import MeshConfig, OptimizerConfig, TrainingConfig
+from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training.optimizer import make_optimizer
 from stellarbyte_jax.training.start import state_shardings
@@ -51,7 +52,7 @@ def train(name: str, layout: Layout, state: Any = None, steps: range = range(STE
     config = run_config_of(MODELS[name], training, optimization)
     optimizer = make_optimizer(config.optimizer, STEPS)
     graphdef, abstract = abstract_model(
-        config.model, attention_kernel="reference", platform="tpu", remat=remat, layout=layout
+        config.model, Execution(attention_kernel="reference", platform="tpu", remat=remat, layout=layout)
     )
     shardings, _ = state_shardings(config, abstract, optimizer, layout)
     rows = layout.sharding("batch", "length")

@@ -11,6 +11,7 @@ from flax import nnx
 from stellarbyte.errors import UserError
 from stellarbyte_jax.model.attention.kernels import attention, cached_attention, default_kernel
 from stellarbyte_jax.model.causal_lm import ByteDecoder
+from stellarbyte_jax.model.execution import Execution
 from test_jax.tiny import relative_error, segments, tiny_config
 
 B, H = 2, 8
@@ -301,7 +302,7 @@ def test_scores_of_any_size_stay_finite() -> None:
 def test_a_decay_that_a_mask_of_cudnn_would_not_hide_is_refused() -> None:
     config = tiny_config(max_position_embeddings=2048, xpos_scale_base=119.0)
     with pytest.raises(UserError, match=r"xpos_scale_base 119.0 decays too fast for .* cudnn .*: use at least 120"):
-        ByteDecoder(config, rngs=nnx.Rngs(0), platform="cuda")
+        ByteDecoder(config, execution=Execution(platform="cuda"), rngs=nnx.Rngs(0))
     for changes in ({"xpos_scale_base": 120.0}, {"position_embedding": "rope"}):
-        ByteDecoder(dataclasses.replace(config, **changes), rngs=nnx.Rngs(0), platform="cuda")
-    ByteDecoder(config, rngs=nnx.Rngs(0), platform="cpu")
+        ByteDecoder(dataclasses.replace(config, **changes), execution=Execution(platform="cuda"), rngs=nnx.Rngs(0))
+    ByteDecoder(config, execution=Execution(platform="cpu"), rngs=nnx.Rngs(0))

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from stellarbyte_jax.config import ByteConfig
+from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.experts.moe import RouterStats, SparseFeedForward
 from stellarbyte_jax.model.feed_forward import ACTIVATIONS
 from test_jax.tiny import random_tokens, relative_error, segments, tiny_config, tiny_model
@@ -27,7 +28,7 @@ def moe_config(**fields: Any) -> ByteConfig:
 
 
 def layer_of(config: ByteConfig, dtype: str = "float32") -> SparseFeedForward:
-    return SparseFeedForward(config, stddev=0.5, output_stddev=0.5, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
+    return SparseFeedForward(config, stddev=0.5, output_stddev=0.5, execution=Execution(dtype), rngs=nnx.Rngs(0))
 
 
 def inputs(config: ByteConfig, rows: int = B, seed: int = 0) -> jax.Array:

@@ -1,0 +1,48 @@
+"""How a model is computed: of which type, on what, by which kernels, keeping what."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from stellarbyte_jax.config import ByteConfig
+from stellarbyte_jax.model.attention.cudnn import check_xpos
+from stellarbyte_jax.model.attention.kernels import default_kernel
+from stellarbyte_jax.sharding import ONE_DEVICE, Layout
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The choices that change a model's speed and memory, and its results by no more than rounding.
+
+    Attributes:
+        dtype: the type of activations and of weights where they are used; parameters are float32.
+        platform: what the program is compiled for: cpu, gpu, cuda or tpu; "auto" is the platform that JAX runs on.
+        attention_kernel: one of attention/kernels.py; "auto" is the one that suits the platform.
+        attention_block_size: the most tokens that splash works on at a time.
+        remat: what a layer keeps for its backward pass: one of the policies of remat.py, or "none" for all of it.
+        layout: where activations and kernels lie on a mesh.
+    """
+
+    dtype: DTypeLike = jnp.float32
+    platform: str = "auto"
+    attention_kernel: str = "auto"
+    attention_block_size: int = 512
+    remat: str = "none"
+    layout: Layout = ONE_DEVICE
+
+    def resolved(self, config: ByteConfig) -> "Execution":
+        """The same with the platform and the kernel decided, as modules of a model with this config take it.
+
+        Raises:
+            UserError: the kernel cannot compute this model's positions.
+        """
+        platform, kernel = self.platform, self.attention_kernel
+        if platform == "auto":
+            platform = jax.default_backend()
+        if kernel == "auto":
+            kernel = default_kernel(platform, config.attention_dropout)
+        if kernel == "cudnn":
+            check_xpos(config)
+        return replace(self, platform=platform, attention_kernel=kernel)
