@@ -10,6 +10,7 @@ from typing import NoReturn
 from stellarbyte.command_line import USER_ERROR, report, run_program
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import hold_signals
+from stellarbyte.sampling_options import add_sampling_options
 from stellarbyte_jax import commands
 from stellarbyte_jax.machine.compile_cache import cache_settings
 from stellarbyte_jax.machine.xla_flags import Platform, flag_settings, platform_here
@@ -215,33 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     generate = command("generate", commands.generate, "continue a prompt with a run's model")
     _run_dir_options(generate, nargs="?")
     generate.add_argument("--prompt", required=True, metavar="TEXT", nargs="+", help="the text to continue, or several")
-    generate.add_argument(
-        "--temperature", type=float, default=0.0, metavar="X", help="0 (default): the likeliest token"
-    )
-    generate.add_argument("--top-k", type=int, metavar="N", help="sample from the N likeliest (default: from all)")
-    generate.add_argument(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="sample from the likeliest that reach probability P (default: from all)",
-    )
-    generate.add_argument(
-        "--min-p", type=float, metavar="P", help="sample from those at least P times as likely as the likeliest"
-    )
-    generate.add_argument(
-        "--repetition-penalty",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="above 1 (default), tokens of the prompt and the text so far are less likely",
-    )
-    generate.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
-    )
-    generate.add_argument(
-        "--max-new-tokens", type=int, default=128, metavar="N", help="stop after N tokens (default 128), or at <|SEOS|>"
-    )
-    generate.add_argument("--seed", type=int, default=0, metavar="N", help="for sampling (default 0)")
+    add_sampling_options(generate, max_new_tokens=128)
     generate.add_argument(
         "--draft", type=Path, metavar="RUN_DIR", help="a smaller model's run, to guess tokens that this one checks"
     )

@@ -13,6 +13,7 @@ from stellarbyte.command_line import check_text, print_any_character, report, te
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupt, exit_code, interruptible
 from stellarbyte.progress import progress
+from stellarbyte.sampling_options import sampling_of
 from stellarbyte_jax.run_folder import check_not_moved
 
 
@@ -214,7 +215,6 @@ def generate(options: argparse.Namespace) -> None:
     from stellarbyte_jax.bounds import check_seed
     from stellarbyte_jax.inference.compile_time import CompileTime
     from stellarbyte_jax.inference.generate import Generator
-    from stellarbyte_jax.inference.sampling import Sampling
     from stellarbyte_jax.inference.speculative import SpeculativeGenerator
     from stellarbyte_jax.inference.text import generate_text
     from stellarbyte_jax.training.load import load_model
@@ -223,13 +223,7 @@ def generate(options: argparse.Namespace) -> None:
     for prompt in options.prompt:
         check_text("--prompt", prompt)
     print_any_character()
-    sampling = Sampling(
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        repetition_penalty=options.repetition_penalty,
-    )
+    sampling = sampling_of(options)
     model, tokenizer, _ = load_model(options.run_dir, options.step, options.dtype)
     prompts = [[tokenizer.bos_token_id, *tokenizer.encode(prompt)] for prompt in options.prompt]
     # Up to the end of the context; a prompt that leaves no room at all is refused below.

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from stellarbyte.command_line import USER_ERROR, report, run_program
 from stellarbyte.errors import UserError
+from stellarbyte.sampling_options import add_sampling_options
 from stellarbyte_torch import commands
 from stellarbyte_torch.commands import PROGRAM
 
@@ -141,22 +142,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_generation_options(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0 (default): the likeliest token")
-    parser.add_argument("--top-k", type=int, metavar="N", help="sample from the N likeliest (default: from all)")
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="sample from the likeliest that reach probability P (default: from all)",
-    )
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=max_new_tokens,
-        metavar="N",
-        help=f"stop after N tokens (default {max_new_tokens}), or where the model ends",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="for sampling (default 0)")
+    add_sampling_options(parser, max_new_tokens)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps … (default: cuda if there is one)")
     parser.add_argument(
         "--dtype",

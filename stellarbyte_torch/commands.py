@@ -7,16 +7,13 @@ import signal
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from stellarbyte.command_line import print_any_character, tell_of_full_context
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte.interrupt import exit_code
+from stellarbyte.sampling_options import sampling_of
 from stellarbyte_torch.library_words import hear_libraries
-
-if TYPE_CHECKING:
-    from stellarbyte_torch.generate import Sampling
 
 PROGRAM = "stellarbyte-torch"
 
@@ -28,10 +25,11 @@ def generate(options: argparse.Namespace) -> None:
     from stellarbyte_torch import generate as generation
 
     print_any_character()
-    sampling = _sampling(options)
+    sampling = sampling_of(options)
     model, tokenizer = generation.load(options.folder, options.device, options.dtype)
+    request = (model, tokenizer, options.prompt, options.max_new_tokens, sampling, options.seed, options.stop)
     if options.json:
-        done = generation.generate(model, tokenizer, options.prompt, sampling)
+        done = generation.generate(*request)
         record = {name: value for name, value in asdict(done).items() if name != "cut_at"}
         print(json.dumps(record, ensure_ascii=False))
     else:
@@ -44,7 +42,7 @@ def generate(options: argparse.Namespace) -> None:
             sys.stdout.flush()
             started = True
 
-        done = generation.generate(model, tokenizer, options.prompt, sampling, on_text=write)
+        done = generation.generate(*request, on_text=write)
         write("\n")
     if done.cut_at is not None:
         tell_of_full_context(done.cut_at, options.max_new_tokens)
@@ -60,7 +58,16 @@ def chat(options: argparse.Namespace) -> None:
         if isinstance(stream, io.TextIOWrapper):
             # What is no UTF-8 gets its sentence where it is used; a terminal of few characters must not end the talk.
             stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "backslashreplace")
-    session = open_session(options.folder, _sampling(options), options.chat_template, options.device, options.dtype)
+    session = open_session(
+        options.folder,
+        sampling_of(options),
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+        stop=options.stop,
+        chat_template=options.chat_template,
+        device=options.device,
+        dtype=options.dtype,
+    )
     session.system = options.system
     chatting.add_adapters(session, options.adapter)
     if sys.stdin.isatty() and sys.stdout.isatty() and not options.json:
@@ -127,15 +134,3 @@ def merge(options: argparse.Namespace) -> None:
         drift = merge_and_save(model, folder, dtype, tokenizer)
     print(drift)
     print(f"the merged model is in {options.output}")
-
-
-def _sampling(options: argparse.Namespace) -> "Sampling":
-    from stellarbyte_torch.generate import Sampling
-
-    return Sampling(
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        max_new_tokens=options.max_new_tokens,
-        seed=options.seed,
-    )

@@ -1,47 +1,25 @@
 """From an exported folder and a prompt to text."""
 
-import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from stellarbyte.command_line import check_text
 from stellarbyte.errors import UserError
 from stellarbyte.reading import read_json
+from stellarbyte.sampling import Sampling
+from stellarbyte.stop_strings import StopCutter
 from stellarbyte_torch.model_folder import load_model, load_tokenizer
 from stellarbyte_torch.modeling_stellarbyte import ByteForCausalLM
 
 # What decoding puts where bytes are no UTF-8, be it for good or only until the next token completes the character.
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen: temperature 0 takes the likeliest; top_k and top_p None keep all."""
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    max_new_tokens: int = 128
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _require(0 <= self.temperature < math.inf, "--temperature", self.temperature, "must be a number of at least 0")
-        if self.top_k is not None:
-            _require(self.top_k > 0, "--top-k", self.top_k, "must be at least 1")
-        if self.top_p is not None:
-            _require(0 < self.top_p <= 1, "--top-p", self.top_p, "must be greater than 0 and at most 1")
-        for option, value in (("--top-k", self.top_k), ("--top-p", self.top_p)):
-            complaint = "has no effect at --temperature 0, which takes the likeliest token: set --temperature above 0"
-            _require(self.temperature > 0 or value is None, option, value, complaint)
-        _require(self.max_new_tokens > 0, "--max-new-tokens", self.max_new_tokens, "must be at least 1")
-        _require(0 <= self.seed < 2**64, "--seed", self.seed, "must be at least 0 and less than 2^64")
 
 
 @dataclass(frozen=True)
@@ -84,23 +62,31 @@ def generate(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
-    sampling: Sampling,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    stop: Sequence[str] = (),
     on_text: Callable[[str], Any] | None = None,
 ) -> Generation:
-    """Continue [bos] + prompt until eos, max_new_tokens, or the end of the context.
+    """Continue [bos] + prompt until eos, up to a stop string, by max_new_tokens or to the end of the context.
 
     Args:
         model: a ByteForCausalLM in eval mode.
         tokenizer: the one it was trained with; special strings inside the prompt stay ordinary text.
         prompt: may be empty.
-        sampling: with a temperature above 0, the same seed gives the same text.
-        on_text: called with each piece of the continuation as soon as its characters are complete.
+        max_new_tokens: at most so many are added.
+        sampling: greedy by default.
+        seed: of the draws; the same one gives the same text.
+        stop: the text ends before the first of these that is complete in it, wherever tokens begin and end.
+        on_text: called with each piece of the continuation as soon as its characters are complete, never with what
+            will be cut off.
 
     Raises:
-        UserError: the prompt fills the context, or is not text.
+        UserError: the prompt fills the context or is no text, a stop string is empty, or a number is out of range.
     """
-    config = model.config
+    config, sampling = model.config, sampling or Sampling()
     check_text("--prompt", prompt)
+    check_length_and_seed(max_new_tokens, seed)
     if config.bos_token_id is None:
         raise UserError("config.json gives no bos_token_id, with which every text begins: put in the tokenizer's")
     encoded = tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True) if prompt else []
@@ -112,63 +98,106 @@ def generate(
             f"{config.max_position_embeddings} that must hold the answer, too: shorten it"
         )
     input_ids = torch.tensor([prompt_ids], device=model.device)
-    streamer = TextStream(tokenizer, on_text) if on_text else None
-    torch.manual_seed(sampling.seed)
+    stream = TextStream(tokenizer, on_text, stop=stop)
+    torch.manual_seed(seed)
     started = time.perf_counter()
     output_ids = model.generate(
         input_ids,
         attention_mask=torch.ones_like(input_ids),
         generation_config=generation_config(
             sampling,
-            min(sampling.max_new_tokens, room),
+            min(max_new_tokens, room),
             bos_token_id=config.bos_token_id,
             eos_token_id=config.eos_token_id,
             pad_token_id=config.pad_token_id,
         ),
-        streamer=streamer,
+        stopping_criteria=StoppingCriteriaList([stream.stopping]),
+        streamer=stream,
     )
     new_ids = output_ids[0, len(prompt_ids) :].tolist()
     seconds = time.perf_counter() - started
     eos_ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     ended = bool(new_ids) and new_ids[-1] in eos_ids
     new_ids = new_ids[:-1] if ended else new_ids
-    cut_at = room if not ended and room < sampling.max_new_tokens else None
-    rate = len(new_ids) / seconds
-    return Generation(prompt, decode(tokenizer, new_ids), len(prompt_ids), len(new_ids), rate, cut_at)
+    cut_at = room if not ended and not stream.stopped and room < max_new_tokens else None
+    return Generation(prompt, stream.text, len(prompt_ids), len(new_ids), len(new_ids) / seconds, cut_at)
 
 
 class TextStream(BaseStreamer):
-    """Hands on text token by token, holding back the bytes of a character that is not complete yet; no stop_ids."""
+    """Turns new tokens into text as they come, without the bytes of a character that is not complete yet.
+
+    Args:
+        tokenizer: the model's.
+        on_text: called with each piece of the text.
+        end_ids: tokens that end an answer, and are no text.
+        stop: strings before the first of which the text ends.
+
+    Attributes:
+        text: what has come so far and was not held back.
+        stopped: whether a stop string has ended it.
+    """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], Any], stop_ids: Collection[int] = ()
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        on_text: Callable[[str], Any] | None = None,
+        end_ids: Collection[int] = (),
+        stop: Sequence[str] = (),
     ) -> None:
-        self.tokenizer = tokenizer
-        self.on_text = on_text
-        self.stop_ids = stop_ids
-        self.before: list[int] = []  # what was handed on last: some tokenizers begin a text without its space
-        self.pending: list[int] = []
-        self.prompt_seen = False
+        self.text = ""
+        self._tokenizer, self._on_text, self._end_ids = tokenizer, on_text, end_ids
+        self._cutter = StopCutter(stop)
+        self._before: list[int] = []  # what was handed on last: some tokenizers begin a text without its space
+        self._pending: list[int] = []
+        self._prompt_seen = False
+
+    @property
+    def stopped(self) -> bool:
+        """See the class."""
+        return self._cutter.stopped
+
+    def stopping(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """A stopping criterion of transformers' generate."""
+        return torch.full((len(input_ids),), self.stopped, device=input_ids.device)
 
     def put(self, value: torch.Tensor) -> None:
         """The prompt first, which the caller knows, then each new token."""
-        if not self.prompt_seen:
-            self.prompt_seen = True
+        if not self._prompt_seen:
+            self._prompt_seen = True
             return
-        self.pending += [token for token in value.flatten().tolist() if token not in self.stop_ids]
-        if not self._text().endswith(_REPLACEMENT):
-            self.end()
+        self._pending += [token for token in value.flatten().tolist() if token not in self._end_ids]
+        if not self._decoded().endswith(_REPLACEMENT):
+            self._hand_on()
 
     def end(self) -> None:
-        """Hand on what is held back, complete or not."""
-        text = self._text()
-        if text:
-            self.before = self.pending
-            self.on_text(text)
-        self.pending = []
+        """Hands on what was held back, complete or not."""
+        self._hand_on()
+        if not self.stopped:
+            self._say(self._cutter.finish())
 
-    def _text(self) -> str:
-        return decode(self.tokenizer, self.before + self.pending)[len(decode(self.tokenizer, self.before)) :]
+    def _hand_on(self) -> None:
+        text = self._decoded()
+        if text and not self.stopped:
+            self._before = self._pending
+            self._say(self._cutter.push(text))
+        self._pending = []
+
+    def _say(self, text: str) -> None:
+        self.text += text
+        if text and self._on_text is not None:
+            self._on_text(text)
+
+    def _decoded(self) -> str:
+        before = decode(self._tokenizer, self._before)
+        return decode(self._tokenizer, self._before + self._pending)[len(before) :]
+
+
+def check_length_and_seed(max_new_tokens: int, seed: int) -> None:
+    """Refuses numbers that no answer can have. Raises UserError."""
+    if max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens {max_new_tokens} must be at least 1")
+    if not 0 <= seed < 2**64:
+        raise UserError(f"--seed {seed} must be at least 0 and less than 2^64")
 
 
 def generation_config(sampling: Sampling, max_new_tokens: int, **others: Any) -> GenerationConfig:
@@ -181,8 +210,10 @@ def generation_config(sampling: Sampling, max_new_tokens: int, **others: Any) ->
             # transformers' words for all; its own default would be the 50 likeliest.
             "top_k": sampling.top_k or 0,
             "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
+            "min_p": sampling.min_p,
         }
-    return GenerationConfig(max_new_tokens=max_new_tokens, **others, **choice)
+    penalty = sampling.repetition_penalty
+    return GenerationConfig(max_new_tokens=max_new_tokens, repetition_penalty=penalty, **others, **choice)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
@@ -205,8 +236,3 @@ def _check_folder(folder: Path) -> None:
         )
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder} holds no tokenizer.json: copy the one there that the model was trained with")
-
-
-def _require(holds: bool, name: str, value: object, complaint: str) -> None:
-    if not holds:
-        raise UserError(f"{name} {value} {complaint}")

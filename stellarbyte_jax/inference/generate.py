@@ -12,10 +12,11 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from stellarbyte.sampling import Sampling
 from stellarbyte_jax.bounds import check_seed
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.inference.prompts import LENGTH_MULTIPLE, check_prompts, pad_right, round_up, until_eos
-from stellarbyte_jax.inference.sampling import Sampling, sample, seen_in_prompts
+from stellarbyte_jax.inference.sampling import sample, seen_in_prompts
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.kv_cache import KVCache
 

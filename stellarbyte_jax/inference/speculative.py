@@ -13,10 +13,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from stellarbyte.errors import UserError
+from stellarbyte.sampling import Sampling
 from stellarbyte_jax.bounds import check_seed, check_whole
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.inference.prompts import LENGTH_MULTIPLE, check_prompts, pad_right, round_up, until_eos
-from stellarbyte_jax.inference.sampling import Sampling, seen_in_prompts, warp
+from stellarbyte_jax.inference.sampling import seen_in_prompts, warp
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.kv_cache import KVCache
 

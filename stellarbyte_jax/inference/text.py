@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stellarbyte.errors import UserError
+from stellarbyte.sampling import Sampling
+from stellarbyte.stop_strings import StopCutter
 from stellarbyte_jax.data.tokenizer import StreamDecoder, Tokenizer
 from stellarbyte_jax.inference.generate import Generator
-from stellarbyte_jax.inference.sampling import Sampling
 from stellarbyte_jax.inference.speculative import SpeculativeGenerator
 
 
@@ -46,8 +46,6 @@ def generate_text(
     Raises:
         UserError: a stop string or a prompt is empty, or a prompt leaves no room in the context.
     """
-    if "" in stop:
-        raise UserError("stop '' would end every answer at once: give at least one character, or leave it out")
     rows = [_Row(tokenizer, generator.config.eos_token_id, stop) for _ in prompts]
 
     def take(tokens: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
@@ -97,33 +95,3 @@ class _Row:
             rest = self._cutter.push(self._decoder.finish()) + self._cutter.finish()
         self.pieces.append(rest)
         return rest
-
-
-class StopCutter:
-    """Passes text on up to the first stop string, holding back what may yet turn out to begin one."""
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        self.stopped = False
-        self._stop, self._held = tuple(stop), ""
-
-    def push(self, text: str) -> str:
-        """What can be passed on, once this text has come; may be empty."""
-        assert not self.stopped
-        held = self._held + text
-        found = [(start + len(stop), start) for stop in self._stop if (start := held.find(stop)) >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return held[: min(found)[1]]
-        beginning = max((_overlap(held, stop) for stop in self._stop), default=0)
-        self._held = held[len(held) - beginning :]
-        return held[: len(held) - beginning]
-
-    def finish(self) -> str:
-        """What was held back, once no more text will come."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of the text are the beginning of a stop string."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,8 +16,10 @@ from stellarbyte.chat.encoding import ChatEncoder
 from stellarbyte.chat.template import read_template
 from stellarbyte.errors import UserError
 from stellarbyte.records.bad_records import RecordError
+from stellarbyte.sampling import Sampling
+from stellarbyte.stop_strings import StopCutter
 from stellarbyte_torch.data.tokenizer import chat_tokenizer
-from stellarbyte_torch.generate import Sampling, TextStream, decode, generation_config
+from stellarbyte_torch.generate import TextStream, check_length_and_seed, generation_config
 from stellarbyte_torch.lora import LoRAManager
 from stellarbyte_torch.model_folder import load_model, load_tokenizer
 from stellarbyte_torch.modeling_stellarbyte import CACHE
@@ -61,20 +63,28 @@ class ChatSession:
     Args:
         model: in eval mode; it takes the adapters in place.
         tokenizer: the one it was trained with; special tokens in a message's text stay text.
-        sampling: the seed is set once, so the same conversation comes about again.
+        sampling: how answers are drawn, greedily by default.
+        max_new_tokens: the most tokens of an answer.
+        seed: of the draws; it is set once, so that the same conversation comes about again.
+        stop: strings before the first of which an answer ends.
         chat_template: Jinja; the tokenizer's own by default.
 
     Raises:
-        UserError: there is no chat template.
+        UserError: there is no chat template, a stop string is empty, or a number is out of range.
     """
 
     def __init__(
         self,
         model: Any,
         tokenizer: PreTrainedTokenizerBase,
-        sampling: Sampling,
+        sampling: Sampling | None = None,
+        max_new_tokens: int = 512,
+        seed: int = 0,
+        stop: Sequence[str] = (),
         chat_template: str | None = None,
     ) -> None:
+        check_length_and_seed(max_new_tokens, seed)
+        StopCutter(stop)
         try:
             tokenizer.get_chat_template(chat_template)
         except ValueError:
@@ -88,7 +98,7 @@ class ChatSession:
         self.context = _context_length(model, tokenizer)
         self._tokenizer = tokenizer
         self._encoder = ChatEncoder(chat_tokenizer(tokenizer, chat_template), datetime.now())
-        self._sampling = sampling
+        self._sampling, self._max_new_tokens, self._stop = sampling or Sampling(), max_new_tokens, stop
         self._vocab_size = model.get_input_embeddings().weight.shape[0]
         self._stop_ids = sorted(_stop_ids(model, tokenizer, self._encoder))
         self._past: _Past | None = None
@@ -96,7 +106,7 @@ class ChatSession:
         # In longer texts these turn all keys by other angles, also those that a cache holds.
         self._keys_move = {"dynamic", "longrope"} & {rope.get("rope_type"), rope.get("type")} != set()
         model.generation_config = GenerationConfig()  # generate would fill gaps with what it holds
-        torch.manual_seed(sampling.seed)
+        torch.manual_seed(seed)
 
     @property
     def adapter(self) -> str | None:
@@ -163,6 +173,7 @@ class ChatSession:
 
         input_ids = torch.tensor([prompt_ids], device=self.manager.model.device)
         room = self.context - len(prompt_ids)
+        stream = TextStream(self._tokenizer, on_text, self._stop_ids, self._stop)
         started = time.perf_counter()
         cache, self._past = self._cache_of(prompt_ids), None  # it grows, and is of no use if that fails half-way
         output = self.manager.generate(
@@ -171,14 +182,14 @@ class ChatSession:
             attention_mask=torch.ones_like(input_ids),
             generation_config=generation_config(
                 self._sampling,
-                min(self._sampling.max_new_tokens, room),
+                min(self._max_new_tokens, room),
                 eos_token_id=self._stop_ids or None,
                 # Only rows that have ended are padded, and there is but one.
                 pad_token_id=self._stop_ids[0] if self._stop_ids else 0,
                 return_dict_in_generate=True,
             ),
-            stopping_criteria=StoppingCriteriaList([interrupt]),
-            streamer=TextStream(self._tokenizer, on_text, self._stop_ids) if on_text else None,
+            stopping_criteria=StoppingCriteriaList([interrupt, stream.stopping]),
+            streamer=stream,
         )
         seconds = time.perf_counter() - started
         ids = output.sequences[0].tolist()
@@ -188,8 +199,10 @@ class ChatSession:
         if new_ids and new_ids[-1] in self._stop_ids:
             finish = "stop"
             new_ids.pop()
-        text = decode(self._tokenizer, new_ids)
-        return Answer(text, self.adapter, finish, forgotten, len(prompt_ids), len(new_ids), len(new_ids) / seconds)
+        elif stream.stopped:
+            finish = "stop"
+        count = len(new_ids)
+        return Answer(stream.text, self.adapter, finish, forgotten, len(prompt_ids), count, count / seconds)
 
     def _cache_of(self, prompt_ids: list[int]) -> Any:
         """The last answer's cache, where the conversation only went on from there; else None."""
@@ -200,7 +213,7 @@ class ChatSession:
 
     def _prompt(self) -> tuple[list[int], int]:
         """The conversation's tokens, and how many of its oldest messages had to go for a quarter of the context."""
-        reserve = min(self._sampling.max_new_tokens, self.context // 4)
+        reserve = min(self._max_new_tokens, self.context // 4)
         forgotten = 0
         while True:
             try:
@@ -231,7 +244,14 @@ class ChatSession:
 
 
 def open_session(
-    folder: Path, sampling: Sampling, chat_template: str | None = None, device: str | None = None, dtype: str = "auto"
+    folder: Path,
+    sampling: Sampling | None = None,
+    max_new_tokens: int = 512,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    chat_template: str | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
 ) -> ChatSession:
     """A session with the model in a Hugging Face folder; chat_template is a Jinja file or "stellarbyte".
 
@@ -240,7 +260,7 @@ def open_session(
     """
     template = read_template(chat_template, "--chat-template")
     model = load_model(folder, device, dtype)
-    return ChatSession(model, load_tokenizer(folder), sampling, template)
+    return ChatSession(model, load_tokenizer(folder), sampling, max_new_tokens, seed, stop, template)
 
 
 def _context_length(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:

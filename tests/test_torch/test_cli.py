@@ -8,8 +8,9 @@ from unittest.mock import Mock
 
 import pytest
 
+from stellarbyte.sampling import Sampling
 from stellarbyte_torch import cli
-from stellarbyte_torch.generate import Sampling, generate, load
+from stellarbyte_torch.generate import generate, load
 
 from .exported import export
 
@@ -28,7 +29,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_prints_prompt_and_continuation_and_nothing_else(folder: Path) -> None:
     result = run("generate", folder, "--prompt", PROMPT, "--max-new-tokens", 12)
-    expected = generate(*load(folder, "cpu"), PROMPT, Sampling(max_new_tokens=12)).text
+    expected = generate(*load(folder, "cpu"), PROMPT, 12).text
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == PROMPT + expected + "\n"
 
@@ -49,8 +50,8 @@ def test_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["generate", str(folder), *arguments, "--seed", "7", "--device", "cpu", "--json"]) == 0
     output = json.loads(capsys.readouterr().out)
     assert list(output) == ["prompt", "text", "prompt_tokens", "new_tokens", "tokens_per_second"]
-    sampling = Sampling(max_new_tokens=12, temperature=0.8, top_k=40, top_p=0.95, seed=7)
-    assert output["text"] == generate(*load(folder, "cpu"), PROMPT, sampling).text
+    sampling = Sampling(temperature=0.8, top_k=40, top_p=0.95)
+    assert output["text"] == generate(*load(folder, "cpu"), PROMPT, 12, sampling, seed=7).text
     assert output["prompt"] == PROMPT
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from stellarbyte.errors import UserError
+from stellarbyte.sampling import Sampling
 from stellarbyte_jax.data.tokenizer import StreamDecoder, Tokenizer
-from stellarbyte_torch.generate import Sampling, generate, load
+from stellarbyte_torch.generate import generate, load
 
 from .exported import export
 from .tiny import TINY
@@ -37,7 +38,7 @@ def test_greedy_text_is_that_of_the_jax_sides_tokenizer(folder: Path) -> None:
     new_ids = greedy_ids(model, prompt_ids, 20)[len(prompt_ids) :]
     assert 1 not in new_ids, "choose another seed: this test is about tokens before an eos"
     pieces: list[str] = []
-    result = generate(model, tokenizer, PROMPT, Sampling(max_new_tokens=20), on_text=pieces.append)
+    result = generate(model, tokenizer, PROMPT, 20, on_text=pieces.append)
     decoder = StreamDecoder(ours)
     assert result.text == "".join(map(decoder.push, new_ids)) + decoder.finish() == ours.decode(new_ids)
     assert result.text == "".join(pieces)
@@ -48,7 +49,7 @@ def test_greedy_text_is_that_of_the_jax_sides_tokenizer(folder: Path) -> None:
 def test_special_strings_in_a_prompt_are_ordinary_text(folder: Path) -> None:
     model, tokenizer = load(folder, "cpu")
     prompt = "a<|SEOS|>b"
-    result = generate(model, tokenizer, prompt, Sampling(max_new_tokens=1))
+    result = generate(model, tokenizer, prompt, 1)
     assert result.prompt_tokens == 1 + len(Tokenizer.load(folder).encode(prompt)) > 4
 
 
@@ -70,7 +71,7 @@ def test_streamed_pieces_are_whole_characters(folder: Path) -> None:
             return torch.cat([ids, torch.tensor([new_ids])], dim=1)
 
     pieces: list[str] = []
-    result = generate(Parrot(), tokenizer, "x", Sampling(), on_text=pieces.append)
+    result = generate(Parrot(), tokenizer, "x", 128, on_text=pieces.append)
     assert result.text == "".join(pieces) == "春🚀é\N{REPLACEMENT CHARACTER}!\N{REPLACEMENT CHARACTER}"
     assert pieces[0].startswith("春")
     assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces[:-2])
@@ -80,7 +81,7 @@ def test_stops_at_eos_which_is_not_printed(folder: Path) -> None:
     model, tokenizer = load(folder, "cpu")
     new_ids = greedy_ids(model, [0, *Tokenizer.load(folder).encode(PROMPT)], 20)[-20:]
     model.config.eos_token_id = stop = new_ids[5]
-    result = generate(model, tokenizer, PROMPT, Sampling(max_new_tokens=20))
+    result = generate(model, tokenizer, PROMPT, 20)
     assert result.new_tokens == new_ids.index(stop)
     assert result.text == Tokenizer.load(folder).decode(new_ids[: new_ids.index(stop)])
 
@@ -88,58 +89,70 @@ def test_stops_at_eos_which_is_not_printed(folder: Path) -> None:
 def test_stops_where_the_context_ends(folder: Path) -> None:
     model, tokenizer = load(folder, "cpu")
     prompt = "x" * (CONTEXT - 4)
-    result = generate(model, tokenizer, prompt, Sampling(max_new_tokens=100))
+    result = generate(model, tokenizer, prompt, 100)
     assert (result.prompt_tokens, result.new_tokens) == (CONTEXT - 3, 3)
 
 
 def test_empty_prompt(folder: Path) -> None:
-    result = generate(*load(folder, "cpu"), "", Sampling(max_new_tokens=3))
+    result = generate(*load(folder, "cpu"), "", 3)
     assert (result.prompt_tokens, result.new_tokens) == (1, 3)
 
 
 def test_sampling_follows_its_seed_and_limits(folder: Path) -> None:
     model, tokenizer = load(folder, "cpu")
 
-    def text(**options: Any) -> str:
-        return generate(model, tokenizer, "The", Sampling(max_new_tokens=15, **options)).text
+    def text(seed: int = 0, **options: Any) -> str:
+        return generate(model, tokenizer, "The", 15, Sampling(**options), seed).text
 
-    assert text(temperature=1.0, seed=3) == text(temperature=1.0, seed=3)
-    assert len({text(temperature=1.0, seed=seed) for seed in range(4)}) > 1
+    assert text(3, temperature=1.0) == text(3, temperature=1.0)
+    assert len({text(seed, temperature=1.0) for seed in range(4)}) > 1
     assert text(temperature=2.0, top_k=1) == text() == text(temperature=2.0, top_p=1e-9)
+    assert text(temperature=2.0, min_p=1.0) == text()
+
+
+def test_the_repetition_penalty_is_transformers_own(folder: Path) -> None:
+    model, tokenizer = load(folder, "cpu")
+    text = generate(model, tokenizer, PROMPT, 20, Sampling(repetition_penalty=1.8)).text
+    ids = torch.tensor([[0, *Tokenizer.load(folder).encode(PROMPT)]])
+    expected = model.generate(ids, max_new_tokens=20, do_sample=False, repetition_penalty=1.8)[0, ids.shape[1] :]
+    assert text == tokenizer.decode(expected, skip_special_tokens=True) != generate(model, tokenizer, PROMPT, 20).text
+
+
+def test_an_answer_ends_before_a_stop_string(folder: Path) -> None:
+    model, tokenizer = load(folder, "cpu")
+    whole = generate(model, tokenizer, PROMPT, 20)
+    stop = whole.text[5:8]
+    pieces: list[str] = []
+    ended = generate(model, tokenizer, PROMPT, 20, stop=["\x00", stop], on_text=pieces.append)
+    assert ended.text == "".join(pieces) == whole.text[: whole.text.index(stop)]
+    assert ended.new_tokens < whole.new_tokens and ended.cut_at is None
+    assert generate(model, tokenizer, PROMPT, 20, stop=["\x00"]).text == whole.text
+    with pytest.raises(UserError, match=r"^stop '' would end"):
+        generate(model, tokenizer, PROMPT, 20, stop=[""])
 
 
 def test_saved_generation_settings_do_not_leak_in(tmp_path: Path) -> None:
     export(tmp_path)
-    expected = generate(*load(tmp_path, "cpu"), "The", Sampling(max_new_tokens=10)).text
+    expected = generate(*load(tmp_path, "cpu"), "The", 10).text
     path = tmp_path / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "do_sample": True, "repetition_penalty": 9.0}))
-    assert generate(*load(tmp_path, "cpu"), "The", Sampling(max_new_tokens=10)).text == expected
+    assert generate(*load(tmp_path, "cpu"), "The", 10).text == expected
 
 
 def test_a_prompt_longer_than_the_context_is_refused(folder: Path) -> None:
     model, tokenizer = load(folder, "cpu")
     for length in (CONTEXT - 1, 3 * CONTEXT):
         with pytest.raises(UserError, match=f"^--prompt has {length + 1} tokens .* context of {CONTEXT}"):
-            generate(model, tokenizer, "x" * length, Sampling())
+            generate(model, tokenizer, "x" * length, 128)
 
 
 @pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        ({"temperature": -0.1}, "--temperature -0.1"),
-        ({"temperature": float("nan")}, "--temperature nan"),
-        ({"temperature": float("inf")}, "--temperature inf"),
-        ({"top_k": 0}, "--top-k 0"),
-        ({"top_p": 0.0}, "--top-p 0.0"),
-        ({"top_p": 1.5}, "--top-p 1.5"),
-        ({"max_new_tokens": 0}, "--max-new-tokens 0"),
-        ({"seed": -1}, "--seed -1"),
-    ],
-    ids=str,
+    ("length", "seed", "sentence"),
+    [(0, 0, "--max-new-tokens 0 must be at least 1"), (1, -1, "--seed -1 must be"), (1, 2**64, "--seed 18446744073")],
 )
-def test_bad_sampling_values_are_refused(options: dict[str, Any], name: str) -> None:
-    with pytest.raises(UserError, match=f"^{name} must be "):
-        Sampling(**options)
+def test_bad_lengths_and_seeds_are_refused(length: int, seed: int, sentence: str, folder: Path) -> None:
+    with pytest.raises(UserError, match=f"^{sentence}"):
+        generate(*load(folder, "cpu"), "The", length, seed=seed)
 
 
 def test_dtype_is_the_saved_one_or_the_given(folder: Path) -> None:
@@ -199,9 +212,3 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path: Path) -> No
     export(tmp_path, vocab_size=280)
     with pytest.raises(UserError, match=r"tokenizer of 300 tokens, more than the model's vocab_size 280"):
         load(tmp_path, "cpu")
-
-
-@pytest.mark.parametrize(("field", "option"), [({"top_k": 5}, "--top-k 5"), ({"top_p": 0.5}, "--top-p 0.5")])
-def test_nothing_is_ignored_at_temperature_0(field, option):
-    with pytest.raises(UserError, match=f"^{option} has no effect at --temperature 0"):
-        Sampling(**field)

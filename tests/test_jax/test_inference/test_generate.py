@@ -10,10 +10,10 @@ from flax import nnx
 
 from stellarbyte.architecture import RopeScaling
 from stellarbyte.errors import UserError
+from stellarbyte.sampling import Sampling
 from stellarbyte_jax import ByteModel
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.inference.generate import STREAM_TOKENS, Generator
-from stellarbyte_jax.inference.sampling import Sampling
 from test_jax.tiny import random_tokens, tiny_config, tiny_model
 
 # Wide enough for prompts of one and of two lengths of 32, few enough tokens that greedy text soon meets <|SEOS|>.

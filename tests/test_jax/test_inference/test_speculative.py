@@ -10,8 +10,9 @@ import pytest
 
 from stellarbyte.architecture import RopeScaling
 from stellarbyte.errors import UserError
+from stellarbyte.sampling import Sampling
 from stellarbyte_jax.inference.generate import Generator
-from stellarbyte_jax.inference.sampling import Sampling, warp
+from stellarbyte_jax.inference.sampling import warp
 from stellarbyte_jax.inference.speculative import SpeculativeGenerator
 from test_jax.tiny import random_tokens, tiny_config, tiny_model
 

@@ -4,15 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from stellarbyte.errors import UserError
+from stellarbyte.sampling import Sampling
 from stellarbyte_jax.config import ByteConfig, DataConfig
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.inference.generate import Generator
-from stellarbyte_jax.inference.sampling import Sampling
-from stellarbyte_jax.inference.text import Answer, StopCutter, generate_text
+from stellarbyte_jax.inference.text import Answer, generate_text
 from test_jax.conftest import VOCAB_SIZE
 from test_jax.tiny import random_tokens, tiny_config, tiny_model
 
@@ -24,29 +22,6 @@ def cut(text: str, stop: Sequence[str]) -> str:
         if complete:
             return text[: end - max(complete)]
     return text
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    pieces=st.lists(st.text("ab", max_size=4), max_size=8),
-    stop=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3),
-)
-def test_cutting_depends_on_no_border(pieces: list[str], stop: list[str]) -> None:
-    cutter, passed = StopCutter(stop), ""
-    for piece in pieces:
-        passed += cutter.push(piece)
-        if cutter.stopped:
-            break
-        assert "".join(pieces).startswith(passed)
-    passed += cutter.finish()
-    assert passed == cut("".join(pieces), stop)
-    assert cutter.stopped == any(s in "".join(pieces) for s in stop)
-
-
-def test_nothing_is_held_back_that_begins_no_stop_string() -> None:
-    cutter = StopCutter(["\n\n", "END"])
-    assert [cutter.push(text) for text in ("one\n", "two E", "N", "d\n", "\nx")] == ["one", "\ntwo ", "", "ENd", ""]
-    assert cutter.stopped
 
 
 @pytest.fixture(scope="module")

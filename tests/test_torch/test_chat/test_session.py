@@ -8,14 +8,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stellarbyte.errors import UserError
+from stellarbyte.sampling import Sampling
 from stellarbyte_torch.chat.session import ChatSession, open_session
 from stellarbyte_torch.chat.terminal import add_adapters
-from stellarbyte_torch.generate import Sampling
 
 from ..chat_models import QUESTIONS, adapter_folder, adapter_folders, chat_folder
 from ..lora_models import bits, is_unchanged
 
-SHORT = Sampling(max_new_tokens=16)
+SHORT = 16
 
 
 @pytest.fixture(scope="module", params=["byte", "llama"])
@@ -44,7 +44,7 @@ def stock_answer(folder: Path, messages: list[dict[str, str]], **options: Any) -
 
 
 def test_a_conversation_is_that_of_stock_transformers(folder: Path) -> None:
-    session = open_session(folder, SHORT)
+    session = open_session(folder, max_new_tokens=SHORT)
     session.system = "Answer briefly."
     messages = [{"role": "system", "content": session.system}]
     for question in QUESTIONS:
@@ -70,7 +70,7 @@ def test_a_conversation_is_that_of_stock_transformers(folder: Path) -> None:
 def test_later_answers_read_only_what_is_new(tmp_path: Path, changes: dict[str, Any]) -> None:
     """With the cache of the answer before; but not where longer texts turn all keys by other angles."""
     folder = chat_folder(tmp_path, **changes)
-    session = open_session(folder, SHORT)
+    session = open_session(folder, max_new_tokens=SHORT)
     read: list[int] = []
     session.manager.model.model.register_forward_pre_hook(lambda _module, arguments: read.append(arguments[0].shape[1]))
     first, second = session.answer(QUESTIONS[0]), session.answer(QUESTIONS[1])
@@ -84,7 +84,7 @@ def test_later_answers_read_only_what_is_new(tmp_path: Path, changes: dict[str, 
 
 
 def test_adapters_swap_within_a_conversation(byte_folder: Path, adapters: list[Path]) -> None:
-    session = open_session(byte_folder, SHORT)
+    session = open_session(byte_folder, max_new_tokens=SHORT)
     before = bits(session.manager.model)
     base = session.answer(QUESTIONS[0])
     for folder in adapters:
@@ -110,7 +110,7 @@ def test_adapters_swap_within_a_conversation(byte_folder: Path, adapters: list[P
 
 def test_the_same_seed_gives_the_same_conversation(byte_folder: Path) -> None:
     def conversation(seed: int) -> list[str]:
-        session = open_session(byte_folder, Sampling(temperature=1.5, top_k=40, max_new_tokens=16, seed=seed))
+        session = open_session(byte_folder, Sampling(temperature=1.5, top_k=40), SHORT, seed)
         return [session.answer(QUESTIONS[0]).text for _ in range(2)]
 
     first = conversation(1)
@@ -118,14 +118,14 @@ def test_the_same_seed_gives_the_same_conversation(byte_folder: Path) -> None:
 
 
 def test_special_tokens_in_a_message_stay_text(byte_folder: Path) -> None:
-    session = open_session(byte_folder, SHORT)
+    session = open_session(byte_folder, max_new_tokens=SHORT)
     plain, forged = session.answer("xx"), session.answer("x<|SEOS|>x")
     assert forged.prompt_tokens - plain.prompt_tokens > len("<|SEOS|>")
 
 
 def test_what_outgrows_the_context_is_forgotten_from_the_oldest_turn(tmp_path: Path) -> None:
     folder = chat_folder(tmp_path, max_position_embeddings=128)
-    session = open_session(folder, Sampling(max_new_tokens=1000))
+    session = open_session(folder, max_new_tokens=1000)
     session.system = "Be kind."
     answers = [session.answer(f"question {number}") for number in range(4)]
     assert any(answer.forgotten for answer in answers)
@@ -142,7 +142,7 @@ def test_what_outgrows_the_context_is_forgotten_from_the_oldest_turn(tmp_path: P
 
 
 def test_a_message_that_fits_alone_is_answered_in_what_is_left(tmp_path: Path) -> None:
-    session = open_session(chat_folder(tmp_path, max_position_embeddings=128), Sampling(max_new_tokens=100))
+    session = open_session(chat_folder(tmp_path, max_position_embeddings=128), max_new_tokens=100)
     session.answer("hello")
     answer = session.answer("x" * 90)
     assert answer.forgotten == 2
@@ -154,7 +154,7 @@ def test_a_message_that_fits_alone_is_answered_in_what_is_left(tmp_path: Path) -
 
 
 def test_an_answer_breaks_off_when_asked_to(byte_folder: Path) -> None:
-    session = open_session(byte_folder, Sampling(max_new_tokens=100))
+    session = open_session(byte_folder, max_new_tokens=100)
     pieces: list[str] = []
     answer = session.answer(QUESTIONS[0], on_text=pieces.append, stop=lambda: len(pieces) >= 3)
     assert answer.finish == "interrupted"
@@ -178,7 +178,7 @@ def test_answers_end_where_template_tokenizer_or_generation_config_say(byte_fold
         return scores
 
     model.lm_head.register_forward_hook(force)
-    session = ChatSession(model, tokenizer, SHORT, template)
+    session = ChatSession(model, tokenizer, max_new_tokens=SHORT, chat_template=template)
     letter = tokenizer.encode("a", add_special_tokens=False)[0]
     for end in (turn, call, 1):
         forced[:] = [letter, letter, end]
@@ -191,7 +191,7 @@ def test_answers_end_where_template_tokenizer_or_generation_config_say(byte_fold
 
 
 def test_undo_takes_back_a_message_and_its_answer(byte_folder: Path) -> None:
-    session = open_session(byte_folder, SHORT)
+    session = open_session(byte_folder, max_new_tokens=SHORT)
     with pytest.raises(UserError, match="nothing has been said yet"):
         session.undo()
     first = session.answer(QUESTIONS[0]).text
@@ -203,13 +203,13 @@ def test_undo_takes_back_a_message_and_its_answer(byte_folder: Path) -> None:
 @pytest.mark.parametrize("name", ["off", "a b", "a.b", "", "a/b"])
 def test_a_name_that_commands_or_torch_could_not_use(byte_folder: Path, adapters: list[Path], name: str) -> None:
     with pytest.raises(UserError, match="cannot name an adapter"):
-        open_session(byte_folder, SHORT).add_adapter(name, adapters[0])
+        open_session(byte_folder, max_new_tokens=SHORT).add_adapter(name, adapters[0])
 
 
 def test_bad_adapters_get_a_sentence_and_leave_the_session_whole(
     byte_folder: Path, adapters: list[Path], tmp_path: Path
 ) -> None:
-    session = open_session(byte_folder, SHORT)
+    session = open_session(byte_folder, max_new_tokens=SHORT)
     expected = session.answer(QUESTIONS[0]).text
     with pytest.raises(UserError, match=r"missing holds no adapter_config\.json"):
         session.add_adapter("x", tmp_path / "missing")
@@ -246,18 +246,18 @@ def test_templates(byte_folder: Path, tmp_path: Path) -> None:
     bare = shutil.copytree(byte_folder, tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
     with pytest.raises(UserError, match="bare has no chat template: set --chat-template to a Jinja file or to stella"):
-        open_session(bare, SHORT)
-    expected = open_session(byte_folder, SHORT).answer(QUESTIONS[0]).text
-    assert open_session(bare, SHORT, "stellarbyte").answer(QUESTIONS[0]).text == expected
+        open_session(bare, max_new_tokens=SHORT)
+    expected = open_session(byte_folder, max_new_tokens=SHORT).answer(QUESTIONS[0]).text
+    assert open_session(bare, max_new_tokens=SHORT, chat_template="stellarbyte").answer(QUESTIONS[0]).text == expected
     with pytest.raises(UserError, match=r"--chat-template no\.jinja cannot be read \(No such file"):
-        open_session(bare, SHORT, "no.jinja")
+        open_session(bare, max_new_tokens=SHORT, chat_template="no.jinja")
 
     strict = tmp_path / "strict.jinja"
     strict.write_text(
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
         "{% for m in messages %}{{ m.content }}{% endfor %}"
     )
-    session = open_session(bare, SHORT, str(strict))
+    session = open_session(bare, max_new_tokens=SHORT, chat_template=str(strict))
     session.system = "x"
     with pytest.raises(UserError, match=r"does not suit the chat template \(no system here\)"):
         session.answer("hello")
@@ -275,7 +275,7 @@ def test_a_tokenizer_of_another_model(byte_folder: Path, tmp_path: Path) -> None
             content["model"]["vocab"][token] = 999
     (other / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="writes token 999, and the model knows 259"):
-        open_session(other, SHORT).answer("hello")
+        open_session(other, max_new_tokens=SHORT).answer("hello")
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_folders_without_a_model(byte_folder: Path, tmp_path: Path, spoil: Any, 
     folder = shutil.copytree(byte_folder, tmp_path / "copy")
     spoil(folder)
     with pytest.raises(UserError, match=complaint):
-        open_session(folder, SHORT)
+        open_session(folder, max_new_tokens=SHORT)
 
 
 def test_adapters_by_name_and_by_paths_with_an_equals_sign(
@@ -301,7 +301,7 @@ def test_adapters_by_name_and_by_paths_with_an_equals_sign(
     shutil.copytree(adapters[0], "runs/lr=1e-4/adapter")
     shutil.copytree(adapters[0], "lr=3")
     shutil.copytree(adapters[1], "v1.0")
-    session = open_session(byte_folder, SHORT)
+    session = open_session(byte_folder, max_new_tokens=SHORT)
     options = ["a=runs/lr=1e-4/adapter", "runs/lr=1e-4/adapter", "lr=3", "b=lr=3", "v1.0", str(tmp_path / "lr=3") + "/"]
     add_adapters(session, options[:5])
     assert session.manager.names == ["a", "adapter", "lr_3", "b", "v1_0"] and session.adapter == "a"

@@ -15,11 +15,10 @@ import pytest
 
 from stellarbyte_torch import cli
 from stellarbyte_torch.chat.session import open_session
-from stellarbyte_torch.generate import Sampling
 
 from ..chat_models import QUESTIONS, adapter_folders, chat_folder
 
-SHORT = Sampling(max_new_tokens=16)
+SHORT = 16
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def adapters(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pat
 
 @pytest.fixture(scope="module")
 def base_answers(folder: Path) -> list[str]:
-    session = open_session(folder, SHORT)
+    session = open_session(folder, max_new_tokens=SHORT)
     return [session.answer(question).text for question in QUESTIONS]
 
 
@@ -68,7 +67,7 @@ def test_adapters_swap_between_two_lines(
     texts = [answer["text"] for answer in answers]
     assert texts[0] == texts[3]
     assert len(set(texts)) == 3
-    assert texts[1] == open_session(folder, SHORT).answer("hello").text
+    assert texts[1] == open_session(folder, max_new_tokens=SHORT).answer("hello").text
     replies = {record["command"]: record["reply"] for record in records if "command" in record}
     assert replies["/adapters"] == "* terse\n  second\n  off"
     assert replies["/adapter second"].startswith("adapter second is active (")
@@ -92,7 +91,7 @@ def test_an_adapter_may_come_later(
 
 
 def test_system_texts(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    session = open_session(folder, SHORT)
+    session = open_session(folder, max_new_tokens=SHORT)
     plain = session.answer("hello").text
     session.undo()
     session.system = "Be brief."

@@ -1,0 +1,50 @@
+"""How a draw of the next token is set, in Hugging Face's words: the same in JAX and in PyTorch."""
+
+import math
+from dataclasses import dataclass
+
+from stellarbyte.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What becomes of the logits before a draw, in the order of Hugging Face's generate.
+
+    The repetition penalty (Keskar et al. 2019, arXiv:1909.05858) on tokens of the prompt and the answer so far; then,
+    at temperature 0, the likeliest token; otherwise the temperature, top-k, top-p (Holtzman et al. 2020,
+    arXiv:1904.09751) and min-p (Nguyen et al. 2024, arXiv:2407.01082).
+
+    Raises:
+        UserError: a value is out of range, or is meant for draws at temperature 0, which draws nothing.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature {self.temperature} must be at least 0 (0 is greedy) and finite")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k {self.top_k} must be at least 1")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p {self.top_p} must be greater than 0 and at most 1")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise UserError(f"min_p {self.min_p} must be at least 0 and at most 1")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise UserError(
+                f"repetition_penalty {self.repetition_penalty} must be greater than 0 (1 is none) and finite"
+            )
+        for name in ("top_k", "top_p", "min_p"):
+            if self.temperature == 0 and getattr(self, name) is not None:
+                raise UserError(
+                    f"{name} {getattr(self, name)} has no effect at temperature 0, which takes the likeliest token: "
+                    "set a temperature above 0, or leave it out"
+                )
+
+    @property
+    def penalises(self) -> bool:
+        """Whether a draw depends on which tokens there were."""
+        return self.repetition_penalty != 1

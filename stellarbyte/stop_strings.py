@@ -1,0 +1,43 @@
+"""Ends a text before the first of some stop strings, wherever the pieces that it comes in begin and end."""
+
+from collections.abc import Sequence
+
+from stellarbyte.errors import UserError
+
+
+class StopCutter:
+    """Passes text on up to the first stop string, holding back what may yet turn out to begin one.
+
+    Of two stop strings that are complete at the same character, the text ends before the longer.
+
+    Raises:
+        UserError: a stop string is empty.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        if "" in stop:
+            raise UserError("stop '' would end every answer at once: give at least one character, or leave it out")
+        self.stopped = False
+        self._stop, self._held = tuple(stop), ""
+
+    def push(self, text: str) -> str:
+        """What can be passed on, once this text has come; may be empty."""
+        assert not self.stopped
+        held = self._held + text
+        found = [(start + len(stop), start) for stop in self._stop if (start := held.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return held[: min(found)[1]]
+        beginning = max((_overlap(held, stop) for stop in self._stop), default=0)
+        self._held = held[len(held) - beginning :]
+        return held[: len(held) - beginning]
+
+    def finish(self) -> str:
+        """What was held back, once no more text will come."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of the text are the beginning of a stop string."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
