@@ -98,7 +98,8 @@ def generate(
             f"{config.max_position_embeddings} that must hold the answer, too: shorten it"
         )
     input_ids = torch.tensor([prompt_ids], device=model.device)
-    stream = TextStream(tokenizer, on_text, stop=stop)
+    eos_ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    stream = TextStream(tokenizer, on_text, eos_ids, stop)
     torch.manual_seed(seed)
     started = time.perf_counter()
     output_ids = model.generate(
@@ -116,7 +117,6 @@ def generate(
     )
     new_ids = output_ids[0, len(prompt_ids) :].tolist()
     seconds = time.perf_counter() - started
-    eos_ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     ended = bool(new_ids) and new_ids[-1] in eos_ids
     new_ids = new_ids[:-1] if ended else new_ids
     cut_at = room if not ended and not stream.stopped and room < max_new_tokens else None

@@ -72,7 +72,7 @@ def test_a_continuation_that_is_empty_still_ends_the_line(
         (["generate", "HERE", "--prompt", "x", "--top-k", "many"], "argument --top-k: invalid int value: 'many'"),
         (["generate", "HERE", "--prompt", "x", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (["generate", "HERE", "--prompt", "x", "--topk", "3"], "unrecognized arguments: --topk 3"),
-        (["generate", "HERE", "--prompt", "x", "--top-p", "2"], "--top-p 2.0 must be greater than 0 and at most 1"),
+        (["generate", "HERE", "--prompt", "x", "--top-p", "2"], "top_p 2.0 must be greater than 0 and at most 1"),
         (
             ["generate", "missing", "--prompt", "x"],
             "missing is not a folder: give one that `stellarbyte-convert to-hf` wrote",

@@ -153,7 +153,7 @@ def test_a_mistake_ends_a_script_with_a_sentence(
     [
         (["--adapter", "off=x"], "'off' cannot name an adapter"),
         (["--adapter", "nowhere"], "nowhere holds no adapter_config.json"),
-        (["--top-p", "0.5"], "--top-p 0.5 has no effect at --temperature 0"),
+        (["--top-p", "0.5"], "top_p 0.5 has no effect at temperature 0"),
         (["--chat-template", "no.jinja"], "--chat-template no.jinja cannot be read"),
         (["--device", "tpu9"], "--device tpu9 is not available here"),
     ],
