@@ -213,6 +213,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     prune.add_argument("--json", action="store_true", help="print one JSON object, each head's importance included")
 
+    info = command("info", commands.info, "tell what a folder is: a run, a model, an adapter, shards or a tokenizer")
+    info.add_argument("path", metavar="FOLDER", type=Path)
+    info.add_argument("--json", action="store_true", help="print one JSON object")
+
     generate = command("generate", commands.generate, "continue a prompt with a run's model")
     _run_dir_options(generate, nargs="?")
     generate.add_argument("--prompt", required=True, metavar="TEXT", nargs="+", help="the text to continue, or several")

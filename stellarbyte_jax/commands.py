@@ -291,3 +291,10 @@ def prune(options: argparse.Namespace) -> None:
     print(f"bits per byte on {done.before['tokens']:.0f} validation tokens: {before:.4f} before, {after:.4f} after")
     model = options.output_dir / "model.yaml"
     print(f"{options.output_dir}: the pruned model; train it on with --model {model} --output_dir {options.output_dir}")
+
+
+def info(options: argparse.Namespace) -> None:
+    """Tell what a folder is."""
+    from stellarbyte.info import info, info_text
+
+    print((json.dumps if options.json else info_text)(info(options.path)))

@@ -1,0 +1,214 @@
+"""Tells in a few lines what a folder is: a run, a model, an adapter, token shards or a tokenizer."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from stellarbyte.config.nodes import read_yaml
+from stellarbyte.config.plain import plain
+from stellarbyte.errors import UserError
+from stellarbyte.metrics_file import record_of
+from stellarbyte.reading import read_json, read_json_object, read_text
+from stellarbyte.safetensors_header import read_header
+
+Facts = dict[str, Any]
+
+_MOST_METRICS_BYTES = 1 << 30
+
+
+def info(path: Path) -> Facts:
+    """What the folder holds, from its small files and the headers of its weights; `kind` comes first.
+
+    Raises:
+        UserError: there is no such folder, it is none of these, or what says what it is cannot be read.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} is {'a file' if path.exists() else 'not there'}: name a folder")
+    for name, describe in _KINDS.items():
+        if (path / name).exists():
+            return describe(path)
+    raise UserError(
+        f"{path} is no run, model, adapter, token shards or tokenizer of ours: it holds none of {', '.join(_KINDS)}"
+    )
+
+
+def info_text(facts: Mapping[str, Any]) -> str:
+    """The facts as lines, their names in one column."""
+    width = max(map(len, facts)) + 2
+    return "\n".join(f"{name.replace('_', ' '):{width}}{_shown(value)}" for name, value in facts.items())
+
+
+def _run(path: Path) -> Facts:
+    """Of a run of either wing: what it trains, how far it is, and what is saved of it."""
+    steps = sorted(int(name) for name in _names(path / "checkpoints") if name.isdecimal())
+    if (path / "config.yaml").exists():
+        config = plain(read_yaml(path / "config.yaml"))
+    elif steps:  # what from-hf makes has none
+        metadata = path / "checkpoints" / str(steps[-1]) / "metadata" / "metadata"
+        config = _section(read_json_object(metadata), "config")
+    else:
+        raise UserError(f"{path} is a run without config.yaml and without checkpoints: nothing is known of it")
+    if steps or "data" not in config or isinstance(config.get("model"), dict):
+        newest = path / "checkpoints" / str(max(steps, default=0))
+        facts: Facts = {"kind": "pretraining run" if config.get("lora") is None else "pretraining run of adapters"}
+        facts |= {"model": _architecture(_section(config, "model"))}
+        facts |= {"parameters": _orbax_parameters(newest)} if steps else {}
+        facts |= {"data": _section(config, "data")["shards"]} if "shards" in _section(config, "data") else {}
+    else:
+        steps = sorted(int(n.rpartition("-")[2]) for n in _names(path / "checkpoints") if _is_trainers(n))
+        facts = {"kind": "fine-tuning run", "base": config.get("model")}
+        sources = _section(config, "data").get("sources")
+        facts["data"] = [str(source.get("path")) for source in sources or () if isinstance(source, dict)]
+    facts |= (
+        {"steps_wanted": training["max_steps"]} if "max_steps" in (training := _section(config, "training")) else {}
+    )
+    facts |= _latest(path / "metrics.jsonl")
+    facts |= {"checkpoints": steps}
+    results = [name for name in ("adapter", "model", "hf") if (path / name).is_dir()]
+    return facts | ({"result": [f"{path}/{name}" for name in results]} if results else {})
+
+
+def _model(path: Path) -> Facts:
+    """Of a Hugging Face folder: architecture, weights and tokenizer."""
+    config = read_json_object(path / "config.json")
+    kind = "StellarByte model" if config.get("model_type") == "stellarbyte" else "Hugging Face model"
+    facts: Facts = {"kind": kind, "model_type": config.get("model_type"), "model": _architecture(config)}
+    facts |= _weights(path, "model.safetensors")
+    facts |= {"context": config.get("max_position_embeddings")} | _vocabulary(path)
+    if (path / "stellarbyte_export.json").is_file():
+        export = read_json_object(path / "stellarbyte_export.json")
+        facts |= {"step": export.get("step"), "written_by": f"stellarbyte {export.get('stellarbyte')}"}
+    return facts
+
+
+def _adapter(path: Path) -> Facts:
+    """Of PEFT's folder: what kind of adapter, for which base, of which size."""
+    config = read_json_object(path / "adapter_config.json")
+    facts: Facts = {"kind": "adapter", "peft_type": config.get("peft_type")}
+    facts |= {"base": config.get("base_model_name_or_path")}
+    facts |= {"r": config.get("r"), "lora_alpha": config.get("lora_alpha")}
+    targets = config.get("target_modules")
+    facts["target_modules"] = sorted(map(str, targets)) if isinstance(targets, list) else targets
+    facts |= {"modules_to_save": config["modules_to_save"]} if config.get("modules_to_save") else {}
+    return facts | _weights(path, "adapter_model.safetensors")
+
+
+def _shards(path: Path) -> Facts:
+    """Of token shards: what they were made of, and how much."""
+    manifest = read_json_object(path / "manifest.json")
+    recipe, splits = _section(manifest, "recipe"), _section(manifest, "splits")
+    facts: Facts = {"kind": f"token shards of {'text' if recipe.get('chat') is None else 'conversations'}"}
+    for name in splits:
+        counts = _section(splits, name)
+        facts[name] = f"{counts.get('tokens'):,} tokens, {counts.get('documents'):,} documents" if counts else None
+    sources = recipe.get("source_files")
+    facts |= {"source_files": len(sources) if isinstance(sources, list) else None}
+    return facts | {"bad_records": manifest.get("bad_record_count"), "tokenizer_sha256": recipe.get("tokenizer_sha256")}
+
+
+def _tokenizer(path: Path) -> Facts:
+    """Of a tokenizer's folder."""
+    return {"kind": "tokenizer"} | _vocabulary(path)
+
+
+# The file that a folder is known by, the more telling ones first.
+_KINDS: dict[str, Callable[[Path], Facts]] = {
+    "adapter_config.json": _adapter,
+    "config.json": _model,
+    "config.yaml": _run,
+    "checkpoints": _run,
+    "manifest.json": _shards,
+    "tokenizer.json": _tokenizer,
+}
+
+
+def _architecture(fields: Mapping[str, Any]) -> str | None:
+    def size(name: str) -> Any:
+        return fields.get(name, "?")
+
+    if "hidden_size" not in fields:
+        return None
+    text = f"{size('num_hidden_layers')} layers of {size('hidden_size')}, {size('num_attention_heads')} heads"
+    if fields.get("num_key_value_heads") not in (None, fields.get("num_attention_heads")):
+        text += f" ({fields['num_key_value_heads']} for keys and values)"
+    experts = fields.get("num_experts") or fields.get("num_local_experts")
+    text += f", {experts} experts" if experts else f", feed-forward {size('intermediate_size')}"
+    return f"{text}, vocabulary {size('vocab_size')}"
+
+
+def _weights(path: Path, name: str) -> Facts:
+    """Parameters, dtypes and bytes of a folder's safetensors files."""
+    index = path / f"{name}.index.json"
+    files = [path / name]
+    if not files[0].exists() and index.exists():
+        weight_map = _section(read_json_object(index), "weight_map")
+        files = [path / Path(str(file)).name for file in sorted(set(map(str, weight_map.values())))]
+    if not files[0].exists():
+        return {"weights": "none in safetensors files"}
+    tensors = [tensor for file in files for tensor in read_header(file).values()]
+    count = sum(math.prod(tensor.shape) for tensor in tensors)
+    dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors}))
+    return {"parameters": count, "weights": f"{dtypes}, {sum(t.end - t.start for t in tensors):,} bytes"}
+
+
+def _orbax_parameters(checkpoint: Path) -> int | None:
+    if not (checkpoint / "params" / "_METADATA").is_file():
+        return None
+    tree = _section(read_json_object(checkpoint / "params" / "_METADATA"), "tree_metadata")
+    shapes = (_section(_section(tree, name), "value_metadata").get("write_shape") for name in tree)
+    return sum(math.prod(shape) for shape in shapes if isinstance(shape, list))
+
+
+def _vocabulary(path: Path) -> Facts:
+    if not (path / "tokenizer.json").is_file():
+        return {"tokenizer": "none"}
+    tokenizer = read_json_object(path / "tokenizer.json")
+    vocabulary, added = _section(tokenizer, "model").get("vocab"), tokenizer.get("added_tokens")
+    words = set(vocabulary) if isinstance(vocabulary, dict) else set(range(len(vocabulary or ())))
+    special = [str(token.get("content")) for token in added or () if isinstance(token, dict) and token.get("special")]
+    extra = {token.get("content") for token in added or () if isinstance(token, dict)} - words
+    config = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
+    template = (path / "chat_template.jinja").is_file() or (isinstance(config, dict) and "chat_template" in config)
+    shown = ", ".join(special[:6]) + (" …" if len(special) > 6 else "")
+    return {
+        "tokenizer": f"{len(words) + len(extra):,} tokens, special: {shown or 'none'}",
+        "chat_template": "yes" if template else "no",
+    }
+
+
+def _latest(metrics: Path) -> Facts:
+    """The last step and losses that a run's metrics tell."""
+    if not metrics.is_file():
+        return {"step": 0}
+    facts: Facts = {"step": 0}
+    for line in read_text(metrics, _MOST_METRICS_BYTES).splitlines():
+        record = record_of(line)
+        if record is None:
+            continue
+        facts["step"] = record["step"]
+        facts |= {name: record[name] for name in ("loss", "validation_loss") if name in record}
+    return facts
+
+
+def _is_trainers(name: str) -> bool:
+    return name.startswith("checkpoint-") and name.rpartition("-")[2].isdecimal()
+
+
+def _names(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+
+
+def _section(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = mapping.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not said"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if type(value) is int else str(value)
