@@ -1,1 +1,1 @@
-"""The bridge: StellarByte checkpoints between JAX and Hugging Face, bit for bit."""
+"""The bridge: it carries StellarByte checkpoints between JAX and Hugging Face, bit for bit."""

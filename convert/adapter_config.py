@@ -1,4 +1,4 @@
-"""What adapters there are: a run's LoRAConfig, and PEFT's adapter_config.json."""
+"""Translates between a run's LoRAConfig and PEFT's adapter_config.json."""
 
 import json
 import re
@@ -16,30 +16,30 @@ from stellarbyte_jax.lora_config import LoRAConfig, ends_with
 
 ADAPTER_CONFIG = "adapter_config.json"
 
-# Fields of PEFT that say nothing of what a saved adapter computes, whatever they hold.
+# Fields of PEFT that do not change what a saved adapter computes, whatever their value.
 _SILENT = {
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",
     "layers_pattern", "lora_ga_config", "loftq_config", "megatron_config", "megatron_core", "peft_type", "peft_version",
     "qalora_group_size", "revision", "runtime_config", "task_type",
 }  # fmt: skip
 
-# Fields that name what is adapted, at what rank: the tensors tell that, and alphas are worked out below.
+# Fields that say what is adapted and at what rank. The tensors tell that as well; alphas are derived below.
 _SPOKEN_FOR = {
     "alpha_pattern", "exclude_modules", "init_lora_weights", "layers_to_transform", "lora_alpha", "lora_dropout", "r",
     "rank_pattern", "target_modules", "use_rslora",
 }  # fmt: skip
 
-# Other ways to start change the base as well, and such an adapter is none for the base as it was.
+# Other ways to start change the base as well, so such an adapter does not fit the base as it was.
 _STARTS_BESIDE_THE_BASE = (True, False, "gaussian", "orthogonal", "eva")
 
 
-# How PEFT looks a module's full name up in a pattern's keys.
+# The expression by which PEFT looks up a module's full name among a pattern's keys.
 _FITTED = r"(.*\.)?({})$"
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """What the tensors of an adapter show: the layers, and each adapted module of a layer with its rank."""
+    """What the tensors of an adapter show: the adapted layers, and each adapted module with its rank."""
 
     layers: list[int]
     ranks: dict[str, int]
@@ -48,7 +48,7 @@ class Adapted:
 def to_peft(
     config: LoRAConfig, modules: Iterable[str], num_hidden_layers: int, base_model: str | None
 ) -> dict[str, Any]:
-    """The fields of adapter_config.json for the adapters of a run, of whose modules `modules` are adapted."""
+    """The fields of adapter_config.json for the adapters of a run; `modules` are the modules that are adapted."""
     modules = list(modules)
     every = isinstance(config.target_modules, str)
     targets = {name.rpartition(".")[2] for name in modules} if every else set(config.target_modules)
@@ -73,10 +73,10 @@ def to_peft(
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The fields of a folder's adapter_config.json, once each is known to be one that adapters in JAX can have.
+    """The fields of a folder's adapter_config.json, after checking that adapters in JAX can have each of them.
 
     Raises:
-        UserError: no such file, no LoRA, or a field that would change what the adapter computes.
+        UserError: there is no such file, it is no LoRA, or a field would change what the adapter computes.
     """
     path = folder / ADAPTER_CONFIG
     fields = read_json_object(path, 16 * MIB)
@@ -107,10 +107,10 @@ def from_peft(fields: Mapping[str, Any], adapted: Adapted, modules: list[str], l
     """The run's config of the same adapters.
 
     Args:
-        fields: as `read` gave them.
+        fields: the fields that `read` returned.
         adapted: what the tensors show.
         modules: all modules of a layer that could be adapted.
-        layers: how many the model has.
+        layers: the number of layers of the model.
         where: names the source of `fields` in errors.
 
     Raises:
@@ -151,7 +151,7 @@ def from_peft(fields: Mapping[str, Any], adapted: Adapted, modules: list[str], l
         alpha_pattern=fields.get("alpha_pattern") or {},
         **common,
     )
-    # Regular expressions and names of single layers are PEFT's alone: then the modules are named one by one.
+    # Only PEFT knows regular expressions and names of single layers; for these, modules are named one by one.
     one_by_one = LoRAConfig(
         target_modules=tuple(adapted.ranks),
         rank_pattern={module: rank for module, rank in adapted.ranks.items() if rank != common["r"]},
@@ -166,7 +166,7 @@ def _describe(config: LoRAConfig, modules: list[str]) -> dict[str, tuple[int, fl
 
 
 def _by_pattern(pattern: Mapping[str, Any] | None, name: str, otherwise: Any) -> Any:
-    """The value of the first key that fits a module's full name, as PEFT looks it up."""
+    """The value of the first key that matches a module's full name, as PEFT looks it up."""
     for key, value in (pattern or {}).items():
         if re.match(_FITTED.format(key), name):
             return value
@@ -174,9 +174,9 @@ def _by_pattern(pattern: Mapping[str, Any] | None, name: str, otherwise: Any) ->
 
 
 def _in_any_order(pattern: Mapping[str, Any], modules: list[str]) -> dict[str, Any]:
-    """A run's pattern as one of PEFT's that means the same in any order, as PEFT sorts the keys when it saves.
+    """A run's pattern as a pattern of PEFT's that means the same in any order, because PEFT sorts keys when it saves.
 
-    Where two values fit one module, of which a run takes the first, each module is named in full.
+    If two keys with different values match one module, a run takes the first; then each module is named in full.
     """
     fitting = {module: [value for name, value in pattern.items() if ends_with(module, name)] for module in modules}
     if all(len(set(values)) < 2 for values in fitting.values()):
@@ -185,5 +185,5 @@ def _in_any_order(pattern: Mapping[str, Any], modules: list[str]) -> dict[str, A
 
 
 def _whole(number: float) -> float:
-    """As an integer where it is one, which is how PEFT writes an alpha."""
+    """The number as an integer if it is one, which is how PEFT writes an alpha."""
     return int(number) if float(number).is_integer() else number

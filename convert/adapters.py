@@ -1,4 +1,4 @@
-"""Adapters between a run and PEFT's folder, bit for bit."""
+"""Carries adapters between a run and PEFT's folder, bit for bit."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -37,16 +37,17 @@ def to_peft(
     """Writes a run's adapters as a folder that stock PEFT loads; needs neither torch nor PEFT.
 
     Args:
-        run_dir: the output_dir of a run with `lora`, or what `from_peft` made.
-        adapter_dir: is written beside and renamed at the end. An earlier export there is replaced.
-        step: of the checkpoint; the newest by default.
-        base_model: the Hugging Face folder or name that the adapter is for, for PEFT to find it.
-        force: replace what is in `adapter_dir` under the same names even if no export wrote it.
+        run_dir: the output_dir of a run with `lora`, or a run directory that `from_peft` made.
+        adapter_dir: the folder to write. It is written beside its place and renamed; an earlier export is replaced.
+        step: the step of the checkpoint; the newest by default.
+        base_model: the Hugging Face folder or name of the base, where PEFT will look for it.
+        force: whether to replace files of the same names in `adapter_dir` that no export wrote.
 
     Raises:
-        UserError: no such checkpoint, or one of a whole model; `adapter_dir` holds what is not ours; the disk is full.
+        UserError: there is no such checkpoint, or it is of a whole model; `adapter_dir` holds files that no export
+            wrote; the disk is full.
     """
-    # Orbax takes seconds to import, which a mistake in the command line should not.
+    # Orbax takes seconds to import; a mistake in the command line should not wait for it.
     from stellarbyte_jax.checkpoints.checkpoint import load_params
 
     adapter_dir = adapter_dir.resolve()
@@ -76,7 +77,7 @@ def from_peft(adapter_dir: Path, run_dir: Path, base_dir: Path) -> Conversion:
     """Makes a run directory, step 0, of an adapter that PEFT saved, on the newest weights of the run in `base_dir`.
 
     Raises:
-        UserError: an adapter that JAX cannot hold, or for another base; weights that are missing, unknown, misshapen or
+        UserError: JAX cannot hold the adapter, or it is for another base; weights are missing, unknown, misshapen or
             broken; `base_dir` is no run of a whole model; `run_dir` exists; the disk is full.
     """
     from stellarbyte_jax.checkpoints.checkpoint import Base, RunMetadata, fingerprint, load_metadata, save_imported
@@ -109,7 +110,7 @@ def from_peft(adapter_dir: Path, run_dir: Path, base_dir: Path) -> Conversion:
 
 
 def to_peft_tensors(adapters: Params, config: ByteConfig, lora: LoRAConfig) -> dict[str, np.ndarray]:
-    """PEFT's key -> tensor of each A [R, in] and B [out, R]; what belongs to pruned heads is left out."""
+    """PEFT's key -> tensor of each A [R, in] and B [out, R]; channels of pruned heads are left out."""
     arrays = dict(weights.flatten(adapters))
     tensors = {}
     for layer in lora.layer_numbers(config.num_hidden_layers):
@@ -125,10 +126,10 @@ def to_peft_tensors(adapters: Params, config: ByteConfig, lora: LoRAConfig) -> d
 def from_peft_tensors(
     tensors: Mapping[str, LazyTensor], fields: Mapping[str, object], config: ByteConfig, where: str
 ) -> tuple[Params, LoRAConfig]:
-    """(a run's adapters, float32, zero where there is none; their config), of PEFT's tensors and adapter_config.json.
+    """(a run's adapters in float32, zero in layers without one; their config), from PEFT's tensors and config.
 
     Raises:
-        UserError: as `from_peft`.
+        UserError: as `from_peft` does.
     """
     linears = _linears(config)
     adapted = _adapted(tensors, linears, config.num_hidden_layers, where)
@@ -160,7 +161,7 @@ def from_peft_tensors(
 def _adapted(
     tensors: Mapping[str, LazyTensor], linears: Mapping[str, list[HFTensor]], num_layers: int, where: str
 ) -> Adapted:
-    """What the keys name, once all are known to be of one form: some modules, all in the same layers."""
+    """The layers and modules that the keys name, after checking that all modules have the same layers."""
     layers_of: dict[str, set[int]] = {}
     ranks: dict[str, int] = {}
     for key, tensor in tensors.items():
@@ -187,12 +188,12 @@ def _adapted(
     for module in layers_of:
         if module not in ranks:
             raise UserError(f"{where} lacks lora_A.weight of {module}: save the adapter again")
-    # In the base's own order, whatever that of the file.
+    # The order is that of the base, whatever the file's is.
     return Adapted(sorted(layers), {module: ranks[module] for module in linears if module in ranks})
 
 
 def _linears(config: ByteConfig) -> dict[str, list[HFTensor]]:
-    """A layer's adaptable modules by dotted name -> their matrix in each layer; a router is none of them."""
+    """Dotted name of each adaptable module -> its matrix in each layer; routers are not adaptable."""
     routers = {row.path for row in names.rows(config) if row.axes[-1] == "E"}
     linears: dict[str, list[HFTensor]] = {}
     for tensor in names.hf_tensors(config):

@@ -1,4 +1,4 @@
-"""The certificate of an export: that it is the run's model, to the last bit and token."""
+"""Certifies that an export is the run's model, to the last bit and token."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ LOGITS_TOLERANCE = 1e-5
 
 MAX_NEW_TOKENS = 32
 
-# Prose, code, digits and blanks, other scripts, and nothing at all: any of them exists in a byte-level vocabulary.
+# Nothing at all, prose, code, digits and blanks, and other scripts: a byte-level vocabulary can write all of them.
 DEFAULT_PROMPTS = (
     "",
     "Once upon a time there was a star that wanted to be a byte, and",
@@ -55,24 +55,24 @@ _LIBRARIES = ("stellarbyte", "jax", "flax", "numpy", "safetensors", "tokenizers"
 def verify(
     run_dir: Path, hf_dir: Path, *, step: int | None = None, prompts: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Compares a run with its export and writes HF_DIR/certificate.json; returns what that holds.
+    """Compares a run with its export, writes HF_DIR/certificate.json and returns its content.
 
-    `verdict` in it is "equal", or "different" with a sentence for each thing found in `differences`. An export with
-    LayerScale folded in is compared with the run's weights, folded; its logits with those of the run as it is.
+    `verdict` is "equal" or "different"; `differences` has a sentence for each difference. An export with LayerScale
+    folded in is compared with the run's folded weights, and its logits with those of the run as it is.
 
-    Both sides send a token to the same experts, exact ties included, but float32 sums in another order: where two
-    experts' scores are as near as rounding, the sides may choose differently, and logits there are apart by more than
-    the tolerance. That is reported as any other difference.
+    Both sides choose the same experts for a token, also at exact ties. But float32 sums depend on their order, so where
+    two experts' scores are as near as rounding, the sides may choose differently, and the logits there differ by more
+    than the tolerance. That is reported like any other difference.
 
     Args:
-        run_dir: of the run.
-        hf_dir: what `to-hf` made of it.
-        step: of the checkpoint; by default the one that the export names, else the newest.
-        prompts: to compare logits and continuations of; by default `DEFAULT_PROMPTS`.
+        run_dir: the output_dir of the run.
+        hf_dir: the folder that `to-hf` wrote.
+        step: the step of the checkpoint; by default the one that the export names, else the newest.
+        prompts: the prompts whose logits and continuations are compared; by default `DEFAULT_PROMPTS`.
 
     Raises:
-        UserError: no torch; no such run or step; a folder of another architecture, or one that cannot be loaded;
-            a prompt that the context has no room for.
+        UserError: torch is not installed; there is no such run or step; the folder has another architecture or cannot
+            be loaded; the context has no room for a prompt.
     """
     require_torch()
     config = hf_config.read_hf(hf_dir)
@@ -98,7 +98,7 @@ def verify(
         "tensors": hashes,
     }
     if config == expected and derived.keys() == stored.keys():
-        if dtype != "float32":  # compared are then the values that the export holds, rounded as they are
+        if dtype != "float32":  # then the values of the export are compared, rounded as they are
             checkpoint = replace(checkpoint, params=weights.from_hf(derived, expected, "float32"), config=expected)
         comparison = _compare_behaviour(checkpoint, hf_dir, prompts)
         differences += comparison.differences or export_files.differences(checkpoint, hf_dir, DEFAULT_PROMPTS[1])
@@ -125,14 +125,14 @@ def summary(certificate: Mapping[str, Any]) -> str:
 
 
 def to_json(certificate: Mapping[str, Any]) -> str:
-    """The certificate as JSON for people: token ids stand in a line, not one a line."""
+    """The certificate as JSON for people: a list of token ids stands on one line."""
     text = json.dumps(certificate, indent=2, ensure_ascii=False)
     # No string holds a raw line break, so this matches lists of numbers alone.
     return re.sub(r"\[\n\s+((?:\d+,\n\s+)*\d+)\n\s+\]", lambda match: f"[{' '.join(match[1].split())}]", text)
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a file, each a prompt; raises UserError where there are none."""
+    """The lines of a file, each a prompt. Raises UserError if there are none."""
     try:
         prompts = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
     except UnicodeDecodeError as error:
@@ -158,7 +158,7 @@ def _config_differences(run: ByteConfig, export: ByteConfig) -> list[str]:
 
 
 def _modeling_differences(hf_dir: Path) -> list[str]:
-    # What runs below is the installed code, never a folder's: it may come from a stranger.
+    # The installed code is run below, never the folder's, which may come from a stranger.
     return [
         f"{path.name} in the export is not that of the installed StellarByte: export again"
         for path in hf_checkpoint.modeling_files()
@@ -167,7 +167,7 @@ def _modeling_differences(hf_dir: Path) -> list[str]:
 
 
 def _compare_tensors(run: Mapping[str, Tensor], export: Mapping[str, Tensor]) -> tuple[dict[str, str], list[str]]:
-    """Hash of each tensor of the export, and what is not bit for bit that of the run."""
+    """(key -> hash of each tensor of the export, a sentence for each tensor that is not the run's bit for bit)."""
     hashes = {key: _hash(tensor) for key, tensor in export.items()}
     differences = [f"the export lacks {key}" for key in run if key not in export]
     differences += [f"the run has no {key}, which the export holds" for key in export if key not in run]
@@ -180,7 +180,7 @@ def _compare_tensors(run: Mapping[str, Tensor], export: Mapping[str, Tensor]) ->
 
 
 def _hash(tensor: Tensor) -> str:
-    # Viewed as bytes, for bfloat16 is no type that Python's buffers know.
+    # The values are viewed as bytes, because Python's buffers do not know bfloat16.
     return hashlib.sha256(np.asarray(tensor).reshape(-1).view(np.uint8).data).hexdigest()
 
 
@@ -198,7 +198,7 @@ class _Comparison:
 def _compare_behaviour(checkpoint: RunCheckpoint, hf_dir: Path, prompts: Sequence[str] | None) -> _Comparison:
     """Asks both sides for tokens, greedy continuations, and the logits of prompt and continuation."""
     config, tokenizer = checkpoint.config, Tokenizer(checkpoint.tokenizer_files, "of the run")
-    # One side after the other, so that a large model is not in memory for both.
+    # One side is asked after the other, so that a large model is in memory only once.
     texts = DEFAULT_PROMPTS if prompts is None else prompts
     side: Side = JaxSide(checkpoint.params, config, tokenizer)
     token_ids = side.encode(texts)
@@ -231,7 +231,7 @@ def _compare_behaviour(checkpoint: RunCheckpoint, hf_dir: Path, prompts: Sequenc
 
 
 def _compare_logits(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> dict[str, Any]:
-    """How far logits are apart; errors are None where one of them is not finite, for which JSON has no number."""
+    """How far logits are apart. Errors are None if a logit is not finite, because JSON has no number for that."""
     a, b = np.concatenate(ours), np.concatenate(theirs)
     error = float(np.abs(a - b).max()) if np.isfinite(a).all() and np.isfinite(b).all() else None
     largest = max(float(np.abs(b).max()), float(np.finfo(np.float32).tiny))
@@ -246,7 +246,7 @@ def _compare_logits(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) ->
 def _fit(
     texts: Sequence[str], token_ids: Sequence[TokenIds], config: ByteConfig, shorten: bool
 ) -> tuple[list[TokenIds], int]:
-    """[bos] + prompt for each, shortened if allowed to half the context, and how many tokens fit behind the longest."""
+    """(bos + prompt for each, cut to half the context if `shorten`; how many tokens fit behind the longest)."""
     context = config.max_position_embeddings
     starts = [[config.bos_token_id, *ids] for ids in token_ids]
     if shorten:
@@ -261,7 +261,7 @@ def _fit(
 
 
 def _first_parting(text: str, a: TokenIds, b: TokenIds, scores_TV: np.ndarray, eos_token_id: int) -> str:
-    """Where two continuations part, and by how much the two choices differ in JAX's logits there."""
+    """A sentence on where two continuations differ first, and how far apart the two choices are in JAX's logits."""
     a, b = [*a, eos_token_id], [*b, eos_token_id]
     at = next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
     margin = float(scores_TV[at, a[at]] - scores_TV[at, b[at]])

@@ -1,4 +1,4 @@
-"""The command line `stellarbyte-convert`."""
+"""The command line of `stellarbyte-convert`."""
 
 import argparse
 import logging
@@ -16,9 +16,9 @@ PROGRAM = "stellarbyte-convert"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 1 where verify finds a difference, else as docs/exit_codes.md says.
+    """Runs a command and returns its exit code: 1 if verify finds a difference, else as docs/exit_codes.md says.
 
-    Without `arguments` they are the process's, which then ends with it.
+    Without `arguments`, the process's own are taken, and the process ends with the code.
     """
     if arguments is None:
         run_program(PROGRAM, lambda: _run(sys.argv[1:]))
@@ -38,7 +38,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse whose mistakes read like all our others: one sentence, no usage text."""
+    """An argparse parser that reports mistakes as we do elsewhere: in one sentence, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"{PROGRAM}: error: {message}\n")
@@ -52,15 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     to_hf = commands.add_parser("to-hf", help=about, description=f"{about.capitalize()}.")
     to_hf.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the output_dir of a run")
     to_hf.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="the folder to write")
-    to_hf.add_argument("--step", type=int, metavar="N", help="of the checkpoint (default: the newest)")
+    to_hf.add_argument("--step", type=int, metavar="N", help="the checkpoint of step N (default: the newest)")
     to_hf.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="of the weights (default float32, as they are kept in the run)",
+        help="the dtype of the weights (default float32, as in the run)",
     )
     to_hf.add_argument(
-        "--max-shard-size", default="5GB", metavar="SIZE", help="of one file, in KB, MB, GB or TB (default 5GB)"
+        "--max-shard-size", default="5GB", metavar="SIZE", help="the most of a file, in KB, MB, GB or TB (default 5GB)"
     )
     to_hf.add_argument(
         "--force", action="store_true", help="replace the files of a model in HF_DIR that no export wrote"
@@ -68,22 +68,22 @@ def _parser() -> argparse.ArgumentParser:
     to_hf.add_argument(
         "--fold-layer-scale",
         action="store_true",
-        help="multiply LayerScale into o_proj and down_proj: the export has none, and no longer the run's very weights",
+        help="multiply LayerScale into o_proj and down_proj, so that the export needs none; its weights then differ",
     )
     to_hf.set_defaults(run=_to_hf)
 
     about = "make a run directory of a Hugging Face folder"
     from_hf = commands.add_parser("from-hf", help=about, description=f"{about.capitalize()}.")
-    from_hf.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="what to-hf or save_pretrained wrote")
+    from_hf.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="a folder that to-hf or save_pretrained wrote")
     from_hf.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the run directory to make")
     from_hf.set_defaults(run=_from_hf)
 
     about = "compare a run with its export: weights, logits and greedy continuations"
     verify = commands.add_parser("verify", help=about, description=f"{about.capitalize()}.")
     verify.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the output_dir of a run")
-    verify.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="its export; gets a certificate.json")
-    verify.add_argument("--step", type=int, metavar="N", help="of the checkpoint (default: the one exported)")
-    verify.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line (default: a few of our own)")
+    verify.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="its export, which gets a certificate.json")
+    verify.add_argument("--step", type=int, metavar="N", help="the checkpoint of step N (default: the exported one)")
+    verify.add_argument("--prompts", type=Path, metavar="FILE", help="a file, one prompt a line (default: our own)")
     verify.add_argument("--json", action="store_true", help="print the certificate instead of a summary")
     verify.set_defaults(run=_verify)
 
@@ -100,9 +100,9 @@ def _adapter_commands(commands: Any) -> None:
     to_peft = directions.add_parser("to-peft", help=about, description=f"{about[0].upper()}{about[1:]}.")
     to_peft.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the output_dir of a run with `lora`")
     to_peft.add_argument("adapter_dir", metavar="ADAPTER_DIR", type=Path, help="the folder to write")
-    to_peft.add_argument("--step", type=int, metavar="N", help="of the checkpoint (default: the newest)")
+    to_peft.add_argument("--step", type=int, metavar="N", help="the checkpoint of step N (default: the newest)")
     to_peft.add_argument(
-        "--base-model", metavar="HF_DIR", help="the model that the adapter is for, noted for PEFT to find it"
+        "--base-model", metavar="HF_DIR", help="the model that the adapter is for, where PEFT will look for it"
     )
     to_peft.add_argument(
         "--force", action="store_true", help="replace the files of an adapter in ADAPTER_DIR that no export wrote"
@@ -111,7 +111,7 @@ def _adapter_commands(commands: Any) -> None:
 
     about = "make a run directory of an adapter that PEFT saved"
     from_peft = directions.add_parser("from-peft", help=about, description=f"{about[0].upper()}{about[1:]}.")
-    from_peft.add_argument("adapter_dir", metavar="ADAPTER_DIR", type=Path, help="what to-peft or PEFT wrote")
+    from_peft.add_argument("adapter_dir", metavar="ADAPTER_DIR", type=Path, help="a folder that to-peft or PEFT wrote")
     from_peft.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the run directory to make")
     from_peft.add_argument(
         "--base", metavar="RUN_DIR", type=Path, required=True, help="the run whose newest weights the adapter is for"
@@ -119,7 +119,7 @@ def _adapter_commands(commands: Any) -> None:
     from_peft.set_defaults(run=_from_peft)
 
 
-# The converters are imported late: their libraries take seconds, which --help and a misspelt option should not.
+# The converters are imported late, because their libraries take seconds; --help and a misspelt option need none.
 
 
 def _to_hf(options: argparse.Namespace) -> int:
@@ -177,7 +177,7 @@ def _from_peft(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    # Before torch's side is imported: torchao, which transformers loads, tells of each kernel for another machine.
+    # This comes before torch is imported: torchao, which transformers loads, warns of each kernel for another machine.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     from convert import certificate

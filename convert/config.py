@@ -1,4 +1,4 @@
-"""The model's config between JAX's ByteConfig and Hugging Face's config.json, with its generation_config.json."""
+"""Carries the model's config between JAX's ByteConfig and Hugging Face's config.json and generation_config.json."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +15,10 @@ MODEL_TYPE = "stellarbyte"
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 
-# What a config.json that leaves them out means.
+# The ids that are meant where a config.json leaves them out.
 _ID_DEFAULTS = {name: getattr(ByteConfig, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
-# Which class each Auto class takes, from the two files that an export carries: what trust_remote_code needs.
+# The class that each Auto class takes from the two files in an export; trust_remote_code needs this.
 _AUTO_MAP = {
     "AutoConfig": "configuration_stellarbyte.ByteConfig",
     "AutoModel": "modeling_stellarbyte.ByteDecoder",
@@ -26,7 +26,7 @@ _AUTO_MAP = {
 }
 
 
-# What a field must be in a Llama.
+# The value that a field has in a Llama.
 _IN_LLAMA = {
     **{"position_embedding": "rope", "sliding_window": None, "qk_norm": False, "residual": "pre_norm"},
     **{"parallel_residual": False, "layer_scale_init": None, "num_experts": 0, "pruned_heads": None},
@@ -34,11 +34,12 @@ _IN_LLAMA = {
 
 
 def marks_for_stock_models(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json says so that a stock model that is given these weights raises, instead of talking nonsense.
+    """Fields of config.json that make a stock model which is given these weights raise, instead of computing nonsense.
 
-    XPos and windows change no tensor. A rope_type that transformers does not know raises in all its rotary models; a
-    sentence where LlamaConfig wants a number, which nothing reads any more, in Llama. convert/config.py and
-    stellarbyte_torch/configuration_stellarbyte.py hold this function in the same words, and a test holds them equal.
+    XPos and windows change no tensor, so shapes cannot tell. A rope_type that transformers does not know raises in all
+    its rotary models. A sentence in pretraining_tp, which LlamaConfig checks for a number and nothing reads any more,
+    raises in Llama. convert/config.py and stellarbyte_torch/configuration_stellarbyte.py hold this function in the same
+    words, and a test holds them equal.
     """
     position = fields["position_embedding"]
     marks: dict[str, Any] = {}
@@ -60,7 +61,7 @@ def _without_marks(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_hf(config: ByteConfig, dtype: str) -> dict[str, Any]:
-    """What config.json says of a model whose weights are kept in `dtype`.
+    """The fields of config.json for a model whose weights are saved in `dtype`.
 
     Raises:
         UserError: the model's XPos factors leave the range of `dtype`, in which transformers would then compute.
@@ -82,12 +83,12 @@ def to_hf(config: ByteConfig, dtype: str) -> dict[str, Any]:
 
 
 def generation_to_hf(config: ByteConfig) -> dict[str, Any]:
-    """What generation_config.json says: greedy as transformers' default, with the special tokens of the model."""
+    """The fields of generation_config.json: the model's special tokens; transformers' default is greedy."""
     return {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
 def from_hf(mapping: Mapping[str, Any], where: str) -> ByteConfig:
-    """The model's config from what config.json holds, as we or transformers' save_pretrained wrote it.
+    """The model's config from the content of config.json, written by us or by transformers' save_pretrained.
 
     Raises:
         UserError: another architecture, an unknown or ill-typed field, or values that contradict each other.
@@ -100,7 +101,7 @@ def from_hf(mapping: Mapping[str, Any], where: str) -> ByteConfig:
 
 
 def read_hf(folder: Path) -> ByteConfig:
-    """The model's config from `folder`/config.json; raises UserError as `from_hf`, and where there is no such file."""
+    """The model's config from `folder`/config.json. Raises UserError as `from_hf` does, and if the file is missing."""
     path = folder / CONFIG
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give one that `stellarbyte-convert to-hf` wrote")
@@ -118,10 +119,11 @@ def _has_three_ids(mapping: Mapping[str, Any]) -> bool:
 
 
 def _with_three_ids(mapping: Mapping[str, Any], tokenizer: Tokenizer, where: str) -> dict[str, Any]:
-    """JAX needs three different special tokens, where Hugging Face allows none, several, or one for two purposes.
+    """The fields with three different special tokens, which JAX needs.
 
-    The tokenizer of a StellarByte model has all three. Its own takes the place of none, and of several if it is among
-    them (generation in JAX then ends at that one alone), and a padding token that is another one's too.
+    Hugging Face allows a token to be missing, to be a list, or to serve two purposes. The tokenizer of a StellarByte
+    model has all three, and its own id is taken for a missing one, for a list that contains it (generation in JAX then
+    ends at that one alone), and for a padding token that is bos or eos as well.
     """
     fields = dict(mapping)
     for name, default in _ID_DEFAULTS.items():

@@ -1,4 +1,4 @@
-"""What the smaller files of an export say, held against its run, and whether they changed since they were written."""
+"""Compares the smaller files of an export with its run, and with what they were when they were written."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,14 +13,16 @@ from stellarbyte.files import check_plain_name, sha256_of
 from stellarbyte.reading import parse_json, read_json_object
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
-# Parts of tokenizer.json that decide what a text becomes; the others are how it is padded and cut.
+# The parts of tokenizer.json that decide a text's tokens; the others say how it is padded and cut.
 _TOKENIZER_PARTS = ("model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder")
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token")
 _TEMPLATE = "chat_template.jinja"
 
 
 def differences(checkpoint: RunCheckpoint, hf_dir: Path, text: str) -> list[str]:
-    """What the tokenizer and generation_config.json of an export say otherwise than the run; `text` is one to encode.
+    """Sentences on how the tokenizer and generation_config.json of an export differ from the run.
+
+    `text` is encoded by both tokenizers.
 
     Raises:
         UserError: a file cannot be read.
@@ -64,7 +66,7 @@ def _generation_differences(checkpoint: RunCheckpoint, hf_dir: Path) -> Iterator
 
 
 def changed_since_export(hf_dir: Path) -> list[str]:
-    """Files that are gone or other than when `to-hf` wrote them, by its own notes; none where no export was written."""
+    """Names of files that are missing or changed since `to-hf` wrote them, by its manifest; empty without one."""
     manifest = staged_folder.read_manifest(hf_dir)
     changed = []
     for name, sha256 in (manifest["files"] if manifest else {}).items():

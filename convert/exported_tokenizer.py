@@ -1,4 +1,4 @@
-"""A run's tokenizer as Hugging Face's libraries need it, and back: who puts bos before a text, and where it is cut."""
+"""Carries a run's tokenizer to Hugging Face's libraries and back: bos before a text, and the length to cut at."""
 
 import json
 import re
@@ -15,15 +15,15 @@ from stellarbyte_jax.data.tokenizer import BOS_TOKEN, Tokenizer
 _TOKENIZER, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _MAX_LENGTH = "model_max_length"
 
-# No string of JSON holds these characters, for in one its quotes would be escaped.
+# No JSON string contains these characters, because its quotes would be escaped.
 _NO_PROCESSOR = re.compile(r'"post_processor":(\s*)null')
 
 
 def for_hugging_face(files: Mapping[str, str], context_length: int) -> dict[str, str]:
-    """The files of a run's tokenizer with what JAX does itself.
+    """The files of a run's tokenizer, with bos and truncation, which JAX's side does itself.
 
-    Every document begins with bos in training, so the tokenizer puts it before a text. Chat templates write their own,
-    and transformers adds none to what they make. Truncation cuts at the model's context.
+    Every document begins with bos in training, so the tokenizer puts it before a text. Chat templates write their own
+    bos, and transformers adds none to their texts. Truncation cuts at the model's context.
 
     Raises:
         UserError: the files are damaged.
@@ -35,7 +35,7 @@ def for_hugging_face(files: Mapping[str, str], context_length: int) -> dict[str,
 
 
 def for_a_run(files: Mapping[str, str]) -> dict[str, str]:
-    """The inverse of `for_hugging_face`, also of what transformers' save_pretrained has made of its files."""
+    """The inverse of `for_hugging_face`, also for files that transformers' save_pretrained has written again."""
     tokenizer = Tokenizer(files, "of the export")
     content = files[_TOKENIZER]
     ours = _processor(tokenizer.bos_token_id)
@@ -51,7 +51,7 @@ def for_a_run(files: Mapping[str, str]) -> dict[str, str]:
 
 
 def _processor(bos_token_id: int) -> dict[str, Any]:
-    """What the tokenizers library saves of a template: bos, then the text, or two."""
+    """The post-processor that writes bos before a text or before two, as the tokenizers library saves it."""
     bos = {"SpecialToken": {"id": BOS_TOKEN, "type_id": 0}}
     a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     return {

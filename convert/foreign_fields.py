@@ -1,4 +1,4 @@
-"""What Transformers, 4 and 5, writes into any model's config.json beside the architecture: passed over, or refused."""
+"""Passes over or refuses what Transformers 4 and 5 write into any model's config.json beside the architecture."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ _SILENT = frozenset(
     """.split()  # noqa: SIM905 - so many names read better without quotes
 )
 
-# How to generate, which Transformers 4 kept here: generation_config.json has it now.
+# Settings of generation. Transformers 4 kept them here; they are in generation_config.json now.
 _GENERATION = frozenset(
     """
     bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
@@ -27,7 +27,7 @@ _GENERATION = frozenset(
     """.split()  # noqa: SIM905
 )
 
-# These would change the model; what they hold where they do not.
+# Fields that could change the model, and the values with which they do not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False, None),
     "attention_chunk_size": (None,),
@@ -46,10 +46,10 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def architecture(mapping: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The fields of `mapping` that are the architecture's, in our words: rope_theta, rope_scaling, pruned_heads.
+    """The fields of `mapping` that describe the architecture, by our names for rope_theta, rope_scaling, pruned_heads.
 
     Raises:
-        UserError: a field that would change the model, with its value.
+        UserError: a field would change the model; the sentence has its value.
     """
     fields: dict[str, Any] = {}
     for name, value in mapping.items():
@@ -64,7 +64,7 @@ def architecture(mapping: Mapping[str, Any], where: str) -> dict[str, Any]:
                 )
             continue
         fields[name] = value
-    if fields.get("pruned_heads") == {}:  # Transformers 4, of every model
+    if fields.get("pruned_heads") == {}:  # Transformers 4 writes this for every model
         fields["pruned_heads"] = None
     _take_layer_types(fields, where)
     return _with_flat_positions(fields, where)
@@ -88,7 +88,7 @@ def _take_layer_types(fields: dict[str, Any], where: str) -> None:
 
 
 def _with_flat_positions(fields: dict[str, Any], where: str) -> dict[str, Any]:
-    """Transformers 5 has rope_theta and rope_scaling together in rope_parameters; 4 may say type for rope_type."""
+    """The fields with rope_theta and rope_scaling, which Transformers 5 keeps together in rope_parameters."""
     parameters = fields.pop("rope_parameters", None)
     position = fields.get("position_embedding", "xpos")
     if parameters is not None:
@@ -122,7 +122,7 @@ def _agreeing(fields: dict[str, Any], name: str, value: Any, where: str) -> dict
 
 
 def _scaling(scaling: Any, where: str) -> Any:
-    """rope_scaling under the one name of its type; None where it scales nothing."""
+    """rope_scaling with its type under the name rope_type (Transformers 4: type); None if it scales nothing."""
     if not isinstance(scaling, dict):
         return scaling
     scaling = {name: value for name, value in scaling.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What the weights of a folder must be before a run is made of them: finite numbers, and one of each tied pair."""
+"""Checks weights before a run is made of them: they must be finite, and a tied pair must be one tensor."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def one_of_tied(tensors: Mapping[str, LazyTensor], config: ByteConfig, where: str) -> dict[str, LazyTensor]:
-    """The tensors without the head where it is the embedding, which some tools save twice, or as the head alone.
+    """The tensors with the embedding alone if the head is tied to it; some tools save both, or only the head.
 
     Raises:
         UserError: both are there and differ.
@@ -33,7 +33,7 @@ def one_of_tied(tensors: Mapping[str, LazyTensor], config: ByteConfig, where: st
 
 
 def finite(tensors: Mapping[str, LazyTensor], where: str) -> dict[str, LazyTensor]:
-    """The tensors, each of which raises UserError when it is read and not all of it are finite numbers."""
+    """The tensors; each raises UserError when it is read if not all of its values are finite."""
 
     def checked(key: str, tensor: LazyTensor) -> LazyTensor:
         def read() -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Whole checkpoints between a run directory and a Hugging Face folder."""
+"""Converts whole checkpoints between a run directory and a Hugging Face folder."""
 
 import importlib.util
 import shutil
@@ -25,18 +25,18 @@ from stellarbyte.files import write_json, write_text
 from stellarbyte.staged_folder import staged
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
-# Told (bytes done, bytes in all) as weights are written.
+# Called with (bytes written, bytes in all) while weights are written.
 Progress = Callable[[int, int], None]
 
 EXPORT_DTYPES = ("float32", "bfloat16")
 
-# What an export carries of stellarbyte_torch, so that it loads where StellarByte is not installed.
+# The files of stellarbyte_torch in an export, so that it loads where StellarByte is not installed.
 _MODELING_FILES = ("configuration_stellarbyte.py", "modeling_stellarbyte.py")
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted: the step in the run, and how many parameters and bytes the weights have."""
+    """A summary of a conversion: the step in the run, and how many parameters and bytes the weights have."""
 
     step: int
     parameters: int
@@ -57,18 +57,19 @@ def to_hf(
     """Writes a run's checkpoint as a folder that transformers loads; needs neither torch nor transformers.
 
     Args:
-        run_dir: the output_dir of a run, or what `from_hf` made.
-        hf_dir: is written beside and renamed at the end. An earlier export there is replaced.
-        step: of the checkpoint; the newest by default.
-        dtype: of the weights, one of `EXPORT_DTYPES`. float32 is exact.
-        max_shard_size: such as "5GB".
-        force: replace the files of a model in `hf_dir` even if no export wrote them; other files stay in any case.
-        fold_layer_scale: multiply LayerScale into the projections that it follows, so that the export has none: the
-            same function, up to rounding, of weights that are no longer the run's own.
-        progress: told the bytes written and the bytes in all.
+        run_dir: the output_dir of a run, or a run directory that `from_hf` made.
+        hf_dir: the folder to write. It is written beside its place, then renamed; an earlier export is replaced.
+        step: the step of the checkpoint; the newest by default.
+        dtype: the dtype of the weights, one of `EXPORT_DTYPES`. float32 is exact.
+        max_shard_size: the largest size of one file, such as "5GB".
+        force: whether to replace the files of a model in `hf_dir` that no export wrote; other files stay in any case.
+        fold_layer_scale: whether to multiply LayerScale into the projections before it. The export then has no
+            LayerScale and computes the same function up to rounding, with weights that are not the run's own.
+        progress: is called with the bytes written and the bytes in all.
 
     Raises:
-        UserError: no such checkpoint; `hf_dir` holds what is not ours; no LayerScale to fold; the disk is full.
+        UserError: there is no such checkpoint, `hf_dir` holds files that no export wrote, there is no LayerScale to
+            fold, or the disk is full.
     """
     shard_bytes = shards.parse_size(max_shard_size)
     hf_dir = hf_dir.resolve()
@@ -104,8 +105,8 @@ def from_hf(hf_dir: Path, run_dir: Path) -> Conversion:
     """Makes a run directory of a Hugging Face folder: float32 parameters as step 0, config and tokenizer.
 
     Raises:
-        UserError: another architecture; weights that are missing, unknown, misshapen, broken or no finite numbers; no
-            tokenizer of ours, or one that does not fit; `run_dir` exists; the disk is full.
+        UserError: the folder has another architecture; its weights are missing, unknown, misshapen, broken or not
+            finite; it has no tokenizer of ours, or one that does not fit; `run_dir` exists; the disk is full.
     """
     run_dir = run_dir.resolve()
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
@@ -117,7 +118,7 @@ def from_hf(hf_dir: Path, run_dir: Path) -> Conversion:
     tensors = given_weights.finite(given_weights.one_of_tied(shards.read(hf_dir), config, str(hf_dir)), str(hf_dir))
     params = weights.from_hf(tensors, config, "float32", where=str(hf_dir))
     conversion = _describe(0, tensors)
-    del tensors  # which keep the files in memory, while saving needs room for a copy
+    del tensors  # they keep the files in memory, and saving needs room for a copy
     with staged(run_dir) as folder:
         files = exported_tokenizer.for_a_run(tokenizer.files)
         run_checkpoint.save(folder, RunCheckpoint(params, config, files, step=0))
@@ -130,7 +131,7 @@ def _describe(step: int, tensors: dict[str, weights.LazyTensor]) -> Conversion:
 
 
 def modeling_files() -> list[Path]:
-    """The two Python files that an export carries, found without importing them: torch may not be here."""
+    """The two Python files that an export carries. They are found without importing them, as torch may be missing."""
     spec = importlib.util.find_spec("stellarbyte_torch")
     assert spec is not None
     assert spec.submodule_search_locations

@@ -1,4 +1,4 @@
-"""LayerScale multiplied into the projections that it follows, for an export that needs none."""
+"""Multiplies LayerScale into the projections before it, so that an export needs no LayerScale."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from convert.weights import LazyTensor, Params
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig
 
-# The gain after each branch, and what ends the branch: experts and shared experts, too, for the gain is linear.
+# The gain after each branch, and the projections that end it; experts are among them, because the gain is linear.
 _ENDS = {
     "self_attn_layer_scale.weight": ("self_attn.o_proj.weight", "self_attn.o_proj.bias"),
     "mlp_layer_scale.weight": (
@@ -22,23 +22,23 @@ _ENDS = {
 
 
 def without_layer_scale(config: ByteConfig, where: str = "the checkpoint") -> ByteConfig:
-    """The config of the model once it is folded; raises UserError where there is nothing to fold."""
+    """The config of the folded model. Raises UserError if the model has no LayerScale to fold."""
     if config.layer_scale_init is None:
         raise UserError(f"{where} has no LayerScale (layer_scale_init is null): leave out --fold-layer-scale")
     return dataclasses.replace(config, layer_scale_init=None)
 
 
 def is_folded(run: ByteConfig, export: ByteConfig) -> bool:
-    """Whether an export is of a run with LayerScale, which it has no more; other fields may differ."""
+    """Whether a run has LayerScale and its export has none; other fields may differ."""
     return run.layer_scale_init is not None and export.layer_scale_init is None
 
 
 def to_hf_folded(
     params: Params, config: ByteConfig, dtype: str, where: str = "the checkpoint"
 ) -> dict[str, LazyTensor]:
-    """As `weights.to_hf`, the tensors of the same function without LayerScale: of `without_layer_scale(config)`.
+    """The tensors of `weights.to_hf` with LayerScale folded in, for a model of `without_layer_scale(config)`.
 
-    Products are rounded to float32 and then to `dtype`; they are only made when read.
+    Products are rounded to float32, then to `dtype`, when a tensor is read.
     """
     exact = weights.to_hf(params, config, "float32", where)
     gains = _gains(exact)
@@ -50,7 +50,7 @@ def to_hf_folded(
 
 
 def _gains(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Key of each tensor to be multiplied -> the gain [D] of its output channels."""
+    """Key of each tensor that is multiplied -> the gain [D] of its output channels."""
     gains: dict[str, LazyTensor] = {}
     for key, tensor in tensors.items():
         for gain, ends in _ENDS.items():
@@ -62,7 +62,7 @@ def _gains(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 def _scaled(tensor: LazyTensor, gain: LazyTensor, dtype: np.dtype) -> LazyTensor:
     def read() -> np.ndarray:
         values, gain_D = np.asarray(tensor), np.asarray(gain)
-        # Output channels are a bias's only axis, and a matrix's last but one.
+        # The output channels are the only axis of a bias, and the last but one of a matrix.
         return (values * (gain_D if values.ndim == 1 else gain_D[:, None])).astype(dtype, copy=False)
 
     return LazyTensor(tensor.shape, dtype, read)

@@ -1,4 +1,4 @@
-"""The README.md of an export: what the model is, how to load it, and how well it did in training."""
+"""Writes the README.md of an export: what the model is, how to load it, and how well it did in training."""
 
 import math
 from collections.abc import Mapping
@@ -35,8 +35,8 @@ inputs = tokenizer("{begin}…", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
 ```
 
-`trust_remote_code=True` runs the two Python files beside the weights; `import stellarbyte_torch` makes it needless.
-Documents began with {bos} in training, so a prompt should, too: {how}.
+`trust_remote_code=True` runs the two Python files beside the weights; `import stellarbyte_torch` makes it unnecessary.
+Documents began with {bos} in training, so a prompt should begin with it as well: {how}.
 
 ## Architecture
 
@@ -47,7 +47,7 @@ Documents began with {bos} in training, so a prompt should, too: {how}.
 {figures}
 """
 
-# Names in metrics.jsonl -> what the card calls them, and how it writes them.
+# Names in metrics.jsonl -> their titles on the card, and the formats of their values.
 _FIGURES = {
     "validation_loss": ("Validation loss", "{:.4f}"),
     "validation_perplexity": ("Validation perplexity", "{:.2f}"),
@@ -57,7 +57,7 @@ _FIGURES = {
 
 
 def read_figures(metrics_file: Path, step: int) -> dict[str, str]:
-    """What a run had measured when it reached `step`, name -> value; empty without metrics, as in imported runs."""
+    """Title -> value of what a run had measured by `step`; empty without metrics, as in imported runs."""
     last: dict[str, Any] = {}
     tokens = 0
     try:
@@ -89,12 +89,12 @@ def render(
     """The card's Markdown, with YAML in front as the Hugging Face Hub reads it.
 
     Args:
-        name: of the model, and of the folder to load it from.
-        checkpoint: what was exported.
-        dtype: of the weights.
-        parameters: how many there are.
-        figures: what was measured in training, name -> value; may be empty.
-        fold_layer_scale: whether the export has LayerScale in its projections.
+        name: the name of the model, and of the folder to load it from.
+        checkpoint: the checkpoint that was exported.
+        dtype: the dtype of the weights.
+        parameters: the number of parameters.
+        figures: title -> value of what was measured in training; may be empty.
+        fold_layer_scale: whether LayerScale is folded into the export's projections.
     """
     adds_bos = Tokenizer(checkpoint.tokenizer_files, "of the run").adds_bos
     return _CARD.format(

@@ -1,4 +1,4 @@
-"""The one table of what each parameter is called in JAX and in Hugging Face, from which everything else is derived."""
+"""The one table of each parameter's names in JAX and in Hugging Face; everything else is derived from it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,8 +23,9 @@ def _always(_: ByteConfig) -> bool:
 class Row:
     """One parameter: its JAX path, its Hugging Face key, and its axes (letters of `axis_sizes`) without the layer axis.
 
-    `transpose` says that torch keeps the last two axes as [out, in] where JAX has [in, out]. `keep_float32` says that
-    bfloat16 models keep it in float32 all the same, as the torch side does. `when` says which models have it.
+    transpose: whether torch keeps the last two axes as [out, in] where JAX has [in, out].
+    keep_float32: whether it stays in float32 in bfloat16 models, as it does on the torch side.
+    when: tells whether a model of a config has the parameter.
     """
 
     jax: str
@@ -41,11 +42,11 @@ class Row:
 
     @property
     def path(self) -> Path:
-        """The keys that lead to the parameter in the nested dict."""
+        """The keys that lead to the parameter in JAX's nested dict."""
         return tuple(self.jax.split("/"))
 
 
-# What layers are made of: MODULE/kernel in JAX is MODULE.weight in Hugging Face, and so on.
+# The parameters of a layer: MODULE/kernel in JAX is MODULE.weight in Hugging Face, and so on.
 
 
 def _matrix(module: str, in_axis: str, out_axis: str, when: When = _always) -> Row:
@@ -142,9 +143,10 @@ TABLE: tuple[Row, ...] = (
 
 @dataclass(frozen=True)
 class HFTensor:
-    """One Hugging Face tensor of a model, and where JAX has its values: at `path`, and there in `layer` if stacked.
+    """One Hugging Face tensor of a model, and where JAX has its values.
 
-    `kept` indexes those values: in a layer with pruned heads the array holds more channels than the tensor.
+    path: the array in JAX. layer: the index into its first axis if it is stacked, else None.
+    kept: the index of the tensor's values in that array, which holds more channels in a layer with pruned heads.
     """
 
     key: str
@@ -162,7 +164,7 @@ def rows(config: ByteConfig) -> tuple[Row, ...]:
 
 
 def axis_sizes(config: ByteConfig) -> dict[str, int]:
-    """Length of every axis that the table names, as JAX has it: pruned heads keep their place."""
+    """Axis of the table -> its length in JAX, where pruned heads keep their place."""
     assert config.head_dim is not None
     assert config.num_key_value_heads is not None
     expert_size = config.moe_intermediate_size or 0
@@ -209,9 +211,9 @@ def _hf_tensors(config: ByteConfig) -> Iterator[HFTensor]:
 
 
 def _remaining_channels(config: ByteConfig, layer: int | None) -> dict[str, list[int]]:
-    """Axis -> the channels of the heads that a layer still has; a key head goes with the last query head that reads it.
+    """Axis -> the channels that a layer still has of it; an axis that is left out is whole.
 
-    Only where something is pruned: an axis that is not named here is whole.
+    A key/value head is gone if all query heads that read it are gone.
     """
     gone = config.pruned_heads[layer] if config.pruned_heads is not None and layer is not None else ()
     if not gone:

@@ -1,4 +1,4 @@
-"""A run's checkpoint as the converter needs it: parameters, the model's config and the tokenizer."""
+"""Loads and saves a run's checkpoint as the converter needs it: parameters, the model's config and the tokenizer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from stellarbyte_jax.config_file import model_config_from_dict, save_config, to_
 
 @dataclass(frozen=True)
 class RunCheckpoint:
-    """What one step of a run holds; `tokenizer_files` is file name -> text."""
+    """The content of one checkpoint of a run; `tokenizer_files` maps file names to texts."""
 
     params: Params
     config: ByteConfig
@@ -21,12 +21,12 @@ class RunCheckpoint:
 
 
 def load(run_dir: Path, step: int | None = None) -> RunCheckpoint:
-    """The checkpoint of `step`, or the newest, adapters merged into their base; no model is built.
+    """The checkpoint of `step`, or the newest, with adapters merged into their base; no model is built.
 
     Raises:
-        UserError: no such run or step, or a broken checkpoint.
+        UserError: there is no such run or step, or the checkpoint is broken.
     """
-    # Orbax takes seconds to import, which a mistake in the command line should not.
+    # Orbax takes seconds to import; a mistake in the command line should not wait for it.
     from stellarbyte_jax.checkpoints.lora_base import load_weights
 
     if not run_dir.is_dir():

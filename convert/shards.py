@@ -1,4 +1,4 @@
-"""Safetensors files, one or several with an index: written and read as transformers does, a shard at a time."""
+"""Writes and reads safetensors files as transformers does, one or several with an index, a shard at a time."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +23,7 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "500MB" or "5GB" (decimal units, as transformers takes them); raises UserError."""
+    """The bytes of "500MB" or "5GB", in decimal units as in transformers. Raises UserError for other texts."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)\s*", text, re.IGNORECASE)
     size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
     if size < 1:
@@ -32,7 +32,7 @@ def parse_size(text: str) -> int:
 
 
 def plan(tensors: Mapping[str, LazyTensor], max_shard_size: int) -> dict[str, list[str]]:
-    """File name -> keys, filled in order up to `max_shard_size` bytes; a larger tensor gets a file of its own."""
+    """File name -> keys. Files are filled in order up to `max_shard_size` bytes; a larger tensor gets its own file."""
     groups: list[list[str]] = []
     room = 0
     for key, tensor in tensors.items():
@@ -52,9 +52,9 @@ def write(
     max_shard_size: int,
     progress: Callable[[int], object],
 ) -> None:
-    """Writes the shards into `folder`, and the index if they are several; holds one shard in memory.
+    """Writes the shards into `folder`, and an index if there are several; holds one shard in memory.
 
-    `progress` is told the bytes of each shard once it is on disk.
+    `progress` is called with the bytes of each shard once it is on disk.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
@@ -66,7 +66,7 @@ def write(
             save_file(arrays, folder / name, metadata={"format": "pt"})
         except SafetensorError as error:
             raise UserError(f"{name} cannot be written to {folder}: {error}") from error
-        # safetensors lets only the owner read; a file like any other is what a shared disk needs.
+        # safetensors lets only the owner read the file; on a shared disk others need to read it as well.
         (folder / name).chmod(folder.stat().st_mode & 0o666)
         progress(sum(array.nbytes for array in arrays.values()))
     if len(files) > 1:
@@ -81,13 +81,13 @@ def write(
 
 
 def read(folder: Path) -> dict[str, LazyTensor]:
-    """Key -> tensor of every weight in `folder`; the headers are read now, values when asked for.
+    """Key -> tensor of every weight in `folder`. Headers are read now, values when a tensor is read.
 
     Raises:
-        UserError: no weights, a shard that is missing or broken, a key in two places, or an index that disagrees.
+        UserError: there are no weights, a shard is missing or broken, a key is in two files, or the index disagrees.
     """
     index_file = folder / INDEX
-    if (folder / WEIGHTS).is_file():  # transformers prefers it, too
+    if (folder / WEIGHTS).is_file():  # transformers prefers it as well
         return _merge([folder / WEIGHTS])[1]
     if not index_file.is_file():
         raise UserError(f"{folder} holds neither {WEIGHTS} nor {INDEX}: save the model there with save_pretrained")
@@ -108,7 +108,7 @@ def _read_index(path: Path) -> dict[str, str]:
     except UserError as error:
         raise UserError(f"{path} is not a readable JSON file ({error}): fetch or save the folder again") from None
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    # Only names of files beside the index: it may come from a stranger.
+    # The index may come from a stranger, so it may only name files beside it.
     if not isinstance(weight_map, dict) or not all(
         isinstance(name, str) and WEIGHT_FILE.fullmatch(name) for name in weight_map.values()
     ):
@@ -117,7 +117,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _merge(files: Iterable[Path]) -> tuple[dict[str, Path], dict[str, LazyTensor]]:
-    """Key -> its file, and key -> tensor, over all the files."""
+    """(key -> its file, key -> tensor) over all the files."""
     home: dict[str, Path] = {}
     tensors: dict[str, LazyTensor] = {}
     for file in files:
@@ -130,8 +130,8 @@ def _merge(files: Iterable[Path]) -> tuple[dict[str, Path], dict[str, LazyTensor
 
 
 def read_file(path: Path) -> dict[str, LazyTensor]:
-    """Key -> tensor of one file; raises as `read`."""
-    read_header(path)  # whose sentences say more than safetensors' own
+    """Key -> tensor of one file. Raises UserError as `read` does."""
+    read_header(path)  # its sentences say more than safetensors' own
     headers = read_header(path)
     try:
         file = safe_open(path, framework="np")  # memory-mapped, for as long as its tensors live

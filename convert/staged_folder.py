@@ -1,4 +1,4 @@
-"""Which folders an export may take the place of: those of earlier exports, and never what the user put there."""
+"""Decides which folders an export may replace: those of earlier exports, and never what the user put there."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,17 +10,17 @@ from stellarbyte.files import sha256_of, write_json
 from stellarbyte.reading import read_json
 
 MANIFEST = "stellarbyte_export.json"
-CERTIFICATE = "certificate.json"  # `verify` adds it afterwards, so no manifest lists it
+CERTIFICATE = "certificate.json"  # `verify` adds it later, so no manifest lists it
 
 
 def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
-    """Notes in `folder` what it was made of (`about`) and the sha256 of each of its files, to know them again."""
+    """Writes into `folder` what it was made of (`about`) and the sha256 of each file, to recognise them later."""
     files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     write_json(folder / MANIFEST, {**about, "files": files})
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What `write_manifest` noted; None where there is no such file or nothing that it would write."""
+    """The content that `write_manifest` wrote; None if there is no such file, or it is no manifest."""
     try:
         manifest = read_json(folder / MANIFEST)
     except UserError:
@@ -29,10 +29,10 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def check_replaceable(target: Path, force: bool) -> frozenset[str]:
-    """Entries of `target` to keep when an export takes its place: none, unless `force` overrules what is not ours.
+    """The entries of `target` that an export keeps when it takes its place; there are some only with `force`.
 
     Raises:
-        UserError: `target` is no folder, or holds what no export wrote, or what was changed since.
+        UserError: `target` is a file, or it holds files that no export wrote or that changed since, without `force`.
     """
     if not target.exists():
         return frozenset()
@@ -45,7 +45,7 @@ def check_replaceable(target: Path, force: bool) -> frozenset[str]:
             f"{target} holds {foreign[0]}{others}, which no export wrote or which was changed since: "
             "name another folder, or use --force to replace the files of the model and keep the rest"
         )
-    # Weights of another model must not stay: transformers would load them beside ours, or in their place.
+    # Weights of another model must not stay: transformers would load them beside ours, or instead of them.
     return frozenset(name for name in foreign if not WEIGHT_FILE.fullmatch(name) and name != INDEX)
 
 

@@ -1,4 +1,4 @@
-"""One model asked the same questions in JAX and in PyTorch, both in float32 on the CPU."""
+"""Asks one model the same questions in JAX and in PyTorch, both in float32 on the CPU."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,16 +15,16 @@ TokenIds = list[int]
 
 
 class Side(Protocol):
-    """What can be asked of either side; each prompt and text is answered by itself."""
+    """The questions that both sides answer; each prompt and text is answered by itself."""
 
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
-        """Token ids of each text, without special tokens: what looks like one in a text is text."""
+        """Token ids of each text, without special tokens; one that is written in a text stays text."""
 
     def logits(self, sequences: Sequence[TokenIds]) -> list[np.ndarray]:
         """float32 [T, V] for each sequence of T tokens."""
 
     def greedy(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> list[TokenIds]:
-        """The likeliest continuation of each prompt, up to its eos and without it."""
+        """The greedy continuation of each prompt, up to its eos and without it."""
 
 
 class JaxSide:
@@ -49,7 +49,7 @@ class JaxSide:
         return [self._tokenizer.encode(text) for text in texts]
 
     def logits(self, sequences: Sequence[TokenIds]) -> list[np.ndarray]:
-        """As in `Side`; one batch, for what stands to the right of a token has no influence on it.
+        """As in `Side`, in one batch, because tokens to the right of a token have no influence on it.
 
         (Dynamic rope scaling looks at the longest position, but not before max_position_embeddings.)
         """
@@ -75,7 +75,7 @@ class JaxSide:
 
 
 class TorchSide:
-    """The model of an exported folder, as transformers loads it; nothing saved in it changes how it generates.
+    """The model of an exported folder, as transformers loads it; no saved setting changes how it generates.
 
     Raises:
         UserError: torch or transformers is not installed, or the folder cannot be loaded.
@@ -123,7 +123,7 @@ class TorchSide:
 
 
 def encode_by_default(folder: Path, texts: Sequence[str]) -> list[TokenIds]:
-    """Token ids of each text as transformers gives them to whoever loads the folder, with special tokens around it."""
+    """Token ids of each text as a user of transformers gets them from the folder, with special tokens around it."""
     from stellarbyte_torch.model_folder import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
@@ -131,7 +131,7 @@ def encode_by_default(folder: Path, texts: Sequence[str]) -> list[TokenIds]:
 
 
 def require_torch() -> None:
-    """Raises UserError with the command to run where torch or transformers is missing."""
+    """Raises UserError with the command to run if torch or transformers is missing."""
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401

@@ -1,4 +1,4 @@
-"""The parameters of a model between JAX's stacked arrays and Hugging Face's flat tensors, bit for bit."""
+"""Carries a model's parameters between JAX's stacked arrays and Hugging Face's flat tensors, bit for bit."""
 
 import difflib
 from collections import Counter
@@ -24,7 +24,7 @@ DTYPES: dict[str, np.dtype] = {
 
 
 class Tensor(Protocol):
-    """What has a shape and a dtype, and gives its values to `np.asarray`: a numpy array, or a `LazyTensor`."""
+    """A numpy array, a `LazyTensor`, or anything else with a shape, a dtype and values for `np.asarray`."""
 
     @property
     def shape(self) -> Shape: ...  # noqa: D102
@@ -37,7 +37,7 @@ class Tensor(Protocol):
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor whose values are only made when asked for, so that a model is never held twice."""
+    """A tensor that makes its values only when it is read, so that a model is never held twice."""
 
     shape: Shape
     dtype: np.dtype
@@ -45,7 +45,7 @@ class LazyTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values, once they are made."""
+        """The number of bytes of the values."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
@@ -60,13 +60,13 @@ def to_hf(
 ) -> dict[str, LazyTensor]:
     """The Hugging Face tensors of a model, in transformers' order; values are transposed and cast only when read.
 
-    What belongs to pruned heads is left out. Nothing is computed from it, so the model is the same; but if it holds
-    anything but zeros, which is what `from_hf` puts there, this much does not come back.
+    Channels of pruned heads are left out. The model computes nothing from them, so it stays the same. `from_hf` puts
+    zeros there, so other values do not come back.
 
     Args:
-        params: pure nested dict of numpy or JAX arrays, layers stacked on their first axis.
+        params: a nested dict of numpy or JAX arrays, with layers stacked on the first axis.
         config: the model's config, which says what parameters there must be.
-        dtype: a name in `DTYPES` (but what the table keeps in float32 stays so); None keeps each array's own.
+        dtype: a name in `DTYPES` (parameters that the table keeps in float32 stay so); None keeps each array's own.
         where: names the source of `params` in errors.
 
     Raises:
@@ -95,12 +95,12 @@ def from_hf(
 ) -> Params:
     """The inverse of `to_hf`: the parameters as a nested dict of numpy arrays, filled one tensor at a time.
 
-    Pruned heads, of which Hugging Face holds nothing, get zeros.
+    Pruned heads have no values in Hugging Face and get zeros.
 
     Args:
-        tensors: Hugging Face key -> array, or `LazyTensor` for what should be read only once needed.
+        tensors: Hugging Face key -> array, or a `LazyTensor`, which is read when it is needed.
         config: the model's config, which says what tensors there must be.
-        dtype: a name in `DTYPES`; None keeps the stored one, which must then be the same in all layers.
+        dtype: a name in `DTYPES`; None keeps the stored dtype, which must then be the same in all layers.
         where: names the source of `tensors` in errors.
 
     Raises:
@@ -134,7 +134,7 @@ def _transposed(values: np.ndarray, tensor: HFTensor) -> np.ndarray:
 
 
 def check_names(found: Iterable[tuple[str, Shape]], expected: Mapping[str, Shape], where: str) -> None:
-    """Refuses names that are unknown, given twice, misshapen, or missing; reads no values.
+    """Refuses keys that are unknown, given twice, misshapen or missing; reads no values.
 
     Raises:
         UserError: naming the source, the key, both shapes, and the fix.
@@ -161,13 +161,13 @@ def check_names(found: Iterable[tuple[str, Shape]], expected: Mapping[str, Shape
 
 
 def check_dtype(key: str, dtype: np.dtype, where: str) -> None:
-    """Refuses what is not one of the floating-point types that models are kept in; raises UserError."""
+    """Raises UserError if a dtype is none of the floating-point types that models are saved in."""
     if dtype not in DTYPES.values():
         raise UserError(f"{where} holds {key} as {dtype}, expected one of {', '.join(DTYPES)}: save it as one of these")
 
 
 def flatten(tree: Params, prefix: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """(path, leaf) of every leaf of a nested dict, in its order."""
+    """(path, leaf) for every leaf of a nested dict, in its order."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(dict(value), (*prefix, name))

@@ -211,11 +211,12 @@ _IN_LLAMA = {
 
 
 def marks_for_stock_models(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json says so that a stock model that is given these weights raises, instead of talking nonsense.
+    """Fields of config.json that make a stock model which is given these weights raise, instead of computing nonsense.
 
-    XPos and windows change no tensor. A rope_type that transformers does not know raises in all its rotary models; a
-    sentence where LlamaConfig wants a number, which nothing reads any more, in Llama. convert/config.py and
-    stellarbyte_torch/configuration_stellarbyte.py hold this function in the same words, and a test holds them equal.
+    XPos and windows change no tensor, so shapes cannot tell. A rope_type that transformers does not know raises in all
+    its rotary models. A sentence in pretraining_tp, which LlamaConfig checks for a number and nothing reads any more,
+    raises in Llama. convert/config.py and stellarbyte_torch/configuration_stellarbyte.py hold this function in the same
+    words, and a test holds them equal.
     """
     position = fields["position_embedding"]
     marks: dict[str, Any] = {}
