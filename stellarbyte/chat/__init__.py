@@ -1,1 +1,1 @@
-"""Chat data: from records to conversations, and by a chat template to tokens of which each is trained on or not."""
+"""Chat data: records become conversations, and a chat template makes tokens of them, each trained on or not."""

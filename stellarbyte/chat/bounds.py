@@ -1,4 +1,4 @@
-"""How much a chat template may do for one conversation: a stranger wrote it, and it may not end or fill the memory."""
+"""Bounds what a chat template does for one conversation: a stranger wrote it, and it could run or grow for ever."""
 
 import re
 import time
@@ -7,31 +7,32 @@ from typing import Any
 from stellarbyte.errors import UserError
 
 MOST_STEPS = 1_000_000
-"""Turns of a loop, calls, filters and operators together, beyond 10,000 a message; honest templates take some ten."""
+"""The most turns of loops, calls, filters and operators, beyond 10,000 a message; honest templates take about ten."""
 
-_STEPS_A_MESSAGE = 10_000  # some look through all messages for each
+_STEPS_A_MESSAGE = 10_000  # some templates look through all messages for each one
 
 MOST_CHARACTERS = 10_000_000
-"""Of any text that a template makes, beyond four times what the conversation itself has."""
+"""The most characters of a text that a template makes, beyond four times those of the conversation."""
 
 MOST_ITEMS = 1_000_000
-"""Of a list that a template makes, with what is nested in it."""
+"""The most items of a list that a template makes, nested ones included."""
 
 MOST_SECONDS = 20
-"""For steps that are slow one by one; whoever keeps to the other bounds is far below it."""
+"""The most time, for steps that are slow one by one; a template within the other bounds stays far below it."""
 
-_LARGEST_WIDTH = 10_000  # of padding and indentation
-_LARGEST_IN_JSON = 100  # of what stands before each item of a list or object
-_MOST_BITS = 4096  # of an integer
+_LARGEST_WIDTH = 10_000  # characters of padding and indentation
+_LARGEST_IN_JSON = 100  # characters before each item of a list or object
+_MOST_BITS = 4096  # bits of an integer
 _WIDTH = re.compile(r"\d{5}|\*|\{[^{}]*\{")  # in a format: many digits, or a width that is a value itself
 
 _PADDING = {"center", "ljust", "rjust", "zfill", "expandtabs", "indent", "tojson", "round", "truncate"}
 
 
 class Bounds:
-    """Counts what the rendering of one conversation takes; `said` is how many characters its `messages` messages have.
+    """Counts what rendering one conversation takes.
 
-    Every check raises UserError: the template is at fault, whichever record comes next.
+    messages, said: the number of messages, and of their characters.
+    Every check raises UserError, because the template is at fault and not the record.
     """
 
     def __init__(self, where: str, messages: int, said: int) -> None:
@@ -41,7 +42,7 @@ class Bounds:
         self._end = time.monotonic() + MOST_SECONDS
 
     def step(self) -> None:
-        """Counts a step."""
+        """Counts one step."""
         self._steps_left -= 1
         if self._steps_left < 0:
             raise self._error(f"takes more than {self._steps} steps", "is there a loop in it that hardly ends?")
@@ -49,17 +50,17 @@ class Bounds:
             raise self._error(f"takes longer than {MOST_SECONDS} seconds", "is there a loop in it that hardly ends?")
 
     def check_length(self, characters: int) -> None:
-        """Refuses a text of so many characters, before it is made."""
+        """Refuses a text of this many characters, before it is made."""
         if characters > self._characters:
             raise self._error(f"makes a text of more than {self._characters} characters", "what does it repeat?")
 
     def check_items(self, count: int) -> None:
-        """Refuses a list of so many items, before it is made."""
+        """Refuses a list of this many items, before it is made."""
         if count > MOST_ITEMS:
             raise self._error(f"makes a list of more than {MOST_ITEMS} items", "what does it repeat?")
 
     def check_size(self, value: Any) -> None:
-        """Refuses a value that is too large when it is written out: what stands in it twice counts twice."""
+        """Refuses a value that is too large when it is written out; a part that it holds twice counts twice."""
         items = characters = 0
         waiting = [value]
         while waiting:
@@ -97,7 +98,7 @@ class Bounds:
             self.check_format(left, right)
 
     def check_call(self, name: str, text: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Refuses a text's method or a filter whose result is too large."""
+        """Refuses a call of a text's method or of a filter whose result is too large."""
         values = (*arguments, *named.values())
         if name in _PADDING:
             width = max((abs(value) for value in values if isinstance(value, int)), default=0)
@@ -115,7 +116,7 @@ class Bounds:
             self.check_format(text, values)
 
     def check_join(self, separator: str, texts: list[Any]) -> None:
-        """Refuses a text joined of so many others."""
+        """Refuses a join whose result is too large."""
         self.check_length(len(separator) * len(texts) + sum(len(text) for text in texts if isinstance(text, str)))
 
     def check_format(self, text: Any, values: Any) -> None:

@@ -1,4 +1,4 @@
-"""Makes of a record, whatever its fields, one conversation or one plain text; refuses what nobody could train on."""
+"""Turns a record of any format into one conversation or one plain text; refuses records that cannot be trained on."""
 
 import difflib
 import json
@@ -10,7 +10,7 @@ from stellarbyte.chat.formats import FORMAT_FIELDS, RecordFormat
 from stellarbyte.chat.template import REASONING
 from stellarbyte.records.bad_records import RecordError, kind_of, names_of
 
-_MOST_LEVELS = 64  # of lists and objects in a message; JSON schemas of tools have some ten
+_MOST_LEVELS = 64  # nested lists and objects in a message; JSON schemas of tools have about ten
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -19,7 +19,7 @@ ROLES = ("system", "user", "assistant", "tool")
 class Conversation:
     """Messages as a chat template takes them, with the tools on offer; or, without messages, a plain text.
 
-    untrained: indices of the assistant's messages that are not to be trained on, such as those of a prompt.
+    untrained: indices of the assistant's messages that are not trained on, such as those of a prompt.
     """
 
     where: str
@@ -33,16 +33,17 @@ def parse_record(record: object, where: str, record_format: RecordFormat = "auto
     """The conversation in a record that was found at `where`.
 
     - messages: a list of {role, content, …} (or that list as JSON text, for CSV), and optionally tools;
-    - alpaca: instruction, optionally input (below the instruction, after a blank line), output;
-    - prompt_completion: both a text, or both a list of messages, of which the prompt's are not trained on;
+    - alpaca: instruction, output, and optionally input, which follows the instruction after a blank line;
+    - prompt_completion: two texts, or two lists of messages; the prompt's messages are not trained on;
     - text: a plain text.
 
-    An optional `system` text opens an alpaca or prompt_completion conversation, and an optional `history` of
-    [question, answer] pairs comes before what is asked in texts. An assistant's message of weight 0 is not trained on.
-    Nulls, which parquet has where other records have a field, are as if they were not there, at every depth.
+    An optional `system` text opens an alpaca or prompt_completion conversation. An optional `history` of
+    [question, answer] pairs comes before a question that is a text. An assistant's message of weight 0 is not trained
+    on. Nulls are ignored at every depth, because parquet has them where other records have a field.
 
     Raises:
-        RecordError: it is no object, a field is missing or has another type, a role is unknown, or a turn is empty.
+        RecordError: the record is no object, a field is missing or has another type, a role is unknown, or a turn is
+            empty.
     """
     if not isinstance(record, dict):
         raise RecordError(f"{where} is not a JSON object but {kind_of(record)}")
@@ -80,7 +81,7 @@ def _detect(record: dict[str, Any], where: str) -> str:
 
 
 def _asked(record: dict[str, Any], kind: str, where: str) -> tuple[list[dict[str, Any]], frozenset[int]]:
-    """The messages of an alpaca or prompt_completion record, and those not to be trained on."""
+    """(messages of an alpaca or prompt_completion record, indices of those that are not trained on)."""
     if kind == "alpaca":
         question, answer = _text(record, "instruction", where), _text(record, "output", where)
         if record.get("input"):
@@ -101,7 +102,7 @@ def _asked(record: dict[str, Any], kind: str, where: str) -> tuple[list[dict[str
 
 
 def _history(value: Any, where: str) -> list[tuple[str, str]]:
-    """What was asked and answered before."""
+    """The (question, answer) pairs that come before the record's own."""
     if isinstance(value, str) and value.strip():
         value = _json(value, "history", where)
     if not value:
@@ -128,7 +129,7 @@ def _tools(record: dict[str, Any], where: str) -> Sequence[Any]:
 
 
 def _messages(value: Any, name: str, where: str) -> tuple[list[dict[str, Any]], frozenset[int]]:
-    """The messages, and the indices of those whose weight is 0."""
+    """(the messages, the indices of those whose weight is 0)."""
     if isinstance(value, str):
         value = _json(value, name, where)
     if not isinstance(value, list):
@@ -153,13 +154,13 @@ def _message(message: Any, name: str, where: str) -> dict[str, Any]:
         raise RecordError(f"{where} has the unknown role {role!r} in the field '{name}.role'; {hint}")
     _check_weight(message, name, where)
     calls = message.get("tool_calls")
-    if calls is not None and not calls:  # an empty list, as parquet has it where other messages have calls
+    if calls is not None and not calls:  # parquet has an empty list where other messages have calls
         del message["tool_calls"]
     elif calls is not None and (role != "assistant" or not isinstance(calls, list)):
         kind = kind_of(calls) if role == "assistant" else f"a message of role {role}"
         raise RecordError(f"{where} has {kind} in the field '{name}.tool_calls', not a list of an assistant's calls")
     for key in REASONING:
-        if role != "assistant" and message.get(key) == "":  # as a table has it, of which other messages have some
+        if role != "assistant" and message.get(key) == "":  # tables have it where other messages have thinking
             del message[key]
         if key in message and (role != "assistant" or not isinstance(message[key], str)):
             kind = kind_of(message[key]) if role == "assistant" else f"a message of role {role}"
@@ -174,7 +175,7 @@ def _message(message: Any, name: str, where: str) -> dict[str, Any]:
 
 
 def _check_weight(message: dict[str, Any], name: str, where: str) -> None:
-    """A weight, as OpenAI's fine-tuning has it, says whether an assistant's message is trained on."""
+    """Checks a weight, which says, as in OpenAI's fine-tuning, whether an assistant's message is trained on."""
     weight = message.get("weight", 1)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or weight not in (0, 1):
         raise RecordError(f"{where} has {weight!r} in the field '{name}.weight': only 0 and 1 are weights here")

@@ -1,4 +1,4 @@
-"""Turns conversations into tokens and, exactly, which of them are trained on."""
+"""Turns conversations into tokens, and tells exactly which of them are trained on."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -24,11 +24,11 @@ class ChatTokenizer:
     """What chat data need of a tokenizer, as plain data.
 
     Args:
-        name: its folder, for errors.
+        name: the tokenizer's folder, for errors.
         tokenizer_json: the text of its tokenizer.json.
         special_tokens: bos_token and the like, by name, as templates see them.
-        template: Jinja; None where there is none, which only plain texts can do without.
-        tool_template: the template of conversations with tools, where there is one of its own.
+        template: the chat template, Jinja; None if there is none, which is enough for plain texts.
+        tool_template: the template of conversations with tools, if they have one of their own.
     """
 
     name: str
@@ -40,7 +40,7 @@ class ChatTokenizer:
 
 @dataclass(frozen=True, slots=True)
 class RenderedChat:
-    """The text to encode, in which special tokens have their private names, and its trained stretches."""
+    """A rendered conversation: its text, with private names for special tokens, and the spans that are trained on."""
 
     where: str
     text: str
@@ -50,7 +50,7 @@ class RenderedChat:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Tokens of a conversation, int32 [T], and whether each is trained on, bool [T]; `where` is its file:line."""
+    """The tokens of a conversation, int32 [T], and whether each is trained on, bool [T]; `where` is its file:line."""
 
     where: str
     input_ids: np.ndarray
@@ -60,7 +60,7 @@ class Sample:
         return len(self.input_ids)
 
     def fitting(self, length: int, on_too_long: Literal["truncate", "drop", "split"]) -> list["Sample"]:
-        """The sample in pieces of at most `length` tokens: one, some or none."""
+        """The sample in pieces of at most `length` tokens: one, several or none."""
         if len(self) <= length:
             return [self]
         if on_too_long == "drop":
@@ -68,7 +68,7 @@ class Sample:
         pieces = []
         for start in [0] if on_too_long == "truncate" else range(0, len(self), length):
             trained = self.trained[start : start + length].copy()
-            trained[0] = False  # what predicts it is in the piece before
+            trained[0] = False  # the token that predicts it is in the piece before
             pieces.append(replace(self, input_ids=self.input_ids[start : start + length], trained=trained))
         return pieces
 
@@ -76,14 +76,14 @@ class Sample:
 class ChatEncoder:
     """Renders conversations with a chat template and encodes them with a tokenizer.
 
-    The tokens are those of Transformers' `apply_chat_template`, but that a special token written in a message stays
-    text. Which characters are a message's, and whose, is known of each, so nothing is trained on but turns of the
-    assistant: what is in the template's {% generation %} blocks, or, in a template without them, what follows the
-    generation prompt up to the turn's end.
+    The tokens are those of Transformers' `apply_chat_template`, except that a special token written in a message stays
+    text. Every character of the text is known to come from a certain message or from the template, so only turns of the
+    assistant are trained on. A turn is what the template's {% generation %} blocks hold; in a template without them, it
+    is the text from the generation prompt to the end of the turn.
 
     Args:
         tokenizer: the tokenizer with its templates.
-        today: what templates that ask for the date are told; None leaves them without one.
+        today: the date for templates that ask for it; None leaves them without one.
 
     Raises:
         UserError: a template is not Jinja, or the tokenizer has special tokens that cannot be told from text.
@@ -98,11 +98,12 @@ class ChatEncoder:
         self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # (?!) matches nothing
 
     def render(self, conversation: Conversation, loss_on: Literal["assistant", "all"] = "assistant") -> RenderedChat:
-        """A conversation as the text to encode; loss_on "all" trains on every token.
+        """A conversation as the text to encode; with loss_on "all" every token is trained on.
 
         Raises:
-            RecordError: it does not suit the template, cannot be traced through it, or holds what is no character.
-            UserError: it has messages and there is no template, or the template does too much.
+            RecordError: the conversation does not suit the template, cannot be traced through it, or holds a code point
+                that is no character.
+            UserError: the conversation has messages and there is no template, or the template exceeds its bounds.
         """
         where, messages = conversation.where, conversation.messages
         if not messages:
@@ -141,9 +142,9 @@ class ChatEncoder:
         return RenderedChat(where, text, [(int(moved[start]), int(moved[stop])) for start, stop in spans], told)
 
     def encode(self, chats: Sequence[RenderedChat]) -> list[Sample]:
-        """A sample for each chat; on all cores.
+        """A sample for each chat, encoded on all cores.
 
-        The first token is never trained on, for nothing predicts it.
+        The first token is never trained on, because nothing predicts it.
         """
         encodings = self._backend.encode_batch([chat.text for chat in chats], add_special_tokens=False)
         samples = []
@@ -157,10 +158,10 @@ class ChatEncoder:
         return samples
 
     def encode_prompt(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """Tokens of a conversation up to where the assistant is to answer.
+        """The tokens of a conversation up to the place where the assistant answers.
 
         Raises:
-            RecordError, UserError: as `render`.
+            RecordError, UserError: as `render` does.
         """
         where = "the conversation"
         _check_characters(messages, where)
@@ -183,7 +184,7 @@ class ChatEncoder:
         return self._names.get(self._tokenizer.special_tokens.get(name) or "", "")
 
     def _special_tokens(self, places: Places) -> dict[int, int]:
-        """Start and stop of each special token that the template wrote."""
+        """Start -> stop of each special token that the template wrote."""
         found: dict[int, int] = {}
         at = 0
         while match := self._special.search(places.text, at):
@@ -195,7 +196,7 @@ class ChatEncoder:
         return found
 
     def _named(self, text: str, special: dict[int, int]) -> tuple[str, np.ndarray]:
-        """The text with special tokens by their private names, and where each place of the text went, int64."""
+        """(the text with private names for special tokens, the new place of each old place of the text, int64)."""
         widths = np.ones(len(text), np.int64)
         pieces: list[str] = []
         at = 0
@@ -210,9 +211,9 @@ class ChatEncoder:
 class _Template(ChatTemplate):
     @cached_property
     def prompts(self) -> list[str]:
-        """What is written where the assistant is to answer, and what of it is written if it does not think first.
+        """The generation prompts: the text before an answer, with and without the opening of a thought.
 
-        Empty where the template does not tell.
+        The list is empty if the template writes none.
         """
         try:
             rendered: RenderedText = self.render(
@@ -227,10 +228,10 @@ class _Template(ChatTemplate):
 
 
 def _trained_spans(conversation: Conversation, turns: dict[int, Turn]) -> list[Span]:
-    """The spans of the turns that are trained on, one after the other.
+    """The spans of the turns that are trained on, in the order of the text.
 
     Raises:
-        RecordError: an assistant's turn is not found, or lies in another.
+        RecordError: a turn of the assistant is not found, or lies inside another.
     """
     spans: list[Span] = []
     for index, message in enumerate(conversation.messages):
@@ -248,7 +249,7 @@ def _trained_spans(conversation: Conversation, turns: dict[int, Turn]) -> list[S
 
 
 def _check_keys(template: ChatTemplate, conversation: Conversation) -> Told:
-    """Refuses what the template certainly leaves out, by the words in its source."""
+    """Refuses keys that the template certainly leaves out, as its source does not contain their names."""
     where, messages = conversation.where, conversation.messages
     used = {key for message in messages for key in message}
     for name, present in (("tools", bool(conversation.tools)), ("tool_calls", "tool_calls" in used)):

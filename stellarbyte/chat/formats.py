@@ -1,4 +1,4 @@
-"""The forms of chat records, by the names that configs give them."""
+"""The formats of chat records, by their names in configs."""
 
 from typing import Literal
 

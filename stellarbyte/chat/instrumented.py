@@ -1,4 +1,4 @@
-"""Changes a template's syntax tree so that the sandbox sees its loops, and makes its texts and lists."""
+"""Changes a template's syntax tree, so that the sandbox sees its loops and makes its texts and lists."""
 
 # ruff: noqa: D102 - visit_X is called for each node X
 
@@ -7,7 +7,7 @@ from jinja2.visitor import NodeTransformer
 
 
 class Instrumented(NodeTransformer):
-    """Puts marks into loops, and calls of the sandbox where Jinja would make texts and lists by itself."""
+    """Puts marks into loops, and calls the sandbox where Jinja would make texts and lists by itself."""
 
     def __init__(self) -> None:
         self._loops = 0

@@ -1,4 +1,4 @@
-"""Where the characters of a rendered conversation come from, and the codes that stand for it in Traced texts."""
+"""The origins of the characters of a rendered conversation, and the codes that stand for them in Traced texts."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -8,12 +8,12 @@ from stellarbyte.chat.traced import WRITTEN, Traced, traced
 
 
 class Origin(NamedTuple):
-    """Where a character comes from.
+    """The origin of a character.
 
-    message: index of the message that says it; None of what the template writes, TOOLS or SEVERAL.
-    field: the message's key that it stands under, or None.
-    block: number of the {% generation %} block it is in, or 0.
-    inside: index of the message in whose turn of a loop it was written, or None.
+    message: the index of the message that says it; None if the template writes it; or TOOLS, or SEVERAL.
+    field: the key of the message under which it stands, or None.
+    block: the number of the {% generation %} block that holds it, or 0.
+    inside: the index of the message in whose turn of a loop it was written, or None.
     """
 
     message: int | None = None
@@ -33,7 +33,7 @@ class Message(dict[str, Any]):
 
 @dataclass
 class Rendering:
-    """What is known of one conversation's rendering while it goes on: its bounds, and the codes of its origins."""
+    """The state of rendering one conversation: its bounds, and the codes of its origins."""
 
     bounds: Bounds
     origins: list[Origin] = field(default_factory=lambda: [Origin()])
@@ -53,7 +53,7 @@ class Rendering:
         return Traced(text, text.origins.translate(codes))
 
     def written_out(self, value: Any, text: str) -> str:
-        """The text that a list or object was written as: all of it comes from where its texts come from."""
+        """The text of a list or object; all of its characters get the origin of the texts in it."""
         found = set(_codes(value)) - {WRITTEN}
         if not found:
             return text

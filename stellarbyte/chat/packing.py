@@ -1,4 +1,4 @@
-"""Puts samples of unequal lengths together into rows of at most one length."""
+"""Packs samples of unequal lengths into rows of bounded length."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def pack(lengths: Sequence[int] | np.ndarray, row_length: int, seed: int = 0) -> np.ndarray:
-    """The row of each sample, int64 [samples], such that no row is longer than `row_length`.
+    """The row of each sample, int64 [samples], so that no row is longer than `row_length`.
 
-    Best-fit decreasing: the longest first, each into the fullest row that still has room. Which of equally long samples
-    meet is drawn from `seed`, so that neighbours in a file do not stay neighbours.
+    This is best-fit decreasing: the longest samples come first, and each goes into the fullest row that has room. The
+    order of equally long samples is drawn from `seed`, so that neighbours in a file do not stay neighbours.
     """
     lengths = np.asarray(lengths, np.int64)
     order = np.random.default_rng(seed).permutation(len(lengths))
@@ -35,6 +35,6 @@ def pack(lengths: Sequence[int] | np.ndarray, row_length: int, seed: int = 0) ->
 
 
 def samples_of_rows(rows: np.ndarray) -> list[list[int]]:
-    """The indices of the samples in each row, of what `pack` returned."""
+    """The indices of the samples in each row, from the result of `pack`."""
     borders = np.cumsum(np.bincount(rows))[:-1]
     return [row.tolist() for row in np.split(np.argsort(rows, kind="stable"), borders)] if len(rows) else []

@@ -1,4 +1,4 @@
-"""The Jinja of Transformers' chat templates, within bounds, with every character's origin kept."""
+"""Runs the Jinja of Transformers' chat templates within bounds, and keeps every character's origin."""
 
 import inspect
 import json
@@ -19,10 +19,10 @@ from stellarbyte.chat.origins import Message, Rendering
 from stellarbyte.chat.template_globals import TemplateDict, TemplateNamespace, raise_exception
 from stellarbyte.chat.traced import Traced, TracingError, holds_traced, traced
 
-# Filters that no chat template needs, and that take time or memory without bound, or chance.
+# Filters that no chat template needs, and that take unbounded time or memory, or are random.
 _WITHOUT = ("batch", "filesizeformat", "pprint", "random", "slice", "striptags", "urlize", "wordwrap", "xmlattr")
 
-# Filters that write a value out or walk through all of it.
+# Filters that write out a value or walk through all of it.
 _WHOLE = frozenset(
     (
         *("capitalize", "center", "dictsort", "e", "escape", "forceescape", "format", "groupby", "indent", "join"),
@@ -33,7 +33,7 @@ _WHOLE = frozenset(
 
 
 class _Mark(str):
-    """An empty text that tells where a loop's turn begins or the loop ends."""
+    """An empty text that marks where a turn of a loop begins or the loop ends."""
 
     loop: int
     message: int | None
@@ -43,9 +43,9 @@ class _Mark(str):
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja as Transformers sets it up: {% generation %}, break and continue, tojson without HTML's entities.
+    """Jinja as Transformers sets it up: {% generation %}, break and continue, tojson without HTML entities.
 
-    A template's steps and sizes are bounded, texts are Traced, and the loops over messages leave their traces.
+    A template's steps and sizes are bounded, texts are Traced, and loops over messages mark their turns.
     """
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "**", "%"))
@@ -64,7 +64,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     @property
     def rendering(self) -> Rendering:
-        """The rendering that goes on in this thread."""
+        """The rendering in progress in this thread."""
         return self._thread.rendering
 
     def rendered(self, template: jinja2.Template, rendering: Rendering, **context: Any) -> Traced:
@@ -79,7 +79,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return Instrumented().visit(super()._parse(source, name, filename))
 
     def concat(self, pieces: Iterable[str]) -> str:
-        """One text of many; pieces between the marks of a loop over messages are inside that loop's message."""
+        """One text of many; pieces between the marks of a loop over messages get the message of that turn."""
         rendering = self.rendering
         texts: list[Traced] = []
         loops: list[tuple[int, int | None]] = []
@@ -102,7 +102,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return Traced("".join(texts), "".join(text.origins for text in texts))
 
     def entered(self, loop: int, item: Any) -> str:
-        """Marks the beginning of a loop's turn."""
+        """Marks the beginning of a turn of a loop."""
         mark = _Mark()
         mark.loop = loop
         mark.message = item.number if isinstance(item, Message) else None
@@ -113,16 +113,16 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return self.entered(-loop, None)
 
     def made(self, value: Any) -> Any:
-        """A list, tuple or object that a template writes down, if it is not too large."""
+        """A list, tuple or object that a template makes, after checking its size."""
         self.rendering.bounds.check_size(value)
         return value
 
     def concatenated(self, values: list[Any]) -> str:
-        """What the operator ~ makes of values."""
+        """The result of the operator ~."""
         return self.concat([str(self._finalized(value)) for value in values])
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Calls what a template calls; methods of texts keep their origins."""
+        """Makes a template's call, within bounds; methods of texts keep the origins."""
         bounds = __self.rendering.bounds
         bounds.step()
         text = getattr(__obj, "__self__", None)
@@ -141,7 +141,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return _still_traced(result, (text, args, kwargs), name)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Works out an operator, within bounds."""
+        """Computes an operator, within bounds."""
         bounds = self.rendering.bounds
         bounds.step()
         bounds.check_operator(operator, left, right)
@@ -150,7 +150,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """A format within bounds, in which texts keep their origins."""
+        """A text's format method that is bounded and keeps the origins of texts."""
         if super().wrap_str_format(value) is None:
             return None
         text = value.__self__
@@ -166,7 +166,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Whether a template may read an attribute."""
-        # Bytes would have all of these methods again, unbounded; a translation may make any text long.
+        # Bytes have all of these methods again, without bounds; a translation may make any text long.
         return attr not in ("encode", "to_bytes", "translate", "origins") and super().is_safe_attribute(
             obj, attr, value
         )
@@ -181,7 +181,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return value
 
     def _bounded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter that counts as a step, checks its sizes, and does not lose texts' origins."""
+        """The filter, made to count as a step, to check sizes, and to refuse losing texts' origins."""
         skipped = 1 if hasattr(function, "jinja_pass_arg") else 0
 
         @wraps(function)
@@ -208,7 +208,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        # Jinja's own would write HTML's characters as entities.
+        # Jinja's own filter would write HTML's characters as entities.
         text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
         return self.rendering.written_out(value, text)
 
@@ -228,7 +228,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _GenerationBlock(Extension):
-    """{% generation %}…{% endgeneration %}, a scope of its own as in Transformers."""
+    """{% generation %}…{% endgeneration %}, which is a scope of its own, as in Transformers."""
 
     tags = {"generation"}  # noqa: RUF012 - as Jinja wants it
 
@@ -245,14 +245,14 @@ class _GenerationBlock(Extension):
         return rendering.changed(text, block=rendering.blocks)
 
 
-# Characters that no text may hold stand for traced texts while Python formats something.
+# While Python formats something, characters that no text may hold stand for traced texts.
 _FIRST_STAND_IN = 0x10F000
 _STAND_IN = re.compile("([\U0010f000-\U0010ffff])")
 _PLAIN_FORMAT = re.compile(r"(?:%(?:\(\w+\))?[sd%]|[^%{}]|\{\{|\}\}|\{\w*\})*")
 
 
 def _formatted(form: Callable[[Any], str], text: str, values: Any) -> str:
-    """A format's result in which the traced texts among `values` kept their origins."""
+    """The result of a format, in which the traced texts among `values` keep their origins."""
     if holds_traced(text) or (holds_traced(values) and not _PLAIN_FORMAT.fullmatch(text)):
         raise TracingError("a format with widths")
     found: list[Traced] = []

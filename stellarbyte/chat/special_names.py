@@ -1,4 +1,4 @@
-"""A tokenizer whose special tokens go by private names, so that text, whatever it says, never becomes one."""
+"""Makes a tokenizer whose special tokens have private names, so that no text can ever become one."""
 
 import json
 import re
@@ -7,16 +7,16 @@ import tokenizers
 
 from stellarbyte.errors import UserError
 
-# Unicode's last private plane, of which no text may have a character: the names are its first ones.
+# Unicode's last private plane. No text may have a character of it; its first characters are the names.
 PRIVATE = re.compile("[\U00100000-\U0010ffff]")
 _FIRST_NAME = 0x100000
 
 
 def with_private_names(tokenizer_json: str, shown: str) -> tuple[dict[str, str], tokenizers.Tokenizer]:
-    """The special tokens' private names, a character each, and a tokenizer that knows only these.
+    """(special token -> its private name, one character; a tokenizer that knows only these names).
 
-    The tokenizer puts no tokens around a text and tells the offsets of white space, which some tokenizers trim. `shown`
-    is how an error calls it.
+    The tokenizer puts no tokens around a text, and its offsets include white space, which some tokenizers trim. `shown`
+    is the tokenizer's name in an error.
 
     Raises:
         UserError: a special token is part of the vocabulary in a way that we do not know.

@@ -1,4 +1,4 @@
-"""Chat templates: where their text comes from, and what it makes of a conversation."""
+"""Reads chat templates and renders conversations with them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -27,25 +27,25 @@ STELLARBYTE_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- bos_token + 'assistant\\n' -}}{%- endif -%}
 """
-"""What `stellarbyte tokenizer train` writes into every tokenizer's folder, and a name for those that have none."""
+"""The template that `stellarbyte tokenizer train` writes, and that configs may name for tokenizers without one."""
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
-"""The keys under which messages carry what was thought before the answer: as in Transformers, one stands for all."""
+"""The keys under which messages carry what was thought before the answer; as in Transformers, all mean the same."""
 
 THOUGHT = "thinking"
-"""The field of what was thought before the answer, in Origin, wherever in the message it stands."""
+"""The name of the thought before the answer as a field of Origin, wherever in the message it stands."""
 
 _THOUGHT_END = "</think>"
-_LONGEST_TEMPLATE = 1 << 17  # characters; the longest of released models have some 20,000
+_LONGEST_TEMPLATE = 1 << 17  # characters; the longest of released models have about 20,000
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _WORD = re.compile(r"\w+")
 
 
 def read_template(name: str | None, field: str) -> str | None:
-    """The Jinja in a file, or StellarByte's for the name stellarbyte; None, which means the tokenizer's own, stays.
+    """The template in a file, or ours for the name stellarbyte; None, which means the tokenizer's own, stays None.
 
     Raises:
-        UserError: the file cannot be read; `field` is how the error calls it.
+        UserError: the file cannot be read; `field` is its name in the error.
     """
     if name is None or name == "stellarbyte":
         return name and STELLARBYTE_TEMPLATE
@@ -65,43 +65,44 @@ def read_template(name: str | None, field: str) -> str | None:
 
 
 def split_thought(content: str) -> tuple[str, str]:
-    """An assistant's content in two: what it thinks, with the tag behind it, and the answer."""
+    """An assistant's content in two parts: the thought with its closing tag, and the answer."""
     end = content.rfind(_THOUGHT_END)
     cut = 0 if end < 0 else end + len(_THOUGHT_END)
     return content[:cut], content[cut:]
 
 
 def has_thought(message: Mapping[str, Any]) -> bool:
-    """Whether an assistant's message says what was thought before the answer."""
+    """Whether an assistant's message contains a thought before the answer."""
     inline, _ = split_thought(message["content"])
     return any(message.get(key) for key in REASONING) or bool(re.sub(r"</?think>|\s", "", inline))
 
 
 @dataclass(frozen=True)
 class RenderedText:
-    """What a template made of a conversation: the text, and what the codes of its origins mean."""
+    """A rendered conversation: the text, and the origins that its codes stand for."""
 
     text: Traced
     origins: Sequence[Origin]
 
 
 class ChatTemplate:
-    """A chat template that sees what Transformers would let it see.
+    """A chat template, which gets the same names and values as in Transformers.
 
     Args:
-        source: Jinja.
+        source: the text of the template, Jinja.
         special_tokens: bos_token and the like, by name.
-        today: what strftime_now tells; None leaves it undefined, so that the same data give the same tokens tomorrow.
+        today: the time that strftime_now formats; None leaves strftime_now undefined, so that the same data give the
+            same tokens tomorrow.
 
     Raises:
-        UserError: it is not Jinja.
+        UserError: the source is not Jinja.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, Any], today: datetime | None = None) -> None:
         self.marks_turns = _GENERATION.search(source) is not None
-        """Whether it has {% generation %} blocks."""
+        """Whether the template has {% generation %} blocks."""
         self.words = frozenset(_WORD.findall(source))
-        """The words in its source: a key that is none of them is certainly not used."""
+        """The words in the source; a key that is none of them is certainly not used."""
         self._special_tokens = special_tokens
         self._sandbox = Sandbox()
         if today is not None:
@@ -127,8 +128,8 @@ class ChatTemplate:
         """The conversation as text.
 
         Raises:
-            RecordError: the template refuses the conversation, or does to it what cannot be traced.
-            UserError: the template goes beyond what a template may do.
+            RecordError: the template refuses the conversation, or changes it in a way that cannot be traced.
+            UserError: the template exceeds its bounds.
         """
         bounds = Bounds(where, len(messages), sum(map(_characters, (*messages, *tools))))
         rendering = Rendering(bounds)

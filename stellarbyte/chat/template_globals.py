@@ -1,4 +1,4 @@
-"""What chat templates may call besides Jinja's own, as Transformers gives it to them."""
+"""The functions that Transformers gives to chat templates besides Jinja's own."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from jinja2.utils import Namespace
 
 
 class TemplateDict:
-    """`dict` as Transformers gives it to templates: no type, whose attributes would lead elsewhere."""
+    """`dict` as Transformers gives it to templates: a plain callable, because the type's attributes lead elsewhere."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        """What the type would make of the arguments."""
+        """Makes a dict of the arguments."""
         return dict(*args, **kwargs)
 
 
@@ -36,5 +36,5 @@ def _check_name(name: object) -> None:
 
 
 def raise_exception(message: str) -> None:
-    """Ends a template that refuses a conversation."""
+    """Ends the rendering: the template refuses the conversation."""
     raise TemplateError(str(message))

@@ -1,15 +1,16 @@
-"""What users are told of their conversations: nothing that a template leaves out is left out in silence."""
+"""What users are told about their conversations, so that nothing that a template leaves out goes unnoticed."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Told:
-    """What users are told of the conversations that were encoded.
+    """Counts of what users are told about the conversations that were encoded.
 
-    unended: assistant's turns whose end is not trained on, as the template writes none; thoughtless: turns whose
-    thinking the template leaves out; unwritten: others' messages that it leaves out; unused: keys of messages that it
-    does not use.
+    unended: the assistant's turns whose end is not trained on, because the template writes none.
+    thoughtless: turns whose thinking the template leaves out.
+    unwritten: messages of others that the template leaves out.
+    unused: keys of messages that the template does not use.
     """
 
     unended: int = 0
@@ -26,7 +27,7 @@ class Told:
         )
 
     def sentences(self) -> list[str]:
-        """One sentence for each thing that is to be told."""
+        """One sentence for each thing that users should know."""
         told = []
         if self.unended:
             told.append(

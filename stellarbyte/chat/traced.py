@@ -1,4 +1,4 @@
-"""A text that knows of each of its characters where it comes from."""
+"""A text that knows where each of its characters comes from."""
 
 # ruff: noqa: D102 - these are str's own methods
 
@@ -6,18 +6,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 WRITTEN = "\0"
-"""The origin of what the template itself writes."""
+"""The origin of characters that the template itself writes."""
 
 
 class TracingError(Exception):
-    """A template does something to a text after which nobody can tell its characters' origins."""
+    """A template changes a text in a way that loses its characters' origins."""
 
 
 class Traced(str):
-    """A text that keeps its characters' origins through what chat templates do to texts.
+    """A text that keeps its characters' origins through all that chat templates do to texts.
 
-    `origins` is a string of the same length: each of its characters is a code, whose meaning is for the caller to
-    know, but that WRITTEN is the template's own. Comparing, hashing and searching are str's.
+    `origins` is a string of the same length. Each of its characters is a code: WRITTEN stands for the template itself,
+    and the caller gives the others their meaning. Comparing, hashing and searching are those of str.
     """
 
     __slots__ = ("origins",)
@@ -115,7 +115,7 @@ class Traced(str):
         return self._respelt(str.capitalize(self), str.title)
 
     def _parts(self, parts: Sequence[str], sep: str | None) -> list[str]:
-        """The parts that `sep` stands between: any white space if it is None."""
+        """The parts that `sep` separates, or any white space if it is None, with their origins."""
         found: list[str] = []
         at = 0
         for part in parts:
@@ -135,12 +135,12 @@ class Traced(str):
 
 
 def traced(text: str) -> Traced:
-    """The text itself if it is traced, else as one that the template wrote."""
+    """The text itself if it is traced, else the text as one that the template wrote."""
     return text if isinstance(text, Traced) else Traced(text, WRITTEN * len(text))
 
 
 def holds_traced(value: Any) -> bool:
-    """Whether a value is, or a list or mapping holds, a text that is not all the template's own."""
+    """Whether a value is or contains a text with characters that the template did not write."""
     if isinstance(value, Traced):
         return value.origins.strip(WRITTEN) != ""
     if isinstance(value, dict):

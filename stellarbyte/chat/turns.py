@@ -1,4 +1,4 @@
-"""Finds in a rendered conversation what the assistant says, and so what is trained on."""
+"""Finds in a rendered conversation the assistant's turns, which are what is trained on."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from stellarbyte.chat.template import RenderedText, split_thought
 from stellarbyte.records.bad_records import RecordError
 
 Span = tuple[int, int]
-"""Two places in a text: the first character, and the one behind the last."""
+"""Two places in a text: the first character, and the one after the last."""
 
 _NOBODY = np.iinfo(np.int64).min
 _ADVICE = "put {% generation %} marks into the template"
@@ -20,14 +20,14 @@ _ADVICE = "put {% generation %} marks into the template"
 
 @dataclass(frozen=True)
 class Turn:
-    """An assistant's turn: where it stands, and whether its end is trained on."""
+    """A turn of the assistant: its places in the text, and whether its end is trained on."""
 
     spans: tuple[Span, ...]
     ends: bool
 
 
 class Places:
-    """Of each character of a rendered text: whose message says it, in whose turn of a loop, in which block."""
+    """For each character of a rendered text: the message that says it, the message of its loop's turn, its block."""
 
     def __init__(self, rendered: RenderedText) -> None:
         self.text = str.__str__(rendered.text)
@@ -41,16 +41,16 @@ class Places:
         self.inside = of_each(origin.inside for origin in origins)
         self.block = of_each(origin.block for origin in origins)
         self.said = self.message != _NOBODY
-        """Whether it comes from the conversation, not from the template."""
+        """Whether a character comes from the conversation, not from the template."""
         self.fields = {(origins[code].message, origins[code].field) for code in np.unique(codes).tolist()}
-        """The messages and fields that something of is in the text."""
+        """The (message, field) pairs of which the text has at least one character."""
 
 
 def marked_turns(places: Places, conversation: Conversation) -> dict[int, Turn]:
     """The assistant's turns by the template's {% generation %} blocks.
 
     Raises:
-        RecordError: a block holds what somebody else says, or an assistant's words are in none.
+        RecordError: a block holds words of somebody else, or turns of weight 0 and of weight 1.
     """
     where, messages = conversation.where, conversation.messages
     marked = places.block > 0
@@ -73,7 +73,7 @@ def marked_turns(places: Places, conversation: Conversation) -> dict[int, Turn]:
         spans.setdefault(owner, []).append((start, stop))
     turns: dict[int, Turn] = {}
     for message, found in spans.items():
-        for index in range(len(found) - 1, 0, -1):  # blocks that follow each other at once are one stretch
+        for index in range(len(found) - 1, 0, -1):  # adjacent blocks are one stretch
             if found[index - 1][1] == found[index][0]:
                 found[index - 1 : index + 1] = [(found[index - 1][0], found[index][1])]
         own = np.flatnonzero(marked & (places.message == message))
@@ -88,21 +88,24 @@ def found_turns(
 ) -> dict[int, Turn]:
     """The assistant's turns in the text of a template without marks.
 
-    A turn begins behind the first of `prompts` that is there, which the template writes where the assistant is to
-    answer, or, if none is, with the first character that the assistant says. It ends with what the template writes
-    behind the last one in the same turn of its loop, white space left out, or else with a special token right behind
-    it. The last turn takes in the special tokens that end the whole conversation.
+    A turn begins after a generation prompt, the first of `prompts` that stands there, or else with the assistant's
+    first character. It ends with the text that the template writes after the assistant's last character in the same
+    turn of its loop, without trailing white space, or else with a special token right after that character. The last
+    turn includes the special tokens that end the whole conversation.
 
     Args:
-        special_tokens: start and stop of each special token in the text.
+        places: the places of the rendered text.
+        conversation: the conversation that was rendered.
+        prompts: the template's generation prompts.
+        special_tokens: start -> stop of each special token in the text.
 
     Raises:
-        RecordError: something else stands within a turn.
+        RecordError: words of somebody else stand within a turn.
     """
     turns: dict[int, Turn] = {}
     for index, message in enumerate(conversation.messages):
         of_message, in_turn = places.message == index, places.inside == index
-        # The name of a function that was called may stand again in the turn of the tool that answers.
+        # The turn of a tool that answers may repeat the name of the function that the assistant called.
         own = np.flatnonzero(of_message & in_turn if (of_message & in_turn).any() else of_message)
         if message["role"] != "assistant" or not len(own):
             continue
@@ -128,10 +131,10 @@ def found_turns(
 
 
 def unwritten(places: Places, conversation: Conversation) -> int:
-    """How many messages of others than the assistant the template leaves out.
+    """The number of messages that the template leaves out, the assistant's not counted.
 
     Raises:
-        RecordError: it leaves out the tools, calls of tools, or what the assistant says.
+        RecordError: the template leaves out the tools, calls of tools, or the assistant's words.
     """
     where, count = conversation.where, 0
     if conversation.tools and not any(message == TOOLS for message, _ in places.fields):
@@ -155,7 +158,7 @@ def unwritten(places: Places, conversation: Conversation) -> int:
 
 
 def _through_special_tokens(text: str, place: int, special_tokens: dict[int, int]) -> int:
-    """The place behind the special tokens, and white space between them, that stand at a place."""
+    """The place after all special tokens that stand at `place`, with white space between them."""
     at = place
     while at < len(text):
         if at in special_tokens:
@@ -168,7 +171,7 @@ def _through_special_tokens(text: str, place: int, special_tokens: dict[int, int
 
 
 def _runs(flags: np.ndarray, labels: np.ndarray) -> list[Span]:
-    """Where neighbours with a flag have one label."""
+    """The spans of neighbours that have a flag and the same label."""
     if not flags.any():
         return []
     cuts = np.flatnonzero((flags[1:] != flags[:-1]) | (labels[1:] != labels[:-1])) + 1
@@ -177,6 +180,6 @@ def _runs(flags: np.ndarray, labels: np.ndarray) -> list[Span]:
 
 
 def _length(flags: np.ndarray) -> int:
-    """How many flags are set at the beginning."""
+    """The number of flags that are set at the beginning."""
     unset = np.flatnonzero(~flags)
     return int(unset[0]) if len(unset) else len(flags)
