@@ -1,4 +1,4 @@
-"""What a call hands to its layers beside the hidden states."""
+"""What a call of the decoder hands to its layers beside the hidden states."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from stellarbyte_jax.model.rope import RotaryTables
 
 @dataclass(frozen=True)
 class CallContext:
-    """The same for all layers. `training` turns on what is not done in evaluation: dropping and expert capacity."""
+    """What all layers get alike. `training` turns on expert capacity, which evaluation does without."""
 
     tables: RotaryTables | None
     segment_ids_BT: jax.Array | None
@@ -21,9 +21,10 @@ class CallContext:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LayerContext:
-    """One layer's own; stacked, the leading axis L is scanned over.
+    """What one layer gets for itself; stacked values have a leading axis L, which is scanned over.
 
-    `dropout_key` is None where nothing is dropped. `head_gates_BTN` (B and T may be 1) multiply the heads' outputs.
+    dropout_key: the key that dropout draws from; None drops nothing.
+    head_gates_BTN: factors of the heads' outputs; B and T may be 1.
     """
 
     drop_path_rate: jax.Array | None

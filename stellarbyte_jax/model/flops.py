@@ -1,15 +1,15 @@
-"""The floating-point operations of a training step, counted matmul by matmul."""
+"""Counts the floating-point operations of a training step, matmul by matmul."""
 
 from dataclasses import dataclass
 
 from stellarbyte_jax.config import ByteConfig
 
-# A matmul's backward pass is two of its size; with frozen weights, one: they get no gradient.
+# The backward pass of a matmul is two matmuls of its size, or one if its weights are frozen and get no gradient.
 _FORWARD_AND_BACKWARD = 3
 _FORWARD_AND_BACKWARD_FROZEN = 2
 
-# Splash's backward makes scores twice more, once for the queries' gradient and once for the keys' and values', and with
-# each what flows into them: 2 matmuls forward, 3 + 4 backward, where 2 + 4 would be needed.
+# Splash's backward pass computes the scores twice more, once for the gradient of queries and once for that of keys and
+# values, and each time what flows into them: 2 matmuls forward and 3 + 4 backward, where 2 + 4 would be enough.
 _SPLASH_MATMULS = 9
 _ATTENTION_MATMULS = 6
 
@@ -18,8 +18,9 @@ _ATTENTION_MATMULS = 6
 class StepFlops:
     """FLOPs of one step over all chips.
 
-    model: what the model's mathematics needs, attention's pairs one by one; MFU's numerator.
-    executed: what the program's kernels really multiply, hidden pairs and work done twice included.
+    model: the FLOPs that the model's mathematics needs, counting only visible pairs of attention; MFU's numerator.
+    executed: the FLOPs that the program's kernels execute, hidden pairs and repeated work included.
+    attention: the part of model that is attention.
     """
 
     model: int
@@ -30,11 +31,10 @@ class StepFlops:
 def step_flops(
     config: ByteConfig, rows: int, length: int, kernel: str = "splash", block: int = 512, frozen: bool = False
 ) -> StepFlops:
-    """Of `rows` rows of `length` tokens, forward and backward; a multiply-add is two.
+    """The FLOPs of a step over `rows` rows of `length` tokens, forward and backward; a multiply-add counts two.
 
-    Packed documents are counted as if each row were one: kernels skip what other documents hide by whole blocks only.
-    Elementwise work, norms, the optimizer and, where the weights are `frozen`, the adapters beside them are left out:
-    1 % or less.
+    A row counts as one document, because kernels skip pairs of different documents only by whole blocks. Elementwise
+    work, norms, the optimizer and the adapters beside `frozen` weights are left out: together 1 % or less.
     """
     tokens, L = rows * length, config.num_hidden_layers
     matmuls = (
@@ -52,7 +52,7 @@ def step_flops(
 
 
 def kernel_flops(config: ByteConfig, rows: int, length: int, block: int = 512) -> int:
-    """What attention's kernel executes in one layer's forward pass."""
+    """FLOPs that the attention kernel executes in the forward pass of one layer."""
     return (
         4
         * rows
@@ -63,7 +63,7 @@ def kernel_flops(config: ByteConfig, rows: int, length: int, block: int = 512) -
 
 
 def layer_matmul_flops(config: ByteConfig) -> int:
-    """Forward FLOPs of one token in one layer, without attention's scores: of experts, those that work on it."""
+    """Forward FLOPs of one token in one layer, without attention's scores; only the experts that serve it count."""
     D, N, H = config.hidden_size, config.num_attention_heads, config.head_dim or 0
     attention = 2 * D * H * (2 * N + 2 * (config.num_key_value_heads or N))
     if not config.num_experts:
@@ -73,12 +73,12 @@ def layer_matmul_flops(config: ByteConfig) -> int:
 
 
 def head_flops(config: ByteConfig) -> int:
-    """Forward FLOPs of one token's logits."""
+    """Forward FLOPs of the logits of one token."""
     return 2 * config.hidden_size * config.vocab_size
 
 
 def visible_pairs(length: int, window: int | None, block: int = 1) -> int:
-    """(query, key) pairs of a row of which the query sees the key; with `block`, all of each block that holds one."""
+    """The number of (query, key) pairs of a row that are visible, or that lie in a block with a visible pair."""
     window = min(window or length, length)
     if block == 1:
         return window * (window + 1) // 2 + (length - window) * window

@@ -1,4 +1,4 @@
-"""The memory of a decoder: keys and values of the tokens that it has read."""
+"""The key/value cache: keys and values of the tokens that a decoder has read."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,13 +19,15 @@ _LARGEST_INT8 = 127
 
 @dataclass(frozen=True)
 class CacheView:
-    """How the T tokens of a call meet a cache; all layers share it.
+    """How the T new tokens of a call use a cache; all layers share it.
 
-    visible_BTS: which of the keys that a layer's `append` gives each token sees. None where nothing was read before:
-        the tokens see one another alone, as without a cache.
-    slots_BT: where the tokens are written, to be seen from there. None where they would overwrite what the first of
-        them must still see, or where nothing was read before: then the cache takes what it is to keep at the end.
-    source_BS: for that, which of the T tokens each slot takes; negative: none.
+    visible_BTS: whether each new token sees each key that a layer's `append` returns. None if the cache is empty: the
+        new tokens then see only one another, as without a cache.
+    slots_BT: the slot each new token is written to before attention. None if writing first would overwrite keys that
+        the earliest new token still has to see (a ring that is too small), or if the cache is empty; the keys are then
+        stored after attention, by source_BS.
+    source_BS: for each slot, the index of the new token to store there, or a negative number to leave the slot as it
+        is.
     """
 
     visible_BTS: jax.Array | None
@@ -38,25 +40,25 @@ class CacheView:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Slots:
-    """Keys or values of one layer, [B, K, S, H]; those in int8 have float32 scales for each slot, [B, K, S, 1]."""
+    """Keys or values of one layer, [B, K, S, H]; in int8 each slot has a float32 scale, [B, K, S, 1]."""
 
     data: jax.Array
     scales: jax.Array | None = None
 
     @staticmethod
     def create(shape: tuple[int, int, int, int], dtype: DTypeLike) -> "Slots":
-        """Empty ones."""
+        """Slots that hold nothing."""
         scales = jnp.zeros((*shape[:3], 1), jnp.float32) if jnp.dtype(dtype) == jnp.int8 else None
         return Slots(jnp.zeros(shape, dtype), scales)
 
     def read(self, dtype: DTypeLike) -> jax.Array:
-        """What is stored, [B, K, S, H], in a compute dtype."""
+        """The stored keys or values, [B, K, S, H], in a compute dtype."""
         if self.scales is None:
             return self.data.astype(dtype)
         return (self.data.astype(jnp.float32) * self.scales).astype(dtype)
 
     def write(self, x_BKTH: jax.Array, slots_BT: jax.Array) -> "Slots":
-        """With token t of row b in slot slots_BT[b, t]; a slot beyond the last takes nothing."""
+        """The slots with token t of row b stored in slot slots_BT[b, t]; a slot beyond the last stores nothing."""
         rows_B1 = jnp.arange(slots_BT.shape[0])[:, None]
 
         def write(old_BKSH: jax.Array, new_BKTH: jax.Array) -> jax.Array:
@@ -65,7 +67,7 @@ class Slots:
         return jax.tree.map(write, self, self._packed(x_BKTH))
 
     def take(self, x_BKTH: jax.Array, source_BS: jax.Array) -> "Slots":
-        """With token source_BS[b, s] of row b in slot s, where that is not negative."""
+        """The slots with token source_BS[b, s] of row b stored in slot s, unless that is negative."""
 
         def take(old_BKSH: jax.Array, new_BKTH: jax.Array) -> jax.Array:
             taken_BKSH = jax.vmap(lambda new_KTH, source_S: new_KTH[:, jnp.maximum(source_S, 0)])(new_BKTH, source_BS)
@@ -92,7 +94,7 @@ class LayerCache:
     def append(
         self, k_BKTH: jax.Array, v_BKTH: jax.Array, view: CacheView
     ) -> tuple[jax.Array, jax.Array, "LayerCache"]:
-        """(keys, values) as `view` counts them, [B, K, S, H], and the cache with the new ones in it."""
+        """The keys and values that `view.visible_BTS` counts, [B, K, S, H], and the cache with the new ones stored."""
         if view.slots_BT is not None:
             keys, values = self.keys.write(k_BKTH, view.slots_BT), self.values.write(v_BKTH, view.slots_BT)
             return keys.read(k_BKTH.dtype), values.read(v_BKTH.dtype), LayerCache(keys, values)
@@ -101,7 +103,7 @@ class LayerCache:
         return k_BKSH, v_BKSH, self.take(k_BKTH, v_BKTH, view)
 
     def take(self, k_BKTH: jax.Array, v_BKTH: jax.Array, view: CacheView) -> "LayerCache":
-        """The cache with what it is to keep of the new ones."""
+        """The cache with the new keys and values that `view.source_BS` stores."""
         assert view.source_BS is not None
         return LayerCache(self.keys.take(k_BKTH, view.source_BS), self.values.take(v_BKTH, view.source_BS))
 
@@ -111,10 +113,10 @@ class LayerCache:
 class KVCache:
     """Preallocated keys and values, one array a layer, so that each is updated in place.
 
-    Row b has read `lengths[b]` tokens. Its token n lies in slot n, or in slot n mod S of a ring, which holds the last S
+    Row b has read `lengths[b]` tokens. Token n lies in slot n, or in slot n mod S of a ring. A ring holds the last S
     tokens: as many as a sliding window needs, and some slack. Tokens of segment 0 are padding, which no other segment
-    sees; at the end of a call's row they are not kept, and count in no length. So prompts of unequal length may be
-    padded on the left or on the right.
+    sees. Padding at the end of a row is not stored and does not count in its length, so prompts of unequal length may
+    be padded on the left or on the right.
     """
 
     layers: tuple[LayerCache, ...]
@@ -122,16 +124,16 @@ class KVCache:
     lengths: jax.Array  # int32 [B]
     window: int | None = field(metadata={"static": True})
     ring: bool = field(metadata={"static": True})
-    fresh: bool = field(metadata={"static": True})  # nothing was ever read
+    fresh: bool = field(metadata={"static": True})  # no token was read so far
 
     @staticmethod
     def create(
         config: ByteConfig, batch_size: int, capacity: int, dtype: DTypeLike = jnp.float32, slack: int = 0
     ) -> "KVCache":
-        """An empty cache for `capacity` tokens a row; with a sliding window, memory for no more than it and `slack`.
+        """An empty cache for `capacity` tokens a row; with a sliding window it has room for the window and `slack`.
 
-        Of a ring, `clip` may take back as many tokens as it has slack. A call of more than slack + 1 tokens costs a
-        pass over the whole ring, others write their tokens alone.
+        With a sliding window the cache is a ring. `clip` can undo at most `slack` tokens of it. A call with more than
+        slack + 1 tokens rewrites the whole ring; a smaller call writes only its own tokens.
 
         Raises:
             UserError: dtype is none of float32, bfloat16 and int8.
@@ -156,7 +158,7 @@ class KVCache:
 
     @staticmethod
     def of(config: ByteConfig, keys: Sequence[jax.Array], values: Sequence[jax.Array], room: int) -> "KVCache":
-        """A cache of arrays that hold S tokens for each layer, [B, K, S, H], and room for more."""
+        """A cache of arrays that hold S tokens of each layer, [B, K, S, H], with room for `room` more tokens."""
 
         def slots(x_BKSH: jax.Array) -> Slots:
             return Slots(jnp.pad(x_BKSH, ((0, 0), (0, 0), (0, room), (0, 0))))
@@ -172,19 +174,19 @@ class KVCache:
         )
 
     def next_positions(self, count: int) -> jax.Array:
-        """Positions of the next `count` tokens: int32 [B, count]."""
+        """The positions of the next `count` tokens: int32 [B, count]."""
         return self.lengths[:, None] + jnp.arange(count, dtype=jnp.int32)
 
     def clip(self, lengths_B: jax.Array) -> "KVCache":
-        """Without the tokens from number `lengths_B` on; of a ring, no more of them than its slack."""
+        """The cache without the tokens from number `lengths_B` on; a ring can drop at most `slack` tokens."""
         return dataclasses.replace(self, lengths=jnp.minimum(self.lengths, lengths_B))
 
     def reset(self, rows_B: jax.Array) -> "KVCache":
-        """With nothing in the rows where `rows_B` is true."""
+        """The cache with the rows emptied where `rows_B` is true."""
         return dataclasses.replace(self, lengths=jnp.where(rows_B, 0, self.lengths))
 
     def view(self, count: int, segment_ids_BT: jax.Array | None) -> CacheView:
-        """What `count` new tokens of each row see and where they go; by default all are of segment 1."""
+        """The view for `count` new tokens of each row; by default all of them are of segment 1."""
         (B, S), T = self.segment_ids.shape, count
         kept_B: Any = T
         if segment_ids_BT is None:
@@ -211,13 +213,13 @@ class KVCache:
         return CacheView(visible_BTS, None, source_BS, segment_ids_BS, lengths_B)
 
     def advanced(self, layers: tuple[LayerCache, ...], view: CacheView) -> "KVCache":
-        """The cache once every layer has taken the tokens of `view`."""
+        """The cache after every layer has stored the tokens of `view`."""
         return dataclasses.replace(
             self, layers=layers, segment_ids=view.segment_ids_BS, lengths=view.lengths_B, fresh=False
         )
 
     def _numbers(self, lengths_B: jax.Array) -> jax.Array:
-        """The number of the token in each slot once rows are so long: int32 [B, S]; negative: none."""
+        """The number of the token in each slot of rows of these lengths: int32 [B, S]; negative if there is none."""
         last_B1, slots_S = lengths_B[:, None] - 1, jnp.arange(self.segment_ids.shape[1], dtype=jnp.int32)
         if self.ring:
             return last_B1 - (last_B1 - slots_S) % slots_S.size
@@ -226,7 +228,7 @@ class KVCache:
     def _visible(
         self, numbers_BT: jax.Array, segment_ids_BT: jax.Array, numbers_BS: jax.Array, segment_ids_BS: jax.Array
     ) -> jax.Array:
-        """bool [B, T, S]: keys no later than the query, inside the window, of the same segment, and there at all."""
+        """bool [B, T, S]: whether a key exists, is not later than the query, is in its window and its segment."""
         distance_BTS = numbers_BT[:, :, None] - numbers_BS[:, None, :]
         visible_BTS = (distance_BTS >= 0) & (numbers_BS >= 0)[:, None, :]
         if self.window is not None:

@@ -1,4 +1,4 @@
-"""RMSNorm."""
+"""The norm of the decoder, RMSNorm."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from flax import nnx
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) · scale (Zhang & Sennrich 2019, arXiv:1910.07467); statistics in float32 whatever x's dtype."""
+    """x / rms(x) · scale (Zhang & Sennrich 2019, arXiv:1910.07467); statistics are float32 for any dtype of x."""
 
     def __init__(self, size: int, eps: float) -> None:
         self.scale = nnx.Param(jnp.ones((size,), jnp.float32), axes=("norm",), decays=False)

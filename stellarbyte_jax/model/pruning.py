@@ -1,4 +1,4 @@
-"""Taking attention heads out of a trained model."""
+"""Takes attention heads out of a trained model."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -14,13 +14,14 @@ Params = dict[str, Any]
 
 
 def prune_heads(config: ByteConfig, params: Params, heads: Mapping[int, Collection[int]]) -> tuple[ByteConfig, Params]:
-    """The model without these query heads: `heads` maps a layer to its heads that go, as `config.pruned_heads` grows.
+    """(config, parameters) of the model without the query heads in `heads`, which maps a layer to heads to remove.
 
-    Stacked layers keep their shapes: what is gone holds zeros and is masked, in training, too. Key/value heads go with
-    the last query head that reads them. Exported to Hugging Face, the model is smaller by all of it.
+    `config.pruned_heads` lists them. Stacked layers keep their shapes: pruned heads hold zeros and are masked, in
+    training as well. A key/value head is pruned with the last query head that reads it. An export to Hugging Face is
+    smaller by all of these.
 
     Raises:
-        UserError: no such layer or head, or a layer would be left without any.
+        UserError: there is no such layer or head, or a layer would have no head left.
     """
     gone = [set(heads_of_layer) for heads_of_layer in config.pruned_heads or ((),) * config.num_hidden_layers]
     for layer, more in heads.items():
@@ -40,7 +41,7 @@ def prune_heads(config: ByteConfig, params: Params, heads: Mapping[int, Collecti
     }
     attention = dict(params["model"]["layers"]["self_attn"])
     for name, kept_LX in kept.items():
-        # Zeroed by choice, not by a product: what is gone may hold anything, infinities too.
+        # where and not a product makes the zeros, because pruned channels may hold anything, infinities included.
         zeroed = {"kernel": jnp.where(kept_LX[:, None], attention[name]["kernel"], 0)}
         if "bias" in attention[name]:
             zeroed["bias"] = jnp.where(kept_LX, attention[name]["bias"], 0)
@@ -54,13 +55,13 @@ def prune_heads(config: ByteConfig, params: Params, heads: Mapping[int, Collecti
 def least_important(
     scores_LN: np.ndarray, count: int, config: ByteConfig, whole_groups: bool = False
 ) -> dict[int, list[int]]:
-    """The `count` heads of the lowest scores, layer -> heads; every layer keeps at least one.
+    """Layer -> its heads among the `count` heads with the lowest scores; every layer keeps at least one head.
 
-    Heads that are gone already are passed over. With `whole_groups` all query heads of a key/value head go together, by
-    the sum of their scores, so that its keys and values need not be kept either; `count` must then be a multiple.
+    Heads that are pruned already are passed over. With `whole_groups` all query heads of a key/value head go together,
+    by the sum of their scores, so that its keys and values are pruned as well; `count` must be a multiple of the group.
 
     Raises:
-        UserError: there are not so many heads to take, or groups do not add up to `count`.
+        UserError: there are fewer heads that can be taken, or `count` is no multiple of the group.
     """
     L, N = scores_LN.shape
     group = N // (config.num_key_value_heads or N) if whole_groups else 1

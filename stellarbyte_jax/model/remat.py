@@ -1,4 +1,4 @@
-"""What a layer keeps for its backward pass, by named policies; the rest is worked out again."""
+"""Named policies for what a layer keeps for its backward pass; the rest is computed again."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,15 +8,15 @@ from jax.ad_checkpoint import checkpoint_name
 
 from stellarbyte.errors import UserError
 
-# The name of what an attention kernel puts out, and of all else that its backward pass needs beside q, k and v.
+# The name of an attention kernel's output, and of all else that its backward pass needs beside q, k and v.
 ATTENTION = "attention"
 _LAYER_INPUT = "layer_input"
 
 _policies = jax.checkpoint_policies
 _ATTENTION_OUTPUTS = _policies.save_only_these_names(ATTENTION)
 
-# full keeps a layer's input alone, save_attention also what attention puts out; dots_without_batch what the
-# projections put out; dots that and what attention does. offload keeps what full does, in the memory of the host,
+# full keeps only a layer's input; save_attention keeps also the output of attention. dots_without_batch keeps the
+# outputs of the projections; dots keeps these and attention's. offload keeps what full keeps, but in the host's memory,
 # which accelerators write to and read from while they work on other layers.
 POLICIES: dict[str, Callable[..., Any]] = {
     "full": _policies.nothing_saveable,
@@ -33,19 +33,20 @@ POLICIES: dict[str, Callable[..., Any]] = {
 
 
 def rematerialized(layer: Callable[..., Any], policy: str, *, in_a_loop: bool) -> Callable[..., Any]:
-    """`layer`, which keeps what `policy` says; "none" keeps all.
+    """`layer`, made to keep what `policy` says; "none" keeps all. Losses and gradients do not change.
 
-    Losses and gradients stay the same. In a loop nothing has to keep the compiler from undoing it.
+    in_a_loop: whether the layer runs inside lax.scan, where XLA cannot undo the recomputation, so that prevent_cse is
+        not needed.
 
     Raises:
-        UserError: no such policy.
+        UserError: there is no such policy.
     """
     if policy == "none":
         return layer
     if policy not in POLICIES:
         raise UserError(f"training.remat {policy} is unknown: use none, {', '.join(POLICIES)}")
     if policy == "offload":
-        # What comes in is kept where it is, unless it has a name inside.
+        # An input is kept where it lies, unless it gets a name inside.
         inner = layer
 
         def layer(x: jax.Array, inputs: Any) -> Any:
@@ -55,9 +56,9 @@ def rematerialized(layer: Callable[..., Any], policy: str, *, in_a_loop: bool) -
 
 
 def gathering_again(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, whose backward pass gathers again what other devices have: kept, all layers' would be there at once.
+    """`function`, made to all-gather again in its backward pass, so that not all layers' gathered arrays are kept.
 
-    Whatever else the policy around it would keep is kept. Where that works the layer out again too, one gathering
+    The policy around it decides about everything else. If that policy recomputes the layer as well, one gathering
     serves both.
     """
 

@@ -14,7 +14,7 @@ from stellarbyte_jax.model.rope_scaling import dynamic_frequencies, rope_frequen
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RotaryTables:
-    """cos and sin for each position, XPos factors included: float32 [B, T, H] (B may be 1)."""
+    """cos and sin for each position, with XPos' factors: float32 [B, T, H]; B may be 1."""
 
     q_cos: jax.Array
     q_sin: jax.Array
@@ -23,11 +23,11 @@ class RotaryTables:
 
 
 class RotaryEmbedding(nnx.Module):
-    """Tables that turn queries and keys by their positions, in Hugging Face's rotate-half convention.
+    """Makes the tables that turn queries and keys by their positions, in Hugging Face's rotate-half convention.
 
-    RoPE: Su et al. 2021, arXiv:2104.09864. XPos: Sun et al. 2022, arXiv:2212.10554; queries at n are multiplied by
-    zeta^((n - r) / base), keys at m by zeta^((r - m) / base) with the fixed reference r = max_position_embeddings / 2,
-    so a score depends on n - m alone while cached keys are final.
+    RoPE: Su et al. 2021, arXiv:2104.09864. XPos: Sun et al. 2022, arXiv:2212.10554. A query at n is multiplied by
+    zeta^((n - r) / base) and a key at m by zeta^((r - m) / base), with the fixed reference r =
+    max_position_embeddings / 2. A score then depends on n - m alone, and cached keys are final.
     """
 
     def __init__(self, config: ByteConfig) -> None:
@@ -45,7 +45,7 @@ class RotaryEmbedding(nnx.Module):
             self.zeta = nnx.Param(jnp.asarray(zeta), axes=("norm",), decays=False) if learnable else _Constant(zeta)
 
     def __call__(self, position_ids: jax.Array) -> RotaryTables:
-        """Tables for int positions [B, T]."""
+        """The tables for int positions [B, T]."""
         positions = position_ids.astype(jnp.float32)[..., None]
         angles = positions * self._frequencies(position_ids)
         cos, sin = jnp.cos(angles), jnp.sin(angles)
@@ -72,13 +72,13 @@ class RotaryEmbedding(nnx.Module):
     def _zeta_in_range(self) -> jax.Array:
         if isinstance(self.zeta, _Constant):
             return jnp.asarray(self.zeta.value)
-        # Clipped straight through: pair 0 starts on the bound, where a clip's own gradient is ambiguous.
+        # The clip is straight-through, because pair 0 starts on the bound, where a clip's own gradient is ambiguous.
         zeta = self.zeta[...]
         return zeta + jax.lax.stop_gradient(jnp.clip(zeta, XPOS_SMALLEST_ZETA, 1.0) - zeta)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turn each pair (x_i, x_{i + H/2}) of the last axis; computed in float32, returned in x's dtype."""
+    """Turns each pair (x_i, x_{i + H/2}) of the last axis, in float32; the result has x's dtype."""
     x32 = x.astype(jnp.float32)
     first, second = jnp.split(x32, 2, axis=-1)
     return (x32 * cos + jnp.concatenate([-second, first], axis=-1) * sin).astype(x.dtype)
@@ -90,7 +90,7 @@ def _both_halves(table: jax.Array) -> jax.Array:
 
 @dataclass(frozen=True)
 class _Constant:
-    """A table that is no parameter; NNX would otherwise take an array attribute for state."""
+    """A table that is no parameter; NNX would take a bare array attribute for state."""
 
     value: np.ndarray
 

@@ -12,7 +12,7 @@ from stellarbyte.architecture import ByteConfig, RopeScaling
 def rope_frequencies(config: ByteConfig) -> tuple[np.ndarray, float]:
     """(angle per position of each pair, float32 [H / 2]; factor of cos and sin), by transformers' formulas.
 
-    `dynamic` frequencies depend on the sequence, too: see `dynamic_frequencies`.
+    The frequencies of `dynamic` also depend on the sequence: see `dynamic_frequencies`.
     """
     assert config.head_dim is not None
     scaling = config.rope_scaling
@@ -40,7 +40,7 @@ def _exponents(head_dim: int) -> np.ndarray:
 
 
 def _llama3(inv_freq: np.ndarray, scaling: RopeScaling) -> np.ndarray:
-    """Long waves are divided by `factor`, short ones kept, those between mixed."""
+    """Divides the frequencies of long waves by `factor`, keeps those of short waves, and mixes those between."""
     context, low, high = (
         scaling.original_max_position_embeddings,
         scaling.low_freq_factor,
@@ -53,7 +53,7 @@ def _llama3(inv_freq: np.ndarray, scaling: RopeScaling) -> np.ndarray:
 
 
 def _yarn(inv_freq: np.ndarray, config: ByteConfig, scaling: RopeScaling) -> np.ndarray:
-    """Pairs that turn often within the original context are kept, those that turn seldom divided by `factor`."""
+    """Keeps pairs that turn often within the original context and divides those that turn seldom by `factor`."""
     H = config.head_dim
     assert H is not None
     context = scaling.original_max_position_embeddings or config.max_position_embeddings

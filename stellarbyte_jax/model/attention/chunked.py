@@ -1,4 +1,4 @@
-"""Causal attention for CPUs: blocks of queries against the keys that they may see, most of the rest skipped."""
+"""Causal attention for CPUs: chunks of queries attend to the keys that they may see, and skip most other keys."""
 
 import functools
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from stellarbyte_jax.model.attention.softmax import bias_of, dropped_softmax_attention, softmax_attention
 
-# Chunks small enough that future keys are seldom multiplied, few enough to compile quickly.
+# Small chunks seldom multiply future keys; few chunks compile quickly.
 SMALLEST_QUERY_CHUNK = 64
 MOST_QUERY_CHUNKS = 8
 
@@ -21,11 +21,11 @@ def chunked_attention(
     dropout_rate: float,
     dropout_key: jax.Array | None,
 ) -> jax.Array:
-    """As attention_kernels.attention: [B, K, G, T, H]."""
+    """Attention as kernels.attention describes it: [B, K, G, T, H]."""
     B, K, G, T, H = q_BKGTH.shape
     chunk = max(SMALLEST_QUERY_CHUNK, -(-T // MOST_QUERY_CHUNKS))
     if window is not None and max(SMALLEST_QUERY_CHUNK, window) < chunk:
-        # So few chunks would each see many keys that the window hides.
+        # Each of so few chunks would see many keys that the window hides.
         return _banded_attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, window, dropout_rate, dropout_key)
     ends = (*range(chunk, T, chunk), T)
     starts = (0, *ends[:-1])
@@ -44,7 +44,7 @@ def chunked_attention(
 
 
 def visible(start: int, first: int, end: int, segment_ids_BT: jax.Array | None, window: int | None) -> jax.Array:
-    """Which of the keys first … end - 1 the queries start … end - 1 may see: bool [B or 1, T, S]."""
+    """Whether the queries start … end - 1 may see each of the keys first … end - 1: bool [B or 1, T, S]."""
     keys_S, queries_T1 = jnp.arange(first, end), jnp.arange(start, end)[:, None]
     visible_BTS = (keys_S <= queries_T1)[None]
     if window is not None:
@@ -71,9 +71,9 @@ def _banded_attention(
     dropout_rate: float,
     dropout_key: jax.Array | None,
 ) -> jax.Array:
-    """All blocks at once, as rows of one batch: a block of queries sees its own keys and those of the block before.
+    """Attention with a short window: all blocks are rows of one batch, and see their own keys and the block before.
 
-    A window is no longer than a block, so time and memory grow with T · window, and the program not at all.
+    The window is not longer than a block, so time and memory grow with T · window, and the program does not grow.
     """
     B, K, G, T, H = q_BKGTH.shape
     block = max(SMALLEST_QUERY_CHUNK, window)
@@ -107,9 +107,9 @@ def _banded_attention(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _stretches(x_BKTH: jax.Array, firsts: tuple[int, ...], ends: tuple[int, ...]) -> tuple[jax.Array, ...]:
-    """x[:, :, first:end] for each first and end, where every first is 0 or one of the ends, which rise to T.
+    """x[:, :, first:end] for each first and end; every first is 0 or one of the ends, and the ends rise to T.
 
-    The gradient adds up from end to end, where slices' own would pad each to T.
+    The gradient is summed from end to end; the gradient of plain slices would pad each of them to T.
     """
     return tuple(x_BKTH[:, :, first:end] for first, end in zip(firsts, ends, strict=True))
 

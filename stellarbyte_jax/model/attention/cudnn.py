@@ -23,10 +23,10 @@ def cudnn_attention(
     window: int | None,
     layout: Layout,
 ) -> jax.Array:
-    """As attention_kernels.attention: [B, K, G, T, H]. float32, which cuDNN has not, runs in plain XLA.
+    """Attention as kernels.attention describes it: [B, K, G, T, H]. cuDNN has no float32, which runs in plain XLA.
 
     Raises:
-        UserError: cuDNN does not do that, or not here.
+        UserError: cuDNN cannot do what is asked, or cannot do it on this device.
     """
     if layout.parts("length") > 1:
         raise UserError(
@@ -60,7 +60,7 @@ def _attend(
         mask=mask,
         is_causal=True,
         scale=1.0,
-        # (to the left, to the right) of the query, which itself is not counted.
+        # (keys to the left, keys to the right) of the query, which is not counted.
         local_window_size=None if window is None else (window - 1, 0),
         implementation=implementation,
     )
@@ -68,10 +68,10 @@ def _attend(
 
 
 def check_xpos(config: ByteConfig) -> None:
-    """Refuses XPos decays that a mask of cuDNN would not hide.
+    """Refuses XPos decays so fast that cuDNN's mask would not hide a pair.
 
-    A hidden pair has 2^41 taken off its score, which XPos may have multiplied by up to 3.5^(max_position_embeddings /
-    xpos_scale_base); 2^10 are left for the score itself.
+    The mask subtracts 2^41 from the score of a hidden pair, and XPos may have multiplied that score by up to
+    3.5^(max_position_embeddings / xpos_scale_base); 2^10 are left for the score itself.
 
     Raises:
         UserError: naming the smallest `xpos_scale_base` that fits.
@@ -87,7 +87,7 @@ def check_xpos(config: ByteConfig) -> None:
 
 
 def _check_cudnn(T: int, H: int, dtype: jnp.dtype, masked: bool) -> None:
-    """Refuses what jax/_src/cudnn/fused_attention_stablehlo.py would, before it does so in other words."""
+    """Refuses what jax/_src/cudnn/fused_attention_stablehlo.py would refuse, in sentences of our own."""
     backend = get_backend()
     if "cuda" not in backend.platform_version:
         raise UserError(

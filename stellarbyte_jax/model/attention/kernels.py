@@ -1,4 +1,4 @@
-"""Attention, softmax(Q K^T) V, behind one door: the kernel that suits the backend, or the one asked for."""
+"""The one door to attention, softmax(Q K^T) V: the kernel that suits the backend, or the one that is asked for."""
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -21,7 +21,7 @@ KERNELS = ("reference", "chunked", "cudnn", "splash")
 
 
 def default_kernel(platform: str, dropout_rate: float = 0.0) -> str:
-    """The kernel that suits a platform; with attention dropout, one that can do that."""
+    """The kernel that suits a platform; with attention dropout, one that supports it."""
     kernel = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}.get(platform, "chunked")
     return "reference" if dropout_rate and kernel in ("cudnn", "splash") else kernel
 
@@ -43,23 +43,23 @@ def attention(
     """Causal grouped-query attention of a sequence to itself; scores and softmax are float32 in every kernel.
 
     Args:
-        q_BKGTH: queries, scaled by 1/sqrt(H).
-        k_BKTH: keys.
-        v_BKTH: values.
-        kernel: reference (plain, T × T scores), chunked (for CPUs), cudnn (GPUs) or splash (TPUs).
-        block_size: the most queries and keys that splash works on at a time, see splash_attention.py.
-        segment_ids_BT: a token sees only its own segment; by default a row is one.
-        window: a token sees only the last so many, itself included; by default all before it.
-        dropout_rate: of the softmax weights, where there is a key.
-        dropout_key: what is dropped is drawn from it; None drops nothing.
-        platform: what it is compiled for, by default where JAX runs: splash is interpreted on all but TPUs.
-        layout: where the arrays lie on a mesh; cudnn and splash then run on each device's own rows and kv heads.
+        q_BKGTH: the queries, scaled by 1/sqrt(H).
+        k_BKTH: the keys.
+        v_BKTH: the values.
+        kernel: reference (plain, T × T scores), chunked (for CPUs), cudnn (for GPUs) or splash (for TPUs).
+        block_size: the most queries and keys that splash works on at a time, see splash.py.
+        segment_ids_BT: the segments; a token sees only its own. By default a row is one segment.
+        window: the number of tokens that a token sees, itself included; by default it sees all before it.
+        dropout_rate: the rate of dropout of the softmax weights, if there is a key.
+        dropout_key: the key that dropout draws from; None drops nothing.
+        platform: the platform to compile for, by default JAX's; splash is interpreted on all but TPUs.
+        layout: the placement of the arrays on a mesh; cudnn and splash run on each device's own rows and kv heads.
 
     Returns:
         [B, K, G, T, H] in q's dtype.
 
     Raises:
-        UserError: no such kernel, or it cannot do what is asked of it.
+        UserError: there is no such kernel, or it cannot do what is asked.
     """
     if kernel not in KERNELS:
         raise UserError(f"training.attention_kernel {kernel} is unknown: use {', '.join(KERNELS)} or auto")
@@ -86,9 +86,9 @@ def attention(
 
 
 def cached_attention(q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, visible_BTS: jax.Array) -> jax.Array:
-    """Attention of new queries to a cache, seeing the slots where `visible_BTS` is true; float32 scores.
+    """Attention of new queries to the slots of a cache where `visible_BTS` is true; scores are float32.
 
-    A query that sees no slot, as padding may, gets the mean of all values: nothing to use, but finite.
+    A query that sees no slot (padding may be one) gets the mean of all values, which is of no use but finite.
 
     Returns:
         [B, K, G, T, H] in q's dtype.

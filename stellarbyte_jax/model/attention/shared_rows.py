@@ -1,4 +1,4 @@
-"""Which queries of a row each device works on where devices share out its tokens."""
+"""Decides which queries of a row each device works on, if devices share out its tokens."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,9 @@ from stellarbyte_jax.sharding import Layout
 class SharedRows:
     """Rows whose tokens lie in order on the devices of a mesh's `axes`; every device attends to all their keys.
 
-    balanced: the later a query, the more keys it sees, so for attention a device gives its tokens away for the i-th
-    part of 2 · shards from the front and the i-th from the end: all then have the same number of blocks to work on
-    (Grattafiori et al. 2024, arXiv:2407.21783, section 3.3.2). With a window all have that anyway.
+    balanced: a causal query sees more keys the later it stands, so contiguous shards would do unequal work. The row is
+    cut into 2 · shards parts and device i attends for parts i and 2 · shards - 1 - i: all devices then have the same
+    number of blocks (Grattafiori et al. 2024, arXiv:2407.21783, section 3.3.2). With a window they have that anyway.
     """
 
     axes: tuple[str, ...]
@@ -25,20 +25,20 @@ class SharedRows:
 
     @classmethod
     def of(cls, layout: Layout, T: int, window: int | None, multiple: int) -> "SharedRows":
-        """Of T tokens; balanced where a kernel's tiles of `multiple` tokens allow it."""
+        """The sharing of rows of T tokens, balanced if a kernel's tiles of `multiple` tokens allow it."""
         axes, shards = layout.mesh_axes("length"), layout.parts("length")
         return cls(axes, shards, shards > 1 and window is None and T % (2 * shards * multiple) == 0)
 
     @property
     def parts(self) -> int:
-        """Into how many stretches of neighbours the tokens are cut."""
+        """The number of stretches of neighbours into which the tokens are cut."""
         return 2 * self.shards if self.balanced else self.shards
 
     def positions(self, T: int) -> np.ndarray:
-        """Of the queries, device by device in the order in which each works on them: int32 [T]."""
+        """The positions of the queries, device by device, in the order in which each works on them: int32 [T]."""
         stretches = np.arange(T, dtype=np.int32).reshape(self.parts, -1)
         if self.balanced:
-            # Of its two, an even device holds the early one first, an odd one the late one: see `take`.
+            # An even device holds its early part first, an odd device its late part: see `take`.
             early, late = np.arange(self.shards), self.parts - 1 - np.arange(self.shards)
             even = early % 2 == 0
             pairs = np.stack([np.where(even, early, late), np.where(even, late, early)], axis=1)
@@ -46,23 +46,23 @@ class SharedRows:
         return stretches.reshape(-1)
 
     def take(self, x: jax.Array, axis: int) -> jax.Array:
-        """On one device: what it works on, for what lies here."""
+        """On one device: the values that it works on, in exchange for those that lie here."""
         return self._swap(x, axis, back=False)
 
     def put(self, x: jax.Array, axis: int) -> jax.Array:
-        """On one device: what lies here, for what it worked on."""
+        """On one device: the values that belong here, in exchange for those that it worked on."""
         return self._swap(x, axis, back=True)
 
     def whole(self, x: jax.Array, axis: int) -> jax.Array:
-        """On one device: all tokens; their gradient is added up where each lies."""
+        """On one device: all tokens of the rows; gradients are summed on the device where each token lies."""
         return jax.lax.all_gather(x, self.axes, axis=axis, tiled=True) if self.shards > 1 else x
 
     def _swap(self, x: jax.Array, axis: int, back: bool) -> jax.Array:
         if not self.balanced:
             return x
         halves = []
-        # Device d has the stretches 2d and 2d + 1: even ones go to even devices from the front, to odd ones from the
-        # end, odd ones the other way. So each device gets one of either.
+        # Device d has the stretches 2d and 2d + 1. Stretch s of the first half of the row goes to device s, stretch s
+        # of the second half to the device of its mirror image. So each device gets one even and one odd stretch.
         for half, part in enumerate(jnp.split(x, 2, axis=axis)):
             stretches = [2 * device + half for device in range(self.shards)]
             moves = [(s // 2, s if s < self.shards else self.parts - 1 - s) for s in stretches]
@@ -73,8 +73,8 @@ class SharedRows:
 class CausalRows(masks.LocalMask):
     """Splash's mask for queries at these positions, in any order, that see the last `window` keys or all before them.
 
-    Blocks that are seen whole, or not at all, are told by their borders: at 128 k tokens there are 65536 of them, each
-    looked at several times.
+    The borders of a block tell whether it is seen whole or not at all. This saves time: at 128 k tokens there are 65536
+    blocks, and each is looked at several times.
     """
 
     def __init__(self, positions_T: np.ndarray, window: int | None) -> None:
@@ -82,7 +82,7 @@ class CausalRows(masks.LocalMask):
         self.q_sequence = positions_T
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
-        """bool of the block's shape, or [1, 1] if it is the same everywhere."""
+        """The mask of a block, bool, as an array of the block's shape, or [1, 1] if it is the same everywhere."""
         rows, first, last = self.q_sequence[index[0]], index[1].start, index[1].stop - 1
         before = self.shape[1] if self.window_size[0] is None else self.window_size[0]
         if last <= rows.min() and first >= rows.max() - before:

@@ -1,25 +1,25 @@
-"""softmax(Q K^T + bias) V for one block of queries and keys: what the plain kernels and caches are made of."""
+"""softmax(Q K^T + bias) V for one block of queries and keys; plain kernels and caches are made of it."""
 
 import jax
 import jax.numpy as jnp
 
 from stellarbyte_jax.model.dropout import dropout
 
-# Up to so many, `few_queries_attention` is the faster one on a CPU.
+# Up to this number of queries, `few_queries_attention` is the fastest on a CPU.
 FEW_QUERIES = 4
 
 
 def bias_of(visible_BTS: jax.Array, groups: int) -> jax.Array:
-    """0 where visible and -inf elsewhere, for the queries of every group: [B, 1, G·T, S]."""
+    """The bias for the queries of every group, 0 where visible and -inf elsewhere: [B, 1, G·T, S]."""
     return jnp.tile(jnp.where(visible_BTS, 0.0, -jnp.inf), (1, groups, 1))[:, None]
 
 
 @jax.custom_vjp
 def softmax_attention(q_BKQH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, bias_B1QS: jax.Array) -> jax.Array:
-    """softmax(q k^T + bias) v, [B, K, Q, H] in q's dtype; Q are the queries of a kv head, group by group.
+    """softmax(q k^T + bias) v, [B, K, Q, H] in q's dtype; Q counts the queries of a kv head, group by group.
 
-    Written so that XLA's CPU compiler can fuse the softmax with its matmuls: four dimensions, the mask added rather
-    than selected, and normalisation after the product with V. The bias has no gradient.
+    It is written so that XLA's CPU compiler can fuse the softmax with its matmuls: it has four dimensions, adds the
+    mask instead of selecting by it, and normalises after the product with V. The bias has no gradient.
     """
     return _forward(q_BKQH, k_BKSH, v_BKSH, bias_B1QS)[0]
 
@@ -34,7 +34,7 @@ def _forward(q_BKQH, k_BKSH, v_BKSH, bias_B1QS):  # type: ignore[no-untyped-def]
 
 def _backward(residuals, d_out):  # type: ignore[no-untyped-def]
     q, k, v, weights, total, out = residuals
-    # Rounded once, for both terms of the difference: where they nearly cancel, so do their errors.
+    # Both terms of the difference use the same rounded value: where they nearly cancel, so do their errors.
     d_sum = (d_out / total).astype(v.dtype)
     d_scores = weights * (
         jnp.einsum("BKQH,BKSH->BKQS", d_sum, v, preferred_element_type=jnp.float32)
@@ -48,7 +48,7 @@ def _backward(residuals, d_out):  # type: ignore[no-untyped-def]
 
 
 def _contract_queries(x_BKQS: jax.Array, y_BKQH: jax.Array) -> jax.Array:
-    """[B, K, S, H]. Transposed beforehand, and in full: XLA's fast CPU matmuls take plain rows by columns."""
+    """x^T y over the queries, [B, K, S, H]. x is transposed first, as XLA's fast CPU matmuls take plain operands."""
     x_BKSQ = jax.lax.optimization_barrier(x_BKQS.swapaxes(2, 3))
     return jnp.einsum("BKSQ,BKQH->BKSH", x_BKSQ, y_BKQH)
 
@@ -59,15 +59,16 @@ softmax_attention.defvjp(_forward, _backward)
 def dropped_softmax_attention(
     q_BKQH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, bias_B1QS: jax.Array, rate: float, key: jax.Array | None
 ) -> jax.Array:
-    """The same as the formula reads, with dropout on the weights where there is a key; the gradient is JAX's own."""
+    """The same by the plain formula, with dropout of the weights if there is a key; the gradient is JAX's own."""
     scores = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, k_BKSH, preferred_element_type=jnp.float32) + bias_B1QS
     weights = dropout(jax.nn.softmax(scores, axis=-1), rate, key)
     return jnp.einsum("BKQS,BKSH->BKQH", weights.astype(v_BKSH.dtype), v_BKSH).astype(q_BKQH.dtype)
 
 
 def few_queries_attention(q_BKQH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, bias_B1QS: jax.Array) -> jax.Array:
-    """The same for decoding, where reading the keys is what takes time: XLA's CPU matmuls of so few rows are slower
-    than one product of matrix and vector a query.
+    """The same for decoding, where reading the keys takes the time.
+
+    On a CPU, XLA's matmuls of so few rows are slower than one matrix-vector product for each query.
     """
     scores = [
         jnp.einsum("BKSH,BKH->BKS", k_BKSH, q_BKQH[:, :, index], preferred_element_type=jnp.float32)

@@ -1,4 +1,4 @@
-"""Causal attention for TPUs: Pallas' splash kernel, which skips the blocks that nothing can see."""
+"""Causal attention for TPUs: Pallas' splash kernel, which skips blocks without a visible pair."""
 
 import math
 
@@ -25,10 +25,11 @@ def splash_attention(
     layout: Layout,
     interpret: bool,
 ) -> jax.Array:
-    """As attention_kernels.attention: [B, K, G, T, H]. Away from a TPU the kernel has to be interpreted, which is slow.
+    """Attention as kernels.attention describes it: [B, K, G, T, H].
 
-    On a mesh each device has rows and kv heads of its own. Where rows are split too, it gets all their keys. Larger
-    blocks, of at most `block_size` tokens, keep the matrix units busy while they fit in fast memory.
+    On a mesh each device works on its own rows and kv heads. If rows are split as well, it gets all keys of its rows.
+    Larger blocks, of at most `block_size` tokens, keep the matrix units busy as long as they fit in fast memory.
+    interpret: whether the kernel is interpreted, which is slow, and needed on everything but a TPU.
 
     Raises:
         UserError: T is not a multiple of 128 on each device, or the kv heads cannot be shared out.
@@ -63,7 +64,7 @@ def splash_attention(
 
 
 def check_kv_heads(layout: Layout, K: int) -> None:
-    """Refuses kv heads that cannot be shared out among the devices."""
+    """Raises UserError if the kv heads cannot be shared out among the devices."""
     if K % layout.parts("kv_heads"):
         axes = " x ".join(f"mesh.{name} {layout.mesh.shape[name]}" for name in layout.mesh_axes("kv_heads"))
         raise UserError(
@@ -73,7 +74,7 @@ def check_kv_heads(layout: Layout, K: int) -> None:
 
 
 def block_of(largest: int, T: int, shared: SharedRows) -> int:
-    """Tokens of the blocks for rows of T: of `largest`, a power of two, and its halves the first that divides them."""
+    """The size of blocks for rows of T tokens: the largest of `largest`, its half, its quarter … that divides them."""
     return math.gcd(largest, T // shared.parts)
 
 

@@ -1,4 +1,4 @@
-"""What tokens get of all experts on one device of a mesh, its parts of weights and tokens given."""
+"""Serves one device's tokens by all experts, given the device's parts of weights and tokens."""
 
 import jax
 
@@ -18,10 +18,11 @@ def serve_experts(
     hidden_act: str,
     layout: Layout,
 ) -> jax.Array:
-    """[B, T, D] -> [B, T, D]: each of this device's tokens' sum of weight · expert(x); none is lost."""
+    """[B, T, D] -> [B, T, D]: the sum of weight · expert(x) for each token of this device; no token is dropped."""
 
     def serve(gate_up_ED2F, down_EFD, x_MD, weight_Mk, expert_Mk):  # type: ignore[no-untyped-def]
-        # Along the axis before the last: only so do TPUs scatter gradients rather than sum them up everywhere.
+        # The weights are gathered along the axis before the last; otherwise TPUs sum gradients on every device instead
+        # of scattering them.
         gate_up_EDF = _gathered(gate_up_ED2F.reshape(*gate_up_ED2F.shape[:2], -1), layout)
         down_EFD = _gathered(down_EFD.swapaxes(1, 2), layout).swapaxes(1, 2)
         operands = gate_up_EDF, down_EFD, x_MD, weight_Mk, expert_Mk

@@ -1,4 +1,4 @@
-"""Tokens to the devices that have their experts and back, by all-to-alls."""
+"""Sends tokens to the devices that have their experts and back, by all-to-alls."""
 
 import functools
 from typing import Any, NamedTuple
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from stellarbyte_jax.model.experts.rows import serve_rows
 from stellarbyte_jax.sharding import Layout
 
-# What a device sends another in a round, in even shares of its tokens: an uneven load takes further rounds. More would
-# make the usual round's arrays larger, less would make one round rarely enough.
+# Capacity of one exchange round, as a multiple of a perfectly even share. A device that is asked for more is served in
+# further rounds. A larger value wastes memory in every round; a smaller one makes a second round the rule.
 _SHARES_A_ROUND = 1.5
 _ROWS_MULTIPLE = 8
 
@@ -25,12 +25,12 @@ def exchange_rows(
     hidden_act: str,
     layout: Layout,
 ) -> jax.Array:
-    """Each row's sum of weight · expert(x) over its choices, float32 [M, D], where devices share out the experts.
+    """The sum of weight · expert(x) over the choices of each row, float32 [M, D], where devices share out the experts.
 
-    A device has E of them. Each round it sends every other C of the (row, choice) pairs P = M · k that chose that one's
-    experts, and gets C from each; there are as many rounds as the fullest of all these queues needs, so that no token
-    is lost and arrays are small, however uneven the load. The backward pass goes the same rounds and works the experts'
-    outputs out again.
+    Each device has E experts. In every round a device sends each other device C of the (row, choice) pairs P = M · k
+    that chose that device's experts, and receives C pairs from each. There are as many rounds as the fullest of all
+    these queues needs, so that no token is dropped and arrays stay small for any load. The backward pass goes through
+    the same rounds and computes the experts' outputs again.
     """
     plan = _plan(expert_Mk, down_EFD.shape[0], layout)
 
@@ -69,17 +69,18 @@ exchange_rows.defvjp(_forward, _backward)
 
 
 def _serve(gate_up_EDF, down_EFD, x_RD, weight_R, expert_R, hidden_act):  # type: ignore[no-untyped-def]
-    """[R, D] in x's dtype: what these experts make of the rows that came, 0 of those for none of them."""
+    """[R, D] in x's dtype: the outputs of this device's experts for the rows that came in; 0 for filler rows."""
     y_RD = serve_rows(gate_up_EDF, down_EFD, x_RD, weight_R[:, None], expert_R[:, None], hidden_act, everyone=False)
     return y_RD.astype(x_RD.dtype)
 
 
 class _Plan(NamedTuple):
-    """Who sends whom what in which round.
+    """Which rows go to which device in which round.
 
-    order_P: the pairs by expert, so by device and expert. place_P: each pair's place in that order, device_P its
-    expert's device. first_n, count_n: where each device's queue begins, and how long it is. sizes_nE: how many come
-    from each device for each expert here. rounds: the same on all devices.
+    order_P: the pairs sorted by expert, so by device and expert. place_P: the place of each pair in that order.
+    device_P: the device of each pair's expert. first_n: the place where each device's queue begins.
+    sizes_nE: the number of pairs that come from each device for each expert here.
+    rounds: the number of rounds, the same on all devices. capacity: C. axes: the mesh axes of the exchange.
     """
 
     order_P: jax.Array
@@ -92,19 +93,20 @@ class _Plan(NamedTuple):
     axes: tuple[str, ...]
 
     def send(self, x: jax.Array, index: jax.Array) -> jax.Array:
-        """Rows [M, …] or pairs [P] to where this round takes them: [n · C, …] from all devices."""
+        """Sends rows [M, …] or pairs [P] of this round; returns what came in from all devices, [n · C, …]."""
         place_nC = self.first_n[:, None] + index * self.capacity + jnp.arange(self.capacity)
-        # Behind the end of a queue goes what belongs to another: whoever gets it knows by `experts`.
+        # Slots past the end of a queue carry another queue's rows as filler; the receiver recognises them because
+        # `experts` gives them the index E.
         pair_nC = self.order_P[jnp.minimum(place_nC, self.order_P.size - 1)]
         return self._swap(x[pair_nC // (self.order_P.size // x.shape[0])])
 
     def experts(self, index: jax.Array) -> jax.Array:
-        """Which expert each row that came in is for, E for none: [n · C]."""
+        """The expert of each row that came in, E for filler: [n · C]."""
         place_C = index * self.capacity + jnp.arange(self.capacity)
         return jnp.sum(jnp.cumsum(self.sizes_nE, axis=1)[:, None] <= place_C[:, None], axis=-1).reshape(-1)
 
     def fetch(self, y_R: jax.Array, index: jax.Array) -> jax.Array:
-        """The answers to what `send` took, by pairs [P, …]; 0 for pairs of other rounds."""
+        """The answers to the rows that `send` sent, by pairs [P, …]; 0 for pairs of other rounds."""
         n, capacity = self.first_n.size, self.capacity
         y_R = self._swap(y_R.reshape(n, capacity, *y_R.shape[1:]))
         slot_P = self.place_P - self.first_n[self.device_P] - index * capacity
@@ -123,10 +125,10 @@ def _plan(expert_Mk: jax.Array, E: int, layout: Layout) -> _Plan:
     order_P = jnp.argsort(expert_P, stable=True)
     sizes_nE = jnp.bincount(expert_P, length=n * E).reshape(n, E)
     count_n = sizes_nE.sum(axis=1)
-    # A row chooses an expert once.
+    # A row chooses each expert at most once.
     capacity = min(M * min(k, E), round(_SHARES_A_ROUND * M * k / n))
     capacity = -(-capacity // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
-    # Over the whole mesh, not only among those that exchange: all devices then run the same program in step.
+    # The maximum is over the whole mesh, not only over devices that exchange, so that all devices run in step.
     fullest = jax.lax.pmax(count_n.max(), layout.mesh.axis_names)
     return _Plan(
         order_P=order_P,

@@ -1,4 +1,4 @@
-"""Matmuls of rows that are grouped by expert, each group with a matrix of its own."""
+"""Multiplies rows that are grouped by expert, each group with a matrix of its own."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,10 @@ from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 
 # XLA's CPU backend multiplies this many rows at nearly full speed; more would only pad the groups further.
 _MOST_ROWS_A_BLOCK = 256
-# Reading an expert's matrix costs as much as multiplying about so many rows with it.
+# Reading an expert's matrix costs about as much as multiplying this many rows with it.
 _FEWEST_ROWS_A_BLOCK = 16
-# A TPU kernel's tiles: what fits its fast memory, in bytes of the two other axes and in rows. A tile at the border of
-# two groups is multiplied once for each, so rows are few where groups are small.
+# The tiles of a TPU kernel have to fit its fast memory: bytes of the two other axes, and rows. A tile at the border of
+# two groups is multiplied once for each group, so tiles have few rows if groups are small.
 _TILE_BYTES = 2048
 _MOST_ROWS_A_TILE = 512
 _FEWEST_ROWS_A_TILE = 128
@@ -19,10 +19,10 @@ _FEWEST_ROWS_A_TILE = 128
 def grouped_matmul(x_MD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array) -> jax.Array:
     """[M, D] x [E, D, F] -> [M, F]: the first group_sizes[0] rows times w[0], the next group_sizes[1] times w[1], ….
 
-    The sizes, int32, add up to M at most; rows behind them are left undefined, in the gradient of x too.
+    The sizes, int32, add up to M at most; the rows after them are undefined, also in the gradient of x.
     """
-    # What XLA makes of ragged_dot multiplies every row with every expert on a CPU. On a TPU, by its compiler's own
-    # count, it takes six times a dense matmul's cycles, or does not compile for want of fast memory.
+    # On a CPU, XLA's ragged_dot multiplies every row with every expert. On a TPU it takes six times the cycles of a
+    # dense matmul, by its compiler's own count, or does not compile for lack of fast memory.
     return jax.lax.platform_dependent(
         x_MD, w_EDF, group_sizes_E, cpu=_blockwise, tpu=_tiled, default=jax.lax.ragged_dot
     )
@@ -50,7 +50,7 @@ def _ragged_gradient(
 
 
 def _tiled(x_MD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, interpret: bool = False) -> jax.Array:
-    """By JAX's own kernel for TPUs, MegaBlocks' (Gale et al. 2022, arXiv:2211.15841)."""
+    """The product by JAX's own kernel for TPUs, MegaBlocks' (Gale et al. 2022, arXiv:2211.15841)."""
     padded, tiling = _tiles(x_MD, w_EDF.shape)
     y_MF = gmm(padded, w_EDF, group_sizes_E, x_MD.dtype, tiling, interpret=interpret)
     return y_MF[: x_MD.shape[0]]
@@ -68,7 +68,7 @@ def _tiled_gradient(
 
 
 def _tiles(x_MD: jax.Array, weights: tuple[int, ...]) -> tuple[jax.Array, tuple[int, int, int]]:
-    """x, filled up to whole tiles, and the tiles' rows and sides for weights [E, D, F]."""
+    """(x padded to whole tiles, the rows and sides of tiles for weights [E, D, F])."""
     (M, _), (E, D, F) = x_MD.shape, weights
     rows = min(_MOST_ROWS_A_TILE, max(_FEWEST_ROWS_A_TILE, _power_of_two(M // (4 * E))))
     side = _TILE_BYTES // x_MD.dtype.itemsize
@@ -76,7 +76,7 @@ def _tiles(x_MD: jax.Array, weights: tuple[int, ...]) -> tuple[jax.Array, tuple[
 
 
 def _blockwise(x_MD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array) -> jax.Array:
-    """Block after block of one group's rows; the rows by which a last block is too long are left as they were."""
+    """The product block after block of one group's rows; a block leaves rows of other groups as they were."""
     size = _rows_a_block(x_MD.shape[0], w_EDF.shape[0])
 
     def multiply(i: jax.Array, y_MF: jax.Array) -> jax.Array:
@@ -109,7 +109,7 @@ def _blockwise_gradient(
 
 
 def _rows_a_block(rows: int, experts: int) -> int:
-    """The power of two near half a group's mean size: larger blocks pad more, smaller ones read more matrices."""
+    """The power of two near half the mean size of a group; larger blocks pad more, smaller ones read more matrices."""
     half = _power_of_two(rows // (2 * experts))
     return min(rows, max(_FEWEST_ROWS_A_BLOCK, min(_MOST_ROWS_A_BLOCK, half)))
 
@@ -123,9 +123,9 @@ def _block_counts(size: int, group_sizes_E: jax.Array) -> jax.Array:
 
 
 def _block(i: jax.Array, size: int, group_sizes_E: jax.Array, rows: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Block i's expert and first row, and which of its rows are its own: bool [size, 1].
+    """The expert and the first row of block i, and whether each of its rows belongs to it: bool [size, 1].
 
-    A block that would reach beyond the last row starts earlier instead.
+    A block that would reach beyond the last row starts earlier.
     """
     counts_E, group_ends_E = _block_counts(size, group_sizes_E), jnp.cumsum(group_sizes_E)
     block_ends_E = jnp.cumsum(counts_E)
