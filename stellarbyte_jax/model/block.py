@@ -16,13 +16,13 @@ from stellarbyte_jax.model.feed_forward import FeedForward
 from stellarbyte_jax.model.kv_cache import LayerCache
 from stellarbyte_jax.model.norm import RMSNorm
 
-# How [B, T, D] lies on a mesh: in the residual stream and its norms, and where a branch works on it.
+# The axes of [B, T, D] on a mesh: in the residual stream and its norms, and inside a branch.
 RESIDUAL = ("batch", "residual_length", None)
 WHOLE_ROWS = ("batch", "length", None)
 
 
 class BlockOutput(NamedTuple):
-    """Hidden states [B, T, D], the layer's cache if it has one, and what its router did if it has experts."""
+    """Hidden states [B, T, D], the layer's cache if it has one, and its router's statistics if it has experts."""
 
     x_BTD: jax.Array
     cache: LayerCache | None
@@ -43,7 +43,8 @@ class LayerScale(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm, x + f(norm(x)), or DeepNorm, norm(alpha · x + f(x)) (Wang et al. 2022, arXiv:2203.00555).
 
-    f is attention, then the feed-forward; with `parallel_residual` both at once, x + attention(h) + mlp(h), one norm.
+    f is attention, then the feed-forward. With `parallel_residual` there is one norm, and both are added at once:
+    x + attention(h) + mlp(h).
     """
 
     def __init__(self, config: ByteConfig, *, execution: Execution, rngs: nnx.Rngs) -> None:
@@ -53,7 +54,7 @@ class Block(nnx.Module):
         if self.deepnorm:
             inner_stddev = output_stddev = stddev * (8 * L) ** -0.25
         else:
-            # 2L branches add up in the residual stream: each starts smaller by sqrt(2L) (Radford et al. 2019).
+            # 2L branches add up in the residual stream, so each starts smaller by sqrt(2L) (Radford et al. 2019).
             inner_stddev, output_stddev = stddev, stddev / (2 * L) ** 0.5
 
         if not self.deepnorm:
@@ -118,7 +119,7 @@ class Block(nnx.Module):
     def _branch(
         self, branch_BTD: jax.Array, layer_scale: LayerScale | None, layer: LayerContext, key: jax.Array | None
     ) -> jax.Array:
-        """What a branch adds to the residual stream: dropout, then LayerScale, then DropPath."""
+        """The value that a branch adds to the residual stream, after dropout, LayerScale and DropPath."""
         dropout_key, path_key = _split(key, 2)
         branch_BTD = self.layout.constrain(branch_BTD, *RESIDUAL)
         branch_BTD = dropout(branch_BTD, self.residual_dropout, dropout_key)

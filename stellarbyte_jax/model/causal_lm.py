@@ -23,7 +23,7 @@ from stellarbyte_jax.model.rope import RotaryEmbedding
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class CausalLMOutput:
-    """float32 logits [B, T, V], the cache with the new tokens in it where one was given, and DecoderOutput's router."""
+    """float32 logits [B, T, V], the cache with the new tokens if one was given, and the routers' statistics."""
 
     logits: jax.Array
     cache: KVCache | None = None
@@ -31,7 +31,7 @@ class CausalLMOutput:
 
 
 class Embedding(nnx.Module):
-    """One vector a token."""
+    """The table of token embeddings, one vector for each token."""
 
     def __init__(self, config: ByteConfig, *, rngs: nnx.Rngs) -> None:
         shape = (config.vocab_size, config.hidden_size)
@@ -42,7 +42,7 @@ class Embedding(nnx.Module):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DecoderOutput:
-    """Hidden states [B, T, D] after the final norm, the cache as above, and the routers' statistics, stacked on L."""
+    """Hidden states [B, T, D] after the final norm, the cache as above, and the routers' statistics, stacked over L."""
 
     hidden: jax.Array
     cache: KVCache | None = None
@@ -50,7 +50,7 @@ class DecoderOutput:
 
 
 class ByteDecoder(nnx.Module):
-    """Embedding, layers and final norm: token ids to hidden states."""
+    """The decoder, from token ids to hidden states: embedding, layers and final norm."""
 
     def __init__(self, config: ByteConfig, *, execution: Execution | None = None, rngs: nnx.Rngs) -> None:
         execution = (execution or Execution()).resolved(config)
@@ -58,7 +58,7 @@ class ByteDecoder(nnx.Module):
         self.embed_tokens = Embedding(config, rngs=rngs)
         self.rotary_emb = None if config.position_embedding == "none" else RotaryEmbedding(config)
 
-        # All layers as one, with a leading axis L on every parameter.
+        # All layers are one module, with a leading axis L on every parameter.
         @nnx.vmap
         def create_layers(rngs: nnx.Rngs) -> Block:
             return Block(config, execution=execution, rngs=rngs)
@@ -109,7 +109,7 @@ class ByteDecoder(nnx.Module):
         return DecoderOutput(self.norm(x_BTD), cache)
 
     def _per_layer(self, key: jax.Array | None, head_gates_LBTN: jax.Array | None) -> LayerContext:
-        """What differs from layer to layer, stacked: DropPath's rate rises from 0 to `drop_path_rate` with depth."""
+        """Stacked values that differ between layers; DropPath's rate rises from 0 to `drop_path_rate` with depth."""
         config, L, N = self.config, self.config.num_hidden_layers, self.config.num_attention_heads
         rates_L = None
         if config.drop_path_rate and key is not None:
@@ -128,11 +128,11 @@ class ByteDecoder(nnx.Module):
         def body(x_BTD, inputs):  # type: ignore[no-untyped-def]
             params, layer = inputs
             block = nnx.merge(graphdef, params)
-            block.set_attributes(dropout_key=layer.dropout_key, raise_if_not_found=False)  # of adapters, if there are
+            block.set_attributes(dropout_key=layer.dropout_key, raise_if_not_found=False)  # for adapters, if any
             output = block(x_BTD, context, layer)
             return output.x_BTD, output.router
 
-        # On a CPU a loop keeps XLA from fusing across layers; elsewhere it keeps compile time flat in depth.
+        # On a CPU a loop would keep XLA from fusing across layers; elsewhere it keeps compile time flat in depth.
         unroll = self.config.num_hidden_layers if self.execution.platform == "cpu" else 1
         body = rematerialized(body, self.execution.remat, in_a_loop=unroll == 1)
         return jax.lax.scan(body, x_BTD, (stacked, per_layer), unroll=unroll)
@@ -151,9 +151,9 @@ class ByteDecoder(nnx.Module):
         return x_BTD, cache.advanced(tuple(layers), context.cache_view)
 
     def unstack(self) -> "ByteDecoder":
-        """The same decoder with arrays of its own for each layer.
+        """The same decoder with separate arrays for each layer.
 
-        A decoding loop reads these in place, while it would copy a slice of stacked ones for every token.
+        A decoding loop reads these in place; of stacked arrays it would copy a slice for every token.
         """
         graphdef, state = nnx.split(self)
         decoder = nnx.merge(graphdef, state)
@@ -192,7 +192,7 @@ class ByteForCausalLM(nnx.Module):
         *,
         training: bool = False,
     ) -> CausalLMOutput:
-        """Next-token logits; arguments as in ByteDecoder."""
+        """The logits of the next tokens; arguments are those of ByteDecoder."""
         output = self.model(input_ids, position_ids, segment_ids, cache, dropout_key, training=training)
         return CausalLMOutput(self.logits(output.hidden), output.cache, output.router)
 
@@ -202,13 +202,13 @@ class ByteForCausalLM(nnx.Module):
         past_k: tuple[jax.Array, ...] | None = None,
         past_v: tuple[jax.Array, ...] | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-        """One step of a decoding loop of your own.
+        """One step, for those who write their own decoding loop.
 
         Args:
-            x_t: token ids [B, T], at first a prompt, then usually T = 1.
+            x_t: token ids [B, T]; first a prompt, then usually one token.
             past_k: keys that the last step returned, for each layer [B, K, S, H] of the S tokens so far; None at the
                 start. All are kept, even those that a sliding window no longer sees: S is the position of x_t.
-            past_v: values, likewise.
+            past_v: values, in the same form.
 
         Returns:
             float32 logits [B, T, V], and keys and values of the S + T tokens. A KVCache, whose arrays do not grow,
@@ -226,14 +226,14 @@ class ByteForCausalLM(nnx.Module):
         return output.logits, tuple(x.keys.data for x in layers), tuple(x.values.data for x in layers)
 
     def unstack(self) -> "ByteForCausalLM":
-        """The same model, made for decoding: see ByteDecoder.unstack."""
+        """The same model with separate arrays for each layer, for decoding: see ByteDecoder.unstack."""
         graphdef, state = nnx.split(self)
         model = nnx.merge(graphdef, state)
         model.model = self.model.unstack()
         return model
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
-        """float32 logits [B, T, V] of hidden states."""
+        """The float32 logits [B, T, V] of hidden states."""
         B, T, D = hidden_BTD.shape
         head, axes = self.head
         logits_MV = jnp.einsum(f"MD,{axes}->MV", hidden_BTD.reshape(-1, D), head, preferred_element_type=jnp.float32)
@@ -241,7 +241,7 @@ class ByteForCausalLM(nnx.Module):
 
     @property
     def head(self) -> tuple[jax.Array, str]:
-        """The projection to the vocabulary in the compute dtype, and its axes: "VD" if it is the embedding, or "DV"."""
+        """(the head's matrix in the compute dtype, its axes): "VD" if it is the embedding, else "DV"."""
         if self.config.tie_word_embeddings:
             return self.model.embed_tokens.embedding[...].astype(self.execution.dtype), "VD"
         return self.lm_head.kernel[...].astype(self.execution.dtype), "DV"

@@ -1,4 +1,4 @@
-"""How a model is computed: of which type, on what, by which kernels, keeping what."""
+"""How a model is computed: its dtype and platform, its kernels, its placement, and what layers keep."""
 
 from dataclasses import dataclass, replace
 
@@ -14,15 +14,15 @@ from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 
 @dataclass(frozen=True)
 class Execution:
-    """The choices that change a model's speed and memory, and its results by no more than rounding.
+    """The choices that change a model's speed and memory, but its results by no more than rounding.
 
     Attributes:
         dtype: the type of activations and of weights where they are used; parameters are float32.
-        platform: what the program is compiled for: cpu, gpu, cuda or tpu; "auto" is the platform that JAX runs on.
-        attention_kernel: one of attention/kernels.py; "auto" is the one that suits the platform.
+        platform: the platform to compile for: cpu, gpu, cuda or tpu; "auto" is the platform that JAX runs on.
+        attention_kernel: one of the kernels of attention/kernels.py; "auto" is the one that suits the platform.
         attention_block_size: the most tokens that splash works on at a time.
-        remat: what a layer keeps for its backward pass: one of the policies of remat.py, or "none" for all of it.
-        layout: where activations and kernels lie on a mesh.
+        remat: the policy of remat.py for what a layer keeps for its backward pass; "none" keeps everything.
+        layout: the placement of activations and kernels on a mesh.
     """
 
     dtype: DTypeLike = jnp.float32
@@ -33,7 +33,7 @@ class Execution:
     layout: Layout = ONE_DEVICE
 
     def resolved(self, config: ByteConfig) -> "Execution":
-        """The same with the platform and the kernel decided, as modules of a model with this config take it.
+        """The same choices with platform and kernel decided; the modules of a model take it in this form.
 
         Raises:
             UserError: the kernel cannot compute this model's positions.

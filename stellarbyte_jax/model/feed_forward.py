@@ -48,5 +48,5 @@ class FeedForward(nnx.Module):
 
 @functools.partial(jax.checkpoint, static_argnums=0)
 def gated(hidden_act: str, gate: jax.Array, up: jax.Array) -> jax.Array:
-    """act(gate) · up; its inner values are cheaper to work out again in the backward pass than to keep."""
+    """act(gate) · up; computing its inner values again in the backward pass is cheaper than keeping them."""
     return ACTIVATIONS[hidden_act](gate) * up

@@ -1,4 +1,4 @@
-"""The projection that every part of the decoder is made of."""
+"""The linear projection, of which every part of the decoder is made."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from stellarbyte_jax.model.execution import Execution
 
 
 class Linear(nnx.Module):
-    """y = x W (+ b), with a float32 kernel [in, out] cast to the compute dtype at use.
+    """y = x W (+ b), with a float32 kernel [in, out] that is cast to the compute dtype where it is used.
 
     `axes` names the kernel's two logical axes, which sharding.py maps to the mesh.
     """
@@ -38,22 +38,22 @@ class Linear(nnx.Module):
         return self._placed(y.reshape(*x.shape[:-1], -1), self.axes[1])
 
     def rows(self, x: jax.Array) -> jax.Array:
-        """x as matmuls like it best, in the compute dtype."""
+        """x in the compute dtype, in the shape that makes matmuls fastest."""
         x = x.astype(self.dtype)
-        # One axis of rows makes plain 2-D matmuls: XLA's CPU backend runs nothing faster, forward and backward. On a
-        # mesh rows and their tokens may be split, each over its own devices, and have to stay two axes.
+        # One axis of rows makes plain 2-D matmuls, the fastest on XLA's CPU backend, forward and backward. On a mesh,
+        # rows and tokens may be split over different devices, so they have to stay two axes.
         return x.reshape(-1, x.shape[-1]) if self.layout.mesh.size == 1 else self._placed(x, self.axes[0])
 
     def _placed(self, x_BTC: jax.Array, channels: str) -> jax.Array:
-        """Heads and inner channels by tensor, and their gradients too; where the hidden states lie, callers say."""
+        """Places heads and inner channels, and their gradients, on tensor; callers place the hidden states."""
         return x_BTC if channels == "hidden" else self.layout.constrain(x_BTC, "batch", "length", channels)
 
 
 def cast(weights: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """One layer's float32 weights in the compute dtype, cast anew where they are used.
+    """One layer's float32 weights in the compute dtype, cast again wherever they are used.
 
-    XLA for TPUs turns a plain cast of a slice into a slice of a cast of all layers' weights, made before the loop over
-    layers and kept all through it. It does not look through an explicit rounding, which changes no value.
+    From a plain cast of one layer's slice, XLA for TPUs makes a cast of all layers' weights, before the loop over
+    layers, and keeps it through the loop. It does not do so with an explicit rounding, which changes no value.
     """
     return weights if weights.dtype == dtype else _rounded(weights, dtype)
 
@@ -68,5 +68,5 @@ _rounded = jax.custom_jvp(_round, nondiff_argnums=(1,))
 
 @_rounded.defjvp
 def _(dtype, primals, tangents):  # type: ignore[no-untyped-def]
-    # The gradient of a plain cast: rounded as it comes, it needs no second rounding.
+    # This is the gradient of a plain cast: the tangent is rounded already and needs no second rounding.
     return _round(primals[0], dtype), tangents[0].astype(dtype)

@@ -18,16 +18,16 @@ from stellarbyte_jax.model.linear import Linear
 class LoRALinear(Linear):
     """y = x W (+ b) + dropout(x) A B · scaling, all layers stacked: kernel [L, in, out], A [L, in, R], B [L, R, out].
 
-    It starts as PEFT's does: A uniform within 1 / sqrt(in), B zero, so that y is the base's. In a layer that is not
-    adapted A is zero as well, and both stay so: with A and B zero, neither has a gradient. In training the decoder
-    sets `dropout_key` for each layer; nothing is dropped without it.
+    It starts as in PEFT: A is uniform within 1 / sqrt(in) and B is zero, so that y is the base's. In a layer that is
+    not adapted A is zero as well; with A and B zero, neither has a gradient, so both stay zero. In training the
+    decoder sets `dropout_key` for each layer; nothing is dropped without it.
     """
 
     def __init__(self, base: Linear, config: LoRAConfig, name: str, key: jax.Array) -> None:
         self.kernel, self.bias, self.dtype = base.kernel, base.bias, base.dtype
         self.axes, self.layout = base.axes, base.layout
         (L, D, F), R = base.kernel.get_value().shape, config.rank(name)
-        # No two modules of a layer draw the same, in their first values or in what they drop.
+        # Each module of a layer draws its own first values and its own dropout.
         self.stream = zlib.crc32(name.encode())
         A_LDR = jax.random.uniform(jax.random.fold_in(key, self.stream), (L, D, R), jnp.float32, -1, 1) * D**-0.5
         adapted_L = np.isin(np.arange(L), config.layer_numbers(L))
@@ -51,7 +51,7 @@ def add_adapters(model: ByteForCausalLM, config: LoRAConfig, key: jax.Array) -> 
     """Puts an adapter beside each linear layer that `config` names, in place.
 
     Raises:
-        UserError: a name that fits no module, or none that is adapted; a layer that the model has not.
+        UserError: a name matches no module, or no adapted one; or the model does not have a layer.
     """
     linears = dict(_linears(model))
     _check_names(config, list(linears))
@@ -62,7 +62,7 @@ def add_adapters(model: ByteForCausalLM, config: LoRAConfig, key: jax.Array) -> 
 
 
 def _linears(model: ByteForCausalLM) -> Iterator[tuple[str, tuple[nnx.Module, str, Linear]]]:
-    """A layer's dotted module name -> the module that holds it, by which attribute, and itself."""
+    """(dotted name, (the module that holds it, the attribute's name, the linear module)) for each linear module."""
     for path, parent in nnx.iter_modules(model.model.layers):
         for attribute, child in list(nnx.iter_children(parent)):
             if isinstance(child, Linear):

@@ -13,7 +13,7 @@ from stellarbyte_jax.model.linear import Linear
 from stellarbyte_jax.model.norm import RMSNorm
 from stellarbyte_jax.model.rope import RotaryTables, rotate
 
-# What the kernels that are particular about the length of a sequence want it to be a multiple of.
+# Kernel -> the number that the length of its sequences must be a multiple of.
 _LENGTH_MULTIPLES = {"splash": 128, "cudnn": 2}
 
 
@@ -57,7 +57,7 @@ class Attention(nnx.Module):
     def __call__(
         self, x_BTD: jax.Array, context: CallContext, layer: LayerContext, dropout_key: jax.Array | None
     ) -> tuple[jax.Array, LayerCache | None]:
-        """Attend within the sequence, or to the cache and itself: [B, T, D] -> [B, T, D], and the layer's cache."""
+        """Attends within the sequence, or to cache and sequence: [B, T, D] -> ([B, T, D], the layer's cache)."""
         q_BKGTH, k_BKTH, v_BKTH = self._queries_keys_values(x_BTD, context.tables)
         cache, view = layer.cache, context.cache_view
         if cache is None or view is None:
@@ -99,7 +99,7 @@ class Attention(nnx.Module):
     def _attend_prompt(
         self, q_BKGTH: jax.Array, k_BKTH: jax.Array, v_BKTH: jax.Array, context: CallContext
     ) -> jax.Array:
-        """As `_attend`, for any T: what is added behind the tokens is seen by none of them."""
+        """Attends like `_attend`, for any T: tokens are added at the end, where no other token sees them."""
         T, segment_ids_BT = q_BKGTH.shape[3], context.segment_ids_BT
         more = -T % _LENGTH_MULTIPLES.get(self.execution.attention_kernel, 1)
         q_BKGTH, k_BKTH, v_BKTH = (
@@ -121,7 +121,7 @@ class Attention(nnx.Module):
         if tables is None:
             q_BNTH = q_BNTH * H**-0.5
         else:
-            # 1/sqrt(H) rides on the query's tables: no pass of its own.
+            # The query's tables carry the factor 1/sqrt(H), which then needs no pass of its own.
             q_BNTH = rotate(q_BNTH, tables.q_cos[:, None] * H**-0.5, tables.q_sin[:, None] * H**-0.5)
             k_BKTH = rotate(k_BKTH, tables.k_cos[:, None], tables.k_sin[:, None])
         return q_BNTH.reshape(B, K, -1, T, H), k_BKTH, v_BKTH

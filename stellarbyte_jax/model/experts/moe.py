@@ -1,4 +1,4 @@
-"""The sparse feed-forward layer: a router, and experts of which each token is sent to a few."""
+"""The sparse feed-forward layer: a router sends each token to a few of many experts."""
 
 import functools
 import math
@@ -18,12 +18,12 @@ from stellarbyte_jax.model.linear import cast
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RouterStats:
-    """What a router did with each row of the batch, in float32 and over real tokens alone; 0 for a row that has none.
+    """A router's statistics for each row of the batch, in float32, over real tokens; 0 for a row without real tokens.
 
-    balance: Switch's loss, E · Σ_i f_i P_i, with f_i the share of tokens that chose expert i (they sum to k) and P_i
-    its mean probability (Fedus et al. 2021, arXiv:2101.03961); no gradient flows through f. z: the mean of
-    logsumexp(logits)² (Zoph et al. 2022, arXiv:2202.08906). load: each expert's share of all choices. dropped: the
-    share of choices that found their expert full.
+    balance: Switch's loss, E · Σ_i f_i P_i, where f_i is the share of tokens that chose expert i (they sum to k) and
+    P_i its mean probability (Fedus et al. 2021, arXiv:2101.03961); no gradient flows through f.
+    z: the mean of logsumexp(logits)² (Zoph et al. 2022, arXiv:2202.08906).
+    load: each expert's share of all choices. dropped: the share of choices whose expert was full.
     """
 
     balance_B: jax.Array
@@ -33,7 +33,7 @@ class RouterStats:
 
 
 class Router(nnx.Module):
-    """The experts' scores for each token, in float32 whatever the compute dtype."""
+    """Scores the experts for each token, in float32 for any compute dtype."""
 
     def __init__(self, config: ByteConfig, *, rngs: nnx.Rngs) -> None:
         shape = (config.hidden_size, config.num_experts)
@@ -42,13 +42,13 @@ class Router(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] -> float32 logits [B, T, E]."""
-        # Below full precision, accelerators would send near ties to other experts than a CPU does.
+        # With less precision, accelerators would send near ties to other experts than a CPU does.
         precision = jax.lax.Precision.HIGHEST
         return jnp.matmul(x_BTD.astype(jnp.float32), self.kernel[...], precision=precision)
 
 
 class Experts(nnx.Module):
-    """The gated feed-forward matrices of all experts, gate before up, stacked on E."""
+    """The gated feed-forward matrices of all experts, stacked over E; gate comes before up."""
 
     def __init__(
         self,
@@ -68,14 +68,14 @@ class Experts(nnx.Module):
         self.config, self.dtype, self.layout = config, jnp.dtype(execution.dtype), execution.layout
 
     def __call__(self, x_BTD: jax.Array, expert_BTk: jax.Array, weight_BTk: jax.Array) -> jax.Array:
-        """[B, T, D] -> [B, T, D]: each token's sum of weight · expert(x)."""
+        """[B, T, D] -> [B, T, D]: the sum of weight · expert(x) for each token."""
         layout, (E, D, _) = self.layout, self.gate_up_proj.get_value().shape
         rows = layout.spec("batch", "length", None)
         gate_up, down = (
             layout.spec("expert", "hidden", None, "feed_forward"),
             layout.spec("expert", "feed_forward", "hidden"),
         )
-        # Gate and up apart, so that a device which has a part of one has the same part of the other.
+        # Gate and up get an axis of their own, so that a device has the same part of both.
         gate_up_ED2F = cast(self.gate_up_proj[...], self.dtype).reshape(E, D, 2, -1)
         serve = layout.map(
             functools.partial(serve_experts, hidden_act=self.config.hidden_act, layout=layout),
@@ -86,9 +86,10 @@ class Experts(nnx.Module):
 
 
 class SparseFeedForward(nnx.Module):
-    """y = Σ weight · expert(x) over the k experts that the router scores highest, + the shared experts' output.
+    """y = Σ weight · expert(x) over the k experts that the router scores highest, plus the shared experts' output.
 
-    The weights are the softmax over all experts, of the chosen; with `norm_topk_prob` they are divided by their sum.
+    The weights are the chosen experts' probabilities in the softmax over all experts; with `norm_topk_prob` they are
+    divided by their sum.
     """
 
     def __init__(
@@ -134,11 +135,11 @@ class SparseFeedForward(nnx.Module):
         real_BT = jnp.ones((B, T), bool) if segment_ids_BT is None else segment_ids_BT != 0
 
         logits_BTE = self.gate(x_BTD)
-        # By logits: two of them may differ where their probabilities are rounded to the same. Ties: the lower index.
+        # Logits decide, as two of them may differ where probabilities round to the same. Ties go to the lower index.
         _, expert_BTk = jax.lax.top_k(jax.lax.stop_gradient(logits_BTE), k)
         probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
         if config.norm_topk_prob:
-            # Their probabilities over the sum of these, but not rounded twice: one expert alone has 1, of gradient 0.
+            # This is p / sum(p) of the chosen, rounded once: a single expert then has weight 1 and gradient 0.
             weight_BTk = jax.nn.softmax(jnp.take_along_axis(logits_BTE, expert_BTk, axis=-1), axis=-1)
         else:
             weight_BTk = jnp.take_along_axis(probs_BTE, expert_BTk, axis=-1)
@@ -157,7 +158,7 @@ class SparseFeedForward(nnx.Module):
 
 
 def _served(expert_BTk: jax.Array, real_BT: jax.Array, num_experts: int, capacity: int) -> jax.Array:
-    """Which choices find a place: bool [B, T, k]. Each depends on earlier tokens of its row alone."""
+    """Whether each choice finds a place: bool [B, T, k]. Only earlier tokens of the same row matter."""
     B, T, k = expert_BTk.shape
     chosen_BTkE = jax.nn.one_hot(expert_BTk, num_experts, dtype=jnp.int32) * real_BT[:, :, None, None]
     place_BTkE = jnp.cumsum(chosen_BTkE.reshape(B, T * k, -1), axis=1).reshape(chosen_BTkE.shape)
