@@ -48,14 +48,15 @@ def prepare(
 ) -> Manifest:
     """Tokenize the sources of `data` into the folder data.shards; resume an unfinished one, return a finished one.
 
-    A document, [bos] + tokens + [eos], or a conversation goes to the validation split if the hash of its text (of the
-    first documents.PIECE_CHARS of a long one) says so; should either split get none of two or more documents, the last
-    document moves there. Of few and long documents passages are set apart instead, as passages.py says. Memory stays
-    flat: a few batches of text. The result is the same to the last byte, however often it was interrupted.
+    The hash of the text of a document, [bos] + tokens + [eos], or of a conversation (of the first
+    documents.PIECE_CHARS of a long one) decides whether it goes to the validation split. If one split of two or more
+    documents stays empty, the last document moves there. If documents are few and long, passages are set apart instead,
+    as passages.py says. Memory stays flat: a few batches of text. The result is the same to the last byte, however
+    often it was interrupted.
 
     Raises:
         UserError: a source is missing, bad or empty; the tokenizer is missing; the folder holds shards made of
-            something else, finished or more than begun; another process is at work in it; the disk is full.
+            something else, finished or well begun; another process is at work in it; the disk is full.
     """
     tokenizer = Tokenizer.load(data.tokenizer)
     files = files_of(data.sources, report)

@@ -36,21 +36,21 @@ def token_loss(
     layout: Layout = ONE_DEVICE,
     platform: str = "cpu",
 ) -> LossSums:
-    """Cross-entropy of softmax(hidden · head) against labels; labels of -100 count for nothing.
+    """Cross-entropy of softmax(hidden · head) against labels; labels of -100 do not count.
 
     `head_axes` is "DV", or "VD" for a tied embedding, whose gradient then needs no transposing.
 
-    The gradient is worked out chunk by chunk along with the loss, so that logits are made once and never stored. On a
-    mesh each device has the logits of its own tokens by its own part of the vocabulary, and adds up its own gradient
-    of the head, which is summed over devices once.
+    The gradient is computed chunk by chunk along with the loss, so that logits are made once and never stored. On a
+    mesh each device has the logits of its own tokens and of its own part of the vocabulary. It accumulates its own
+    gradient of the head, and these are summed over devices once.
     """
-    loss, correct = _cross_entropy(hidden_BTD, head, labels_BT, _Way(head_axes, layout, platform))
+    loss, correct = _cross_entropy(hidden_BTD, head, labels_BT, _HeadSharding(head_axes, layout, platform))
     return LossSums(loss, correct, jnp.sum(labels_BT != IGNORED_LABEL, dtype=jnp.float32))
 
 
 @dataclass(frozen=True)
-class _Way:
-    """What the arrays' axes are, where those lie, and for which platform."""
+class _HeadSharding:
+    """How head, hidden states and labels are laid out: axis order, sharding, platform."""
 
     head_axes: str
     layout: Layout
@@ -68,7 +68,7 @@ class _Way:
 
     @property
     def scattered(self) -> tuple[str, ...]:
-        """Those of them over which parameters are spread: a device keeps its own part of the head's gradient alone."""
+        """The token axes over which parameters are spread; a device keeps only its part of the head's gradient."""
         return tuple(name for name in self.layout.mesh_axes("hidden") if name in self.tokens)
 
     def map(self, function: Callable[..., Any], with_gradients: bool) -> Callable[..., Any]:
@@ -81,18 +81,18 @@ class _Way:
         )
         sums = spec(), spec()
         out_specs = (sums, (hidden, d_head)) if with_gradients else sums
-        return self.layout.map(functools.partial(function, way=self), (hidden, head, labels), out_specs)
+        return self.layout.map(functools.partial(function, sharding=self), (hidden, head, labels), out_specs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _cross_entropy(
-    hidden_BTD: jax.Array, head: jax.Array, labels_BT: jax.Array, way: _Way
+    hidden_BTD: jax.Array, head: jax.Array, labels_BT: jax.Array, sharding: _HeadSharding
 ) -> tuple[jax.Array, jax.Array]:
-    return way.map(_device_loss, with_gradients=False)(hidden_BTD, head, labels_BT)
+    return sharding.map(_device_loss, with_gradients=False)(hidden_BTD, head, labels_BT)
 
 
-def _forward(hidden_BTD, head, labels_BT, way):  # type: ignore[no-untyped-def]
-    return way.map(_device_gradients, with_gradients=True)(hidden_BTD, head, labels_BT)
+def _forward(hidden_BTD, head, labels_BT, sharding):  # type: ignore[no-untyped-def]
+    return sharding.map(_device_gradients, with_gradients=True)(hidden_BTD, head, labels_BT)
 
 
 def _backward(_, gradients, cotangents):  # type: ignore[no-untyped-def]
@@ -104,22 +104,22 @@ def _backward(_, gradients, cotangents):  # type: ignore[no-untyped-def]
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _device_loss(hidden_BTD, head, labels_BT, *, way):  # type: ignore[no-untyped-def]
+def _device_loss(hidden_BTD, head, labels_BT, *, sharding):  # type: ignore[no-untyped-def]
     def add(sums, hidden_BCD, labels_BC):  # type: ignore[no-untyped-def]
-        logits_MV = _chunk_logits(hidden_BCD, head, way)
-        chunk_loss, chunk_correct, *_ = _chunk_loss(logits_MV, labels_BC.reshape(-1), way)
+        logits_MV = _chunk_logits(hidden_BCD, head, sharding)
+        chunk_loss, chunk_correct, *_ = _chunk_loss(logits_MV, labels_BC.reshape(-1), sharding)
         return (sums[0] + chunk_loss, sums[1] + chunk_correct), None
 
     zero = jnp.zeros((), jnp.float32)
-    sums, _ = _over_chunks(add, (zero, zero), hidden_BTD, labels_BT, way.platform)
-    return _sum(sums, way.tokens)
+    sums, _ = _over_chunks(add, (zero, zero), hidden_BTD, labels_BT, sharding.platform)
+    return _sum(sums, sharding.tokens)
 
 
-def _device_gradients(hidden_BTD, head, labels_BT, *, way):  # type: ignore[no-untyped-def]
+def _device_gradients(hidden_BTD, head, labels_BT, *, sharding):  # type: ignore[no-untyped-def]
     def add(sums, hidden_BCD, labels_BC):  # type: ignore[no-untyped-def]
         loss, correct, d_head = sums
-        logits_MV, labels_M = _chunk_logits(hidden_BCD, head, way), labels_BC.reshape(-1)
-        chunk_loss, chunk_correct, log_total_M, place_M = _chunk_loss(logits_MV, labels_M, way)
+        logits_MV, labels_M = _chunk_logits(hidden_BCD, head, sharding), labels_BC.reshape(-1)
+        chunk_loss, chunk_correct, log_total_M, place_M = _chunk_loss(logits_MV, labels_M, sharding)
 
         # d loss / d logits = softmax - one_hot, 0 where there is no label.
         is_label_MV = place_M[:, None] == jnp.arange(logits_MV.shape[1])
@@ -127,23 +127,23 @@ def _device_gradients(hidden_BTD, head, labels_BT, *, way):  # type: ignore[no-u
         d_logits_MV = jnp.where((labels_M == IGNORED_LABEL)[:, None], 0.0, probs_MV - is_label_MV)
         d_logits_MV = d_logits_MV.astype(head.dtype)
         hidden_MD = hidden_BCD.reshape(-1, hidden_BCD.shape[-1])
-        d_hidden_MD = _sum(jnp.einsum(f"MV,{way.head_axes}->MD", d_logits_MV, head), way.vocab)
-        d_head += jnp.einsum(f"MD,MV->{way.head_axes}", hidden_MD, d_logits_MV, preferred_element_type=jnp.float32)
+        d_hidden_MD = _sum(jnp.einsum(f"MV,{sharding.head_axes}->MD", d_logits_MV, head), sharding.vocab)
+        d_head += jnp.einsum(f"MD,MV->{sharding.head_axes}", hidden_MD, d_logits_MV, preferred_element_type=jnp.float32)
         return (loss + chunk_loss, correct + chunk_correct, d_head), d_hidden_MD.reshape(hidden_BCD.shape)
 
     zero = jnp.zeros((), jnp.float32)
-    if way.platform != "cpu":
+    if sharding.platform != "cpu":
         # Or else the sum's zeros are made, and stand in memory, before the first layer.
         zero, hidden_BTD = jax.lax.optimization_barrier((zero, hidden_BTD))
     sums = zero, zero, jnp.broadcast_to(zero, head.shape)
-    (loss, correct, d_head), d_hidden_BTD = _over_chunks(add, sums, hidden_BTD, labels_BT, way.platform)
-    d_head = _sum(d_head, tuple(name for name in way.tokens if name not in way.scattered))
-    if way.scattered:
-        axis = way.head_axes.index("D")
-        d_head = jax.lax.psum_scatter(d_head, way.scattered, scatter_dimension=axis, tiled=True)
+    (loss, correct, d_head), d_hidden_BTD = _over_chunks(add, sums, hidden_BTD, labels_BT, sharding.platform)
+    d_head = _sum(d_head, tuple(name for name in sharding.tokens if name not in sharding.scattered))
+    if sharding.scattered:
+        axis = sharding.head_axes.index("D")
+        d_head = jax.lax.psum_scatter(d_head, sharding.scattered, scatter_dimension=axis, tiled=True)
         # Or else the part is cut out where the optimizer needs it, and the whole stays until then.
         d_head = jax.lax.optimization_barrier(d_head)
-    return _sum((loss, correct), way.tokens), (d_hidden_BTD, d_head.astype(head.dtype))
+    return _sum((loss, correct), sharding.tokens), (d_hidden_BTD, d_head.astype(head.dtype))
 
 
 def _over_chunks(add, sums, hidden_BTD, labels_BT, platform):  # type: ignore[no-untyped-def]
@@ -176,31 +176,31 @@ def _chunk_size(B: int, T: int) -> int:
     return -(-T // max(1, min(T, round(B * T / TOKENS_PER_CHUNK))))
 
 
-def _chunk_logits(hidden_BCD: jax.Array, head: jax.Array, way: _Way) -> jax.Array:
+def _chunk_logits(hidden_BCD: jax.Array, head: jax.Array, sharding: _HeadSharding) -> jax.Array:
     """By this device's part of the vocabulary."""
     hidden_MD = hidden_BCD.reshape(-1, hidden_BCD.shape[-1])
-    return jnp.einsum(f"MD,{way.head_axes}->MV", hidden_MD, head, preferred_element_type=jnp.float32)
+    return jnp.einsum(f"MD,{sharding.head_axes}->MV", hidden_MD, head, preferred_element_type=jnp.float32)
 
 
 def _chunk_loss(
-    logits_MV: jax.Array, labels_M: jax.Array, way: _Way
+    logits_MV: jax.Array, labels_M: jax.Array, sharding: _HeadSharding
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Loss, correct predictions, log of the softmax's total, and each label's place among these logits, or -1."""
     labelled_M = labels_M != IGNORED_LABEL
     largest_M, place_M, here_M = logits_MV.max(axis=-1), labels_M, labelled_M
-    if way.vocab:
-        largest_M = jax.lax.pmax(largest_M, way.vocab)
-        place_M = labels_M - jax.lax.axis_index(way.vocab) * logits_MV.shape[1]
+    if sharding.vocab:
+        largest_M = jax.lax.pmax(largest_M, sharding.vocab)
+        place_M = labels_M - jax.lax.axis_index(sharding.vocab) * logits_MV.shape[1]
         here_M = labelled_M & (place_M >= 0) & (place_M < logits_MV.shape[1])
-    log_total_M = largest_M + jnp.log(_sum(jnp.exp(logits_MV - largest_M[:, None]).sum(axis=-1), way.vocab))
+    log_total_M = largest_M + jnp.log(_sum(jnp.exp(logits_MV - largest_M[:, None]).sum(axis=-1), sharding.vocab))
     label_logits_M = jnp.take_along_axis(logits_MV, jnp.where(here_M, place_M, 0)[:, None], axis=-1)[:, 0]
-    if way.vocab:
-        label_logits_M = jax.lax.psum(jnp.where(here_M, label_logits_M, 0.0), way.vocab)
+    if sharding.vocab:
+        label_logits_M = jax.lax.psum(jnp.where(here_M, label_logits_M, 0.0), sharding.vocab)
     loss = jnp.sum(jnp.where(labelled_M, log_total_M - label_logits_M, 0.0))
     # As argmax has it, the first of equals: a model that gives all tokens the same logit knows nothing.
     before_MV = jnp.arange(logits_MV.shape[1]) < place_M[:, None]
     as_large_before_M = _sum(
-        jnp.any((logits_MV == largest_M[:, None]) & before_MV, axis=-1).astype(jnp.int32), way.vocab
+        jnp.any((logits_MV == largest_M[:, None]) & before_MV, axis=-1).astype(jnp.int32), sharding.vocab
     )
     right_M = labelled_M & (label_logits_M >= largest_M) & (as_large_before_M == 0)
     correct = jnp.sum(right_M, dtype=jnp.float32)

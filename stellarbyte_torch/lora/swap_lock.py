@@ -124,7 +124,10 @@ class SwapLock:
             )
 
     def _forget_failed_backwards(self) -> None:
-        """One that raised never ends for autograd; but a thread that does something else has no backward running."""
+        """Forgets this thread's backward passes that raised: autograd never calls back for these.
+
+        If this thread is outside any backward pass, its old ones have failed.
+        """
         if torch._C._current_graph_task_id() == NO_BACKWARD:
             me = threading.current_thread()
             self._backwards = {

@@ -1,4 +1,4 @@
-"""What a run shall tell of itself beside its metrics, as asked for on the command line; JAX is not needed to ask."""
+"""What the command line asks a run to record beside its metrics. Reading the request does not need JAX."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ HLO_FILES = ("train_step.before_optimization.hlo.txt", "train_step.after_optimiz
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Nothing, by default.
+    """What a run records beside its metrics; nothing by default.
 
     profile: the first and the last step to trace, both included.
     dump_hlo: a folder for the train step's program as text.
@@ -24,7 +24,7 @@ class Diagnostics:
     remarks: tuple[str, ...] = ()
 
     def check_start(self, step: int, max_steps: int, run_dir: str | Path) -> None:
-        """Refuses to trace what is done, where `step` steps of `max_steps` are.
+        """Refuses to trace steps that are done already: `step` steps of `max_steps` are.
 
         Raises:
             UserError: naming the steps that are left.

@@ -47,7 +47,7 @@ class Utilization:
         return figures if self.peak is None else figures | {"mfu": rate / self.peak}
 
     def memory(self) -> dict[str, int]:
-        """Bytes on this process's fullest device: in use now, at most so far, and at its disposal; none of a CPU.
+        """Memory of this process's fullest device in bytes: in use, peak, and limit. Empty on a CPU.
 
         The runtime's own bookkeeping answers: no device is waited for.
         """
