@@ -68,7 +68,7 @@ def to_hf(config: ByteConfig, dtype: str) -> dict[str, Any]:
     """
     config.check_xpos_range(dtype)
     fields = to_dict(config)
-    if config.rope_scaling is not None:  # transformers has a mapping here, of what is set
+    if config.rope_scaling is not None:  # transformers has a mapping here, with the fields that are set
         fields["rope_scaling"] = {name: value for name, value in fields["rope_scaling"].items() if value is not None}
     return {
         "architectures": ["ByteForCausalLM"],

@@ -188,7 +188,7 @@ def unflatten(leaves: Mapping[Path, Any]) -> Params:
 
 def _unknown(key: str, expected: Mapping[str, Shape]) -> str:
     if key in ("lm_head.weight", "lm_head/kernel"):
-        return "a model with tie_word_embeddings true has not: remove it, or set tie_word_embeddings false"
+        return "a model with tie_word_embeddings true does not have: remove it, or set tie_word_embeddings false"
     near = difflib.get_close_matches(key, expected, n=1)
     return "is no parameter of this config" + (f": did you mean {near[0]}?" if near else "; remove it")
 

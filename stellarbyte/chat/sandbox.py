@@ -172,7 +172,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         )
 
     def _finalized(self, value: Any) -> Any:
-        """A value that is to be written: a list that holds messages' words must not lose where they come from."""
+        """A value in the form in which it is written; the text of a list keeps the origins of the words in it."""
         if isinstance(value, str | int | float | None):
             return value
         if isinstance(value, list | tuple | dict | set | frozenset):

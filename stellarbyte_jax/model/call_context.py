@@ -10,7 +10,7 @@ from stellarbyte_jax.model.rope import RotaryTables
 
 @dataclass(frozen=True)
 class CallContext:
-    """What all layers get alike. `training` turns on expert capacity, which evaluation does without."""
+    """The values that all layers share. `training` turns on expert capacity, which evaluation does not use."""
 
     tables: RotaryTables | None
     segment_ids_BT: jax.Array | None

@@ -81,13 +81,13 @@ class ByteDecoder(nnx.Module):
 
         Args:
             input_ids: int32 [B, T].
-            position_ids: int32 [B, T]; by default 0, 1, 2 …, behind what the cache holds.
-            segment_ids: int32 [B, T]; tokens see only their own segment, and 0 is padding. By default each row is one
-                document.
-            cache: keys and values to continue from.
-            dropout_key: what dropout and DropPath draw from; without it nothing is dropped.
-            head_gates: [L, B or 1, T or 1, N]; multiplies the output of each attention head, 1 by default.
-            training: whether experts are held to their capacity.
+            position_ids: int32 [B, T]; by default they count on from the tokens in the cache, or from 0.
+            segment_ids: int32 [B, T]; a token sees only its own segment, and 0 is padding. By default each row is one
+                segment.
+            cache: the keys and values of earlier tokens.
+            dropout_key: the key that dropout and DropPath draw from; without it nothing is dropped.
+            head_gates: [L, B or 1, T or 1, N]; factors of the output of each attention head, 1 by default.
+            training: whether experts are limited to their capacity.
         """
         T = input_ids.shape[1]
         if position_ids is None:
