@@ -25,6 +25,10 @@ _NOISY_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     (SyntaxWarning, ""),
     # PEFT asks transformers in its old words.
     (FutureWarning, r"`is_gradient_checkpointing` is deprecated"),
+    # DeepSpeed and accelerate ask torch in its old words.
+    (FutureWarning, r"`torch\.distributed\.\w+` is deprecated"),
+    # PEFT warns of letters such as "a", which do no harm; names that do are refused by us.
+    (UserWarning, r"Adapter name .* should not be contained in the prefix"),
     # PEFT looks among modules alone, where a pattern may be for a parameter; what fits neither is refused by us.
     (RuntimeWarning, r"The following (rank|alpha)_pattern keys did not match any targeted module"),
 )

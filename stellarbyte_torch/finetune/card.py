@@ -53,7 +53,7 @@ _WHOLE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{folder}"{remote})
-tokenizer = AutoTokenizer.from_pretrained("{folder}")"""
+tokenizer = AutoTokenizer.from_pretrained("{folder}"{remote})"""
 
 
 def write_card(folder: Path, config: FinetuneConfig, summary: Summary, *, samples: str, model_type: str) -> None:

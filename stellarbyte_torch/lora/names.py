@@ -35,5 +35,5 @@ def check_adapter_name(name: Any, keys: Iterable[str]) -> None:
 def near_name(text: Any) -> str:
     """A name that an adapter can have, as near to the text as can be."""
     kept = "".join(character if character.isalnum() or character in "_-" else "_" for character in str(text)[:60])
-    kept = kept.strip("_") or "adapter"
-    return f"{kept}_adapter" if kept in _TAKEN or f"__{kept}__" in RESERVED else kept
+    kept = kept.strip("_").removeprefix("lora_") or "adapter"
+    return f"{kept}_adapter" if kept in _TAKEN or kept in RESERVED or f"__{kept}__" in RESERVED else kept

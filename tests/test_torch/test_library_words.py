@@ -64,6 +64,8 @@ def test_what_is_noise_is_dropped_and_nothing_beside_it(capsys: pytest.CaptureFi
     logging.getLogger("transformers.loss").warning("`loss_type=None` was set in the config but it is unrecognized. U")
     warnings.warn("`is_gradient_checkpointing` is deprecated and will be removed", FutureWarning, stacklevel=1)
     warnings.warn("The following rank_pattern keys did not match any targeted module", RuntimeWarning, stacklevel=1)
+    warnings.warn("Adapter name 'a' should not be contained in the prefix 'lora_'.", UserWarning, stacklevel=1)
+    warnings.warn("`torch.distributed.all_gather` is deprecated. Please", FutureWarning, stacklevel=1)
     assert said(capsys) == []
     logging.getLogger("torchao").warning("the weights are wrong")
     logging.getLogger("transformers.loss").warning("`loss_type=Mine` was set in the config but it is unrecognized")

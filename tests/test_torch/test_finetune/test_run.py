@@ -367,6 +367,8 @@ def test_the_card_says_what_it_is(folder: Path, tmp_path: Path) -> None:
         assert f"base_model: {folder}" in text and "- validation loss: " in text and "More Information" not in text
         (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
         exec(program, {})  # as it stands
+    # Where StellarByte is not installed, whatever reads config.json needs the code beside it.
+    assert full.count(", trust_remote_code=True)") == 2
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from peft import PeftModel
 from stellarbyte.errors import UserError
 from stellarbyte_torch import LoRAConfig
 from stellarbyte_torch.lora import LoRAManager, apply_lora_to_model
-from stellarbyte_torch.lora.names import near_name
+from stellarbyte_torch.lora.names import check_adapter_name, near_name
 from test_torch.lora_models import fill
 from test_torch.tiny import tiny_model, tokens
 
@@ -75,6 +75,7 @@ def test_bad_names_get_a_sentence_and_another_name() -> None:
         with pytest.raises(UserError, match=r"cannot name an adapter, as .*: choose another, such as '.+'") as refused:
             manager.register(name, LoRAConfig(r=2, target_modules=["q_proj"]))
         assert "\n" not in str(refused.value)
+        check_adapter_name(str(refused.value).split("'")[-2], [name for name, _ in base.named_parameters()])
         with pytest.raises(UserError, match="cannot name an adapter"):
             apply_lora_to_model(base, LoRAConfig(r=2, target_modules=["q_proj"]), name)
     assert manager.names == [] and not any("lora" in name for name, _ in base.named_parameters())
@@ -85,6 +86,6 @@ def test_bad_names_get_a_sentence_and_another_name() -> None:
 
 
 def test_near_names() -> None:
-    assert [near_name(text) for text in ("v1.0", "", "lr=1e-4", "train", "__base__", "a b", None)] == [
-        *("v1_0", "adapter", "lr_1e-4", "train_adapter", "base_adapter", "a_b", "None")
+    assert [near_name(text) for text in ("v1.0", "", "lr=1e-4", "train", "__base__", "a b", None, "lora_A")] == [
+        *("v1_0", "adapter", "lr_1e-4", "train_adapter", "base_adapter", "a_b", "None", "A")
     ]
