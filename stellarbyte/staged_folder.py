@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from stellarbyte.errors import UserError
@@ -10,17 +10,17 @@ from stellarbyte.folder_lock import folder_lock
 
 
 @contextmanager
-def staged(target: Path, keep: frozenset[str] = frozenset()) -> Iterator[Path]:
+def staged(target: Path, keep: frozenset[str] = frozenset(), *, is_locked: bool = False) -> Iterator[Path]:
     """Gives a new folder beside `target` to fill, and puts it in the place of `target` if all goes well.
 
     What stands at `target` is removed then, but for the entries named in `keep`, which move into the new folder where
     it has none of that name. After an error, or an interruption before the last moment, `target` is what it was; what a
-    killed process left beside it is cleared away.
+    killed process left beside it is cleared away. is_locked: the caller holds the folder's lock already.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written, or another process is writing it.
     """
-    with folder_lock(target, doing="export"):
+    with nullcontext() if is_locked else folder_lock(target, doing="export"):
         yield from _staged(target, keep)
 
 

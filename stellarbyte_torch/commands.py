@@ -11,7 +11,7 @@ from dataclasses import asdict
 from stellarbyte.command_line import print_any_character, tell_of_full_context
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
-from stellarbyte.interrupt import exit_code
+from stellarbyte.interrupt import exit_code, interruptible
 from stellarbyte.sampling_options import sampling_of
 from stellarbyte_torch.library_words import hear_libraries
 
@@ -113,24 +113,32 @@ def finetune(options: argparse.Namespace) -> int:
 
 def merge(options: argparse.Namespace) -> None:
     """Merge an adapter into its base."""
-    hear_libraries(PROGRAM)
+    from stellarbyte.display import Display
+
     if not (options.adapter / "adapter_config.json").is_file():
         raise UserError(f"{options.adapter} holds no adapter_config.json: give a folder in PEFT's format")
-    import torch
+    # From before the work that takes minutes until its result is there.
+    with interruptible(), Display(stderr=True) as display, folder_lock(options.output, doing="merge"):
+        if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
+            raise UserError(f"{options.output} is in use: name a folder that is new or empty")
+        with display.doing("starting"):
+            hear_libraries(PROGRAM)
+            import torch
 
-    from stellarbyte_torch.lora import load_lora, merge_and_save
-    from stellarbyte_torch.lora.folder import read_config
-    from stellarbyte_torch.model_folder import load_model, load_tokenizer
-    from stellarbyte_torch.saving import saved_whole
+            from stellarbyte_torch.lora import load_lora, merge_and_save
+            from stellarbyte_torch.lora.folder import read_config
+            from stellarbyte_torch.model_folder import load_model, load_tokenizer
+            from stellarbyte_torch.saving import saved_whole
 
-    read_config(options.adapter)  # before the model, which takes longer
-    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
-        raise UserError(f"{options.output} is in use: name a folder that is new or empty")
-    own = (options.adapter / "tokenizer.json").is_file()  # with the chat template that the adapter was trained by
-    tokenizer = load_tokenizer(options.adapter if own else options.folder)
-    model = load_lora(load_model(options.folder, "cpu"), options.adapter)
-    dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
-    with saved_whole(options.output) as folder:
-        drift = merge_and_save(model, folder, dtype, tokenizer)
+        read_config(options.adapter)  # before the model, which takes longer
+        with display.doing(f"loading {options.folder}"):
+            own = (options.adapter / "tokenizer.json").is_file()  # with the chat template that the adapter learnt by
+            tokenizer = load_tokenizer(options.adapter if own else options.folder)
+            base = load_model(options.folder, "cpu")
+        with display.doing(f"merging {options.adapter}"):
+            model = load_lora(base, options.adapter)
+            dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+            with saved_whole(options.output, is_locked=True) as folder:
+                drift = merge_and_save(model, folder, dtype, tokenizer)
     print(drift)
     print(f"the merged model is in {options.output}")

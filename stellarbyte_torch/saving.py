@@ -16,13 +16,15 @@ _CANNOT_WRITE = re.compile(r"PytorchStreamWriter|inline_container|file write fai
 
 
 @contextmanager
-def saved_whole(folder: Path) -> Iterator[Path]:
+def saved_whole(folder: Path, *, is_locked: bool = False) -> Iterator[Path]:
     """Gives a new folder to fill beside `folder`, whose place it takes, with a manifest, once all is on disk.
+
+    is_locked: the caller holds the folder's lock already.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written; `folder` is then what it was.
     """
-    with staged(folder) as partial, written(folder, "it"):
+    with staged(folder, is_locked=is_locked) as partial, written(folder, "it"):
         yield partial
         write_manifest(partial, {})
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from stellarbyte.folder_lock import folder_lock
-from stellarbyte_torch import cli
+from stellarbyte_torch import LoRAConfig, cli, lora
+from stellarbyte_torch import model_folder as model_folder_module
 
 from ..finetuning import metrics, model_folder
 from ..tiny import tokens
@@ -166,6 +167,44 @@ def test_merge(folder: Path, config: str, tmp_path: Path, capsys: pytest.Capture
     assert "holds no adapter_config.json: give a folder in PEFT's format" in capsys.readouterr().err
 
 
+def test_a_second_merge_into_one_folder_is_refused_before_it_computes(
+    folder: Path, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["finetune", config, "--training.max_steps", "1"]) == 0
+    words = ["merge", str(folder), str(tmp_path / "run" / "adapter"), str(tmp_path / "merged")]
+    loaded: list[Path] = []
+    load_model = model_folder_module.load_model
+
+    def loading(path: Path, *rest: Any) -> Any:
+        if not loaded:
+            loaded.append(path)
+            assert cli.main(words) == 2  # the second one, while the first is at work
+        return load_model(path, *rest)
+
+    monkeypatch.setattr(model_folder_module, "load_model", loading)
+    capsys.readouterr()
+    assert cli.main(words) == 0
+    assert f"{tmp_path / 'merged'} is being written by process {os.getpid()}" in capsys.readouterr().err
+    assert loaded == [folder]
+    assert (tmp_path / "merged" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_no_half_merge(
+    number: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, lora_config = tmp_path / "adapter", LoRAConfig(r=2, target_modules=["q_proj"])
+    lora.apply_lora_to_model(AutoModelForCausalLM.from_pretrained(folder), lora_config).save_pretrained(adapter)
+
+    def interrupted(*arguments: Any) -> None:
+        (arguments[1] / "model.safetensors").write_bytes(b"half")
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(lora, "merge_and_save", interrupted)
+    assert cli.main(["merge", str(folder), str(adapter), str(tmp_path / "merged")]) == 128 + number
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
 def test_help_is_quick() -> None:
     times = []
     for _ in range(3):
@@ -189,7 +228,8 @@ def script(tmp_path: Path) -> Path:
     path = tmp_path / "dying.py"
     path.write_text("""\
 import os, sys
-from stellarbyte_torch import cli
+from stellarbyte_torch import LoRAConfig, cli, lora
+from stellarbyte_torch import model_folder as model_folder_module
 from stellarbyte_torch.finetune.progress import FinetuneProgress
 on_step_end, last = FinetuneProgress.on_step_end, int(os.environ.get("STOP_AFTER", "-1"))
 def ending(self, args, state, control, **kwargs):
