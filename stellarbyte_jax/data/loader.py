@@ -1,12 +1,14 @@
 """Serves batches of packed rows, each a pure function of the seed and the step, however many hosts share it."""
 
 from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 
 import grain
 import numpy as np
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig
+from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.packing import PackedRows
 from stellarbyte_jax.data.sample_packing import PackedSamples
 from stellarbyte_jax.data.token_shards import TokenShards
@@ -23,14 +25,22 @@ class TrainLoader:
     """Training batches: rows are shuffled anew each epoch, and a batch may run from one into the next.
 
     Step s of the whole job is rows [s·B, (s+1)·B) of that order, B = batch_size; of these, a host reads `local_rows`
-    alone, such as BatchPlacement.rows (by default all). Each row comes exactly once an epoch.
+    alone, such as BatchPlacement.rows (by default all). Each row comes exactly once an epoch. `manifest` is that of
+    the folder data.shards.
 
     Raises:
         UserError: the split holds no rows or was prepared for another config.
     """
 
-    def __init__(self, data: DataConfig, batch_size: int, seed: int, local_rows: Sequence[int] | None = None) -> None:
-        self._rows = _packed_rows(data, "train")
+    def __init__(
+        self,
+        data: DataConfig,
+        manifest: Manifest,
+        batch_size: int,
+        seed: int,
+        local_rows: Sequence[int] | None = None,
+    ) -> None:
+        self._rows = _packed_rows(data, manifest, "train")
         epochs = max(1, _ROWS_FOREVER // len(self._rows))
         shuffled = grain.MapDataset.source(self._rows).seed(seed).shuffle().repeat(epochs)
         self._batches = grain.MapDataset.source(_Batches(shuffled, batch_size, _checked(local_rows, batch_size)))
@@ -69,6 +79,7 @@ class _Batches:
 
 def validation_batches(
     data: DataConfig,
+    manifest: Manifest,
     batch_size: int,
     max_batches: int | None = None,
     local_rows: Sequence[int] | None = None,
@@ -76,13 +87,13 @@ def validation_batches(
 ) -> Generator[Batch, None, None]:
     """The `local_rows` (by default all) of each batch of the validation split, in order, once.
 
-    The last batch is filled up with rows of padding. `progress` is called with the batches that are dealt with, once
-    the next one is asked for, and their number.
+    The last batch is filled up with rows of padding. `manifest` is that of the folder data.shards. `progress` is called
+    with the batches that are dealt with, once the next one is asked for, and their number.
 
     Raises:
         UserError: the split holds no rows or was prepared for another config.
     """
-    rows = _packed_rows(data, "validation")
+    rows = _packed_rows(data, manifest, "validation")
     local_rows = _checked(local_rows, batch_size)
     count = -(-len(rows) // batch_size)
     count = count if max_batches is None else min(count, max_batches)
@@ -93,9 +104,9 @@ def validation_batches(
             progress(step + 1, count)
 
 
-def _packed_rows(data: DataConfig, split: str) -> PackedRows | PackedSamples:
-    shards = TokenShards.open(data.shards, split)
-    shards.manifest.recipe.check_serves(data)
+def _packed_rows(data: DataConfig, manifest: Manifest, split: str) -> PackedRows | PackedSamples:
+    manifest.recipe.check_serves(data)
+    shards = TokenShards(Path(data.shards), split, manifest)
     rows = (PackedRows if data.kind == "text" else PackedSamples)(shards, data.sequence_length)
     if len(rows) == 0:
         fix = "raise data.validation_fraction, or add documents" if split == "validation" else "add documents"

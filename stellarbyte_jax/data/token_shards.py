@@ -14,7 +14,7 @@ _STARTS_A_BLOCK = BLOCK_BYTES // DOCUMENT_DTYPE.itemsize
 
 
 class TokenShards:
-    """One split of a finished folder: a stream of tokens and the places where its documents start.
+    """The "train" or "validation" split of a finished folder: a stream of tokens and where its documents start.
 
     Raises:
         UserError: from any method, where a file is missing, damaged, or was cut short meanwhile.
@@ -31,15 +31,6 @@ class TokenShards:
         for index in range(-(-self.tokens // self._tokens_per_shard)):
             check_size(shard_path(folder, split, index), self.dtype, self._length(index))
         check_size(documents_path(folder, split), DOCUMENT_DTYPE, self.documents + 1)
-
-    @classmethod
-    def open(cls, folder: str | Path, split: str) -> "TokenShards":
-        """Open the "train" or "validation" split of a folder that `prepare` finished.
-
-        Raises:
-            UserError: the folder is unfinished, or a file of it is missing or damaged.
-        """
-        return cls(Path(folder), split, Manifest.load(Path(folder)))
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start to stop of the split's stream, which may lie in several shards."""

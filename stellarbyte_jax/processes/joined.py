@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -45,6 +45,11 @@ class Processes:
     def stop_after(self, step: int, requested: bool) -> bool:  # noqa: ARG002 - alone there is nothing to agree on
         """Whether this step is the last: `requested` by any process, and the same step for all. To call after each."""
         return requested
+
+    def await_end(self) -> NoReturn:
+        """Waits for another process, which is about to say why it ends, and ends with it."""
+        while True:
+            threading.Event().wait()
 
     def compare(self, fields: Mapping[str, Any]) -> None:
         """Makes sure that all processes have the same in each of these fields: JSON values, also nested.
@@ -197,7 +202,8 @@ class JoinedProcesses(Processes):
             self._line.send("passed", passed)
             if self.index == 0 and value != 0:
                 sentence = f"process {value} is to stop: all finish the same step, then save"
-                print(f"stellarbyte: {sentence}", file=sys.stderr, flush=True)
+                with suppress(OSError, ValueError):  # nobody is there to read it
+                    print(f"stellarbyte: {sentence}", file=sys.stderr, flush=True)
         elif kind == "stop_at":
             with self._changed:
                 self._stop_at = value
@@ -209,10 +215,7 @@ class JoinedProcesses(Processes):
         """Another process has gone without a word. In the line's thread."""
         sentence = f"process {process} of {self.count} has died or cannot be reached any more; {_GO_ON}"
         end = End(process, PROCESS_LOST, sentence)
-        if isinstance(self._line, Hub):
-            self._end_all(end)
-        else:
-            self._end(end)
+        (self._end_all if isinstance(self._line, Hub) else self._end)(end)
 
     def _end_all(self, end: End) -> None:
         assert isinstance(self._line, Hub)
@@ -290,8 +293,8 @@ def _silence_gloo() -> None:
 
 def _exit(code: int) -> NoReturn:
     # Not by sys.exit: at Python's end JAX would wait for the others once more, and threads that hang are waited for.
-    if sys.stdout.isatty():
-        sys.stdout.write("\x1b[?25h")  # a progress display had hidden the cursor
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody is there to read it
+            stream.write("\x1b[?25h" if stream.isatty() else "")  # a progress display had hidden the cursor
+            stream.flush()
     os._exit(code)

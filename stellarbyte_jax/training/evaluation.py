@@ -1,7 +1,7 @@
 """Loss, perplexity, accuracy and bits per byte over a split."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from stellarbyte_jax.checkpoints.checkpoint import RunMetadata
 from stellarbyte_jax.checkpoints.lora_base import load_weights
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import run_config_from_dict
-from stellarbyte_jax.data.loader import validation_batches
+from stellarbyte_jax.data.loader import Batch, validation_batches
+from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.training.load import check_weights
@@ -65,7 +66,7 @@ def evaluate_run(
     """
     run = load_trained_run(run_dir, step, shards)
     graphdef, _ = abstract_model(run.config.model, Execution(run.config.training.dtype))
-    batches = validation_batches(run.config.data, run.config.training.batch_size, progress=progress)
+    batches = run.validation_batches(progress=progress)
     figures = evaluate(
         jax.jit(make_eval_step(graphdef)),
         jax.device_put(run.params),
@@ -82,12 +83,20 @@ def evaluate_run(
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A checkpoint with the config and the tokenizer that fit its validation split."""
+    """A checkpoint with the config, the tokenizer and the manifest of the token shards that fit it."""
 
     params: Params
     config: RunConfig
     tokenizer: Tokenizer
+    manifest: Manifest
     step: int
+
+    def validation_batches(
+        self, max_batches: int | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[Batch]:
+        """Those of the validation split, in batches of the run's size."""
+        batch_size = self.config.training.batch_size
+        return validation_batches(self.config.data, self.manifest, batch_size, max_batches, progress=progress)
 
 
 def load_trained_run(run_dir: str | Path, step: int | None = None, shards: str | None = None) -> TrainedRun:
@@ -96,8 +105,8 @@ def load_trained_run(run_dir: str | Path, step: int | None = None, shards: str |
     config = _run_config(metadata, run_dir)
     check_weights(params, config.model, f"{run_dir}/checkpoints/{step}")
     tokenizer = Tokenizer(metadata.tokenizer_files, str(run_dir))
-    config = with_own_shards(config, metadata.data, Path(run_dir), tokenizer, shards)
-    return TrainedRun(params, config, tokenizer, step)
+    config, manifest = with_own_shards(config, metadata.data, Path(run_dir), tokenizer, shards)
+    return TrainedRun(params, config, tokenizer, manifest, step)
 
 
 def byte_lengths(tokenizer: Tokenizer, vocab_size: int) -> jax.Array:

@@ -19,11 +19,12 @@ from stellarbyte_jax.data.batch_placement import BatchPlacement, check_batch
 from stellarbyte_jax.data.identity import DataIdentity
 from stellarbyte_jax.data.loader import TrainLoader, validation_batches
 from stellarbyte_jax.data.manifest import Manifest
-from stellarbyte_jax.data.token_shards import TokenShards
+from stellarbyte_jax.data.recipe import Recipe
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.processes.joined import ALONE, Processes
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training.evaluation import byte_lengths, evaluate
+from stellarbyte_jax.training.failures import Failures, ReadAhead
 from stellarbyte_jax.training.finite import FiniteWatch, NotFinite, check_finite
 from stellarbyte_jax.training.optimizer import learning_rate_schedule, run_optimizer
 from stellarbyte_jax.training.start import check_start, identity, start, state_shardings
@@ -54,7 +55,7 @@ def pretrain(
     Raises:
         UserError: the data, tokenizer, mesh, the run in `init_from` or an earlier one in `output_dir` do not fit the
             config, the processes do not agree, another run is being written there, or the loss is no longer finite;
-            or something failed between two saves, such as the token shards or stdout (one process then saves first).
+            or something has failed since the last save, such as the token shards or stdout: that run is saved first.
     """
     run_dir = Path(config.output_dir)
     with folder_lock(run_dir, doing="pretrain") if processes.index == 0 else nullcontext():
@@ -69,15 +70,17 @@ def _train(
     interrupt: Interrupt,
     display: Display | None,
 ) -> bool:
-    tokenizer = _load_tokenizer(config)
-    processes.compare(identity(config, tokenizer))
-    check_start(config, tokenizer)
+    tokenizer, manifest = Tokenizer.load(config.data.tokenizer), Manifest.load(Path(config.data.shards))
+    _check_tokenizer(config, tokenizer, manifest.recipe)
+    data = DataIdentity.of(manifest)
+    processes.compare(identity(config, tokenizer, data))
+    check_start(config, tokenizer, manifest.recipe, data)
     diagnostics.check_start(latest_step(run_dir) or 0, config.training.max_steps, run_dir)
     mesh = make_mesh(config.mesh)
     layout = Layout.of(config.mesh, mesh)
     check_batch(config.training, config.data.sequence_length, layout)
     placement = BatchPlacement(layout, config.training.batch_size, config.data.sequence_length)
-    loader = TrainLoader(config.data, config.training.batch_size, config.seed, placement.rows)
+    loader = TrainLoader(config.data, manifest, config.training.batch_size, config.seed, placement.rows)
 
     graphdef, abstract_params = run_model(config, layout)
     optimizer = run_optimizer(config, abstract_params)
@@ -95,34 +98,36 @@ def _train(
     bytes_a_token_V = byte_lengths(tokenizer, config.model.vocab_size)
 
     state, step, frozen, base = start(config, optimizer, shardings, frozen_shardings, processes)
-    manifest = Manifest.load(Path(config.data.shards))
-    data = DataIdentity.of(manifest)
     if processes.index == 0:
         save_config(config, run_dir / "config.yaml")
-    max_steps, saved, finite = config.training.max_steps, step, FiniteWatch()
+    max_steps, saved, finite, failures = config.training.max_steps, step, FiniteWatch(), Failures()
 
     with (
         interrupt,  # until the last save is on disk
         Checkpointer(run_dir, config.checkpoint.save_total_limit) as checkpointer,
-        MetricsLog(run_dir, step, max_steps, Utilization.of(config, mesh), display) as log,
+        MetricsLog(run_dir, step, max_steps, Utilization.of(config, mesh), display, failures) as log,
         CompileWatch(log.compiled, log.doing) as compile_watch,
         Profile(diagnostics.profile, run_dir, log) as profile,
-        closing(loader.batches(step)) as batches,
+        closing(loader.batches(step)) as read,
     ):
+        batches = ReadAhead(read, max_steps - step, failures)
+
+        def failed() -> bool:
+            return failures.first is not None
 
         def validate() -> bool:
-            """Whether it came to its end: a signal cuts it short, and the run does it when it goes on."""
+            """Whether it came to its end: a signal or a failure cuts it short, and the run does it when it goes on."""
             if config.data.validation_fraction == 0:
                 return True
+            # A signal in the last step comes too late to cut anything short.
+            heeded = step < max_steps or not any(processes.share(interrupt.requested))
             with log.paused(), log.doing("validating") as progress:
                 weights = join(frozen, state.params)
-                rows = _validation(config, placement, progress)
-                # A signal in the last step comes too late to cut anything short.
-                if step < max_steps or not any(processes.share(interrupt.requested)):
-                    rows = _until_asked(rows, processes, interrupt)
+                rows = _validation(config, manifest, placement, progress)
+                rows = _until(lambda: (heeded and interrupt.requested) or failed(), rows, processes, failures)
                 try:
                     log.validation(step, evaluate(eval_step, weights, rows, bytes_a_token_V))
-                except _AskedToStopError:
+                except _CutShortError:
                     return False
             return True
 
@@ -140,9 +145,11 @@ def _train(
             for remark in (*diagnostics.remarks, *filter(None, [manifest.warning])):
                 log.say(remark)
             log.say(_opening(config, state.params, frozen, len(loader), mesh, step))
+            stopping = any(processes.share(failed()))
             # Before the first step, and where a signal has cut it short.
             due = step % config.training.eval_steps == 0 or step == max_steps
-            stopping = due and processes.share(log.lacks_validation(step))[0] and not validate()
+            if due and not stopping and processes.share(log.lacks_validation(step))[0]:
+                stopping = not validate()
             while step < max_steps and not stopping:
                 profile.before(step + 1, state)
                 batch = placement.put(next(batches))
@@ -160,7 +167,7 @@ def _train(
                 if step % config.training.eval_steps == 0 or last:
                     finite.catch_up()
                     stopping = not validate()
-                stopping = stopping or (not last and processes.stop_after(step, interrupt.requested))
+                stopping = stopping or (not last and processes.stop_after(step, interrupt.requested or failed()))
                 if not last and (step % config.checkpoint.save_steps == 0 or stopping):
                     finite.catch_up()
                     save()
@@ -172,64 +179,62 @@ def _train(
             kept = latest_step(run_dir)
             intact = "" if kept is None else f"; the checkpoint of step {kept} is intact"
             raise UserError(f"{error}{intact}") from None
-        except UserError as error:
-            # Of several processes the others would have to save as well.
-            if processes.count > 1 or step == saved:
-                raise
-            try:
-                save()
-                checkpointer.wait()
-            except UserError:  # it is the saving that fails
-                raise error from None
-            if not interrupt.requested:
-                raise UserError(f"{error}; saved after step {step}: the same command goes on from there") from error
-            return False  # the terminal was closed, say
-        if stopping:
-            with log.doing("saving"):
-                checkpointer.wait()
-            interrupt.number = next(number for number in processes.share(interrupt.number) if number is not None)
+        with log.doing("saving"):
+            checkpointer.wait()
+        ends = processes.share([interrupt.number, None if failures.first is None else str(failures.first)])
+        signals = [number for number, _ in ends if number is not None]
+        failing = [index for index, (_, failure) in enumerate(ends) if failure is not None]
+        if signals and (stopping or failing):  # a terminal that is closed is both
+            interrupt.number = signals[0]
             where = f"stopped after step {step}, saved in {run_dir}" if step else "stopped before the first step"
             log.say(f"{where}: the same command goes on from there")
             return False
+        if failing:
+            if failures.first is None or processes.index != failing[0]:
+                processes.await_end()
+            where = f"; saved after step {step}: the same command goes on from there" if step else ""
+            raise UserError(f"{failures.first}{where}") from failures.first
     return True
 
 
-class _AskedToStopError(Exception):
-    """A signal has come in the middle of a validation."""
+class _CutShortError(Exception):
+    """A signal has come in the middle of a validation, or something has failed."""
 
 
-def _until_asked(
-    batches: Iterator[dict[str, jax.Array]], processes: Processes, interrupt: Interrupt
+def _until(
+    ends: Callable[[], bool], batches: Iterator[dict[str, jax.Array]], processes: Processes, failures: Failures
 ) -> Iterator[dict[str, jax.Array]]:
-    """The batches, until any process is asked to stop."""
-    for batch in batches:
-        if any(processes.share(interrupt.requested)):
-            raise _AskedToStopError
+    """The batches; raises _CutShortError in all processes before the one where `ends` says so in any of them."""
+    while True:
+        batch = None
+        with failures.noted():
+            batch = next(batches, None)
+        if any(processes.share(ends())):
+            raise _CutShortError
+        if batch is None:
+            return
         yield batch
 
 
-def _load_tokenizer(config: RunConfig) -> Tokenizer:
-    """The run's tokenizer, once it is known to fit the model and the token shards."""
-    tokenizer = Tokenizer.load(config.data.tokenizer)
+def _check_tokenizer(config: RunConfig, tokenizer: Tokenizer, recipe: Recipe) -> None:
+    """Refuses a tokenizer that does not fit the model and the token shards."""
     tokenizer.check_fits(config.model.vocab_size)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         ours, theirs = getattr(config.model, name), getattr(tokenizer, name)
         if ours != theirs:
             raise UserError(f"model.{name} {ours} is not the tokenizer's {theirs}: set it to {theirs}")
-    shards = TokenShards.open(config.data.shards, "train")
-    if shards.manifest.recipe.tokenizer_sha256 != tokenizer.sha256:
+    if recipe.tokenizer_sha256 != tokenizer.sha256:
         raise UserError(
             f"data.shards {config.data.shards} was made with another tokenizer than {config.data.tokenizer}: "
             "prepare it again into an empty folder"
         )
-    return tokenizer
 
 
 def _validation(
-    config: RunConfig, placement: BatchPlacement, progress: Callable[[int, int], None]
+    config: RunConfig, manifest: Manifest, placement: BatchPlacement, progress: Callable[[int, int], None]
 ) -> Iterator[dict[str, jax.Array]]:
-    training = config.training
-    batches = validation_batches(config.data, training.batch_size, training.eval_batches, placement.rows, progress)
+    batch_size, count = config.training.batch_size, config.training.eval_batches
+    batches = validation_batches(config.data, manifest, batch_size, count, placement.rows, progress)
     return (placement.put(batch) for batch in batches)
 
 

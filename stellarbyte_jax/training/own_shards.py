@@ -14,8 +14,8 @@ from stellarbyte_jax.run_folder import moved_along
 
 def with_own_shards(
     config: RunConfig, known: DataIdentity | None, run_dir: Path, tokenizer: Tokenizer, named: str | None
-) -> RunConfig:
-    """The config with the folder of token shards that is there now; what a user should know of them goes to stderr.
+) -> tuple[RunConfig, Manifest]:
+    """The config with the folder of token shards that is there now, and its manifest; tells the user on stderr.
 
     Looked at is the folder of the config, then where that lies if it was moved together with the run.
 
@@ -70,10 +70,10 @@ def _check_tokenizer(manifest: Manifest, folder: str, tokenizer: Tokenizer, run_
         )
 
 
-def _with(config: RunConfig, manifest: Manifest, folder: str) -> RunConfig:
+def _with(config: RunConfig, manifest: Manifest, folder: str) -> tuple[RunConfig, Manifest]:
     if manifest.warning is not None:
         _say(f"warning: {manifest.warning}")
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, shards=folder))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, shards=folder)), manifest
 
 
 def _say(text: str) -> None:

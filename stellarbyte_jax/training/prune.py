@@ -12,7 +12,6 @@ from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, latest_step, save_imported
 from stellarbyte_jax.config_file import save_config, to_dict
-from stellarbyte_jax.data.loader import validation_batches
 from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.pruning import least_important, prune_heads
 from stellarbyte_jax.training.evaluation import byte_lengths, evaluate, load_trained_run
@@ -74,8 +73,7 @@ def _prune(
     run = load_trained_run(run_dir, step, shards)
 
     def batches() -> Iterator[Mapping[str, Any]]:
-        batch_size = run.config.training.batch_size
-        return validation_batches(run.config.data, batch_size, eval_batches, progress=next(passes))
+        return run.validation_batches(eval_batches, next(passes))
 
     graphdef, _ = abstract_model(run.config.model, Execution(run.config.training.dtype))
     params: Params = jax.device_put(run.params)

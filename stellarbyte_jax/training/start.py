@@ -31,7 +31,7 @@ from stellarbyte_jax.config_file import (
 )
 from stellarbyte_jax.data.agreement import check_described
 from stellarbyte_jax.data.identity import DataIdentity
-from stellarbyte_jax.data.manifest import Manifest
+from stellarbyte_jax.data.recipe import Recipe
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.processes.joined import ALONE, Processes
 from stellarbyte_jax.run_folder import check_is_run
@@ -63,30 +63,31 @@ class Start(NamedTuple):
     base: Base | None
 
 
-def identity(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+def identity(config: RunConfig, tokenizer: Tokenizer, data: DataIdentity) -> dict[str, Any]:
     """What all processes of a run must have alike, for Processes.compare."""
     versions = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")}
     return {
         **to_dict(config),
         "sha256 of the tokenizer": tokenizer.sha256,
-        "sha256 of the token shards' manifest": DataIdentity.of(Manifest.load(Path(config.data.shards))).sha256,
+        "sha256 of the token shards' manifest": data.sha256,
         "version of": versions,
         f"newest checkpoint in {config.output_dir}": latest_step(config.output_dir),
     }
 
 
-def check_start(config: RunConfig, tokenizer: Tokenizer) -> None:
+def check_start(config: RunConfig, tokenizer: Tokenizer, recipe: Recipe, data: DataIdentity) -> None:
     """Refuses a config that does not fit the run in `output_dir`, or that in `init_from` if its weights are needed.
+
+    `recipe` and `data` are those of the token shards.
 
     Raises:
         UserError: naming the fields that differ, or that the tokenizer or the data do.
     """
     goes_on = latest_step(config.output_dir) is not None
-    manifest = Manifest.load(Path(config.data.shards))
     # A run that goes on knows its data itself; its sources may have grown since they were prepared.
-    check_described(config.data, manifest.recipe, with_sources=not goes_on)
+    check_described(config.data, recipe, with_sources=not goes_on)
     if goes_on:
-        _check_same_run(config, tokenizer, DataIdentity.of(manifest))
+        _check_same_run(config, tokenizer, data)
         if config.lora is None:
             return
     if config.init_from is not None:

@@ -20,13 +20,17 @@ def free_port() -> int:
 
 @dataclass
 class Job:
-    """`count` processes of `devices` CPU devices each; `own` are overrides of single processes."""
+    """`count` processes of `devices` CPU devices each.
+
+    Single processes may have overrides of their `own`, and Python code that they run `first`.
+    """
 
     config: Path
     count: int
     devices: int
     overrides: dict[str, Any] = field(default_factory=dict)
     own: dict[int, dict[str, Any]] = field(default_factory=dict)
+    first: dict[int, str] = field(default_factory=dict)
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -35,7 +39,9 @@ class Job:
             joining = {"coordinator_address": address, "num_processes": self.count, "process_id": index}
             options = {f"distributed.{name}": value for name, value in joining.items()}
             options |= self.overrides | self.own.get(index, {})
-            command = [sys.executable, "-m", "stellarbyte_jax.cli", "pretrain", str(self.config)]
+            code = f"{self.first.get(index, '')}\nfrom stellarbyte_jax.cli import main\nmain()"
+            program = ["-c", code] if index in self.first else ["-m", "stellarbyte_jax.cli"]
+            command = [sys.executable, *program, "pretrain", str(self.config)]
             command += [f"--{name}={value}" for name, value in options.items()]
             environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(self.devices)}
             self.processes.append(

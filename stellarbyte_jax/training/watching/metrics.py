@@ -5,7 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -18,6 +18,7 @@ from stellarbyte.errors import UserError
 from stellarbyte.files import write_text
 from stellarbyte.metrics_file import record_of
 from stellarbyte_jax.machine.chips import GIB
+from stellarbyte_jax.training.failures import Failures
 from stellarbyte_jax.training.watching.compile_watch import Compilation
 from stellarbyte_jax.training.watching.utilization import Utilization
 
@@ -37,8 +38,11 @@ class MetricsLog:
     A value may still be under way on the device: it is fetched one step late, so the device never waits for the log.
     Training time is what passes outside `paused()`; the first step and others that compile have no tokens/s.
 
+    That metrics.jsonl cannot be written any more, or stdout takes nothing, is noted in `failures`, for a run is saved
+    before it ends; only entering and leaving raise it.
+
     Raises:
-        UserError: metrics.jsonl cannot be written, or stdout takes nothing any more.
+        UserError: metrics.jsonl cannot be written, or stdout takes nothing.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class MetricsLog:
         max_steps: int,
         utilization: Utilization | None = None,
         display: Display | None = None,
+        failures: Failures | None = None,
     ) -> None:
         self._path = Path(run_dir) / "metrics.jsonl"
         self._max_steps = max_steps
@@ -67,6 +72,7 @@ class MetricsLog:
         self._printed_step = first_step
         self._recent: deque[tuple[float, float]] = deque(maxlen=_STEPS_IN_RATE)
         self._display = display or Display(quiet=not self._writes)
+        self._failures = failures or Failures()
 
     def __enter__(self) -> Self:
         if self._writes:
@@ -81,14 +87,16 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        before = self._failures.first
         try:
             if kind is None:  # otherwise the device may be the trouble, and fetching from it hang or raise again
                 self._flush()
                 self._show()
         finally:
             self._display.__exit__(kind, error, traceback)
-            if self._file is not None:
-                self._file.close()
+            self._close()
+        if kind is None and before is None and self._failures.first is not None:
+            raise self._failures.first
 
     def train(self, step: int, values: Mapping[str, Any]) -> None:
         """Records an update's values, numbers or jax arrays: loss, accuracy, grad_norm, learning_rate, tokens, ….
@@ -127,7 +135,8 @@ class MetricsLog:
 
     def say(self, text: str) -> None:
         """Prints a line above the progress display."""
-        self._display.say(text)
+        with self._failures.noted():
+            self._display.say(text)
 
     def doing(self, what: str) -> AbstractContextManager[Callable[[int, int | None], None]]:
         """Shows what is going on beside training, such as "validating": see Display."""
@@ -187,9 +196,21 @@ class MetricsLog:
         return {"tokens_per_second": tokens / seconds, **self._speed(seconds / len(self._recent))}
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        if self._file is not None:
-            with _blaming(self._path):
+        if self._file is None:
+            return
+        with self._failures.noted(), _blaming(self._path):
+            try:
                 self._file.write(json.dumps(record) + "\n")
+            except OSError:
+                file, self._file = self._file, None  # half a line, behind which nothing may follow
+                with suppress(OSError):
+                    file.close()
+                raise
+
+    def _close(self) -> None:
+        if self._file is not None:
+            with self._failures.noted(), _blaming(self._path):
+                self._file.close()
 
     def _drop_records_after(self, step: int) -> None:
         if not self._path.exists():
@@ -208,7 +229,8 @@ class MetricsLog:
         if self._display.live or self._printed_step != self._step:
             self._printed_step = self._step
             left = None if self._step_seconds is None else self._step_seconds * (self._max_steps - self._step)
-            self._display.update(self._step, self._max_steps, self._words(), left)
+            with self._failures.noted():
+                self._display.update(self._step, self._max_steps, self._words(), left)
 
     def _words(self) -> list[str]:
         words = _in_words(self._shown, "")

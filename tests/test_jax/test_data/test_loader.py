@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig, SourceConfig
-from stellarbyte_jax.data.loader import TrainLoader, validation_batches
 from stellarbyte_jax.data.packing import PackedRows
 from stellarbyte_jax.data.prepare import prepare
-from stellarbyte_jax.data.token_shards import TokenShards
+from test_jax.shards import open_shards, train_loader, validation_batches
 
 from .conftest import write_jsonl
 
@@ -40,7 +39,7 @@ def keys(batch: dict[str, np.ndarray]) -> list[bytes]:
 
 
 def all_rows(data: DataConfig, split: str) -> list[bytes]:
-    rows = PackedRows(TokenShards.open(data.shards, split), data.sequence_length)
+    rows = PackedRows(open_shards(data, split), data.sequence_length)
     return [rows[index]["input_ids"].tobytes() for index in range(len(rows))]
 
 
@@ -54,7 +53,7 @@ def shares(batch_size: int, hosts: int) -> list[list[int]]:
 
 
 def test_batches_are_int32_of_the_local_size(data: DataConfig) -> None:
-    batch = TrainLoader(data, 6, seed=0, local_rows=(2, 5)).batch(0)
+    batch = train_loader(data, 6, seed=0, local_rows=(2, 5)).batch(0)
     assert {name: (values.dtype, values.shape) for name, values in batch.items()} == dict.fromkeys(
         ("input_ids", "labels", "position_ids", "segment_ids"), (np.int32, (2, 24))
     )
@@ -79,7 +78,7 @@ def test_every_row_once_an_epoch_across_resumes_and_host_counts(
     seen: list[bytes] = []
     hosts = process_count
     for start, stop in pairwise(borders):
-        loaders = [(rows, TrainLoader(data, batch_size, seed, rows)) for rows in shares(batch_size, hosts)]
+        loaders = [(rows, train_loader(data, batch_size, seed, rows)) for rows in shares(batch_size, hosts)]
         for step in range(start, stop):
             batch = {
                 row: key for rows, loader in loaders for row, key in zip(rows, keys(loader.batch(step)), strict=True)
@@ -94,30 +93,30 @@ def test_every_row_once_an_epoch_across_resumes_and_host_counts(
 @given(step=st.integers(0, 10**6), seed=st.integers(0, 2**31), rows=st.sets(st.integers(0, 11), min_size=1))
 def test_a_host_reads_its_rows_of_the_batch(data: DataConfig, step: int, seed: int, rows: set[int]) -> None:
     """Hosts may well read the same rows."""
-    whole = TrainLoader(data, 12, seed).batch(step)
-    part = TrainLoader(data, 12, seed, sorted(rows)).batch(step)
+    whole = train_loader(data, 12, seed).batch(step)
+    part = train_loader(data, 12, seed, sorted(rows)).batch(step)
     assert equal(part, {name: values[sorted(rows)] for name, values in whole.items()})
 
 
 def test_epochs_and_seeds_differ_in_order(data: DataConfig) -> None:
-    loader = TrainLoader(data, 1, seed=0)
+    loader = train_loader(data, 1, seed=0)
     orders = [[keys(loader.batch(epoch * len(loader) + n))[0] for n in range(len(loader))] for epoch in range(3)]
-    other = TrainLoader(data, 1, seed=1)
+    other = train_loader(data, 1, seed=1)
     orders.append([keys(other.batch(n))[0] for n in range(len(other))])
     orders.append(all_rows(data, "train"))
     assert len({tuple(order) for order in orders}) == 5
 
 
 def test_a_batch_larger_than_the_epoch_wraps(data: DataConfig) -> None:
-    count = len(TrainLoader(data, 1, seed=0))
-    batch = TrainLoader(data, 2 * count, seed=0).batch(0)
+    count = len(train_loader(data, 1, seed=0))
+    batch = train_loader(data, 2 * count, seed=0).batch(0)
     assert sorted(keys(batch)) == sorted(all_rows(data, "train") * 2)
 
 
 @pytest.mark.parametrize("rows", [None, [2, 3]])
 @pytest.mark.parametrize("start", [0, 5, 1000])
 def test_reading_ahead_gives_the_same_batches(data: DataConfig, start: int, rows: list[int] | None) -> None:
-    loader = TrainLoader(data, 4, 3, rows)
+    loader = train_loader(data, 4, 3, rows)
     batches = loader.batches(start)
     for step, batch in enumerate(islice(batches, 30), start):
         assert equal(batch, loader.batch(step))
@@ -126,7 +125,7 @@ def test_reading_ahead_gives_the_same_batches(data: DataConfig, start: int, rows
 
 def test_closing_stops_the_threads(data: DataConfig) -> None:
     before = set(threading.enumerate())
-    batches = TrainLoader(data, 4, 0).batches()
+    batches = train_loader(data, 4, 0).batches()
     next(batches)
     readers = set(threading.enumerate()) - before
     assert readers
@@ -174,4 +173,4 @@ def test_a_split_without_rows_is_refused(make_shards: Callable[..., DataConfig])
 def test_unprepared_data_is_refused(data: DataConfig, tmp_path: Path) -> None:
     missing = DataConfig(sources=data.sources, tokenizer=data.tokenizer, shards=str(tmp_path))
     with pytest.raises(UserError, match="make them with `stellarbyte prepare`"):
-        TrainLoader(missing, 2, 0)
+        train_loader(missing, 2, 0)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from stellarbyte_jax.config import DataConfig, SourceConfig
 from stellarbyte_jax.data.packing import PackedRows
 from stellarbyte_jax.data.prepare import prepare
-from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
+from test_jax.shards import open_shards
 
 from .conftest import write_jsonl
 
@@ -26,7 +26,7 @@ def pack(folder: Path, tokenizer_folder: Path, texts: Sequence[str], length: int
         tokens_per_shard=tokens_per_shard,
     )
     prepare(data)
-    return PackedRows(TokenShards.open(data.shards, "train"), length)
+    return PackedRows(open_shards(data, "train"), length)
 
 
 def expected_rows(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> list[dict[str, list[int]]]:

@@ -10,6 +10,7 @@ from stellarbyte_jax.data.packing import IGNORED_LABEL
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.sample_packing import PackedSamples
 from stellarbyte_jax.data.token_shards import TokenShards
+from test_jax.shards import open_shards
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def shards(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         kind="chat",
     )
     prepare(data, report=lambda _: None)
-    return TokenShards.open(data.shards, "train")
+    return open_shards(data, "train")
 
 
 def test_each_sample_is_in_one_row_whole_and_alone(shards: TokenShards) -> None:

@@ -10,8 +10,8 @@ import pytest
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.array_file import BLOCK_BYTES, HEADER_BYTES
-from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
+from test_jax.shards import open_shards
 
 DOCUMENTS = ["one two", "床前", "three four five six seven", "8"]
 
@@ -26,7 +26,7 @@ def stream(tokenizer: Tokenizer) -> list[int]:
 
 
 def test_any_slice_across_shards(data: DataConfig, tokenizer: Tokenizer) -> None:
-    shards, expected = TokenShards.open(data.shards, "train"), stream(tokenizer)
+    shards, expected = open_shards(data, "train"), stream(tokenizer)
     assert shards.tokens == len(expected) > 30
     for start in range(len(expected) + 1):
         for stop in range(start, len(expected) + 1):
@@ -35,14 +35,14 @@ def test_any_slice_across_shards(data: DataConfig, tokenizer: Tokenizer) -> None
 
 
 def test_starts(data: DataConfig, tokenizer: Tokenizer) -> None:
-    shards = TokenShards.open(data.shards, "train")
+    shards = open_shards(data, "train")
     lengths = [len(tokenizer.encode(text)) + 2 for text in DOCUMENTS]
     assert shards.starts.tolist() == [sum(lengths[:n]) for n in range(5)]
     assert (shards.documents, shards.bytes) == (4, sum(len(text.encode()) for text in DOCUMENTS))
 
 
 def test_an_empty_split_opens(data: DataConfig) -> None:
-    shards = TokenShards.open(data.shards, "validation")
+    shards = open_shards(data, "validation")
     assert (shards.tokens, shards.documents, shards.starts.tolist()) == (0, 0, [0])
     assert shards.read(0, 0).shape == (0,)
 
@@ -63,12 +63,12 @@ def test_a_damaged_folder_is_refused(data: DataConfig, name: str, damage: bytes 
     path = Path(data.shards) / name
     path.unlink() if damage is None else path.write_bytes(damage)
     with pytest.raises(UserError, match=complaint):
-        TokenShards.open(data.shards, "train")
+        open_shards(data, "train")
 
 
 def read_all(data: DataConfig) -> None:
     for split in ("train", "validation"):
-        shards = TokenShards.open(data.shards, split)
+        shards = open_shards(data, split)
         shards.read(0, shards.tokens)
         shards.starts_within(0, shards.tokens)
 
@@ -100,7 +100,7 @@ def test_only_what_is_read_is_checked_and_once(make_shards: Callable[..., DataCo
     assert len(content) > 2 * BLOCK_BYTES
     content[-1] ^= 1
     path.write_bytes(content)
-    shards = TokenShards.open(data.shards, "train")
+    shards = open_shards(data, "train")
     assert shards.read(0, 1000).shape == (1000,)
     with pytest.raises(UserError, match="is damaged: not all from byte 524416 to 786560 is as it was written"):
         shards.read(shards.tokens - 1, shards.tokens)
@@ -110,7 +110,7 @@ def test_only_what_is_read_is_checked_and_once(make_shards: Callable[..., DataCo
 
 
 def test_shards_that_shrink_under_a_reader_are_refused(data: DataConfig) -> None:
-    shards = TokenShards.open(data.shards, "train")
+    shards = open_shards(data, "train")
     shards.read(0, 5)
     path = Path(data.shards) / "train-00000.npy"
     path.write_bytes(path.read_bytes()[:-15])
@@ -121,10 +121,10 @@ def test_shards_that_shrink_under_a_reader_are_refused(data: DataConfig) -> None
 def test_shards_of_an_earlier_version_open_with_a_warning(data: DataConfig, tokenizer: Tokenizer) -> None:
     path = Path(data.shards) / "manifest.json"
     manifest = json.loads(path.read_text("utf-8"))
-    assert TokenShards.open(data.shards, "train").manifest.warning is None
+    assert open_shards(data, "train").manifest.warning is None
     del manifest["checksums"], manifest["sha256"]
     path.write_text(json.dumps(manifest))
-    shards = TokenShards.open(data.shards, "train")
+    shards = open_shards(data, "train")
     assert shards.read(0, shards.tokens).tolist() == stream(tokenizer)
     assert "prepared without checksums" in str(shards.manifest.warning)
 
@@ -159,7 +159,7 @@ def test_a_manifest_of_the_wrong_form_is_one_sentence(data: DataConfig, change: 
 def test_threads_may_read_together(data: DataConfig, tokenizer: Tokenizer) -> None:
     expected = stream(tokenizer)
     for _ in range(20):
-        shards = TokenShards.open(data.shards, "train")
+        shards = open_shards(data, "train")
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(lambda start, shards=shards: shards.read(start, start + 9).tolist(), range(20)))
         assert found == [expected[start : start + 9] for start in range(20)]

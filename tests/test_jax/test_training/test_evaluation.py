@@ -14,13 +14,13 @@ from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, load_metadata, load_params, save_imported
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.config_file import load_run_config
-from stellarbyte_jax.data.loader import validation_batches
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_jax.training.evaluation import byte_lengths, evaluate, evaluate_run
 from stellarbyte_jax.training.state import abstract_model
 from stellarbyte_jax.training.step import make_eval_step
+from test_jax.shards import validation_batches
 
 
 def by_hand(run_dir: Path) -> dict[str, float]:

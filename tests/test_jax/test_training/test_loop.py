@@ -18,13 +18,16 @@ from stellarbyte.folder_lock import folder_lock
 from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, latest_step, load_metadata, load_params, save_imported
 from stellarbyte_jax.config import MeshConfig, RunConfig
 from stellarbyte_jax.config_file import load_run_config
-from stellarbyte_jax.data.loader import TrainLoader
+from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training import loop
+from stellarbyte_jax.training.evaluation import evaluate_run
 from stellarbyte_jax.training.loop import pretrain
+from stellarbyte_jax.training.prune import prune_run
 from test_jax.runs import Crash, bits, crash, losses, records
+from test_jax.shards import train_loader
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -53,6 +56,24 @@ def test_a_run_learns_and_leaves_its_papers(finished_run: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_device")
+def test_the_manifest_is_read_once(run_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of huge shards is large; and all that a run reads of them is held against one and the same."""
+    read: list[Path] = []
+    load = Manifest.load
+    monkeypatch.setattr(Manifest, "load", lambda folder: read.append(folder) or load(folder))
+    config = run_config(training={"max_steps": 4, "eval_steps": 2})
+    for work in (
+        lambda: pretrain(config),
+        lambda: evaluate_run(config.output_dir),
+        lambda: prune_run(config.output_dir, tmp_path / "pruned", 1, eval_batches=1),
+        lambda: prepare(config.data, report=lambda _: None),
+    ):
+        read.clear()
+        work()
+        assert read == [Path(config.data.shards)]
+
+
+@pytest.mark.usefixtures("one_device")
 def test_the_papers_are_enough_to_do_it_again(finished_run: Path, tmp_path: Path) -> None:
     assert pretrain(dataclasses.replace(config_of(finished_run), output_dir=str(tmp_path / "again")))
     assert records(tmp_path / "again") == records(finished_run)
@@ -67,7 +88,7 @@ def test_law_6_interrupted_equals_uninterrupted(
     at: int, number: int | None, run_config: MakeConfig, finished_run: Path, disturb: Callable
 ) -> None:
     config = run_config()
-    assert len(TrainLoader(config.data, 4, seed=0)) <= 7 * 4
+    assert len(train_loader(config.data, 4, seed=0)) <= 7 * 4
     if number is None:
         disturb(at, crash)
         with pytest.raises(Crash):

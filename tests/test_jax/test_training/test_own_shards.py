@@ -11,11 +11,11 @@ from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, load_metadata, l
 from stellarbyte_jax.config import DataConfig, RunConfig, SourceConfig
 from stellarbyte_jax.config_file import load_run_config, to_dict
 from stellarbyte_jax.data.identity import DataIdentity
-from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.training.evaluation import load_trained_run
 from stellarbyte_jax.training.start import check_start
+from test_jax.shards import manifest_of
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def shards_of(run_dir: Path, shards: str | None = None) -> str:
 
 
 def test_a_checkpoint_says_what_it_was_trained_on(finished_run: Path, small_data: DataConfig) -> None:
-    assert load_metadata(finished_run)[0].data == DataIdentity.of(Manifest.load(Path(small_data.shards)))
+    assert load_metadata(finished_run)[0].data == DataIdentity.of(manifest_of(small_data))
 
 
 def test_shards_inside_of_a_moved_run_are_found(
@@ -78,6 +78,11 @@ def test_other_data_is_evaluated_if_it_is_asked_for(
         shards_of(finished_run, "nowhere")
 
 
+def check(config: RunConfig) -> None:
+    manifest = manifest_of(config.data)
+    check_start(config, Tokenizer.load(config.data.tokenizer), manifest.recipe, DataIdentity.of(manifest))
+
+
 def going_on(finished_run: Path, **data: object) -> RunConfig:
     config = load_run_config(finished_run / "config.yaml")
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))  # type: ignore[arg-type]
@@ -92,9 +97,9 @@ def test_a_run_goes_on_wherever_its_data_lies(finished_run: Path, small_data: Da
         tokenizer=str(tmp_path / "tokenizer"),
         sources=(SourceConfig(str(tmp_path / "no longer here")),),
     )
-    check_start(config, Tokenizer.load(config.data.tokenizer))
+    check(config)
     shutil.copytree(finished_run, tmp_path / "run")
-    check_start(dataclasses.replace(config, output_dir=str(tmp_path / "run")), Tokenizer.load(config.data.tokenizer))
+    check(dataclasses.replace(config, output_dir=str(tmp_path / "run")))
 
 
 def test_a_run_does_not_go_on_with_other_data(finished_run: Path, other_data: DataConfig) -> None:
@@ -102,7 +107,7 @@ def test_a_run_does_not_go_on_with_other_data(finished_run: Path, other_data: Da
     with pytest.raises(
         UserError, match=r"holds a run on other data than data\.shards .* has now \(the sources have other"
     ):
-        check_start(config, Tokenizer.load(config.data.tokenizer))
+        check(config)
 
 
 def test_shards_prepared_anew_under_the_same_name_are_other_data(
@@ -116,7 +121,7 @@ def test_shards_prepared_anew_under_the_same_name_are_other_data(
     config = dataclasses.replace(config, output_dir=str(home / "again"))
     save_imported(home / "again", params, RunMetadata(to_dict(config), metadata.tokenizer_files, data=metadata.data))
     with pytest.raises(UserError, match="holds a run on other data"):
-        check_start(config, Tokenizer.load(config.data.tokenizer))
+        check(config)
 
 
 def test_a_run_of_an_earlier_version_knows_no_data(home: Path, finished_run: Path, small_data: DataConfig) -> None:
@@ -124,5 +129,5 @@ def test_a_run_of_an_earlier_version_knows_no_data(home: Path, finished_run: Pat
     config = going_on(finished_run)
     config = dataclasses.replace(config, output_dir=str(home / "old"))
     save_imported(home / "old", params, RunMetadata(to_dict(config), metadata.tokenizer_files))
-    check_start(config, Tokenizer.load(config.data.tokenizer))
+    check(config)
     assert shards_of(home / "old") == small_data.shards
