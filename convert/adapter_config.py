@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stellarbyte.adapter_folder import ADAPTER_CONFIG
 from stellarbyte.errors import UserError, shown
 from stellarbyte.layer_ranges import layer_ranges
 from stellarbyte.lora_values import check_numbers
 from stellarbyte.patterns import check_patterns
 from stellarbyte.reading import MIB, read_json_object
 from stellarbyte_jax.lora_config import LoRAConfig, ends_with
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 # Fields of PEFT that do not change what a saved adapter computes, whatever their value.
 _SILENT = {

@@ -11,11 +11,12 @@ from safetensors.numpy import save_file
 
 from convert import adapter_config, given_weights, names, shards, staged_folder, weights
 from convert import config as hf_config
-from convert.adapter_config import ADAPTER_CONFIG, Adapted
+from convert.adapter_config import Adapted
 from convert.hf_checkpoint import Conversion
 from convert.names import HFTensor
 from convert.weights import LazyTensor, Params
 from stellarbyte.adapter_base import AdapterBase, check_adapter
+from stellarbyte.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_not_pickled
 from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import check_files
 from stellarbyte.files import write_json
@@ -23,9 +24,6 @@ from stellarbyte.staged_folder import staged
 from stellarbyte_jax.config import ByteConfig, LoRAConfig
 from stellarbyte_jax.config_file import lora_config_from_dict, model_config_from_dict, save_config, to_dict
 from stellarbyte_jax.run_folder import check_is_run
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-PICKLED_WEIGHTS = "adapter_model.bin"
 
 _PREFIX = "base_model.model."
 _KEY = re.compile(re.escape(_PREFIX) + r"(model\.layers\.(\d+)\.(.+))\.(lora_[AB])\.weight")
@@ -44,8 +42,8 @@ def to_peft(
         force: whether to replace files of the same names in `adapter_dir` that no export wrote.
 
     Raises:
-        UserError: there is no such checkpoint, or it is of a whole model; `adapter_dir` holds files that no export
-            wrote; the disk is full.
+        UserError: there is no such checkpoint, it is of a whole model, or its adapters are no finite numbers;
+            `adapter_dir` holds files that no export wrote; the disk is full.
     """
     # Orbax takes seconds to import; a mistake in the command line should not wait for it.
     from stellarbyte_jax.checkpoints.checkpoint import load_params
@@ -59,6 +57,9 @@ def to_peft(
     config = model_config_from_dict(metadata.model, where)
     lora = lora_config_from_dict(metadata.config["lora"], where)
     tensors = to_peft_tensors(adapters, config, lora)
+    for key, values in tensors.items():
+        weights.check_dtype(key, values.dtype, where)
+        given_weights.check_finite(key, values, where)
     modules = [module for module in _linears(config) if lora.adapts(module)]
     fields = adapter_config.to_peft(lora, modules, config.num_hidden_layers, base_model)
     with staged(adapter_dir, keep) as folder:
@@ -93,11 +94,7 @@ def from_peft(adapter_dir: Path, run_dir: Path, base_dir: Path) -> Conversion:
     check_files(adapter_dir)
     fields = adapter_config.read(adapter_dir)
     check_adapter(adapter_dir, fields, AdapterBase.of(hf_config.to_hf(config, "float32")))
-    if (adapter_dir / PICKLED_WEIGHTS).exists() and not (adapter_dir / ADAPTER_WEIGHTS).exists():
-        raise UserError(
-            f"{adapter_dir} holds its weights in {PICKLED_WEIGHTS}, a pickle, which can run any program when it is "
-            f"read: save the adapter again as {ADAPTER_WEIGHTS} (PEFT's save_pretrained does so)"
-        )
+    check_not_pickled(adapter_dir)
     tensors = given_weights.finite(shards.read_file(adapter_dir / ADAPTER_WEIGHTS), str(adapter_dir))
     adapters, lora = from_peft_tensors(tensors, fields, config, str(adapter_dir))
     conversion = _conversion(0, tensors.values())

@@ -5,10 +5,10 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from stellarbyte.adapter_base import tell_warnings
-from stellarbyte.command_line import USER_ERROR, report, run_program
+from stellarbyte.command_line import Parser, report, run_program
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import interruptible
 
@@ -37,15 +37,8 @@ def _run(arguments: Sequence[str]) -> int:
         return report(PROGRAM, error)
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argparse parser that reports mistakes as we do elsewhere: in one sentence, without the usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USER_ERROR, f"{PROGRAM}: error: {message}\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=PROGRAM, description="Carry StellarByte models between JAX and Hugging Face, bit for bit.")
+    parser = Parser(prog=PROGRAM, description="Carry StellarByte models between JAX and Hugging Face, bit for bit.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     about = "export a run's checkpoint as a folder that transformers loads"
@@ -94,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 def _adapter_commands(commands: Any) -> None:
     about = "carry adapters between runs and PEFT, bit for bit"
     adapter = commands.add_parser("adapter", help=about, description=f"{about[0].upper()}{about[1:]}.")
-    directions = adapter.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+    directions = adapter.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     about = "export a run's adapters as a folder that PEFT loads"
     to_peft = directions.add_parser("to-peft", help=about, description=f"{about[0].upper()}{about[1:]}.")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stellarbyte.errors import UserError
+from stellarbyte.errors import UserError, in_full
 
 # None of these changes a weight or what is computed from it, whatever they hold.
 _SILENT = frozenset(
@@ -59,7 +59,7 @@ def architecture(mapping: Mapping[str, Any], where: str) -> dict[str, Any]:
             # 1 is not True here, nor 0 False.
             if not any(type(value) in (type(neutral), int) and value == neutral for neutral in _NEUTRAL[name]):
                 raise UserError(
-                    f"{where}: {name} is not a field of StellarByte, and {_shown(value)} would change the model: save "
+                    f"{where}: {name} is not a field of StellarByte, and {in_full(value)} would change the model: save "
                     "the model without it"
                 )
             continue
@@ -75,14 +75,14 @@ def _take_layer_types(fields: dict[str, Any], where: str) -> None:
     use = fields.pop("use_sliding_window", None)
     if use is not None and use is not windowed:
         raise UserError(
-            f"{where}: use_sliding_window is not a field of StellarByte, and {_shown(use)} contradicts sliding_window "
-            f"{_shown(fields.get('sliding_window'))}: set that to what is meant"
+            f"{where}: use_sliding_window is not a field of StellarByte, and {in_full(use)} contradicts sliding_window "
+            f"{in_full(fields.get('sliding_window'))}: set that to what is meant"
         )
     kinds = fields.pop("layer_types", None)
     expected = "sliding_attention" if windowed else "full_attention"
     if kinds is not None and not (isinstance(kinds, list) and all(kind == expected for kind in kinds)):
         raise UserError(
-            f"{where}: layer_types is not a field of StellarByte, and {_shown(kinds)} would change the model, whose "
+            f"{where}: layer_types is not a field of StellarByte, and {in_full(kinds)} would change the model, whose "
             f"layers are all {expected}"
         )
 
@@ -97,7 +97,7 @@ def _with_flat_positions(fields: dict[str, Any], where: str) -> dict[str, Any]:
                 f"{where}: rope_parameters is not a field of a model with position_embedding {position}: take it out"
             )
         if not isinstance(parameters, dict):
-            raise UserError(f"{where}: rope_parameters is {_shown(parameters)}, expected a mapping")
+            raise UserError(f"{where}: rope_parameters is {in_full(parameters)}, expected a mapping")
         parameters = dict(parameters)
         if "rope_theta" in parameters:
             fields = _agreeing(fields, "rope_theta", parameters.pop("rope_theta"), where)
@@ -116,7 +116,7 @@ def _agreeing(fields: dict[str, Any], name: str, value: Any, where: str) -> dict
     before = _scaling(fields[name], where) if name == "rope_scaling" and name in fields else fields.get(name, value)
     if before != value:
         raise UserError(
-            f"{where}: {name} is {_shown(before)}, but rope_parameters says {_shown(value)}: keep one of them"
+            f"{where}: {name} is {in_full(before)}, but rope_parameters says {in_full(value)}: keep one of them"
         )
     return fields | {name: value}
 
@@ -135,12 +135,7 @@ def _scaling(scaling: Any, where: str) -> Any:
         others = {name: value for name, value in scaling.items() if name not in ("rope_type", "rope_theta")}
         if others.pop("factor", 1.0) != 1.0 or others.pop("partial_rotary_factor", 1.0) != 1.0:
             raise UserError(
-                f"{where}: rope_scaling {_shown(scaling)} of type default would scale nothing: say which it is"
+                f"{where}: rope_scaling {in_full(scaling)} of type default would scale nothing: say which it is"
             )
         return None
     return scaling or None
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -1,4 +1,4 @@
-"""Checks weights before a run is made of them: they must be finite, and a tied pair must be one tensor."""
+"""Checks weights before they are converted: they must be finite, and of a tied pair a folder holds one."""
 
 from collections.abc import Mapping
 
@@ -38,14 +38,19 @@ def finite(tensors: Mapping[str, LazyTensor], where: str) -> dict[str, LazyTenso
     def checked(key: str, tensor: LazyTensor) -> LazyTensor:
         def read() -> np.ndarray:
             values = tensor.read()
-            good = np.isfinite(values)
-            if not good.all():
-                raise UserError(
-                    f"{where} holds {key} with {int((~good).sum())} of {good.size} values that are nan or infinite: "
-                    "the model is broken, take an earlier one"
-                )
+            check_finite(key, values, where)
             return values
 
         return LazyTensor(tensor.shape, tensor.dtype, read)
 
     return {key: checked(key, tensor) for key, tensor in tensors.items()}
+
+
+def check_finite(key: str, values: np.ndarray, where: str) -> None:
+    """Raises UserError unless all of a tensor's values are finite numbers."""
+    good = np.isfinite(values)
+    if not good.all():
+        raise UserError(
+            f"{where} holds {key} with {int((~good).sum())} of {good.size} values that are nan or infinite: "
+            "the model is broken, take an earlier one"
+        )

@@ -68,8 +68,8 @@ def to_hf(
         progress: is called with the bytes written and the bytes in all.
 
     Raises:
-        UserError: there is no such checkpoint, `hf_dir` holds files that no export wrote, there is no LayerScale to
-            fold, or the disk is full.
+        UserError: there is no such checkpoint, its weights are not those of its model or no finite numbers, `hf_dir`
+            holds files that no export wrote, there is no LayerScale to fold, or the disk is full.
     """
     shard_bytes = shards.parse_size(max_shard_size)
     hf_dir = hf_dir.resolve()
@@ -82,6 +82,7 @@ def to_hf(
         tensors = layer_scale.to_hf_folded(checkpoint.params, checkpoint.config, dtype, where)
     else:
         tensors = weights.to_hf(checkpoint.params, config, dtype, where)
+    tensors = given_weights.finite(tensors, where)
     conversion = _describe(checkpoint.step, tensors)
     tokenizer_files = exported_tokenizer.for_hugging_face(checkpoint.tokenizer_files, config.context_length)
     checkpoint = replace(checkpoint, tokenizer_files=tokenizer_files)

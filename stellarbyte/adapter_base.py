@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stellarbyte.errors import UserError
+from stellarbyte.errors import UserError, in_full
 from stellarbyte.files import write_json
-from stellarbyte.lora_values import told
 from stellarbyte.reading import MIB, read_json_object
 
 BASE_FILE = "stellarbyte_base.json"
@@ -74,8 +73,8 @@ class AdapterBase:
         if differing:
             name = "model_type" if "model_type" in differing else differing[0]
             raise UserError(
-                f"{where} is for another base: its {name} is {told(self.config[name])}, and this model's is "
-                f"{told(other.config[name])}; load it on the model it was trained on"
+                f"{where} is for another base: its {name} is {in_full(self.config[name])}, and this model's is "
+                f"{in_full(other.config[name])}; load it on the model it was trained on"
             )
 
     def has_other_weights(self, other: "AdapterBase") -> bool:
@@ -106,11 +105,11 @@ def check_adapter(folder: Path, fields: Mapping[str, Any], here: AdapterBase, ow
         AdapterBase.of(read_json_object(Path(name) / "config.json", 16 * MIB)).check(here, where)
     elif name != own_name:
         _warn(
-            f"{where} says that it is for {told(name)}, which is not here, and this model is {own_name or 'nameless'}: "
-            "whether they are the same could not be checked"
+            f"{where} says that it is for {in_full(name)}, which is not here, and this model is "
+            f"{own_name or 'nameless'}: whether they are the same could not be checked"
         )
     if revision not in (None, "main"):
-        _warn(f"{where} is for revision {told(revision)} of its base, which could not be checked")
+        _warn(f"{where} is for revision {in_full(revision)} of its base, which could not be checked")
 
 
 def tell_warnings(program: str) -> None:

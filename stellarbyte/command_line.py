@@ -3,6 +3,7 @@
 docs/exit_codes.md lists the codes.
 """
 
+import argparse
 import errno
 import io
 import os
@@ -13,7 +14,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from stellarbyte.errors import UserError
-from stellarbyte.interrupt import exit_code, leave_at_once
+from stellarbyte.interrupt import ending, exit_code, leave_at_once
 
 # The exit code of a mistake that the user can mend.
 USER_ERROR = 2
@@ -23,6 +24,14 @@ FAULT = 70
 READER_GONE = 141
 
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose mistakes read like all our others: one sentence, no usage text. Its subparsers are of its kind."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program."""
+        self.exit(USER_ERROR, f"{self.prog.partition(' ')[0]}: error: {message}\n")
 
 
 def run_program(program: str, run: Callable[[], int]) -> NoReturn:
@@ -36,7 +45,8 @@ def run_program(program: str, run: Callable[[], int]) -> NoReturn:
     leave_at_once(program)
     try:
         code = run()
-        sys.stdout.flush()
+        if code == 0:  # another says more than that nobody reads it
+            sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001 - this is where all end
         code = report(program, error)
     for stream in (sys.stdout, sys.stderr):
@@ -55,7 +65,8 @@ def report(program: str, error: BaseException) -> int:
     if isinstance(error, UserError):
         return _say(f"{program}: error: {error}", USER_ERROR)
     if isinstance(error, KeyboardInterrupt):
-        return _say(f"{program}: interrupted", exit_code(getattr(error, "number", None)))
+        number = getattr(error, "number", None)
+        return _say(ending(program, number), exit_code(number))
     if isinstance(error, BrokenPipeError):  # the reader knows
         return READER_GONE
     if isinstance(error, SystemExit) and isinstance(error.code, int | None):  # argparse's

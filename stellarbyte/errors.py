@@ -1,11 +1,16 @@
-"""The one exception that tells a user what to change; the command lines print it without a traceback."""
+"""The one exception that tells a user what to change, and how its sentences show what users gave."""
+
+from pathlib import Path
 
 # Longer values fill the terminal and hide the sentence around them.
 _MOST_SHOWN = 80
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one sentence with the field, file:line or key, the value and the fix."""
+    """A mistake that the user can mend: one sentence with the field, file:line or key, the value and the fix.
+
+    The command lines print it without a traceback.
+    """
 
 
 def shown(value: object) -> str:
@@ -22,3 +27,26 @@ def shown(value: object) -> str:
         value = value[:_MOST_SHOWN] + value[-_MOST_SHOWN:]
     text = repr(value)
     return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN // 2]}…{text[-_MOST_SHOWN // 4 :]}"
+
+
+def in_full(value: object) -> str:
+    """A value for a sentence about its items: lists and mappings in full while they are short, else as `shown`."""
+    if isinstance(value, int) and value.bit_length() > 300:
+        return shown(value)
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 100 else shown(value)
+
+
+def shown_path(path: str | Path) -> str:
+    r"""A path for people: what is not UTF-8 or cannot be printed in a line is written as \xff or \n."""
+    name = str(path)
+    if name.isprintable():
+        return name
+    return "".join(
+        character
+        if character.isprintable()
+        else f"\\x{ord(character) - 0xDC00:02x}"
+        if 0xDC80 <= ord(character) <= 0xDCFF
+        else character.encode("unicode_escape").decode()
+        for character in name
+    )

@@ -35,6 +35,12 @@ def exit_code(number: int | None) -> int:
     return 128 + (signal.SIGINT if number is None else number)
 
 
+def ending(program: str, number: int | None) -> str:
+    """What a program says when a signal has ended it, which it names unless it was Ctrl-C's."""
+    by = "" if number in (None, signal.SIGINT) else f" by {signal.Signals(number).name}"
+    return f"{program}: interrupted{by}"
+
+
 class AtOnce:
     """A handler that ends the process, called by whichever thread notices the signal first."""
 
@@ -61,8 +67,7 @@ def leave_at_once(program: str) -> None:
         return  # the door has said so
 
     def leave(number: int) -> NoReturn:
-        by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
-        _say(f"{program}: interrupted{by}")
+        _say(ending(program, number))
         os._exit(exit_code(number))
 
     take_signals(AtOnce(leave))

@@ -3,8 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from stellarbyte.errors import UserError
-from stellarbyte.lora_values import told
+from stellarbyte.errors import UserError, in_full
 
 MOST_LAYERS = 100_000
 
@@ -17,15 +16,15 @@ def layer_numbers(layers: str | int | Iterable[int], field: str) -> list[int]:
     for part in map(str, parts):
         match = re.fullmatch(r"\s*(\d{1,9})(?:\s*-\s*(\d{1,9}))?\s*", part)
         if match is None or isinstance(layers, bool):
-            raise UserError(f'{field} is {told(given)}: write layer numbers as "0-3,8" or [0, 1, 2, 3, 8]')
+            raise UserError(f'{field} is {in_full(given)}: write layer numbers as "0-3,8" or [0, 1, 2, 3, 8]')
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise UserError(f"{field} is {told(given)}: {first}-{last} runs backwards")
+            raise UserError(f"{field} is {in_full(given)}: {first}-{last} runs backwards")
         if last >= MOST_LAYERS:
-            raise UserError(f"{field} is {told(given)}: no model has {last} layers")
+            raise UserError(f"{field} is {in_full(given)}: no model has {last} layers")
         numbers.update(range(first, last + 1))
     if not numbers:
-        raise UserError(f"{field} is {told(given)}: name one layer at least, or leave it out")
+        raise UserError(f"{field} is {in_full(given)}: name one layer at least, or leave it out")
     return sorted(numbers)
 
 

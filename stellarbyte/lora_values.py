@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from stellarbyte.errors import UserError, shown
+from stellarbyte.errors import UserError, in_full
 
 MAX_RANK = 65_536  # wider than any layer there is
 
@@ -14,14 +14,14 @@ def check_numbers(fields: Mapping[str, Any]) -> None:
     for field, pattern, (fits, expected) in (("r", "rank_pattern", _RANK), ("lora_alpha", "alpha_pattern", _ALPHA)):
         values = fields.get(pattern)
         if values is not None and not isinstance(values, dict):
-            raise UserError(f"{pattern} is {told(values)}: map names to numbers, such as {{q_proj: 4}}")
+            raise UserError(f"{pattern} is {in_full(values)}: map names to numbers, such as {{q_proj: 4}}")
         given = {field: fields[field]} if field in fields else {}
         for name, value in {**given, **{f"{pattern}[{key!r}]": item for key, item in (values or {}).items()}}.items():
             if not fits(value):
-                raise UserError(f"{name} is {told(value)}: {expected}")
+                raise UserError(f"{name} is {in_full(value)}: {expected}")
     dropout = fields.get("lora_dropout", 0.0)
     if not is_number(dropout) or not 0 <= dropout < 1:
-        raise UserError(f"lora_dropout is {told(dropout)}: choose a probability from 0 up to, not including, 1")
+        raise UserError(f"lora_dropout is {in_full(dropout)}: choose a probability from 0 up to, not including, 1")
 
 
 def is_whole(value: Any, least: int, most: float = math.inf) -> bool:
@@ -33,14 +33,6 @@ def is_number(value: Any) -> bool:
     """Whether a value is a finite number, and no truth value."""
     # An integer may be beyond every float, which isfinite would raise on.
     return (type(value) is float and math.isfinite(value)) or (type(value) is int and value.bit_length() < 1000)
-
-
-def told(value: object) -> str:
-    """A value for a sentence: lists and mappings in full while they are short, as it is about their items."""
-    if isinstance(value, int) and value.bit_length() > 300:
-        return shown(value)
-    text = repr(value)
-    return text if len(text) <= 100 else shown(value)
 
 
 _Check = tuple[Callable[[Any], bool], str]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stellarbyte.errors import UserError
+from stellarbyte.errors import UserError, in_full
 from stellarbyte.reading import parse_json
 
 # Bytes of one element; what is narrower than a byte, no weight of ours or PEFT's is in.
@@ -87,17 +87,17 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 def _tensor(path: Path, name: str, fields: Any) -> TensorHeader:
     if not name or len(name) > _MAX_NAME or not name.isprintable():
         raise _broken(
-            path, f"it has a tensor called {_shown(name)}, where a name is up to {_MAX_NAME} plain characters"
+            path, f"it has a tensor called {in_full(name)}, where a name is up to {_MAX_NAME} plain characters"
         )
     if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
         raise _broken(path, f"{name} has no dtype, shape and data_offsets, or more than these")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ELEMENT_BYTES:
-        raise _broken(path, f"{name} has dtype {_shown(dtype)}, which is none of {', '.join(ELEMENT_BYTES)}")
+        raise _broken(path, f"{name} has dtype {in_full(dtype)}, which is none of {', '.join(ELEMENT_BYTES)}")
     if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
-        raise _broken(path, f"{name} has shape {_shown(shape)}, where up to {_MAX_DIMENSIONS} sizes belong")
+        raise _broken(path, f"{name} has shape {in_full(shape)}, where up to {_MAX_DIMENSIONS} sizes belong")
     if not _are_sizes(offsets) or len(offsets) != 2:
-        raise _broken(path, f"{name} has data_offsets {_shown(offsets)}, where a first and an end byte belong")
+        raise _broken(path, f"{name} has data_offsets {in_full(offsets)}, where a first and an end byte belong")
     start, end = offsets
     if end - start != math.prod(shape) * ELEMENT_BYTES[dtype]:
         raise _broken(path, f"{name} of shape {shape} in {dtype} has {end - start} bytes")
@@ -106,12 +106,6 @@ def _tensor(path: Path, name: str, fields: Any) -> TensorHeader:
 
 def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value)
-
-
-def _shown(value: Any) -> str:
-    """A stranger's value, cut to what a sentence can hold."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _broken(path: Path, why: str) -> UserError:

@@ -5,9 +5,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from stellarbyte.command_line import USER_ERROR, report, run_program
+from stellarbyte.command_line import Parser, report, run_program
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import hold_signals
 from stellarbyte.sampling_options import add_sampling_options
@@ -112,16 +111,9 @@ def _distributed_by_environment() -> list[str]:
     ]
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose mistakes read like all our others: one sentence, no usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USER_ERROR, f"{PROGRAM}: error: {message}\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=PROGRAM, description="Pretrain decoder language models in JAX.")
-    groups = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+    parser = Parser(prog=PROGRAM, description="Pretrain decoder language models in JAX.")
+    groups = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[argparse.Namespace], int | None], summary: str) -> argparse.ArgumentParser:
         added = groups.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
@@ -136,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     tokenizer = groups.add_parser("tokenizer", help="train a tokenizer", description="Train a tokenizer.")
-    train = tokenizer.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser).add_parser(
+    train = tokenizer.add_subparsers(metavar="COMMAND", required=True).add_parser(
         "train", help="train a byte-level BPE on text", description="Train a byte-level BPE on text."
     )
     train.set_defaults(run=commands.tokenizer_train)

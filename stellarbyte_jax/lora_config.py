@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from stellarbyte.errors import UserError
+from stellarbyte.errors import UserError, in_full
 from stellarbyte.layer_ranges import layer_numbers
-from stellarbyte.lora_values import MAX_RANK, told
+from stellarbyte.lora_values import MAX_RANK
 from stellarbyte_jax.bounds import check_number
 
 ALL_LINEAR = "all-linear"
@@ -42,7 +42,7 @@ class LoRAConfig:
             raise UserError("lora.target_modules [] names no module: name one at least, or take all-linear")
         for name, rank in {"r": self.r, **{f"rank_pattern.{key}": r for key, r in self.rank_pattern.items()}}.items():
             if not 1 <= rank <= MAX_RANK:
-                raise UserError(f"lora.{name} {told(rank)} must be at least 1 and at most {MAX_RANK}")
+                raise UserError(f"lora.{name} {in_full(rank)} must be at least 1 and at most {MAX_RANK}")
         alphas = {"lora_alpha": self.lora_alpha, **{f"alpha_pattern.{k}": a for k, a in self.alpha_pattern.items()}}
         for name, alpha in alphas.items():
             check_number(f"lora.{name}", alpha)

@@ -5,9 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from stellarbyte.command_line import USER_ERROR, report, run_program
+from stellarbyte.command_line import Parser, report, run_program
 from stellarbyte.errors import UserError
 from stellarbyte.sampling_options import add_sampling_options
 from stellarbyte_torch import commands
@@ -48,15 +47,8 @@ def _run(arguments: Sequence[str]) -> int:
         return report(PROGRAM, UserError(f"{package} is not installed: pip install 'stellarbyte[torch]'"))
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose mistakes read like all our others: one sentence, no usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USER_ERROR, f"{PROGRAM}: error: {message}\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=PROGRAM, description="Use StellarByte models in PyTorch.")
+    parser = Parser(prog=PROGRAM, description="Use StellarByte models in PyTorch.")
     groups = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     generate = groups.add_parser(

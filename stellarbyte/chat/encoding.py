@@ -18,6 +18,10 @@ from stellarbyte.chat.turns import Places, Span, Turn, found_turns, marked_turns
 from stellarbyte.errors import UserError
 from stellarbyte.records.bad_records import RecordError
 
+# It counts up whenever a conversation gets other tokens or other marks of what is trained on, so that what was prepared
+# before is not taken for what would be prepared now. By version 1 others' words could be marked as the assistant's.
+ENCODING_VERSION = 2
+
 
 @dataclass(frozen=True)
 class ChatTokenizer:

@@ -1,7 +1,6 @@
 """What happens to records that cannot be used, and how their errors name things."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from stellarbyte.errors import UserError
@@ -92,18 +91,3 @@ def names_of(record: Mapping[Any, object]) -> str:
     """How an error lists the fields of a record."""
     names = [str(name) for name in record]
     return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") if names else "none"
-
-
-def shown(path: str | Path) -> str:
-    r"""A path for people: what is not UTF-8 or cannot be printed in a line is written as \xff or \n."""
-    name = str(path)
-    if name.isprintable():
-        return name
-    return "".join(
-        character
-        if character.isprintable()
-        else f"\\x{ord(character) - 0xDC00:02x}"
-        if 0xDC80 <= ord(character) <= 0xDCFF
-        else character.encode("unicode_escape").decode()
-        for character in name
-    )

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from stellarbyte.errors import UserError
+from stellarbyte.errors import UserError, shown_path
 from stellarbyte.records import record
-from stellarbyte.records.bad_records import BadRecords, RecordError, kind_of, shown
+from stellarbyte.records.bad_records import BadRecords, RecordError, kind_of
 from stellarbyte.records.compression import COMPRESSIONS, BrokenArchive
 from stellarbyte.records.json_records import read_json, read_jsonl
 from stellarbyte.records.record import Record, too_long
@@ -67,9 +67,9 @@ def complaints(path: Path, bad_records: BadRecords) -> Iterator[None]:
     except RecordError as error:
         bad_records.add(str(error))
     except BrokenArchive as error:
-        bad_records.add(f"{shown(path)} is a truncated or damaged {path.suffix.lower()} file ({error})")
+        bad_records.add(f"{shown_path(path)} is a truncated or damaged {path.suffix.lower()} file ({error})")
     except OSError as error:
-        raise UserError(f"{shown(path)} cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{shown_path(path)} cannot be read: {error.strerror or error}") from None
 
 
 def _whole_text(path: Path) -> Record:
@@ -80,5 +80,5 @@ def _whole_text(path: Path) -> Record:
             blocks.append(block)
             size += len(block)
             if size > record.MAX_RECORD_BYTES:
-                raise RecordError(too_long(f"{shown(path)}:1"))
-        return Record({"text": "".join(blocks)}, f"{shown(path)}:1", raw.tell())
+                raise RecordError(too_long(f"{shown_path(path)}:1"))
+        return Record({"text": "".join(blocks)}, f"{shown_path(path)}:1", raw.tell())

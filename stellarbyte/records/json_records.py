@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from stellarbyte.errors import shown_path
 from stellarbyte.records import record
-from stellarbyte.records.bad_records import BadRecords, RecordError, shown
+from stellarbyte.records.bad_records import BadRecords, RecordError
 from stellarbyte.records.compression import BLOCK_BYTES
 from stellarbyte.records.record import Record, has_twice, too_long
 from stellarbyte.records.text import decoded_blocks, not_utf8, open_text
@@ -48,7 +49,7 @@ def read_jsonl(path: Path, bad_records: BadRecords, _: Sequence[str] | None) -> 
         number = 0
         while line := stream.readline(record.MAX_RECORD_BYTES + 1):
             number += 1
-            where = f"{shown(path)}:{number}"
+            where = f"{shown_path(path)}:{number}"
             if len(line) > record.MAX_RECORD_BYTES:
                 _pass_over(stream, line)
                 bad_records.add(too_long(where))
@@ -105,7 +106,7 @@ def read_json(path: Path, bad_records: BadRecords, _: Sequence[str] | None) -> I
     """The items of a list, or one object."""
     with open_text(path) as (raw, stream):
         # A mistake of syntax ends the file: what follows it cannot be told.
-        for fields, where in _Items(decoded_blocks(path, stream), shown(path)):
+        for fields, where in _Items(decoded_blocks(path, stream), shown_path(path)):
             try:
                 found = _record(fields, where, raw)
             except RecordError as error:

@@ -9,8 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from stellarbyte.errors import UserError
-from stellarbyte.records.bad_records import shown
+from stellarbyte.errors import UserError, shown_path
 from stellarbyte.records.compression import irregular_kind
 from stellarbyte.records.formats import SUPPORTED, file_format
 
@@ -62,7 +61,7 @@ class _LeftOut:
         self._seen.add(path)
         count, names = self._kinds.get(kind, (0, []))
         if count < _NAMES_SHOWN:
-            names.append(shown(path.relative_to(self._root) if path.is_relative_to(self._root) else path))
+            names.append(shown_path(path.relative_to(self._root) if path.is_relative_to(self._root) else path))
         self._kinds[kind] = (count + 1, names)
 
     def __str__(self) -> str:
@@ -96,7 +95,7 @@ def files_of_sources(sources: Sequence[tuple[str, Hashable]], report: Callable[[
             else:
                 again += 1
         if again:
-            report(f"{shown(path)}: files that an earlier source has are not read again: {again}")
+            report(f"{shown_path(path)}: files that an earlier source has are not read again: {again}")
     return found
 
 
@@ -109,7 +108,7 @@ def status_of(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except OSError as error:
-        raise UserError(f"{shown(path)} cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{shown_path(path)} cannot be read: {error.strerror or error}") from None
 
 
 def source_files(path: str) -> SourceFiles:
@@ -124,22 +123,24 @@ def source_files(path: str) -> SourceFiles:
     if not path:
         raise UserError("the path of a source is empty: name a file, a folder or a glob")
     if "\0" in path:
-        raise UserError(f"{shown(path)} cannot be read: no path holds a NUL character")
+        raise UserError(f"{shown_path(path)} cannot be read: no path holds a NUL character")
     where = _expanded(path)
     try:
         status: os.stat_result | None = where.stat()
     except (FileNotFoundError, NotADirectoryError):
         status = None
     except OSError as error:  # no permission, too long a name, a loop of links
-        raise UserError(f"{shown(path)} cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{shown_path(path)} cannot be read: {error.strerror or error}") from None
     if status is None and not glob.has_magic(path):
-        raise UserError(f"{shown(path)} does not exist: check the path, which is relative to {shown(Path.cwd())}")
+        raise UserError(
+            f"{shown_path(path)} does not exist: check the path, which is relative to {shown_path(Path.cwd())}"
+        )
     if status is not None and not stat.S_ISDIR(status.st_mode):
         kind = irregular_kind(status.st_mode)
         if kind is not None:
-            raise UserError(f"{shown(path)} is {kind}, not a file: write what it gives to a file, and name that")
+            raise UserError(f"{shown_path(path)} is {kind}, not a file: write what it gives to a file, and name that")
         if file_format(where) is None:
-            raise UserError(f"{shown(path)} has an unsupported format: {SUPPORTED}")
+            raise UserError(f"{shown_path(path)} has an unsupported format: {SUPPORTED}")
         return SourceFiles([where], None)
 
     root, pattern = (where, ("**",)) if status is not None else _split_pattern(where)
@@ -147,28 +148,28 @@ def source_files(path: str) -> SourceFiles:
     try:
         matches = list(_Search(root, left_out).matches(root, pattern)) if root.is_dir() else []
     except OSError as error:
-        name = shown(error.filename or path)
+        name = shown_path(error.filename or path)
         raise UserError(f"the folder {name} cannot be read: {error.strerror or error}") from None
     files = _readable(matches, left_out)
     remark = str(left_out)
     if not files and not matches and not (remark and status is not None):
         if status is None:
             raise UserError(
-                f"no file matches {shown(path)}: check the pattern, which is relative to {shown(Path.cwd())}"
+                f"no file matches {shown_path(path)}: check the pattern, which is relative to {shown_path(Path.cwd())}"
             )
-        raise UserError(f"the folder {shown(path)} holds no file that can be read: {SUPPORTED}")
+        raise UserError(f"the folder {shown_path(path)} holds no file that can be read: {SUPPORTED}")
     if not files:
-        what = f"the folder {shown(path)} holds" if status is not None else f"{shown(path)} matches"
+        what = f"the folder {shown_path(path)} holds" if status is not None else f"{shown_path(path)} matches"
         raise UserError(f"{what} no file that can be read, but {remark}, of an unsupported format: {SUPPORTED}")
     count = f"{len(files)} file{'s' * (len(files) > 1)}"
-    return SourceFiles(files, f"{shown(path)}: {count} read; left out: {remark}" if remark else None)
+    return SourceFiles(files, f"{shown_path(path)}: {count} read; left out: {remark}" if remark else None)
 
 
 def _expanded(path: str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{shown(path)} cannot be found: {error}") from None
+        raise UserError(f"{shown_path(path)} cannot be found: {error}") from None
 
 
 def _split_pattern(pattern: Path) -> tuple[Path, tuple[str, ...]]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from shutil import copyfileobj
 from typing import Any, BinaryIO
 
-from stellarbyte.errors import UserError
+from stellarbyte.errors import UserError, shown_path
 from stellarbyte.records import record
-from stellarbyte.records.bad_records import BadRecords, RecordError, check_text, shown
+from stellarbyte.records.bad_records import BadRecords, RecordError, check_text
 from stellarbyte.records.compression import BLOCK_BYTES, open_file
 from stellarbyte.records.record import Record, has_twice, too_long
 from stellarbyte.records.text import open_text
@@ -43,7 +43,7 @@ def _read_separated(
         rows = csv.reader(lines, dialect, strict=True)
         header: list[str] | None = None
         while True:
-            where = f"{shown(path)}:{lines.number + 1}"
+            where = f"{shown_path(path)}:{lines.number + 1}"
             lines.row_bytes = 0
             try:
                 cells = next(rows)
@@ -134,16 +134,16 @@ def read_parquet(path: Path, bad_records: BadRecords, columns: Sequence[str] | N
             with parquet.ParquetFile(
                 raw if stream is raw else unpacked, pre_buffer=False, buffer_size=BLOCK_BYTES
             ) as table:
-                _check_columns(table.schema_arrow.names, columns, f"{shown(path)}:1")
+                _check_columns(table.schema_arrow.names, columns, f"{shown_path(path)}:1")
                 rows = max(table.metadata.num_rows, 1)
                 at_once = _rows_at_once(table.metadata, path)
                 for batch in table.iter_batches(at_once, columns=None if columns is None else list(columns)):
                     for fields in batch.to_pylist():
                         row += 1
-                        yield Record(_without_nan(fields), f"{shown(path)}:{row}", size * row // rows)
+                        yield Record(_without_nan(fields), f"{shown_path(path)}:{row}", size * row // rows)
         except (pyarrow.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            bad_records.add(f"{shown(path)}:{row + 1} is not readable as parquet ({reason})")
+            bad_records.add(f"{shown_path(path)}:{row + 1} is not readable as parquet ({reason})")
 
 
 def _rows_at_once(metadata: Any, path: Path) -> int:
@@ -155,7 +155,7 @@ def _rows_at_once(metadata: Any, path: Path) -> int:
         if group.num_rows == 0:
             continue
         if group.total_byte_size > record.MAX_RECORD_BYTES * group.num_rows:
-            raise RecordError(too_long(f"{shown(path)}:{before + 1}"))
+            raise RecordError(too_long(f"{shown_path(path)}:{before + 1}"))
         most = max(1, min(most, record.MAX_RECORD_BYTES * group.num_rows // max(group.total_byte_size, 1)))
         before += group.num_rows
     return most

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from stellarbyte.records.bad_records import RecordError, shown
+from stellarbyte.errors import shown_path
+from stellarbyte.records.bad_records import RecordError
 from stellarbyte.records.compression import BLOCK_BYTES, open_file
 
 # UTF-32 before UTF-16, whose mark its own begins with.
@@ -31,7 +32,7 @@ def open_text(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         for mark, encoding in _OTHER_ENCODINGS.items():
             if start.startswith(mark):
                 convert = f"iconv -f {encoding} -t UTF-8"
-                raise RecordError(f"{shown(path)} is {encoding}, and not UTF-8: convert it with `{convert}`")
+                raise RecordError(f"{shown_path(path)} is {encoding}, and not UTF-8: convert it with `{convert}`")
         yield raw, stream
 
 
@@ -53,11 +54,13 @@ def decoded_blocks(path: Path, stream: BinaryIO) -> Iterator[str]:
             cut_short = block and error.end == len(data) and error.reason == "unexpected end of data"
             if not cut_short:
                 line = lines + data.count(b"\n", 0, error.start) + 1
-                raise not_utf8(f"{shown(path)}:{line}", error) from None
+                raise not_utf8(f"{shown_path(path)}:{line}", error) from None
             text, rest = data[: error.start].decode(), data[error.start :]
         if "\0" in text:
             line = lines + text.count("\n", 0, text.index("\0")) + 1
-            raise RecordError(f"{shown(path)}:{line} holds a NUL character: it is binary or UTF-16, not UTF-8 text")
+            raise RecordError(
+                f"{shown_path(path)}:{line} holds a NUL character: it is binary or UTF-16, not UTF-8 text"
+            )
         lines += text.count("\n")
         if text:
             yield text

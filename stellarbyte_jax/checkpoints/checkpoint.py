@@ -260,7 +260,10 @@ def _read_newest(
             print(f"stellarbyte: warning: {folder / str(candidate)} is broken: {broken}", file=sys.stderr)
     if step is None:
         raise UserError(f"{folder}: none of its checkpoints can be read (steps {', '.join(map(str, steps))})")
-    raise UserError(f"{folder / str(step)} cannot be read: choose another of the steps {', '.join(map(str, steps))}")
+    others = ", ".join(str(other) for other in steps if other != step)
+    raise UserError(
+        f"{folder / str(step)} cannot be read: {f'choose another step ({others})' if others else 'there is no other'}"
+    )
 
 
 def _complaint(work: Callable[[], None], processes: Processes) -> str | None:

@@ -3,9 +3,8 @@
 from itertools import groupby
 from pathlib import Path
 
-from stellarbyte.errors import UserError
+from stellarbyte.errors import UserError, shown_path
 from stellarbyte.files import sha256_of
-from stellarbyte.records.bad_records import shown
 from stellarbyte.records.formats import file_format
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.corpus import files_of
@@ -72,7 +71,7 @@ def _check_sources(data: DataConfig, recipe: Recipe) -> None:
 
 
 def _untouched(path: Path, file: SourceFile) -> bool:
-    return shown(path) == file.path and path.stat().st_mtime_ns == file.mtime_ns
+    return shown_path(path) == file.path and path.stat().st_mtime_ns == file.mtime_ns
 
 
 def _runs(pairs: list[tuple[tuple[str, ...], str | None]]) -> list[tuple[tuple[str, ...], str | None]]:

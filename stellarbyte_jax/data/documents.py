@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stellarbyte.errors import UserError
-from stellarbyte.records.bad_records import BadRecords, RecordError, check_text, kind_of, names_of, shown
+from stellarbyte.errors import UserError, shown_path
+from stellarbyte.records.bad_records import BadRecords, RecordError, check_text, kind_of, names_of
 from stellarbyte.records.formats import TEXT_FORMATS, complaints, file_format, read_records
 from stellarbyte.records.text import decoded_blocks, open_text
 from stellarbyte_jax.config import SourceConfig
@@ -129,7 +129,7 @@ def _read_text(path: Path) -> Iterator[Document]:
     # A bad file is skipped whole, so a long one is read to its end before its first piece goes out.
     head: list[str] = []
     count = 0
-    origin = f"{shown(path)}:1"
+    origin = f"{shown_path(path)}:1"
     with open_text(path) as (raw, stream):
         for count, block in enumerate(decoded_blocks(path, stream), 1):
             if count <= 2:

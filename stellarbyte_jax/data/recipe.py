@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from stellarbyte.chat.encoding import ENCODING_VERSION
 from stellarbyte.config.build import build
 from stellarbyte.config.nodes import locate
-from stellarbyte.errors import UserError
+from stellarbyte.errors import UserError, in_full, shown, shown_path
 from stellarbyte.files import sha256_of
-from stellarbyte.records.bad_records import shown
 from stellarbyte.records.formats import file_format
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.chat_template import chat_template
@@ -37,13 +37,17 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class ChatRecipe:
-    """What decides the content of chat shards besides: how conversations become samples; sha256 of the template."""
+    """What decides the content of chat shards besides: how conversations become samples.
+
+    encoding: the ENCODING_VERSION by which they did; the first one was not noted.
+    """
 
     chat_template_sha256: str | None
     loss_on: str
     on_too_long: str
     sequence_length: int
     formats: str = "auto"
+    encoding: int = 1
 
     @classmethod
     def make(cls, data: DataConfig, tokenizer: Tokenizer) -> "ChatRecipe":
@@ -52,7 +56,9 @@ class ChatRecipe:
         sha256 = None if template is None else hashlib.sha256(template.encode()).hexdigest()
         formats = [source.format for source in data.sources]
         shown_formats = "auto" if set(formats) == {"auto"} else ", ".join(formats)
-        return cls(sha256, data.loss_on, data.on_too_long, data.sequence_length, shown_formats)
+        return cls(
+            sha256, data.loss_on, data.on_too_long, data.sequence_length, shown_formats, encoding=ENCODING_VERSION
+        )
 
     def differences(self, other: "ChatRecipe") -> Iterator[str]:
         """As Recipe.differences."""
@@ -63,6 +69,8 @@ class ChatRecipe:
             yield f"the formats of data.sources are {self.formats}, not {other.formats}"
         if self.chat_template_sha256 != other.chat_template_sha256:
             yield "the chat template is another"
+        if self.encoding != other.encoding:
+            yield f"the version of how conversations are encoded is {self.encoding}, not {other.encoding}"
 
 
 # What a run's config must have as it was when the shards were made.
@@ -117,7 +125,7 @@ class Recipe:
         record_texts = [RecordText(source) for source in data.sources]
         source_files = []
         for source_index, path in files:
-            record_text, name = record_texts[source_index], shown(path)
+            record_text, name = record_texts[source_index], shown_path(path)
             try:
                 status = path.stat()
                 before = known_files.get((name, status.st_size, status.st_mtime_ns))
@@ -168,7 +176,15 @@ class Recipe:
                 f"data.kind is {data.kind}, but data.shards {data.shards} holds token shards of kind {self.kind}: "
                 "set data.kind or data.shards to go together"
             )
-        for name in _CHAT_SETTINGS if self.chat is not None else ():
+        if self.chat is None:
+            return
+        if self.chat.encoding != ENCODING_VERSION:
+            raise UserError(
+                f"data.shards {data.shards} holds conversations as version {self.chat.encoding} encoded them, and this "
+                f"is version {ENCODING_VERSION}, which marks other tokens as the assistant's: delete the folder and "
+                "run `stellarbyte prepare` anew"
+            )
+        for name in _CHAT_SETTINGS:
             ours, theirs = getattr(self.chat, name), getattr(data, name)
             if ours != theirs:
                 raise UserError(
@@ -201,12 +217,13 @@ class Recipe:
                 yield f"{ours.path}{where} has another content"
                 return
             for name in ("fields", "template"):
-                if getattr(ours, name) != getattr(theirs, name):
-                    yield f"{name} of {ours.path} is {_shown(getattr(ours, name))}, not {_shown(getattr(theirs, name))}"
+                this, that = getattr(ours, name), getattr(theirs, name)
+                if this != that:
+                    yield f"{name} of {ours.path} is {in_full(this)}, not {in_full(that)}"
                     return
         if self.passages != other.passages:
             parts, others = ("passages" if recipe.passages else "whole documents" for recipe in (self, other))
-            yield f"the validation split is of {parts}, not of {others if parts != others else 'other passages'}"
+            yield f"the validation split is of {parts}, not {others}" if parts != others else "its passages are others"
 
 
 def _source_file(file: Any, where: str) -> SourceFile:
@@ -226,8 +243,4 @@ def _source_file(file: Any, where: str) -> SourceFile:
         and all(isinstance(name, str) for name in file["fields"])
     ):
         return SourceFile(**{**file, "fields": tuple(file["fields"])})
-    raise UserError(f"{where}: source_files holds {str(file)[:80]!r}, which describes no file")
-
-
-def _shown(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else repr(value)
+    raise UserError(f"{where}: source_files holds {shown(file)}, which describes no file")

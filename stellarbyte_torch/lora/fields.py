@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from stellarbyte.errors import UserError
-from stellarbyte.lora_values import check_numbers, is_number, is_whole, told
+from stellarbyte.errors import UserError, in_full
+from stellarbyte.lora_values import check_numbers, is_number, is_whole
 from stellarbyte.patterns import check_patterns
 from stellarbyte_torch.lora.nonlinear import ACTIVATIONS
 
@@ -24,10 +24,10 @@ def check_fields(config: Any) -> None:
     for field, (fits, expected) in _EXPECTED.items():
         value = getattr(config, field)
         if not fits(value):
-            raise UserError(f"{field} is {told(value)}: {expected}")
+            raise UserError(f"{field} is {in_full(value)}: {expected}")
     if config.activation is not None and config.activation not in tuple(ACTIVATIONS):
         raise UserError(
-            f"activation {told(config.activation)} is unknown: choose one of {', '.join(ACTIVATIONS)}, or null"
+            f"activation {in_full(config.activation)} is unknown: choose one of {', '.join(ACTIVATIONS)}, or null"
         )
     _check_pairs(config)
     check_patterns(expressions(config), ())

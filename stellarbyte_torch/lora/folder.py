@@ -11,15 +11,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from stellarbyte.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_not_pickled
 from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import check_files
 from stellarbyte.reading import MIB, read_json_object
 from stellarbyte.safetensors_header import TensorHeader, read_header
 from stellarbyte_torch.lora.config import LoRAConfig
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_PICKLED_WEIGHTS = "adapter_model.bin"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -38,6 +36,7 @@ def read_adapter(source: str | Path, device: torch.device) -> AdapterFolder:
     """
     folder = _folder(source)
     config = read_config(folder)
+    check_not_pickled(folder)
     with _told_of(folder):
         check_files(folder)
         return AdapterFolder(folder, config, _read_weights(folder, config, device))
@@ -64,11 +63,6 @@ def _told_of(folder: Path) -> Iterator[None]:
 
 def _read_weights(folder: Path, config: LoRAConfig, device: torch.device) -> dict[str, torch.Tensor]:
     path = folder / ADAPTER_WEIGHTS
-    if not path.exists() and (folder / _PICKLED_WEIGHTS).exists():
-        raise UserError(
-            f"its weights are in {_PICKLED_WEIGHTS}, a pickle, which can run any program when it is read; save it "
-            f"again as {ADAPTER_WEIGHTS} (PEFT's save_pretrained does so)"
-        )
     _check_header(read_header(path), config, path)
     try:
         weights = load_file(path, device=str(device))

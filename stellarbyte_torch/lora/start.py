@@ -9,8 +9,8 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from stellarbyte.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from stellarbyte.files import write_json
-from stellarbyte_torch.lora.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 
 def start_of(model: PeftModel, adapter_name: str) -> dict[str, torch.Tensor]:

@@ -277,6 +277,21 @@ def test_what_jax_cannot_hold_is_one_sentence(fields, change, complaint, run_dir
     assert list(tmp_path.iterdir()) == [folder]
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype", "complaint"),
+    [(np.nan, "float32", "values that are nan or infinite: the model is broken"), (3, "int32", "as int32, expected")],
+)
+def test_adapters_of_no_numbers_of_ours_are_not_exported(lora_run, tmp_path, capsys, value, dtype, complaint):
+    params, metadata, _ = load_params(lora_run)
+    leaves = dict(weights.flatten(params))
+    path = next(path for path in leaves if path[-1] == "lora_B")
+    leaves[path] = np.full_like(leaves[path], value, dtype=dtype)
+    save_imported(tmp_path / "run", weights.unflatten(leaves), metadata)
+    assert main(["adapter", "to-peft", str(tmp_path / "run"), str(tmp_path / "adapter")]) == 2
+    assert complaint in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_mistakes_in_the_folders_are_one_sentence(run_dir, lora_run, exported, tmp_path):
     with pytest.raises(UserError, match="holds a whole model and no adapters: export it with `stellarbyte-"):
         adapters.to_peft(run_dir, tmp_path / "adapter")

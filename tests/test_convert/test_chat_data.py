@@ -57,7 +57,7 @@ def test_prepared_samples_are_those_of_the_torch_side(
         kind="chat",
     )
     manifest = prepare(data, report=lambda _: None)
-    shards = TokenShards.open(data.shards, "train")
+    shards = TokenShards(Path(data.shards), "train", manifest)
     ours = [shards.read(int(start), int(stop)) for start, stop in pairwise(shards.starts)]
 
     config = torch_config.DataConfig(

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 import stellarbyte_torch  # noqa: F401 - makes the Auto classes know the architecture
 from convert import config as hf_config
 from convert import hf_checkpoint, model_card, run_checkpoint, shards, weights
+from convert.cli import main
 from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RopeScaling
@@ -293,6 +295,31 @@ def test_what_is_no_number_of_ours_is_refused(exported, tmp_path, change, compla
     with pytest.raises(UserError, match=complaint):
         hf_checkpoint.from_hf(tmp_path / "hf", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def with_first(params: weights.Params, value: float, dtype: str) -> weights.Params:
+    """The parameters with this value at the first place of each layer's up_proj, and of that dtype."""
+    leaves = dict(weights.flatten(params))
+    kernel = leaves["model", "layers", "mlp", "up_proj", "kernel"].copy()
+    kernel[:, 0, 0] = value
+    return weights.unflatten(leaves | {("model", "layers", "mlp", "up_proj", "kernel"): kernel.astype(dtype)})
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "complaint"),
+    [
+        (np.nan, "float32", "mlp.up_proj.weight with 1 of 480 values that are nan or infinite: the model is broken"),
+        (np.inf, "float32", "mlp.up_proj.weight with 1 of 480 values that are nan or infinite: the model is broken"),
+        (3.0, "int32", "model/layers/mlp/up_proj/kernel as int32, expected one of float32"),
+    ],
+)
+def test_a_checkpoint_of_no_numbers_of_ours_is_not_exported(run_dir, tmp_path, capsys, value, dtype, complaint):
+    before = run_checkpoint.load(run_dir)
+    run_checkpoint.save(tmp_path / "run", replace(before, params=with_first(before.params, value, dtype)))
+    assert main(["to-hf", str(tmp_path / "run"), str(tmp_path / "hf")]) == 2
+    assert f"the checkpoint of step 0 in {tmp_path / 'run'} holds " in (said := capsys.readouterr().err)
+    assert complaint in said
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_checkpoint_cannot_write_outside_of_its_export(run_dir, tokenizer, tmp_path):

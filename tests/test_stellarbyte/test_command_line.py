@@ -75,7 +75,7 @@ def test_work_that_tidies_up_does_so_even_if_a_callback_has_swallowed_the_except
         print("tidied up", file=sys.stderr)
         return report("program", error)
     """
-    assert signalled(body, signal.SIGTERM) == (143, "tidied up\nprogram: interrupted\n")
+    assert signalled(body, signal.SIGTERM) == (143, "tidied up\nprogram: interrupted by SIGTERM\n")
 
 
 def test_what_another_error_makes_of_a_signal_is_still_an_interruption() -> None:
@@ -199,6 +199,14 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     assert process.wait(timeout=60) == 141
 
 
+def test_a_reader_that_has_gone_changes_no_other_code() -> None:
+    """A terminal that is closed ends a run by SIGHUP, and takes no last line."""
+    process = program("print('line'); return 129", env=os.environ | {"PYTHONUNBUFFERED": ""})
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=60) == 129
+
+
 def test_a_stdout_that_is_closed_gets_a_sentence_and_no_file_in_its_place() -> None:
     command = f'exec "{sys.executable}" -c "$0" >&-'
     body = "print('line')"
@@ -215,5 +223,5 @@ def test_what_is_said_of_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert report("program", UserError("mend it")) == 2
     assert report("program", KeyboardInterrupt()) == 130
     assert report("program", Interrupted(signal.SIGTERM)) == 143
-    said = "program: error: mend it\nprogram: interrupted\nprogram: interrupted\n"
+    said = "program: error: mend it\nprogram: interrupted\nprogram: interrupted by SIGTERM\n"
     assert capsys.readouterr().err == said

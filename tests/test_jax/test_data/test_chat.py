@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -13,17 +14,17 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from stellarbyte.errors import UserError
+from stellarbyte.files import sha256_of_json
 from stellarbyte_jax import commands
 from stellarbyte_jax.config import DataConfig, RunConfig, SourceConfig
 from stellarbyte_jax.data import chat
 from stellarbyte_jax.data import prepare as prepare_module
-from stellarbyte_jax.data.loader import TrainLoader, validation_batches
 from stellarbyte_jax.data.manifest import Manifest, SampleCounts
 from stellarbyte_jax.data.prepare import prepare
-from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.training import loop
 from stellarbyte_jax.training.evaluation import evaluate_run
+from test_jax.shards import open_shards, train_loader, validation_batches
 
 Configure = Callable[..., DataConfig]
 
@@ -67,7 +68,7 @@ def quietly(data: DataConfig) -> Manifest:
 
 
 def samples(data: DataConfig, split: str = "train") -> list[np.ndarray]:
-    shards = TokenShards.open(data.shards, split)
+    shards = open_shards(data, split)
     return [shards.read(int(start), int(stop)) for start, stop in pairwise(shards.starts)]
 
 
@@ -225,13 +226,13 @@ def test_each_sample_once_an_epoch_across_resumes_and_host_counts(
 ) -> None:
     """Law 7; after the resume the number of hosts is another."""
     batch_size = local_size * process_count
-    rows = len(TrainLoader(chat_data, 1, 0))
+    rows = len(train_loader(chat_data, 1, 0))
     epochs = 2
     steps = -(-epochs * rows // batch_size)
     seen: list[bytes] = []
     for start, stop, hosts in ((0, resume, process_count), (resume, steps, 1)):
         shares = np.array_split(range(batch_size), hosts)
-        loaders = [TrainLoader(chat_data, batch_size, 5, share.tolist()) for share in shares]
+        loaders = [train_loader(chat_data, batch_size, 5, share.tolist()) for share in shares]
         for step in range(start, min(stop, steps)):
             for loader in loaders:
                 batch = loader.batch(step)
@@ -315,7 +316,38 @@ def test_what_is_prepared_is_not_taken_for_another(
             r"data.kind is text, but data.shards .* holds token shards of kind chat|is .*, but .* was prepared with"
         )
         with pytest.raises(UserError, match=refused):
-            TrainLoader(dataclasses.replace(chat_data, **fields), 2, 0)
+            train_loader(dataclasses.replace(chat_data, **fields), 2, 0)
+
+
+def prepared_before_encodings_had_versions(data: DataConfig) -> None:
+    """The folder as an earlier version left it."""
+    path = Path(data.shards) / "manifest.json"
+    manifest = json.loads(path.read_text("utf-8"))
+    del manifest["sha256"], manifest["recipe"]["chat"]["encoding"]
+    path.write_text(json.dumps(manifest | {"sha256": sha256_of_json(manifest)}), "utf-8")
+
+
+def test_shards_of_an_earlier_encoding_are_refused(configure: Configure) -> None:
+    """Their marks may have the model learn others' words."""
+    data = configure(records(9), validation_fraction=0.3)
+    quietly(data)
+    train_loader(data, 2, 0)
+    prepared_before_encodings_had_versions(data)
+    refused = r"holds conversations as version 1 encoded them, .* is version 2, .* run `stellarbyte prepare` anew$"
+    for use in (lambda: train_loader(data, 2, 0), lambda: next(validation_batches(data, 2))):
+        with pytest.raises(UserError, match=refused):
+            use()
+    with pytest.raises(UserError, match="the version of how conversations are encoded is 2, not 1"):
+        quietly(data)
+    shutil.rmtree(data.shards)
+    quietly(data)
+    train_loader(data, 2, 0)
+
+
+def test_the_version_of_the_encoding_is_no_matter_of_text(make_shards: Callable[..., DataConfig]) -> None:
+    content = json.loads((Path(make_shards(["one", "two"]).shards) / "manifest.json").read_text("utf-8"))
+    assert content["recipe"]["chat"] is None
+    assert "encoding" not in json.dumps(content)
 
 
 def test_shards_of_text_are_not_chat(make_shards: Callable[..., DataConfig]) -> None:

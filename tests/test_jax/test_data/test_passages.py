@@ -16,8 +16,8 @@ from stellarbyte_jax.data import prepare as prepare_module
 from stellarbyte_jax.data.manifest import MANIFEST_NAME, Manifest
 from stellarbyte_jax.data.passages import FEW_DOCUMENTS, PassageSplit
 from stellarbyte_jax.data.prepare import PrepareProgress, prepare
-from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
+from test_jax.shards import open_shards
 
 
 def book(name: str, lines: int = 300) -> str:
@@ -41,7 +41,7 @@ def configure(tmp_path: Path, tokenizer_folder: Path) -> Callable[..., DataConfi
 
 
 def texts(data: DataConfig, tokenizer: Tokenizer, split: str) -> list[str]:
-    shards = TokenShards.open(data.shards, split)
+    shards = open_shards(data, split)
     found = []
     for start, stop in zip(shards.starts[:-1], shards.starts[1:], strict=True):
         tokens = shards.read(int(start), int(stop)).tolist()
@@ -131,7 +131,7 @@ def test_shards_of_whole_documents_are_known(configure: Callable[..., DataConfig
     manifest = json.loads(path.read_text())
     del manifest["recipe"]["passages"], manifest["sha256"]  # as an earlier version wrote it
     path.write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="the validation split is of passages, not of whole documents"):
+    with pytest.raises(UserError, match="the validation split is of passages, not whole documents"):
         prepare(data)
 
 

@@ -26,6 +26,7 @@ from stellarbyte_jax.data.prepare import PrepareProgress, prepare
 from stellarbyte_jax.data.token_shards import TokenShards
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
+from test_jax.shards import open_shards
 
 from .conftest import write_jsonl
 
@@ -65,7 +66,7 @@ def contents(data: DataConfig) -> dict[str, bytes]:
 
 def texts(data: DataConfig, tokenizer: Tokenizer, split: str) -> list[str]:
     """The documents of a split as they stand in the shards, checked for bos and eos."""
-    shards = TokenShards.open(data.shards, split)
+    shards = open_shards(data, split)
     found = []
     for start, stop in zip(shards.starts[:-1], shards.starts[1:], strict=True):
         tokens = shards.read(int(start), int(stop)).tolist()
@@ -156,7 +157,7 @@ def test_interrupted_and_resumed_is_the_same_to_the_byte(
             prepare(data, interrupt, report=summaries.append)
         except Stop:
             with pytest.raises(UserError, match="no finished token shards"):
-                TokenShards.open(data.shards, "train")
+                open_shards(data, "train")
     prepare(data, report=summaries.append)
     assert contents(data) == contents(whole)
     assert len(set(summaries)) == 1
@@ -376,7 +377,7 @@ def test_small_corpora_have_both_splits(
     assert train.documents >= 1
     assert (validation.documents >= 1) == (fraction > 0 and count >= 2)
     for split in ("train", "validation"):
-        assert len(TokenShards.open(folder / "shards", split).starts) == manifest.splits[split].documents + 1
+        assert len(TokenShards(folder / "shards", split, manifest).starts) == manifest.splits[split].documents + 1
 
 
 def test_the_split_depends_on_the_text_alone(data: DataConfig, tokenizer: Tokenizer) -> None:

@@ -166,6 +166,9 @@ def test_a_seed_gives_its_text() -> None:
     run = functools.partial(generator().generate, PROMPTS[:2], NEW_TOKENS, Sampling(1.5))
     assert run(seed=1) == run(seed=1)
     assert run(seed=1) != run(seed=2)
+    for seed, bound in ((-1, "at least 0"), (2**32, "at most 4294967295"), (2**64, "at most 4294967295")):
+        with pytest.raises(UserError, match=f"^seed {seed} must be {bound}$"):
+            run(seed=seed)
 
 
 def test_sampled_text_has_the_models_frequencies() -> None:

@@ -131,6 +131,12 @@ def test_answers_end_where_the_context_does(fields: dict[str, Any]) -> None:
     assert speculative.generate(prompts, 24) == plain.generate(prompts, 24)
 
 
+def test_a_seed_that_draws_as_another_does_is_refused() -> None:
+    model = tiny_model(tiny_config())
+    with pytest.raises(UserError, match=r"^seed 4294967297 must be at most 4294967295$"):
+        SpeculativeGenerator(model, model).generate([[3]], 1, seed=2**32 + 1)
+
+
 def test_unfit_drafts_are_refused() -> None:
     model = tiny_model(tiny_config())
     with pytest.raises(UserError, match="the draft's vocab_size 50 is not the model's 40"):

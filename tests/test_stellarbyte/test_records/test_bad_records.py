@@ -1,7 +1,7 @@
 import pytest
 
 from stellarbyte.errors import UserError
-from stellarbyte.records.bad_records import BadRecords, RecordError, check_text, shown
+from stellarbyte.records.bad_records import BadRecords, RecordError, check_text
 
 
 def test_bad_records_fail_with_the_fix() -> None:
@@ -35,8 +35,3 @@ def test_empty_records_are_told_and_not_bad() -> None:
 def test_what_is_no_text_is_named(text: str, complaint: str) -> None:
     with pytest.raises(RecordError, match=f"^x:1 holds {complaint}"):
         check_text(text, "x:1")
-
-
-def test_any_name_can_be_printed_in_a_line() -> None:
-    assert shown("data/静夜思 1.txt") == "data/静夜思 1.txt"
-    assert shown("a\udcff\n\x1b[31m\ud83d") == r"a\xff\n\x1b[31m\ud83d"

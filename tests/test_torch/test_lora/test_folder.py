@@ -99,7 +99,7 @@ TENSORS: dict[str, tuple[Callable[[Path], None], str]] = {
     "nothing": (lambda f: (f / WEIGHTS).unlink(), "is missing"),
     "a pickle": (
         lambda f: ((f / WEIGHTS).unlink(), (f / "adapter_model.bin").write_bytes(pickle.dumps({})))[0],
-        "its weights are in adapter_model.bin, a pickle",
+        "holds its weights in adapter_model.bin, a pickle",
     ),
 }  # fmt: skip
 
