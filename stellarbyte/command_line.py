@@ -9,8 +9,9 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 from stellarbyte.errors import UserError
@@ -92,6 +93,13 @@ def check_text(option: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{option} holds bytes that are not UTF-8: write it in UTF-8") from error
+
+
+def check_config_first(config: Path, overrides: Sequence[str]) -> None:
+    """Raises UserError where an override stands before the config file, whose place its value has taken then."""
+    given = next((word for word in overrides if word.endswith((".yaml", ".yml"))), None)
+    if given is not None and not config.exists():
+        raise UserError(f"{config} is no config file: write {given} first, and what overrides it after that")
 
 
 def tell_of_full_context(new_tokens: int, asked: int, prompts: int = 1) -> None:

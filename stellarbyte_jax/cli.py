@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stellarbyte.command_line import Parser, report, run_program
+from stellarbyte.command_line import Parser, check_config_first, report, run_program
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import hold_signals
 from stellarbyte.sampling_options import add_sampling_options
@@ -53,6 +53,8 @@ def _run(arguments: Sequence[str], own_process: bool = False) -> int:
     _give_cpu_devices_threads()
     options.remarks = _prepare_compiler(options)
     try:
+        if overrides:
+            check_config_first(options.config, overrides)
         return options.run(options) or 0
     except (UserError, KeyboardInterrupt) as error:
         return report(PROGRAM, error)

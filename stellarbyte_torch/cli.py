@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stellarbyte.command_line import Parser, report, run_program
+from stellarbyte.command_line import Parser, check_config_first, report, run_program
 from stellarbyte.errors import UserError
 from stellarbyte.sampling_options import add_sampling_options
 from stellarbyte_torch import commands
@@ -37,6 +37,8 @@ def _run(arguments: Sequence[str]) -> int:
     if options.run is not commands.finetune:  # whose model may be the Hub's; a local folder needs no network
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
+        if overrides:
+            check_config_first(options.config, overrides)
         return options.run(options) or 0
     except (UserError, KeyboardInterrupt) as error:
         return report(PROGRAM, error)

@@ -200,7 +200,9 @@ def _split(samples: list[Sample], config: DataConfig) -> tuple[list[Sample], lis
     count = max(1, round(len(samples) * config.validation_fraction))
     last = sorted(digests)[count - 1]
     apart = [digest <= last for digest in digests]
-    if all(apart):  # they are all equal, or nearly: nothing would be left to train on
+    if all(apart):  # of a large fraction, or of samples that are nearly all equal
+        apart = [digest < last for digest in digests]
+    if not any(apart):  # they are all equal, and go to one side
         return samples, []
     train = [sample for sample, is_apart in zip(samples, apart, strict=True) if not is_apart]
     validation = [sample for sample, is_apart in zip(samples, apart, strict=True) if is_apart]

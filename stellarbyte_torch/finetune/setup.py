@@ -24,6 +24,10 @@ _REPORTERS = {
     **{"azure_ml": "azureml", "flyte": "flytekit"},
 }
 
+# Other fields that need one.
+_PACKAGES = {"deepspeed": "deepspeed", "use_liger_kernel": "liger-kernel"}
+_OF_WORKERS = ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context")
+
 
 def training_fields(config: FinetuneConfig) -> dict[str, Any]:
     """The config's fields of TrainingArguments, with our defaults where it says nothing."""
@@ -65,15 +69,7 @@ def training_arguments(config: FinetuneConfig, data_arguments: dict[str, Any]) -
         problem = complaint(name, value)
         if problem is not None:
             raise UserError(f"training.{name} {problem}")
-    for reporter in [reporters] if isinstance(reporters := fields.get("report_to") or [], str) else reporters:
-        if reporter in _REPORTERS and find_spec(_REPORTERS[reporter]) is None:
-            raise UserError(f"training.report_to {reporter} needs a package: pip install {_REPORTERS[reporter]}")
-    if fields.get("fp16") and (fields.get("use_cpu") or not torch.cuda.is_available()):
-        raise UserError("training.fp16 needs a CUDA GPU, and there is none here: set training.bf16, or neither")
-    backend = fields.get("torch_compile_backend")
-    if backend is not None and backend not in torch.compiler.list_backends(exclude_tags=()):
-        known = ", ".join(torch.compiler.list_backends(exclude_tags=()))
-        raise UserError(f"training.torch_compile_backend is {backend!r}, expected one of {known}")
+    _check_is_here(fields)
     if config.early_stopping_patience is not None and not fields["load_best_model_at_end"]:
         raise UserError(
             "early_stopping_patience needs the best model to be kept: leave out training.load_best_model_at_end, or "
@@ -91,6 +87,11 @@ def training_arguments(config: FinetuneConfig, data_arguments: dict[str, Any]) -
             **fields,
         )
     except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, OSError) as error:
+        if fields.get("ddp_backend") and "process group" in str(error):
+            raise UserError(
+                "training.ddp_backend is for several processes: leave it out, or start the command by `torchrun "
+                "--nproc_per_node N`"
+            ) from error
         raise UserError(f"training: {' '.join(str(error).split())}") from error
     accelerator: Any = arguments.accelerator_config
     if accelerator.split_batches:
@@ -101,6 +102,28 @@ def training_arguments(config: FinetuneConfig, data_arguments: dict[str, Any]) -
     if arguments.fsdp and arguments.world_size == 1:
         raise UserError("training.fsdp needs several processes: start the command by `torchrun --nproc_per_node N`")
     return arguments
+
+
+def _check_is_here(fields: dict[str, Any]) -> None:
+    """Raise UserError at what the fields need and this machine lacks: a package, a file, workers, a GPU."""
+    for reporter in [reporters] if isinstance(reporters := fields.get("report_to") or [], str) else reporters:
+        if reporter in _REPORTERS and find_spec(_REPORTERS[reporter]) is None:
+            raise UserError(f"training.report_to {reporter} needs a package: pip install {_REPORTERS[reporter]}")
+    for name, package in _PACKAGES.items():
+        if fields.get(name) and find_spec(package.replace("-", "_")) is None:
+            raise UserError(f"training.{name} needs a package: pip install {package}")
+    for name in ("deepspeed", "accelerator_config", "fsdp_config"):
+        if isinstance(path := fields.get(name), str) and not Path(path).is_file():
+            raise UserError(f"training.{name} {path} is no file: name one of JSON, or write its fields here")
+    for name in _OF_WORKERS if not fields.get("dataloader_num_workers") else ():
+        if fields.get(name):
+            raise UserError(f"training.{name} is for workers, and there are none: set training.dataloader_num_workers")
+    if fields.get("fp16") and (fields.get("use_cpu") or not torch.cuda.is_available()):
+        raise UserError("training.fp16 needs a CUDA GPU, and there is none here: set training.bf16, or neither")
+    backend = fields.get("torch_compile_backend")
+    if backend is not None and backend not in torch.compiler.list_backends(exclude_tags=()):
+        known = ", ".join(torch.compiler.list_backends(exclude_tags=()))
+        raise UserError(f"training.torch_compile_backend is {backend!r}, expected one of {known}")
 
 
 def check_steps(arguments: TrainingArguments, rows: int) -> None:

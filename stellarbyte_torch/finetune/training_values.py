@@ -21,6 +21,7 @@ OURS = {
     "disable_tqdm": "the progress display is ours",
     "remove_unused_columns": "every field of a batch is for the model",
     "include_num_input_tokens_seen": "tokens are counted in any case, padding left out",
+    "parallelism_config": "give training.fsdp or training.deepspeed",
     "push_to_hub": "upload the folder when the run has ended",
     "hub_token": "a config file is no place for a secret",
     "do_train": "leave it out",
@@ -54,6 +55,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "log_level_replica": tuple(trainer_log_levels),
     "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
     "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    "ddp_backend": ("nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl"),
     "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
 }
 _OPTIM_ARGS = re.compile(r"\s*\w+\s*=[^,=]+(,\s*\w+\s*=[^,=]+)*")

@@ -80,6 +80,7 @@ class LoRAConfig(LoraConfig):
         """Check the values, write `layers` in PEFT's own fields, and bring in the non-linear layer."""
         self.rank_pattern, self.alpha_pattern = self.rank_pattern or {}, self.alpha_pattern or {}
         check_fields(self)
+        self.narrowed_to: list[int] | None = None
         self._narrow_to_layers()
         # Of the model that it is on, for save_pretrained; and A and B as they began, where the base gave them away.
         self.base: AdapterBase | None = None
@@ -99,6 +100,7 @@ class LoRAConfig(LoraConfig):
         if self.layers_to_transform is not None:
             raise UserError("layers and layers_to_transform say the same thing: give one of them")
         layers, self.layers = layer_numbers(self.layers, "layers"), None
+        self.narrowed_to = layers  # for whoever knows what layers there are
         if not isinstance(self.target_modules, str):
             self.layers_to_transform = layers
             return

@@ -57,10 +57,11 @@ def _check_pairs(config: Any) -> None:
                 )
     if config.layers_pattern and config.layers_to_transform is None:
         raise UserError("layers_pattern says where layers_to_transform counts, which is not given: give both or none")
-    if config.init_lora_weights == "loftq" or (isinstance(config.loftq_config, dict) and config.loftq_config):
+    if config.init_lora_weights == "loftq" or config.loftq_config:
+        field = "init_lora_weights loftq" if config.init_lora_weights == "loftq" else "loftq_config"
         raise UserError(
-            "init_lora_weights loftq replaces the base by a quantised one, for which alone the adapter would be: "
-            "train on a quantised base instead (quantization int8 or nf4), with init_lora_weights true"
+            f"{field} replaces the base by a quantised one, for which alone the adapter would be: leave it out, and "
+            "train on a quantised base instead (quantization int8 or nf4)"
         )
 
 
@@ -89,6 +90,7 @@ _NAMES_OR_ONE_EXPRESSION = f"{_NAMES}, or one regular expression"
 _LAYERS = "write layer numbers, such as [0, 1]"
 
 _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "peft_type": (_optional(lambda v: v in ("LORA", "NONLINEAR_LORA")), "leave it out, as these are LoRA's fields"),
     "target_modules": (
         _optional(lambda v: (isinstance(v, str) and v != "") or _are_names(v)),
         _NAMES_OR_ONE_EXPRESSION,

@@ -37,9 +37,9 @@ def check_names(config: LoRAConfig, model: nn.Module, *, is_saved: bool) -> None
     _check_whole(config, list(modules), is_saved=is_saved)
     _check_parameters(config, parameters)
     _check_tokens(config, model, modules)
-    layers = config.layers_to_transform
-    if layers is not None:
-        check_layers([layers] if isinstance(layers, int) else layers, "layers", modules)
+    for field, layers in (("layers", config.narrowed_to), ("layers_to_transform", config.layers_to_transform)):
+        if layers is not None:
+            check_layers([layers] if isinstance(layers, int) else layers, field, modules)
     if not is_saved:
         _check_excluded(config, modules)
     _check_targets(config, model, modules)
@@ -137,6 +137,8 @@ def _check_targets(config: LoRAConfig, model: nn.Module, modules: dict[str, nn.M
         if targets is None and not known and not config.target_parameters:
             raise UserError(f"target_modules is not set, and this model has no default: choose from {there}")
         return
+    if not targets and not config.target_parameters:
+        raise UserError(f"target_modules is empty: choose from {there}")
     if isinstance(targets, str):
         if not any(LoraModel._check_target_module_exists(config, name) for name in modules):
             raise UserError(f"target_modules {shown(targets)} matches no module: the model has {there}")

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +226,10 @@ def test_what_is_said_of_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert report("program", Interrupted(signal.SIGTERM)) == 143
     said = "program: error: mend it\nprogram: interrupted\nprogram: interrupted by SIGTERM\n"
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("program", ["stellarbyte_jax.cli", "stellarbyte_torch.cli"])
+def test_the_config_comes_before_what_overrides_it(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = {"stellarbyte_jax.cli": "pretrain", "stellarbyte_torch.cli": "finetune"}[program]
+    assert import_module(program).main([command, "--training.max_steps", "3", "c.yaml"]) == 2
+    assert "3 is no config file: write c.yaml first, and what overrides it after that" in capsys.readouterr().err

@@ -107,6 +107,15 @@ def test_validation_samples_depend_on_the_sample_alone(tmp_path: Path, tokenizer
     assert set(map(key, first.validation)) != set(map(key, other.validation))
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_large_fraction_leaves_something_to_train_on(
+    times: int, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    path = write(tmp_path, [record(number) for number in range(10)] * times)
+    samples = read_samples(config(path, validation_fraction=0.99), tokenizer)
+    assert (len(samples.train), len(samples.validation)) == (times, 9 * times)
+
+
 def test_too_few_samples_leave_nothing_for_validation(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     for records in ([record(0)], [record(0)] * 5):
         samples = read_samples(config(write(tmp_path, records), validation_fraction=0.5), tokenizer)

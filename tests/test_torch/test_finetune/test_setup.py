@@ -25,7 +25,12 @@ from test_torch.tiny import tiny_model
         ({"target_modules": "all-linear", "layers_pattern": "layers"}, "lora.layers_pattern narrows a list"),
         ({"layers_pattern": "layers"}, "lora.layers_pattern says where layers_to_transform counts"),
         ({"init_lora_weights": "loftq"}, "lora.init_lora_weights loftq replaces the base by a quantised one"),
-        ({"loftq_config": {"loftq_bits": 4}}, "lora.init_lora_weights loftq replaces the base"),
+        ({"loftq_config": {"loftq_bits": 4}}, "lora.loftq_config replaces the base by a quantised one"),
+        ({"peft_type": "IA3"}, "lora.peft_type is 'IA3': leave it out"),
+        ({"target_modules": []}, "lora.target_modules is empty: choose from down_proj, "),
+        ({"target_modules": "all-linear", "layers": "5-9"}, "lora.layers names layer 5, and the model has layers 0 to"),
+        ({"target_modules": ".*proj", "layers": "5-9"}, "lora.layers names layer 5, and the model has layers 0 to"),
+        ({"layers_to_transform": [9]}, "lora.layers_to_transform names layer 9, and the model has layers 0 to"),
         ({"init_lora_weights": "eva"}, "lora.init_lora_weights eva begins from what PEFT measures of the data"),
         ({"init_lora_weights": "corda"}, "lora.init_lora_weights corda begins from"),
         ({"init_lora_weights": "pissa", "use_dora": True}, "lora.init_lora_weights pissa does not go with use_dora"),
@@ -46,16 +51,30 @@ def test_what_no_adapter_can_be_trained_with(lora: dict[str, Any], sentence: str
 
 
 @pytest.mark.parametrize(
-    ("reporter", "sentence"),
+    ("training", "sentence"),
     [
-        ("foo", "training.report_to is 'foo', expected one of none, all, "),
-        ("comet_ml", "training.report_to comet_ml needs a package: pip install comet_ml"),
+        ({"report_to": "foo"}, "training.report_to is 'foo', expected one of none, all, "),
+        ({"report_to": "comet_ml"}, "training.report_to comet_ml needs a package: pip install comet_ml"),
+        ({"use_liger_kernel": True}, "training.use_liger_kernel needs a package: pip install liger-kernel"),
+        ({"accelerator_config": "no.json"}, "training.accelerator_config no.json is no file: name one of JSON"),
+        ({"fsdp_config": "no.json"}, "training.fsdp_config no.json is no file: name one of JSON"),
+        ({"dataloader_persistent_workers": True}, "training.dataloader_persistent_workers is for workers, and there"),
+        ({"dataloader_prefetch_factor": 2}, "training.dataloader_prefetch_factor is for workers, and there are none"),
+        ({"dataloader_multiprocessing_context": "fork"}, "training.dataloader_multiprocessing_context is for workers"),
+        ({"ddp_backend": "gloo"}, "training.ddp_backend is for several processes: leave it out"),
+        ({"ddp_backend": "foo"}, "training.ddp_backend is 'foo', expected one of nccl, gloo, "),
     ],
 )
-def test_reporters_that_are_not_there(reporter: Any, sentence: str, tmp_path: Path) -> None:
+def test_what_is_not_there(training: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
-        training_arguments(config(tmp_path, tmp_path, training={"report_to": reporter}), {})
+        training_arguments(config(tmp_path, tmp_path, training=training), {})
     assert str(refused.value).startswith(sentence)
+
+
+def test_deepspeed_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stellarbyte_torch.finetune.setup.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"training\.deepspeed needs a package: pip install deepspeed"):
+        training_arguments(config(tmp_path, tmp_path, training={"deepspeed": {"zero_optimization": {"stage": 2}}}), {})
 
 
 @pytest.mark.parametrize(
