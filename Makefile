@@ -128,8 +128,9 @@ test: $(INSTALLED)
 	mypy
 	python -m pytest -n 2 -m 'not long'
 
-# The long tier too: what is slow, and no law of its own.
+# The long tier too: what is slow, and no law of its own. DeepSpeed is built for Linux alone.
 test-all: $(INSTALLED)
+	[ "$$(uname)" != Linux ] || python -m pip install --quiet --disable-pip-version-check -c constraints.txt deepspeed
 	python -m pytest -n 2
 
 lint: $(INSTALLED)

@@ -5,7 +5,7 @@ import io
 import json
 import signal
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
 
 from stellarbyte.command_line import print_any_character, tell_of_full_context
@@ -93,7 +93,9 @@ def finetune(options: argparse.Namespace) -> int:
     """Train a model on chat data; the exit code says whether it was interrupted."""
     from stellarbyte.display import Display
 
-    with Display(quiet=not options.speaks, stderr=options.json) as display:
+    # Libraries print as they please, and of JSON stdout takes nothing else.
+    printed = redirect_stdout(sys.stderr) if options.json else nullcontext()
+    with printed, Display(quiet=not options.speaks, stderr=options.json) as display:
         with display.doing("starting"):
             hear_libraries(PROGRAM, speaks=options.speaks)
             from stellarbyte_torch.finetune.config import load_finetune_config

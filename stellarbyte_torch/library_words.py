@@ -15,6 +15,8 @@ _NOISE = (
     # torchao, which transformers imports wherever it is there, tells of each kernel that is for another machine, and
     # registers its enums with torch in a way that torch will give up.
     ("torchao", r"Skipping import of cpp|Failed to load |Warning: Detected no triton"),
+    # DeepSpeed, which accelerate imports wherever it is there, tells that it has found no GPU.
+    ("DeepSpeed", r"Setting accelerator to CPU"),
     ("torch.utils._pytree", r"<enum '\w+'> is an Enum subclass and is now natively supported"),
     # Of an old config, such as GPT-2's: the default loss is the one that we train by.
     ("transformers", r"`loss_type=None` was set in the config but it is unrecognized"),
@@ -48,6 +50,9 @@ def hear_libraries(program: str, *, speaks: bool = True) -> None:
     for handler in [handler for handler in logging.root.handlers if isinstance(handler, _Teller)]:
         logging.root.removeHandler(handler)
     logging.root.addHandler(teller)
+    # It comes later, gives its logger a handler that writes to stdout, and lets nothing pass on.
+    deepspeed = logging.getLogger("DeepSpeed")
+    deepspeed.filters = [teller.take_over]
     warnings.showwarning = teller.tell_warning
 
     import torch  # noqa: F401 - gives its loggers handlers of their own
@@ -85,6 +90,12 @@ class _Teller(logging.Handler):
         )
         if not is_noise:
             self._tell(record.name.partition(".")[0], message, record.levelno)
+
+    def take_over(self, record: logging.LogRecord) -> bool:
+        """A filter that tells a record of DeepSpeed's, if it is a warning, and keeps it from its own handler."""
+        if record.levelno >= logging.WARNING:
+            self.emit(record)
+        return False
 
     def tell_warning(self, message: Any, category: Any, filename: str, *_: Any, **__: Any) -> None:
         """In the place of warnings.showwarning."""

@@ -30,6 +30,8 @@ def _handlers() -> Iterator[None]:
         yield
     for logger, handlers, propagate in before:
         logger.handlers, logger.propagate = handlers, propagate
+    deepspeed = logging.getLogger("DeepSpeed")
+    deepspeed.filters, deepspeed.handlers, deepspeed.propagate = [], [], True
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -71,6 +73,18 @@ def test_what_is_noise_is_dropped_and_nothing_beside_it(capsys: pytest.CaptureFi
     logging.getLogger("transformers.loss").warning("`loss_type=Mine` was set in the config but it is unrecognized")
     warnings.warn("`generate` is deprecated", FutureWarning, stacklevel=1)
     assert len(said(capsys)) == 3
+
+
+def test_deepspeed_writes_to_stdout_no_more(capsys: pytest.CaptureFixture[str]) -> None:
+    hear_libraries("program")
+    logger = logging.getLogger("DeepSpeed")  # as it sets it up when it is imported
+    logger.propagate = False
+    logger.addHandler(logging.StreamHandler(sys.stdout))
+    logger.warning("Setting accelerator to CPU. If you have GPU")
+    logger.info("noise")
+    logger.error("the ranks differ")
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", "program: DeepSpeed: the ranks differ\n")
 
 
 def test_of_several_processes_one_tells_warnings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte_torch import LoRAConfig, cli, lora
 from stellarbyte_torch import model_folder as model_folder_module
+from stellarbyte_torch.finetune import run
 
 from ..finetuning import metrics, model_folder
 from ..tiny import tokens
@@ -62,7 +63,10 @@ def test_lines_and_a_closing_table(config: str, tmp_path: Path) -> None:
     assert lines[-1].endswith(str(tmp_path / "run" / "adapter"))
 
 
-def test_json_is_all_there_is_on_stdout(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_all_there_is_on_stdout(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "write_card", lambda *_, **__: print("as libraries print"))
     assert cli.main(["finetune", config, "--training.max_steps", "2", "--json", "--lora.r=2"]) == 0
     output = capsys.readouterr()
     summary = json.loads(output.out)
@@ -229,6 +233,7 @@ def script(tmp_path: Path) -> Path:
     path.write_text("""\
 import os, sys
 from stellarbyte_torch import LoRAConfig, cli, lora
+from stellarbyte_torch.finetune import run
 from stellarbyte_torch import model_folder as model_folder_module
 from stellarbyte_torch.finetune.progress import FinetuneProgress
 on_step_end, last = FinetuneProgress.on_step_end, int(os.environ.get("STOP_AFTER", "-1"))
