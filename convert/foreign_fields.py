@@ -80,6 +80,11 @@ def _take_layer_types(fields: dict[str, Any], where: str) -> None:
         )
     kinds = fields.pop("layer_types", None)
     expected = "sliding_attention" if windowed else "full_attention"
+    if isinstance(kinds, list) and len(kinds) != fields.get("num_hidden_layers", len(kinds)):
+        raise UserError(
+            f"{where}: layer_types names {len(kinds)} layers, but num_hidden_layers is "
+            f"{in_full(fields['num_hidden_layers'])}: take layer_types out"
+        )
     if kinds is not None and not (isinstance(kinds, list) and all(kind == expected for kind in kinds)):
         raise UserError(
             f"{where}: layer_types is not a field of StellarByte, and {in_full(kinds)} would change the model, whose "

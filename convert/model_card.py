@@ -1,13 +1,11 @@
 """Writes the README.md of an export: what the model is, how to load it, and how well it did in training."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from convert.run_checkpoint import RunCheckpoint
-from stellarbyte.errors import UserError
-from stellarbyte.metrics_file import record_of
+from stellarbyte.metrics_file import records
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.data.tokenizer import BOS_TOKEN, Tokenizer
 
@@ -60,17 +58,11 @@ def read_figures(metrics_file: Path, step: int) -> dict[str, str]:
     """Title -> value of what a run had measured by `step`; empty without metrics, as in imported runs."""
     last: dict[str, Any] = {}
     tokens = 0
-    try:
-        with metrics_file.open(encoding="utf-8", errors="replace") as lines:
-            for record in filter(None, map(record_of, lines)):
-                if record["step"] <= step:
-                    numbers = {name: value for name, value in record.items() if _is_number(value)}
-                    last |= numbers
-                    tokens += int(numbers.get("tokens", 0))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise UserError(f"{metrics_file} cannot be read: {error.strerror}") from error
+    for _, record in records(metrics_file):
+        if record["step"] <= step:
+            numbers = {name: value for name, value in record.items() if _is_number(value)}
+            last |= numbers
+            tokens += int(numbers.get("tokens", 0))
     figures = {"Tokens": f"{tokens:,}"} if tokens else {}
     for name, (title, form) in _FIGURES.items():
         if name in last:
@@ -164,4 +156,5 @@ def _positions(config: ByteConfig) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    # An integer may be beyond every float.
+    return isinstance(value, int | float) and abs(value) < 1e300

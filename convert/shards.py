@@ -131,8 +131,7 @@ def _merge(files: Iterable[Path]) -> tuple[dict[str, Path], dict[str, LazyTensor
 
 def read_file(path: Path) -> dict[str, LazyTensor]:
     """Key -> tensor of one file. Raises UserError as `read` does."""
-    read_header(path)  # its sentences say more than safetensors' own
-    headers = read_header(path)
+    headers = read_header(path)  # its sentences say more than safetensors' own
     try:
         file = safe_open(path, framework="np")  # memory-mapped, for as long as its tensors live
     except (SafetensorError, OSError, ValueError) as error:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from stellarbyte.errors import UserError
+from stellarbyte.errors import UserError, one_line
 from stellarbyte.interrupt import ending, exit_code, leave_at_once
 
 # The exit code of a mistake that the user can mend.
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program."""
-        self.exit(USER_ERROR, f"{self.prog.partition(' ')[0]}: error: {message}\n")
+        self.exit(USER_ERROR, f"{self.prog.partition(' ')[0]}: error: {one_line(message)}\n")
 
 
 def run_program(program: str, run: Callable[[], int]) -> NoReturn:
@@ -64,7 +64,7 @@ def report(program: str, error: BaseException) -> int:
     A fault of ours keeps its traceback, for whoever reports it.
     """
     if isinstance(error, UserError):
-        return _say(f"{program}: error: {error}", USER_ERROR)
+        return _say(f"{program}: error: {one_line(str(error))}", USER_ERROR)
     if isinstance(error, KeyboardInterrupt):
         number = getattr(error, "number", None)
         return _say(ending(program, number), exit_code(number))
@@ -72,12 +72,28 @@ def report(program: str, error: BaseException) -> int:
         return READER_GONE
     if isinstance(error, SystemExit) and isinstance(error.code, int | None):  # argparse's
         return error.code or 0
-    # Whoever writes a file says which one cannot be written: what has no name is what we print to.
-    if isinstance(error, OSError) and error.filename is None and error.errno in _WRITING:
+    if isinstance(error, OSError) and isinstance(error.filename, str | bytes | os.PathLike):
+        # A name that is too long, a folder that others lock, a disk that is gone: nothing that we got wrong.
+        sentence = f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}"
+        return _say(f"{program}: error: {one_line(sentence)}", USER_ERROR)
+    # What has no name is what we print to.
+    if isinstance(error, OSError) and error.errno in _WRITING:
         return _say(f"{program}: error: the output cannot be written: {error.strerror}", USER_ERROR)
+    if _ran_out_of_memory(error):
+        first = one_line(next(iter(str(error).splitlines()), ""))[:200]
+        advice = "take fewer rows or tokens at once, or a smaller model"
+        return _say(
+            f"{program}: error: there is not enough memory ({first or 'Python has none left'}): {advice}", USER_ERROR
+        )
     with suppress(OSError, ValueError):  # nobody is there to read it
         traceback.print_exception(error)
     return FAULT
+
+
+def _ran_out_of_memory(error: BaseException) -> bool:
+    """Whether it is Python's, JAX's or torch's way to say so; of the latter two only the words are known here."""
+    words = ("RESOURCE_EXHAUSTED", "out of memory", "not enough memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
 
 
 def print_any_character() -> None:

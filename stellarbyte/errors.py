@@ -1,9 +1,14 @@
 """The one exception that tells a user what to change, and how its sentences show what users gave."""
 
+import re
 from pathlib import Path
 
 # Longer values fill the terminal and hide the sentence around them.
 _MOST_SHOWN = 80
+
+# Nor does anybody read a longer word of a sentence: of a path the end says more than the beginning.
+_LONG_WORD = re.compile(r"(\S{150})\S{100,}(\S{250})")
+_LONGEST = 4000
 
 
 class UserError(ValueError):
@@ -50,3 +55,10 @@ def shown_path(path: str | Path) -> str:
         else character.encode("unicode_escape").decode()
         for character in name
     )
+
+
+def one_line(sentence: str) -> str:
+    """A sentence fit to be printed: what a stranger named in it can neither start a line nor command the terminal."""
+    line = "".join(character if character.isprintable() else repr(character)[1:-1] for character in sentence)
+    line = _LONG_WORD.sub(r"\1…\2", line)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]}…{line[-_LONGEST // 4 :]}"

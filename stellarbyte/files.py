@@ -104,6 +104,20 @@ def check_plain_name(name: object, where: str) -> str:
     return name
 
 
+def check_path(path: str, field: str) -> str:
+    """Returns a config's path if it can be one that is meant; `field` is who names it.
+
+    Raises:
+        UserError: it is empty, which would be the folder that one happens to be in, or holds a character that cannot be
+            printed, so that another path would be shown than is used.
+    """
+    if not path:
+        raise UserError(f"{field} is empty: name a folder or a file")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in path):
+        raise UserError(f"{field} {shown(path)} holds a character that cannot be printed: choose another name")
+    return path
+
+
 def _sync_folder(folder: Path) -> None:
     # Else a power failure may undo the renaming; Windows can open no folder, and some network disks sync none.
     with suppress(OSError):

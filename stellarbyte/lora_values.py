@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from stellarbyte import float32
 from stellarbyte.errors import UserError, in_full
 
 MAX_RANK = 65_536  # wider than any layer there is
@@ -30,9 +31,8 @@ def is_whole(value: Any, least: int, most: float = math.inf) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number, and no truth value."""
-    # An integer may be beyond every float, which isfinite would raise on.
-    return (type(value) is float and math.isfinite(value)) or (type(value) is int and value.bit_length() < 1000)
+    """Whether a value is a number that float32 holds, and no truth value."""
+    return type(value) in (int, float) and float32.holds(value)
 
 
 _Check = tuple[Callable[[Any], bool], str]

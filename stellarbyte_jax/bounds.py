@@ -1,7 +1,6 @@
 """Numbers of a run's config, held against what can be before anything is made of them."""
 
-import math
-
+from stellarbyte import float32
 from stellarbyte.errors import UserError
 
 # JAX counts steps, rows and tokens in 32 bits, and draws by a seed's lowest 32.
@@ -11,6 +10,7 @@ MOST_SEED = 2**32 - 1
 # More than any machine has.
 MOST_DEVICES = 2**20
 MOST_TOKENS = 2**24  # of a vocabulary, as in the list of model_config.py
+MOST_TOKENS_PER_SHARD = 2**36  # a file of some 256 GiB
 
 
 def check_whole(name: str, value: int, least: int, most: int = MOST_COUNT, otherwise: str = "") -> None:
@@ -28,13 +28,13 @@ def check_whole(name: str, value: int, least: int, most: int = MOST_COUNT, other
 
 
 def check_number(name: str, value: float, *, above: float | None = None, least: float | None = None) -> None:
-    """Refuses what is not finite, or not greater than `above`, or less than `least`.
+    """Refuses what is infinite or no longer there in float32, or not greater than `above`, or less than `least`.
 
     Raises:
         UserError: naming the field, its value and the bound.
     """
-    if isinstance(value, bool | str) or not math.isfinite(value):
-        raise UserError(f"{name} {value} must be a finite number")
+    if isinstance(value, bool | str) or not float32.holds(value):
+        raise UserError(f"{name} {value} must be a finite number that float32 holds")
     if above is not None and value <= above:
         raise UserError(f"{name} {value} must be greater than {above:g}")
     if least is not None and value < least:

@@ -9,7 +9,8 @@ from typing import Literal
 from stellarbyte.architecture import ByteConfig, RopeScaling
 from stellarbyte.chat.formats import RecordFormat
 from stellarbyte.errors import UserError
-from stellarbyte_jax.bounds import MOST_DEVICES, check_number, check_seed, check_whole
+from stellarbyte.files import check_path
+from stellarbyte_jax.bounds import MOST_DEVICES, MOST_TOKENS_PER_SHARD, check_number, check_seed, check_whole
 from stellarbyte_jax.distributed_config import DistributedConfig
 from stellarbyte_jax.lora_config import LoRAConfig
 
@@ -89,9 +90,11 @@ class DataConfig:
     on_too_long: Literal["truncate", "drop", "split"] = "truncate"
 
     def __post_init__(self) -> None:
+        for name in ("tokenizer", "shards"):
+            check_path(getattr(self, name), f"data.{name}")
         _require(bool(self.sources), "data.sources", list(self.sources), "must name at least one source of text")
         check_whole("data.sequence_length", self.sequence_length, 2)
-        check_whole("data.tokens_per_shard", self.tokens_per_shard, 1, 2**36)  # a file of some 256 GiB
+        check_whole("data.tokens_per_shard", self.tokens_per_shard, 1, MOST_TOKENS_PER_SHARD)
         _require(
             0 <= self.validation_fraction < 1,
             "data.validation_fraction",
@@ -214,6 +217,7 @@ class MeshConfig:
         )
         check_whole("mesh.slices", self.slices, 1, MOST_DEVICES)
         for axis, rule in self.rules.items():
+            _require(len(set(rule)) == len(rule), f"mesh.rules.{axis}", list(rule), "names an axis twice")
             for name in rule:
                 _require(name in sizes, f"mesh.rules.{axis}", name, f"is no mesh axis: use {', '.join(sizes)}")
 
@@ -251,6 +255,9 @@ class RunConfig:
     lora: LoRAConfig | None = None
 
     def __post_init__(self) -> None:
+        check_path(self.output_dir, "output_dir")
+        if self.init_from is not None:
+            check_path(self.init_from, "init_from")
         check_seed("seed", self.seed)
         _require(
             self.init_from is None or os.path.normpath(self.init_from) != os.path.normpath(self.output_dir),

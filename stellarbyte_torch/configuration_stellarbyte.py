@@ -165,6 +165,8 @@ class ByteConfig(PreTrainedConfig):
     @rope_parameters.setter
     def rope_parameters(self, parameters: Mapping[str, Any]) -> None:
         scaling = {name: value for name, value in parameters.items() if name != "rope_theta" and value is not None}
+        if scaling.get("rope_type") == "default" and scaling.get("factor", 1.0) != 1.0:
+            raise ValueError(f"rope_parameters.factor {scaling['factor']} needs another rope_type than default")
         self.rope_theta = parameters.get("rope_theta", self.rope_theta)
         self.rope_scaling = None if not scaling or scaling.get("rope_type") == "default" else scaling
 
@@ -251,8 +253,9 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
         if fields[name] is not None and fields[name] > most:
             return say(name, f"must be at most {most}: no machine works with more")
     for name in numbers:
-        if isinstance(fields[name], bool | str) or not abs(fields[name] or 0) < math.inf:
-            return say(name, "must be a finite number")
+        value = fields[name]
+        if isinstance(value, bool | str) or (value and not 2.0**-126 <= abs(value) < 2.0**128):
+            return say(name, "must be a finite number that float32 holds")
     for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
         if not fields[name] > 0:
             return say(name, "must be at least 1")
@@ -294,8 +297,8 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
         for name, value in scaling.items():
             if name not in ("rope_type", "factor", *allowed):
                 return f"rope_scaling.{name} {value} is no setting of rope_type {scaling['rope_type']}: leave it out"
-            if not isinstance(value, str | bool) and not 0 < value < math.inf:
-                return f"rope_scaling.{name} {value} must be greater than 0 and finite"
+            if not isinstance(value, str | bool) and not 2.0**-126 <= value < 2.0**128:
+                return f"rope_scaling.{name} {value} must be greater than 0 and finite, as float32 holds it"
         if not 1 <= scaling["factor"] <= 2**20:
             return f"rope_scaling.factor {scaling['factor']} must be at least 1 and at most {2**20}"
         if scaling["rope_type"] == "dynamic" and fields["head_dim"] == 2:
@@ -329,6 +332,8 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
         return say("num_experts", "must be at least 1, or 0 for a dense feed-forward")
     if experts and not 0 < fields["num_experts_per_tok"] <= experts:
         return say("num_experts_per_tok", f"must be at least 1 and at most num_experts {experts}")
+    if not fields["num_experts_per_tok"] >= 0:
+        return say("num_experts_per_tok", "must be at least 1")
     if not fields["num_shared_experts"] >= 0:
         return say("num_shared_experts", "must be at least 0")
     for name in ("moe_intermediate_size", "moe_capacity_factor"):

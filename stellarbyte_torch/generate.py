@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from stellarbyte.command_line import check_text
@@ -15,6 +21,7 @@ from stellarbyte.errors import UserError
 from stellarbyte.reading import read_json
 from stellarbyte.sampling import Sampling
 from stellarbyte.stop_strings import StopCutter
+from stellarbyte.tokenizer_file import works
 from stellarbyte_torch.model_folder import load_model, load_tokenizer
 from stellarbyte_torch.modeling_stellarbyte import ByteForCausalLM
 
@@ -89,7 +96,8 @@ def generate(
     check_length_and_seed(max_new_tokens, seed)
     if config.bos_token_id is None:
         raise UserError("config.json gives no bos_token_id, with which every text begins: put in the tokenizer's")
-    encoded = tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True) if prompt else []
+    with works(tokenizer.name_or_path):
+        encoded = tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True) if prompt else []
     prompt_ids = [config.bos_token_id, *encoded]
     room = config.max_position_embeddings - len(prompt_ids)
     if room < 1:
@@ -112,6 +120,7 @@ def generate(
             eos_token_id=config.eos_token_id,
             pad_token_id=config.pad_token_id,
         ),
+        logits_processor=LogitsProcessorList([FiniteScores()]),
         stopping_criteria=StoppingCriteriaList([stream.stopping]),
         streamer=stream,
     )
@@ -121,6 +130,19 @@ def generate(
     new_ids = new_ids[:-1] if ended else new_ids
     cut_at = room if not ended and not stream.stopped and room < max_new_tokens else None
     return Generation(prompt, stream.text, len(prompt_ids), len(new_ids), len(new_ids) / seconds, cut_at)
+
+
+class FiniteScores(LogitsProcessor):
+    """Ends a generation whose next token would be drawn by no numbers, or chosen as if they were some."""
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """The scores of the next token as they are. Raises UserError: they are NaN or infinite."""
+        if bool((torch.isnan(scores) | torch.isposinf(scores)).any()):
+            raise UserError(
+                f"after {input_ids.shape[1]} tokens the model's scores are no finite numbers: its weights, or an "
+                "adapter's, are too large; take --dtype float32 if this was another"
+            )
+        return scores
 
 
 class TextStream(BaseStreamer):

@@ -1,5 +1,11 @@
 """Loads a causal language model, of whatever architecture, from its Hugging Face folder."""
 
+import contextlib
+import logging
+import os
+import pickle
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +17,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from stellarbyte.errors import UserError, shown
 from stellarbyte.file_manifest import check_files
 from stellarbyte.files import check_plain_name
+from stellarbyte.lora_values import is_whole
 from stellarbyte.reading import read_json_object
 from stellarbyte.safetensors_header import read_header
+from stellarbyte.tokenizer_file import check_tokenizer, works
 from stellarbyte_torch.configuration_stellarbyte import ByteConfig
 
 # What transformers raises for a config or weights that somebody else made; which of them, it promises nowhere.
 MISTAKES = (
     *(OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError, MemoryError),
-    *(ImportError, SafetensorError, StrictDataclassError),
+    *(ImportError, SafetensorError, StrictDataclassError, pickle.UnpicklingError, EOFError),
 )
-_MOST_LAYERS = 10_000
+# Of what transformers makes one by one.
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+_MOST = {**dict.fromkeys(_LAYERS, 10_000), "num_labels": 1_000_000}
+# In which form models hand over what they have worked out; we read this one.
+_OUTPUTS = {"return_dict": True, "torchscript": False, "output_attentions": False, "output_hidden_states": False}
+# A text by which it shows whether a tokenizer works, and works with its own settings.
+_PROBE = "A star, 3 é。\n"
 _INDEX = "model.safetensors.index.json"
 _WHOLE = "model.safetensors"
 # In the format's words: what weights may be kept in that are not quantised.
@@ -35,6 +49,7 @@ def load_model(folder: Path, device: str | None = None, dtype: str = "auto") -> 
             are no finite numbers, or the device is not there.
     """
     config = read_config(folder)
+    _check_generation(folder)
     check_files(folder)
     try:
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -44,13 +59,19 @@ def load_model(folder: Path, device: str | None = None, dtype: str = "auto") -> 
     quantised = config.get("quantization_config") is not None
     try:
         if not quantised:
-            _check_weight_files(folder, only_floats=config.get("model_type") == ByteConfig.model_type)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
-        )
+            _check_weight_files(folder, config)
+        with _no_report():
+            # What does not fit is told below, by its names.
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, trust_remote_code=False, ignore_mismatched_sizes=True
+            )
     except MISTAKES as error:
         raise UserError(f"{folder} holds a model that cannot be loaded: {first_line(error)}") from error
     model, report = loaded
+    check_decoder(model, str(folder))
+    report["mismatched_keys"] = [
+        f"{key} {list(saved)} for {list(here)}" for key, saved, here in report["mismatched_keys"]
+    ]
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[kind]:
             raise UserError(f"{folder} does not fit its config.json: {kind.replace('_', ' ')} {some(report[kind])}")
@@ -65,31 +86,92 @@ def read_config(folder: Path) -> dict[str, Any]:
         missing = "holds no config.json" if folder.is_dir() else "is not a folder"
         raise UserError(f"{folder} {missing}: give a model's Hugging Face folder")
     config = read_json_object(folder / "config.json")
-    for name in ("num_hidden_layers", "n_layer", "num_layers"):
-        if isinstance(config.get(name), int) and config[name] > _MOST_LAYERS:  # they are built one by one
-            raise UserError(f"{folder / 'config.json'}: {name} {shown(config[name])} is more than {_MOST_LAYERS}")
+    for name, most in _MOST.items():
+        if isinstance(config.get(name), int) and config[name] > most:
+            raise UserError(f"{folder / 'config.json'}: {name} {shown(config[name])} is more than {most}")
     return config
 
 
-def _check_weight_files(folder: Path, only_floats: bool) -> None:
+@contextlib.contextmanager
+def _no_report() -> Iterator[None]:
+    """Keeps from the user what is said of weights that do not fit or of old pickles; we say it in a sentence."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def passes(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in str(record.msg)
+
+    logger.addFilter(passes)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            yield
+    finally:
+        logger.removeFilter(passes)
+
+
+def _check_generation(folder: Path) -> None:
+    """Refuse a generation_config.json that transformers would pass over without a word, or stumble on later."""
+    path = folder / "generation_config.json"
+    if not os.path.lexists(path):
+        return
+    fields = read_json_object(path)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        given = fields.get(name)
+        for number in given if isinstance(given, list) else [] if given is None else [given]:
+            if not is_whole(number, 0):
+                raise UserError(f"{path}: {name} has {shown(number)}, expected numbers of tokens, from 0")
+
+
+def check_decoder(model: PreTrainedModel, where: str) -> None:
+    """Holds a model to what we ask of it, whatever forms of output its config is for.
+
+    Raises:
+        UserError: it has an encoder, and so continues no text.
+    """
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UserError(f"{where} holds a model with an encoder (is_encoder_decoder): give a causal language model")
+    for name, value in _OUTPUTS.items():
+        if getattr(model.config, name, value) is not value:
+            setattr(model.config, name, value)
+
+
+def _check_weight_files(folder: Path, config: dict[str, Any]) -> None:
     """Hold the safetensors files against themselves and each other, before transformers opens what they name."""
-    index = folder / _INDEX
-    if (folder / _WHOLE).exists() or not index.exists():
-        names = [_WHOLE] if (folder / _WHOLE).exists() else []  # else transformers says what is missing
-    else:
-        weight_map = read_json_object(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f"{index}: weight_map is {shown(weight_map)}, expected the file of each tensor")
-        names = [
-            check_plain_name(name, f"{index}: weight_map") for name in dict.fromkeys(map(str, weight_map.values()))
-        ]
-    for name in names:
+    listed = None if (folder / _WHOLE).exists() else _read_index(folder / _INDEX)
+    if listed is None and not (folder / _WHOLE).exists():
+        return  # transformers says what is missing
+    only_floats = config.get("model_type") == ByteConfig.model_type
+    home: dict[str, str] = {}
+    for name in [_WHOLE] if listed is None else dict.fromkeys(listed.values()):
         for key, header in read_header(folder / name).items():
+            home[key] = name
             if only_floats and header.dtype not in _FLOATS:
                 raise UserError(
                     f"{folder / name} holds {key} as {header.dtype}, expected one of {', '.join(_FLOATS)}: save "
                     "or export the model again"
                 )
+    for key in sorted({*listed, *home}) if listed is not None else ():
+        there, found = (files.get(key, "no file") for files in (listed or {}, home))
+        if there != found:
+            raise UserError(
+                f"{folder / _INDEX} places {key} in {there}, but it is in {found}: fetch or save the folder again"
+            )
+    for name in _LAYERS:
+        if isinstance(config.get(name), int) and config[name] > len(home):
+            raise UserError(
+                f"{folder / 'config.json'}: {name} {config[name]} is more than there are tensors, {len(home)}: save or "
+                "export the model again"
+            )
+
+
+def _read_index(path: Path) -> dict[str, str] | None:
+    """The file of each tensor, all of them in the index's folder; None where there is no index."""
+    if not path.exists():
+        return None
+    weight_map = read_json_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{path}: weight_map is {shown(weight_map)}, expected the file of each tensor")
+    return {key: check_plain_name(name, f"{path}: weight_map") for key, name in weight_map.items()}
 
 
 def check_finite(model: torch.nn.Module, where: Path) -> None:
@@ -110,13 +192,23 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     if not folder.is_dir():
         raise UserError(f"the tokenizer's folder {folder} does not exist: check the path, relative to {Path.cwd()}")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            read_json_object(folder / name)  # within bounds, before transformers reads it without
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        if os.path.lexists(folder / name):
+            content = read_json_object(folder / name)  # within bounds, before transformers reads it without
+            if name == "tokenizer.json":
+                check_tokenizer(content, str(folder / name))
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        with works(str(folder)):
+            tokenizer(_PROBE)
+            ids = tokenizer(_PROBE, add_special_tokens=False).input_ids
+    except UserError:
+        raise
     except Exception as error:  # tokenizers raises the bare class for a damaged tokenizer.json
         raise UserError(f"{folder} holds no tokenizer that can be loaded: {first_line(error)}") from error
+    if not ids:
+        raise UserError(f"{folder} holds a tokenizer that makes no tokens of a text: take the one of the model")
+    return tokenizer
 
 
 def first_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from stellarbyte.chat.told import Told
 from stellarbyte.chat.turns import Places, Span, Turn, found_turns, marked_turns, unwritten
 from stellarbyte.errors import UserError
 from stellarbyte.records.bad_records import RecordError
+from stellarbyte.tokenizer_file import works
 
 # It counts up whenever a conversation gets other tokens or other marks of what is trained on, so that what was prepared
 # before is not taken for what would be prepared now. By version 1 others' words could be marked as the assistant's.
@@ -150,7 +151,8 @@ class ChatEncoder:
 
         The first token is never trained on, because nothing predicts it.
         """
-        encodings = self._backend.encode_batch([chat.text for chat in chats], add_special_tokens=False)
+        with works(self._tokenizer.name):
+            encodings = self._backend.encode_batch([chat.text for chat in chats], add_special_tokens=False)
         samples = []
         for chat, encoding in zip(chats, encodings, strict=True):
             offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
@@ -172,7 +174,8 @@ class ChatEncoder:
         template = self._template(where, with_tools=False)
         places = Places(template.render(messages, [], where, add_generation_prompt=True))
         text, _ = self._named(places.text, self._special_tokens(places))
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        with works(self._tokenizer.name):
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def _template(self, where: str, with_tools: bool) -> "_Template":
         source = self._tokenizer.tool_template if with_tools else None

@@ -6,6 +6,7 @@ import re
 import tokenizers
 
 from stellarbyte.errors import UserError
+from stellarbyte.tokenizer_file import works
 
 # Unicode's last private plane. No text may have a character of it; its first characters are the names.
 PRIVATE = re.compile("[\U00100000-\U0010ffff]")
@@ -38,7 +39,8 @@ def with_private_names(tokenizer_json: str, shown: str) -> tuple[dict[str, str],
         model["vocab"] = [[names.get(token, token), score] for token, score in vocabulary]
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
-    renamed = tokenizers.Tokenizer.from_str(json.dumps(content))
+    with works(shown):
+        renamed = tokenizers.Tokenizer.from_str(json.dumps(content))
     for token, name in names.items():
         if renamed.token_to_id(name) != ids[name]:
             raise UserError(f"the special token {token} of the tokenizer {shown} cannot be told from text")

@@ -187,6 +187,8 @@ def _describe(kind: Any) -> str:
 
 
 def _short(text: str) -> str:
+    if not text:
+        return "''"
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 

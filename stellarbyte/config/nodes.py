@@ -53,7 +53,8 @@ def parse_yaml(text: str, path: str | None, where: str = "") -> Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark and path else ""
-        raise UserError(f"{path or where}{line}: is not valid YAML: {error.problem or error.context}") from None
+        invalid = "" if isinstance(error, _TooMany) else "is not valid YAML: "
+        raise UserError(f"{path or where}{line}: {invalid}{error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path or where}: is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
@@ -71,6 +72,18 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1's syntax with the scalars of YAML 1.2's core schema, and no word that is a number by surprise."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - as in PyYAML
+    _composed = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As PyYAML's, but ends where keys and values, of which each takes a kilobyte, are more than any config has."""
+        self._composed += 1
+        if self._composed > 2 * MOST_VALUES:
+            raise _TooMany(None, None, f"the file stands for more than {MOST_VALUES} values", self.get_mark())
+        return super().compose_node(parent, index)
+
+
+class _TooMany(yaml.MarkedYAMLError):
+    """The file has more nodes than are read."""
 
 
 for _tag, _pattern, _first in (

@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import re
+import stat
 import sys
 import time
 import warnings
@@ -146,10 +147,23 @@ def _by_name(tree: Tree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
+def check_plain_files(folder: Path) -> None:
+    """Refuses a checkpoint's folder that holds anything but files and folders: who opens a pipe waits for ever.
+
+    Raises:
+        OSError, ValueError: naming what cannot be looked at, or is something else.
+    """
+    for path in folder.rglob("*"):
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ValueError(f"{path} is a pipe or a device")
+
+
 def is_about_files(error: Exception) -> bool:
     """Whether Orbax, TensorStore or json may raise this over files that are missing, cut short or garbled."""
     # Orbax wraps what TensorStore says in a bare Exception. A subclass that is not listed is a bug, not a broken file.
-    return type(error) is Exception or isinstance(error, (OSError, ValueError, KeyError, TypeError, AttributeError))
+    kinds = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+    return type(error) is Exception or isinstance(error, kinds)
 
 
 def is_from_system(error: Exception) -> bool:

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from stellarbyte.files import sha256_of_json
 from stellarbyte_jax.checkpoints.array_files import (
     Tree,
     check_bits,
+    check_plain_files,
     checksums,
     is_about_files,
     is_from_system,
@@ -25,6 +25,7 @@ from stellarbyte_jax.checkpoints.array_files import (
     reason,
     tensorstore_silenced,
 )
+from stellarbyte_jax.checkpoints.broken import cannot_be_read, set_aside, warn_of_broken, warn_of_unchecked
 from stellarbyte_jax.checkpoints.metadata import METADATA, Base, RunMetadata, Stored, read_metadata, to_stored
 from stellarbyte_jax.processes.joined import ALONE, Processes
 
@@ -165,7 +166,7 @@ def load_params(run_dir: str | Path, step: int | None = None) -> tuple[Tree, Run
         return read_numpy_arrays(folder / "params", stored.sums["params"]), stored
 
     (params, stored), step = _read_newest(run_dir, step, read)
-    _warn_of(stored, run_dir, step)
+    warn_of_unchecked(stored, _checkpoints(run_dir) / str(step))
     return params, stored.metadata, step
 
 
@@ -194,9 +195,9 @@ def restore(
 
     (arrays, stored), step = _read_newest(run_dir, None, read, check, processes)
     if processes.index == 0:
-        _warn_of(stored, run_dir, step)
+        warn_of_unchecked(stored, _checkpoints(run_dir) / str(step))
         for broken in (other for other in _steps(_checkpoints(run_dir)) if other > step):
-            _set_aside(_checkpoints(run_dir) / str(broken))
+            set_aside(_checkpoints(run_dir) / str(broken))
     processes.share("set aside")
     return arrays["params"], arrays.get("opt_state"), stored.metadata, step
 
@@ -240,30 +241,29 @@ def _read_newest(
         raise UserError(f"{folder} holds no checkpoint of step {step}, only of {', '.join(map(str, steps))}")
 
     results: list[Result] = []
-    tried: set[int] = set()
+    complaints: dict[int, str] = {}
+    damaged: dict[int, str] = {}
     while candidates := [step] if step is not None else processes.share(_steps(folder))[0]:
-        candidates = [each for each in candidates if each not in tried]
+        candidates = [each for each in candidates if each not in complaints]
         if not candidates:
             break
         candidate = candidates[-1]
-        tried.add(candidate)
         path = folder.absolute() / str(candidate)
         # All check together, so all must have read.
-        broken = _complaint(lambda: results.append(read(path)), processes)  # noqa: B023 - called at once
+        broken = _complaint(lambda: check_plain_files(path), processes)  # noqa: B023 - called at once
+        broken = broken or _complaint(lambda: results.append(read(path)), processes)  # noqa: B023
         broken = broken or _complaint(lambda: check(results[-1]), processes)
         if broken is None:
+            if processes.index == 0:
+                warn_of_broken(folder, damaged)
             return results[-1], candidate
         results.clear()
+        complaints[candidate] = broken
         # A run that goes on removes old checkpoints: where there is a newer one by now, this one was not broken.
         newest = max(processes.share(_steps(folder))[0], default=candidate)
-        if processes.index == 0 and (step is not None or newest <= candidate or newest in tried):
-            print(f"stellarbyte: warning: {folder / str(candidate)} is broken: {broken}", file=sys.stderr)
-    if step is None:
-        raise UserError(f"{folder}: none of its checkpoints can be read (steps {', '.join(map(str, steps))})")
-    others = ", ".join(str(other) for other in steps if other != step)
-    raise UserError(
-        f"{folder / str(step)} cannot be read: {f'choose another step ({others})' if others else 'there is no other'}"
-    )
+        if step is not None or newest <= candidate or newest in complaints:
+            damaged[candidate] = broken
+    raise cannot_be_read(folder, steps, step, complaints)
 
 
 def _complaint(work: Callable[[], None], processes: Processes) -> str | None:
@@ -277,19 +277,3 @@ def _complaint(work: Callable[[], None], processes: Processes) -> str | None:
             raise
         complaint = reason(error)
     return next((each for each in processes.share(complaint) if each is not None), None)
-
-
-def _set_aside(broken: Path) -> None:
-    aside = broken.with_name(f"{broken.name}.broken")
-    shutil.rmtree(aside, ignore_errors=True)
-    broken.rename(aside)
-    print(f"stellarbyte: warning: going on from an older checkpoint; the broken one is now {aside}", file=sys.stderr)
-
-
-def _warn_of(stored: Stored, run_dir: str | Path, step: int) -> None:
-    if not stored.is_checked:
-        print(
-            f"stellarbyte: warning: {_checkpoints(run_dir) / str(step)} was saved by an earlier version, without a "
-            "checksum of its config and tokenizer: damage to them cannot be seen",
-            file=sys.stderr,
-        )

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from stellarbyte.config.build import build
 from stellarbyte.config.nodes import locate
 from stellarbyte.errors import UserError, shown
-from stellarbyte.files import check_plain_name, sha256_of_json
+from stellarbyte.files import sha256_of_json
 from stellarbyte.reading import read_json_object
 from stellarbyte_jax.data.identity import DataIdentity
+from stellarbyte_jax.data.tokenizer import TOKENIZER_FILES
 
 METADATA = "metadata"  # the checkpoint's item
 
@@ -98,8 +99,9 @@ def _metadata(content: Mapping[str, Any]) -> RunMetadata:
         raise UserError("its metadata has no position in the data")
     if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
         raise UserError("its metadata has no tokenizer")
-    for name in files:
-        check_plain_name(name, "its tokenizer")
+    for name in files:  # an export takes them all: one more could be its code or its config
+        if name not in TOKENIZER_FILES:
+            raise UserError(f"its tokenizer has the file {shown(name)}, which is none of {', '.join(TOKENIZER_FILES)}")
     if base is not None and not isinstance(config.get("lora"), dict):
         raise UserError("its metadata has a base, but no adapters")
     where = "its metadata"

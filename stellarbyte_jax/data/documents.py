@@ -41,7 +41,7 @@ class RecordText:
     quotes leave them to us.
 
     Raises:
-        UserError: the template has a lone brace, an escape unknown, or names what is not in `fields`.
+        UserError: the template has a lone brace, an escape unknown, or names what is not in `fields`, or nothing.
     """
 
     def __init__(self, source: SourceConfig) -> None:
@@ -65,6 +65,11 @@ class RecordText:
                     f"template {source.template!r} names {{{whole}}}, which is none of the fields {list(self.fields)}"
                 )
             self._parts.append((literal, name))
+        if not any(name for _, name in self._parts):
+            raise UserError(
+                f"template {source.template!r} names none of the fields {list(self.fields)}, so that all records would "
+                "have the same text: write fields as {name}"
+            )
 
     def __call__(self, record: object, where: str) -> str:
         """The text of a record that was found at `where`.

@@ -14,6 +14,7 @@ from stellarbyte.config.nodes import locate
 from stellarbyte.errors import UserError, in_full, shown, shown_path
 from stellarbyte.files import sha256_of
 from stellarbyte.records.formats import file_format
+from stellarbyte_jax.bounds import MOST_TOKENS_PER_SHARD, check_whole
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.chat_template import chat_template
 from stellarbyte_jax.data.documents import RecordText
@@ -95,8 +96,12 @@ class Recipe:
     passages: PassageSplit | None = None
 
     def __post_init__(self) -> None:
-        if self.tokens_per_shard < 1:
-            raise UserError(f"tokens_per_shard {self.tokens_per_shard} must be at least 1")
+        if self.format_version != FORMAT_VERSION:
+            raise UserError(f"format_version is {self.format_version}, and this version reads {FORMAT_VERSION}")
+        check_whole("tokens_per_shard", self.tokens_per_shard, 1, MOST_TOKENS_PER_SHARD)
+        check_whole("vocab_size", self.vocab_size, 1, 1 << (16 if self.dtype == "uint16" else 24))
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            check_whole(name, getattr(self, name), 0, self.vocab_size - 1)
 
     @property
     def kind(self) -> Literal["text", "chat"]:

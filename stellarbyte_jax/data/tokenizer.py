@@ -9,15 +9,20 @@ from contextlib import ExitStack
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 
-from stellarbyte.errors import UserError
+from stellarbyte.errors import UserError, shown
 from stellarbyte.files import check_plain_name, written_whole
-from stellarbyte.reading import MOST_JSON_BYTES, read_text
+from stellarbyte.reading import MOST_JSON_BYTES, parse_json, read_text
+from stellarbyte.tokenizer_file import check_tokenizer, works
 
 BOS_TOKEN, EOS_TOKEN, PAD_TOKEN = SPECIAL_TOKENS = ("<|SBOS|>", "<|SEOS|>", "<|PAD|>")
+
+# What a tokenizer's folder may hold, and so a checkpoint, and an export.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 # Python's surrogateescape writes a byte 0xNN that is not UTF-8 as the code point U+DCNN.
 _ESCAPED_BYTE = re.compile("([\udc80-\udcff])")
@@ -34,10 +39,23 @@ class Tokenizer:
         self.files = dict(files)
         """The folder's content, file name to text: enough to write the tokenizer again."""
         self.name = name
+        where = f"{name}/tokenizer.json"
+        if "tokenizer.json" not in self.files:
+            raise UserError(f"{where} is missing: take a folder or a checkpoint that holds a whole tokenizer")
+        content = parse_json(self.files["tokenizer.json"], where)
+        check_tokenizer(content, where)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(self.files["tokenizer.json"])
         except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception for whatever it cannot parse
-            raise UserError(f"{name}/tokenizer.json is not a tokenizer: {error}") from None
+            raise UserError(f"{where} is not a tokenizer: {error}") from None
+        _check_gives_back(content, name)
+        # What it was saved with for somebody else's batches would cut texts short, or lengthen them.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        # It goes into checkpoints and exports, which would find out late.
+        settings = parse_json(self.files.get("tokenizer_config.json", "{}"), f"{name}/tokenizer_config.json")
+        if not isinstance(settings, dict):
+            raise UserError(f"{name}/tokenizer_config.json holds {shown(settings)}, expected an object")
         # "<|SEOS|>" written in a text is text: a document must not be able to end itself.
         self._tokenizer.encode_special_tokens = True
         # Ids may have gaps, and a model needs a row for the last of them.
@@ -59,9 +77,9 @@ class Tokenizer:
             raise UserError(
                 f"the tokenizer's folder {folder} has no tokenizer.json: make it with `stellarbyte tokenizer train`"
             )
-        names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+        there = [name for name in TOKENIZER_FILES if (folder / name).exists()]
         try:
-            files = {name: read_text(folder / name, MOST_JSON_BYTES) for name in names if (folder / name).exists()}
+            files = {name: read_text(folder / name, MOST_JSON_BYTES) for name in there}
         except UserError as error:
             raise UserError(f"the tokenizer's folder {folder} cannot be read: {error}") from None
         return cls(files, str(folder))
@@ -91,7 +109,8 @@ class Tokenizer:
         if isinstance(text, bytes):
             text = text.decode("utf-8", "surrogateescape")
         try:
-            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            with works(self.name):
+                return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
         except (UnicodeEncodeError, TypeError):
             return self._encode_with_escaped_bytes(text)
 
@@ -106,7 +125,8 @@ class Tokenizer:
             except UnicodeEncodeError as error:
                 code = ord(piece[error.start])
                 raise UserError(f"the text holds the lone surrogate U+{code:04X}, no character: remove it") from None
-            ids.extend(self._tokenizer.encode(piece, add_special_tokens=False).ids)
+            with works(self.name):
+                ids.extend(self._tokenizer.encode(piece, add_special_tokens=False).ids)
         return ids
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
@@ -116,7 +136,8 @@ class Tokenizer:
 
     def encode_joined(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Like encode_batch, as one array of ids (int32) and one of the texts' lengths in tokens (int64)."""
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        with works(self.name):
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
         ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32, int(lengths.sum()))
         return ids, lengths
@@ -186,7 +207,7 @@ class Tokenizer:
     def _special_id(self, token: str) -> int:
         token_id = self._tokenizer.token_to_id(token)
         added = self._tokenizer.get_added_tokens_decoder().get(-1 if token_id is None else token_id)
-        if token_id is None or (added is not None and not added.special):
+        if token_id is None or added is None or not added.special:
             raise UserError(
                 f"the tokenizer {self.name} lacks the special token {token}: "
                 "use one made by `stellarbyte tokenizer train`"
@@ -216,6 +237,32 @@ class StreamDecoder:
     def finish(self) -> str:
         """What a last, incomplete character leaves: U+FFFD, or nothing."""
         return self._decoder.decode(b"", final=True)
+
+
+def _check_gives_back(content: Mapping[str, Any], name: str) -> None:
+    """Refuses what lets a text come back as another one, or as other tokens each time.
+
+    Raises:
+        UserError: a normalizer; dropped merges; words that are marked; or no bytes below.
+    """
+    model, steps = content["model"], content.get("pre_tokenizer") or {}
+    last = steps.get("pretokenizers", [steps])[-1] if isinstance(steps, dict) else {}
+    complaints = {
+        "is no BPE": model.get("type") != "BPE",
+        "has a normalizer, which changes texts": content.get("normalizer") is not None,
+        "drops merges at random (model.dropout)": bool(model.get("dropout")),
+        "marks words (continuing_subword_prefix, end_of_word_suffix)": any(
+            model.get(mark) for mark in ("continuing_subword_prefix", "end_of_word_suffix")
+        ),
+        "does not split texts into bytes (pre_tokenizer)": last.get("type") != "ByteLevel",
+        "puts a blank before texts (add_prefix_space)": bool(last.get("add_prefix_space")),
+    }
+    for complaint, holds in complaints.items():
+        if holds:
+            raise UserError(
+                f"the tokenizer {name} {complaint}, so that texts would not come back as they were: use a byte-level "
+                "BPE, such as one made by `stellarbyte tokenizer train`"
+            )
 
 
 def _byte_chars() -> list[str]:

@@ -15,8 +15,14 @@ from jax.typing import DTypeLike
 from stellarbyte.sampling import Sampling
 from stellarbyte_jax.bounds import check_seed
 from stellarbyte_jax.config import ByteConfig
-from stellarbyte_jax.inference.prompts import LENGTH_MULTIPLE, check_prompts, pad_right, round_up, until_eos
-from stellarbyte_jax.inference.sampling import sample, seen_in_prompts
+from stellarbyte_jax.inference.prompts import (
+    LENGTH_MULTIPLE,
+    check_prompts,
+    pad_right,
+    round_up,
+    until_eos,
+)
+from stellarbyte_jax.inference.sampling import NOT_FINITE, check_drawn, sample, seen_in_prompts
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.kv_cache import KVCache
 
@@ -84,7 +90,8 @@ class Generator:
             wanted no more.
 
         Raises:
-            UserError: a prompt is empty or leaves no room in the context, or the seed is not from 0 to 2^32 - 1.
+            UserError: a prompt is empty or leaves no room in the context, the seed is not from 0 to 2^32 - 1, or the
+                logits are no finite numbers.
         """
         check_prompts(self.config, prompts, max_new_tokens)
         check_seed("seed", seed)
@@ -101,7 +108,9 @@ class Generator:
         shown, ends = 0, [max_new_tokens] * len(prompts)
         while True:
             count = int(carry.count)
-            unwanted_B = None if on_tokens is None else on_tokens(np.asarray(carry.tokens_BN[:, shown:count]))
+            new_BN = np.asarray(carry.tokens_BN[:, shown:count])
+            check_drawn(new_BN)
+            unwanted_B = None if on_tokens is None else on_tokens(new_BN)
             if unwanted_B is not None:
                 ends = [min(end, count) if unwanted else end for end, unwanted in zip(ends, unwanted_B, strict=True)]
                 carry = dataclasses.replace(carry, done_B=carry.done_B | jnp.asarray(unwanted_B))
@@ -140,7 +149,7 @@ def _prefill(
     return _Decoding(
         cache=output.cache,
         token_B=token_B,
-        done_B=token_B == model.config.eos_token_id,
+        done_B=(token_B == model.config.eos_token_id) | (token_B == NOT_FINITE),
         tokens_BN=jnp.zeros((B, new_capacity), jnp.int32).at[:, 0].set(token_B),
         count=jnp.ones((), jnp.int32),
         seen_BV=_seen_too(seen_BV, token_B),
@@ -170,7 +179,7 @@ def _decode(
         return _Decoding(
             cache=output.cache,
             token_B=token_B,
-            done_B=carry.done_B | (token_B == model.config.eos_token_id),
+            done_B=carry.done_B | (token_B == model.config.eos_token_id) | (token_B == NOT_FINITE),
             tokens_BN=carry.tokens_BN.at[:, carry.count].set(token_B),
             count=carry.count + 1,
             seen_BV=_seen_too(carry.seen_BV, token_B),

@@ -2,8 +2,26 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from stellarbyte.errors import UserError
 from stellarbyte.sampling import Sampling
+
+# What is drawn by logits that are no finite numbers: no token. A compiled program cannot raise; who reads it does.
+NOT_FINITE = -1
+
+
+def check_drawn(tokens: np.ndarray) -> None:
+    """Refuses to pass on what was drawn by no numbers.
+
+    Raises:
+        UserError: NOT_FINITE is among the tokens.
+    """
+    if (tokens == NOT_FINITE).any():
+        raise UserError(
+            "the model's logits are no finite numbers: its weights are too large; take an earlier checkpoint, or "
+            "--dtype float32 if this was another"
+        )
 
 
 def seen_in_prompts(
@@ -20,24 +38,35 @@ def seen_in_prompts(
 def warp(logits_MV: jax.Array, sampling: Sampling, seen_MV: jax.Array | None = None) -> jax.Array:
     """Logits whose softmax is the distribution of a draw, -inf where a token is out of the question.
 
+    A row of logits that are not all finite numbers becomes NaN.
+
     Args:
         logits_MV: float32.
         sampling: at temperature 0 one token is left, the first of the likeliest.
         seen_MV: bool, the tokens so far; the repetition penalty alone needs them.
     """
+    logits_MV = jnp.where(_are_finite(logits_MV)[..., None], logits_MV, jnp.nan)
     logits_MV = _penalise(logits_MV, sampling, seen_MV)
     if sampling.temperature == 0:
         likeliest_M1 = jnp.argmax(logits_MV, axis=-1, keepdims=True)
-        return jnp.where(jnp.arange(logits_MV.shape[-1]) == likeliest_M1, 0.0, -jnp.inf)
+        only_MV = jnp.where(jnp.arange(logits_MV.shape[-1]) == likeliest_M1, 0.0, -jnp.inf)
+        return jnp.where(_are_finite(logits_MV)[..., None], only_MV, jnp.nan)
     return _temper_and_cut(logits_MV, sampling)
 
 
 def sample(logits_MV: jax.Array, sampling: Sampling, key: jax.Array, seen_MV: jax.Array | None = None) -> jax.Array:
-    """Draw one token a row: float32 logits [M, V] -> int32 [M]; arguments as in `warp`."""
+    """Draw one token a row, or NOT_FINITE: float32 logits [M, V] -> int32 [M]; arguments as in `warp`."""
+    finite_M = _are_finite(logits_MV)
     logits_MV = _penalise(logits_MV, sampling, seen_MV)
     if sampling.temperature == 0:
-        return jnp.argmax(logits_MV, axis=-1).astype(jnp.int32)
-    return jax.random.categorical(key, _temper_and_cut(logits_MV, sampling), axis=-1).astype(jnp.int32)
+        token_M = jnp.argmax(logits_MV, axis=-1)
+    else:
+        token_M = jax.random.categorical(key, _temper_and_cut(logits_MV, sampling), axis=-1)
+    return jnp.where(finite_M, token_M, NOT_FINITE).astype(jnp.int32)
+
+
+def _are_finite(logits_MV: jax.Array) -> jax.Array:
+    return jnp.isfinite(logits_MV).all(axis=-1)
 
 
 def _penalise(logits_MV: jax.Array, sampling: Sampling, seen_MV: jax.Array | None) -> jax.Array:

@@ -17,7 +17,7 @@ from stellarbyte.sampling import Sampling
 from stellarbyte_jax.bounds import check_seed, check_whole
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.inference.prompts import LENGTH_MULTIPLE, check_prompts, pad_right, round_up, until_eos
-from stellarbyte_jax.inference.sampling import seen_in_prompts, warp
+from stellarbyte_jax.inference.sampling import NOT_FINITE, check_drawn, seen_in_prompts, warp
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.kv_cache import KVCache
 
@@ -77,12 +77,11 @@ class SpeculativeGenerator:
                 f"the draft's vocab_size {draft.config.vocab_size} is not the model's {model.config.vocab_size}: take "
                 "a draft that was trained with the same tokenizer"
             )
-        self._draft_config = draft.config
+        self._draft_config, self._draft_tokens = draft.config, draft_tokens
         models = [nnx.split(each.unstack()) for each in (model, draft)]
         self._params = tuple(nnx.to_pure_dict(state) for _, state in models)
         graphdefs = tuple(graphdef for graphdef, _ in models)
         dtypes = tuple(jnp.dtype(cache_dtype or each.execution.dtype) for each in (model, draft))
-        self._draft_tokens = draft_tokens
         self._prefill = jax.jit(
             functools.partial(_prefill, graphdefs, dtypes, draft_tokens), static_argnames=("new_capacity", "sampling")
         )
@@ -121,6 +120,7 @@ class SpeculativeGenerator:
             )
             count_B = np.minimum(np.asarray(carry.count_B), wanted_B)
             rows = np.asarray(carry.tokens_BN)
+            check_drawn(rows)
             if on_tokens is not None:
                 unwanted_B = on_tokens(
                     [row[start:end].tolist() for row, start, end in zip(rows, shown_B, count_B, strict=True)]
@@ -291,7 +291,8 @@ def _accept(
     rest_BV = jnp.maximum(p_BV - q_BV, 0)
     # Where rounding leaves nothing, p and q were equal.
     rest_BV = jnp.where(rest_BV.sum(axis=-1, keepdims=True) > 0, rest_BV, p_BV)
-    return accepted_B, jax.random.categorical(next_key, jnp.log(rest_BV)).astype(jnp.int32)
+    next_B = jax.random.categorical(next_key, jnp.log(rest_BV)).astype(jnp.int32)
+    return accepted_B, jnp.where(jnp.isnan(rest_BV).any(axis=-1), NOT_FINITE, next_B)
 
 
 def _positions(config: ByteConfig, cache: KVCache, count: int) -> jax.Array:

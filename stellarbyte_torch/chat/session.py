@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from stellarbyte.chat.conversations import Conversation
 from stellarbyte.chat.encoding import ChatEncoder
@@ -19,7 +19,12 @@ from stellarbyte.records.bad_records import RecordError
 from stellarbyte.sampling import Sampling
 from stellarbyte.stop_strings import StopCutter
 from stellarbyte_torch.data.tokenizer import chat_tokenizer
-from stellarbyte_torch.generate import TextStream, check_length_and_seed, generation_config
+from stellarbyte_torch.generate import (
+    FiniteScores,
+    TextStream,
+    check_length_and_seed,
+    generation_config,
+)
 from stellarbyte_torch.lora import LoRAManager
 from stellarbyte_torch.model_folder import load_model, load_tokenizer
 from stellarbyte_torch.modeling_stellarbyte import CACHE
@@ -188,6 +193,7 @@ class ChatSession:
                 pad_token_id=self._stop_ids[0] if self._stop_ids else 0,
                 return_dict_in_generate=True,
             ),
+            logits_processor=LogitsProcessorList([FiniteScores()]),
             stopping_criteria=StoppingCriteriaList([interrupt, stream.stopping]),
             streamer=stream,
         )

@@ -5,6 +5,7 @@ from typing import Literal
 
 from stellarbyte.chat.formats import RecordFormat
 from stellarbyte.errors import UserError
+from stellarbyte.files import check_path
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class DataConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("tokenizer", "chat_template"):
+            if getattr(self, name) is not None:
+                check_path(getattr(self, name), name)
         _require(len(self.sources) > 0, "sources", self.sources, "must name at least one source")
         _require(self.max_length >= 2, "max_length", self.max_length, "must be at least 2")
         in_range = 0 <= self.validation_fraction < 1

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stellarbyte.errors import UserError
-from stellarbyte_torch.model_folder import MISTAKES, first_line, load_model, load_tokenizer, read_config
+from stellarbyte_torch.model_folder import MISTAKES, check_decoder, first_line, load_model, load_tokenizer, read_config
 
 
 def load_base_config(name: str) -> Any:
@@ -53,11 +53,13 @@ def load_base(name: str, dtype: str, quantization: str) -> PreTrainedModel:
         return load_model(folder.resolve(), "cpu", dtype)
     options = {} if quantization == "none" else {"quantization_config": _quantizer(quantization)}
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             name if folder is None else folder.resolve(), dtype=dtype, trust_remote_code=False, **options
         )
     except MISTAKES as error:
         raise UserError(f"model {name} cannot be loaded: {first_line(error)}") from error
+    check_decoder(model, f"model {name}")
+    return model
 
 
 def _folder(name: str) -> Path | None:

@@ -2,16 +2,21 @@
 
 import re
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from stellarbyte.errors import UserError
+from stellarbyte.errors import UserError, shown
 from stellarbyte.file_manifest import MANIFEST, damage, read_manifest
+from stellarbyte.lora_values import is_whole
 from stellarbyte.reading import read_json
+from stellarbyte_torch.finetune.training_values import MOST
 
 # In a checkpoint's manifest: whether a signal has cut short the validation that belongs to it.
 LACKS_VALIDATION = "lacks_validation"
@@ -61,6 +66,29 @@ def lacks_validation(checkpoint: Path) -> bool:
     return (read_manifest(checkpoint) or {}).get(LACKS_VALIDATION) is True
 
 
+@contextmanager
+def readable(checkpoint: str | None) -> Iterator[None]:
+    """Turns whatever a checkpoint's files raise where they are loaded into one sentence.
+
+    A checkpoint is held against its manifest before, but whoever made the folder may have made that as well.
+
+    Raises:
+        UserError: naming the checkpoint.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"{checkpoint} cannot be gone on from ({why[:200]}): remove it, and the same command goes on from an older "
+            "one"
+        ) from error
+
+
 class KnownBest(TrainerCallback):
     """Finds the best model's checkpoint in the run's folder, wherever that has moved, and forgets one that is lost."""
 
@@ -107,7 +135,7 @@ def _newest_whole(folder: Path, say: Callable[[str], None]) -> str | None:
         if not (checkpoint / MANIFEST).exists():
             say(f"{checkpoint} was not written to its end: passed over")
             continue
-        problem = damage(checkpoint) or _unlike_its_name(checkpoint)
+        problem = damage(checkpoint) or _wrong_state(checkpoint)
         if problem is None:
             best = _best_step(checkpoint)
             if best is not None and (folder / f"checkpoint-{best}").is_dir():
@@ -120,9 +148,19 @@ def _newest_whole(folder: Path, say: Callable[[str], None]) -> str | None:
     return None
 
 
-def _unlike_its_name(checkpoint: Path) -> str | None:
-    step = _state(checkpoint).get("global_step")
-    return None if checkpoint.name == f"checkpoint-{step}" else f"it holds step {step}"
+def _wrong_state(checkpoint: Path) -> str | None:
+    """What is wrong with how far a checkpoint says that it is, in a few words."""
+    state = _state(checkpoint)
+    step = state.get("global_step")
+    if checkpoint.name != f"checkpoint-{step}":
+        return f"it holds step {shown(step)}"
+    for name in ("global_step", "max_steps", "num_train_epochs", "train_batch_size"):
+        if not is_whole(state.get(name), 0, MOST):
+            return f"its {name} is {shown(state.get(name))}"
+    history = state.get("log_history")
+    if not isinstance(history, list) or not all(isinstance(record, dict) for record in history):
+        return "its log_history is no list of records"
+    return None
 
 
 def _best_step(checkpoint: Path) -> int | None:

@@ -13,8 +13,9 @@ from stellarbyte.config.nodes import Node, read_yaml
 from stellarbyte.config.overrides import override, parse_overrides
 from stellarbyte.config.plain import plain
 from stellarbyte.errors import UserError
+from stellarbyte.files import check_path
 from stellarbyte_torch.data.config import DataConfig
-from stellarbyte_torch.finetune.training_values import OURS, complaint
+from stellarbyte_torch.finetune.training_values import MOST, OURS, complaint
 from stellarbyte_torch.lora.config import LoRAConfig
 
 
@@ -58,16 +59,19 @@ class FinetuneConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
     def __post_init__(self) -> None:
-        if not self.model or not self.output_dir:
-            raise UserError(f"{'output_dir' if self.model else 'model'} is empty: name a folder")
+        for name in ("model", "output_dir"):
+            check_path(getattr(self, name), name)
         if self.lora is not None and self.trainable is not None:
             raise UserError(
                 "trainable is for runs without lora, whose own train_layers, train_embeddings, train_norms and "
                 "train_head do the same: leave one of the two out"
             )
         if self.early_stopping_patience is not None:
-            if self.early_stopping_patience < 1:
-                raise UserError(f"early_stopping_patience is {self.early_stopping_patience}: choose 1 or more, or null")
+            if not 1 <= self.early_stopping_patience <= MOST:
+                raise UserError(
+                    f"early_stopping_patience is {self.early_stopping_patience}: choose 1 or more, at most {MOST:,}, "
+                    "or null"
+                )
             if self.data.validation_fraction == 0:
                 raise UserError(
                     "early_stopping_patience needs validation samples: set data.validation_fraction above 0"

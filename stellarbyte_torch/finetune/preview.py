@@ -12,7 +12,7 @@ from stellarbyte.chat.encoding import Sample
 from stellarbyte.config.build import build
 from stellarbyte.config.nodes import Node, read_yaml
 from stellarbyte.config.overrides import override, parse_overrides
-from stellarbyte.errors import UserError
+from stellarbyte.errors import UserError, one_line
 from stellarbyte_torch.data.config import DataConfig
 from stellarbyte_torch.data.samples import read_samples
 from stellarbyte_torch.finetune.config import FinetuneConfig
@@ -33,11 +33,10 @@ def preview(path: Path, count: int, *, colour: bool, overrides: Sequence[str] = 
         UserError: the config, an override, the tokenizer, or the data has a mistake.
     """
     root = read_yaml(path)
+    for name, value in root.value.items():
+        _check_field(name, value.where)
     for name, value in parse_overrides(overrides):
-        if name.partition(".")[0] not in _FIELDS:
-            near = difflib.get_close_matches(name.partition(".")[0], _FIELDS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(_FIELDS)}"
-            raise UserError(f"{value.where}: {name} is not a field of a fine-tuning config; {hint}")
+        _check_field(name, value.where)
         root = override(root, name, value)
     if "data" not in root.value:
         raise UserError(f"{path}: data is missing and must be given")
@@ -46,7 +45,7 @@ def preview(path: Path, count: int, *, colour: bool, overrides: Sequence[str] = 
     samples = read_samples(config, tokenizer)
     for number, sample in enumerate(samples.train[:count], 1):
         trained = int(sample.trained.sum())
-        yield f"── sample {number}, {sample.where}: {len(sample)} tokens, {trained} trained\n"
+        yield f"── sample {number}, {one_line(sample.where)}: {len(sample)} tokens, {trained} trained\n"
         yield marked_text(sample, tokenizer, colour=colour) + "\n\n"
     yield samples.summary() + "\n"
 
@@ -61,6 +60,14 @@ def marked_text(sample: Sample, tokenizer: PreTrainedTokenizerBase, *, colour: b
         text = harmless(str(tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False)))
         pieces.append(f"{before}{text}{after}" if trained else text)
     return "".join(pieces)
+
+
+def _check_field(name: str, where: str) -> None:
+    first = name.partition(".")[0]
+    if first not in _FIELDS:
+        near = difflib.get_close_matches(first, _FIELDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(_FIELDS)}"
+        raise UserError(f"{where}: {name or repr(name)} is not a field of a fine-tuning config; {hint}")
 
 
 def _tokenizer_folder(config: DataConfig, root: Node, path: Path) -> Path:

@@ -12,8 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from stellarbyte.display import Display
 from stellarbyte.errors import UserError
-from stellarbyte.files import write_text
-from stellarbyte.metrics_file import record_of
+from stellarbyte.metrics_file import drop_records_after
 
 # Where the output is no terminal: often enough to see that it lives, seldom enough for a log file.
 _SECONDS_BETWEEN_LINES = 10.0
@@ -181,16 +180,7 @@ class FinetuneProgress(TrainerCallback):
     def _open(self, step: int) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            records = []
-            # From step 0 on everything is done again, the validation before training too.
-            if step > 0 and self._path.exists():
-                for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
-                    record = record_of(line)
-                    if record is not None and record["step"] <= step - (
-                        "loss" not in record and self._lacks_validation
-                    ):
-                        records.append(line + "\n")
-            write_text(self._path, "".join(records))
+            drop_records_after(self._path, step, lacks_validation=self._lacks_validation)
             self._file = self._path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
             raise UserError(f"{self._path} cannot be written: {error.strerror}") from error

@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import TrainingArguments
 
+from stellarbyte.lora_values import is_number, is_whole
 from stellarbyte_torch.finetune.progress import FinetuneProgress
 from stellarbyte_torch.finetune.trainer import FinetuneTrainer
 
@@ -55,6 +56,23 @@ def summarise(trainer: FinetuneTrainer, progress: FinetuneProgress, folder: Path
         "device": trainer.args.device.type,
         "saved_in": None if folder is None else str(folder),
     }
+
+
+def is_summary(content: Any) -> bool:
+    """Whether this is what `summarise` makes, which a file may say that somebody else has written."""
+    counts = ("steps", "best_step", "parameters", "trainable_parameters")
+    figures = ("train_loss_first", "train_loss_last", "validation_loss_before", "validation_loss_after")
+    return (
+        isinstance(content, dict)
+        and content.get("finished") is True
+        and all(is_whole(content.get(name), 0) for name in counts)
+        and content["parameters"] > 0
+        and all(
+            name in content and (content[name] is None or is_number(content[name]))
+            for name in (*figures, "tokens_per_second", "peak_memory_bytes")
+        )
+        and all(isinstance(content.get(name), str) for name in ("device", "saved_in"))
+    )
 
 
 def closing_table(summary: Summary) -> str:

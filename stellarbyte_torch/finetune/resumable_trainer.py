@@ -10,7 +10,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 
 from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import MANIFEST, damage, write_manifest
-from stellarbyte_torch.finetune.checkpoints import LACKS_VALIDATION, rotate
+from stellarbyte_torch.finetune.checkpoints import LACKS_VALIDATION, readable, rotate
 from stellarbyte_torch.finetune.interrupt import AskedToStopError, Interrupt
 from stellarbyte_torch.finetune.progress import NotFiniteError
 from stellarbyte_torch.model_folder import some
@@ -139,10 +139,23 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self._is_whole_here():
-            self._load_whole(Path(resume_from_checkpoint))
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with readable(resume_from_checkpoint):
+            if self._is_whole_here():
+                self._load_whole(Path(resume_from_checkpoint))
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with readable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with readable(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    def _load_callback_state(self) -> None:
+        with readable("the newest checkpoint"):
+            super()._load_callback_state()
 
     def _load_best_model(self) -> None:
         best = Path(str(self.state.best_model_checkpoint))
@@ -151,10 +164,11 @@ class ResumableTrainer(Trainer):
                 f"{best}, the best model, was damaged since it was written ({problem}): the same command sets it aside "
                 "and takes the newest model"
             )
-        if self._is_whole_here():
-            self._load_whole(best)
-        else:
-            super()._load_best_model()
+        with readable(str(best)):
+            if self._is_whole_here():
+                self._load_whole(best)
+            else:
+                super()._load_best_model()
 
     def _is_whole_here(self) -> bool:
         """Whether this process holds a model of transformers in full, and no adapter of one."""

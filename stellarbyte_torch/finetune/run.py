@@ -1,6 +1,7 @@
 """A fine-tuning run, from its config to what it leaves in its folder: read it top to bottom."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -17,7 +18,7 @@ from stellarbyte.display import Display
 from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import MANIFEST, damage
 from stellarbyte.files import write_json, write_text
-from stellarbyte.reading import read_json
+from stellarbyte.reading import read_json, read_text
 from stellarbyte.staged_folder import partial_folder
 from stellarbyte_torch.data.samples import PreparedData, prepare_data
 from stellarbyte_torch.finetune.base_model import load_base, load_base_config, load_base_tokenizer
@@ -30,7 +31,7 @@ from stellarbyte_torch.finetune.config import (
 from stellarbyte_torch.finetune.interrupt import AskedToStopError, Interrupt
 from stellarbyte_torch.finetune.packing_check import check_packing
 from stellarbyte_torch.finetune.progress import FinetuneProgress
-from stellarbyte_torch.finetune.report import Summary, opening, summarise
+from stellarbyte_torch.finetune.report import Summary, is_summary, opening, summarise
 from stellarbyte_torch.finetune.setup import check_steps, make_trainable, training_arguments, training_fields
 from stellarbyte_torch.finetune.trainer import EvaluateAtEnd, FinetuneTrainer
 from stellarbyte_torch.lora.start import write_for_plain_base
@@ -175,7 +176,7 @@ def _check_same_run(config: FinetuneConfig, run_dir: Path, say: Callable[[str], 
         summary = read_json(run_dir / "summary.json")
     except UserError:
         return None
-    if not isinstance(summary, dict):
+    if not is_summary(summary):
         return None
     folder = _result(config, run_dir)
     problem = f"{folder} is missing" if not folder.exists() else None
@@ -244,11 +245,8 @@ def _check_packing(config: FinetuneConfig, trainer: FinetuneTrainer, vocab_size:
 
 
 def _check_same_data(data: PreparedData, run_dir: Path) -> None:
-    try:
-        before = (run_dir / _FINGERPRINT).read_text(encoding="utf-8").strip()
-    except OSError:
-        return
-    if before != _fingerprint(data):
+    path = run_dir / _FINGERPRINT
+    if os.path.lexists(path) and read_text(path, 1024).strip() != _fingerprint(data):
         raise UserError(
             f"output_dir {run_dir} holds a run on other samples: the sources or the tokenizer have changed since; "
             "choose another output_dir"

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from stellarbyte.errors import UserError
 from stellarbyte_torch.finetune.config import FinetuneConfig
-from stellarbyte_torch.finetune.training_values import complaint
+from stellarbyte_torch.finetune.training_values import complaint, without_effect
 from stellarbyte_torch.lora.adapters import apply_lora_to_model
 from stellarbyte_torch.lora.base import moves_base
 from stellarbyte_torch.lora.config import LoRAConfig
@@ -69,6 +69,8 @@ def training_arguments(config: FinetuneConfig, data_arguments: dict[str, Any]) -
         problem = complaint(name, value)
         if problem is not None:
             raise UserError(f"training.{name} {problem}")
+    if (problem := without_effect(fields)) is not None:
+        raise UserError(f"training.{problem}")
     _check_is_here(fields)
     if config.early_stopping_patience is not None and not fields["load_best_model_at_end"]:
         raise UserError(

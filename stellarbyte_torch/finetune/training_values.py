@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.training_args import trainer_log_levels
+from transformers.training_args import TrainingArguments, trainer_log_levels
+
+from stellarbyte import float32
 
 # Fields that the command decides itself, and what to write instead.
 OURS = {
@@ -31,24 +33,17 @@ OURS = {
     "local_rank": "torchrun tells each process which one it is",
 }
 
-_MOST = 10**9
+MOST = 10**9
 _AT_LEAST_1 = (
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "save_total_limit"),
     *("eval_accumulation_steps", "torch_empty_cache_steps", "ddp_bucket_cap_mb", "ddp_timeout"),
-    "dataloader_prefetch_factor",
 )
-_AT_LEAST_0 = (
-    *("warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha", "eval_delay"),
-    "dataloader_num_workers",
-)
-_MORE_THAN_0 = ("learning_rate", "num_train_epochs", "logging_steps", "eval_steps", "save_steps")
+_AT_LEAST_0 = ("warmup_steps", "weight_decay", "max_grad_norm", "neftune_noise_alpha", "eval_delay")
+_MORE_THAN_0 = ("num_train_epochs", "logging_steps", "eval_steps", "save_steps")
 _BELOW_1 = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
-_MAPPINGS = (
-    "lr_scheduler_kwargs",
-    "activation_checkpointing_kwargs",
-    "gradient_checkpointing_kwargs",
-    "liger_kernel_config",
-)
+_MAPPINGS = ("lr_scheduler_kwargs", "liger_kernel_config")
+# Of torch.utils.checkpoint's, those that a file can say.
+_CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "debug", "early_stop")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "report_to": ("none", "all", *INTEGRATION_TO_CALLBACK),
     "log_level": tuple(trainer_log_levels),
@@ -59,18 +54,41 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
 }
 _OPTIM_ARGS = re.compile(r"\s*\w+\s*=[^,=]+(,\s*\w+\s*=[^,=]+)*")
+# Which of them an optimizer reads, of those that pass over the rest without a word.
+_READ_BY: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adafactor", "lomo", "adalomo"), ()),
+    "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
+    "adagrad": ("lr_decay", "weight_decay", "eps"),
+    "rmsprop": ("momentum", "alpha", "eps", "weight_decay", "centered"),
+}
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **{name: (lambda value: 1 <= value <= _MOST, f"choose 1 or more, at most {_MOST:,}") for name in _AT_LEAST_1},
-    **{name: (lambda value: 0 <= value <= _MOST, f"choose 0 or more, at most {_MOST:,}") for name in _AT_LEAST_0},
-    **{name: (lambda value: value > 0, "choose more than 0") for name in _MORE_THAN_0},
+    **{name: (lambda value: 1 <= value <= MOST, f"choose 1 or more, at most {MOST:,}") for name in _AT_LEAST_1},
+    **{name: (lambda value: 0 <= value <= MOST, f"choose 0 or more, at most {MOST:,}") for name in _AT_LEAST_0},
+    **{name: (lambda value: 0 < value <= MOST, f"choose more than 0, at most {MOST:,}") for name in _MORE_THAN_0},
+    "learning_rate": (lambda value: value > 0 and float32.holds(value), "choose more than 0, as float32 holds it"),
+    "adam_epsilon": (lambda value: value >= 0 and float32.holds(value), "choose 0 or more, as float32 holds it"),
+    # Each worker is a process, which is given so many batches to prepare.
+    "dataloader_num_workers": (lambda value: 0 <= value <= 1024, "choose 0 or more, at most 1024"),
+    "dataloader_prefetch_factor": (lambda value: 1 <= value <= 1024, "choose 1 or more, at most 1024"),
     **{name: (lambda value: 0 <= value < 1, "choose at least 0 and less than 1") for name in _BELOW_1},
     # Beyond which numpy takes none.
     **{name: (lambda value: 0 <= value < 2**32, "choose 0 to 4294967295") for name in ("seed", "data_seed")},
     **{name: (lambda value: isinstance(value, Mapping), "write a mapping of its arguments") for name in _MAPPINGS},
+    **{
+        f"{kind}_checkpointing_kwargs": (
+            lambda value: (
+                isinstance(value, Mapping)
+                and set(value) <= set(_CHECKPOINTING)
+                and all(isinstance(switch, bool) for switch in value.values())
+            ),
+            f"write a mapping of {', '.join(_CHECKPOINTING)}, each true or false",
+        )
+        for kind in ("activation", "gradient")
+    },
     "max_steps": (
-        lambda value: value == -1 or 1 <= value <= _MOST,
-        "choose 1 or more, or leave it out to count epochs",
+        lambda value: value == -1 or 1 <= value <= MOST,
+        f"choose 1 or more, at most {MOST:,}, or leave it out to count epochs",
     ),
     "optim_args": (lambda value: _OPTIM_ARGS.fullmatch(str(value)) is not None, "write it as name=value,name=value"),
 }
@@ -90,3 +108,17 @@ def complaint(name: str, value: Any) -> str | None:
         return None
     is_possible, advice = _RULES[name]
     return None if is_possible(value) else f"is {value}: {advice}"
+
+
+def without_effect(fields: Mapping[str, Any]) -> str | None:
+    """What to say of a field that the others leave without any effect, beginning with its name; None: there is none."""
+    optim = fields.get("optim") or TrainingArguments.default_optim
+    for key in re.findall(r"(\w+)\s*=", fields.get("optim_args") or ""):
+        if optim in _READ_BY and key not in _READ_BY[optim]:
+            known = f"only {', '.join(_READ_BY[optim])}" if _READ_BY[optim] else "none: set adam_beta1 and the like"
+            return f"optim_args has {key!r}, which optim {optim} does not read, {known}; leave it out"
+    switches = ("activation_checkpointing", "gradient_checkpointing")
+    for switch in switches:
+        if fields.get(f"{switch}_kwargs") and not any(map(fields.get, switches)):
+            return f"{switch}_kwargs is for {switch}, which is off: set that to true, or leave this out"
+    return None

@@ -1,6 +1,7 @@
 """Putting adapters on a model: new ones from a config, trained ones from PEFT's folder; wholly or not at all."""
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,7 +108,10 @@ def _add(model: PeftModel, config: LoRAConfig, adapter_name: str) -> None:
 def _explained() -> Iterator[None]:
     """What PEFT finds wrong with a config on a model, as a user's mistake; it raises what is at hand."""
     try:
-        yield
+        with warnings.catch_warnings():
+            # Of a new adapter they are refused below, in a sentence; a trained one may be for more than this model has.
+            warnings.filterwarnings("ignore", message=r".*_pattern keys did not match any targeted module")
+            yield
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, ImportError, RuntimeError) as error:

@@ -18,6 +18,9 @@ from stellarbyte.reading import MIB, read_json_object
 from stellarbyte.safetensors_header import TensorHeader, read_header
 from stellarbyte_torch.lora.config import LoRAConfig
 
+GIB = 1 << 30
+# Of a file that is read whole; that of the largest heads and embeddings, trained beside an adapter, has some ten.
+MOST_BYTES = 64 * GIB
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -66,7 +69,7 @@ def _read_weights(folder: Path, config: LoRAConfig, device: torch.device) -> dic
     _check_header(read_header(path), config, path)
     try:
         weights = load_file(path, device=str(device))
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     for key, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
@@ -92,6 +95,9 @@ def _folder(source: str | Path) -> Path:
 
 def _check_header(tensors: dict[str, TensorHeader], config: LoRAConfig, path: Path) -> None:
     """Before anything is made: PEFT would set up layers of whatever rank the config says."""
+    nbytes = max((tensor.end for tensor in tensors.values()), default=0)
+    if nbytes > MOST_BYTES:
+        raise UserError(f"{path} has {nbytes / GIB:.0f} GiB, and {MOST_BYTES // GIB} are the most that are read")
     factors = {key: tensor for key, tensor in tensors.items() if "lora_" in key}
     if not tensors:
         raise UserError(f"{path} holds no tensor at all: save the adapter again")

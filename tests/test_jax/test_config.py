@@ -113,6 +113,11 @@ def test_xpos_range_is_that_of_the_compute_dtype() -> None:
         ),
         (TrainingConfig, SMALL | {"attention_block_size": 2**60}, "must be a power of two .* at most 65536"),
         (OptimizerConfig, {"learning_rate": math.inf}, "optimizer.learning_rate inf must be a finite number"),
+        (OptimizerConfig, {"learning_rate": 1e-320}, "optimizer.learning_rate 1e-320 must be .* that float32 holds"),
+        (OptimizerConfig, {"adam_epsilon": 1e39}, "optimizer.adam_epsilon 1e\\+39 must be .* that float32 holds"),
+        (MeshConfig, {"rules": {"hidden": ("data", "data")}}, "mesh.rules.hidden .* names an axis twice"),
+        (DataConfig, SOURCE | {"tokenizer": ""}, "data.tokenizer is empty: name a folder"),
+        (DataConfig, SOURCE | {"shards": "a\nb"}, r"data.shards 'a\\nb' holds a character that cannot be printed"),
         (OptimizerConfig, {"weight_decay": math.nan}, "optimizer.weight_decay nan must be a finite number"),
         (OptimizerConfig, {"learning_rate": True}, "optimizer.learning_rate True must be a finite number"),
         (OptimizerConfig, {"warmup_steps": 1.5}, "optimizer.warmup_steps 1.5 must be a whole number"),
@@ -149,6 +154,10 @@ def test_run_rejections_across_sections() -> None:
     warm = OptimizerConfig(warmup_steps=5)
     with pytest.raises(UserError, match=r"data\.sequence_length 64 is longer than model\.max_position_embeddings 32"):
         RunConfig("runs/x", model, DATA, training, warm)
+    with pytest.raises(UserError, match=r"output_dir is empty"):
+        RunConfig("", ByteConfig(), DATA, training, warm)
+    with pytest.raises(UserError, match=r"init_from is empty"):
+        RunConfig("runs/x", ByteConfig(), DATA, training, warm, init_from="")
     with pytest.raises(UserError, match=r"optimizer\.warmup_steps 100 is more than training\.max_steps 10"):
         RunConfig("runs/x", ByteConfig(), DATA, training)
 

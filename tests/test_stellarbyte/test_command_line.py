@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stellarbyte.command_line import report
+from stellarbyte.command_line import Parser, report
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupted
 
@@ -233,3 +233,51 @@ def test_the_config_comes_before_what_overrides_it(program: str, capsys: pytest.
     command = {"stellarbyte_jax.cli": "pretrain", "stellarbyte_torch.cli": "finetune"}[program]
     assert import_module(program).main([command, "--training.max_steps", "3", "c.yaml"]) == 2
     assert "3 is no config file: write c.yaml first, and what overrides it after that" in capsys.readouterr().err
+
+
+FORGED = "runs/a\nprogram: all is well\x1b[2J\u202e\udcff"
+
+
+def test_names_can_neither_forge_a_line_nor_command_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = r"program: error: runs/a\nprogram: all is well\x1b[2J\u202e\udcff is missing" + "\n"
+    assert report("program", UserError(f"{FORGED} is missing")) == 2
+    assert capsys.readouterr().err == sentence
+    with pytest.raises(SystemExit) as stop:
+        Parser(prog="program command").error(f"{FORGED} is missing")
+    assert stop.value.code == 2 and capsys.readouterr().err == sentence
+
+
+def test_a_long_name_leaves_the_sentence_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    report("program", UserError(f"/first{'x' * 100_000}/last.yaml cannot be read"))
+    said = capsys.readouterr().err
+    assert said.startswith("program: error: /firstxxx") and said.endswith("xxx/last.yaml cannot be read\n")
+    assert len(said) < 500
+    report("program", UserError("春眠 " * 100_000))
+    assert len(capsys.readouterr().err) < 5000
+
+
+def test_a_file_that_the_system_refuses_is_no_bug(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name, why in ((str(tmp_path / ("n" * 300)), "File name too long"), (os.fsencode(tmp_path), "Is a directory")):
+        with pytest.raises(OSError, match=why) as raised:
+            open(name).close()  # noqa: PTH123 - bytes too
+        assert report("program", raised.value) == 2
+        assert capsys.readouterr().err.endswith(f" cannot be used: {why}\n")
+
+
+class JaxRuntimeError(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1580747460 bytes.\nmore"), "1580747460 bytes."),
+        (RuntimeError("[enforce fail at alloc.cpp] DefaultCPUAllocator: not enough memory: you tried"), "you tried"),
+        (MemoryError(), "Python has none left"),
+    ],
+)
+def test_memory_that_runs_out_is_one_sentence(error: Exception, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report("program", error) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("program: error: there is not enough memory (") and said.count("\n") == 1
+    assert f"{words}): take fewer rows" in said

@@ -6,7 +6,7 @@ import resource
 import pytest
 
 from stellarbyte.errors import UserError
-from stellarbyte.files import check_plain_name, json_text, sha256_of, write_json, write_text, written_whole
+from stellarbyte.files import check_path, check_plain_name, json_text, sha256_of, write_json, write_text, written_whole
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path):
@@ -75,3 +75,14 @@ def test_plain_names(name):
 def test_names_that_are_refused(name):
     with pytest.raises(UserError, match=r"the index names the file .{1,120}, expected a plain file name"):
         check_plain_name(name, "the index")
+
+
+@pytest.mark.parametrize("path", ["", "a\nb", "runs/\x1b[2J", "a\0b", "\udcff"])
+def test_paths_that_no_config_means(path):
+    with pytest.raises(UserError, match=r"output_dir (is empty|'.*' holds a character that cannot be printed)"):
+        check_path(path, "output_dir")
+
+
+@pytest.mark.parametrize("path", [".", "runs/a b", "~/läufe", "/春眠", "[x]", "3.5", "-"])
+def test_paths_that_a_config_may_mean(path):
+    assert check_path(path, "output_dir") == path

@@ -1,8 +1,13 @@
-"""A line that is JSON is not yet a record."""
+"""A line that is JSON is not yet a record, and a file that is called metrics.jsonl not yet one of records."""
+
+import os
+from pathlib import Path
 
 import pytest
 
-from stellarbyte.metrics_file import record_of
+from stellarbyte import metrics_file
+from stellarbyte.errors import UserError
+from stellarbyte.metrics_file import drop_records_after, record_of, records
 
 
 def test_a_record() -> None:
@@ -15,3 +20,37 @@ def test_a_record() -> None:
 )
 def test_no_record(line: str) -> None:
     assert record_of(line) is None
+
+
+def test_records_after_a_step_are_dropped_and_whatever_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert list(records(path)) == []
+    drop_records_after(path, 3)
+    assert not path.exists()
+    path.write_bytes(
+        b'{"step": 1, "x": 0.1}\n[1]\n{"step": 2, "x": "' + b"y" * 400 + b'"}\n\xff\n{"step": 3}\n{"step": 4}\n{"st'
+    )
+    monkeypatch.setattr(metrics_file, "MOST_LINE_BYTES", 300)
+    assert [record["step"] for _, record in records(path)] == [1, 3, 4]
+    kept: list[int] = []
+    drop_records_after(path, 3, lambda record: kept.append(record["step"]))
+    assert kept == [1, 3] and path.read_text() == '{"step": 1, "x": 0.1}\n{"step": 3}\n'
+    drop_records_after(path, 0)
+    assert path.read_text() == ""
+
+
+def test_what_is_no_file_or_too_large_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 1 << 40)
+    for name, complaint in (
+        ("pipe", "is a folder, a pipe or a device"),
+        ("endless", "is a folder, a pipe or a device"),
+        (".", "is a folder, a pipe or a device"),
+        ("loop", "Too many levels of symbolic links"),
+        ("large", "larger than 16 GiB"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            list(records(tmp_path / name))

@@ -179,7 +179,7 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     schema = json.loads(whole_config)
 
     tokenizer.write_text("{}")
-    refused("holds no tokenizer that can be loaded: ")
+    refused(r"tokenizer\.json is not a tokenizer that can be used: ")
     tokenizer.unlink()
     refused("holds no tokenizer.json")
     tokenizer.write_bytes(whole_tokenizer)
@@ -193,7 +193,7 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     config.write_text(json.dumps({**schema, "num_hidden_layers": 1}))
     refused("does not fit its config.json: unexpected keys .*model.layers.1")
     config.write_text(json.dumps({**schema, "intermediate_size": 50}))
-    refused("holds a model that cannot be loaded: ")
+    refused(r"mismatched keys \['model\.layers\.0\.mlp\.down_proj\.weight \[32, 48\] for \[32, 50\]', ")
     config.write_text(json.dumps({**schema, "num_key_value_heads": 3}))
     refused("holds a model that cannot be loaded: num_key_value_heads 3 must divide")
     config.write_text(json.dumps({**schema, "num_key_value_heads": "2"}))
@@ -212,3 +212,14 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path: Path) -> No
     export(tmp_path, vocab_size=280)
     with pytest.raises(UserError, match=r"tokenizer of 300 tokens, more than the model's vocab_size 280"):
         load(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3}])
+def test_no_token_is_drawn_by_what_is_no_number(options: dict[str, Any], tmp_path: Path) -> None:
+    model, tokenizer = load(export(tmp_path), "cpu")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(3e38)
+    shown: list[str] = []
+    with pytest.raises(UserError, match="after 5 tokens the model's scores are no finite numbers"):
+        generate(model, tokenizer, "star", 4, Sampling(**options), on_text=shown.append)
+    assert shown == []

@@ -1,6 +1,9 @@
 import json
+import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from transformers import LlamaForCausalLM
 from stellarbyte.errors import UserError
 from stellarbyte_torch.model_folder import load_model, load_tokenizer
 
+from .exported import export
 from .lora_models import llama
 from .tiny import tiny_model
 
@@ -104,6 +108,52 @@ def test_an_index_leads_nowhere_outside(weight_map: object, tmp_path: Path) -> N
         load_model(folder, "cpu")
 
 
+def test_an_index_says_where_each_tensor_is(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    shard = "model-00001-of-00001.safetensors"
+    (tmp_path / "model.safetensors").rename(tmp_path / shard)
+    sound = dict.fromkeys(load_file(tmp_path / shard), shard)
+    index = tmp_path / "model.safetensors.index.json"
+    for weight_map, complaint in (
+        (sound, None),
+        (sound | {"extra": shard}, f"places extra in {shard}, but it is in no file"),
+        ({key: name for key, name in sound.items() if "norm.weight" not in key}, f"in no file, but it is in {shard}"),
+    ):
+        index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        if complaint is None:
+            load_model(tmp_path, "cpu")
+            continue
+        with pytest.raises(UserError, match=complaint):
+            load_model(tmp_path, "cpu")
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("pwned"),)
+
+
+def test_a_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_model().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"a": _Evil()}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserError, match="cannot be loaded"):
+            load_model(tmp_path, "cpu")
+    assert not Path("pwned").exists()
+
+
+def test_weights_of_another_shape_are_named_in_a_sentence_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    damaged(tmp_path, "model.norm.weight", lambda weight: weight[:-1])
+    with pytest.raises(UserError, match=r"does not fit its config\.json: mismatched keys .*model\.norm\.weight"):
+        load_model(tmp_path, "cpu")
+    assert "REPORT" not in caplog.text
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -128,3 +178,74 @@ def test_a_config_that_a_stranger_wrote(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b'{"model_type": "\xff"}')
     with pytest.raises(UserError, match="is not UTF-8 text"):
         load_model(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"num_labels": 10**12}, "num_labels 1000000000000 is more than 1000000"),
+        ({"num_hidden_layers": 9_999}, "num_hidden_layers 9999 is more than there are tensors"),
+        ({"is_encoder_decoder": True}, "holds a model with an encoder"),
+    ],
+)
+def test_configs_that_take_memory_time_or_sense(fields: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | fields))
+    with pytest.raises(UserError, match=complaint):
+        load_model(tmp_path, "cpu")
+
+
+def test_outputs_come_in_the_form_that_is_read(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"return_dict": False, "output_hidden_states": True}))
+    output = load_model(tmp_path, "cpu")(torch.tensor([[3, 4]]))
+    assert output.logits.shape[:2] == (1, 2) and output.hidden_states is None
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "is not valid JSON"),
+        ("[]", "holds a list"),
+        ('{"eos_token_id": "x"}', "eos_token_id has 'x', expected numbers of tokens"),
+        ('{"eos_token_id": [1, -1]}', "eos_token_id has -1, expected numbers of tokens"),
+    ],
+)
+def test_what_is_said_of_generating_is_read_within_bounds(text: str, complaint: str, tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(UserError, match=rf"generation_config\.json:? {complaint}"):
+        load_model(tmp_path, "cpu")
+
+
+def test_a_file_that_never_ends_is_not_begun(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    (tmp_path / "generation_config.json").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        load_model(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "complaint"),
+    [
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {}, "merges": []}}, "makes no tokens of a text"),
+        ("tokenizer.json", {"normalizer": {"type": "Prepend", "prepend": "x" * 10**6}}, "expected a text of at most"),
+        ("tokenizer_config.json", {"model_max_length": "x"}, "holds no tokenizer that can be loaded"),
+        ("tokenizer_config.json", {"tokenizer_class": "BertTokenizer"}, "fails on a text: WordPiece error"),
+        ("config.json", {"zzz": {"a": 1}}, ""),
+    ],
+)
+def test_tokenizers_are_tried_before_they_are_used(
+    name: str, changes: dict[str, Any], complaint: str, tmp_path: Path
+) -> None:
+    folder = export(tmp_path)
+    content = json.loads((folder / name).read_text("utf-8"))
+    (folder / name).write_text(json.dumps(content | changes), "utf-8")
+    if not complaint:
+        load_tokenizer(folder)
+        return
+    with pytest.raises(UserError, match=complaint):
+        load_tokenizer(folder)

@@ -15,8 +15,7 @@ import numpy as np
 
 from stellarbyte.display import Display
 from stellarbyte.errors import UserError
-from stellarbyte.files import write_text
-from stellarbyte.metrics_file import record_of
+from stellarbyte.metrics_file import drop_records_after
 from stellarbyte_jax.machine.chips import GIB
 from stellarbyte_jax.training.failures import Failures
 from stellarbyte_jax.training.watching.compile_watch import Compilation
@@ -78,7 +77,7 @@ class MetricsLog:
         if self._writes:
             with _blaming(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._drop_records_after(self._step)
+                drop_records_after(self._path, self._step, self._note_validated)
                 self._file = self._path.open("a", encoding="utf-8", buffering=1)
         self._display.__enter__()
         self._display.begin(self._step, self._max_steps)
@@ -212,17 +211,9 @@ class MetricsLog:
             with self._failures.noted(), _blaming(self._path):
                 self._file.close()
 
-    def _drop_records_after(self, step: int) -> None:
-        if not self._path.exists():
-            return
-        records = []
-        # From step 0 on everything is done again, the validation before training too.
-        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines() if step > 0 else []:
-            record = record_of(line)
-            if record is not None and record["step"] <= step:
-                records.append(record)
-        self._validated_steps = {record["step"] for record in records if "validation_loss" in record}
-        write_text(self._path, "".join(json.dumps(record) + "\n" for record in records))
+    def _note_validated(self, record: Mapping[str, Any]) -> None:
+        if "validation_loss" in record:
+            self._validated_steps.add(record["step"])
 
     def _show(self) -> None:
         self._shown_at = time.monotonic()

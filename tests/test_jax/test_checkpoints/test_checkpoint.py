@@ -180,15 +180,37 @@ def test_reading_alone_moves_nothing(run: Path, capfd: pytest.CaptureFixture[str
     assert same_bits(params, state_of(20)[0])
     assert "checkpoints/30 is broken" in capfd.readouterr().err
     assert steps(run) == ["20", "30"]
-    with pytest.raises(UserError, match=r"checkpoints/30 cannot be read: choose another step \(20\)"):
+    with pytest.raises(UserError, match=r"checkpoints/30 cannot be read \(.+\): choose another of the steps 20, 30"):
         load_params(run, 30)
 
 
-def test_nothing_left(run: Path) -> None:
+@pytest.mark.parametrize("name", ["_METADATA", "_sharding", "manifest.ocdbt", "array_metadatas/process_0"])
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "endless device"])
+def test_what_would_be_waited_for_is_not_opened(run: Path, name: str, put: Callable[[Path], None]) -> None:
+    path = run / "checkpoints" / "30" / "params" / name
+    path.unlink()
+    put(path)
+    assert load_params(run)[2] == 20
+    with pytest.raises(UserError, match=rf"30 cannot be read \({path} is a pipe or a device\)"):
+        load_params(run, 30)
+
+
+@pytest.mark.parametrize("name", ["_METADATA", "array_metadatas/process_0"])
+def test_lists_of_arrays_that_are_nested_too_deep(run: Path, name: str) -> None:
+    (run / "checkpoints" / "30" / "params" / name).write_bytes(b"[" * 100_000)
+    params, opt_state = state_of(20)
+    assert restore(run, abstract(params), abstract(opt_state))[3] == 20
+
+
+def test_nothing_left(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for step in ("20", "30"):
         delete(run / "checkpoints" / step / "params" / "_METADATA")
-    with pytest.raises(UserError, match=r"checkpoints: none of its checkpoints can be read \(steps 20, 30\)"):
+    complaint = (
+        r"checkpoints: none of its checkpoints can be read \(steps 20, 30\), the newest because no list of the arr"
+    )
+    with pytest.raises(UserError, match=complaint):
         restore(run, *map(abstract, state_of(20)))
+    assert capfd.readouterr().err == "", "what ends in a sentence needs no warnings before it"
     assert steps(run) == ["20", "30"]
     with pytest.raises(UserError, match="nowhere/checkpoints holds no checkpoint"):
         load_params(run / "nowhere")

@@ -37,7 +37,7 @@ def test_a_template_says_which_fields_it_takes_and_where_lines_end() -> None:
 
 
 @pytest.mark.parametrize(
-    "template", ["{title", "}", "{other}", "{}", "{text.upper}", "{text!r}", "{text:>9}", "{text[0]}"]
+    "template", ["{title", "}", "{other}", "{}", "{text.upper}", "{text!r}", "{text:>9}", "{text[0]}", "", "text"]
 )
 def test_a_template_that_cannot_be_filled_is_refused(template: str) -> None:
     with pytest.raises(UserError, match="template"):

@@ -1,3 +1,4 @@
+import json
 import resource
 import signal
 import subprocess
@@ -295,7 +296,61 @@ def test_an_added_token_that_takes_blanks_away_is_refused(tokenizer_folder: Path
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000, '{"version": "1.0"}', "\ufeff{}"])
 def test_a_broken_tokenizer_is_one_sentence(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content, "utf-8")
-    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer|cannot be read"):
+    with pytest.raises(UserError, match=r"tokenizer\.json is (not a tokenizer|not valid JSON|nested)"):
+        Tokenizer.load(tmp_path)
+
+
+_SPLIT = {"type": "Split", "pattern": {"Regex": " "}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "complaint"),
+    [
+        ("normalizer", {"type": "NFC"}, "has a normalizer, which changes texts"),
+        ("pre_tokenizer", None, "does not split texts into bytes"),
+        ("pre_tokenizer", _SPLIT, "does not split texts into bytes"),
+        ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}, "puts a blank before"),
+        ("model.dropout", 0.5, "drops merges at random"),
+        ("model.end_of_word_suffix", "</w>", "marks words"),
+        ("model.vocab.zzz", 2**24, "expected 0 to 16777215"),
+        ("added_tokens", [], r"lacks the special token <\|SBOS\|>"),
+    ],
+)
+def test_texts_that_would_not_come_back_are_refused(
+    tokenizer_folder: Path, tmp_path: Path, part: str, value: Any, complaint: str
+) -> None:
+    content = json.loads((tokenizer_folder / "tokenizer.json").read_text("utf-8"))
+    *above, last = part.split(".")
+    inner = content
+    for key in above:
+        inner = inner[key]
+    inner[last] = value
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+    with pytest.raises(UserError, match=complaint):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_checkpoint_without_a_tokenizer() -> None:
+    with pytest.raises(UserError, match=r"of the run/tokenizer\.json is missing"):
+        Tokenizer({}, "of the run")
+
+
+def test_texts_are_neither_cut_nor_padded(tokenizer_folder: Path, tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+    backend.enable_truncation(3)
+    backend.enable_padding(length=50)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    text = "as it stands, " * 20
+    assert Tokenizer.load(tmp_path).encode(text) == Tokenizer.load(tokenizer_folder).encode(text)
+
+
+@pytest.mark.parametrize("settings", ["", "[]", '"x"', '{"a": 1} {"b": 2}', "[" * 100_000])
+def test_settings_that_an_export_would_stumble_on_are_refused_at_once(
+    tokenizer_folder: Path, tmp_path: Path, settings: str
+) -> None:
+    files = {**Tokenizer.load(tokenizer_folder).files, "tokenizer_config.json": settings}
+    Tokenizer.save_files(files, tmp_path)
+    with pytest.raises(UserError, match=r"tokenizer_config\.json (is not valid JSON|is nested|holds)"):
         Tokenizer.load(tmp_path)
 
 

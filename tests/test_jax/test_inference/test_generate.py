@@ -14,6 +14,7 @@ from stellarbyte.sampling import Sampling
 from stellarbyte_jax import ByteModel
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.inference.generate import STREAM_TOKENS, Generator
+from stellarbyte_jax.inference.speculative import SpeculativeGenerator
 from test_jax.tiny import random_tokens, tiny_config, tiny_model
 
 # Wide enough for prompts of one and of two lengths of 32, few enough tokens that greedy text soon meets <|SEOS|>.
@@ -250,3 +251,29 @@ def test_dynamic_scaling_stretches_the_context() -> None:
 
 def test_the_context_may_be_filled_to_the_brim() -> None:
     assert len(generator().generate([[5] * 120], 8)[0]) <= 8
+
+
+@functools.cache
+def broken(layer_gain: float) -> ByteModel:
+    """A model whose logits are no finite numbers, for its norm's gain is one that float32 cannot multiply by."""
+    config = tiny_config(vocab_size=24, max_position_embeddings=128, num_hidden_layers=1)
+    model = tiny_model(config, seed=5)
+    model.model.norm.scale[...] = jnp.full_like(model.model.norm.scale[...], layer_gain)
+    return model
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0), Sampling(repetition_penalty=1.5)])
+@pytest.mark.parametrize("gain", [float("nan"), 3e38])
+def test_no_token_is_drawn_by_what_is_no_number(sampling: Sampling, gain: float) -> None:
+    generators = (Generator(broken(gain)), SpeculativeGenerator(broken(gain), broken(gain)))
+    for generator in generators:
+        for watch in (None, lambda tokens: pytest.fail(f"{tokens} were shown")):
+            with pytest.raises(UserError, match="logits are no finite numbers"):
+                generator.generate([[5, 6, 7]], 12, sampling, on_tokens=watch)
+
+
+def test_a_draft_that_guesses_by_what_is_no_number_changes_nothing() -> None:
+    config = tiny_config(vocab_size=24, max_position_embeddings=128, num_hidden_layers=1)
+    sound = tiny_model(config, seed=6)
+    expected = Generator(sound).generate([[5, 6, 7]], 12)
+    assert SpeculativeGenerator(sound, broken(float("nan"))).generate([[5, 6, 7]], 12) == expected

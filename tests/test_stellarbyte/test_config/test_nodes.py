@@ -104,6 +104,12 @@ def test_hostile_yaml_is_one_sentence(text: str) -> None:
     assert "\n" not in sentence and len(sentence) < 250
 
 
+def test_too_many_values_are_not_even_composed() -> None:
+    """Of what a file holds in one MiB, PyYAML makes a node a kilobyte, at half a million in half a minute."""
+    with pytest.raises(UserError, match=r"f:40000: the file stands for more than 20000 values$"):
+        parse_yaml("a:\n" + "- 1\n" * 100_000, "f")
+
+
 def test_the_bounds_are_named() -> None:
     for name, bound in (
         ("lists", "deeper than 40 levels"),

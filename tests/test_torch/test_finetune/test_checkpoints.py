@@ -3,7 +3,9 @@
 import copy
 import json
 import os
+import pickle
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import MANIFEST, write_manifest
 from stellarbyte_torch.finetune.checkpoints import checkpoint_to_resume, newest_checkpoint, rotate
 from stellarbyte_torch.finetune.progress import FinetuneProgress
+from stellarbyte_torch.finetune.report import is_summary
 
 from ..finetuning import LORA, config, metrics, model_folder, run
 
@@ -128,7 +131,8 @@ def arguments(folder: Path, processes: int = 1) -> TrainingArguments:
 def checkpoint(run_dir: Path, name: str, *, step: int | None = None, best: int | None = None) -> Path:
     folder = run_dir / "checkpoints" / name
     folder.mkdir(parents=True)
-    state = {"global_step": step, "best_global_step": best}
+    counts = {"max_steps": 300, "num_train_epochs": 1, "train_batch_size": 4, "log_history": []}
+    state = {"global_step": step, "best_global_step": best, **counts}
     (folder / "trainer_state.json").write_text(json.dumps(state))
     if step is not None:
         write_manifest(folder, {"processes": 1})
@@ -154,6 +158,85 @@ def test_a_checkpoint_under_another_name(tmp_path: Path) -> None:
     checkpoint(tmp_path, "checkpoint-20", step=2)
     assert checkpoint_to_resume(tmp_path, arguments(tmp_path), said.append) is None
     assert "checkpoint-20 is damaged (it holds step 2): set aside as damaged-checkpoint-20" in said[0]
+
+
+def forged(folder: Path, name: str, content: bytes) -> None:
+    """Another file, noted as if it had always been there."""
+    (folder / name).write_bytes(content)
+    write_manifest(folder, {"processes": 1})
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"max_steps": 10**30}, "its max_steps is 1000000"),
+        ({"train_batch_size": None}, "its train_batch_size is null"),
+        ({"num_train_epochs": "x"}, "its num_train_epochs is 'x'"),
+        ({"log_history": [[1]]}, "its log_history is no list of records"),
+        ({"global_step": True}, "it holds step true"),
+    ],
+)
+def test_a_state_that_no_trainer_has_written(fields: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    folder = checkpoint(tmp_path, "checkpoint-2", step=2)
+    state = json.loads((folder / "trainer_state.json").read_text())
+    forged(folder, "trainer_state.json", json.dumps(state | fields).encode())
+    assert checkpoint_to_resume(tmp_path, arguments(tmp_path), said.append) is None
+    assert complaint in said[0]
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("pwned"),)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"])
+def test_a_forged_checkpoint_is_neither_run_nor_a_traceback(
+    name: str, folder: Path, killed: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, content in enumerate((pickle.dumps(_Evil()), b"", bytes(range(256)))):
+        output = shutil.copytree(killed["lora killed"] / "run", tmp_path / str(number))
+        forged(output / "checkpoints" / "checkpoint-6", name, content)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Detected pickle")
+            with pytest.raises(UserError, match=r"checkpoint-6 cannot be gone on from \(.+\): remove it, and"):
+                run(config(folder, output, **copy.deepcopy(DROPOUT)))
+    assert not Path("pwned").exists()
+
+
+def test_a_run_that_had_its_last_step_takes_no_further_one(
+    folder: Path, killed: dict[str, Path], tmp_path: Path
+) -> None:
+    whole = killed["lora whole"] / "run"
+    output = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(output / "adapter")
+    (output / "summary.json").unlink()
+    summary, _ = run(config(folder, output, **copy.deepcopy(DROPOUT)))
+    assert summary["steps"] == json.loads((whole / "summary.json").read_text())["steps"]
+    assert metrics(output) == metrics(whole)
+    name = "adapter/adapter_model.safetensors"
+    assert (output / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("content", ['{"finished": true}', "{}", '{"finished": true, "steps": "x"}', "[1]"])
+def test_a_summary_that_no_run_has_written_counts_for_nothing(
+    content: str, folder: Path, killed: dict[str, Path], tmp_path: Path
+) -> None:
+    output = shutil.copytree(killed["lora whole"] / "run", tmp_path / "run")
+    (output / "summary.json").write_text(content)
+    summary, _ = run(config(folder, output, **copy.deepcopy(DROPOUT)))
+    assert is_summary(summary) and is_summary(json.loads((output / "summary.json").read_text()))
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"x" * 5000])
+def test_a_fingerprint_that_no_run_has_written(
+    content: bytes, folder: Path, killed: dict[str, Path], tmp_path: Path
+) -> None:
+    output = shutil.copytree(killed["lora killed"] / "run", tmp_path / "run")
+    (output / "samples.sha256").write_bytes(content)
+    with pytest.raises(UserError, match=r"samples\.sha256 is (not UTF-8 text|larger than 1 KiB)"):
+        run(config(folder, output, **copy.deepcopy(DROPOUT)))
 
 
 def test_a_checkpoint_of_more_processes(tmp_path: Path) -> None:

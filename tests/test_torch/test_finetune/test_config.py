@@ -113,6 +113,37 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
         ("training:\n  adam_beta2: 1", "c.yaml:5: training.adam_beta2 is 1.0: choose at least 0 and less than 1"),
         ("training:\n  seed: -3", "c.yaml:5: training.seed is -3: choose 0 to 4294967295"),
         ("training:\n  max_steps: 0", "c.yaml:5: training.max_steps is 0: choose 1 or more, or leave it out to count"),
+        (
+            "training:\n  max_steps: 10000000000",
+            "training.max_steps is 10000000000: choose 1 or more, at most 1,000,000,",
+        ),
+        (
+            "training:\n  num_train_epochs: 1e12",
+            "num_train_epochs is 1000000000000.0: choose more than 0, at most 1,000,",
+        ),
+        (
+            "training:\n  save_steps: 1e12",
+            "training.save_steps is 1000000000000.0: choose more than 0, at most 1,000,000",
+        ),
+        (
+            "training:\n  dataloader_num_workers: 1000000",
+            "c.yaml:5: training.dataloader_num_workers is 1000000: choose",
+        ),
+        ("training:\n  learning_rate: 1e-320", "learning_rate is 1e-320: choose more than 0, as float32 holds it"),
+        ("training:\n  adam_epsilon: 1e300", "training.adam_epsilon is 1e+300: choose 0 or more, as float32 holds it"),
+        (
+            "training:\n  activation_checkpointing_kwargs: {nothing: true}",
+            "write a mapping of use_reentrant, preserve_",
+        ),
+        (
+            "training:\n  gradient_checkpointing_kwargs: {use_reentrant: 3}",
+            "write a mapping of use_reentrant, preserve_",
+        ),
+        ("lora:\n  lora_alpha: 1e-320", "c.yaml:5: lora.lora_alpha is 1e-320: an alpha is a number other than 0"),
+        (
+            "early_stopping_patience: 10000000000",
+            "c.yaml:4: early_stopping_patience is 10000000000: choose 1 or more, at",
+        ),
         ("training:\n  num_train_epochs: 0", "c.yaml:5: training.num_train_epochs is 0.0: choose more than 0"),
         ("training:\n  optim_args: lots", "c.yaml:5: training.optim_args is lots: write it as name=value"),
         ("training:\n  lr_scheduler_kwargs: x", "c.yaml:5: training.lr_scheduler_kwargs is x: write a mapping"),
@@ -153,6 +184,9 @@ def test_mistakes(text: str, complaint: str, tmp_path: Path) -> None:
         (["--training.max_steps", "x"], "--training.max_steps x: training.max_steps is 'x', expected an integer"),
         (["--data.sources.2.path", "x"], "data.sources is a list of 1: '2' is no index of it"),
         (["--model.name", "x"], "--model.name x: model is 'm/n', which has no field name"),
+        (["--data.tokenizer="], "--data.tokenizer=: data.tokenizer is empty: name a folder or a file"),
+        (["--output_dir="], "--output_dir=: output_dir is empty: name a folder or a file"),
+        (['--output_dir="a\\eb"'], "output_dir 'a\\x1bb' holds a character that cannot be printed"),
         (["--lora.rr=3"], "--lora.rr=3: lora.rr is not a field; did you mean lora.r?"),
         (["--data.max_length", "1"], "--data.max_length 1: data.max_length is 1 but must be at least 2"),
     ],

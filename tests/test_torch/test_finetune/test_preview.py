@@ -91,6 +91,11 @@ def test_overrides(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
             "model: HERE\ndata:\n  sources: [{path: x}]\n  max_len: 3",
             "c.yaml:4: data.max_len is not a field; did you mean",
         ),
+        (
+            "model: HERE\ndata: {sources: [{path: x}]}\ntrainig: {seed: 1}",
+            "c.yaml:3: trainig is not a field of a fine-tun",
+        ),
+        ("model: HERE\ndata: {sources: [{path: x}]}\n'': 1", "c.yaml:3: '' is not a field of a fine-tuning config; it"),
         ("model: HERE\ndata: {sources: [{path: HERE/chat.jsonl, format: alpaca}]}", "chat.jsonl:1 lacks the field 'in"),
     ],
 )

@@ -93,3 +93,40 @@ def test_the_config_stays_as_it_is(training: dict[str, Any], tmp_path: Path) -> 
     with suppress(UserError):  # FSDP wants several processes
         training_arguments(settings, {})
     assert settings.training == before
+
+
+@pytest.mark.parametrize(
+    ("training", "sentence"),
+    [
+        (
+            {"optim_args": "momentum=0.9"},
+            "training.optim_args has 'momentum', which optim adamw_torch_fused does not re",
+        ),
+        (
+            {"optim": "sgd", "optim_args": "momentun=0.9"},
+            "training.optim_args has 'momentun', which optim sgd does not",
+        ),
+        (
+            {"activation_checkpointing_kwargs": {"use_reentrant": True}},
+            "training.activation_checkpointing_kwargs is for",
+        ),
+        ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, "training.gradient_checkpointing_kwargs is for"),
+    ],
+)
+def test_fields_that_others_leave_without_effect(training: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        training_arguments(config(tmp_path, tmp_path, training=training), {})
+    assert str(refused.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"optim": "sgd", "optim_args": "momentum=0.9, nesterov=true"},
+        {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}},
+        {"gradient_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}},
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_fields_that_have_their_effect(training: dict[str, Any], tmp_path: Path) -> None:
+    assert training_arguments(config(tmp_path, tmp_path, training=training), {})

@@ -229,6 +229,15 @@ def test_older_and_stranger_fields_that_peft_reads(whole: Path, tmp_path: Path) 
         assert torch.equal(load_lora(llama(), folder)(ids).logits, theirs(ids).logits), changes
 
 
+def test_a_file_of_more_than_any_adapter_has_is_not_read(whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "large"))
+    size = 1 << 37
+    text = json.dumps({KEY: {"dtype": "F32", "shape": [2, size // 8], "data_offsets": [0, size]}}).encode()
+    (folder / WEIGHTS).write_bytes(header(text))
+    os.truncate(folder / WEIGHTS, 8 + len(text) + size)  # a hole, which takes no room on the disk
+    refused(folder, "has 128 GiB, and 64 are the most that are read", llama())
+
+
 def test_merge_and_chat_say_one_sentence_and_end_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = chat_folder(tmp_path / "base")
     adapter = tmp_path / "adapter"

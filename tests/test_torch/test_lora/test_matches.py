@@ -42,6 +42,7 @@ Q = ["q_proj"]
         ({"trainable_token_indices": {"embed_toknes": [1]}}, "did you mean 'embed_tokens'?"),
     ],
 )  # fmt: skip
+@pytest.mark.filterwarnings("error:.*did not match")
 def test_what_matches_nothing(fields: dict[str, Any], sentence: str) -> None:
     model = tiny_model()
     with pytest.raises(UserError) as refused:

@@ -1,0 +1,44 @@
+"""What is said of checkpoints that cannot be read, or of which damage could not be seen, and where they go."""
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stellarbyte.errors import UserError, one_line
+from stellarbyte_jax.checkpoints.metadata import Stored
+
+
+def cannot_be_read(folder: Path, steps: Sequence[int], step: int | None, complaints: Mapping[int, str]) -> UserError:
+    """The sentence where no checkpoint of `folder` can be read, or not that of `step`; what is wrong with each."""
+    listed = ", ".join(map(str, steps))
+    if step is not None:
+        return UserError(
+            f"{folder / str(step)} cannot be read ({complaints[step]}): choose another of the steps {listed}"
+        )
+    why = complaints.get(max(complaints, default=-1), "it was removed meanwhile")
+    return UserError(f"{folder}: none of its checkpoints can be read (steps {listed}), the newest because {why}")
+
+
+def warn_of_broken(folder: Path, complaints: Mapping[int, str]) -> None:
+    """Tells which checkpoints were passed over, and why."""
+    for step, complaint in complaints.items():
+        print(f"stellarbyte: warning: {folder / str(step)} is broken: {one_line(complaint)}", file=sys.stderr)
+
+
+def warn_of_unchecked(stored: Stored, checkpoint: Path) -> None:
+    """Tells that damage to the metadata could not be seen, where it has no checksum."""
+    if not stored.is_checked:
+        print(
+            f"stellarbyte: warning: {checkpoint} was saved by an earlier version, without a checksum of its config and "
+            "tokenizer: damage to them cannot be seen",
+            file=sys.stderr,
+        )
+
+
+def set_aside(broken: Path) -> None:
+    """Renames a checkpoint that cannot be read, so that its step can be written anew."""
+    aside = broken.with_name(f"{broken.name}.broken")
+    shutil.rmtree(aside, ignore_errors=True)
+    broken.rename(aside)
+    print(f"stellarbyte: warning: going on from an older checkpoint; the broken one is now {aside}", file=sys.stderr)

@@ -1,0 +1,59 @@
+"""Judges how a command ended: in a sentence, rightly accepted, or in one of the ways that no user may see."""
+
+import re
+import signal
+from pathlib import Path
+
+from hostile.case import Case
+from hostile.forked import MOST_BYTES, NO_CASE, Ending
+
+SENTENCE, ACCEPTED, OTHER_CODE = "sentence", "accepted", "other code"
+GOOD = (SENTENCE, ACCEPTED, OTHER_CODE)
+BAD = ("traceback", "hang", "memory", "wrong code", "several lines", "no reason", "left behind", "no case")
+
+_OUT_OF_MEMORY = re.compile(
+    r"MemoryError|bad_alloc|[Nn]ot enough memory|RESOURCE_EXHAUSTED|Unable to allocate|memory all"
+)
+_LONGEST_SENTENCE = 1200
+# What only stands in a folder while something is being written there.
+_UNFINISHED = re.compile(r".*\.(partial|old)")
+
+
+def judge(case: Case, ending: Ending, folder: Path) -> tuple[str, str]:
+    """The outcome, and what a reader needs to know of it."""
+    err = ending.err.strip("\n")
+    last = err.splitlines()[-1] if err else ""
+    if ending.code is None:
+        return "hang", f"ended after {ending.seconds:.0f} s: {last}"
+    if _OUT_OF_MEMORY.search(err) or ending.grown_bytes > MOST_BYTES or ending.code == -signal.SIGKILL:
+        return "memory", f"{(ending.grown_bytes) / 2**30:.1f} GiB: {last}"
+    if ending.code == NO_CASE:
+        return "no case", last
+    if "Traceback (most recent call last)" in err or "Exception ignored" in err or ending.code < 0:
+        return "traceback", f"exit code {ending.code}: {last}"
+    for name in case.absent:
+        if (folder / "in" / name).exists():
+            return "left behind", f"{name} is there: {last}"
+    if ending.code == 2:
+        return _of_refusal(case, err, folder)
+    if ending.code in case.codes:
+        return OTHER_CODE, f"exit code {ending.code}: {last}"
+    if ending.code == 0:
+        return (ACCEPTED, case.accepted) if case.accepted else ("no reason", f"accepted: {last or ending.out[-200:]!r}")
+    return "wrong code", f"exit code {ending.code}: {last}"
+
+
+def _of_refusal(case: Case, err: str, folder: Path) -> tuple[str, str]:
+    lines = err.split("\n")
+    if len(lines) != 1 or not re.match(r"stellarbyte(-\w+)?: error: ", err) or len(err) > _LONGEST_SENTENCE:
+        return "several lines", f"{len(lines)} lines, {len(err)} characters: {err[:400]!r}"
+    if not err.isprintable() or "site-packages" in err:
+        return "several lines", f"a sentence that is not fit to print: {err!r}"
+    if case.says not in err:
+        return "several lines", f"the sentence does not name {case.says!r}: {err}"
+    if case.accepted and not case.either:
+        return "wrong code", f"refused, though {case.accepted}: {err}"
+    unfinished = [str(p.relative_to(folder)) for p in (folder / "in").rglob("*") if _UNFINISHED.fullmatch(p.name)]
+    if unfinished:
+        return "left behind", f"{unfinished[:3]}: {err}"
+    return SENTENCE, err
