@@ -8,7 +8,7 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
 
-from stellarbyte.command_line import print_any_character, tell_of_full_context
+from stellarbyte.command_line import USER_ERROR, print_any_character, tell_of_full_context
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte.interrupt import exit_code, interruptible
@@ -110,6 +110,8 @@ def finetune(options: argparse.Namespace) -> int:
         print(json.dumps(summary))
     elif summary["finished"]:
         display.say(closing_table(summary))
+    if not summary["finished"] and interrupt.number is None:
+        return USER_ERROR  # another process has failed, and says how
     return 0 if summary["finished"] else exit_code(interrupt.number)
 
 

@@ -1,18 +1,25 @@
-"""A signal, turned into a checkpoint and the end of training by Transformers' Trainer."""
+"""A signal, or a failure between two saves, as a checkpoint and the end of training by Transformers' Trainer."""
 
 import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stellarbyte import interrupt
+from stellarbyte.errors import UserError
+
+# Among the numbers of signals, that of a failure.
+_FAILURE = 1000
 
 
 class AskedToStopError(Exception):
-    """A signal has come in the middle of a validation."""
+    """The run has been asked to stop in the middle of a validation."""
 
 
 class Interrupt(interrupt.Interrupt, TrainerCallback):
     """As the ground's. A callback of the Trainer, it saves and stops after the step; `stopped` tells that it did.
+
+    A failure of what only shows or notes how training goes, such as of an output whose reader has left, asks as a
+    signal does, so that no step is lost; `failure` is the one of this process.
 
     Raises:
         AskedToStopError: from a batch of a validation.
@@ -21,17 +28,24 @@ class Interrupt(interrupt.Interrupt, TrainerCallback):
     def __init__(self, *, speaks: bool = True) -> None:
         super().__init__("stellarbyte-torch" if speaks else None)  # of several processes, one does
         self.stopped = False
+        self.failure: UserError | None = None
+
+    def fail(self, error: UserError) -> None:
+        """Ask to stop because of the error."""
+        self.failure = self.failure or error
 
     def _agreed(self, args: TrainingArguments) -> bool:
-        """Whether a signal has come to any process, of which `number` is then one in all of them.
+        """Whether any process is asked to stop, by a signal whose `number` all of them know then, or by a failure.
 
         All processes have to ask at the same time: those that went on alone would wait for the others for ever.
         """
+        asked = self.number or (0 if self.failure is None else _FAILURE)
         if args.world_size > 1:
-            number = torch.tensor(self.number or 0, device=args.device)
-            dist.all_reduce(number, op=dist.ReduceOp.MAX)
-            self.number = int(number.item()) or None
-        return self.number is not None
+            greatest = torch.tensor(asked, device=args.device)
+            dist.all_reduce(greatest, op=dist.ReduceOp.MAX)
+            asked = int(greatest.item())
+            self.number = asked if 0 < asked < _FAILURE else self.number
+        return asked > 0
 
     def on_step_end(
         self,
@@ -40,7 +54,7 @@ class Interrupt(interrupt.Interrupt, TrainerCallback):
         control: TrainerControl,
         **_: object,
     ) -> TrainerControl:
-        """Save and stop, if a signal has come."""
+        """Save and stop, if it is asked for."""
         if self._agreed(args) and state.global_step < state.max_steps:
             self.stopped = True
             control.should_log = control.should_save = control.should_training_stop = True
@@ -59,7 +73,7 @@ class Interrupt(interrupt.Interrupt, TrainerCallback):
         return control
 
     def on_prediction_step(self, args: TrainingArguments, *_: object, **__: object) -> None:
-        """Leave a validation, if a signal has come; the run does it when it goes on."""
+        """Leave a validation, if a stop is asked for; the run does it when it goes on."""
         if self._agreed(args):
             self.stopped = True
             raise AskedToStopError

@@ -3,7 +3,8 @@
 import json
 import math
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -13,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from stellarbyte.display import Display
 from stellarbyte.errors import UserError
 from stellarbyte.metrics_file import drop_records_after
+from stellarbyte_torch.finetune.interrupt import Interrupt
 
 # Where the output is no terminal: often enough to see that it lives, seldom enough for a log file.
 _SECONDS_BETWEEN_LINES = 10.0
@@ -29,16 +31,19 @@ class FinetuneProgress(TrainerCallback):
     """Records and shows what the Trainer logs; only the first process writes and shows.
 
     Of a run that goes on, what was recorded after its checkpoint is dropped, so that the file holds each step once.
-    lacks_validation: so is the validation of the checkpoint's own step.
+    lacks_validation: so is the validation of the checkpoint's own step. interrupt: is told of what cannot be shown or
+    noted, as that must not cost the steps since the last checkpoint.
     `seconds` and `tokens` are those of training alone, without evaluations, saving and the first step, which compiles.
 
     Raises:
         UserError: metrics.jsonl cannot be written, or the loss is no longer finite.
     """
 
-    def __init__(self, path: Path, display: Display, *, is_main: bool, lacks_validation: bool = False) -> None:
+    def __init__(
+        self, path: Path, display: Display, interrupt: Interrupt, *, is_main: bool, lacks_validation: bool = False
+    ) -> None:
         self.seconds, self.tokens = 0.0, 0
-        self._lacks_validation = lacks_validation
+        self._lacks_validation, self._interrupt = lacks_validation, interrupt
         self._path, self._is_main, self._display = path, is_main, display
         self._file: IO[str] | None = None
         self._step = self._max_steps = self._first_step = self._logged_step = 0
@@ -120,11 +125,12 @@ class FinetuneProgress(TrainerCallback):
             self.tokens += logs["tokens"]
             self._smooth(self._since_log, logs["tokens"], max(state.global_step - self._logged_step, 1))
         self._since_log, self._logged_step = 0.0, state.global_step
-        self._write({"step": state.global_step, **record})
         self._shown = record
         interval = _SECONDS_BETWEEN_FRAMES if self._display.live else _SECONDS_BETWEEN_LINES
-        if time.monotonic() - self._shown_at >= interval or state.global_step == self._max_steps:
-            self._show()
+        with self._failures():
+            self._write({"step": state.global_step, **record})
+            if time.monotonic() - self._shown_at >= interval or state.global_step == self._max_steps:
+                self._show()
 
     def on_prediction_step(
         self,
@@ -151,8 +157,9 @@ class FinetuneProgress(TrainerCallback):
         self._batches = 0
         metrics: dict[str, float] = event["metrics"]
         self._eval_loss = metrics["eval_loss"]
-        self._write({"step": state.global_step, "eval_loss": self._eval_loss})
-        self.say(f"step {state.global_step}/{self._max_steps}  validation loss {self._eval_loss:.4f}")
+        with self._failures():
+            self._write({"step": state.global_step, "eval_loss": self._eval_loss})
+            self.say(f"step {state.global_step}/{self._max_steps}  validation loss {self._eval_loss:.4f}")
         self._clock = time.monotonic()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
@@ -163,6 +170,13 @@ class FinetuneProgress(TrainerCallback):
         """Prints a line above the progress display."""
         if self._is_main:
             self._display.say(text)
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            self._interrupt.fail(error)
 
     def _tick(self) -> None:
         now = time.monotonic()

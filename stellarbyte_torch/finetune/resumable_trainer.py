@@ -9,10 +9,9 @@ from typing import Any
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 
 from stellarbyte.errors import UserError
-from stellarbyte.file_manifest import MANIFEST, damage, write_manifest
+from stellarbyte.file_manifest import damage, write_manifest
 from stellarbyte_torch.finetune.checkpoints import LACKS_VALIDATION, readable, rotate
 from stellarbyte_torch.finetune.interrupt import AskedToStopError, Interrupt
-from stellarbyte_torch.finetune.progress import NotFiniteError
 from stellarbyte_torch.model_folder import some
 from stellarbyte_torch.saving import written
 
@@ -40,30 +39,6 @@ class ResumableTrainer(Trainer):
         super().__init__(callbacks=[*(callbacks or ()), *([] if interrupt is None else [interrupt])], **kwargs)
         self._interrupt, self._doing = interrupt, doing
         self._lacks_validation = False
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's. What fails between two saves, such as a reader of the output that has gone, loses no step.
-
-        Raises:
-            UserError: what has failed, and after which step all is saved; a run that a signal has asked to stop ends
-                without it.
-        """
-        try:
-            return super().train(*args, **kwargs)
-        except NotFiniteError:
-            raise
-        except UserError as error:
-            step = self.state.global_step
-            # Of several processes the others would have to save as well.
-            if self.args.world_size > 1 or step == 0 or (self._checkpoint() / MANIFEST).is_file():
-                raise
-            try:
-                self._save_checkpoint(self.model, None)
-            except UserError:  # it is the saving that fails
-                raise error from None
-            if self._interrupt is None or not self._interrupt.requested:
-                raise UserError(f"{error}; saved after step {step}: the same command goes on from there") from error
-            self._interrupt.stopped = True  # the terminal was closed, say
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         self._lacks_validation = self.control.should_evaluate

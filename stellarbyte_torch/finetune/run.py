@@ -100,7 +100,7 @@ def finetune(config: FinetuneConfig, display: Display, interrupt: Interrupt | No
         write_text(run_dir / _FINGERPRINT, _fingerprint(data) + "\n")
 
     interrupt = interrupt or Interrupt(speaks=is_main)
-    progress = FinetuneProgress(run_dir / "metrics.jsonl", display, is_main=is_main, lacks_validation=lacks)
+    progress = FinetuneProgress(run_dir / "metrics.jsonl", display, interrupt, is_main=is_main, lacks_validation=lacks)
     with _explained(), _refusals(), display.doing("preparing"):
         trainer = FinetuneTrainer(
             pad_token_id=data.collator.pad_token_id,
@@ -127,6 +127,9 @@ def finetune(config: FinetuneConfig, display: Display, interrupt: Interrupt | No
         if interrupt.stopped:
             step = trainer.state.global_step
             where = f"stopped after step {step}, saved in {run_dir}" if step else "stopped before the first step"
+            if interrupt.failure is not None and interrupt.number is None:
+                failure = interrupt.failure
+                raise UserError(f"{failure}; {where}: the same command goes on from there") from failure
             with suppress(UserError):  # nobody is there to read it
                 progress.say(f"{where}: the same command goes on from there")
             return summary

@@ -280,6 +280,32 @@ def test_two_processes_that_died_in_an_epoch_go_on_in_it(
 
 
 @pytest.mark.long
+def test_two_processes_of_which_the_first_can_print_no_more(config: str, script: Path, tmp_path: Path) -> None:
+    failing = tmp_path / "failing.py"
+    failing.write_text("""\
+import os, sys
+from stellarbyte.display import Display
+from stellarbyte.errors import UserError
+from stellarbyte_torch import cli
+say = Display.say
+def failing(self, text):
+    if os.environ["RANK"] == "0" and text.startswith("step 2/"):
+        raise UserError("the output cannot be written")
+    say(self, text)
+Display.say = failing
+sys.exit(cli.main(sys.argv[1:]))
+""")
+    words = [config, *RESUMED]
+    whole = processes(2, script, *words, "--output_dir", str(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    failed = processes(2, failing, *words, "--output_dir", str(tmp_path / "parts"))
+    assert "error: the output cannot be written; stopped after step 3, saved in" in failed.stderr
+    again = processes(2, script, *words, "--output_dir", str(tmp_path / "parts"))
+    assert "going on after step 3" in again.stdout
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed(stage: int, config: str, script: Path, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")

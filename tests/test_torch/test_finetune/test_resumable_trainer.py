@@ -214,7 +214,7 @@ def test_an_output_that_takes_nothing_any_more_loses_no_step(number: int | None,
     display = Display(console=Console(file=_Leaving("step 6/8  validation", number), width=1000))
     interrupt = Interrupt()
     if number is None:
-        with pytest.raises(UserError, match=r"cannot be written: .*; saved after step 6: the same command"):
+        with pytest.raises(UserError, match=r"cannot be written: .*; stopped after step 7, saved in"):
             finetuning_run.finetune(settings, display, interrupt)
     else:
         assert not finetuning_run.finetune(settings, display, interrupt)["finished"]
