@@ -115,7 +115,12 @@ def _training_fields(node: Node) -> dict[str, Any]:
     for name, value in node.value.items() if isinstance(node.value, dict) else ():
         if name in OURS:
             raise UserError(f"{value.where}: training.{name} is not for the config: {OURS[name]}")
-    fields: dict[str, Any] = plain(field_values(TrainingArguments, node, "training"))
+    given, flags = node, {}
+    if isinstance(node.value, dict) and "fsdp" in node.value and isinstance(node.value["fsdp"].value, bool):
+        # Transformers declares it as text, and takes true and false.
+        flags = {"fsdp": node.value["fsdp"].value}
+        given = dataclasses.replace(node, value={k: v for k, v in node.value.items() if k not in flags})
+    fields: dict[str, Any] = {**plain(field_values(TrainingArguments, given, "training")), **flags}
     for name, value in fields.items():
         problem = complaint(name, value)
         if problem is not None:

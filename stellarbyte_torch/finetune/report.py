@@ -106,8 +106,11 @@ def _parameters(model: Any) -> tuple[int, int]:
     if isinstance(model, PeftModel):
         trained, total = model.get_nb_trainable_parameters()  # knows how many a quantised base stands for
         return total, trained
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return total, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    # Of a parameter that DeepSpeed has parted there is nothing here, but its size.
+    sizes = [
+        (getattr(parameter, "ds_numel", parameter.numel()), parameter.requires_grad) for parameter in model.parameters()
+    ]
+    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
 
 
 def _peak_memory(device: torch.device) -> int | None:

@@ -250,7 +250,7 @@ sys.exit(cli.main(sys.argv[1:]))
 # 42 training samples, 4 a step and process: an epoch ends with a step that one process has no sample for.
 RESUMED = ["--training.per_device_train_batch_size", "4", "--training.max_steps", "14", "--training.eval_steps", "2"]
 RESUMED += ["--lora.lora_dropout", "0.2", "--data.validation_fraction", "0.18"]
-SHARDED = ["--training.fsdp", "full_shard", "--training.fsdp_config", "{version: 2}"]
+SHARDED = ["--training.fsdp", "true", "--training.fsdp_config", "{version: 2}"]
 
 
 @pytest.mark.long
@@ -306,8 +306,9 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("lora", [[], ["--lora", "null"]], ids=["lora", "full"])
 @pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed(stage: int, config: str, script: Path, tmp_path: Path) -> None:
+def test_deepspeed(stage: int, lora: list[str], config: str, script: Path, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
     (tmp_path / "ds.json").write_text(
         json.dumps(
@@ -320,7 +321,7 @@ def test_deepspeed(stage: int, config: str, script: Path, tmp_path: Path) -> Non
             }
         )
     )
-    words = [config, "--training.per_device_train_batch_size", "2", "--output_dir"]
+    words = [config, *lora, "--training.per_device_train_batch_size", "2", "--output_dir"]
     plain = processes(2, script, *words, str(tmp_path / "plain"))
     assert plain.returncode == 0, plain.stderr
     words += [str(tmp_path / "zero"), "--training.deepspeed", str(tmp_path / "ds.json")]
@@ -331,7 +332,8 @@ def test_deepspeed(stage: int, config: str, script: Path, tmp_path: Path) -> Non
     for one, other in zip(metrics(tmp_path / "plain"), metrics(tmp_path / "zero"), strict=True):
         name = "loss" if "loss" in one else "eval_loss"
         assert other[name] == pytest.approx(one[name], rel=1e-5)
-    ours, theirs = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("zero", "plain"))
+    result = "model/model.safetensors" if lora else "adapter/adapter_model.safetensors"
+    ours, theirs = (load_file(tmp_path / name / result) for name in ("zero", "plain"))
     assert ours.keys() == theirs.keys()
     for key, value in theirs.items():
         torch.testing.assert_close(ours[key], value, rtol=1e-4, atol=1e-6)

@@ -61,6 +61,16 @@ training:
     }
 
 
+@pytest.mark.parametrize("flag", [True, False])
+def test_fsdp_may_be_true_or_false(flag: bool, tmp_path: Path) -> None:
+    word = str(flag).lower()
+    written = load(f"training: {{fsdp: {word}}}\n", tmp_path)
+    given = load("", tmp_path, "--training.fsdp", word)
+    assert written.training == given.training == {"fsdp": flag}
+    save_yaml(written, tmp_path / "saved.yaml")
+    assert load_finetune_config(tmp_path / "saved.yaml").training == {"fsdp": flag}
+
+
 def test_overrides(tmp_path: Path) -> None:
     words = ["--output_dir", "2026", "--training.max_steps=10", "--data.sources.1.path", "y", "--lora.r", "4"]
     config = load("training: {seed: 3}\n", tmp_path, *words, "--trainable", "null", "--data.seed", "5")
