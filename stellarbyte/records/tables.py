@@ -3,7 +3,7 @@
 import codecs
 import csv
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,13 @@ from typing import Any, BinaryIO
 
 from stellarbyte.errors import UserError, shown_path
 from stellarbyte.records import record
-from stellarbyte.records.bad_records import BadRecords, RecordError, check_text
+from stellarbyte.records.bad_records import BadRecords, RecordError, check_text, names_of
 from stellarbyte.records.compression import BLOCK_BYTES, open_file
 from stellarbyte.records.record import Record, has_twice, too_long
 from stellarbyte.records.text import open_text
 
 _PARQUET_ROWS = 256
+_MOST_BYTES_AT_ONCE = 1 << 30
 
 
 def _check_columns(there: Sequence[str], wanted: Sequence[str] | None, where: str) -> None:
@@ -26,10 +27,11 @@ def _check_columns(there: Sequence[str], wanted: Sequence[str] | None, where: st
     Raises:
         UserError: naming the column, and those that are there.
     """
+    counts = Counter(there)
     for name in there if wanted is None else wanted:
-        if name not in there:
-            raise UserError(f"{where} has no column {name!r}: set the source's fields to some of {list(there)}")
-        if there.count(name) > 1:
+        if name not in counts:
+            raise UserError(f"{where} has no column {name!r}: set the source's fields to some of {names_of(counts)}")
+        if counts[name] > 1:
             raise UserError(has_twice(where, name))
 
 
@@ -147,7 +149,10 @@ def read_parquet(path: Path, bad_records: BadRecords, columns: Sequence[str] | N
 
 
 def _rows_at_once(metadata: Any, path: Path) -> int:
-    """Rows that together are no more than a record may be, going by the mean of the fullest row group."""
+    """Rows that together are no more than a record may be, going by the mean of the fullest row group.
+
+    Nor more than a GiB where all are the largest cell that a column can have, for a file holds equal ones but once.
+    """
     most = _PARQUET_ROWS
     before = 0
     for index in range(metadata.num_row_groups):
@@ -156,7 +161,10 @@ def _rows_at_once(metadata: Any, path: Path) -> int:
             continue
         if group.total_byte_size > record.MAX_RECORD_BYTES * group.num_rows:
             raise RecordError(too_long(f"{shown_path(path)}:{before + 1}"))
-        most = max(1, min(most, record.MAX_RECORD_BYTES * group.num_rows // max(group.total_byte_size, 1)))
+        columns = [group.column(number).total_uncompressed_size for number in range(group.num_columns)]
+        largest = min(record.MAX_RECORD_BYTES, max(columns, default=0))
+        most = min(most, record.MAX_RECORD_BYTES * group.num_rows // max(group.total_byte_size, 1))
+        most = max(1, min(most, _MOST_BYTES_AT_ONCE // max(largest, 1)))
         before += group.num_rows
     return most
 

@@ -31,6 +31,21 @@ def check_prompts(config: ByteConfig, prompts: Sequence[Sequence[int]], max_new_
             )
 
 
+def check_static_positions(config: ByteConfig, length: int) -> None:
+    """Refuses to guess ahead of what moves all positions.
+
+    Raises:
+        UserError: naming the length up to which nothing moves.
+    """
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.rope_type == "dynamic" and length > config.max_position_embeddings:
+        # Frequencies go by the longest position of a call, and a draft's tokens may be taken back.
+        raise UserError(
+            f"speculative decoding with rope_scaling dynamic goes up to max_position_embeddings "
+            f"{config.max_position_embeddings}, not {length} tokens: shorten the prompt, or decode without a draft"
+        )
+
+
 def pad_right(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
     """Token ids and segment ids, int32 [B, T]; segment 0 is padding, which the cache does not keep."""
     T = round_up(max(len(prompt) for prompt in prompts), LENGTH_MULTIPLE)

@@ -16,7 +16,14 @@ from stellarbyte.errors import UserError
 from stellarbyte.sampling import Sampling
 from stellarbyte_jax.bounds import check_seed, check_whole
 from stellarbyte_jax.config import ByteConfig
-from stellarbyte_jax.inference.prompts import LENGTH_MULTIPLE, check_prompts, pad_right, round_up, until_eos
+from stellarbyte_jax.inference.prompts import (
+    LENGTH_MULTIPLE,
+    check_prompts,
+    check_static_positions,
+    pad_right,
+    round_up,
+    until_eos,
+)
 from stellarbyte_jax.inference.sampling import NOT_FINITE, check_drawn, seen_in_prompts, warp
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.kv_cache import KVCache
@@ -103,7 +110,7 @@ class SpeculativeGenerator:
         """
         for config in (self.config, self._draft_config):
             check_prompts(config, prompts, max_new_tokens)
-            _check_static_positions(config, max(map(len, prompts)) + max_new_tokens)
+            check_static_positions(config, max(map(len, prompts)) + max_new_tokens)
         check_seed("seed", seed)
         sampling, key = sampling or Sampling(), jax.random.key(seed)
         carry = self._prefill(
@@ -132,16 +139,6 @@ class SpeculativeGenerator:
             if bool(carry.done_B.all()):
                 break
         return [until_eos(row[:end].tolist(), self.config.eos_token_id) for row, end in zip(rows, count_B, strict=True)]
-
-
-def _check_static_positions(config: ByteConfig, length: int) -> None:
-    scaling = config.rope_scaling
-    if scaling is not None and scaling.rope_type == "dynamic" and length > config.max_position_embeddings:
-        # Frequencies go by the longest position of a call, and a draft's tokens may be taken back.
-        raise UserError(
-            f"speculative decoding with rope_scaling dynamic goes up to max_position_embeddings "
-            f"{config.max_position_embeddings}, not {length} tokens: shorten the prompt, or decode without a draft"
-        )
 
 
 def _prefill(

@@ -1,7 +1,7 @@
 """The cases, kind by kind."""
 
 from hostile.case import Cases
-from hostile.kinds import hf_folders, runs, settings, weights, yaml_files
+from hostile.kinds import hf_folders, record_files, runs, settings, weights, yaml_files
 
 KINDS = {
     "yaml": yaml_files.cases,
@@ -9,6 +9,7 @@ KINDS = {
     "hf": hf_folders.cases,
     "weights": weights.cases,
     "runs": runs.cases,
+    "records": record_files.cases,
 }
 
 

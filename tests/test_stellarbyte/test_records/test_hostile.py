@@ -16,7 +16,7 @@ import zstandard
 from pyarrow import parquet
 
 from stellarbyte.errors import UserError
-from stellarbyte.records import record
+from stellarbyte.records import record, tables
 from stellarbyte.records.bad_records import BadRecords
 from stellarbyte.records.formats import read_records
 
@@ -152,6 +152,15 @@ def test_nan_in_parquet_is_null(tmp_path: Path, kind: str) -> None:
     assert read(path)[0] == [expected, expected]
 
 
+def test_a_table_of_many_columns_is_looked_through_once(tmp_path: Path) -> None:
+    """To count each name among all took minutes for 100,000."""
+    path = tmp_path / "x.csv"
+    names = [f"c{number}" for number in range(100_000)]
+    path.write_text(",".join([*names, "c5"]) + "\n")
+    with pytest.raises(UserError, match=r"x.csv:1 has the field 'c5' twice"):
+        list(read_records(path, BadRecords("skip")))
+
+
 def test_a_pipe_that_took_a_files_place(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.jsonl")
     with pytest.raises(UserError, match=r"x.jsonl cannot be read: it is a named pipe, not a file"):
@@ -165,6 +174,18 @@ def test_parts_of_json_are_read_across_blocks(tmp_path: Path) -> None:
         json.dumps([{"text": text, "n": [n, 1.5e3, True]} for n, text in enumerate(texts)])
     )
     assert read(tmp_path / "x.json")[0] == texts
+
+
+def test_a_cell_that_a_file_holds_once_for_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the rows take unpacked is not what the file says of their bytes."""
+    path = tmp_path / "x.parquet"
+    cells = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 200), pyarrow.array(["star " * 200_000]))
+    parquet.write_table(pyarrow.table({"text": cells}), path)
+    monkeypatch.setattr(tables, "_MOST_BYTES_AT_ONCE", 10 << 20)
+    before = pyarrow.default_memory_pool().max_memory()
+    texts = sum(len(found.fields["text"]) for found in read_records(path, BadRecords("fail")))
+    assert texts == 200 * 1_000_000
+    assert pyarrow.default_memory_pool().max_memory() <= max(before, 60 << 20)
 
 
 # A child of its own, for its memory is bounded: 1.5 GiB, of which pyarrow and the like take 0.3.
