@@ -24,8 +24,15 @@ _MODULES = (
     *("stellarbyte_jax.commands", "stellarbyte_jax.training.loop", "stellarbyte_jax.training.prune"),
     *("stellarbyte_jax.training.evaluation", "stellarbyte_jax.data.prepare", "stellarbyte_jax.planning.plan"),
     *("stellarbyte_jax.inference.speculative", "stellarbyte_jax.inference.text", "stellarbyte_jax.training.load"),
-    *("stellarbyte_torch.finetune", "stellarbyte_torch.chat", "stellarbyte_torch.chat.session"),
-    *("stellarbyte_torch.lora", "convert.certificate", "convert.adapters", "convert.hf_checkpoint", "convert.cli"),
+    *("stellarbyte_torch.finetune.run",),
+    *("stellarbyte_torch.chat.terminal", "stellarbyte_torch.chat.session"),
+    *(
+        "stellarbyte_torch.lora.merging",
+        "convert.certificate",
+        "convert.adapters",
+        "convert.hf_checkpoint",
+        "convert.cli",
+    ),
 )
 
 

@@ -13,9 +13,9 @@ def cannot_be_read(folder: Path, steps: Sequence[int], step: int | None, complai
     """The sentence where no checkpoint of `folder` can be read, or not that of `step`; what is wrong with each."""
     listed = ", ".join(map(str, steps))
     if step is not None:
-        return UserError(
-            f"{folder / str(step)} cannot be read ({complaints[step]}): choose another of the steps {listed}"
-        )
+        others = ", ".join(str(other) for other in steps if other != step)
+        advice = f"choose another step ({others})" if others else "there is no other"
+        return UserError(f"{folder / str(step)} cannot be read ({complaints[step]}): {advice}")
     why = complaints.get(max(complaints, default=-1), "it was removed meanwhile")
     return UserError(f"{folder}: none of its checkpoints can be read (steps {listed}), the newest because {why}")
 

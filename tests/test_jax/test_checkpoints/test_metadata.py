@@ -56,7 +56,7 @@ def test_every_flipped_bit_is_found_and_an_older_checkpoint_taken(run: Path) -> 
     assert unseen == []
     path.write_bytes(content.replace(b"1e-05", b"1e-01"))
     assert load_metadata(run)[1] == 1
-    with pytest.raises(UserError, match=r"2 cannot be read \(.+\): choose another of the steps 1, 2"):
+    with pytest.raises(UserError, match=r"2 cannot be read \(.+\): choose another step \(1\)"):
         load_params(run, 2)
 
 
