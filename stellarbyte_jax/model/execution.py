@@ -33,7 +33,7 @@ class Execution:
     layout: Layout = ONE_DEVICE
 
     def resolved(self, config: ByteConfig) -> "Execution":
-        """The same choices with platform and kernel decided; the modules of a model take it in this form.
+        """The same choices with dtype, platform and kernel decided; the modules of a model take it in this form.
 
         Raises:
             UserError: the kernel cannot compute this model's positions.
@@ -45,4 +45,4 @@ class Execution:
             kernel = default_kernel(platform, config.attention_dropout)
         if kernel == "cudnn":
             check_xpos(config)
-        return replace(self, platform=platform, attention_kernel=kernel)
+        return replace(self, dtype=jnp.dtype(self.dtype), platform=platform, attention_kernel=kernel)

@@ -288,15 +288,16 @@ def test_differing_fields(tmp_path: Path) -> None:
 
 positive = st.integers(1, 10**9)
 share = st.floats(0, 1, exclude_max=True)
-above_zero = st.floats(1e-300, 1e300)
+above_zero = st.floats(1e-37, 1e38)
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+name = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=20)  # of a file or a folder
 
 
 @st.composite
 def run_configs(draw: st.DrawFn) -> RunConfig:
     source = st.builds(
         SourceConfig,
-        path=text,
+        path=name,
         fields=st.lists(text, min_size=1, max_size=3).map(tuple),
         template=st.none() | text,
     )
@@ -310,8 +311,8 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
     )
     data = DataConfig(
         sources=tuple(draw(st.lists(source, min_size=1, max_size=3))),
-        tokenizer=draw(text),
-        shards=draw(text),
+        tokenizer=draw(name),
+        shards=draw(name),
         sequence_length=draw(st.integers(2, 2048)),
         validation_fraction=draw(share),
         on_bad_record=draw(st.sampled_from(["fail", "skip"])),
@@ -319,9 +320,11 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
     training = TrainingConfig(
         max_steps=draw(positive), batch_size=draw(positive), eval_batches=draw(st.none() | positive)
     )
-    optimizer = OptimizerConfig(learning_rate=draw(above_zero), warmup_steps=0, weight_decay=draw(st.floats(0, 1e30)))
+    optimizer = OptimizerConfig(
+        learning_rate=draw(above_zero), warmup_steps=0, weight_decay=draw(st.just(0.0) | above_zero)
+    )
     return RunConfig(
-        draw(text),
+        draw(name),
         model,
         data,
         training,

@@ -32,8 +32,8 @@ def test_where_the_template_comes_from(tokenizer: Tokenizer, tmp_path: Path) -> 
     ("config", "complaint"),
     [
         ('{"chat_template": [{"name": "default"}]}', "has a chat_template that is a list, not one text"),
-        ("[]", "is not a JSON object"),
-        ("{", "is not JSON"),
+        ("[]", "holds a list, expected an object"),
+        ("{", "is not valid JSON"),
     ],
 )
 def test_a_tokenizers_config_that_gives_none(tokenizer: Tokenizer, config: str, complaint: str) -> None:

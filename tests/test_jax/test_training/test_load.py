@@ -30,7 +30,7 @@ def test_the_newest_checkpoint_with_its_tokenizer(finished_run: Path) -> None:
 def test_the_compute_dtype_is_free(finished_run: Path) -> None:
     model, _, _ = load_model(finished_run)
     rounded, _, _ = load_model(finished_run, step=12, dtype="bfloat16")
-    assert rounded.dtype == jnp.bfloat16
+    assert rounded.execution.dtype == jnp.bfloat16
     ids = random_tokens(model.config, 1, 9)
     error = relative_error(jax.jit(lambda: rounded(ids).logits)(), jax.jit(lambda: model(ids).logits)())
     assert 1e-5 < error < 0.05
