@@ -165,8 +165,6 @@ class ByteConfig(PreTrainedConfig):
     @rope_parameters.setter
     def rope_parameters(self, parameters: Mapping[str, Any]) -> None:
         scaling = {name: value for name, value in parameters.items() if name != "rope_theta" and value is not None}
-        if scaling.get("rope_type") == "default" and scaling.get("factor", 1.0) != 1.0:
-            raise ValueError(f"rope_parameters.factor {scaling['factor']} needs another rope_type than default")
         self.rope_theta = parameters.get("rope_theta", self.rope_theta)
         self.rope_scaling = None if not scaling or scaling.get("rope_type") == "default" else scaling
 

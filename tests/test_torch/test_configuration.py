@@ -116,7 +116,6 @@ REFUSED: list[dict[str, Any]] = [
     {"rms_norm_eps": math.inf},
     {"rms_norm_eps": 1e-320},
     {"xpos_scale_base": 1e300},
-    {"position_embedding": "rope", "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1e300}},
     {"initializer_range": -math.inf},
     {"rope_theta": math.nan},
     {"layer_scale_init": math.inf},

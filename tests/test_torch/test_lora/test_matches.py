@@ -36,7 +36,7 @@ Q = ["q_proj"]
         ({"target_modules": ["q_porj"]}, "did you mean 'q_proj'?"),
         ({"target_parameters": ["experts.nothing"]}, "'experts.nothing', which matches no parameter"),
         ({"layers": "1,5"}, "layers names layer 5, and the model has layers 0 to 1"),
-        ({"layers_to_transform": 9}, "layers names layer 9"),
+        ({"layers_to_transform": 9}, "layers_to_transform names layer 9"),
         ({"layers_to_transform": [0], "layers_pattern": "blocks"}, "match no module once layers"),
         ({"trainable_token_indices": [97]}, "trainable_token_indices names token 97, and there are tokens 0 to 96"),
         ({"trainable_token_indices": {"embed_toknes": [1]}}, "did you mean 'embed_tokens'?"),
