@@ -8,13 +8,11 @@ from typing import Any
 from stellarbyte.config.nodes import read_yaml
 from stellarbyte.config.plain import plain
 from stellarbyte.errors import UserError
-from stellarbyte.metrics_file import record_of
-from stellarbyte.reading import read_json, read_json_object, read_text
+from stellarbyte.metrics_file import records
+from stellarbyte.reading import read_json, read_json_object
 from stellarbyte.safetensors_header import read_header
 
 Facts = dict[str, Any]
-
-_MOST_METRICS_BYTES = 1 << 30
 
 
 def info(path: Path) -> Facts:
@@ -184,10 +182,7 @@ def _latest(metrics: Path) -> Facts:
     if not metrics.is_file():
         return {"step": 0}
     facts: Facts = {"step": 0}
-    for line in read_text(metrics, _MOST_METRICS_BYTES).splitlines():
-        record = record_of(line)
-        if record is None:
-            continue
+    for _, record in records(metrics):
         facts["step"] = record["step"]
         facts |= {name: record[name] for name in ("loss", "validation_loss") if name in record}
     return facts
