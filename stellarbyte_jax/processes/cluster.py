@@ -8,10 +8,9 @@ from stellarbyte_jax.distributed_config import DistributedConfig
 
 @dataclass(frozen=True)
 class Place:
-    """Who this process is, and where process 0 is found."""
+    """Who this process is, and where process 0 is found (host:port)."""
 
-    host: str
-    port: int
+    address: str
     count: int
     index: int
     local_device_ids: tuple[int, ...] | None
@@ -48,5 +47,4 @@ def find_place(config: DistributedConfig) -> Place | None:
             "num_processes and process_id, and one that is to train alone none of them"
         )
     assert address is not None and count is not None and index is not None
-    host, _, port = address.rpartition(":")
-    return Place(host.strip("[]"), int(port), count, index, devices)
+    return Place(address, count, index, devices)

@@ -1,42 +1,41 @@
-"""The processes that train one run: how they find each other, agree, and end together."""
+"""The processes that train one run: how they agree, and end together, by JAX's coordination service."""
 
-import dataclasses
+import functools
+import json
 import os
+import re
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from types import TracebackType
-from typing import Any, NoReturn, Self
+from datetime import UTC, datetime
+from typing import Any, NoReturn
 
 from stellarbyte.errors import UserError
 from stellarbyte.files import sha256_of_json
 from stellarbyte.interrupt import Interrupted, leave_by
 from stellarbyte_jax.distributed_config import DistributedConfig
+from stellarbyte_jax.processes.client_abort import call_at_abort, keep_from_native_code
 from stellarbyte_jax.processes.cluster import Place, find_place
-from stellarbyte_jax.processes.hub import Hub
-from stellarbyte_jax.processes.spoke import Spoke
 
 # The exit code when another process has died: EX_TEMPFAIL, "try again" (sysexits.h).
 PROCESS_LOST = 75
 
 _GO_ON = "start the same command again, on as many processes as there are: the run goes on from its newest checkpoint"
 _SHOWN_FIELDS = 8
+_A_WEEK = 7 * 24 * 3600 * 1000  # in milliseconds, of which JAX takes 31 bits
+_SECONDS_TO_BE_HEARD = 3.0
+
+# Under this key JAX's preemption sync manager announces a SIGTERM to all processes, with the time of the end.
+_NOTICE = "RECEIVED_PREEMPTION_NOTICE"
 
 
 class Processes:
-    """The processes of a run as one of them sees them, which is alone; a context that they enter and leave together."""
+    """The processes of a run as one of them sees them, which is alone."""
 
     index, count = 0, 1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        pass
 
     def share(self, value: Any) -> list[Any]:
         """What each process has to say here, in their order; JSON values. All must call it, equally often."""
@@ -57,8 +56,7 @@ class Processes:
         Raises:
             UserError: in all processes alike, naming the one that differs, the fields and both values.
         """
-        digest = sha256_of_json(fields)
-        if len(set(self.share(digest))) == 1:
+        if len(set(self.share(sha256_of_json(fields)))) == 1:
             return
         first, *others = map(_flat, self.share(fields))
         for index, other in enumerate(others, start=1):
@@ -75,186 +73,129 @@ class Processes:
 ALONE = Processes()
 
 
-@dataclasses.dataclass(frozen=True)
-class End:
-    """Why a run is over for all its processes: what the one that ended first had to say."""
-
-    process: int
-    code: int
-    sentence: str
-
-
 class JoinedProcesses(Processes):
-    """One of several. However one of them ends, the others end with a sentence, whatever they are waiting for.
+    """One of several, which talk by the key-value store, barriers and preemption sync of JAX's coordination service."""
+
+    def __init__(self, index: int, count: int, client: Any, preemption_sync: Any) -> None:
+        self.index, self.count = index, count
+        self._client, self._preemption_sync = client, preemption_sync
+        self._round, self._asked = 0, False
+
+    def share(self, value: Any) -> list[Any]:
+        """See Processes."""
+        # All have read the round before last, since they have come to the last one: two folders are enough.
+        folder, self._round = f"share/{self._round % 2}/", self._round + 1
+        self._client.key_value_set(f"{folder}{self.index}", json.dumps(value), allow_overwrite=True)
+        self._client.wait_at_barrier("share", _A_WEEK)
+        said = {int(key.removeprefix(folder)): text for key, text in self._client.key_value_dir_get(folder)}
+        return [json.loads(said[index]) for index in sorted(said)]
+
+    def stop_after(self, step: int, requested: bool) -> bool:
+        """See Processes. Nobody waits for anybody, unless one is to stop."""
+        if requested and not self._asked:
+            self._asked = True
+            self._client.key_value_set(f"asked/{self.index}", str(self.index))
+            self._client.key_value_set(_NOTICE, datetime.now(UTC).isoformat(), allow_overwrite=True)
+        stop = self._preemption_sync.reached_sync_point(step)
+        if stop and self.index == 0 and not self._asked:
+            who = " and ".join(index for _, index in self._client.key_value_dir_get("asked/"))
+            with suppress(OSError, ValueError):  # nobody is there to read it
+                print(f"stellarbyte: process {who} is to stop: all finish the same step, then save", file=sys.stderr)
+        return stop
+
+
+class _Ending:
+    """However one process ends, the others end with a sentence, whatever they are waiting for.
 
     report: prints an error as the command line does, and returns the exit code for it.
     """
 
     def __init__(self, place: Place, config: DistributedConfig, report: Callable[[BaseException], int]) -> None:
-        self.index, self.count = place.index, place.count
         self._place, self._config, self._report = place, config, report
-        self._changed = threading.Condition()
-        self._ending = False
-        self._round, self._shared = 0, dict[int, list[Any]]()
-        # Of the agreement on the last step: what this process knows …
-        self._asked = self._held = False
-        self._passed, self._stop_at = 0, None
-        # … and what process 0 gathers.
-        self._said = dict[int, dict[int, Any]]()
-        self._all_passed = dict[int, int]()
-        self._stopping = False
-        self._line: Hub | Spoke
-        if self.index == 0:
-            self._line = Hub(self.count, self._receive, self._hear, self._lost, config.lost_after)
-        else:
-            self._line = Spoke(self.index, self.count, self._hear, self._lost, config.lost_after)
+        self._begun = threading.Lock()
+        self._client: Any = None
+        self._catch_abort = call_at_abort(self._aborted)
 
-    def open(self) -> None:
-        """Finds the others, then starts JAX's own distributed runtime beside.
+    def connect(self, client: Any) -> None:
+        """From here on the others are told, and heard, by this client of JAX's."""
+        self._client = client
+        threading.Thread(target=self._hear, name="end", daemon=True).start()
 
-        Raises:
-            UserError: process 0 cannot be reached, or not all come in time.
-        """
-        timeout, place = self._config.start_timeout, self._place
-        if isinstance(self._line, Hub):
-            service = self._line.open(place.port, timeout)
-        else:
-            service = self._line.open(place.host, place.port, timeout)
-        leave_by(lambda number: self._leave(Interrupted(number)))  # not without a word to the others
-        import jax
+    def take_signals(self) -> None:
+        """Takes them, or takes them back: JAX's preemption sync has SIGTERM when it starts, libtpu several."""
+        self._catch_abort()
+        leave_by(lambda number: self.leave(Interrupted(number)))
 
-        # Its handler would take SIGTERM, on which interrupt.py has its own ideas.
-        jax.config.update("jax_enable_preemption_service", False)
-        jax.distributed.initialize(
-            service,
-            self.count,
-            self.index,
-            local_device_ids=place.local_device_ids,
-            cluster_detection_method="deactivate",
-            coordinator_bind_address=service,
-            initialization_timeout=timeout,
-            # We hear of a death before JAX does, and say more.
-            heartbeat_timeout_seconds=10 * self._config.lost_after,
-        )
-        if jax.default_backend() == "cpu":
-            _silence_gloo()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is not None:
-            self._leave(error)
-        import jax
-
-        self.share("finished")
-        jax.distributed.shutdown()
-        self.share("shut down")
-        self._line.close()
-
-    def share(self, value: Any) -> list[Any]:
-        """See Processes."""
-        this_round, self._round = self._round, self._round + 1
-        self._line.send("share", [this_round, value])
-        with self._changed:
-            self._changed.wait_for(lambda: this_round in self._shared)
-            return self._shared.pop(this_round)
-
-    def stop_after(self, step: int, requested: bool) -> bool:
-        """See Processes. Nobody waits for anybody, unless one is to stop: then each says which step it has passed."""
-        if requested and not self._asked:
-            self._asked = True
-            self._line.send("stop", None)
-        with self._changed:
-            self._changed.wait_for(lambda: self._stop_at is not None or not (self._asked or self._held))
-            self._passed = step
-            return self._stop_at is not None and step >= self._stop_at
-
-    def _receive(self, process: int, kind: str, value: Any) -> None:
-        """Process 0 gets a message. In the line's thread."""
-        assert isinstance(self._line, Hub)
-        if kind == "share":
-            this_round, item = value
-            said = self._said.setdefault(this_round, {})
-            said[process] = item
-            if len(said) == self.count:
-                self._line.tell("shared", [this_round, [said[index] for index in range(self.count)]])
-                del self._said[this_round]
-        elif kind == "stop" and not self._stopping:
-            self._stopping = True
-            self._line.tell("hold", process)
-        elif kind == "passed":
-            self._all_passed[process] = value
-            if len(self._all_passed) == self.count:
-                self._line.tell("stop_at", max(self._all_passed.values()) + 1)
-        elif kind == "end":
-            self._end_all(End(**value))
-
-    def _hear(self, kind: str, value: Any) -> None:
-        """Each process gets a message from process 0. In the line's thread."""
-        if kind == "shared":
-            with self._changed:
-                self._shared[value[0]] = value[1]
-                self._changed.notify_all()
-        elif kind == "hold":
-            with self._changed:
-                self._held = True  # from here on the main thread passes no step until the last one is known
-                passed = self._passed
-            self._line.send("passed", passed)
-            if self.index == 0 and value != 0:
-                sentence = f"process {value} is to stop: all finish the same step, then save"
-                with suppress(OSError, ValueError):  # nobody is there to read it
-                    print(f"stellarbyte: {sentence}", file=sys.stderr, flush=True)
-        elif kind == "stop_at":
-            with self._changed:
-                self._stop_at = value
-                self._changed.notify_all()
-        elif kind == "end":
-            self._end(End(**value))
-
-    def _lost(self, process: int) -> None:
-        """Another process has gone without a word. In the line's thread."""
-        sentence = f"process {process} of {self.count} has died or cannot be reached any more; {_GO_ON}"
-        end = End(process, PROCESS_LOST, sentence)
-        (self._end_all if isinstance(self._line, Hub) else self._end)(end)
-
-    def _end_all(self, end: End) -> None:
-        assert isinstance(self._line, Hub)
-        if self._claim():
-            self._say(end)
-            self._line.part("end", dataclasses.asdict(end), lambda: _exit(end.code))
-
-    def _end(self, end: End) -> None:
-        if self._claim():
-            self._say(end)
-            _exit(end.code)
-
-    def _claim(self) -> bool:
-        """True for the first who ends this process: whoever comes second has nothing to add."""
-        with self._changed:
-            first, self._ending = not self._ending, True
-        return first
-
-    def _say(self, end: End) -> None:
-        self._report(UserError(end.sentence))
-
-    def _leave(self, error: BaseException) -> NoReturn:
+    def leave(self, error: BaseException) -> NoReturn:
         """Says why this process ends, here and to the others, and ends it."""
-        if isinstance(error, Exception) and not isinstance(error, UserError):
+        if self._client is not None and isinstance(error, Exception) and not isinstance(error, UserError):
             # When a process dies, what the others do with it fails, with errors that nobody needs to read. If it was
-            # that, the line will know by then, and end this process.
+            # that, JAX's client will know by then, and end this process.
             time.sleep(self._config.lost_after * 1.5)
-        if not self._claim():
-            threading.Event().wait()
+        self._begin()
         code = self._report(error)
         if isinstance(error, UserError):
-            sentence = f"process {self.index} has ended: {error}"
+            reason = f"has ended: {error}"
         elif isinstance(error, KeyboardInterrupt):
-            sentence = f"process {self.index} was interrupted; {_GO_ON}"
+            reason = f"was interrupted; {_GO_ON}"
         else:
             first_line = (str(error).splitlines() or [""])[0][:200]
-            sentence = f"process {self.index} has ended with {type(error).__name__}: {first_line} (see its own output)"
-        self._line.close("end", dataclasses.asdict(End(self.index, code, sentence)))
-        _exit(code)
+            reason = f"has ended with {type(error).__name__}: {first_line} (see its own output)"
+        if self._client is not None:
+            with suppress(Exception):  # another was first, or nobody is left to hear it
+                self._client.key_value_set("end", json.dumps([code, f"process {self._place.index} {reason}"]))
+        self._exit(code)
+
+    def _hear(self) -> None:
+        while True:
+            try:
+                end = self._client.blocking_key_value_get("end", _A_WEEK)
+            except Exception as error:  # noqa: BLE001 - JAX's errors have no types of their own
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    return  # all is done, or the client is about to abort
+            else:
+                self._end(*json.loads(end))
+
+    def _aborted(self, said: str) -> NoReturn:
+        place, config = self._place, self._config
+        if self._client is None:
+            missing = re.search(r"timed out task names:\s+([\d\s]+)", said)
+            status = re.search(r"absl::Status: (.*)", said)
+            who = (
+                ", ".join(sorted(missing[1].split(), key=int)) if missing else f"{place.index} ({status and status[1]})"
+            )
+            self._end(
+                2,
+                f"of {place.count} processes, these have not come to {place.address} within {config.start_timeout} s: "
+                f"{who}; start all with this distributed.coordinator_address and num_processes, each with a process_id "
+                "of its own, and let their machines connect to that port",
+            )
+        dead = re.search(r"stopped sending heartbeats\):\s+([\d, ]+)", said)
+        who = dead[1].strip() if dead else "0"  # with which the service has gone that would know
+        self._end(PROCESS_LOST, f"process {who} of {place.count} has died or cannot be reached any more; {_GO_ON}")
+
+    def _end(self, code: int, sentence: str) -> NoReturn:
+        self._begin()
+        self._report(UserError(sentence))
+        self._exit(code)
+
+    def _begin(self) -> None:
+        """Returns to the first thread that ends this process: a second one has nothing to add."""
+        if not self._begun.acquire(blocking=False):
+            threading.Event().wait()
+        with suppress(OSError, ValueError):  # nobody is there to read it
+            if sys.stdout.isatty():  # a progress display has hidden the cursor, and would write over the sentence
+                sys.stdout.write("\x1b[?25h\n")
+            sys.stdout.flush()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def _exit(self, code: int) -> NoReturn:
+        # Not by sys.exit: JAX would wait for the others once more, and Python for threads that hang.
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
+        if self._place.index == 0:  # the others hear of the end by the service, which ends with this process
+            time.sleep(_SECONDS_TO_BE_HEARD)
+        os._exit(code)
 
 
 @contextmanager
@@ -264,13 +205,60 @@ def joined(config: DistributedConfig, report: Callable[[BaseException], int]) ->
     An error within is reported, told to the others, and ends this process; where it is alone, it is raised as ever.
 
     Raises:
-        UserError: the settings are given by half, or not all processes come.
+        UserError: the settings are given by half.
     """
     place = find_place(config)
-    with ALONE if place is None else JoinedProcesses(place, config, report) as processes:
-        if isinstance(processes, JoinedProcesses):
-            processes.open()
+    if place is None:
+        yield ALONE
+        return
+    ending = _Ending(place, config, report)
+    try:
+        processes = _join(place, config, ending)
         yield processes
+        processes.share("finished")  # JAX's own waiting ends after five minutes
+        import jax
+
+        jax.distributed.shutdown()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the others must hear of it
+        ending.leave(error)
+
+
+def _join(place: Place, config: DistributedConfig, ending: _Ending) -> Processes:
+    import jax
+    from jax._src.distributed import _jax, global_state
+
+    # By itself JAX's service waits longer than its clients do, who then do not know who is missing.
+    make_service = functools.partial(
+        _jax.get_distributed_runtime_service, cluster_register_timeout=config.start_timeout
+    )
+    _jax.get_distributed_runtime_service = make_service
+    if place.index == 0:  # JAX's service ends the process, where it cannot have its port
+        port = int(place.address.rpartition(":")[2])
+        try:
+            socket.create_server(("", port)).close()
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise UserError(
+                f"distributed.coordinator_address: port {port} cannot be used ({reason}): choose a free one"
+            ) from error
+    jax.config.update("jax_enable_preemption_service", True)
+    jax.distributed.initialize(
+        place.address,
+        place.count,
+        place.index,
+        local_device_ids=place.local_device_ids,
+        cluster_detection_method="deactivate",
+        initialization_timeout=config.start_timeout,
+        heartbeat_timeout_seconds=config.lost_after,
+    )
+    ending.connect(global_state.client)
+    ending.take_signals()
+    processes = JoinedProcesses(place.index, place.count, global_state.client, global_state.preemption_sync_manager)
+    processes.compare({"distributed.num_processes": place.count})
+    if jax.default_backend() == "cpu":  # Gloo, which carries data between CPUs, has a line for each connection
+        keep_from_native_code("stdout", os.open(os.devnull, os.O_WRONLY))
+    ending.take_signals()
+    return processes
 
 
 def _flat(fields: Any, prefix: str = "") -> dict[str, Any]:
@@ -278,23 +266,3 @@ def _flat(fields: Any, prefix: str = "") -> dict[str, Any]:
     for name, value in fields.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
-
-
-def _silence_gloo() -> None:
-    """Keeps stdout for what Python prints: Gloo, which carries data between CPUs, has a line for each connection."""
-    sys.stdout.flush()
-    stdout, ours = sys.stdout, os.dup(1)
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, 1)
-    os.close(devnull)
-    buffering = 1 if stdout.line_buffering else -1
-    sys.stdout = os.fdopen(ours, "w", buffering, encoding=stdout.encoding, errors=stdout.errors)
-
-
-def _exit(code: int) -> NoReturn:
-    # Not by sys.exit: at Python's end JAX would wait for the others once more, and threads that hang are waited for.
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # nobody is there to read it
-            stream.write("\x1b[?25h" if stream.isatty() else "")  # a progress display had hidden the cursor
-            stream.flush()
-    os._exit(code)

@@ -1,5 +1,6 @@
 """The pretraining loop: read it top to bottom."""
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -184,6 +185,8 @@ def _train(
         ends = processes.share([interrupt.number, None if failures.first is None else str(failures.first)])
         signals = [number for number, _ in ends if number is not None]
         failing = [index for index, (_, failure) in enumerate(ends) if failure is not None]
+        if stopping and not failing and not signals:  # JAX's preemption sync has heard it, before anybody here listened
+            signals = [signal.SIGTERM]
         if signals and (stopping or failing):  # a terminal that is closed is both
             interrupt.number = signals[0]
             where = f"stopped after step {step}, saved in {run_dir}" if step else "stopped before the first step"

@@ -22,7 +22,7 @@ def free_port() -> int:
 class Job:
     """`count` processes of `devices` CPU devices each.
 
-    Single processes may have overrides of their `own`, and Python code that they run `first`.
+    Single processes may have overrides of their `own`, and Python code that they run `first`; some may be `missing`.
     """
 
     config: Path
@@ -31,11 +31,12 @@ class Job:
     overrides: dict[str, Any] = field(default_factory=dict)
     own: dict[int, dict[str, Any]] = field(default_factory=dict)
     first: dict[int, str] = field(default_factory=dict)
+    missing: tuple[int, ...] = ()
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         address = f"127.0.0.1:{free_port()}"
-        for index in range(self.count):
+        for index in set(range(self.count)) - set(self.missing):
             joining = {"coordinator_address": address, "num_processes": self.count, "process_id": index}
             options = {f"distributed.{name}": value for name, value in joining.items()}
             options |= self.overrides | self.own.get(index, {})
