@@ -126,12 +126,12 @@ test: $(INSTALLED)
 	ruff check .
 	ruff format --check .
 	mypy
-	python -m pytest -n 2 -m 'not long'
+	python -m pytest -n 2 --dist worksteal -m 'not long'
 
 # The long tier too: what is slow, and no law of its own. DeepSpeed is built for Linux alone.
 test-all: $(INSTALLED)
 	[ "$$(uname)" != Linux ] || python -m pip install --quiet --disable-pip-version-check -c constraints.txt deepspeed
-	python -m pytest -n 2
+	python -m pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED)
 	ruff check .

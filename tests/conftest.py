@@ -1,11 +1,15 @@
 """What JAX is told before anything imports it: run on the CPU, as eight devices, and remember what was compiled.
 
-And Ctrl-C, which is to reach the commands that tests start.
+And Ctrl-C, which is to reach the commands that tests start; and how many examples hypothesis draws in each tier.
 """
 
+import gc
 import os
 import signal
 from pathlib import Path
+
+import pytest
+from hypothesis import settings
 
 from stellarbyte_jax.machine.xla_flags import known_flags, parsers
 
@@ -37,3 +41,20 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 # Commands that tests start inherit it where it is ignored, as it is in a shell's background; some are sent one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The short tier draws the same examples every time; the long one ten times as many, and others every night. A test
+# whose examples take long draws a fraction of `settings.default.max_examples`. There is no deadline: how long one takes
+# is up to the disk and to whoever else is at work.
+settings.register_profile("short", max_examples=100, derandomize=True, database=None, deadline=None)
+settings.register_profile("long", max_examples=1000, deadline=None)
+
+
+def pytest_collection_finish() -> None:
+    """A broken checkpoint has garbage collected: spare it the million objects of libraries that are there for good."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before test modules are imported, whose own settings are made from the profile."""
+    settings.load_profile("short" if "not long" in config.option.markexpr else "long")

@@ -18,7 +18,7 @@ def main() -> None:
     found: list[tuple[dict[str, str], Parity]] = []
     for number, row in enumerate(rows(), start=1):
         print(f"\r{number} of {len(rows())} configs", end="", file=sys.stderr, flush=True)
-        found.append((row, parity(config_of(row))))
+        found.append((row, parity(config_of(row), row["prompt"] == "at once")))
     print(file=sys.stderr)
 
     def line(name: str, of_these: list[Parity]) -> str:

@@ -128,13 +128,20 @@ def _this_process_alone() -> ocp.options.MultiprocessingOptions:
     return ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
 
 
+@contextmanager
+def _reader() -> Iterator[ocp.StandardCheckpointer]:
+    options = _this_process_alone()
+    with tensorstore_silenced(), ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer:
+        yield checkpointer
+
+
 def _read(folder: Path, target: Tree) -> Tree:
-    with ocp.StandardCheckpointer(multiprocessing_options=_this_process_alone()) as checkpointer:
+    with _reader() as checkpointer:
         return checkpointer.restore(folder, target)
 
 
 def _stored_tree(folder: Path) -> Tree:
-    with ocp.StandardCheckpointer(multiprocessing_options=_this_process_alone()) as checkpointer:
+    with _reader() as checkpointer:
         metadata = checkpointer.metadata(folder).item_metadata
     if metadata is None:
         raise ValueError(f"no list of the arrays in {folder}")

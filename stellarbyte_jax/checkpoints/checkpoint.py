@@ -270,8 +270,7 @@ def _complaint(work: Callable[[], None], processes: Processes) -> str | None:
     """What is wrong with the files that `work` reads, for any of the processes; all must call this."""
     complaint = None
     try:
-        with tensorstore_silenced():
-            work()
+        work()
     except Exception as error:
         if isinstance(error, UserError) or not is_about_files(error):
             raise

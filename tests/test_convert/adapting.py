@@ -41,9 +41,9 @@ def drawn_adapters(config: ByteConfig, lora: LoRAConfig, seed: int = 0) -> Param
 
 
 def jax_logits_and_gradients(
-    config: ByteConfig, lora: LoRAConfig, base: Params, adapters: Params, batch: Batch
-) -> tuple[np.ndarray, Params]:
-    """Logits [B, T, V], and the gradients of the mean loss in A and B."""
+    config: ByteConfig, lora: LoRAConfig, base: Params, batch: Batch, *adapters: Params
+) -> list[tuple[np.ndarray, Params]]:
+    """Logits [B, T, V], and the gradients of the mean loss in A and B; by one program with each of the adapters."""
     graphdef, _ = abstract_model(config, lora=lora)
 
     def loss(adapters: Params, base: Params) -> Any:
@@ -53,8 +53,8 @@ def jax_logits_and_gradients(
         return sums.loss / sums.tokens, model.logits(hidden)
 
     run = jax.jit(jax.grad(loss, has_aux=True))
-    gradients, logits = run(adapters, base)
-    return np.asarray(logits), jax.tree.map(np.asarray, gradients)
+    results = [run(these, base) for these in adapters]
+    return [(np.asarray(logits), jax.tree.map(np.asarray, gradients)) for gradients, logits in results]
 
 
 def peft_model(config: ByteConfig, base: Params, fields: dict[str, Any], tensors: dict[str, np.ndarray]) -> Any:

@@ -1,5 +1,7 @@
 """Everything that parity needs of a model in JAX, by one compiled program and a decoding step."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,6 +26,7 @@ class JaxModel:
         self.config, self.params = config, params
         self.graphdef = abstract_model(config)[0]
         self._run = jax.jit(self._forward_and_backward, static_argnames="training")
+        self._forward = jax.jit(lambda params, batch: self._decode(params, batch)[0])
         self._step = jax.jit(self._decode)
 
     def _forward_and_backward(
@@ -55,21 +58,29 @@ class JaxModel:
         (_, (logits, loss, dropped)), (gradients, _) = self._run(self.params, batch, 1.0, weights_BTV, training)
         return np.asarray(logits), float(loss), float(dropped), gradients
 
+    def logits(self, batch: Batch, params: Params | None = None) -> np.ndarray:
+        """Logits [B, T, V], by other parameters of the same shapes if given; quicker to compile than `loss`."""
+        return np.asarray(self._forward(self.params if params is None else params, batch))
+
     def embedding_gradient(self, batch: Batch, weights_BTV: np.ndarray) -> np.ndarray:
         """d(sum of weights · logits) / d(the embedding of each position): [B, T, D]."""
         return np.asarray(self._run(self.params, batch, 0.0, weights_BTV, False)[1][1])
 
-    def _decode(self, params: Params, batch: Batch, cache: KVCache) -> Any:
+    def _decode(self, params: Params, batch: Batch, cache: KVCache | None = None) -> Any:
         model = nnx.merge(self.graphdef, params)
         output = model(batch["input_ids"], batch["position_ids"], batch["segment_ids"], cache)
         return output.logits, output.cache
 
-    def decode(self, batch: Batch, chunk: int) -> np.ndarray:
-        """Logits [B, T, V] of tokens that come `chunk` at a time, and see what came before in a cache."""
+    def decode(self, batch: Batch, pieces: Sequence[int], fresh: bool = True) -> np.ndarray:
+        """Logits [B, T, V] of tokens that come in pieces of so many, and see what came before in a cache.
+
+        A cache that is not fresh may hold something already: another program than the one for prompts.
+        """
         B, T = batch["input_ids"].shape
-        cache, logits = KVCache.create(self.config, B, T), []
-        for start in range(0, T, chunk):
-            part = {name: array[:, start : start + chunk] for name, array in batch.items()}
+        cache, logits, start = dataclasses.replace(KVCache.create(self.config, B, T), fresh=fresh), [], 0
+        for piece in pieces:
+            part = {name: array[:, start : start + piece] for name, array in batch.items()}
             step_logits, cache = self._step(self.params, part, cache)
             logits.append(np.asarray(step_logits))
+            start += piece
         return np.concatenate(logits, axis=1)

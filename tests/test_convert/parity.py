@@ -1,6 +1,5 @@
 """How far JAX and PyTorch are apart in one config, in everything that the laws speak of."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,8 @@ CUT = 4
 
 # Slots before the first token of each row, where rows are decoded.
 PADDING = np.array([0, 3, 1])
+# Slots of the prompt, of which row 1 has one token.
+PROMPT = 4
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,20 @@ class Parity:
     seen: dict[str, float]
 
 
-@functools.cache
-def parity(config: ByteConfig) -> Parity:
-    """Runs both sides; what different tests look at is computed once."""
+def parity(config: ByteConfig, prompt_at_once: bool = True) -> Parity:
+    """Runs both sides; the cache is filled by a prompt and then token by token, or bit by bit from the start."""
     params = sensible_params(config)
     jax_model, torch_model = JaxModel(config, params), TorchModel(config, params)
     found = Parity({}, {}, {}, {}, {}, {})
-    for name, batch in batches(config).items():
-        _compare_losses(found, name, batch, jax_model, torch_model)
+    given = batches(config)
+    logits = {name: _compare_losses(found, name, batch, jax_model, torch_model) for name, batch in given.items()}
+    second, unpadded = np.s_[:, CUT:], np.s_[1, 3:]
+    found.seen["that packing matters"] = relative(logits["packed"][second], logits["plain"][second]) > 1e-2
+    found.seen["that padding matters"] = relative(logits["padded"][unpadded], logits["plain"][unpadded]) > 1e-2
     if config.moe_capacity_factor is not None:
-        _compare_losses(found, "training", batches(config)["padded"], jax_model, torch_model, training=True)
-    _compare_cached(found, jax_model, torch_model)
+        held = _compare_losses(found, "training", given["padded"], jax_model, torch_model, training=True)
+        found.seen["that capacity matters"] = relative(held, logits["padded"]) > 1e-2
+    _compare_cached(found, jax_model, torch_model, prompt_at_once)
     _find_leaks(found, {"jax": jax_model, "torch": torch_model})
     return found
 
@@ -86,7 +90,8 @@ def relative(ours: Any, theirs: Any, scale: float | None = None) -> float:
 
 def _compare_losses(
     found: Parity, name: str, batch: Batch, jax_model: JaxModel, torch_model: TorchModel, training: bool = False
-) -> None:
+) -> np.ndarray:
+    """Returns the logits in JAX."""
     logits, loss, dropped, jax_gradients = jax_model.loss(batch, training)
     their_logits, their_loss, gradients = torch_model.loss(batch, training)
     real = batch["segment_ids"] != 0  # padding gets logits, too, but of no meaning
@@ -101,9 +106,10 @@ def _compare_losses(
         # a sum of rounding errors, to be measured by that of the matrix which it stands beside.
         scale = np.abs(gradients[key.replace(".bias", ".weight")]).max() if key.endswith("k_proj.bias") else None
         found.gradients[f"{key}: {name}"] = relative(ours[key], gradient, scale)
+    return logits
 
 
-def _compare_cached(found: Parity, jax_model: JaxModel, torch_model: TorchModel) -> None:
+def _compare_cached(found: Parity, jax_model: JaxModel, torch_model: TorchModel, prompt_at_once: bool) -> None:
     """The second of the packed documents, decoded by itself: against each side's own pass over all at once.
 
     Rows are padded on the left by different amounts. Not the plain rows: rope_scaling dynamic changes the frequencies
@@ -118,13 +124,16 @@ def _compare_cached(found: Parity, jax_model: JaxModel, torch_model: TorchModel)
         "position_ids": np.maximum(source, 0).astype(np.int32),
         "segment_ids": real.astype(np.int32),
     }
+    # Token by token; but through a window of two more tokens at a time than it is wide.
+    chunk = 5 if jax_model.config.sliding_window == 2 else 1
+    prompt = max(chunk, PROMPT) if prompt_at_once else 0
+    pieces = [prompt] * (prompt > 0) + [chunk] * ((length - prompt) // chunk)
     for name, model in {"jax": jax_model, "torch": torch_model}.items():
         whole = np.take_along_axis(model.loss(packed)[0], CUT + np.maximum(source, 0)[..., None], axis=1)
-        # Token by token; but through a window of two more tokens at a time than it is wide.
-        chunk = 5 if jax_model.config.sliding_window == 2 else 1
-        decoded = model.decode(rows, chunk)
-        for end in range(chunk, length + 1, chunk):
-            new = np.s_[:, end - chunk : end]
+        decoded, end = model.decode(rows, pieces, fresh=prompt_at_once), 0
+        assert decoded.shape[1] == length
+        for piece in pieces:
+            new, end = np.s_[:, end : end + piece], end + piece
             found.cached[f"{name}: {end} tokens"] = relative(decoded[new][real[new]], whole[new][real[new]])
 
 

@@ -1,3 +1,4 @@
+import io
 import os
 import shutil
 import subprocess
@@ -71,9 +72,22 @@ def test_help_takes_half_a_second_at_most(tmp_path):
     assert min(seconds() for _ in range(3)) < 0.5  # the best of three: other tests may be running
 
 
-@pytest.mark.parametrize("shown", ["--json", pytest.param(None, marks=pytest.mark.long)])
-def test_a_reader_that_leaves_gets_no_verdict(run_dir, exported, tmp_path, shown):
-    """`verify --json | head -1` must not end with the code for "different"."""
+@pytest.mark.usefixtures("no_models")
+@pytest.mark.parametrize("shown", [["--json"], []])
+def test_a_reader_that_leaves_gets_no_verdict(run_dir, exported, tmp_path, monkeypatch, shown):
+    """`verify --json | head -1` must not end with the code for "different": the error goes up to `run_program`."""
+    folder = shutil.copytree(exported, tmp_path / "hf")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb", buffering=0) as pipe:
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe, write_through=True))
+        with pytest.raises(BrokenPipeError):
+            main(["verify", *shown, str(run_dir), str(folder)])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("shown", ["--json", None])
+def test_a_reader_that_leaves_a_process_gets_no_verdict(run_dir, exported, tmp_path, shown):
     folder = shutil.copytree(exported, tmp_path / "hf")
     code = (
         "import sys, convert.certificate as c\n"

@@ -16,7 +16,8 @@ from test_convert.parity import batches, parity, relative
 from test_convert.torch_side import TorchModel
 
 GRID = switches.grid()
-configs = pytest.mark.parametrize("config", GRID.values(), ids=GRID.keys())
+ROWS = [pytest.param(row, id=switches.name_of(row)) for row in switches.rows()]
+MORE = [pytest.param(row, id=switches.name_of(row), marks=pytest.mark.long) for row in switches.more_rows()]
 
 
 def above(errors, tolerance):
@@ -24,44 +25,39 @@ def above(errors, tolerance):
     return {what: error for what, error in errors.items() if not error < tolerance}
 
 
+def broken(found):
+    """Which law fails in what, and by how much."""
+    errors = {
+        "law 1": {what: gradient for what, gradient in found.leaks.items() if gradient != 0},
+        "law 2": above(found.cached, 1e-5),
+        "law 3, logits and losses": above(found.logits | found.loss, 1e-5),
+        "law 3, gradients": above(found.gradients, 1e-4),
+    }
+    return {law: failed for law, failed in errors.items() if failed}
+
+
 def test_any_two_switches_meet():
-    assert len(GRID) >= 60
+    """The proof that the grid covers: each two values of two switches stand in one of its rows, but for those that
+    cannot stand in one config at all."""
     met = set().union(*map(switches.pairs, switches.rows()))
     assert met == switches.possible_pairs()
-    assert len(met) > 500
+    assert len(met) > 700
+    fewest = len(switches.SWITCHES["position"]) * len(switches.SWITCHES["experts"])
+    assert len(GRID) == len(switches.rows()) == fewest == 40, "every position must meet every kind of experts"
 
 
-@configs
-def test_law_3_logits_and_losses_agree(config):
-    found = parity(config)
-    assert above(found.logits, 1e-5) == {}
-    assert above(found.loss, 1e-5) == {}
-
-
-@configs
-def test_law_3_gradients_agree(config):
-    assert above(parity(config).gradients, 1e-4) == {}
-
-
-@configs
-def test_law_2_cached_decoding_is_the_pass_over_all_tokens(config):
-    assert above(parity(config).cached, 1e-5) == {}
-
-
-@configs
-def test_law_1_nothing_is_known_of_later_tokens_or_other_documents(config):
-    found = parity(config)
-    assert {what: gradient for what, gradient in found.leaks.items() if gradient != 0} == {}
-    assert {what: gradient for what, gradient in found.seen.items() if not gradient > 0} == {}, "nothing was looked at"
+@pytest.mark.parametrize("row", [*ROWS, *MORE])
+def test_laws_1_to_3(row):
+    """One test for all three, for it is compiling that takes the time, and they share the programs."""
+    found = parity(switches.config_of(row), row["prompt"] == "at once")
+    assert broken(found) == {}
+    assert {what: seen for what, seen in found.seen.items() if not seen > 0} == {}, "nothing was looked at"
 
 
 @given(drawn.configs(min_vocab=20, min_window=2))
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=settings.default.max_examples // 33, derandomize=True)
 def test_whatever_the_config(config):
-    found = parity(config)
-    assert above(found.logits | found.loss | found.cached, 1e-5) == {}
-    assert above(found.gradients, 1e-4) == {}
-    assert not any(found.leaks.values())
+    assert broken(parity(config)) == {}
 
 
 @pytest.mark.parametrize("config", list(GRID.values())[::13], ids=list(GRID)[::13])
@@ -81,20 +77,6 @@ def both(config, params=None):
     return JaxModel(config, params), TorchModel(config, params)
 
 
-def test_packing_padding_and_capacity_count():
-    """What the comparisons above would not notice if neither side took it in."""
-    config = tiny(num_experts=4, moe_intermediate_size=16, moe_capacity_factor=0.6)
-    model, given_batches = JaxModel(config, sensible_params(config)), batches(config)
-    plain = model.loss(given_batches["plain"])[0]
-    assert relative(model.loss(given_batches["packed"])[0], plain) > 1e-2
-    padded, loss, dropped, _ = model.loss(given_batches["padded"])
-    assert relative(padded[1], plain[1]) > 1e-2
-    held_to_capacity, its_loss, its_dropped, _ = model.loss(given_batches["padded"], training=True)
-    assert (dropped, its_dropped > 1) == (0, True)
-    assert relative(held_to_capacity, padded) > 1e-2
-    assert abs(its_loss - loss) > 1e-3
-
-
 def test_tied_scores_go_to_the_same_experts():
     config = tiny(num_experts=5, moe_intermediate_size=16, num_experts_per_tok=3, norm_topk_prob=False)
     params = sensible_params(config)
@@ -102,18 +84,19 @@ def test_tied_scores_go_to_the_same_experts():
     params["model"]["layers"]["mlp"]["gate"]["kernel"][1, :, 1:4] = 0  # some do, above some and below others
     jax_model, torch_model = both(config, params)
     batch = batches(config)["plain"]
-    ours, theirs = jax_model.loss(batch)[0], torch_model.loss(batch)[0]
-    assert relative(ours, theirs) < 1e-5
+    theirs = torch_model.loss(batch)[0]
+    assert relative(jax_model.logits(batch), theirs) < 1e-5
     flipped = sensible_params(config)
     experts = flipped["model"]["layers"]["mlp"]["experts"]
     experts |= {name: array[:, ::-1] for name, array in experts.items()}
     flipped["model"]["layers"]["mlp"]["gate"] = params["model"]["layers"]["mlp"]["gate"]
-    assert relative(JaxModel(config, flipped).loss(batch)[0], theirs) > 1e-2, "the experts must matter"
+    assert relative(jax_model.logits(batch, flipped), theirs) > 1e-2, "the experts must matter"
 
 
 def test_drop_rates_change_nothing_in_evaluation():
     rates = {"drop_path_rate": 0.3, "hidden_dropout": 0.1, "attention_dropout": 0.2, "residual_dropout": 0.1}
     config, batch = tiny(), batches(tiny())["plain"]
     with_rates = dataclasses.replace(config, **rates)
-    for ours, theirs in zip(both(config), both(with_rates), strict=True):
-        assert ours.loss(batch)[0].tobytes() == theirs.loss(batch)[0].tobytes()
+    (jax_model, torch_model), (jax_with_rates, torch_with_rates) = both(config), both(with_rates)
+    assert jax_model.logits(batch).tobytes() == jax_with_rates.logits(batch).tobytes()
+    assert torch_model.loss(batch)[0].tobytes() == torch_with_rates.loss(batch)[0].tobytes()

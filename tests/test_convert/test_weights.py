@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from convert import config as convert_config
@@ -13,7 +13,6 @@ from test_convert.torch_side import TorchModel
 
 
 @given(drawn.configs(), st.integers(0, 2**32), st.sampled_from(("float32", "bfloat16", "float16")))
-@settings(max_examples=200, deadline=None)
 def test_law_4_there_and_back_is_the_identity_on_bits(config, seed, dtype):
     params = random_params(config, seed, dtype)
     tensors = {key: np.asarray(tensor) for key, tensor in weights.to_hf(params, config).items()}
@@ -21,7 +20,6 @@ def test_law_4_there_and_back_is_the_identity_on_bits(config, seed, dtype):
 
 
 @given(drawn.configs(), st.integers(0, 2**32))
-@settings(max_examples=100, deadline=None)
 def test_law_4_the_other_way_round(config, seed):
     generator = np.random.default_rng(seed)
     tensors = {

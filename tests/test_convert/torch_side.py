@@ -1,5 +1,7 @@
 """Everything that parity needs of a model in PyTorch."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -51,15 +53,15 @@ class TorchModel:
         return torch.autograd.grad((torch.from_numpy(weights_BTV) * logits).sum(), embeddings)[0].numpy()
 
     @torch.no_grad()
-    def decode(self, batch: Batch, chunk: int) -> np.ndarray:
-        """Logits [B, T, V] of tokens that come `chunk` at a time, and see what came before in a cache."""
-        cache, logits = None, []
-        for end in range(chunk, batch["input_ids"].shape[1] + 1, chunk):
-            new = slice(end - chunk, end)
+    def decode(self, batch: Batch, pieces: Sequence[int], fresh: bool = True) -> np.ndarray:  # noqa: ARG002 - as in JAX
+        """Logits [B, T, V] of tokens that come in pieces of so many, and see what came before in a cache."""
+        cache, logits, start = None, [], 0
+        for piece in pieces:
+            new, start = slice(start, start + piece), start + piece
             output = self.model(
                 _long(batch["input_ids"][:, new]),
                 position_ids=_long(batch["position_ids"][:, new]),
-                attention_mask=_long(batch["segment_ids"][:, :end] != 0),
+                attention_mask=_long(batch["segment_ids"][:, :start] != 0),
                 past_key_values=cache,
                 use_cache=True,
             )

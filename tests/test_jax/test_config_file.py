@@ -335,7 +335,7 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
     )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=settings.default.max_examples // 4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=run_configs())
 def test_saved_configs_load_equal(config: RunConfig, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stellarbyte.errors import UserError
@@ -19,7 +19,6 @@ def cut(text: str, stop: Sequence[str]) -> str:
     return text
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     pieces=st.lists(st.text("ab", max_size=4), max_size=8),
     stop=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3),

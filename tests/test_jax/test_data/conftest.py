@@ -5,16 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from stellarbyte_jax.config import DataConfig, SourceConfig
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
-
-# The tests train, write and read: how long that takes is up to the disk and to whoever else is at work.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
 
 TEXTS = [
     "def add(first, second):\n        return first + second  # the sum of 12345 and 678\n" * 4,

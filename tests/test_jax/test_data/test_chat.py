@@ -115,7 +115,7 @@ class Stop(Exception):
     pass
 
 
-@settings(max_examples=8, derandomize=True, database=None)
+@settings(max_examples=settings.default.max_examples // 12)
 @given(stops=st.lists(st.integers(1, 12), min_size=1, max_size=4), on_too_long=st.sampled_from(["split", "drop"]))
 def test_an_interrupted_one_goes_on_to_the_same_bytes(
     tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory, stops: list[int], on_too_long: Any
@@ -219,7 +219,7 @@ def test_equal_conversations_are_in_one_split(configure: Configure) -> None:
     assert not set(train) & set(validation)
 
 
-@settings(max_examples=20, derandomize=True, database=None)
+@settings(max_examples=settings.default.max_examples // 8)
 @given(local_size=st.integers(1, 3), process_count=st.integers(1, 4), resume=st.integers(1, 8))
 def test_each_sample_once_an_epoch_across_resumes_and_host_counts(
     chat_data: DataConfig, local_size: int, process_count: int, resume: int

@@ -65,7 +65,7 @@ def test_batches_are_int32_of_the_local_size(data: DataConfig) -> None:
     seed=st.integers(0, 2**31),
     resumes=st.lists(st.integers(1, 9), max_size=4),
 )
-@settings(max_examples=30)
+@settings(max_examples=settings.default.max_examples // 4)
 def test_every_row_once_an_epoch_across_resumes_and_host_counts(
     data: DataConfig, local_size: int, process_count: int, seed: int, resumes: list[int]
 ) -> None:
@@ -89,7 +89,7 @@ def test_every_row_once_an_epoch_across_resumes_and_host_counts(
         assert sorted(seen[epoch * len(rows) : (epoch + 1) * len(rows)]) == sorted(rows)
 
 
-@settings(max_examples=40)
+@settings(max_examples=settings.default.max_examples // 4)
 @given(step=st.integers(0, 10**6), seed=st.integers(0, 2**31), rows=st.sets(st.integers(0, 11), min_size=1))
 def test_a_host_reads_its_rows_of_the_batch(data: DataConfig, step: int, seed: int, rows: set[int]) -> None:
     """Hosts may well read the same rows."""

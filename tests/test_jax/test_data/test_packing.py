@@ -57,7 +57,7 @@ def expected_rows(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> li
     length=st.integers(2, 20),
     tokens_per_shard=st.sampled_from([3, 10, 40]),
 )
-@settings(max_examples=25)
+@settings(max_examples=settings.default.max_examples // 4)
 def test_rows_are_as_defined(
     tmp_path_factory: pytest.TempPathFactory,
     tokenizer: Tokenizer,

@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stellarbyte.errors import UserError
@@ -149,7 +149,6 @@ def test_a_source_that_changes_while_it_is_read_is_refused(configure: Callable[.
 @given(
     words=st.lists(st.sampled_from(["one ", "two\n", "三。", "4", "\n\n"]), max_size=200), below=st.integers(0, 2**62)
 )
-@settings(deadline=None)
 def test_parts_are_the_text(words: list[str], below: int) -> None:
     text = "".join(words)
     parts = list(PassageSplit(20, below).parts(text))

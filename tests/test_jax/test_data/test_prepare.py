@@ -129,7 +129,7 @@ def interrupt_late(progress: PrepareProgress) -> None:
 
 
 @given(stops=st.lists(st.integers(1, 16), min_size=1, max_size=3), tokens_per_shard=st.sampled_from([101, 300, 10_000]))
-@settings(max_examples=12)
+@settings(max_examples=settings.default.max_examples // 12)
 def test_interrupted_and_resumed_is_the_same_to_the_byte(
     tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path, stops: list[int], tokens_per_shard: int
 ) -> None:
@@ -363,7 +363,7 @@ def test_progress_ends_at_the_whole(data: DataConfig) -> None:
 
 
 @given(count=st.integers(1, 12), fraction=st.sampled_from([0.0, 1e-9, 0.5, 0.999999]))
-@settings(max_examples=20)
+@settings(max_examples=settings.default.max_examples // 8)
 def test_small_corpora_have_both_splits(
     tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path, count: int, fraction: float
 ) -> None:

@@ -42,6 +42,12 @@ CONFIGS = {
 }
 # Room beyond the window: none, some, and so much that nothing is ever overwritten.
 SLACKS = (0, 2, 4 * T)
+# Each room changes every program of a config. The short tier has all of them with one window, the others with one each.
+SLACKS_OF_CONFIGS = [
+    pytest.param(name, slack, marks=() if slack in few else pytest.mark.long)
+    for name, few in {"rope, window of 2": SLACKS, "no positions, window": (2,), "xpos, grouped": (0,)}.items()
+    for slack in SLACKS
+]
 
 
 @functools.cache
@@ -117,7 +123,13 @@ def differences(actual: np.ndarray, expected: np.ndarray) -> float:
     return relative_error(actual[real], expected[real])
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# In every combination of switches law 2 is stated by tests/test_convert/test_parity.py, after a prompt of one length.
+SHORT = ("rope, window of 2", "xpos, window of 1", "no positions, window")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.long) for name in CONFIGS]
+)
 def test_law_2_every_prefix_length(name: str) -> None:
     config = CONFIGS[name]
     # Each length is a program to compile: all of them once.
@@ -126,8 +138,7 @@ def test_law_2_every_prefix_length(name: str) -> None:
         assert differences(logits, each_document_alone(config)) < 1e-5, prefix
 
 
-@pytest.mark.parametrize("slack", SLACKS)
-@pytest.mark.parametrize("name", ["xpos, grouped", "no positions, window", "rope, window of 2"])
+@pytest.mark.parametrize(("name", "slack"), SLACKS_OF_CONFIGS)
 def test_a_prompt_may_be_read_in_pieces(name: str, slack: int) -> None:
     """Pieces that fit behind what their first token sees, and pieces that would overwrite it, or go around more than
     once."""
@@ -136,8 +147,7 @@ def test_a_prompt_may_be_read_in_pieces(name: str, slack: int) -> None:
         assert differences(in_pieces(config, pieces, slack), each_document_alone(config)) < 1e-5
 
 
-@pytest.mark.parametrize("slack", SLACKS)
-@pytest.mark.parametrize("name", ["xpos, grouped", "no positions, window", "xpos, window of 1"])
+@pytest.mark.parametrize(("name", "slack"), [*SLACKS_OF_CONFIGS, ("xpos, window of 1", 0)])
 def test_rows_may_be_read_at_different_speeds(name: str, slack: int) -> None:
     """Each call brings some rows fewer tokens than others, or none; positions are those by default."""
     config, steps, B = CONFIGS[name], 3, 3
@@ -159,8 +169,7 @@ def test_rows_may_be_read_at_different_speeds(name: str, slack: int) -> None:
         assert np.array_equal(cache.lengths, done)
 
 
-@pytest.mark.parametrize("slack", SLACKS)
-@pytest.mark.parametrize("name", ["xpos, grouped", "rope, window of 2"])
+@pytest.mark.parametrize(("name", "slack"), SLACKS_OF_CONFIGS)
 def test_what_is_clipped_was_never_read(name: str, slack: int) -> None:
     """Of a ring, as many as it has slack; in both rows at once, and then in one."""
     config, more = CONFIGS[name], min(slack, 3)
@@ -201,17 +210,22 @@ def test_padding_stays_finite(slack: int) -> None:
         assert np.isfinite(in_pieces(CONFIGS["no positions, window"], pieces, slack)).all()
 
 
+# Rounded to 8 bits, by up to 2^-9 of their size. Scores of this model's large weights reach into the tens, so that one
+# may move by some hundredths, and a probability by as much of itself: 5 % in all.
+BFLOAT16 = (jnp.bfloat16, 5e-2)
+# Steps of 1/127 of each vector's largest number, so off by up to 2^-8 of that: twice as far, of the largest.
+INT8 = (jnp.int8, 1e-1)
+
+
 @pytest.mark.parametrize(
-    ("cache_dtype", "tolerance"),
+    ("name", "cache_dtype", "tolerance"),
     [
-        # Rounded to 8 bits, by up to 2^-9 of their size. Scores of this model's large weights reach into the tens, so
-        # that one may move by some hundredths, and a probability by as much of itself: 5 % in all.
-        (jnp.bfloat16, 5e-2),
-        # Steps of 1/127 of each vector's largest number, so off by up to 2^-8 of that: twice as far, of the largest.
-        (jnp.int8, 1e-1),
+        ("xpos, grouped", *BFLOAT16),
+        ("no positions, window", *INT8),
+        pytest.param("xpos, grouped", *INT8, marks=pytest.mark.long),
+        pytest.param("no positions, window", *BFLOAT16, marks=pytest.mark.long),
     ],
 )
-@pytest.mark.parametrize("name", ["xpos, grouped", "no positions, window"])
 def test_caches_of_fewer_bits(name: str, cache_dtype: Any, tolerance: float) -> None:
     config = CONFIGS[name]
     alone = each_document_alone(config)

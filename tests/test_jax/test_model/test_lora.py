@@ -179,7 +179,7 @@ def test_all_linear_is_every_matrix_of_a_layer_but_the_router_and_the_experts() 
         lambda inner: st.dictionaries(st.sampled_from("abc"), inner, min_size=1),
     )
 )
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=settings.default.max_examples // 4)
 def test_trees_apart_and_together(tree: Any) -> None:
     base, adapters = split_adapters(tree)
     assert join(base, adapters) == tree

@@ -132,11 +132,10 @@ def check_equal(encoder: ChatEncoder, tokenizer: Any, messages: list[dict[str, s
     assert sample.trained.tolist() == [False, *mask[1:]]
 
 
-def test_two_hundred_conversations_equal_those_of_transformers(ours: PreTrainedTokenizerBase) -> None:
+def test_conversations_equal_those_of_transformers(ours: PreTrainedTokenizerBase) -> None:
     encoder = chat_encoder(ours)
     seen = 0
 
-    @settings(max_examples=200, derandomize=True, deadline=None, database=None)
     @given(conversations(CONTENT))
     def check(messages: list[dict[str, str]]) -> None:
         nonlocal seen
@@ -144,7 +143,7 @@ def test_two_hundred_conversations_equal_those_of_transformers(ours: PreTrainedT
         check_equal(encoder, ours, messages, STELLARBYTE_TEMPLATE)
 
     check()
-    assert seen >= 200
+    assert seen >= settings.default.max_examples
 
 
 @pytest.mark.parametrize("template", [CHATML, INSTRUCT], ids=["chatml", "instruct"])
@@ -153,7 +152,6 @@ def test_other_tokenizers_and_templates(make: Any, template: str) -> None:
     tokenizer = make()
     encoder = chat_encoder(tokenizer, template)
 
-    @settings(max_examples=100, derandomize=True, deadline=None, database=None)
     @given(conversations(CONTENT))
     def check(messages: list[dict[str, str]]) -> None:
         # Where a turn starts with white space whose offset is trimmed, transformers stops marking: a fault of its own.
@@ -167,7 +165,6 @@ def test_what_looks_like_a_special_token_stays_text(folder: Path, ours: PreTrain
     """The JAX side's tokenizer, which never makes special tokens of text, says what each message's tokens are."""
     encoder, jax_side = chat_encoder(ours), Tokenizer.load(folder)
 
-    @settings(max_examples=200, derandomize=True, deadline=None, database=None)
     @given(conversations(FORGED))
     def check(messages: list[dict[str, str]]) -> None:
         input_ids: list[int] = []
@@ -202,7 +199,7 @@ def test_a_template_without_marks_trains_on_the_same(template: str) -> None:
     tokenizer = gpt2_like()
     with_marks, without = chat_encoder(tokenizer, template), chat_encoder(tokenizer, bare)
 
-    @settings(max_examples=50, derandomize=True, deadline=None, database=None)
+    @settings(max_examples=settings.default.max_examples // 2)
     @given(conversations(st.one_of(CONTENT, st.sampled_from(["</s>", "say <s> twice: <s><s>", " \n x </s>\n"]))))
     def check(messages: list[dict[str, str]]) -> None:
         expected, actual = encode(with_marks, messages), encode(without, messages)

@@ -50,7 +50,7 @@ def check(result: Any, expected: Any, origin_of: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-@settings(max_examples=60, derandomize=True, deadline=None, database=None)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(text=TEXT, other=TEXT)
 def test_operations(name: str, text: str, other: str) -> None:
     origin_of = {character: chr(index) for index, character in enumerate("ab \n<é", 1)}

@@ -229,7 +229,7 @@ def test_whatever_is_said_no_other_word_is_trained_on(name: str) -> None:
     """The user speaks in capitals, and so nothing of what is trained on may be one."""
     source = TEMPLATES[name]
 
-    @settings(max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=settings.default.max_examples // 16, suppress_health_check=list(HealthCheck))
     @given(TEXT, TEXT)
     def check_said(first: str, second: str) -> None:
         messages = [user("Q1" + first), assistant(first), user("Q2" + second), assistant(second)]
