@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from stellarbyte.contradictions import contradiction, special_token_mistake
 from stellarbyte.errors import UserError
 
 # The largest factor that XPos may put on a score in each compute dtype: a 256th of the largest finite value, which
@@ -20,74 +20,219 @@ XPOS_SMALLEST_ZETA = 0.4 / 1.4
 class RopeScaling:
     """How rotary positions stretch beyond the context of training, in Hugging Face's words and formulas.
 
-    linear: every frequency / factor. dynamic: NTK, the base grows with the sequence. yarn: Peng et al. 2023,
-    arXiv:2309.00071. llama3: Llama 3.1's interpolation of low frequencies. None leaves a value to its default.
+    None leaves a value to its default.
     """
 
     rope_type: Literal["linear", "dynamic", "yarn", "llama3"]
+    """The formula: linear divides every frequency by `factor`; dynamic (NTK) raises the base as a sequence outgrows
+    max_position_embeddings; yarn stretches the slow pairs of channels alone (Peng et al. 2023, arXiv:2309.00071);
+    llama3 is Llama 3.1's variant of that.
+    """
+
     factor: float
+    """How many times longer the context becomes; at least 1."""
+
     original_max_position_embeddings: int | None = None
+    """Context length before the stretching, in tokens. llama3 needs it; for yarn the default is
+    max_position_embeddings.
+    """
+
     attention_factor: float | None = None
+    """For yarn: the factor of the rotary cosines and sines, by which queries and keys grow. The default follows from
+    mscale and mscale_all_dim, or is 0.1 · ln(factor) + 1.
+    """
+
     beta_fast: float | None = None
+    """For yarn: a pair of channels that turns more often than this within the original context keeps its frequency. The
+    default is 32.
+    """
+
     beta_slow: float | None = None
+    """For yarn: a pair of channels that turns less often than this within the original context has its frequency
+    divided by `factor`. The default is 1.
+    """
+
     mscale: float | None = None
+    """For yarn, together with mscale_all_dim: attention_factor becomes (0.1 · mscale · ln(factor) + 1) / (0.1 ·
+    mscale_all_dim · ln(factor) + 1).
+    """
+
     mscale_all_dim: float | None = None
+    """For yarn, together with mscale: the scale in the divisor of that formula."""
+
     truncate: bool | None = None
+    """For yarn: whether the bounds that follow from beta_fast and beta_slow are rounded to whole pairs of channels. The
+    default is true.
+    """
+
     low_freq_factor: float | None = None
+    """For llama3: a pair of channels that turns less often than this within the original context has its frequency
+    divided by `factor`.
+    """
+
     high_freq_factor: float | None = None
+    """For llama3: a pair of channels that turns more often than this within the original context keeps its frequency.
+    It must be larger than low_freq_factor.
+    """
 
 
 @dataclass(frozen=True)
 class ByteConfig:
     """Architecture of a StellarByte decoder, in Hugging Face's words.
 
-    `num_key_value_heads` defaults to `num_attention_heads`, `head_dim` to `hidden_size / num_attention_heads`, and with
-    experts `moe_intermediate_size` to `intermediate_size`. `pruned_heads` lists, layer by layer, the query heads that
-    are gone.
-
     Raises:
         UserError: a field is out of range, or two fields contradict each other.
     """
 
     vocab_size: int = 32000
+    """Number of tokens in the vocabulary; token ids run from 0 to vocab_size - 1."""
+
     hidden_size: int = 768
+    """Width of the residual stream, in channels."""
+
     intermediate_size: int = 3072
+    """Width of the feed-forward network, in channels. With experts it is only the default of moe_intermediate_size."""
+
     num_hidden_layers: int = 12
+    """Number of layers, each of attention and a feed-forward network."""
+
     num_attention_heads: int = 12
+    """Number of query heads in each layer."""
+
     num_key_value_heads: int | None = None
+    """Number of key and value heads in each layer; it must divide num_attention_heads, which is its default. A smaller
+    number is grouped-query attention, and 1 is multi-query attention.
+    """
+
     head_dim: int | None = None
+    """Width of a head, in channels. The default is hidden_size / num_attention_heads."""
+
     hidden_act: Literal["silu", "gelu", "gelu_pytorch_tanh", "relu"] = "silu"
+    """Activation of the gated feed-forward network: silu (SwiGLU), gelu (GeGLU), gelu_pytorch_tanh (GeGLU with the tanh
+    approximation of GELU) or relu (ReGLU).
+    """
+
     max_position_embeddings: int = 2048
+    """Context length: the largest number of tokens in a sequence. Only rope_scaling of type dynamic lets the model be
+    used beyond it.
+    """
+
     rms_norm_eps: float = 1e-5
+    """Constant that RMSNorm adds to the mean of squares before it takes the root."""
+
     initializer_range: float = 0.02
+    """Standard deviation of freshly drawn weights. The output projections of a layer are drawn smaller, as `residual`
+    requires.
+    """
+
     tie_word_embeddings: bool = False
+    """Whether the output head uses the matrix of the input embeddings."""
+
     position_embedding: Literal["xpos", "rope", "none"] = "xpos"
+    """How attention knows positions: xpos is rotary embeddings with scores that decay with distance (Sun et al. 2022,
+    arXiv:2212.10554), rope is plain rotary embeddings (Su et al. 2021, arXiv:2104.09864), and none leaves positions to
+    the causal mask.
+    """
+
     rope_theta: float = 10000.0
+    """Base of the rotary frequencies, for xpos and rope. A larger base makes the slow pairs of channels turn more
+    slowly, which suits long contexts.
+    """
+
     rope_scaling: RopeScaling | None = None
+    """How rotary positions stretch beyond the context of earlier training, with position_embedding rope; null for no
+    stretching.
+    """
+
     xpos_scale_base: float = 512.0
+    """Scale of XPos' decay, in tokens: the larger it is, the more slowly scores decay with distance. A value too small
+    for max_position_embeddings is refused.
+    """
+
     xpos_learnable: bool = False
+    """Whether training adapts XPos' decay, one number for each pair of channels of a head."""
+
     sliding_window: int | None = None
+    """Number of positions that a token sees, itself included, as in Mistral; null lets it see all earlier ones."""
+
     attention_bias: bool = False
+    """Whether the four projections of attention have biases."""
+
     qk_norm: bool = False
+    """Whether queries and keys pass an RMSNorm over each head's channels, as in Qwen3."""
+
     residual: Literal["pre_norm", "deepnorm"] = "pre_norm"
+    """How a branch f joins the residual stream x: pre_norm is x + f(norm(x)), and deepnorm is norm(alpha · x + f(x))
+    with alpha = (2 · num_hidden_layers)^(1/4) (Wang et al. 2022, arXiv:2203.00555).
+    """
+
     parallel_residual: bool = False
+    """Whether attention and the feed-forward network of a layer read the same input and are added at once, instead of
+    one after the other.
+    """
+
     layer_scale_init: float | None = None
+    """First value of LayerScale's gains, one trained gain for each channel of a branch (Touvron et al. 2021,
+    arXiv:2103.17239); null for no LayerScale.
+    """
+
     drop_path_rate: float = 0.0
+    """Probability with which training drops a whole branch of the last layer for one sequence (DropPath, Huang et al.
+    2016). The probability rises linearly with depth, from 0 in the first layer.
+    """
+
     hidden_dropout: float = 0.0
+    """Probability with which training drops a channel of the token embeddings."""
+
     attention_dropout: float = 0.0
+    """Probability with which training drops an attention weight, after the softmax."""
+
     residual_dropout: float = 0.0
+    """Probability with which training drops a channel of a branch before the branch joins the residual stream."""
+
     num_experts: int = 0
+    """Number of routed experts in each layer; 0 for a dense feed-forward network."""
+
     num_experts_per_tok: int = 2
+    """Number of routed experts that work on each token."""
+
     num_shared_experts: int = 0
+    """Number of experts that work on every token, besides the routed ones."""
+
     moe_intermediate_size: int | None = None
+    """Width of an expert, in channels. With experts the default is intermediate_size."""
+
     moe_capacity_factor: float | None = None
+    """Largest number of choices that an expert serves in a row in training, as a multiple of an even share; what comes
+    later in the row goes without that expert. null drops nothing.
+    """
+
     norm_topk_prob: bool = True
+    """Whether the weights of a token's chosen experts are rescaled to a sum of 1."""
+
     router_aux_loss_coef: float = 0.01
+    """Coefficient of the load-balance loss, which keeps the experts evenly used (Fedus et al. 2021, arXiv:2101.03961);
+    0 for none.
+    """
+
     router_z_loss_coef: float = 0.001
+    """Coefficient of the router's z-loss, which keeps its logits small (Zoph et al. 2022, arXiv:2202.08906); 0 for
+    none.
+    """
+
     pruned_heads: tuple[tuple[int, ...], ...] | None = None
+    """Query heads that have been taken out: one ascending list of head numbers for each layer; null if none has been.
+    `stellarbyte prune` sets it.
+    """
+
     bos_token_id: int = 0
+    """Id of the token that begins a document."""
+
     eos_token_id: int = 1
+    """Id of the token that ends a document; generation stops there."""
+
     pad_token_id: int = 2
+    """Id of the token that fills up short rows; it is never trained on."""
 
     def __post_init__(self) -> None:
         if self.num_key_value_heads is None:
@@ -136,162 +281,3 @@ class ByteConfig:
         if self.rope_scaling is not None and self.rope_scaling.rope_type == "dynamic":
             return int(self.max_position_embeddings * self.rope_scaling.factor)
         return self.max_position_embeddings
-
-
-def contradiction(fields: Mapping[str, Any]) -> str | None:
-    """The first thing wrong with a model's fields, as one sentence, or None: the one list of all rejections.
-
-    stellarbyte/architecture.py and stellarbyte_torch/configuration_stellarbyte.py hold this function in the same
-    words, and a test holds them equal: neither side may import the other. `rope_scaling` comes as a dict without None.
-    """
-
-    def say(name: str, complaint: str) -> str:
-        return f"{name} {fields[name]} {complaint}"
-
-    # Sizes and numbers that no machine holds, before anything is made of them.
-    few = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    some = ("hidden_size", "head_dim", "num_experts", "num_experts_per_tok", "num_shared_experts")
-    many = ("vocab_size", "intermediate_size", "moe_intermediate_size")
-    sizes = {**dict.fromkeys(some, 2**20), **dict.fromkeys(few, 2**14), **dict.fromkeys(many, 2**24)}
-    sizes |= {"max_position_embeddings": 2**30, "sliding_window": 2**31 - 1}
-    numbers = ["rms_norm_eps", "initializer_range", "rope_theta", "xpos_scale_base", "layer_scale_init"]
-    numbers += ["moe_capacity_factor", "router_aux_loss_coef", "router_z_loss_coef"]
-    for name, most in sizes.items():
-        if isinstance(fields[name], bool | float | str):
-            return say(name, "must be a whole number")
-        if fields[name] is not None and fields[name] > most:
-            return say(name, f"must be at most {most}: no machine works with more")
-    for name in numbers:
-        value = fields[name]
-        if isinstance(value, bool | str) or (value and not 2.0**-126 <= abs(value) < 2.0**128):
-            return say(name, "must be a finite number that float32 holds")
-    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-        if not fields[name] > 0:
-            return say(name, "must be at least 1")
-    layers, heads, kv_heads = (fields[name] for name in few)
-    if fields["head_dim"] is None:
-        return say(
-            "hidden_size", f"is not divisible by num_attention_heads {heads}: choose a multiple, or set head_dim"
-        )
-    if not (kv_heads > 0 and heads % kv_heads == 0):
-        return say("num_key_value_heads", f"must divide num_attention_heads {heads}")
-
-    # Positions.
-    position = fields["position_embedding"]
-    if not fields["head_dim"] > 0:
-        return say("head_dim", "must be at least 1")
-    if fields["head_dim"] % 2 and position != "none":
-        return say("head_dim", "must be even, for rotary positions turn pairs of channels")
-    for name in ("max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "xpos_scale_base"):
-        if not fields[name] > 0:
-            return say(name, "must be greater than 0")
-    if fields["xpos_learnable"] and position != "xpos":
-        return say("xpos_learnable", f"needs position_embedding xpos, not {position}")
-    scaling = fields["rope_scaling"]
-    if scaling is not None:
-        if position == "xpos":
-            return (
-                f"rope_scaling {scaling['rope_type']} cannot be combined with position_embedding xpos, whose decay "
-                "counts unscaled positions: use position_embedding rope, or a larger xpos_scale_base"
-            )
-        if position == "none":
-            return f"rope_scaling {scaling['rope_type']} needs position_embedding rope, not none"
-        yarn = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
-        allowed = {
-            "linear": (),
-            "dynamic": (),
-            "yarn": ("original_max_position_embeddings", *yarn),
-            "llama3": ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
-        }[scaling["rope_type"]]
-        for name, value in scaling.items():
-            if name not in ("rope_type", "factor", *allowed):
-                return f"rope_scaling.{name} {value} is no setting of rope_type {scaling['rope_type']}: leave it out"
-            if not isinstance(value, str | bool) and not 2.0**-126 <= value < 2.0**128:
-                return f"rope_scaling.{name} {value} must be greater than 0 and finite, as float32 holds it"
-        if not 1 <= scaling["factor"] <= 2**20:
-            return f"rope_scaling.factor {scaling['factor']} must be at least 1 and at most {2**20}"
-        if scaling["rope_type"] == "dynamic" and fields["head_dim"] == 2:
-            return say("head_dim", "is too small for rope_scaling dynamic, which has the exponent 1 / (head_dim - 2)")
-        if scaling["rope_type"] == "llama3":
-            for name in allowed:
-                if name not in scaling:
-                    return f"rope_scaling.{name} is missing: rope_type llama3 needs it"
-            low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-            if not low < high:
-                return f"rope_scaling.low_freq_factor {low} must be less than high_freq_factor {high}"
-
-    # Attention and residual stream.
-    if fields["sliding_window"] is not None and not fields["sliding_window"] > 0:
-        return say("sliding_window", "must be at least 1, or null for no window")
-    for name in ("drop_path_rate", "hidden_dropout", "attention_dropout", "residual_dropout"):
-        if not 0 <= fields[name] < 1:
-            return say(name, "must be at least 0 and less than 1")
-    if fields["layer_scale_init"] is not None:
-        if not fields["layer_scale_init"] > 0:
-            return say("layer_scale_init", "must be greater than 0, or null for no LayerScale")
-        if fields["residual"] == "deepnorm":
-            return say(
-                "layer_scale_init",
-                "contradicts residual deepnorm, which weighs the branches by its own alpha: set one of them",
-            )
-
-    # Experts.
-    experts = fields["num_experts"]
-    if not experts >= 0:
-        return say("num_experts", "must be at least 1, or 0 for a dense feed-forward")
-    if experts and not 0 < fields["num_experts_per_tok"] <= experts:
-        return say("num_experts_per_tok", f"must be at least 1 and at most num_experts {experts}")
-    if not fields["num_experts_per_tok"] >= 0:
-        return say("num_experts_per_tok", "must be at least 1")
-    if not fields["num_shared_experts"] >= 0:
-        return say("num_shared_experts", "must be at least 0")
-    for name in ("moe_intermediate_size", "moe_capacity_factor"):
-        if fields[name] is not None and not fields[name] > 0:
-            return say(name, "must be greater than 0, or null")
-    if experts:
-        for name in ("hidden_size", "moe_intermediate_size"):
-            if fields[name] % 8:
-                return say(name, "must be a multiple of 8 with num_experts: grouped matmuls take rows of 16 bytes")
-    for name in ("num_shared_experts", "moe_intermediate_size", "moe_capacity_factor"):
-        if fields[name] and not experts:
-            return say(name, "needs num_experts, which is 0: set num_experts, or leave it out")
-    for name in ("router_aux_loss_coef", "router_z_loss_coef"):
-        if not fields[name] >= 0:
-            return say(name, "must be at least 0")
-
-    # All together.
-    feed_forward = 3 * fields["intermediate_size"]
-    if experts:
-        feed_forward = 3 * fields["moe_intermediate_size"] * (experts + fields["num_shared_experts"])
-    a_layer = feed_forward + 2 * fields["head_dim"] * (heads + kv_heads)
-    parameters = fields["hidden_size"] * (fields["vocab_size"] + layers * a_layer)
-    if parameters > 1e14:
-        return say("hidden_size", f"makes {parameters:.1e} parameters with the other sizes: 1e+14 are the most")
-
-    # Pruned heads.
-    pruned = fields["pruned_heads"]
-    if pruned is not None:
-        if len(pruned) != layers:
-            return f"pruned_heads lists {len(pruned)} layers, but num_hidden_layers is {layers}: give one list a layer"
-        for layer, gone in enumerate(pruned):
-            if sorted(set(gone)) != list(gone) or not all(0 <= head < heads for head in gone):
-                return (
-                    f"pruned_heads.{layer} {list(gone)} must rise, each head from 0 to num_attention_heads - 1 = "
-                    f"{heads - 1}"
-                )
-            if len(gone) == heads:
-                return f"pruned_heads.{layer} {list(gone)} leaves no head: keep at least one in each layer"
-    return None
-
-
-def special_token_mistake(fields: Mapping[str, Any]) -> str | None:
-    """The first thing wrong with the special tokens, which training here needs three of; PyTorch does without."""
-    ids = {name: fields[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    last = fields["vocab_size"] - 1
-    for name, value in ids.items():
-        if not 0 <= value <= last:
-            return f"{name} {value} must be inside the vocabulary: 0 to vocab_size - 1 = {last}"
-    bos, eos, pad = ids.values()
-    if len({bos, eos, pad}) < len(ids):
-        return f"pad_token_id {pad} must differ from bos_token_id {bos} and eos_token_id {eos}, as they from each other"
-    return None

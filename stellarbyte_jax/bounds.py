@@ -9,7 +9,7 @@ MOST_SEED = 2**32 - 1
 
 # More than any machine has.
 MOST_DEVICES = 2**20
-MOST_TOKENS = 2**24  # of a vocabulary, as in the list of model_config.py
+MOST_TOKENS = 2**24  # of a vocabulary, as in the list of contradictions.py
 MOST_TOKENS_PER_SHARD = 2**36  # a file of some 256 GiB
 
 
@@ -48,3 +48,13 @@ def check_seed(name: str, value: int) -> None:
         UserError: it is not from 0 to 4294967295.
     """
     check_whole(name, value, 0, MOST_SEED)
+
+
+def require(holds: bool, name: str, value: object, complaint: str) -> None:
+    """Refuses a value that breaks a rule: `complaint` follows the field's name and its value.
+
+    Raises:
+        UserError: `holds` is false.
+    """
+    if not holds:
+        raise UserError(f"{name} {value} {complaint}")

@@ -10,23 +10,34 @@ _A_WEEK = 7 * 24 * 3600  # seconds
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    """Several processes that train one run together: each has settings of its own here, and none changes the losses.
-
-    coordinator_address (host:port of process 0), num_processes and process_id (from 0): what is not given is what JAX
-        detects, on Cloud TPU, SLURM, Kubernetes and Open MPI. Where that is nothing, one process trains alone.
-    local_device_ids: the GPUs of this process; by default one each under SLURM and Open MPI, elsewhere all.
-    detect: false to go by these settings alone.
-    start_timeout: seconds until all must have come.
-    lost_after: seconds of silence after which a process counts as dead.
-    """
+    """Several processes that train one run together: each has settings of its own here, and none changes the losses."""
 
     coordinator_address: str | None = None
+    """Address of process 0 as host:port; the port must be open to the other processes. By default JAX detects it on
+    Cloud TPU, SLURM, Kubernetes and Open MPI.
+    """
+
     num_processes: int | None = None
+    """Number of processes that train the run. By default it is what JAX detects; if that is nothing, one process trains
+    alone.
+    """
+
     process_id: int | None = None
+    """Number of this process, from 0. By default it is what JAX detects."""
+
     local_device_ids: tuple[int, ...] | None = None
+    """Numbers of the GPUs that this process uses. The default is one GPU for each process under SLURM and Open MPI, and
+    elsewhere all.
+    """
+
     detect: bool = True
+    """Whether JAX may detect what is not given; false goes by these settings alone."""
+
     start_timeout: int = 300
+    """Time that all processes have to come together at the start, in seconds."""
+
     lost_after: int = 30
+    """Silence after which a process counts as dead, in seconds."""
 
     def __post_init__(self) -> None:
         if self.coordinator_address is not None:

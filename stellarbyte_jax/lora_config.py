@@ -13,24 +13,33 @@ ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Adapters x A B · scaling beside linear layers x W (Hu et al. 2021, arXiv:2106.09685), by PEFT's names.
-
-    target_modules: a layer's modules by name or end of name, such as q_proj or mlp.up_proj; or all-linear, all of them.
-    r, lora_alpha: the rank R, and scaling · R.
-    lora_dropout: the probability with which an adapter, and it alone, drops its inputs.
-    use_rslora: scaling is lora_alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732) instead of lora_alpha / r.
-    layers: those to adapt, as "0-3,8", both ends included; by default all.
-    rank_pattern, alpha_pattern: a module's name or end of name -> an r or lora_alpha of its own.
-    """
+    """Adapters x A B · scaling beside linear layers x W (Hu et al. 2021, arXiv:2106.09685), by PEFT's names."""
 
     target_modules: str | tuple[str, ...]
+    """The linear modules of a layer that get an adapter, by name or end of name, such as [q_proj, mlp.up_proj]; or
+    all-linear, for all of them.
+    """
+
     r: int = 8
+    """Rank of the adapters."""
+
     lora_alpha: float = 8
+    """The adapters' scaling times r, or times the root of r with use_rslora."""
+
     lora_dropout: float = 0.0
+    """Probability with which training drops an input channel of an adapter; the frozen weights get all channels."""
+
     use_rslora: bool = False
+    """Whether the scaling is lora_alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732) instead of lora_alpha / r."""
+
     layers: str | None = None
+    """The layers that get adapters, such as "0-3,8" with both ends included; null for all."""
+
     rank_pattern: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Ranks of single modules instead of r, by a module's name or end of name, such as {q_proj: 16}."""
+
     alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Values of single modules instead of lora_alpha, by a module's name or end of name, such as {q_proj: 32}."""
 
     def __post_init__(self) -> None:
         if isinstance(self.target_modules, str) and self.target_modules != ALL_LINEAR:

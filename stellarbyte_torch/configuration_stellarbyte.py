@@ -36,6 +36,106 @@ class ByteConfig(PreTrainedConfig):
 
     Rotary settings stay flat (`rope_theta`, `rope_scaling`), as on the other side. Raises ValueError where a field is
     out of range or two contradict each other, StrictDataclassFieldValidationError where one has the wrong type.
+
+    Args:
+        vocab_size (`int`, *optional*, defaults to 32000):
+            Number of tokens in the vocabulary; token ids run from 0 to vocab_size - 1.
+        hidden_size (`int`, *optional*, defaults to 768):
+            Width of the residual stream, in channels.
+        intermediate_size (`int`, *optional*, defaults to 3072):
+            Width of the feed-forward network, in channels. With experts it is only the default of
+            moe_intermediate_size.
+        num_hidden_layers (`int`, *optional*, defaults to 12):
+            Number of layers, each of attention and a feed-forward network.
+        num_attention_heads (`int`, *optional*, defaults to 12):
+            Number of query heads in each layer.
+        num_key_value_heads (`int`, *optional*):
+            Number of key and value heads in each layer; it must divide num_attention_heads, which is its default. A
+            smaller number is grouped-query attention, and 1 is multi-query attention.
+        head_dim (`int`, *optional*):
+            Width of a head, in channels. The default is hidden_size / num_attention_heads.
+        hidden_act (`str`, *optional*, defaults to `"silu"`):
+            Activation of the gated feed-forward network: silu (SwiGLU), gelu (GeGLU), gelu_pytorch_tanh (GeGLU with the
+            tanh approximation of GELU) or relu (ReGLU).
+        max_position_embeddings (`int`, *optional*, defaults to 2048):
+            Context length: the largest number of tokens in a sequence. Only rope_scaling of type dynamic lets the model
+            be used beyond it.
+        rms_norm_eps (`float`, *optional*, defaults to 1e-05):
+            Constant that RMSNorm adds to the mean of squares before it takes the root.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of freshly drawn weights. The output projections of a layer are drawn smaller, as
+            `residual` requires.
+        tie_word_embeddings (`bool`, *optional*, defaults to `False`):
+            Whether the output head uses the matrix of the input embeddings.
+        position_embedding (`str`, *optional*, defaults to `"xpos"`):
+            How attention knows positions: xpos is rotary embeddings with scores that decay with distance (Sun et al.
+            2022, arXiv:2212.10554), rope is plain rotary embeddings (Su et al. 2021, arXiv:2104.09864), and none leaves
+            positions to the causal mask.
+        rope_theta (`float`, *optional*, defaults to 10000.0):
+            Base of the rotary frequencies, for xpos and rope. A larger base makes the slow pairs of channels turn more
+            slowly, which suits long contexts.
+        rope_scaling (`dict`, *optional*):
+            How rotary positions stretch beyond the context of earlier training, with position_embedding rope; `None`
+            for no stretching.
+        xpos_scale_base (`float`, *optional*, defaults to 512.0):
+            Scale of XPos' decay, in tokens: the larger it is, the more slowly scores decay with distance. A value too
+            small for max_position_embeddings is refused.
+        xpos_learnable (`bool`, *optional*, defaults to `False`):
+            Whether training adapts XPos' decay, one number for each pair of channels of a head.
+        sliding_window (`int`, *optional*):
+            Number of positions that a token sees, itself included, as in Mistral; `None` lets it see all earlier ones.
+        attention_bias (`bool`, *optional*, defaults to `False`):
+            Whether the four projections of attention have biases.
+        qk_norm (`bool`, *optional*, defaults to `False`):
+            Whether queries and keys pass an RMSNorm over each head's channels, as in Qwen3.
+        residual (`str`, *optional*, defaults to `"pre_norm"`):
+            How a branch f joins the residual stream x: pre_norm is x + f(norm(x)), and deepnorm is norm(alpha · x +
+            f(x)) with alpha = (2 · num_hidden_layers)^(1/4) (Wang et al. 2022, arXiv:2203.00555).
+        parallel_residual (`bool`, *optional*, defaults to `False`):
+            Whether attention and the feed-forward network of a layer read the same input and are added at once, instead
+            of one after the other.
+        layer_scale_init (`float`, *optional*):
+            First value of LayerScale's gains, one trained gain for each channel of a branch (Touvron et al. 2021,
+            arXiv:2103.17239); `None` for no LayerScale.
+        drop_path_rate (`float`, *optional*, defaults to 0.0):
+            Probability with which training drops a whole branch of the last layer for one sequence (DropPath, Huang et
+            al. 2016). The probability rises linearly with depth, from 0 in the first layer.
+        hidden_dropout (`float`, *optional*, defaults to 0.0):
+            Probability with which training drops a channel of the token embeddings.
+        attention_dropout (`float`, *optional*, defaults to 0.0):
+            Probability with which training drops an attention weight, after the softmax.
+        residual_dropout (`float`, *optional*, defaults to 0.0):
+            Probability with which training drops a channel of a branch before the branch joins the residual stream.
+        num_experts (`int`, *optional*, defaults to 0):
+            Number of routed experts in each layer; 0 for a dense feed-forward network.
+        num_experts_per_tok (`int`, *optional*, defaults to 2):
+            Number of routed experts that work on each token.
+        num_shared_experts (`int`, *optional*, defaults to 0):
+            Number of experts that work on every token, besides the routed ones.
+        moe_intermediate_size (`int`, *optional*):
+            Width of an expert, in channels. With experts the default is intermediate_size.
+        moe_capacity_factor (`float`, *optional*):
+            Largest number of choices that an expert serves in a row in training, as a multiple of an even share; what
+            comes later in the row goes without that expert. `None` drops nothing.
+        norm_topk_prob (`bool`, *optional*, defaults to `True`):
+            Whether the weights of a token's chosen experts are rescaled to a sum of 1.
+        router_aux_loss_coef (`float`, *optional*, defaults to 0.01):
+            Coefficient of the load-balance loss, which keeps the experts evenly used (Fedus et al. 2021,
+            arXiv:2101.03961); 0 for none.
+        router_z_loss_coef (`float`, *optional*, defaults to 0.001):
+            Coefficient of the router's z-loss, which keeps its logits small (Zoph et al. 2022, arXiv:2202.08906); 0 for
+            none.
+        pruned_heads (`list[list[int]]`, *optional*):
+            Query heads that have been taken out: one ascending list of head numbers for each layer; `None` if none has
+            been. `stellarbyte prune` sets it.
+        bos_token_id (`int`, *optional*, defaults to 0):
+            Id of the token that begins a document.
+        eos_token_id (`int` or `list[int]`, *optional*, defaults to 1):
+            Id of the token that ends a document; generation stops there.
+        pad_token_id (`int`, *optional*, defaults to 2):
+            Id of the token that fills up short rows; it is never trained on.
+        use_cache (`bool`, *optional*, defaults to `True`):
+            Whether the model returns its keys and values, so that generation need not compute them again.
     """
 
     model_type = "stellarbyte"
@@ -230,7 +330,7 @@ def marks_for_stock_models(fields: Mapping[str, Any]) -> dict[str, Any]:
 def contradiction(fields: Mapping[str, Any]) -> str | None:
     """The first thing wrong with a model's fields, as one sentence, or None: the one list of all rejections.
 
-    stellarbyte/architecture.py and stellarbyte_torch/configuration_stellarbyte.py hold this function in the same
+    stellarbyte/contradictions.py and stellarbyte_torch/configuration_stellarbyte.py hold this function in the same
     words, and a test holds them equal: neither side may import the other. `rope_scaling` comes as a dict without None.
     """
 

@@ -10,15 +10,17 @@ from stellarbyte.files import check_path
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One source of records.
-
-    path: a file, a folder searched whole, or a glob; .jsonl .ndjson .json .csv .tsv .parquet hold records, .txt .md .py
-        one text a file. Each may end in .gz .zst .xz or .bz2.
-    format: the fields of its records; auto tells from the fields that each record has.
-    """
+    """One source of records."""
 
     path: str
+    """A file, a folder that is searched whole, or a glob. Files .jsonl .ndjson .json .csv .tsv .parquet hold records,
+    and .txt .md .py one text each; any of them may end in .gz .zst .xz or .bz2.
+    """
+
     format: RecordFormat = "auto"
+    """The kind of a record: messages; prompt_completion (prompt and completion); alpaca (instruction, output and
+    perhaps input); or text, plain text. auto tells the kind of each record from the fields that it has.
+    """
 
     def __post_init__(self) -> None:
         _require(bool(self.path), "path", self.path, "must name a file, a folder or a glob")
@@ -26,33 +28,50 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where samples come from and how they become tokens.
-
-    sources: read in this order.
-    tokenizer: a folder; the model's own by default.
-    chat_template: a Jinja file, or "stellarbyte" for the one that `stellarbyte tokenizer train` writes; the
-        tokenizer's own by default.
-    max_length: tokens of the longest sample, and of a row when packing.
-    on_too_long: truncate keeps the first max_length tokens; drop leaves the sample out; split goes on in further
-        samples of max_length tokens, which do not see what came before. In each case what has no trained token left is
-        left out, and all of it is counted.
-    packing: several samples a row, which do not see each other; else one sample a row, padded to the longest.
-    loss_on: assistant trains on assistant turns only, all on every token. Plain text is trained on whole in both cases.
-    validation_fraction: of the samples, set apart by a hash of their tokens, so that equal ones go to the same side.
-    on_bad_record: fail at the first, or skip and count them.
-    seed: of the choice of validation samples and the order of packing.
-    """
+    """Where samples come from and how they become tokens."""
 
     sources: tuple[SourceConfig, ...]
+    """The records to train on: one or more sources, read in this order."""
+
     tokenizer: str | None = None
+    """The folder or Hub id of the tokenizer; null for the model's own."""
+
     chat_template: str | None = None
+    """A Jinja file with the chat template, or "stellarbyte" for the one that `stellarbyte tokenizer train` writes. The
+    default is the tokenizer's own.
+    """
+
     max_length: int = 1024
+    """Number of tokens in the longest sample, and in a row with packing; at most the model's context."""
+
     on_too_long: Literal["truncate", "drop", "split"] = "truncate"
+    """What happens to a sample of more than max_length tokens: truncate keeps its first tokens, drop leaves it out, and
+    split continues it in further samples, which do not see what came before. A piece without a trained token is left
+    out; all of this is counted.
+    """
+
     packing: bool = False
+    """Whether several samples share a row; they do not see each other. Otherwise a row holds one sample, padded to the
+    longest of its batch.
+    """
+
     loss_on: Literal["assistant", "all"] = "assistant"
+    """What is trained on: assistant is the assistant's turns alone, and all is every token. Plain text is trained on
+    whole in both cases.
+    """
+
     validation_fraction: float = 0.05
+    """Share of the samples that is set apart for validation, from 0 to less than 1. A hash of their tokens decides, so
+    that equal samples go to the same side.
+    """
+
     on_bad_record: Literal["fail", "skip"] = "fail"
+    """What happens at a record that cannot be used: fail ends the command, and skip leaves the record out and counts
+    it.
+    """
+
     seed: int = 0
+    """The seed of which samples are set apart, and of the order in which samples are packed."""
 
     def __post_init__(self) -> None:
         for name in ("tokenizer", "chat_template"):

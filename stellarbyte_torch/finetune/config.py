@@ -21,12 +21,19 @@ from stellarbyte_torch.lora.config import LoRAConfig
 
 @dataclass(frozen=True)
 class TrainableConfig:
-    """What trains when there is no LoRA and not everything trains: layers, as "4-7" or [4, 5], and these modules."""
+    """What trains when there is no LoRA and not everything trains; one field at least must be given."""
 
     layers: str | tuple[int, ...] | None = None
+    """The layers that train, as "4-7" (both ends included) or [4, 5]; null for none."""
+
     embeddings: bool = False
+    """Whether the input embeddings train."""
+
     norms: bool = False
+    """Whether the norms of all layers, and the last one, train."""
+
     head: bool = False
+    """Whether the output head trains."""
 
     def __post_init__(self) -> None:
         if not (self.layers or self.embeddings or self.norms or self.head):
@@ -35,28 +42,37 @@ class TrainableConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """A fine-tuning run.
-
-    model: a folder or a Hub id, of any causal language model of Transformers.
-    output_dir: where the run writes; the same command goes on there after an interruption.
-    data: what to train on.
-    lora: fields of LoRAConfig, to train adapters; left out, the weights themselves train.
-    trainable: the part of the weights that trains; left out, all of them. LoRA has its own train_… fields for this.
-    training: fields of transformers.TrainingArguments.
-    early_stopping_patience: evaluations without a lower validation loss before the run ends; null: never.
-    quantization: of the base under LoRA. int8 is torchao's, weights only; nf4 is bitsandbytes', on CUDA.
-    dtype: of the loaded weights; auto is the one they were saved in.
-    """
+    """A fine-tuning run."""
 
     model: str
+    """The model to start from: a folder or a Hub id of any causal language model of Transformers."""
+
     output_dir: str
+    """The folder of the run: config, metrics, checkpoints and result. If it holds a run already, that run goes on."""
+
     data: DataConfig
+    """What is trained on: sources, the tokenizer and its chat template, length and packing of samples."""
+
     lora: dict[str, Any] | None = None
+    """Adapters that are trained instead of the weights: every field of PEFT's LoraConfig, and ours; null to train the
+    weights themselves.
+    """
+
     trainable: TrainableConfig | None = None
+    """The part of the weights that trains, without lora; null for all of them."""
+
     training: dict[str, Any] = field(default_factory=dict)
+    """How the run trains: the fields of Transformers' TrainingArguments, except for those that the command sets itself.
+    """
+
     early_stopping_patience: int | None = None
+    """Number of validations in a row without a lower loss after which the run ends; null never ends it early."""
+
     quantization: Literal["none", "int8", "nf4"] = "none"
+    """How the weights below lora are quantised: int8 (torchao, weights only), nf4 (bitsandbytes, on CUDA), or none."""
+
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The type in which the weights are loaded; auto is the type in which they were saved."""
 
     def __post_init__(self) -> None:
         for name in ("model", "output_dir"):

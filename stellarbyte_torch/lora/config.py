@@ -31,33 +31,53 @@ Layers = str | Iterable[int] | None
 class LoRAConfig(LoraConfig):
     """PEFT's LoraConfig, all of whose fields are here as well; saved, it is a plain adapter_config.json.
 
-    layers: the layers to adapt, as "0-3,8" (both ends included) or numbers; narrows target_modules in any form, and
-    target_parameters. What trains whole it leaves alone.
-    train_embeddings, train_norms, train_head, train_layers: what trains whole beside the adapters, everything else is
-    frozen; layers trained whole get no adapter. apply_lora_to_model turns these into PEFT's modules_to_save.
-    activation: non-linear LoRA, one of gelu, relu, sigmoid, silu, tanh between A and B; such an adapter cannot merge.
-    orthogonal_reg, l2_reg: coefficients of stellarbyte_torch.lora.regularisation.
-    loraplus_lr_ratio, loraplus_lr_embedding: LoRA+ (Hayou et al. 2024), B's learning rate over A's, and that of
-    embeddings' adapters; used by stellarbyte_torch.lora.lora_optimizer.
-
     Raises UserError: an unknown field, or a value that no adapter can have.
     """
 
     # PEFT's own are annotated as narrower than what it takes.
     lora_alpha: int | float = 8  # type: ignore[assignment]
+    """The adapters' scaling times r, or times the root of r with use_rslora; any number but 0."""
+
     init_lora_weights: bool | str = dataclasses.field(  # type: ignore[assignment]
         default=True, metadata=LoraConfig.__dataclass_fields__["init_lora_weights"].metadata
     )
     layers: Layers = None
+    """The layers that get adapters, as "0-3,8" (both ends included) or a list of numbers; null for all. It narrows
+    target_modules in any form, and target_parameters.
+    """
+
     train_embeddings: bool = False
+    """Whether the input embeddings train whole, beside the adapters."""
+
     train_norms: bool = False
+    """Whether the norms train whole, beside the adapters."""
+
     train_head: bool = False
+    """Whether the output head trains whole, beside the adapters."""
+
     train_layers: Layers = None
+    """The layers that train whole, as "4-7" (both ends included) or a list of numbers; they get no adapters. null for
+    none.
+    """
+
     activation: str | None = dataclasses.field(default=None, metadata={"is_lora_variant": True})
+    """The activation between A and B of a non-linear LoRA: gelu, relu, sigmoid, silu or tanh; null for plain LoRA. A
+    non-linear adapter cannot be merged, and StellarByte alone loads it.
+    """
+
     orthogonal_reg: float = 0.0
+    """Coefficient of a loss that keeps the rows of A and the columns of B orthonormal (Zhang et al. 2023,
+    arXiv:2303.10512); 0 for none.
+    """
+
     l2_reg: float = 0.0
+    """Coefficient of a loss of the squared norms of A and B; 0 for none."""
+
     loraplus_lr_ratio: float | None = None
+    """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): the learning rate of B as a multiple of A's; null for one rate."""
+
     loraplus_lr_embedding: float = 1e-6
+    """LoRA+: the learning rate of adapters on embeddings, with loraplus_lr_ratio."""
 
     # Here rather than in __init__, which the dataclass writes: also what PEFT reads from a json passes this way.
     def __new__(cls, *_: Any, **fields: Any) -> Self:

@@ -1,0 +1,45 @@
+"""Every field of every config says what it means, in a docstring of its own; both model configs say the same."""
+
+import dataclasses
+import inspect
+import re
+
+import pytest
+
+from stellarbyte.architecture import ByteConfig, RopeScaling
+from stellarbyte.config.docstrings import field_docstrings
+from stellarbyte_jax import config as pretraining
+from stellarbyte_torch.configuration_stellarbyte import ByteConfig as TorchByteConfig
+from stellarbyte_torch.data.config import DataConfig, SourceConfig
+from stellarbyte_torch.finetune.config import FinetuneConfig, TrainableConfig
+from stellarbyte_torch.lora.config import LoRAConfig
+
+CONFIGS = [
+    ByteConfig,
+    RopeScaling,
+    *(getattr(pretraining, name) for name in pretraining.__all__ if name not in ("ByteConfig", "RopeScaling")),
+    *(DataConfig, SourceConfig, FinetuneConfig, TrainableConfig, LoRAConfig),
+]
+
+
+@pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+def test_every_field_has_a_docstring(kind: type) -> None:
+    docstrings = field_docstrings(kind)
+    assert [field.name for field in dataclasses.fields(kind) if field.name not in docstrings] == []
+
+
+@pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+def test_our_docstrings_are_sentences(kind: type) -> None:
+    for name, text in field_docstrings(kind).items():
+        if not kind.__dataclass_fields__[name].metadata.get("help"):
+            assert text[0].isupper() or text.startswith("arXiv"), f"{name}: {text}"
+            assert text.endswith("."), f"{name}: {text}"
+
+
+def test_both_model_configs_say_the_same_of_a_field() -> None:
+    arguments = inspect.cleandoc(TorchByteConfig.__doc__ or "").partition("Args:\n")[2]
+    pieces = re.split(r"^    (\w+) \(.*\):$", arguments, flags=re.MULTILINE)
+    theirs = {name: " ".join(text.split()) for name, text in zip(pieces[1::2], pieces[2::2], strict=True)}
+    assert theirs.pop("use_cache").endswith(".")
+    ours = field_docstrings(ByteConfig)
+    assert theirs == {name: re.sub(r"\bnull\b", "`None`", text) for name, text in ours.items()}
