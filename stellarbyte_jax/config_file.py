@@ -1,4 +1,4 @@
-"""A run's and a model's config: YAML files and command-line overrides to the dataclasses of `config`, and back."""
+"""Reads a run's or a model's config from YAML and command-line overrides into the dataclasses of `config`, and back."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -29,11 +29,12 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
     """Reads a run's YAML file, with command-line overrides put over it.
 
     `overrides` are words as on a command line: `--seed 3`, `--training.max_steps=10`, `--data.sources.0.path X`. Values
-    are YAML. `model` is a mapping, or the path of a model's YAML file: relative to the run's file where that names it,
-    to the current directory where an override does. It may be left out where `init_from` names a run that has one.
+    are YAML. `model` is a mapping, or the path of a model's YAML file. A path in the run's file is relative to that
+    file, a path in an override to the current directory. `model` may be left out if `init_from` names a run that has a
+    model.
 
     Raises:
-        UserError: naming file:line or override, field, value and what was expected.
+        UserError: a value is refused; the error names file:line or override, field, value and what was expected.
     """
     folder = Path(path).parent
     root = read_yaml(Path(path))
@@ -75,7 +76,7 @@ def lora_config_from_dict(mapping: Mapping[str, Any], where: str) -> LoRAConfig:
 
 
 def _with_model(root: Node, folder: Path) -> Node:
-    """The nodes with a `model` that is a path replaced by that file's, and one left out by that of run `init_from`."""
+    """The nodes with a mapping as `model`: a path is replaced by its file, a missing model by that of `init_from`."""
     model, init_from = (root.value.get(name) for name in ("model", "init_from"))
     if model is not None and isinstance(model.value, str):
         path = (Path() if model.word is not None else folder) / model.value

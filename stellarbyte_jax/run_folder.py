@@ -1,4 +1,4 @@
-"""What a run's folder looks like from outside, where others name it, and where it was moved."""
+"""Checks a run's folder that a config or a command names, and finds folders that were moved together with a run."""
 
 import os
 import shlex
@@ -9,7 +9,7 @@ from stellarbyte.errors import UserError
 
 
 def check_is_run(folder: Path, option: str) -> None:
-    """Refuses what is no run's folder, such as a Hugging Face model's; raises UserError that names the option."""
+    """Raises a UserError that names the option if the folder is not a run's, such as a Hugging Face model's."""
     if (folder / "checkpoints").is_dir():
         return
     if (folder / "config.json").is_file():
@@ -21,17 +21,17 @@ def check_is_run(folder: Path, option: str) -> None:
 
 
 def moved_along(path: str | Path, old_run: str | Path, run: Path) -> Path:
-    """Where `path` lies now if it was moved together with the run that was in `old_run` and is in `run`."""
+    """The new place of `path` if it was moved together with the run that was in `old_run` and is now in `run`."""
     return Path(os.path.normpath(run / os.path.relpath(path, old_run)))
 
 
 def check_not_moved(config_file: Path, output_dir: str, folders: Mapping[str, str]) -> None:
-    """Refuses the config that a run has left in its folder once that was moved, for it names a new run elsewhere.
+    """Refuses the config in the folder of a run that was moved: its output_dir would begin a new run elsewhere.
 
-    `folders` are those the config names, field -> path, which may have been moved along.
+    folders: field -> path of the other folders that the config names; they may have been moved together with the run.
 
     Raises:
-        UserError: with the command that goes on with the run.
+        UserError: the run was moved; the error gives the command that goes on with it.
     """
     here = config_file.parent
     if not (here / "checkpoints").is_dir() or config_file.name != "config.yaml" or Path(output_dir).exists():
@@ -48,5 +48,8 @@ def check_not_moved(config_file: Path, output_dir: str, folders: Mapping[str, st
 
 
 def model_files(folder: Path) -> tuple[Path, Path]:
-    """(the whole config of a trained run, the model's config of an imported or pruned one), of which one is there."""
+    """(the path of a trained run's whole config, the path of an imported or pruned run's model config).
+
+    A run has one of the two.
+    """
     return folder / "config.yaml", folder / "model.yaml"

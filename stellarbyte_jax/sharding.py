@@ -1,4 +1,4 @@
-"""The one table from logical axes to mesh axes; it makes the mesh, and places arrays on it."""
+"""Maps logical axes to mesh axes by one table, makes the mesh, and places arrays on it."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -1,1 +1,1 @@
-"""The machine below a run: its chips, and what its compiler is told and keeps."""
+"""The machine that a run uses: its chips, its compiler's flags, and the cache of compiled programs."""

@@ -1,4 +1,4 @@
-"""The kinds of chips: what each can hold, compute and carry."""
+"""The kinds of chips: memory, compute, bandwidths and price of each."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,15 +8,15 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One chip, per second and in bytes; bandwidths of links count one direction.
+    """One kind of chip. Sizes are in bytes and rates per second; a link's bandwidth counts one direction.
 
-    hbm_bytes: what a program may use; the rest is the runtime's own.
-    largest: how many chips one slice may have; a node's GPUs for GPUs.
-    ring: a torus axis of a multiple of so many chips closes into a ring, which carries both ways round.
-    link: ICI's bandwidth of one link, a torus axis having one to each side; NVLink's of a whole GPU.
-    network: what one chip gets of the data-centre network (TPUs) or InfiniBand (GPUs).
-    host_bandwidth: to the host's memory and back, over PCIe.
-    price: US dollars a chip and hour on demand, as listed in 2025; None where no list price is public.
+    hbm_bytes: the memory that a program may use; the runtime keeps the rest.
+    largest: the largest number of chips in a slice; for GPUs, of GPUs in a node.
+    ring: a torus axis whose size is a multiple of this closes into a ring, which carries data both ways round.
+    link: the bandwidth of one ICI link, of which a torus axis has one to each side; for GPUs, a whole GPU's NVLink.
+    network: one chip's share of the data-centre network (TPUs) or of InfiniBand (GPUs).
+    host_bandwidth: the bandwidth to the host's memory and back, over PCIe.
+    price: US dollars for one chip and hour on demand, as listed in 2025; None if no list price is public.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Chip:
 
 
 def _one_pass(peak: float) -> dict[str, float]:
-    """A TPU's: float32 matmuls take one bfloat16 pass by JAX's default."""
+    """Peak FLOPs of a TPU; by JAX's default its float32 matmuls are one bfloat16 pass."""
     return {"bfloat16": peak, "float32": peak}
 
 
@@ -44,10 +44,10 @@ _TENSOR_CORES = {"bfloat16": 989e12, "float32": 494e12}  # TF32, without sparsit
 # v5p-training and v6e (network: 6.4 and 25.6 Tbit/s a pod of 256, 50 Gbit/s a v5p chip; v4's page names none, it is
 # taken to be v5p's). Links, and the host's 1.5e10: "How to Scale Your Model", part 2
 # (jax-ml.github.io/scaling-book/tpus); the links agree with the pages' ICI figure, which adds up all ports and both
-# directions. What of the HBM a program may use is what the TPU compiler itself says where one does not fit. H100, H200:
-# data sheets of the SXM cards, NVLink 4, PCIe 5, one 400 Gbit/s port a GPU.
-# Prices: cloud.google.com/tpu/pricing, US regions, as remembered; only v4's 3.22 and v5e's 1.20 were found named
-# elsewhere, v5p's and v6e's could not be checked: give --price. GPUs' differ by a factor of four between clouds.
+# directions. The HBM that a program may use is the limit that the TPU compiler names when a program does not fit. H100,
+# H200: data sheets of the SXM cards, NVLink 4, PCIe 5, one 400 Gbit/s port for each GPU.
+# Prices: cloud.google.com/tpu/pricing, US regions, from memory. Other pages confirm only v4's 3.22 and v5e's 1.20;
+# v5p's and v6e's could not be checked, so give --price. Prices of GPUs differ by a factor of four between clouds.
 _CHIPS = (
     Chip("v4", "tpu", 31.25 * GIB, _one_pass(275e12), 1.2e12, 4096, 3, 4, 45e9, 6.25e9, 15e9, 3.22),
     Chip("v5e", "tpu", 15.75 * GIB, _one_pass(197e12), 0.819e12, 256, 2, 16, 50e9, 3.125e9, 15e9, 1.20),
@@ -58,7 +58,7 @@ _CHIPS = (
 )
 CHIPS = {chip.name: chip for chip in _CHIPS}
 
-# By JAX's `device_kind`, letter by letter: other forms of a card, such as "NVIDIA H100 PCIe", are slower.
+# JAX's `device_kind` -> chip. The whole name must match: other forms of a card, such as "NVIDIA H100 PCIe", are slower.
 _KINDS = {
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
@@ -73,6 +73,6 @@ _KINDS = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip that JAX calls so; None for one that is not in the table, such as a CPU."""
+    """The chip with this name in JAX; None if the table does not have it, as for a CPU."""
     name = _KINDS.get(device_kind)
     return None if name is None else CHIPS[name]

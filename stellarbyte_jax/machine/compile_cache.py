@@ -12,21 +12,21 @@ FOLDER, MAX_SIZE, ENABLED = (
     "JAX_ENABLE_COMPILATION_CACHE",
 )
 
-# A train step's program takes less than a megabyte on a CPU, and some tens on a pod: of many runs, the newest stay.
+# A train step's program takes less than a megabyte on a CPU, and tens of megabytes on a pod. JAX removes the oldest.
 MAX_BYTES = 4 * 2**30
 
 
 def cache_settings(environment: Mapping[str, str]) -> tuple[dict[str, str], str | None]:
     """(variables that make JAX keep programs under the user's cache folder, a remark if it cannot be written).
 
-    What the environment says itself stands: another folder, another size, or that there shall be no cache.
+    Settings that the environment already has stay as they are: another folder, another size, or no cache at all.
     """
     off = environment.get(ENABLED, "").lower() in ("0", "false", "f", "no", "n", "off")
     if FOLDER in environment or off:
         return {}, None
     try:
         folder = _cache_home(environment) / "stellarbyte" / "compiled" / machine_name()
-        # JAX runs what it finds there: nobody else may write to it.
+        # JAX runs the programs that it finds there, so nobody else may write to this folder.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _remove_unfinished(folder)
         if not os.access(folder, os.W_OK | os.X_OK):
@@ -38,13 +38,13 @@ def cache_settings(environment: Mapping[str, str]) -> tuple[dict[str, str], str 
 
 
 def _cache_home(environment: Mapping[str, str]) -> Path:
-    # By the XDG base directory specification, a relative path counts for nothing.
+    # The XDG base directory specification says that a relative path is ignored.
     named = Path(environment.get("XDG_CACHE_HOME", ""))
     return named if named.is_absolute() else Path.home() / ".cache"
 
 
 def machine_name() -> str:
-    """The kind of CPU: a home may be shared by several, and what was compiled for one can crash on another."""
+    """A name for the kind of CPU. Machines may share a home, and a program compiled for one can crash on another."""
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
             first_core = list(iter(file.readline, "\n"))
@@ -55,9 +55,9 @@ def machine_name() -> str:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Takes out programs that a full disk, a kill or a power cut has left unfinished: JAX would trip at each start.
+    """Removes programs that a full disk, a kill or a power cut left unfinished; JAX would fail on them at each start.
 
-    It writes KEY-cache, then KEY-atime, and neither again while they are there.
+    JAX writes KEY-cache, then KEY-atime, and does not write either again while it exists.
     """
     for program in folder.glob("*-cache"):
         finished = program.with_name(program.name.removesuffix("-cache") + "-atime").exists()

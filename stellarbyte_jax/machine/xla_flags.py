@@ -1,4 +1,4 @@
-"""The flags that XLA is given where it compiles for GPUs or TPUs, in one table."""
+"""The one table of the flags that XLA gets when it compiles for GPUs or TPUs."""
 
 import mmap
 from collections.abc import Collection, Mapping, Sequence
@@ -8,13 +8,14 @@ from typing import Literal
 
 Platform = Literal["gpu", "tpu"]
 
-# GPUs: collectives of one layer run while another computes, as NVIDIA's JAX-Toolbox has it for language models on
-# Hopper (rosetta/docs/GPU_performance.md, what its level O1 turns on). Not here: the level, JAX_OPTIMIZATION_LEVEL=O1,
-# against which a user's =false would be in vain; double buffering of loops, which holds two layers' gathered
-# parameters; thresholds of combined collectives, whose best values follow the model's size.
-# TPUs: none. MaxText's for collectives (async collective fusion and its kind, the data-parallel all-reduce's) are
-# libtpu's own defaults or make no difference: a step of configs/run/1b.yaml on v5e:4x4 compiles to the same cycles and
-# bytes with them (libtpu 0.0.52).
+# GPUs: collectives of one layer run while another layer computes. NVIDIA's JAX-Toolbox recommends these flags for
+# language models on Hopper (rosetta/docs/GPU_performance.md, the flags that level O1 turns on). Three things are left
+# out: the level itself, JAX_OPTIMIZATION_LEVEL=O1, because it overrules a user's =false; double buffering of loops,
+# which holds the gathered parameters of two layers; and thresholds of combined collectives, whose best values depend
+# on the model's size.
+# TPUs: none. MaxText's flags for collectives (async collective fusion and the like, those of the data-parallel
+# all-reduce) are libtpu's defaults or make no difference: with them a step of configs/run/1b.yaml on v5e:4x4 compiles
+# to the same cycles and bytes (libtpu 0.0.52).
 FLAGS: Mapping[Platform, tuple[str, ...]] = {
     "gpu": (
         "--xla_gpu_enable_latency_hiding_scheduler=true",
@@ -32,9 +33,9 @@ _NAMES: Mapping[Platform, str] = {"gpu": "GPUs", "tpu": "TPUs"}
 
 
 def flag_settings(environment: Mapping[str, str], platform: Platform | None) -> tuple[dict[str, str], str | None]:
-    """(the variable to set so that XLA compiles for a platform, a line that says so); nothing for None, a CPU.
+    """(the variable with the platform's flags for XLA, a line that says so); ({}, None) for None, which is a CPU.
 
-    A flag that the environment has already, with whatever value, stays as it is.
+    A flag that the environment already sets keeps its value.
     """
     if platform is None or not FLAGS[platform]:
         return {}, None
@@ -55,11 +56,11 @@ def flag_settings(environment: Mapping[str, str], platform: Platform | None) -> 
 
 
 def platform_here(environment: Mapping[str, str], root: Path = Path("/")) -> Platform | None:
-    """What JAX will run on, before it is started; None for a CPU, or what has no flags.
+    """The platform that JAX will run on, found without starting JAX; None for a CPU or another one without flags.
 
-    JAX_PLATFORMS decides. Without it JAX takes TPUs before GPUs before the CPU, of those for which there is both a
-    device, which is a file in /dev, and a plugin, which is a package: both are looked up in under a millisecond, where
-    asking JAX would start it, and it reads its flags at the start.
+    JAX_PLATFORMS decides. If it is not set, JAX prefers TPUs to GPUs to the CPU, and takes a platform only if it has
+    both a device (a file in /dev) and a plugin (a package). This function looks for these, which takes less than a
+    millisecond. It cannot ask JAX: that would start it, and JAX reads its flags at the start.
     """
     wanted = environment.get("JAX_PLATFORMS", "").partition(",")[0].strip()
     if wanted:
@@ -78,16 +79,16 @@ def _any_device(folder: Path, *patterns: str) -> bool:
 
 
 def missing_flags(platform: Platform, present: str) -> tuple[str, ...]:
-    """The table's flags that a variable with this text does not set."""
+    """The flags of the table that a variable with the text `present` does not set."""
     names = {_name(flag) for flag in present.split()}
     return tuple(flag for flag in FLAGS[platform] if not {_name(flag), f"no{_name(flag)}"} & names)
 
 
 def known_flags(flags: Collection[str], parsers: Sequence[Path]) -> tuple[str, ...]:
-    """Those that each parser knows: XLA aborts the process over any other, and flags come and go with its versions.
+    """The flags that every parser knows. XLA aborts the process over an unknown flag, and its versions differ in them.
 
-    A parser's library has the names of its flags in it, letter by letter, each as a string of its own: between zeros.
-    Of a flag that was taken out its protocol buffer still has the name, inside a longer text.
+    A parser's library contains the name of each of its flags as a string of its own, between zero bytes. The name of a
+    flag that was removed remains in a protocol buffer, but there it stands inside a longer text.
     """
     known = tuple(flags) if parsers else ()
     for parser in parsers:
@@ -97,10 +98,10 @@ def known_flags(flags: Collection[str], parsers: Sequence[Path]) -> tuple[str, .
 
 
 def parsers(platform: Platform | Literal["cpu"]) -> list[Path]:
-    """The libraries that read a platform's flags, as far as they are installed."""
+    """The installed libraries that read a platform's flags."""
     if platform == "tpu":
         return _libraries("libtpu", "libtpu.so")
-    # jaxlib's own CPU backend reads XLA_FLAGS, too.
+    # The CPU backend in jaxlib reads XLA_FLAGS, too.
     return _libraries("jaxlib", "libjax_common.so") + (_gpu_plugins() if platform == "gpu" else [])
 
 

@@ -1,7 +1,7 @@
-"""How JAX's client ends this process when another one has died, which becomes a call of ours.
+"""Turns the abort() by which JAX's client ends this process, when another one has died, into a call of ours.
 
-The client writes a page of C++ and calls abort(); JAX has no way of being asked before that works from Python. SIGABRT
-then comes from within abort(), in a thread of the client's own, so that what handles it is an ordinary function.
+The client writes a page of C++'s log and calls abort(). JAX offers no callback before that which works from Python.
+SIGABRT is raised inside abort(), in a thread of the client's own, so its handler may be an ordinary function.
 """
 
 import ctypes
@@ -16,21 +16,21 @@ from typing import Any
 
 _ABORT = "JAX distributed service detected fatal errors"
 
-# A line of C++'s log names its file; the lines after it that name none belong to it.
+# An entry of C++'s log begins with the name of a source file; the lines after it that name none belong to it.
 _LOGGED = re.compile(rb"[IWEF]\d{4} [\d:.]+ +\d+ (\w+)\.\w+:\d+\]")
 _OF_THE_CLIENT = (b"client", b"coordination_service", b"coordination_service_agent", b"preemption_sync_manager")
 
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
-_handlers = list[Any]()  # which C calls, and Python must not drop
+_handlers = list[Any]()  # C calls these, so Python must not free them
 
 
 def call_at_abort(then: Callable[[str], None]) -> Callable[[], None]:
-    """From here on `then` is called, and does not return, where JAX's client ends this process: with what it wrote.
+    """Calls `then`, which must not return, when JAX's client ends this process; its argument is what the client wrote.
 
-    What else C++ writes to stderr is shown as it comes, and any other abort stays one.
+    Everything else that C++ writes to stderr is shown at once, and any other abort still aborts.
 
     Returns:
-        What catches SIGABRT once more, for when somebody else has taken it.
+        A function that installs the SIGABRT handler again, after another library has replaced it.
     """
     reading, writing = os.pipe()
     shown = keep_from_native_code("stderr", writing)
@@ -73,7 +73,7 @@ def call_at_abort(then: Callable[[str], None]) -> Callable[[], None]:
 
 
 def keep_from_native_code(name: str, instead: int) -> int:
-    """Gives Python's stdout or stderr a descriptor of its own, which is returned; what C++ writes goes to `instead`."""
+    """Gives Python's stdout or stderr a new descriptor, which is returned; C++'s output then goes to `instead`."""
     stream = getattr(sys, name)
     stream.flush()
     ours, theirs = os.dup(stream.fileno()), stream.fileno()

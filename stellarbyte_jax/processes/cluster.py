@@ -1,4 +1,4 @@
-"""Who this process is among those of a run, by its config or by the cluster that it runs on."""
+"""Which of a run's processes this one is; the config says so, or the cluster that it runs on."""
 
 from dataclasses import dataclass
 
@@ -17,10 +17,10 @@ class Place:
 
 
 def find_place(config: DistributedConfig) -> Place | None:
-    """By the config and, where that says nothing, by what JAX detects; None for a process that is alone.
+    """This process's place, from the config and, for settings left out, from what JAX detects; None if it is alone.
 
     Raises:
-        UserError: the settings are given by half, or contradict what is detected.
+        UserError: only some of the settings are known, or JAX detects no cluster although `detect` is set.
     """
     address, count, index = config.coordinator_address, config.num_processes, config.process_id
     devices = config.local_device_ids

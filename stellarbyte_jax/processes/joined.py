@@ -1,4 +1,4 @@
-"""The processes that train one run: how they agree, and end together, by JAX's coordination service."""
+"""How the processes that train one run agree and end together: through JAX's coordination service."""
 
 import functools
 import json
@@ -25,24 +25,30 @@ PROCESS_LOST = 75
 
 _GO_ON = "start the same command again, on as many processes as there are: the run goes on from its newest checkpoint"
 _SHOWN_FIELDS = 8
-_A_WEEK = 7 * 24 * 3600 * 1000  # in milliseconds, of which JAX takes 31 bits
+_A_WEEK = 7 * 24 * 3600 * 1000  # in milliseconds; JAX takes no number of more than 31 bits
 _SECONDS_TO_BE_HEARD = 3.0
 
-# Under this key JAX's preemption sync manager announces a SIGTERM to all processes, with the time of the end.
+# The key under which JAX's preemption sync manager announces a SIGTERM to all processes; its value is a time.
 _NOTICE = "RECEIVED_PREEMPTION_NOTICE"
 
 
 class Processes:
-    """The processes of a run as one of them sees them, which is alone."""
+    """The processes of a run, as one of them sees them. In this base class the process is alone."""
 
     index, count = 0, 1
 
     def share(self, value: Any) -> list[Any]:
-        """What each process has to say here, in their order; JSON values. All must call it, equally often."""
+        """The `value` of each process, ordered by process index; values are JSON.
+
+        This is a collective: every process must call it the same number of times.
+        """
         return [value]
 
     def stop_after(self, step: int, requested: bool) -> bool:  # noqa: ARG002 - alone there is nothing to agree on
-        """Whether this step is the last: `requested` by any process, and the same step for all. To call after each."""
+        """Whether this step is the last one, because some process has `requested` an end.
+
+        It is the same step in all processes, each of which must call this after every step.
+        """
         return requested
 
     def await_end(self) -> NoReturn:
@@ -51,10 +57,10 @@ class Processes:
             threading.Event().wait()
 
     def compare(self, fields: Mapping[str, Any]) -> None:
-        """Makes sure that all processes have the same in each of these fields: JSON values, also nested.
+        """Checks that these fields have equal values in all processes; values are JSON and may be nested.
 
         Raises:
-            UserError: in all processes alike, naming the one that differs, the fields and both values.
+            UserError: a field differs. All processes raise it; it names the process, the fields and both values.
         """
         if len(set(self.share(sha256_of_json(fields)))) == 1:
             return
@@ -74,7 +80,7 @@ ALONE = Processes()
 
 
 class JoinedProcesses(Processes):
-    """One of several, which talk by the key-value store, barriers and preemption sync of JAX's coordination service."""
+    """One of several processes; they use the key-value store, barriers and preemption sync of JAX's service."""
 
     def __init__(self, index: int, count: int, client: Any, preemption_sync: Any) -> None:
         self.index, self.count = index, count
@@ -83,7 +89,8 @@ class JoinedProcesses(Processes):
 
     def share(self, value: Any) -> list[Any]:
         """See Processes."""
-        # All have read the round before last, since they have come to the last one: two folders are enough.
+        # This process has passed the last round's barrier, so all processes have read the round before that. Its folder
+        # may be overwritten: two folders are enough.
         folder, self._round = f"share/{self._round % 2}/", self._round + 1
         self._client.key_value_set(f"{folder}{self.index}", json.dumps(value), allow_overwrite=True)
         self._client.wait_at_barrier("share", _A_WEEK)
@@ -91,7 +98,7 @@ class JoinedProcesses(Processes):
         return [json.loads(said[index]) for index in sorted(said)]
 
     def stop_after(self, step: int, requested: bool) -> bool:
-        """See Processes. Nobody waits for anybody, unless one is to stop."""
+        """See Processes. A process waits for the others only after one of them has asked for the end."""
         if requested and not self._asked:
             self._asked = True
             self._client.key_value_set(f"asked/{self.index}", str(self.index))
@@ -105,9 +112,9 @@ class JoinedProcesses(Processes):
 
 
 class _Ending:
-    """However one process ends, the others end with a sentence, whatever they are waiting for.
+    """Ends all processes when one ends; each of them prints a sentence, whatever it is waiting for.
 
-    report: prints an error as the command line does, and returns the exit code for it.
+    report: a function that prints an error as the command line does, and returns its exit code.
     """
 
     def __init__(self, place: Place, config: DistributedConfig, report: Callable[[BaseException], int]) -> None:
@@ -117,20 +124,20 @@ class _Ending:
         self._catch_abort = call_at_abort(self._aborted)
 
     def connect(self, client: Any) -> None:
-        """From here on the others are told, and heard, by this client of JAX's."""
+        """Uses this client of JAX's from now on to hear how another process ends, and to tell how this one does."""
         self._client = client
         threading.Thread(target=self._hear, name="end", daemon=True).start()
 
     def take_signals(self) -> None:
-        """Takes them, or takes them back: JAX's preemption sync has SIGTERM when it starts, libtpu several."""
+        """Handles signals here, also after JAX's preemption sync has taken SIGTERM, or libtpu several, at its start."""
         self._catch_abort()
         leave_by(lambda number: self.leave(Interrupted(number)))
 
     def leave(self, error: BaseException) -> NoReturn:
-        """Says why this process ends, here and to the others, and ends it."""
+        """Reports why this process ends, tells the others, and ends it."""
         if self._client is not None and isinstance(error, Exception) and not isinstance(error, UserError):
-            # When a process dies, what the others do with it fails, with errors that nobody needs to read. If it was
-            # that, JAX's client will know by then, and end this process.
+            # When another process dies, communication with it fails here, with errors that explain nothing. In that
+            # case JAX's client notices the death during this wait, and ends this process with a better sentence.
             time.sleep(self._config.lost_after * 1.5)
         self._begin()
         code = self._report(error)
@@ -142,7 +149,7 @@ class _Ending:
             first_line = (str(error).splitlines() or [""])[0][:200]
             reason = f"has ended with {type(error).__name__}: {first_line} (see its own output)"
         if self._client is not None:
-            with suppress(Exception):  # another was first, or nobody is left to hear it
+            with suppress(Exception):  # another process was first, or the service has gone
                 self._client.key_value_set("end", json.dumps([code, f"process {self._place.index} {reason}"]))
         self._exit(code)
 
@@ -152,7 +159,7 @@ class _Ending:
                 end = self._client.blocking_key_value_get("end", _A_WEEK)
             except Exception as error:  # noqa: BLE001 - JAX's errors have no types of their own
                 if "DEADLINE_EXCEEDED" not in str(error):
-                    return  # all is done, or the client is about to abort
+                    return  # the run is over, or the client is about to abort
             else:
                 self._end(*json.loads(end))
 
@@ -171,7 +178,7 @@ class _Ending:
                 "of its own, and let their machines connect to that port",
             )
         dead = re.search(r"stopped sending heartbeats\):\s+([\d, ]+)", said)
-        who = dead[1].strip() if dead else "0"  # with which the service has gone that would know
+        who = dead[1].strip() if dead else "0"  # nobody tells who has died: process 0, which ran the service
         self._end(PROCESS_LOST, f"process {who} of {place.count} has died or cannot be reached any more; {_GO_ON}")
 
     def _end(self, code: int, sentence: str) -> NoReturn:
@@ -180,7 +187,7 @@ class _Ending:
         self._exit(code)
 
     def _begin(self) -> None:
-        """Returns to the first thread that ends this process: a second one has nothing to add."""
+        """Returns in the first thread that ends this process; a second one has nothing to add, and waits here."""
         if not self._begun.acquire(blocking=False):
             threading.Event().wait()
         with suppress(OSError, ValueError):  # nobody is there to read it
@@ -190,22 +197,23 @@ class _Ending:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _exit(self, code: int) -> NoReturn:
-        # Not by sys.exit: JAX would wait for the others once more, and Python for threads that hang.
+        # After sys.exit, JAX would wait for the other processes, and Python for threads that hang.
         with suppress(OSError, ValueError):
             sys.stderr.flush()
-        if self._place.index == 0:  # the others hear of the end by the service, which ends with this process
+        if self._place.index == 0:  # the service ends with this process, and the others must hear of the end before
             time.sleep(_SECONDS_TO_BE_HEARD)
         os._exit(code)
 
 
 @contextmanager
 def joined(config: DistributedConfig, report: Callable[[BaseException], int]) -> Iterator[Processes]:
-    """The processes that this one is to train with: found, connected and, at the end, left together.
+    """The processes that train this run, which are connected at the start and leave together at the end.
 
-    An error within is reported, told to the others, and ends this process; where it is alone, it is raised as ever.
+    An error inside the block is reported, told to the other processes, and ends this process. A process that is alone
+    raises the error as usual.
 
     Raises:
-        UserError: the settings are given by half.
+        UserError: find_place refuses the settings.
     """
     place = find_place(config)
     if place is None:
@@ -215,7 +223,7 @@ def joined(config: DistributedConfig, report: Callable[[BaseException], int]) ->
     try:
         processes = _join(place, config, ending)
         yield processes
-        processes.share("finished")  # JAX's own waiting ends after five minutes
+        processes.share("finished")  # this waits for all; JAX's shutdown waits for five minutes at most
         import jax
 
         jax.distributed.shutdown()
@@ -227,12 +235,12 @@ def _join(place: Place, config: DistributedConfig, ending: _Ending) -> Processes
     import jax
     from jax._src.distributed import _jax, global_state
 
-    # By itself JAX's service waits longer than its clients do, who then do not know who is missing.
+    # By default JAX's service waits longer than its clients, which then end without knowing who is missing.
     make_service = functools.partial(
         _jax.get_distributed_runtime_service, cluster_register_timeout=config.start_timeout
     )
     _jax.get_distributed_runtime_service = make_service
-    if place.index == 0:  # JAX's service ends the process, where it cannot have its port
+    if place.index == 0:  # if the port is taken, JAX's service ends the process without a sentence
         port = int(place.address.rpartition(":")[2])
         try:
             socket.create_server(("", port)).close()
@@ -255,7 +263,7 @@ def _join(place: Place, config: DistributedConfig, ending: _Ending) -> Processes
     ending.take_signals()
     processes = JoinedProcesses(place.index, place.count, global_state.client, global_state.preemption_sync_manager)
     processes.compare({"distributed.num_processes": place.count})
-    if jax.default_backend() == "cpu":  # Gloo, which carries data between CPUs, has a line for each connection
+    if jax.default_backend() == "cpu":  # Gloo, which carries data between CPUs, prints a line for each connection
         keep_from_native_code("stdout", os.open(os.devnull, os.O_WRONLY))
     ending.take_signals()
     return processes
