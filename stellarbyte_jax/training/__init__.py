@@ -1,1 +1,1 @@
-"""From rows of tokens to checkpoints."""
+"""Training: makes checkpoints from rows of tokens."""

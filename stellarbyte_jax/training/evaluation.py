@@ -28,10 +28,10 @@ from stellarbyte_jax.training.step import EvalStep, make_eval_step
 def evaluate(
     eval_step: EvalStep, params: Params, batches: Iterable[Mapping[str, Any]], byte_lengths_V: jax.Array
 ) -> dict[str, float]:
-    """Means over all labelled tokens of the batches; padding counts for nothing.
+    """Means over all labelled tokens of the batches; padding does not count.
 
-    Bits per byte is the loss of the whole text over its length in bytes, so that tokenizers can be compared. The sums
-    over batches are kept in float64.
+    Bits per byte are the loss of the whole text divided by its length in bytes, so that tokenizers can be compared. The
+    sums over batches are kept in float64.
     """
     loss = correct = tokens = byte_count = 0.0
     for batch in batches:
@@ -56,13 +56,14 @@ def evaluate_run(
     progress: Callable[[int, int], None] | None = None,
     shards: str | None = None,
 ) -> tuple[dict[str, float], int]:
-    """(figures over the run's validation split, step of the checkpoint); `progress(batches done, of all)` is called.
+    """(figures over the run's validation split, step of the checkpoint).
 
-    `shards` is a folder of token shards to take instead of the run's own.
+    progress: called with (batches done, number of all batches). shards: a folder of token shards to use instead of the
+    run's own.
 
     Raises:
-        UserError: no checkpoint; the token shards are gone, damaged, of other data than the run's, or were made with
-            another tokenizer; the loss is no finite number.
+        UserError: there is no checkpoint; the token shards are gone or damaged, hold other data than the run's, or were
+            made with another tokenizer; or the loss is not finite.
     """
     run = load_trained_run(run_dir, step, shards)
     graphdef, _ = abstract_model(run.config.model, Execution(run.config.training.dtype))
@@ -94,13 +95,13 @@ class TrainedRun:
     def validation_batches(
         self, max_batches: int | None = None, progress: Callable[[int, int], None] | None = None
     ) -> Iterator[Batch]:
-        """Those of the validation split, in batches of the run's size."""
+        """Batches of the validation split, of the run's batch size."""
         batch_size = self.config.training.batch_size
         return validation_batches(self.config.data, self.manifest, batch_size, max_batches, progress=progress)
 
 
 def load_trained_run(run_dir: str | Path, step: int | None = None, shards: str | None = None) -> TrainedRun:
-    """The checkpoint of `step`, or the newest, once its validation split is known to be there; raises as above."""
+    """The checkpoint of `step`, or the newest, with the token shards that fit it; raises as `evaluate_run` does."""
     params, metadata, step = load_weights(run_dir, step)
     config = _run_config(metadata, run_dir)
     check_weights(params, config.model, f"{run_dir}/checkpoints/{step}")

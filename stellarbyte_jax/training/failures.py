@@ -1,4 +1,4 @@
-"""What fails between two saves does not end a run at once: it saves first, after a step that all processes agree on."""
+"""Lets a run outlive a failure until it has saved, after a step that all processes agree on."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -8,9 +8,10 @@ from itertools import islice
 from stellarbyte.errors import UserError
 from stellarbyte_jax.data.loader import Batch
 
-# A process that is to stop after step s may have to do two more: another has passed step s + 1 at most, since it looks
-# at that step's figures before it passes the next one, and the last step is the one after (see Processes.stop_after).
-# So three batches are in memory: where one cannot be read, the two before it are there.
+# A process that asks for the end after step s may have to do two more steps. By then another process has done step
+# s + 1 at most, because it looks at that step's figures, to which all contribute, before it does the next. The last
+# step is the one after that (see Processes.stop_after). So three batches are kept in memory: if one cannot be read, the
+# two before it are there.
 _BATCHES_AHEAD = 3
 
 
@@ -22,7 +23,7 @@ class Failures:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Keeps a UserError from within, instead of raising it."""
+        """Keeps a UserError that is raised inside the block, and lets the program go on after the block."""
         try:
             yield
         except UserError as error:
@@ -30,7 +31,7 @@ class Failures:
 
 
 class ReadAhead:
-    """The next `count` of some batches, by `next`; where one of the three behind cannot be read, that is noted."""
+    """An iterator over the next `count` batches that reads three ahead, and notes if one of these cannot be read."""
 
     def __init__(self, batches: Iterator[Batch], count: int, failures: Failures) -> None:
         self._batches, self._failures = islice(batches, count), failures

@@ -12,7 +12,7 @@ _ADVICE = "lower optimizer.learning_rate or raise optimizer.warmup_steps"
 
 
 class NotFinite(Exception):
-    """A step had a loss or a gradient that is no finite number; it and those after it were not applied."""
+    """A step had a loss or a gradient that is not finite; this step and those after it were not applied."""
 
     def __init__(self, step: int, name: str, value: float) -> None:
         super().__init__(f"the {name} of step {step} is {value}: {_ADVICE}")
@@ -20,22 +20,22 @@ class NotFinite(Exception):
 
 
 class FiniteWatch:
-    """Looks at each step's figures when the next step is under way, so at the same step in each of several processes.
+    """Checks each step's figures while the next step runs, and so after the same step in all processes.
 
     Raises:
-        NotFinite: from both methods, naming the first such step.
+        NotFinite: from both methods; it names the first step whose figures are not finite.
     """
 
     def __init__(self) -> None:
         self._latest: tuple[int, dict[str, jax.Array]] | None = None
 
     def after(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """To be called after each step; looks at the one before."""
+        """Checks the step before this one; call it after each step."""
         before, self._latest = self._latest, (step, {name: metrics[name] for name in ("loss", "grad_norm")})
         _check(before)
 
     def catch_up(self) -> None:
-        """Looks at the latest step too: to be called before it is saved or shown to be good."""
+        """Checks the latest step too; call it before that step is saved or validated."""
         latest, self._latest = self._latest, None
         _check(latest)
 
@@ -44,17 +44,17 @@ def _check(figures: tuple[int, dict[str, jax.Array]] | None) -> None:
     if figures is None:
         return
     step, values = figures
-    # The gradient too: a loss may be the last finite one, and what is saved is what this gradient made of it.
+    # The gradient is checked too: a finite loss can have a gradient that is not, which would spoil the parameters.
     for name, value in jax.device_get(values).items():
         if not np.isfinite(value):
             raise NotFinite(step, {"grad_norm": "gradient"}.get(name, name), float(value))
 
 
 def check_finite(params: Any, step: int) -> None:
-    """Refuses parameters that hold what is no finite number.
+    """Refuses parameters that are not all finite.
 
     Raises:
-        UserError: they do.
+        UserError: one is nan or infinite.
     """
     if not bool(_all_finite(params)):
         raise UserError(f"the parameters after step {step} are not finite and are not saved: {_ADVICE}")

@@ -1,4 +1,4 @@
-"""How much the loss depends on each attention head."""
+"""Measures how much the loss depends on each attention head."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,8 +18,8 @@ def head_importance(
 ) -> np.ndarray:
     """Mean over all labelled tokens of |gradient · activation| of each head's output: float64 [L, N].
 
-    The product is summed over a head's channels: to first order it is what the summed loss would change by if the head
-    were silent at that token (Michel et al. 2019, arXiv:1905.10650). Batches are those of training or validation.
+    The product is summed over a head's channels. To first order this is the change of the summed loss if the head gave
+    0 at that token (Michel et al. 2019, arXiv:1905.10650). Batches of training and of validation both fit.
     """
     config = nnx.merge(graphdef, params).config
     L, N = config.num_hidden_layers, config.num_attention_heads

@@ -1,4 +1,4 @@
-"""From a run directory to a model and its tokenizer."""
+"""Loads a model and its tokenizer from a run's folder."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def load_model(
     """(model, tokenizer, step) of a run's checkpoint, by default the newest; adapters are merged into their base.
 
     Raises:
-        UserError: there is no checkpoint, none that can be read, or its weights are not the model's or no numbers.
+        UserError: there is no checkpoint, none can be read, or its weights do not fit the model or are not finite.
     """
     params, metadata, step = load_weights(run_dir, step)
     where = f"{run_dir}/checkpoints/{step}"
@@ -32,6 +32,6 @@ def load_model(
 
 
 def check_weights(params: Params, config: ByteConfig, where: str) -> None:
-    """Refuses weights that are not those of the model in shape and dtype, or no finite numbers; raises UserError."""
+    """Raises a UserError if the names, shapes or dtypes of weights are not the model's, or if one is not finite."""
     check_fits(params, jax.eval_shape(lambda: init_params(config, 0)), where)
     check_finite_weights(params, where)

@@ -45,18 +45,18 @@ def pretrain(
     interrupt: Interrupt | None = None,
     display: Display | None = None,
 ) -> bool:
-    """Train until max_steps, from the newest checkpoint in `output_dir` if there is one: see start.py.
+    """Trains until max_steps, from the newest checkpoint in `output_dir` if there is one: see start.py.
 
-    Several `processes` train one run if each calls this, with the same config. `interrupt` is not yet entered; a caller
-    who gives one learns from it which signal has come.
+    Several `processes` train one run if each calls this with the same config. `interrupt` must not be entered yet; it
+    tells its owner afterwards which signal came.
 
     Returns:
-        True when max_steps are done, False when a signal ended the run early (it is saved, and can go on).
+        True if max_steps are done, False if a signal ended the run early (it is saved, and can go on).
 
     Raises:
         UserError: the data, tokenizer, mesh, the run in `init_from` or an earlier one in `output_dir` do not fit the
-            config, the processes do not agree, another run is being written there, or the loss is no longer finite;
-            or something has failed since the last save, such as the token shards or stdout: that run is saved first.
+            config; the processes do not agree; another process writes a run there; or the loss is no longer finite.
+            Something else failed, such as the token shards or stdout: the run is saved before this is raised.
     """
     run_dir = Path(config.output_dir)
     with folder_lock(run_dir, doing="pretrain") if processes.index == 0 else nullcontext():
@@ -117,10 +117,10 @@ def _train(
             return failures.first is not None
 
         def validate() -> bool:
-            """Whether it came to its end: a signal or a failure cuts it short, and the run does it when it goes on."""
+            """Whether validation is complete. A signal or failure cuts it short; the resumed run does it again."""
             if config.data.validation_fraction == 0:
                 return True
-            # A signal in the last step comes too late to cut anything short.
+            # A signal that came before the end of the last step stops no training, so it stops no validation either.
             heeded = step < max_steps or not any(processes.share(interrupt.requested))
             with log.paused(), log.doing("validating") as progress:
                 weights = join(frozen, state.params)
@@ -147,7 +147,7 @@ def _train(
                 log.say(remark)
             log.say(_opening(config, state.params, frozen, len(loader), mesh, step))
             stopping = any(processes.share(failed()))
-            # Before the first step, and where a signal has cut it short.
+            # Validation is due before the first step, and again if a signal has cut it short.
             due = step % config.training.eval_steps == 0 or step == max_steps
             if due and not stopping and processes.share(log.lacks_validation(step))[0]:
                 stopping = not validate()
@@ -162,7 +162,7 @@ def _train(
                 profile.after(step, state)
 
                 last = step == max_steps
-                if last:  # before its validation, which may be cut short
+                if last:  # saved before it is validated, which may be cut short
                     finite.catch_up()
                     save()
                 if step % config.training.eval_steps == 0 or last:
@@ -185,9 +185,9 @@ def _train(
         ends = processes.share([interrupt.number, None if failures.first is None else str(failures.first)])
         signals = [number for number, _ in ends if number is not None]
         failing = [index for index, (_, failure) in enumerate(ends) if failure is not None]
-        if stopping and not failing and not signals:  # JAX's preemption sync has heard it, before anybody here listened
+        if stopping and not failing and not signals:  # JAX's preemption sync took the signal before our handler was set
             signals = [signal.SIGTERM]
-        if signals and (stopping or failing):  # a terminal that is closed is both
+        if signals and (stopping or failing):  # a terminal that is closed sends a signal, and makes stdout fail
             interrupt.number = signals[0]
             where = f"stopped after step {step}, saved in {run_dir}" if step else "stopped before the first step"
             log.say(f"{where}: the same command goes on from there")
@@ -201,13 +201,13 @@ def _train(
 
 
 class _CutShortError(Exception):
-    """A signal has come in the middle of a validation, or something has failed."""
+    """A signal or a failure has cut a validation short."""
 
 
 def _until(
     ends: Callable[[], bool], batches: Iterator[dict[str, jax.Array]], processes: Processes, failures: Failures
 ) -> Iterator[dict[str, jax.Array]]:
-    """The batches; raises _CutShortError in all processes before the one where `ends` says so in any of them."""
+    """The batches, until `ends` is true in some process; then _CutShortError is raised in all processes."""
     while True:
         batch = None
         with failures.noted():

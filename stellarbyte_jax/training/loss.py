@@ -13,7 +13,7 @@ from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 
 IGNORED_LABEL = -100
 
-# Positions whose logits stand in memory together, times the batch.
+# The number of tokens, over all rows, whose logits are in memory at the same time.
 TOKENS_PER_CHUNK = 2048
 
 
@@ -23,7 +23,7 @@ class LossSums:
     """float32 sums over the labelled tokens; divide by `tokens` only after adding up all micro-batches."""
 
     loss: jax.Array  # nats
-    correct: jax.Array  # tokens whose label has the largest logit, and the lowest id of those that have it
+    correct: jax.Array  # tokens whose label is the argmax of the logits, which is the lowest id among equals
     tokens: jax.Array
 
 
@@ -38,11 +38,11 @@ def token_loss(
 ) -> LossSums:
     """Cross-entropy of softmax(hidden · head) against labels; labels of -100 do not count.
 
-    `head_axes` is "DV", or "VD" for a tied embedding, whose gradient then needs no transposing.
+    `head_axes` is "DV", or "VD" for a tied embedding, so that its gradient needs no transpose.
 
     The gradient is computed chunk by chunk along with the loss, so that logits are made once and never stored. On a
     mesh each device has the logits of its own tokens and of its own part of the vocabulary. It accumulates its own
-    gradient of the head, and these are summed over devices once.
+    gradient of the head, and these gradients are summed over devices once.
     """
     loss, correct = _cross_entropy(hidden_BTD, head, labels_BT, _HeadSharding(head_axes, layout, platform))
     return LossSums(loss, correct, jnp.sum(labels_BT != IGNORED_LABEL, dtype=jnp.float32))
@@ -133,7 +133,7 @@ def _device_gradients(hidden_BTD, head, labels_BT, *, sharding):  # type: ignore
 
     zero = jnp.zeros((), jnp.float32)
     if sharding.platform != "cpu":
-        # Or else the sum's zeros are made, and stand in memory, before the first layer.
+        # Without this barrier XLA makes the zeros of the sum before the first layer, and they take memory until here.
         zero, hidden_BTD = jax.lax.optimization_barrier((zero, hidden_BTD))
     sums = zero, zero, jnp.broadcast_to(zero, head.shape)
     (loss, correct, d_head), d_hidden_BTD = _over_chunks(add, sums, hidden_BTD, labels_BT, sharding.platform)
@@ -141,16 +141,16 @@ def _device_gradients(hidden_BTD, head, labels_BT, *, sharding):  # type: ignore
     if sharding.scattered:
         axis = sharding.head_axes.index("D")
         d_head = jax.lax.psum_scatter(d_head, sharding.scattered, scatter_dimension=axis, tiled=True)
-        # Or else the part is cut out where the optimizer needs it, and the whole stays until then.
+        # Without this barrier XLA cuts out the part only where the optimizer needs it, and keeps the whole until then.
         d_head = jax.lax.optimization_barrier(d_head)
     return _sum((loss, correct), sharding.tokens), (d_hidden_BTD, d_head.astype(head.dtype))
 
 
 def _over_chunks(add, sums, hidden_BTD, labels_BT, platform):  # type: ignore[no-untyped-def]
-    """(sums, outputs [B, T, …]) of `add`, (sums, hidden, labels) -> (sums, output), chunk after chunk.
+    """(sums, outputs [B, T, …]) after `add`, (sums, hidden, labels) -> (sums, output), was applied to each chunk.
 
-    Many chunks are a loop, so that the program does not grow; on accelerators even two, so that one chunk's logits are
-    gone before the next one's are made. A CPU is faster without.
+    Many chunks make a loop, so that the program does not grow. On accelerators two chunks already do, so that the
+    logits of one are freed before those of the next are made. A CPU is faster without the loop.
     """
     B, T = labels_BT.shape
     size = _chunk_size(B, T)
@@ -172,12 +172,12 @@ def _over_chunks(add, sums, hidden_BTD, labels_BT, platform):  # type: ignore[no
 
 
 def _chunk_size(B: int, T: int) -> int:
-    """Positions of a chunk of all rows."""
+    """The number of positions in a chunk, which holds them for all rows."""
     return -(-T // max(1, min(T, round(B * T / TOKENS_PER_CHUNK))))
 
 
 def _chunk_logits(hidden_BCD: jax.Array, head: jax.Array, sharding: _HeadSharding) -> jax.Array:
-    """By this device's part of the vocabulary."""
+    """The logits of a chunk for this device's part of the vocabulary."""
     hidden_MD = hidden_BCD.reshape(-1, hidden_BCD.shape[-1])
     return jnp.einsum(f"MD,{sharding.head_axes}->MV", hidden_MD, head, preferred_element_type=jnp.float32)
 
@@ -185,7 +185,7 @@ def _chunk_logits(hidden_BCD: jax.Array, head: jax.Array, sharding: _HeadShardin
 def _chunk_loss(
     logits_MV: jax.Array, labels_M: jax.Array, sharding: _HeadSharding
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Loss, correct predictions, log of the softmax's total, and each label's place among these logits, or -1."""
+    """(loss, correct predictions, log of the softmax's sum, index of each label among these logits or -1)."""
     labelled_M = labels_M != IGNORED_LABEL
     largest_M, place_M, here_M = logits_MV.max(axis=-1), labels_M, labelled_M
     if sharding.vocab:
@@ -197,7 +197,7 @@ def _chunk_loss(
     if sharding.vocab:
         label_logits_M = jax.lax.psum(jnp.where(here_M, label_logits_M, 0.0), sharding.vocab)
     loss = jnp.sum(jnp.where(labelled_M, log_total_M - label_logits_M, 0.0))
-    # As argmax has it, the first of equals: a model that gives all tokens the same logit knows nothing.
+    # As in argmax, the first of equal logits wins: a model that gives all tokens the same logit must not be right.
     before_MV = jnp.arange(logits_MV.shape[1]) < place_M[:, None]
     as_large_before_M = _sum(
         jnp.any((logits_MV == largest_M[:, None]) & before_MV, axis=-1).astype(jnp.int32), sharding.vocab

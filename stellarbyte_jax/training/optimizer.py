@@ -1,4 +1,4 @@
-"""AdamW with decay where parameters declare it, gradients clipped, the learning rate a warm-up, then a cosine."""
+"""AdamW that decays the parameters which declare it, gradient clipping, and a warm-up and cosine learning rate."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from stellarbyte_jax.config import OptimizerConfig, RunConfig
 
 
 def run_optimizer(config: RunConfig, abstract_params: nnx.State) -> optax.GradientTransformation:
-    """make_optimizer as a run's training has it, for the parameters that it trains."""
+    """The optimizer of a run, for the parameters that it trains."""
     decaying = decays(abstract_params)
     if config.lora is not None:
         decaying = split_adapters(decaying)[1]
@@ -24,8 +24,8 @@ def run_optimizer(config: RunConfig, abstract_params: nnx.State) -> optax.Gradie
 def make_optimizer(config: OptimizerConfig, max_steps: int, decaying: Any = True) -> optax.GradientTransformation:
     """Gradient clipping by global norm, then AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101).
 
-    decaying: for each trained parameter, whether weight decay is for it, as `decays` tells; by default for all.
-    Its own count of updates is the global step: a restored state goes on with the right learning rate.
+    decaying: whether each trained parameter decays, as a tree like the result of `decays`; by default all do.
+    The optimizer counts its updates, which are the global steps, so a restored state has the right learning rate.
     """
     return optax.chain(
         clip_by_global_norm(config.max_grad_norm),
@@ -43,8 +43,8 @@ def make_optimizer(config: OptimizerConfig, max_steps: int, decaying: Any = True
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """Scales all gradients by one factor, min(1, max_norm / norm), where norm is over every element of every array.
 
-    optax's own divides each element, which XLA keeps as an array of its own, written out and read twice; a product with
-    a scalar fuses into the moments. On two CPU cores that is 40 % of the whole update.
+    optax's version divides each element, and XLA writes the quotients to an array which is then read twice. A product
+    with a scalar fuses into the update of the moments. On two CPU cores the difference is 40 % of the whole update.
     """
 
     def clip(gradients: optax.Updates, _: optax.Params | None) -> optax.Updates:
@@ -55,10 +55,11 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
 
 def learning_rate_schedule(config: OptimizerConfig, max_steps: int) -> Callable[[ArrayLike], jax.Array]:
-    """Steps already done -> learning rate of the next one, float32.
+    """A function from the number of steps done to the learning rate of the next one, float32.
 
-    With t = steps done + 1: peak · t / warmup_steps up to t = warmup_steps, so the first step is not lost; then half a
-    cosine, which reaches peak · min_learning_rate_ratio at t = max_steps, the last step, and stays there.
+    With t = steps done + 1, the rate is peak · t / warmup_steps up to t = warmup_steps, so it is not 0 in the first
+    step. Then it follows half a cosine, which reaches peak · min_learning_rate_ratio at t = max_steps, the last step,
+    and stays there.
     """
     peak, ratio, warmup = config.learning_rate, config.min_learning_rate_ratio, config.warmup_steps
 
@@ -72,9 +73,9 @@ def learning_rate_schedule(config: OptimizerConfig, max_steps: int) -> Callable[
 
 
 def decays(abstract_params: nnx.State) -> dict[str, Any]:
-    """Whether weight decay is for each parameter of an abstract model, as a plain nested dict like the parameters.
+    """Whether each parameter of an abstract model decays, as a plain nested dict like the parameters.
 
-    Each says so where it is declared: matrices decay (projections, embeddings, experts, routers, adapters); norms,
+    Each parameter's declaration says so: matrices decay (projections, embeddings, experts, routers, adapters); norms,
     biases, LayerScale's gains and XPos's zeta do not.
     """
     return nnx.to_pure_dict(abstract_params, extract_fn=lambda variable: variable.get_metadata()["decays"])

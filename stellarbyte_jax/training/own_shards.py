@@ -1,4 +1,4 @@
-"""Finds the token shards that a run was trained on, though they or the run were moved since."""
+"""Finds the token shards that a run was trained on, even if they or the run were moved since."""
 
 import dataclasses
 import sys
@@ -15,20 +15,20 @@ from stellarbyte_jax.run_folder import moved_along
 def with_own_shards(
     config: RunConfig, known: DataIdentity | None, run_dir: Path, tokenizer: Tokenizer, named: str | None
 ) -> tuple[RunConfig, Manifest]:
-    """The config with the folder of token shards that is there now, and its manifest; tells the user on stderr.
+    """(the config with the present folder of the token shards, their manifest); tells the user of changes on stderr.
 
-    Looked at is the folder of the config, then where that lies if it was moved together with the run.
+    It looks into the folder that the config names, then into the folder where this is if it was moved with the run.
 
     Args:
-        config: of the run, as its checkpoint has it.
-        known: what the checkpoint says of its data, if it says so.
-        run_dir: where the run lies now.
-        tokenizer: the run's.
-        named: another folder that the user asks for, of any data.
+        config: the run's config, from its checkpoint.
+        known: the identity of the run's data, from its checkpoint; None if that has none.
+        run_dir: the run's present folder.
+        tokenizer: the run's tokenizer.
+        named: another folder that the user asks for; its data may be other than the run's.
 
     Raises:
-        UserError: no such folder is finished, or what it holds is of another tokenizer; or, unless it was asked for, of
-            other data.
+        UserError: no folder holds finished token shards, or they were made with another tokenizer, or they are not of
+            the run's data although the user did not ask for others.
     """
     if named is not None:
         manifest = Manifest.load(Path(named))

@@ -1,4 +1,4 @@
-"""From a run to a run without its least important attention heads."""
+"""Makes a new run from a run's model without its least important attention heads."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,11 @@ from stellarbyte_jax.training.step import make_eval_step
 
 @dataclass(frozen=True)
 class Pruning:
-    """What was pruned: layer -> heads; each head's importance, [L, N]; figures of the validation batches looked at."""
+    """The result of pruning.
+
+    heads: layer -> the heads that were removed. importance: each head's importance, [L, N]. before, after: the model's
+    figures on the validation batches that were used.
+    """
 
     step: int
     heads: dict[int, list[int]]
@@ -42,15 +46,15 @@ def prune_run(
     progress: Callable[[int, int], None] | None = None,
     shards: str | None = None,
 ) -> Pruning:
-    """Write `output_dir`: the run's model without its `count` least important heads, to be evaluated or trained on.
+    """Writes the run's model without its `count` least important heads to `output_dir`, as a run to train further.
 
     Importance is measured on the validation split (its first `eval_batches` batches, or all) of the run's token shards,
-    or of those in `shards`: see head_importance.py.
-    model.yaml in `output_dir` is the model's config, which a run that goes on from there has to name.
+    or of those in `shards`: see head_importance.py. model.yaml in `output_dir` is the smaller model's config. A run
+    that names `output_dir` in `init_from` may name model.yaml as its `model` or leave `model` out.
 
     Raises:
-        UserError: no such run, one without a validation split, too many heads, or `output_dir` holds a run already or
-            is being written by another process.
+        UserError: there is no such run, it has no validation split or not so many heads, or `output_dir` holds a run
+            already or is being written by another process.
     """
     with folder_lock(output_dir, doing="prune"):
         return _prune(
@@ -94,7 +98,7 @@ def _prune(
 
 
 def _over_passes(progress: Callable[[int, int], None] | None, passes: int) -> Iterator[Callable[[int, int], None]]:
-    """For each of several passes over the same batches, what to call so that `progress` sees them as one."""
+    """A progress function for each of several passes over the same batches; `progress` sees them as one pass."""
     for index in range(passes):
 
         def update(done: int, total: int, index: int = index) -> None:

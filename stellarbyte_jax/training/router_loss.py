@@ -13,7 +13,7 @@ from stellarbyte_jax.model.experts.moe import RouterStats
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RouterSums:
-    """float32 sums over real tokens of the layers' means; divide by `tokens` only after adding up all micro-batches."""
+    """float32 sums over real tokens of means over layers; divide by `tokens` only after adding up all micro-batches."""
 
     balance: jax.Array
     z: jax.Array
@@ -23,7 +23,7 @@ class RouterSums:
 
 
 def router_sums(router: RouterStats, batch: Mapping[str, jax.Array]) -> RouterSums:
-    """The statistics of all layers, [L, B, …], each row counting as much as it has real tokens."""
+    """The sums of the statistics of all layers, [L, B, …]; a row weighs as much as it has real tokens."""
     tokens_B = _real_tokens(batch)
 
     def total(row_means: jax.Array) -> jax.Array:
@@ -39,7 +39,7 @@ def router_sums(router: RouterStats, batch: Mapping[str, jax.Array]) -> RouterSu
 
 
 def router_loss(config: ByteConfig, sums: RouterSums, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """What the sums of some rows add to the training loss of the whole batch that they are of."""
+    """What the routers add to the training loss of the whole `batch` for those of its rows that `sums` is over."""
     weighed = config.router_aux_loss_coef * sums.balance + config.router_z_loss_coef * sums.z
     return weighed / jnp.maximum(_real_tokens(batch).sum(), 1)
 
@@ -58,7 +58,7 @@ def router_metrics(config: ByteConfig, sums: RouterSums) -> dict[str, jax.Array]
 
 
 def _real_tokens(batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Tokens of each row that are no padding: float32 [B]."""
+    """The number of tokens in each row that are not padding: float32 [B]."""
     segment_ids_BT = batch.get("segment_ids")
     if segment_ids_BT is None:
         B, T = batch["input_ids"].shape

@@ -1,4 +1,4 @@
-"""What a run begins with: its own newest checkpoint, the weights of the run in `init_from`, or fresh ones."""
+"""Makes the state that a run starts with: its newest checkpoint, weights of the run in `init_from`, or fresh ones."""
 
 import dataclasses
 from importlib.metadata import version
@@ -38,7 +38,8 @@ from stellarbyte_jax.run_folder import check_is_run
 from stellarbyte_jax.sharding import Layout, param_shardings
 from stellarbyte_jax.training.state import Params, TrainState, init_params, init_state
 
-# What may change when a run goes on: none of it changes the losses, for where data lies is not what it is.
+# Fields that may change when a run goes on. None of them changes the losses: the data's content is compared without
+# these fields.
 _FREE_FIELDS = (
     "checkpoint.",
     "data.chat_template",
@@ -55,7 +56,7 @@ _FREE_FIELDS = (
 
 
 class Start(NamedTuple):
-    """The state to go on from and its step; for adapters also the frozen weights below, and what to know them by."""
+    """The state to go on from and its step; for adapters also the frozen weights below, and their checkpoint."""
 
     state: TrainState
     step: int
@@ -64,7 +65,7 @@ class Start(NamedTuple):
 
 
 def identity(config: RunConfig, tokenizer: Tokenizer, data: DataIdentity) -> dict[str, Any]:
-    """What all processes of a run must have alike, for Processes.compare."""
+    """The fields that must be equal in all processes of a run, for Processes.compare."""
     versions = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")}
     return {
         **to_dict(config),
@@ -81,10 +82,10 @@ def check_start(config: RunConfig, tokenizer: Tokenizer, recipe: Recipe, data: D
     `recipe` and `data` are those of the token shards.
 
     Raises:
-        UserError: naming the fields that differ, or that the tokenizer or the data do.
+        UserError: fields, the tokenizer or the data differ; the error names them.
     """
     goes_on = latest_step(config.output_dir) is not None
-    # A run that goes on knows its data itself; its sources may have grown since they were prepared.
+    # The checkpoint of a run that goes on identifies its data; the sources may have grown since they were prepared.
     check_described(config.data, recipe, with_sources=not goes_on)
     if goes_on:
         _check_same_run(config, tokenizer, data)
@@ -97,9 +98,9 @@ def check_start(config: RunConfig, tokenizer: Tokenizer, recipe: Recipe, data: D
 def state_shardings(
     config: RunConfig, abstract_params: Any, optimizer: optax.GradientTransformation, layout: Layout
 ) -> tuple[Any, Params]:
-    """(a TrainState of shardings, those of the frozen weights): where each array lies.
+    """(a TrainState with a sharding for each array, the shardings of the frozen weights).
 
-    The optimizer's moments lie like their parameters.
+    The optimizer's moments have the shardings of their parameters.
     """
     params = param_shardings(abstract_params, layout)
     frozen, adapters = split_adapters(params)
@@ -127,7 +128,7 @@ def start(
     frozen_shardings: Params,
     processes: Processes = ALONE,
 ) -> Start:
-    """What the run goes on from, each array made or read where it lies: no host holds the whole model.
+    """The start of the run. Each array is made or read on its own devices, so that no host holds the whole model.
 
     Raises:
         UserError: a checkpoint that is needed is broken, gone, changed, or of another shape.
@@ -160,7 +161,7 @@ def start(
 
 
 def placed(abstract: Any, shardings: Any) -> Any:
-    """The abstract arrays, lying as a tree of shardings like theirs says."""
+    """The abstract arrays with their shardings, which come as a tree like theirs."""
     return jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), abstract, shardings
     )
@@ -206,11 +207,11 @@ def _check_same_run(config: RunConfig, tokenizer: Tokenizer, data: DataIdentity)
 
 
 def _says_where(name: str, was: Any, now: Any, metadata: RunMetadata, config: RunConfig) -> bool:
-    """Whether a field names only where something lies whose content is compared otherwise."""
+    """Whether a field only says where something lies. Its content is then compared in another way."""
     if name.startswith("data.sources"):
         return metadata.data is not None or name.endswith(".path")
     if name == "init_from" and config.lora is None:
-        # The weights are in the run's own checkpoint by now; what was named may have been moved.
+        # The run's own checkpoint has the weights by now; the run that was named may have been moved.
         return was is not None and now is not None and latest_step(was) is None
     return name == "init_from"  # weights below adapters are compared when they are read
 

@@ -1,4 +1,4 @@
-"""What a run carries from step to step."""
+"""The state that a run carries from step to step."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from stellarbyte_jax.sharding import Layout
 
 Params = dict[str, Any]
 
-# Dropout draws from the same seed: adapters leave it by another branch.
+# Dropout uses the same seed; this number gives the adapters a random stream of their own.
 _ADAPTERS_STREAM = 0x10FA
 
 
@@ -26,8 +26,8 @@ _ADAPTERS_STREAM = 0x10FA
 class TrainState:
     """Steps done, the float32 parameters that are trained as a plain nested dict, and the optimizer's state.
 
-    finite: whether every step so far had a finite loss and gradient. From the first one on that had not, no step
-    changes anything, so that what was good can still be saved.
+    finite: whether every step so far had a finite loss and gradient. From the first step that had not, no step changes
+    the rest of the state, so that the last good one can still be saved.
     """
 
     step: jax.Array
@@ -42,7 +42,7 @@ def abstract_model(
     """The model's structure and its parameters' shapes, dtypes and logical axes; no memory is taken.
 
     Raises:
-        UserError: `lora` names what the model has not.
+        UserError: `lora` names modules or layers that the model does not have.
     """
 
     def create() -> ByteForCausalLM:
@@ -58,7 +58,7 @@ def abstract_model(
 def run_model(
     config: RunConfig, layout: Layout, platform: str = "auto"
 ) -> tuple[nnx.GraphDef[ByteForCausalLM], nnx.State]:
-    """abstract_model as a run's training has it on a mesh; raises as it does."""
+    """The abstract_model of a run's training on a mesh; raises as abstract_model does."""
     return abstract_model(config.model, run_execution(config, layout, platform), config.lora)
 
 
@@ -76,12 +76,12 @@ def run_execution(config: RunConfig, layout: Layout, platform: str = "auto") -> 
 
 
 def init_params(config: ByteConfig, seed: int) -> Params:
-    """Fresh parameters; call it under jit to have them born where they belong."""
+    """Fresh parameters; under jit with out_shardings each device makes only its own part."""
     return nnx.to_pure_dict(nnx.state(ByteForCausalLM(config, rngs=nnx.Rngs(seed))))
 
 
 def init_adapters(config: ByteConfig, lora: LoRAConfig, seed: int) -> Params:
-    """Fresh adapters alone; under jit the weights that they are for are never made."""
+    """Fresh adapters without their base; under jit the base's weights are never made."""
     model = ByteForCausalLM(config, rngs=nnx.Rngs(0))
     add_adapters(model, lora, jax.random.fold_in(jax.random.key(seed), _ADAPTERS_STREAM))
     return split_adapters(nnx.to_pure_dict(nnx.state(model)))[1]

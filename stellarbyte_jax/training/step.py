@@ -21,7 +21,7 @@ Metrics = dict[str, jax.Array]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 EvalStep = Callable[[Params, jax.Array, Any], tuple[LossSums, jax.Array]]
 
-# Parameters are drawn from the same seed: dropout's stream leaves it by another branch.
+# Parameters are drawn from the same seed; this number gives dropout a random stream of its own.
 _DROPOUT_STREAM = 0xD207
 
 
@@ -31,17 +31,18 @@ def make_train_step(
     gradient_accumulation_steps: int = 1,
     seed: int = 0,
 ) -> TrainStep:
-    """(state, batch, frozen) -> (state, metrics): the gradient of the batch's mean loss, applied once.
+    """A function (state, batch, frozen) -> (state, metrics), which applies the gradient of the batch's mean loss once.
 
-    A step whose loss or gradient is not finite is not applied, nor is any after it: see TrainState.
+    A step whose loss or gradient is not finite is not applied, nor is any step after it: see TrainState.
 
-    The mean is over labelled tokens, each of which weighs the same whatever micro-batch it falls into, so accumulation
-    changes memory alone. Experts add their routers' losses, a mean over all tokens that are no padding; the metrics
-    keep them apart: `loss` is the cross-entropy. What is dropped at random depends on `seed`, the step and the
+    The mean is over labelled tokens. Each weighs the same in whatever micro-batch it is, so accumulation changes only
+    the memory. A model with experts adds its routers' losses, which are means over all tokens that are not padding; in
+    the metrics, `loss` is the cross-entropy without them. Dropout and DropPath depend on `seed`, the step and the
     micro-batch, and on nothing else.
 
-    `frozen`, by default nothing, is what the model has beside the state's parameters: the base below adapters. A batch
-    holds int32 [B, T] input_ids, labels, and where documents are packed position_ids and segment_ids.
+    `frozen` holds the model's parameters that are not in the state, which are the base below adapters; by default there
+    are none. A batch holds int32 [B, T] arrays: input_ids, labels and, if documents are packed, position_ids and
+    segment_ids.
     """
 
     def train_step(state: TrainState, batch: Batch, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
@@ -83,7 +84,7 @@ def make_train_step(
 
 
 def on_mesh(train_step: TrainStep, layout: Layout, shardings: Any, frozen_shardings: Params) -> Any:
-    """The train step, jitted for a state, rows and frozen weights that lie so; the state it is given is used up."""
+    """The train step, jitted for a state and frozen weights with these shardings. It donates the state it is given."""
     return jax.jit(
         train_step,
         in_shardings=(shardings, layout.sharding("batch", "length"), frozen_shardings),
@@ -93,7 +94,7 @@ def on_mesh(train_step: TrainStep, layout: Layout, shardings: Any, frozen_shardi
 
 
 def make_eval_step(graphdef: nnx.GraphDef[ByteForCausalLM]) -> EvalStep:
-    """(params, bytes a token [V], batch) -> (loss sums, bytes of text that the labels stand for)."""
+    """A function (params, bytes of each token [V], batch) -> (loss sums, bytes of text that the labels stand for)."""
 
     def eval_step(params: Params, byte_lengths_V: jax.Array, batch: Batch) -> tuple[LossSums, jax.Array]:
         labels = batch["labels"]
@@ -104,7 +105,7 @@ def make_eval_step(graphdef: nnx.GraphDef[ByteForCausalLM]) -> EvalStep:
 
 
 def batch_loss(graphdef: nnx.GraphDef[ByteForCausalLM], params: Params, batch: Batch) -> LossSums:
-    """Sums of loss, correct predictions and tokens over a batch, with nothing dropped."""
+    """Sums of loss, correct predictions and tokens over a batch, without dropout."""
     return _forward(graphdef, params, batch, None, training=False)[0]
 
 
@@ -132,7 +133,7 @@ def _forward(
 def _accumulate(  # type: ignore[no-untyped-def]
     gradient_of, params: Params, batch: Batch, keys: jax.Array | None, steps: int
 ) -> tuple[Params, tuple[LossSums, RouterSums | None]]:
-    # Micro-batch i takes rows i, i + steps, …: each device keeps its own rows when the batch is spread over a mesh.
+    # Micro-batch i takes rows i, i + steps, …, so that each device keeps its own rows of a batch that is on a mesh.
     micro_batches = jax.tree.map(lambda x: x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1), batch)
     some_key = None if keys is None else keys[0]
     first = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient_of, params, batch, some_key))

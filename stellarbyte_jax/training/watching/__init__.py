@@ -1,1 +1,1 @@
-"""What a run tells of itself while it trains."""
+"""Records what a run does while it trains, and shows it."""

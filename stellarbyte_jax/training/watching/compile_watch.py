@@ -1,4 +1,4 @@
-"""How long a step took to compile, where its program came from, and why it was compiled again."""
+"""Reports how long a step took to compile, where its program came from, and why it was compiled again."""
 
 import inspect
 import threading
@@ -13,14 +13,14 @@ import jax
 
 from stellarbyte_jax.training.watching.hlo_dump import dump_hlo
 
-# What JAX reports while it compiles: the durations carry the function's name, the cache's events do not.
+# Events that JAX reports while it compiles. Durations carry the function's name, events of the cache do not.
 _TRACED = "/jax/core/compile/jaxpr_trace_duration"
 _LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _CACHE_ASKED = "/jax/compilation_cache/compile_requests_use_cache"
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
-# Of the arguments that differ, so many are named.
+# The largest number of differing arguments that a report names.
 _NAMED = 3
 
 
@@ -28,9 +28,9 @@ _NAMED = 3
 class Compilation:
     """One compilation of a step.
 
-    compile_seconds: of the backend, or of reading the program from the compile cache.
-    folder: the cache's, where there is one.
-    again: what differs from the first call, where it is not the first.
+    compile_seconds: the time that the backend took to compile, or to read the program from the compile cache.
+    folder: the compile cache's folder; None if there is none.
+    again: how the call differs from the first one; None for the first compilation.
     """
 
     step: str
@@ -42,7 +42,7 @@ class Compilation:
     again: str | None = None
 
     def figures(self) -> dict[str, float | str]:
-        """For a record of the metrics."""
+        """The figures for a record of the metrics."""
         seconds = {"trace": self.trace_seconds, "lower": self.lower_seconds, "compile": self.compile_seconds}
         return {f"{name}_seconds": value for name, value in seconds.items()} | {"compile_cache": self.cache}
 
@@ -53,14 +53,14 @@ class Compilation:
         text += f" (traced in {self.trace_seconds:.1f} s, lowered in {self.lower_seconds:.1f} s)"
         if self.again is not None:
             return f"warning: {text}: {self.again}"
-        return f"{text}, for it was not in the compile cache {self.folder}" if self.cache == "miss" else text
+        return f"{text}, because it was not in the compile cache {self.folder}" if self.cache == "miss" else text
 
 
 class CompileWatch:
     """While entered, reports each compilation of the steps that it watches.
 
-    A second compilation of a step costs minutes on a large model, and tells of a batch or a state that is not what it
-    was: so the report names what changed. doing: a context that shows what is under way.
+    A second compilation of a step costs minutes on a large model. It means that a batch or the state has another shape,
+    dtype or sharding than before, so the report names what changed. doing: makes a context that shows what is going on.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class CompileWatch:
     def _compilation(self, step: str, again: str | None) -> Compilation:
         folder = jax.config.values["jax_compilation_cache_dir"] or None
         cache: Literal["hit", "miss", "off"] = "hit" if _CACHE_HIT in self._events else "miss"
-        if _CACHE_ASKED not in self._events or folder is None:  # JAX asks also where no folder is set
+        if _CACHE_ASKED not in self._events or folder is None:  # JAX reports this event even if no folder is set
             cache = "off"
         traced, lowered, compiled = (self._seconds.get(event, 0.0) for event in (_TRACED, _LOWERED, _COMPILED))
         return Compilation(step, traced, lowered, compiled, cache, folder, again)
@@ -121,7 +121,7 @@ class CompileWatch:
             self._events.add(event)
 
     def _on_duration(self, event: str, duration_secs: float, **details: str | int) -> None:
-        # Functions inside the step are traced under names of their own: their time is part of the step's.
+        # Functions inside the step are traced under their own names; the step's time already contains theirs.
         named = details.get("fun_name") in (self._watched, f"jit({self._watched})")
         if self._watched is not None and named and threading.get_ident() == self._thread:
             self._seconds[event] = self._seconds.get(event, 0.0) + duration_secs
@@ -133,7 +133,7 @@ class _Argument(NamedTuple):
 
 
 def _describe(arguments: Mapping[str, Any]) -> dict[str, _Argument]:
-    """Each array by its path; those that the step has used up still know what they were."""
+    """Path -> type and sharding of each array; an array that was donated to the step still knows these."""
     described = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(dict(arguments))[0]:
         name = f"{path[0].key}{jax.tree_util.keystr(path[1:])}"

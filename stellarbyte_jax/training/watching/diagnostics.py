@@ -16,7 +16,7 @@ class Diagnostics:
 
     profile: the first and the last step to trace, both included.
     dump_hlo: a folder for the train step's program as text.
-    remarks: lines to say at the start, about the environment that the run was given.
+    remarks: lines to print at the start, about the environment that the run was given.
     """
 
     profile: tuple[int, int] | None = None
@@ -24,10 +24,10 @@ class Diagnostics:
     remarks: tuple[str, ...] = ()
 
     def check_start(self, step: int, max_steps: int, run_dir: str | Path) -> None:
-        """Refuses to trace steps that are done already: `step` steps of `max_steps` are.
+        """Refuses to trace steps that are done already; the run has done `step` of its `max_steps` steps.
 
         Raises:
-            UserError: naming the steps that are left.
+            UserError: the first step to trace is done; the error names the steps that are left.
         """
         if self.profile is not None and self.profile[0] <= step:
             first, last = self.profile
@@ -42,7 +42,7 @@ def parse_profile(text: str, max_steps: int) -> tuple[int, int]:
     """Reads "10:12": steps 10, 11 and 12.
 
     Raises:
-        UserError: no such range, or one that the run does not reach.
+        UserError: the text is not such a range, or the run ends before it.
     """
     if not re.fullmatch(r"\d+:\d+", text):
         raise UserError(f"--profile {text} must be START:STOP, two steps of which both are traced, as in 10:12")

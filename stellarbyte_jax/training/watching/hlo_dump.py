@@ -1,4 +1,4 @@
-"""A step's program as text: what JAX hands to XLA, and what XLA makes of it."""
+"""Writes a step's program as text: the HLO that JAX hands to XLA, and the HLO that XLA makes of it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +13,8 @@ from stellarbyte_jax.training.watching.diagnostics import HLO_FILES
 def dump_hlo(step: Any, arguments: Sequence[Any], folder: Path) -> None:
     """Compiles the jitted `step` for these arguments, and writes the HLO before and after optimisation into `folder`.
 
-    Calling the step afterwards does not compile it again. The first file is there before the compiler is asked, to be
-    looked at where it fails. Of several processes, which all run one program, the first writes.
+    Calling the step afterwards does not compile it again. The first file is written before the compiler runs, so it is
+    there if compiling fails. Several processes run the same program, and only process 0 writes it.
 
     Raises:
         UserError: the folder cannot be written.

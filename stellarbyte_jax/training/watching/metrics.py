@@ -1,4 +1,4 @@
-"""The figures of a run as it goes: one line a step in RUN/metrics.jsonl, and a progress display on the terminal."""
+"""Records a run's figures: one line a step in RUN/metrics.jsonl, and a progress display on the terminal."""
 
 import json
 import math
@@ -21,27 +21,27 @@ from stellarbyte_jax.training.failures import Failures
 from stellarbyte_jax.training.watching.compile_watch import Compilation
 from stellarbyte_jax.training.watching.utilization import Utilization
 
-# Where stdout is no terminal: often enough to see that it lives, seldom enough for a log file.
+# If stdout is not a terminal, lines come often enough to show that the run lives, and seldom enough for a log file.
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_FRAMES = 0.1
-# The rate that is shown is that of so many steps together; the record of a step has its own.
+# The rate that is shown is the mean over this many steps; the record of a step has the rate of this step alone.
 _STEPS_IN_RATE = 10
 
 
 class MetricsLog:
     """Records and shows what the training loop reports.
 
-    Steps count from 1: step n is the n-th update. `first_step` updates were done before; what an interrupted run had
-    recorded after them is dropped, so that the file holds each step once. Only process 0 writes and shows.
+    Steps count from 1: step n is the n-th update. `first_step` updates were done before; records of later steps, which
+    an interrupted run has left, are dropped, so that the file holds each step once. Only process 0 writes and shows.
 
-    A value may still be under way on the device: it is fetched one step late, so the device never waits for the log.
-    Training time is what passes outside `paused()`; the first step and others that compile have no tokens/s.
+    A value that the device is still computing is fetched one step late, so the device never waits for the log. Time
+    inside `paused()` is not training time. Steps that compile, such as the first, have no tokens_per_second.
 
-    That metrics.jsonl cannot be written any more, or stdout takes nothing, is noted in `failures`, for a run is saved
-    before it ends; only entering and leaving raise it.
+    If metrics.jsonl or stdout cannot be written any more, `failures` notes it, because a run is saved before it ends.
+    Only entering and leaving the log raise it.
 
     Raises:
-        UserError: metrics.jsonl cannot be written, or stdout takes nothing.
+        UserError: metrics.jsonl or stdout cannot be written.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class MetricsLog:
     ) -> None:
         before = self._failures.first
         try:
-            if kind is None:  # otherwise the device may be the trouble, and fetching from it hang or raise again
+            if kind is None:  # after an error of the device, fetching from it might hang or raise again
                 self._flush()
                 self._show()
         finally:
@@ -100,10 +100,10 @@ class MetricsLog:
     def train(self, step: int, values: Mapping[str, Any]) -> None:
         """Records an update's values, numbers or jax arrays: loss, accuracy, grad_norm, learning_rate, tokens, ….
 
-        `perplexity` is added from `loss`, `tokens_per_second` from `tokens` and the clock, the figures of Utilization,
-        and those of what was compiled since the step before.
+        The record also gets `perplexity`, from `loss`; `tokens_per_second`, from `tokens` and the clock; the figures of
+        Utilization; and those of the compilations since the step before.
         """
-        if self._compilations:  # the time of the step before has held it
+        if self._compilations:  # the time of the step before would contain them
             self._clock = None
         values = {**values, **self._taken_compilations()}
         arrays = (value for value in values.values() if isinstance(value, jax.Array))
@@ -116,7 +116,7 @@ class MetricsLog:
 
     def validation(self, step: int, values: Mapping[str, Any]) -> None:
         """Records and prints values over the validation split, under names with `validation_` before them."""
-        self._clock = None  # outside `paused()`, the step before has no rate: its time held the validation
+        self._clock = None  # if this is not in `paused()`, the time of the step before would contain the validation
         self._flush()
         numbers = _numbers({**values, **self._taken_compilations()})
         numbers = {f"validation_{name}": number for name, number in numbers.items()}
@@ -128,7 +128,7 @@ class MetricsLog:
         self._clock = time.monotonic()
 
     def compiled(self, compilation: Compilation) -> None:
-        """Prints what a step's compiling took; its figures go into the next record."""
+        """Prints how long a step took to compile; the figures go into the next record."""
         self._compilations |= compilation.figures()
         self.say(str(compilation))
 
@@ -142,12 +142,12 @@ class MetricsLog:
         return self._display.doing(what)
 
     def lacks_validation(self, step: int) -> bool:
-        """Whether metrics.jsonl, as far as this process has read and written it, has none of this step."""
+        """Whether metrics.jsonl has no validation of this step, as far as this process has read and written it."""
         return step not in self._validated_steps
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Validation and saving belong in here: their time is no training time, and the last step is on file before."""
+        """A context for validating and saving: records the last step first, and does not count its own time as training."""
         self._flush()
         try:
             yield
@@ -166,7 +166,7 @@ class MetricsLog:
         now = time.monotonic()
         seconds = None
         if self._compiled and self._clock is not None:
-            # Of steps that were done by the same look at the clock, each took its share of the time.
+            # Steps that are fetched together get equal shares of the time since the last fetch.
             seconds = max(now - self._clock, 1e-9) / len(fetched)
             # Smoothed over about ten steps, for the ETA.
             self._step_seconds = 0.9 * (self._step_seconds or seconds) + 0.1 * seconds
@@ -188,7 +188,7 @@ class MetricsLog:
         return {} if self._utilization is None else self._utilization.speed(seconds)
 
     def _recent_speed(self) -> dict[str, float]:
-        """Tokens a second, and what follows of them, over the last steps that had a rate."""
+        """Tokens per second, and the figures of Utilization, over the last steps that had a rate."""
         if not self._recent:
             return {}
         tokens, seconds = (sum(values) for values in zip(*self._recent, strict=True))
@@ -201,7 +201,7 @@ class MetricsLog:
             try:
                 self._file.write(json.dumps(record) + "\n")
             except OSError:
-                file, self._file = self._file, None  # half a line, behind which nothing may follow
+                file, self._file = self._file, None  # the file may end in half a line, so nothing may follow it
                 with suppress(OSError):
                     file.close()
                 raise
@@ -234,7 +234,7 @@ class MetricsLog:
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fetched from the device, arrays as lists; None for what JSON has no number for (a loss of NaN)."""
+    """The values, fetched from the device; arrays become lists, and numbers that JSON lacks (NaN) become None."""
     words = {name: value for name, value in values.items() if isinstance(value, str)}
     numbers = {name: value for name, value in values.items() if name not in words}
     fetched = {name: np.asarray(value, np.float64).tolist() for name, value in jax.device_get(numbers).items()}

@@ -12,11 +12,11 @@ from stellarbyte_jax.training.watching.metrics import MetricsLog
 
 
 class Profile:
-    """While entered, traces the steps from `steps[0]` to `steps[1]`, both included; of None, none.
+    """While entered, traces the steps from `steps[0]` to `steps[1]`, both included; None traces nothing.
 
-    The loop calls `before` and `after` at each step. They wait for the devices at the trace's ends alone, so that it
-    holds those steps whole and no others. Where the run ends within the trace, what is there is kept. Each process
-    writes a file of its own, RUN/profile/plugins/profile/steps-START-STOP/HOST.xplane.pb, which is where xprof looks.
+    The loop calls `before` and `after` at each step. They wait for the devices only at both ends of the trace, so that
+    it holds exactly these steps. If the run ends during the trace, the part until then is kept. Each process writes a
+    file of its own, RUN/profile/plugins/profile/steps-START-STOP/HOST.xplane.pb, which is where xprof looks.
 
     Raises:
         UserError: RUN/profile cannot be written.
@@ -25,7 +25,7 @@ class Profile:
     def __init__(self, steps: tuple[int, int] | None, run_dir: str | Path, log: MetricsLog) -> None:
         self._steps = steps
         self._folder = Path(run_dir) / "profile"
-        # One host may run several processes, all of which would write HOST.xplane.pb.
+        # One host may run several processes, which would all write the same HOST.xplane.pb.
         self._partial = self._folder / f".partial-{jax.process_index()}"
         self._log = log
         self._last: int | None = None
@@ -49,14 +49,14 @@ class Profile:
             shutil.rmtree(self._partial, ignore_errors=True)
 
     def before(self, step: int, state: Any) -> None:
-        """To be called before a step, with what the one before has made."""
+        """Begins the trace if it starts here; call it before each step with the result of the step before."""
         if self._steps is None or not self._steps[0] <= step <= self._steps[1]:
             return
         if self._last is None:
             jax.block_until_ready(state)
             options = jax.profiler.ProfileOptions()
             options.session_id = "steps"
-            # Python's every call would slow down what is to be measured; annotations and the runtime's own remain.
+            # Tracing every Python call would slow down the steps; annotations and the runtime's events are still there.
             options.python_tracer_level = 0
             with self._log.paused():
                 jax.profiler.start_trace(self._partial, profiler_options=options)
@@ -65,7 +65,7 @@ class Profile:
         self._annotation.__enter__()
 
     def after(self, step: int, made: Any) -> None:
-        """To be called after a step, with what it has made."""
+        """Ends the trace if it stops here; call it after each step with the step's result."""
         if self._last is None:
             return
         self._annotation.__exit__(None, None, None)
@@ -90,7 +90,7 @@ class Profile:
                 for path in self._partial.glob(f"plugins/profile/steps/*{kind}"):
                     path.replace(folder / f"{path.name.removesuffix(kind)}{process}{kind}")
         except (OSError, jax.errors.JaxRuntimeError) as error:
-            # A run of weeks does not end for want of room for its profile.
+            # A run of weeks must not end because its profile cannot be written.
             self._log.say(f"warning: the profile of steps {first} to {last} cannot be written to {folder}: {error}")
             return
         self._log.say(

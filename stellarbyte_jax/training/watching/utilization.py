@@ -1,4 +1,4 @@
-"""How much of the devices a run uses: FLOPs against their peak, bytes against their memory."""
+"""Measures how much of the devices a run uses: FLOPs against their peak, bytes against their memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from stellarbyte_jax.model.flops import step_flops
 
 @dataclass(frozen=True)
 class Utilization:
-    """What a step costs by the model's mathematics, and who works on it.
+    """The FLOPs of a step by the model's mathematics, and the devices that do them.
 
-    flops: of one step, over all devices; work that a program does twice (remat) or in vain is not in it.
-    devices: how many.
-    peak: FLOPs a second of one device in the run's compute dtype; None where the chip is not known, as a CPU.
+    flops: FLOPs of one step over all devices, without work that the program repeats (remat) or does in vain.
+    devices: the number of devices.
+    peak: FLOPs per second of one device in the run's compute dtype; None if the chip is not known, as for a CPU.
     local: the devices of this process.
     """
 
@@ -28,7 +28,7 @@ class Utilization:
 
     @classmethod
     def of(cls, config: RunConfig, mesh: Mesh) -> "Utilization":
-        """Of a run's steps on a mesh."""
+        """The utilization of a run's steps on a mesh."""
         training = config.training
         flops = step_flops(
             config.model, training.batch_size, config.data.sequence_length, frozen=config.lora is not None
@@ -38,7 +38,7 @@ class Utilization:
         return cls(flops.model, mesh.size, peak, mesh.local_devices)
 
     def speed(self, seconds: float) -> dict[str, float]:
-        """Figures of a step that took so long: `tflops_per_second` of one device and, of a known chip, `mfu`.
+        """Figures of a step that took `seconds`: `tflops_per_second` of one device and, for a known chip, `mfu`.
 
         mfu is model FLOPs utilization (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), 1 at the chip's peak.
         """
@@ -49,7 +49,7 @@ class Utilization:
     def memory(self) -> dict[str, int]:
         """Memory of this process's fullest device in bytes: in use, peak, and limit. Empty on a CPU.
 
-        The runtime's own bookkeeping answers: no device is waited for.
+        The runtime's own bookkeeping answers, so no device is waited for.
         """
         stats = [found for device in self.local if (found := device.memory_stats())]
         if not stats:

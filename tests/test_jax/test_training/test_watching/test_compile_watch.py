@@ -78,7 +78,7 @@ def test_where_the_program_came_from(tmp_path: Path) -> None:
             jax.config.update(name, value)
         reset_cache()
     assert [compilation.cache for compilation in seen] == ["miss", "hit", "off"]
-    assert str(seen[0]).endswith(f", for it was not in the compile cache {folder}")
+    assert str(seen[0]).endswith(f", because it was not in the compile cache {folder}")
     assert str(seen[1]).startswith("some step read from the compile cache in ")
     assert "cache" not in str(seen[2])
     assert seen[1].figures()["compile_cache"] == "hit"
