@@ -1,1 +1,1 @@
-"""What a run saves, and how it is read back."""
+"""Saves the state of a run in checkpoints, and reads it back."""

@@ -1,4 +1,4 @@
-"""A model's parameters as trees: adapters apart from their base, beside it again, or merged into it."""
+"""Splits the tree of a model's parameters into base and adapters, joins both again, or merges them."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ ADAPTER_LEAVES = ("lora_A", "lora_B")
 
 
 def split_adapters(tree: Tree) -> tuple[Tree, Tree]:
-    """(all but the adapters, the adapters) of a model's parameters, or of a tree like them."""
+    """(everything but the adapters, the adapters) of a model's parameters, or of a tree like them."""
     base: Tree = {}
     adapters: Tree = {}
     for name, value in tree.items():
@@ -37,7 +37,7 @@ def join(base: Tree | None, adapters: Tree) -> Tree:
 
 
 def merge_adapters(base: Tree, adapters: Tree, config: LoRAConfig) -> Tree:
-    """Parameters, as numpy arrays, of the model that the base and its adapters are together: W + A B · scaling."""
+    """The parameters, as numpy arrays, of the model that base and adapters make together: W + A B · scaling."""
     return _merge(base, adapters, config, "")
 
 

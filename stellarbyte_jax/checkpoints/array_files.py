@@ -1,4 +1,4 @@
-"""Reading the arrays of a checkpoint item from Orbax's files: right names and shapes, and the bits that were saved."""
+"""Reads the arrays of a checkpoint item from Orbax's files, and checks their names, shapes and bits."""
 
 import gc
 import logging
@@ -26,8 +26,8 @@ Tree = Any
 def checksums(tree: Tree) -> dict[str, int]:
     """Dotted name -> sum of (2 i + 1) times the bits of element i, modulo 2^32.
 
-    The odd factors make any change of one element show. Integer sums have no order, so every sharding gives the same
-    numbers, and each host needs its own part alone.
+    Because the factors are odd, any change of one element changes the sum. The order of integer sums does not matter,
+    so every sharding gives the same numbers, and each host needs only its own part.
     """
     sums = {name: _numpy_sum(x) if isinstance(x, np.ndarray) else _device_sum(x) for name, x in _by_name(tree).items()}
     return {name: int(value) for name, value in jax.device_get(sums).items()}
@@ -51,11 +51,11 @@ def _numpy_sum(array: np.ndarray) -> np.generic:
 def read_arrays(folder: Path, abstract: Tree) -> Tree:
     """The item in `folder` as a tree like `abstract` (jax.ShapeDtypeStruct leaves, or arrays), with its shardings.
 
-    Each process reads its own part, and waits for no other. Whether the bits are right is for `check_bits` to say.
+    Each process reads only its own part, and waits for no other. `check_bits` then tells whether the bits are right.
 
     Raises:
         UserError: an array is missing, unknown, or of another shape or dtype.
-        Exception: for which `is_about_files` holds, if the files are damaged.
+        Exception: the files are damaged; `is_about_files` is true of this exception.
     """
 
     def target(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -70,7 +70,7 @@ def check_fits(stored: Tree, abstract: Tree, where: str | Path) -> None:
     """Refuses arrays that are missing, unknown, or of another shape or dtype than the abstract ones.
 
     Raises:
-        UserError: naming the array and `where` it is.
+        UserError: there is such an array; the error names it and `where` it is.
     """
     found, wanted = _by_name(stored), _by_name(abstract)
     for name in sorted(found.keys() | wanted.keys()):
@@ -84,10 +84,10 @@ def check_fits(stored: Tree, abstract: Tree, where: str | Path) -> None:
 
 
 def check_finite_weights(params: Tree, where: str | Path) -> None:
-    """Refuses weights that are nan or infinite; where several processes hold them, all must call it.
+    """Refuses weights that are nan or infinite; if several processes hold parts of them, all must call it.
 
     Raises:
-        UserError: naming the array and `where` it is.
+        UserError: there are such weights; the error names the array and `where` it is.
     """
     for name, array in _by_name(params).items():
         module = np if isinstance(array, np.ndarray) else jnp
@@ -98,9 +98,9 @@ def check_finite_weights(params: Tree, where: str | Path) -> None:
 
 
 def read_numpy_arrays(folder: Path, sums: Mapping[str, int]) -> Tree:
-    """The item in `folder` as nested dicts of numpy arrays, whatever they are; raises as `read_arrays`."""
+    """The item in `folder` as nested dicts of numpy arrays of any names and shapes; raises as `read_arrays` does."""
 
-    # A numpy target asks Orbax for numpy arrays; its contents are never looked at, so one broadcast zero will do.
+    # A numpy target makes Orbax return numpy arrays. Its contents are never read, so one broadcast zero is enough.
     def target(stored: Any) -> np.ndarray:
         return np.broadcast_to(np.zeros((), stored.dtype), stored.shape)
 
@@ -110,9 +110,9 @@ def read_numpy_arrays(folder: Path, sums: Mapping[str, int]) -> Tree:
 
 
 def check_bits(arrays: Tree, sums: Mapping[str, int]) -> None:
-    """Raises an exception for which `is_about_files` holds unless `checksums` finds `sums`.
+    """Raises an exception, of which `is_about_files` is true, unless the `checksums` of the arrays are `sums`.
 
-    Where several processes hold the arrays, all must call it, and all find the same.
+    If several processes hold parts of the arrays, all must call it, and all find the same.
     """
     found = checksums(arrays)
     if found.keys() != sums.keys():
@@ -123,7 +123,7 @@ def check_bits(arrays: Tree, sums: Mapping[str, int]) -> None:
 
 
 def _this_process_alone() -> ocp.options.MultiprocessingOptions:
-    # Or else Orbax waits, at the end of reading, for all processes: one that cannot read would never come.
+    # By default Orbax waits for all processes at the end of a read; one that cannot read would never get there.
     this = jax.process_index()
     return ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
 
@@ -155,10 +155,11 @@ def _by_name(tree: Tree) -> dict[str, Any]:
 
 
 def check_plain_files(folder: Path) -> None:
-    """Refuses a checkpoint's folder that holds anything but files and folders: who opens a pipe waits for ever.
+    """Refuses a checkpoint's folder that holds anything but files and folders: opening a pipe would wait for ever.
 
     Raises:
-        OSError, ValueError: naming what cannot be looked at, or is something else.
+        OSError: an entry cannot be looked at.
+        ValueError: an entry is neither a file nor a folder.
     """
     for path in folder.rglob("*"):
         mode = path.stat().st_mode
@@ -168,7 +169,7 @@ def check_plain_files(folder: Path) -> None:
 
 def is_about_files(error: Exception) -> bool:
     """Whether Orbax, TensorStore or json may raise this over files that are missing, cut short or garbled."""
-    # Orbax wraps what TensorStore says in a bare Exception. A subclass that is not listed is a bug, not a broken file.
+    # Orbax wraps TensorStore's errors in a bare Exception. A subclass that is not listed is a bug, not a broken file.
     kinds = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
     return type(error) is Exception or isinstance(error, kinds)
 
@@ -180,7 +181,7 @@ def is_from_system(error: Exception) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """One line for a user: of TensorStore's long chains, the system's own words."""
+    """The error in one line for a user; for a long chain of TensorStore's, this is the system's own message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
     system = re.search(r"os_error_code='?(\d+)", str(error))
@@ -194,13 +195,13 @@ def reason(error: Exception) -> str:
 def quieten_orbax() -> None:
     """Keeps Orbax's log from the terminal: nobody can act on its warnings, and its errors reach us as exceptions."""
     logging.getLogger("absl").addFilter(_not_from_orbax)
-    # Of a save that has failed, TensorStore's threads report to an event loop that is gone, in the midst of anything.
+    # After a failed save, TensorStore's threads still report to its event loop, which is closed, at any later moment.
     if not isinstance(sys.unraisablehook, _LeavingOutClosedLoops):
         sys.unraisablehook = _LeavingOutClosedLoops(sys.unraisablehook)
 
 
 class _LeavingOutClosedLoops:
-    """A hook for exceptions that nobody can catch; it says nothing of closed event loops."""
+    """A hook for exceptions that nobody can catch; it ignores those about closed event loops."""
 
     def __init__(self, hook: Callable[[Any], Any]) -> None:
         self._hook = hook
@@ -216,7 +217,7 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def tensorstore_silenced() -> Iterator[None]:
-    """When one array fails, those read or written beside it print tracebacks, past every handler: not within this."""
+    """Silences the tracebacks that arrays print past every handler when another array, read with them, has failed."""
     hooks = sys.excepthook, sys.unraisablehook
     sys.excepthook = lambda *_: None
     sys.unraisablehook = lambda _: None
@@ -224,7 +225,7 @@ def tensorstore_silenced() -> Iterator[None]:
         yield
     except Exception:
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-            gc.collect()  # of the abandoned coroutines
+            gc.collect()  # the abandoned coroutines, which would warn later
         time.sleep(0.2)  # their reads end in TensorStore's own threads
         raise
     finally:

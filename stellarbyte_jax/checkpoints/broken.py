@@ -1,4 +1,4 @@
-"""What is said of checkpoints that cannot be read, or of which damage could not be seen, and where they go."""
+"""Reports checkpoints that cannot be read or cannot be checked, and moves broken ones aside."""
 
 import shutil
 import sys
@@ -10,7 +10,10 @@ from stellarbyte_jax.checkpoints.metadata import Stored
 
 
 def cannot_be_read(folder: Path, steps: Sequence[int], step: int | None, complaints: Mapping[int, str]) -> UserError:
-    """The sentence where no checkpoint of `folder` can be read, or not that of `step`; what is wrong with each."""
+    """The error for a `folder` of which no checkpoint, or not that of `step`, can be read.
+
+    complaints: step -> what is wrong with its checkpoint.
+    """
     listed = ", ".join(map(str, steps))
     if step is not None:
         others = ", ".join(str(other) for other in steps if other != step)
@@ -27,7 +30,7 @@ def warn_of_broken(folder: Path, complaints: Mapping[int, str]) -> None:
 
 
 def warn_of_unchecked(stored: Stored, checkpoint: Path) -> None:
-    """Tells that damage to the metadata could not be seen, where it has no checksum."""
+    """Warns that damage to the metadata cannot be seen, if it has no checksum."""
     if not stored.is_checked:
         print(
             f"stellarbyte: warning: {checkpoint} was saved by an earlier version, without a checksum of its config and "

@@ -52,10 +52,11 @@ _STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 class Checkpointer:
     """Writes the checkpoints of one run, in the background, and keeps the last `save_total_limit`.
 
-    An older checkpoint goes only after a newer one is whole on disk: each is written beside, then renamed into place.
+    An older checkpoint is deleted only after a newer one is whole on disk. Each is written under another name, then
+    renamed into place.
 
     Raises:
-        UserError: from any method, when the folder cannot be written; what was saved before stays as it is.
+        UserError: from any method, if the folder cannot be written; earlier checkpoints stay as they are.
     """
 
     def __init__(self, run_dir: str | Path, save_total_limit: int) -> None:
@@ -75,9 +76,9 @@ class Checkpointer:
         self.close()
 
     def save(self, step: int, params: Tree, opt_state: Tree | None, metadata: RunMetadata) -> None:
-        """Starts saving; the arrays may be donated as soon as this returns. A step that is there already stays.
+        """Starts saving; the arrays may be donated as soon as this returns. A step that is saved already is left alone.
 
-        A failure of the save before this one is raised here.
+        If the save before this one has failed, its error is raised here.
         """
         self.wait()
         if step in self._manager.all_steps():
@@ -91,7 +92,7 @@ class Checkpointer:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
-        """Returns when the last save is on disk, or raises what kept it from there."""
+        """Waits until the last save is on disk; raises its error if it has failed."""
         with self._explained():
             self._manager.wait_until_finished()
 
@@ -132,7 +133,7 @@ def save_imported(run_dir: str | Path, params: Tree, metadata: RunMetadata) -> N
 
 
 def latest_step(run_dir: str | Path) -> int | None:
-    """The step of the newest checkpoint, readable or not; None where there is none."""
+    """The step of the newest checkpoint, readable or not; None if there is none."""
     return max(checkpoint_steps(run_dir), default=None)
 
 
@@ -142,23 +143,23 @@ def checkpoint_steps(run_dir: str | Path) -> list[int]:
 
 
 def fingerprint(run_dir: str | Path, step: int) -> str:
-    """A hash of a checkpoint's parameters, by the checksums that were saved with them; raises as `load_params`."""
+    """A hash of a checkpoint's parameters, made of the checksums saved with them; raises as `load_params` does."""
     sums, _ = _read_newest(run_dir, step, lambda folder: read_metadata(folder).sums["params"])
     return sha256_of_json(sums)
 
 
 def load_metadata(run_dir: str | Path, step: int | None = None) -> tuple[RunMetadata, int]:
-    """(metadata, step) of a checkpoint, the newest readable one unless `step` is given; raises as `load_params`."""
+    """(metadata, step) of the checkpoint of `step`, or of the newest readable one; raises as `load_params` does."""
     return _read_newest(run_dir, step, lambda folder: read_metadata(folder).metadata)
 
 
 def load_params(run_dir: str | Path, step: int | None = None) -> tuple[Tree, RunMetadata, int]:
-    """(parameters as nested dicts of numpy arrays, metadata, step), on one host and without knowing the model.
+    """(parameters as nested dicts of numpy arrays, metadata, step), read on one host without the model's config.
 
-    Takes the newest checkpoint, or an older one with a warning where the newest is broken; with `step`, that one.
+    It reads the checkpoint of `step` or, by default, the newest; if that is broken, it warns and reads an older one.
 
     Raises:
-        UserError: no such checkpoint, or none that can be read.
+        UserError: there is no such checkpoint, or none can be read.
     """
 
     def read(folder: Path) -> tuple[Tree, Stored]:
@@ -177,10 +178,10 @@ def restore(
 
     The abstract trees hold jax.ShapeDtypeStruct leaves, or arrays. The optimizer state is None for an imported model. A
     broken newest checkpoint is passed over with a warning, and renamed so that training can write that step anew. All
-    `processes` must call this: what is broken for one of them is passed over by all.
+    `processes` must call this; if a checkpoint is broken for one of them, all pass over it.
 
     Raises:
-        UserError: nothing to read, or arrays that are missing, unknown, or of another shape or dtype.
+        UserError: no checkpoint can be read, or an array is missing, unknown, or of another shape or dtype.
     """
 
     def read(folder: Path) -> tuple[dict[str, Tree], Stored]:
@@ -205,7 +206,7 @@ def restore(
 def restore_params(
     run_dir: str | Path, abstract_params: Tree, step: int | None = None, processes: Processes = ALONE
 ) -> tuple[Tree, int]:
-    """(parameters, step) of another run to start from, as `restore` gives them; nothing in its folder changes."""
+    """(parameters, step) of another run to start from, read as by `restore`; nothing in that run's folder changes."""
 
     def read(folder: Path) -> tuple[Tree, dict[str, int]]:
         return read_arrays(folder / "params", abstract_params), read_metadata(folder).sums["params"]
@@ -219,7 +220,7 @@ def _checkpoints(run_dir: str | Path) -> Path:
 
 
 def _steps(folder: Path) -> list[int]:
-    # Checkpoints under way, or left half-written by a crash, have longer names than their step; others are not ours.
+    # A checkpoint that is being written, or that a crash left half-written, has a longer name than its step.
     names = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
@@ -231,7 +232,7 @@ def _read_newest(
     check: Callable[[Result], None] = lambda _: None,
     processes: Processes = ALONE,
 ) -> tuple[Result, int]:
-    """What `read` makes of the newest checkpoint that it can read and `check` finds in order, for all processes."""
+    """(the result of `read`, step) for the newest checkpoint that `read` and `check` accept in all processes."""
     quieten_orbax()
     folder = _checkpoints(run_dir)
     steps = _steps(folder)
@@ -249,7 +250,7 @@ def _read_newest(
             break
         candidate = candidates[-1]
         path = folder.absolute() / str(candidate)
-        # All check together, so all must have read.
+        # `check` is a collective, so it may begin only if all processes could read.
         broken = _complaint(lambda: check_plain_files(path), processes)  # noqa: B023 - called at once
         broken = broken or _complaint(lambda: results.append(read(path)), processes)  # noqa: B023
         broken = broken or _complaint(lambda: check(results[-1]), processes)
@@ -259,7 +260,7 @@ def _read_newest(
             return results[-1], candidate
         results.clear()
         complaints[candidate] = broken
-        # A run that goes on removes old checkpoints: where there is a newer one by now, this one was not broken.
+        # A run in training removes old checkpoints. If there is a newer one by now, this one was removed, not broken.
         newest = max(processes.share(_steps(folder))[0], default=candidate)
         if step is not None or newest <= candidate or newest in complaints:
             damaged[candidate] = broken
@@ -267,7 +268,7 @@ def _read_newest(
 
 
 def _complaint(work: Callable[[], None], processes: Processes) -> str | None:
-    """What is wrong with the files that `work` reads, for any of the processes; all must call this."""
+    """What is wrong with the files that `work` reads, in any of the processes; all processes must call this."""
     complaint = None
     try:
         work()

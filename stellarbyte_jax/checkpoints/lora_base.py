@@ -1,4 +1,4 @@
-"""The frozen weights below a run's adapters: found again by their run and step, and refused if they have changed."""
+"""Finds the frozen weights below a run's adapters by their run and step, and refuses weights that have changed."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,15 +23,16 @@ from stellarbyte_jax.run_folder import moved_along
 def restore_base(
     run_dir: str, abstract_params: Tree, known: Base | None, adapters_dir: str, processes: Processes = ALONE
 ) -> tuple[Tree, Base]:
-    """(the base's parameters, sharded like the abstract ones, and what to know them by).
+    """(the base's parameters, sharded like the abstract ones, and the checkpoint that they are from).
 
-    Takes the newest checkpoint in `run_dir`, or the one `known` to be below the adapters in `adapters_dir`.
+    This is the newest checkpoint in `run_dir` or, if `known` is given, the one of that step, which is below the
+    adapters in `adapters_dir`.
 
     Raises:
-        UserError: it is gone or has changed, or cannot be read.
+        UserError: the checkpoint is gone, has changed, or cannot be read.
     """
     if known is not None:
-        here = Base(run_dir, known.step, known.fingerprint)  # it may have been moved since
+        here = Base(run_dir, known.step, known.fingerprint)  # the run may have been moved since
         _check(here, adapters_dir)
         return restore_params(run_dir, abstract_params, here.step, processes)[0], here
     params, step = restore_params(run_dir, abstract_params, processes=processes)
@@ -42,7 +43,7 @@ def restore_base(
 def load_weights(run_dir: str | Path, step: int | None = None) -> tuple[Tree, RunMetadata, int]:
     """(parameters of the whole model as numpy arrays, metadata, step): adapters are merged into their base.
 
-    Otherwise as `load_params`, which gives what is in the checkpoint.
+    For the rest it does the same as `load_params`, which returns adapters alone if the checkpoint holds only these.
     """
     params, metadata, step = load_params(run_dir, step)
     if metadata.base is None:
@@ -55,12 +56,12 @@ def load_weights(run_dir: str | Path, step: int | None = None) -> tuple[Tree, Ru
 
 
 def _found_again(base: Base, old_run: Any, run_dir: Path) -> Base:
-    """The base where it lies now: where it was, or moved along with its adapters, or beside them."""
+    """The base with its present folder: the old one, one beside the adapters, or one that was moved with them."""
     folders = [Path(base.run_dir), run_dir.parent / Path(base.run_dir).name]
     if isinstance(old_run, str):
         folders.append(moved_along(base.run_dir, old_run, run_dir))
     for folder in folders:
-        # What it is shows whether it is the right one.
+        # A folder of the right name may hold another run, so the fingerprint decides.
         if base.step in checkpoint_steps(folder) and fingerprint(folder, base.step) == base.fingerprint:
             return replace(base, run_dir=str(folder))
     return base

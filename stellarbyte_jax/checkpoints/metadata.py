@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside its arrays: written with a checksum, and read as what a stranger may have made."""
+"""The metadata of a checkpoint: written with a checksum, and read with distrust, as a stranger may have made it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _FIELDS = {"config", "tokenizer_files", "data_position", "base", "data", "checks
 
 @dataclass(frozen=True)
 class Base:
-    """The checkpoint whose weights lie below adapters, and what tells whether they are still the same."""
+    """The checkpoint whose weights lie below adapters, with a fingerprint that shows whether they have changed."""
 
     run_dir: str
     step: int
@@ -35,11 +35,11 @@ class Base:
 class RunMetadata:
     """What a checkpoint holds beside its arrays.
 
-    config: `to_dict` of the RunConfig, or {"model": …} alone where a model was imported ("lora" too for adapters).
-    tokenizer_files: file name -> text, as `Tokenizer.files`.
-    data_position: where the data goes on, such as {"step": 60}.
-    base: where the parameters are adapters alone, what they are adapters on.
-    data: what was trained on; None for an imported model, and for a run of an earlier version.
+    config: `to_dict` of the RunConfig. For an imported model it has only "model", for imported adapters also "lora".
+    tokenizer_files: file name -> text, as in `Tokenizer.files`.
+    data_position: the place in the data from which the run goes on, such as {"step": 60}.
+    base: the checkpoint below the adapters, if the parameters are adapters alone.
+    data: the identity of the training data; None for an imported model, and for a run of an earlier version.
     """
 
     config: dict[str, Any]
@@ -58,7 +58,7 @@ class RunMetadata:
 
 
 class Stored(NamedTuple):
-    """The metadata; the checksums of each item's arrays; whether the metadata itself has one, which it is then."""
+    """The metadata; the checksums of each item's arrays; whether the metadata had a checksum, which was then right."""
 
     metadata: RunMetadata
     sums: dict[str, dict[str, int]]
@@ -66,7 +66,7 @@ class Stored(NamedTuple):
 
 
 def to_stored(metadata: RunMetadata, sums: dict[str, dict[str, int]]) -> dict[str, Any]:
-    """What is saved as JSON."""
+    """The metadata and its checksum, ready to be saved as JSON."""
     content = dataclasses.asdict(metadata) | {"checksums": sums}
     return content | {"sha256": sha256_of_json(content)}
 
@@ -75,7 +75,7 @@ def read_metadata(checkpoint: Path) -> Stored:
     """The metadata in a checkpoint's folder.
 
     Raises:
-        ValueError: it is missing, damaged, or has not the form of what a run saves.
+        ValueError: it is missing or damaged, or does not have the form in which a run saves it.
     """
     try:
         content = read_json_object(checkpoint / METADATA / METADATA)
@@ -84,14 +84,14 @@ def read_metadata(checkpoint: Path) -> Stored:
             raise UserError("its config, tokenizer or checksums are not what was saved")
         return Stored(_metadata(content), _sums(content.get("checksums")), sha256 is not None)
     except UserError as error:
-        raise ValueError(str(error)) from None  # another checkpoint may be whole: nothing that the user must mend
+        raise ValueError(str(error)) from None  # not for the user yet: another checkpoint may be whole
 
 
 def _metadata(content: Mapping[str, Any]) -> RunMetadata:
     config, files, position = (content.get(name) for name in ("config", "tokenizer_files", "data_position"))
     base, data = content.get("base"), content.get("data")
     unknown = content.keys() - _FIELDS
-    if unknown:  # it may be a damaged name, such as the checksum's own
+    if unknown:  # it may be a known name that was damaged, such as the checksum's
         raise UserError(f"its metadata has {shown(min(unknown))}, which is none of its fields")
     if not isinstance(config, dict):
         raise UserError("its metadata has no config")
@@ -99,7 +99,7 @@ def _metadata(content: Mapping[str, Any]) -> RunMetadata:
         raise UserError("its metadata has no position in the data")
     if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
         raise UserError("its metadata has no tokenizer")
-    for name in files:  # an export takes them all: one more could be its code or its config
+    for name in files:  # an export copies all of them, so an unknown file could become its code or its config
         if name not in TOKENIZER_FILES:
             raise UserError(f"its tokenizer has the file {shown(name)}, which is none of {', '.join(TOKENIZER_FILES)}")
     if base is not None and not isinstance(config.get("lora"), dict):

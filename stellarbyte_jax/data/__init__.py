@@ -1,1 +1,1 @@
-"""From text on disk to rows of tokens."""
+"""Turns text on disk into rows of tokens."""

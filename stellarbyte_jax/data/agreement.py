@@ -1,4 +1,4 @@
-"""Refuses a config that says something else of its data than the token shards that it names."""
+"""Refuses a config whose description of its data contradicts the token shards that it names."""
 
 from itertools import groupby
 from pathlib import Path
@@ -11,17 +11,18 @@ from stellarbyte_jax.data.corpus import files_of
 from stellarbyte_jax.data.documents import RecordText
 from stellarbyte_jax.data.recipe import Recipe, SourceFile
 
-# Sources that were moved are read again only up to here: a start must not wait for all of a large corpus.
+# Sources that were moved are hashed again only if they have at most this many bytes: a start must not wait for all of a
+# large corpus.
 _MOST_BYTES_READ = 1 << 30
 
 
 def check_described(data: DataConfig, recipe: Recipe, *, with_sources: bool) -> None:
-    """Refuses a config whose data is not what the shards were made of.
+    """Refuses a config whose data is not what the shards were made from.
 
-    with_sources: look at the sources themselves, too, those that are on this machine: shards alone may be here.
+    with_sources: whether to look at the source files too. They are not checked if some of them are not on this machine.
 
     Raises:
-        UserError: naming the field and both values.
+        UserError: a setting or a source differs; the error names the field and both values.
     """
     recipe.check_serves(data)
     for name in ("validation_fraction", "tokens_per_shard"):
@@ -46,7 +47,7 @@ def _check_sources(data: DataConfig, recipe: Recipe) -> None:
         paths = [path for _, path in files_of(data.sources, lambda _: None)]
         sizes = [path.stat().st_size for path in paths]
     except (UserError, OSError):
-        return  # they are not here, or not all of them
+        return  # some of the files are not here
     known = recipe.source_files
     where = ", ".join(source.path for source in data.sources)
     if len(paths) != len(known):
@@ -75,7 +76,7 @@ def _untouched(path: Path, file: SourceFile) -> bool:
 
 
 def _runs(pairs: list[tuple[tuple[str, ...], str | None]]) -> list[tuple[tuple[str, ...], str | None]]:
-    # A source may be many files, and two sources may be alike.
+    # Equal neighbours count once: one source may have many files, and two sources may have the same fields.
     return [pair for pair, _ in groupby(pairs)]
 
 

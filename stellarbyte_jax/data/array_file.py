@@ -1,4 +1,4 @@
-"""Array files of token shards: numpy's format with a header of fixed length, and a CRC-32 of every block of items."""
+"""Writes and reads the array files of token shards, which are numpy's, with a CRC-32 for every block of items."""
 
 import os
 import threading
@@ -13,27 +13,28 @@ from stellarbyte.errors import UserError
 # numpy leaves room in the header for the first axis to grow, so that every array of one axis has a header this long.
 HEADER_BYTES = 128
 
-# A row of tokens is read with the whole block that it lies in, the first time. Smaller blocks have more checksums,
-# which all stand in the manifest: 32 MB of them for each TB.
+# The first read of a row of tokens reads the whole block that it is in. Smaller blocks would need more checksums, and
+# the manifest holds all of these: 32 MB for each TB.
 BLOCK_BYTES = 1 << 18
 
 _READ_BYTES = 1 << 24
 
 
 def block_count(nbytes: int) -> int:
-    """How many blocks, and so checksums, `nbytes` of items have."""
+    """The number of blocks, and so of checksums, in `nbytes` of items."""
     return -(-nbytes // BLOCK_BYTES)
 
 
 class ArrayWriter:
-    """Appends items to an array file behind its first `length`, and sums up the blocks of all that it holds.
+    """Appends items to an array file after its first `length` items, and computes the CRC-32 of each block in it.
 
-    The header says `header_length`, which is the final length where that is known beforehand.
+    header_length: the length that the header states until `finish`; the final one, if that is known beforehand.
     """
 
     def __init__(self, path: Path, dtype: np.dtype, header_length: int, length: int = 0) -> None:
         self._dtype = dtype
-        self._full: list[int] = []  # sums of the whole blocks, then that of the last one and how long it is
+        # The checksums of the full blocks, and the checksum and length of the block that is being filled.
+        self._full: list[int] = []
         self._sum, self._filled = 0, 0
         self._file = path.open("r+b" if length else "w+b")
         if length == 0:
@@ -44,7 +45,7 @@ class ArrayWriter:
             self._add(block)
 
     def write(self, items: np.ndarray) -> None:
-        """Append items of the file's dtype."""
+        """Appends items of the file's dtype."""
         data = items.tobytes()
         self._file.write(data)
         self._add(data)
@@ -64,12 +65,12 @@ class ArrayWriter:
         return np.array([*self._full, *([self._sum] if self._filled else [])], np.uint32)
 
     def flush(self) -> None:
-        """Bring what was appended to the disk."""
+        """Writes everything that was appended to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def finish(self, length: int) -> np.ndarray:
-        """Write the final header, bring all to the disk and close; returns the sums."""
+        """Writes the final header and everything else to the disk and closes the file; returns the checksums."""
         self._file.seek(0)
         self._file.write(_header(self._dtype, length))
         self.flush()
@@ -77,26 +78,27 @@ class ArrayWriter:
         return self.sums()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Closes the file."""
         self._file.close()
 
 
 class ArrayReader:
-    """Items of an array file by random access; a block that was damaged since it was written is never used.
+    """Reads items of an array file by random access; it never returns a block that was damaged since it was written.
 
     Args:
-        path: a file of `length` items of `dtype`.
-        dtype: of the items.
-        length: what the header must say.
-        sums: of its blocks, uint32; None for a file that was written without.
-        checked: bool for each block, True once it was found to have its sum; kept by the caller, as files come and go.
+        path: the file, which has `length` items of `dtype`.
+        dtype: dtype of the items.
+        length: the number of items, which the header must state too.
+        sums: the checksum of each block, uint32; None for a file that was written without checksums.
+        checked: whether each block was found to have its checksum, bool. The caller keeps this array while the file is
+            closed and opened again.
 
     Raises:
-        UserError: from any method, where the file is missing, damaged, or was cut short meanwhile.
+        UserError: from any method, if the file is missing or damaged, or was cut short after it was opened.
     """
 
-    # Not np.load: it parses the header as Python, which Python 3.11 cannot do in two threads at once. And no memory
-    # map: where the file is cut short under it, the system kills the process.
+    # np.load would parse the header as Python code, which Python 3.11 cannot do in two threads at once. With a memory
+    # map the system would kill the process if the file were cut short.
     def __init__(
         self, path: Path, dtype: np.dtype, length: int, sums: np.ndarray | None, checked: np.ndarray | None
     ) -> None:
@@ -113,7 +115,7 @@ class ArrayReader:
             raise damaged(path, "is damaged: its header is not what the manifest says")
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Items `start` to `stop`."""
+        """Items `start` to `stop`, without the latter."""
         first, last = start * self._dtype.itemsize, stop * self._dtype.itemsize
         if self._sums is None or self._checked is None:
             return np.frombuffer(self._bytes(first, last), self._dtype)
@@ -150,7 +152,7 @@ class ArrayReader:
     def _read_some(self, offset: int, count: int) -> bytes:
         if hasattr(os, "pread"):
             return os.pread(self._file.fileno(), count, offset)
-        with self._lock:  # Windows has no reading at a place
+        with self._lock:  # Windows has no pread
             self._file.seek(offset)
             return self._file.read(count)
 
@@ -164,7 +166,7 @@ def check_size(path: Path, dtype: np.dtype, length: int) -> None:
 
 
 def damaged(path: Path, why: str) -> UserError:
-    """What to say of a file of token shards that is not as `prepare` left it."""
+    """The error for a file of token shards that is not as `prepare` left it."""
     return UserError(f"{path} {why}: delete its folder and prepare it again, or bring back what was prepared")
 
 

@@ -1,4 +1,4 @@
-"""Which rows of a batch a process reads, and how they come to lie on the devices that they are for."""
+"""Decides which rows of a batch a process reads, and puts them onto its devices."""
 
 import dataclasses
 import math
@@ -16,9 +16,9 @@ from stellarbyte_jax.sharding import Layout
 
 @dataclasses.dataclass(frozen=True)
 class BatchPlacement:
-    """Batches of B rows of T tokens, lying on a mesh; only the mesh says which rows a process needs.
+    """How batches of B rows of T tokens lie on a mesh, which alone decides which rows a process needs.
 
-    Where the mesh splits tokens or matrices over several processes, these read the same rows.
+    Processes that share the tokens of a row, or a matrix, read the same rows.
     """
 
     layout: Layout
@@ -27,18 +27,18 @@ class BatchPlacement:
 
     @property
     def sharding(self) -> jax.sharding.NamedSharding:
-        """Where each array of a batch lies."""
+        """The sharding of each array of a batch."""
         return self.layout.sharding("batch", "length")
 
     @cached_property
     def rows(self) -> tuple[int, ...]:
-        """The numbers of the rows that this process has devices for, ascending."""
+        """The numbers of the rows that lie on this process's devices, ascending."""
         places = self.sharding.addressable_devices_indices_map((self.batch_size, self.length))
         spans = {index[0].indices(self.batch_size) for index in places.values() if index is not None}
         return tuple(sorted({row for span in spans for row in range(*span)}))
 
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Global arrays [B, T], of which this process gives `rows` alone: [len(rows), T] each."""
+        """The global arrays [B, T]; this process passes only its `rows` of them, [len(rows), T] each."""
         return {name: self._put(local) for name, local in batch.items()}
 
     def _put(self, local: np.ndarray) -> jax.Array:
@@ -53,10 +53,10 @@ class BatchPlacement:
 
 
 def check_batch(training: TrainingConfig, length: int, layout: Layout) -> None:
-    """Refuses micro-batches whose rows, and rows whose tokens, cannot be shared out evenly over the mesh.
+    """Refuses a batch size or a sequence length that the mesh cannot split evenly.
 
     Raises:
-        UserError: naming the sizes, and a batch size that would do.
+        UserError: the mesh cannot; the error names the sizes and a number whose multiples would do.
     """
     check_micro_batch(training, {name: layout.mesh.shape[name] for name in layout.mesh_axes("batch")})
     if length % layout.parts("length"):
@@ -67,10 +67,10 @@ def check_batch(training: TrainingConfig, length: int, layout: Layout) -> None:
 
 
 def check_micro_batch(training: TrainingConfig, axes: Mapping[str, int]) -> int:
-    """Rows of a micro-batch that each part of the batch gets, when it is split over these mesh axes.
+    """The number of rows of a micro-batch that each part gets if the batch is split over these mesh axes.
 
     Raises:
-        UserError: they do not divide it.
+        UserError: the axes do not split a micro-batch evenly.
     """
     steps, parts = training.gradient_accumulation_steps, math.prod(axes.values())
     micro_batch = training.batch_size // steps

@@ -36,10 +36,10 @@ class _ChatBatch:
 def tokenized_chat(
     data: DataConfig, tokenizer: Tokenizer, files: Sequence[tuple[int, Path]], position: Position
 ) -> Generator[TokenBatch, None, None]:
-    """Like `tokenized`, of conversations: each sample is a document, its tokens are SAMPLE_DTYPE.
+    """Like `tokenized`, but for conversations: each sample is a document, and its tokens are SAMPLE_DTYPE.
 
     Raises:
-        UserError: a template is missing or no Jinja, or a record is bad and data.on_bad_record is fail.
+        UserError: a template is missing or is not Jinja, or a record is bad and data.on_bad_record is fail.
     """
     encoder = ChatEncoder(chat_tokenizer(data, tokenizer))
     rendered = _rendered(data, encoder, files, position)
@@ -78,7 +78,7 @@ def _rendered(
 
 
 def _encode(data: DataConfig, encoder: ChatEncoder, byte_lengths: np.ndarray, batch: _ChatBatch) -> TokenBatch:
-    """The batch's samples; the counts in its position are of this batch alone."""
+    """The batch's samples; its position counts the samples of this batch alone."""
     samples: list[np.ndarray] = []
     in_validation: list[bool] = []
     too_long = cut_tokens = untrained = 0
@@ -90,7 +90,7 @@ def _encode(data: DataConfig, encoder: ChatEncoder, byte_lengths: np.ndarray, ba
         trained = [_as_items(piece) for piece in pieces if piece.trained.any()]
         untrained += len(pieces) - len(trained)
         samples += trained
-        # By the conversation, so that what it was split into stays together.
+        # The whole conversation decides, so that all samples made of it are in the same split.
         in_validation += [is_validation(chat.text.encode(), data.validation_fraction)] * len(trained)
 
     tokens = np.concatenate(samples) if samples else np.empty(0, SAMPLE_DTYPE)

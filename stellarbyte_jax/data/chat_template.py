@@ -1,4 +1,4 @@
-"""From a data config and a tokenizer's folder to the chat template that is used, and what goes with it."""
+"""Finds the chat template that a data config or its tokenizer names, and the special tokens that it needs."""
 
 import json
 from typing import Any
@@ -13,11 +13,7 @@ _OUR_TOKENS = {"bos_token": BOS_TOKEN, "eos_token": EOS_TOKEN, "pad_token": PAD_
 
 
 def chat_tokenizer(data: DataConfig, tokenizer: Tokenizer) -> ChatTokenizer:
-    """What the encoding of chat needs of a tokenizer.
-
-    Raises:
-        UserError: as `chat_template`.
-    """
+    """The tokenizer as the encoding of chat needs it; raises as `chat_template` does."""
     return ChatTokenizer(
         name=tokenizer.name,
         tokenizer_json=tokenizer.files["tokenizer.json"],
@@ -56,7 +52,7 @@ def _hugging_face_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """bos_token and the like, by name: a config has them as texts, or as objects around the texts."""
+    """Name -> text of bos_token and the like, which a config has as texts, or as objects around the texts."""
     named = {name: value for name, value in config.items() if name.endswith("_token")}
     texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}

@@ -1,4 +1,4 @@
-"""Streams the documents of sources, and writes the corpus that is at hand on every machine."""
+"""Streams the documents of sources, and makes a corpus of the standard library, which every machine has."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from stellarbyte.records.sources import files_of_sources, status_of
 from stellarbyte_jax.config import SourceConfig
 from stellarbyte_jax.data.documents import Document, RecordText, read_documents
 
-# Of the standard library: tests, what others installed into it, and what differs from machine to machine.
-# pydoc_data is one long text of prose: where it falls into the validation split, it is nearly all of it.
+# Parts of the standard library that are left out: tests, packages that were installed into it, and files that differ
+# from machine to machine. pydoc_data is one long text, which would be nearly all of a validation split that it is in.
 _STDLIB_WITHOUT = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
 )
@@ -29,10 +29,10 @@ def documents(
     setting: str = "on_bad_record",
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Document]:
-    """Stream the documents of sources; bad records end the stream, or are skipped and counted to `report` at its end.
+    """Streams the documents of sources. A bad record ends the stream, or is skipped; `report` then gets their number.
 
-    `setting` is the name by which the user knows `on_bad_record`. `progress` is told the bytes of files, as stored,
-    that are read, and their sum.
+    setting: the name by which the user knows `on_bad_record`. progress: called with (bytes read, bytes of all files),
+    both as stored.
 
     Raises:
         UserError: a file is missing or cannot be read, a record is bad, or the sources hold no text at all.
@@ -57,15 +57,15 @@ def documents(
 
 
 def files_of(sources: Sequence[SourceConfig], report: Callable[[str], None]) -> list[tuple[int, Path]]:
-    """The files of sources, each with the index of its source, as files_of_sources says."""
+    """(index of its source, path) for each file of the sources; see files_of_sources."""
     return files_of_sources([(source.path, (source.fields, source.template)) for source in sources], report)
 
 
 def stdlib_sources() -> Iterator[tuple[str, str]]:
-    """Path and text of each file of this machine's standard library, tests and pydoc's texts left out, sorted by path.
+    """(path, text) of each file of this machine's standard library without tests and pydoc's texts, sorted by path.
 
     Raises:
-        UserError: the library lies here without its sources.
+        UserError: this machine has the library without its sources.
     """
     library = Path(sysconfig.get_paths()["stdlib"])
     empty = True
@@ -84,16 +84,16 @@ def stdlib_sources() -> Iterator[tuple[str, str]]:
 
 
 def write_stdlib_corpus(path: str | Path) -> int:
-    """Write this machine's Python standard library, without its tests, as {"path", "text"} lines; returns how many.
+    """Writes this machine's standard library, without its tests, as {"path", "text"} lines; returns their number.
 
     Raises:
-        UserError: the library lies here without its sources, or the file cannot be written.
+        UserError: this machine has the library without its sources, or the file cannot be written.
     """
     return write_records(path, ({"path": name, "text": text} for name, text in stdlib_sources()))
 
 
 def write_records(path: str | Path, records: Iterable[Mapping[str, object]]) -> int:
-    """Write records as JSON lines, whole or not at all; returns how many.
+    """Writes all records as JSON lines, or no file at all; returns the number of records.
 
     Raises:
         UserError: the name does not end in .jsonl, or the file cannot be written.
@@ -110,7 +110,7 @@ def write_records(path: str | Path, records: Iterable[Mapping[str, object]]) -> 
 
 
 def _files_below(folder: Path, without: frozenset[str] = frozenset()) -> list[Path]:
-    """Every file below a folder, hidden ones and folders named in `without` left out, sorted by path."""
+    """All files below a folder, sorted by path, except hidden ones and those in folders named in `without`."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}")

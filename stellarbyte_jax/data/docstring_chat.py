@@ -1,4 +1,4 @@
-"""Makes conversations of the standard library's docstrings: what something is for, then how it is called."""
+"""Makes conversations of the standard library's docstrings, about what something is for and how it is called."""
 
 import ast
 from collections.abc import Iterator
@@ -9,21 +9,21 @@ from stellarbyte_jax.data.corpus import stdlib_sources, write_records
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _Message = dict[str, str]
 
-# Longer answers, a few in a hundred, would make most of a small model's context.
+# A few answers in a hundred are longer, and would fill most of a small model's context.
 _LONGEST_ANSWER = 600
 
-# Programs that come with the library: nobody asks how their insides are called.
+# Programs that come with the library; nobody asks how their inner functions are called.
 _PROGRAMS = frozenset({"idlelib", "lib2to3", "turtledemo"})
 
 
 def write_stdlib_chat(path: str | Path) -> tuple[int, int]:
-    """Write conversations about this machine's standard library as {"messages", "path"} lines; the same every time.
+    """Writes conversations about this machine's standard library as {"messages", "path"} lines, the same every time.
 
-    Answers are the first paragraph of a docstring, or a signature, as the source has them. Only what is public and
-    documented is asked about. Returns how many conversations and question/answer pairs there are.
+    An answer is the first paragraph of a docstring, or a signature, as the source has it. Questions are only about
+    public names that have a docstring. Returns (number of conversations, number of question/answer pairs).
 
     Raises:
-        UserError: the library lies here without its sources, or the file cannot be written.
+        UserError: this machine has the library without its sources, or the file cannot be written.
     """
     pairs = 0
 
@@ -70,7 +70,7 @@ def _is_public(name: str) -> bool:
 def _about_body(body: list[ast.stmt], prefix: str, *, in_class: bool) -> Iterator[list[_Message]]:
     seen: set[str] = set()
     for node in _definitions(body):
-        # The first of several definitions: the getter of a property, the usual branch of an `if`.
+        # Only the first of several definitions counts: the getter of a property, the usual branch of an `if`.
         if not _is_public(node.name) or node.name in seen:
             continue
         seen.add(node.name)
@@ -89,7 +89,7 @@ def _about_body(body: list[ast.stmt], prefix: str, *, in_class: bool) -> Iterato
 
 
 def _definitions(body: list[ast.stmt]) -> Iterator[_Function | ast.ClassDef]:
-    """What a module or class defines, also inside its own `if` and `try`, but not inside its functions."""
+    """The functions and classes in a module or class, also those inside `if` and `try`, but not inside functions."""
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node
@@ -101,13 +101,13 @@ def _definitions(body: list[ast.stmt]) -> Iterator[_Function | ast.ClassDef]:
 
 
 def _first_paragraph(node: ast.Module | ast.ClassDef | _Function) -> str | None:
-    """The first paragraph of a docstring in one line; None where it is none that answers a question."""
+    """The first paragraph of a docstring in one line; None if it would not answer a question."""
     lines = (ast.get_docstring(node) or "").split("\n\n")[0].splitlines()
-    # Indented lines, examples and underlined titles are not prose; a colon announces what would be missing.
+    # Indented lines, examples and underlined titles are not prose. After a final colon the rest would be missing.
     if any(line.startswith((" ", ">>>", "---", "===")) for line in lines):
         return None
     paragraph = " ".join(" ".join(lines).split())
-    # What starts with a small letter is a signature or a usage line: dumps(obj) -> str.
+    # A text that starts with a small letter is a signature or a usage line, such as dumps(obj) -> str.
     if not paragraph[:1].isupper() or paragraph.endswith(":") or " " not in paragraph:
         return None
     if paragraph.startswith("Internal"):  # public by its name only
@@ -132,13 +132,13 @@ def _how_created(node: ast.ClassDef) -> list[_Message]:
 
 
 def _without_first(arguments: ast.arguments) -> ast.arguments:
-    """Without self or cls, which a call does not name."""
+    """The arguments without self or cls, which a call does not name."""
     rest = ast.arguments(**dict(ast.iter_fields(arguments)))
     if rest.posonlyargs:
         rest.posonlyargs = rest.posonlyargs[1:]
     else:
         rest.args = rest.args[1:]
-    # Defaults belong to the last arguments; one too many would be that of self.
+    # Defaults belong to the last arguments; if there is one too many, it was the default of self.
     rest.defaults = rest.defaults[-len(rest.posonlyargs + rest.args) :] if rest.posonlyargs + rest.args else []
     return rest
 

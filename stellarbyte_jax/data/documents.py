@@ -1,4 +1,4 @@
-"""Streams the documents of a file: what a document is, how a record becomes one, and how long ones go on in pieces."""
+"""Streams the documents of a file: makes documents of records, and cuts long documents into pieces."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from stellarbyte.records.formats import TEXT_FORMATS, complaints, file_format, r
 from stellarbyte.records.text import decoded_blocks, open_text
 from stellarbyte_jax.config import SourceConfig
 
-# Longer texts go on in pieces, so that no single document decides the memory or leaves all cores but one idle.
+# Longer texts are cut into pieces, so that no single document decides the memory or leaves all cores but one idle.
 PIECE_CHARS = 1 << 16
 
 _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
@@ -23,8 +23,8 @@ _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
 class Document:
     """A text, or a piece of a long one.
 
-    `origin` is "file:line" (parquet: the row); `bytes_read` counts the bytes of its file, as stored, read so far;
-    `begins` and `ends` say whether the text starts and stops with this piece.
+    `origin` is "file:line", or "file:row" for parquet; `bytes_read` counts the bytes of its file, as stored, that are
+    read so far; `begins` and `ends` say whether the text starts and stops with this piece.
     """
 
     text: str
@@ -35,19 +35,20 @@ class Document:
 
 
 class RecordText:
-    r"""Turns a record into its text: the chosen fields put into the template, or joined by blank lines without one.
+    r"""Turns a record into its text: puts the chosen fields into the template, or joins them by blank lines.
 
-    In a template \n, \t, \r and \\ are a line end, a tab, a carriage return and a backslash: a shell and YAML's single
-    quotes leave them to us.
+    In a template \n, \t, \r and \\ are a line end, a tab, a carriage return and a backslash, because a shell and YAML's
+    single quotes do not translate them.
 
     Raises:
-        UserError: the template has a lone brace, an escape unknown, or names what is not in `fields`, or nothing.
+        UserError: the template has a lone brace or an unknown escape, names something that is not in `fields`, or names
+            no field at all.
     """
 
     def __init__(self, source: SourceConfig) -> None:
         self.fields = source.fields
         self.template = None if source.template is None else _unescaped(source.template)
-        # A template becomes literal text and field names in turn: str.format would let it reach into attributes.
+        # A template is taken apart into literal texts and field names: str.format would let it read attributes.
         self._parts: list[tuple[str, str | None]] = []
         if self.template is None:
             self._parts = [("\n\n" if index else "", field) for index, field in enumerate(self.fields)]
@@ -75,8 +76,8 @@ class RecordText:
         """The text of a record that was found at `where`.
 
         Raises:
-            RecordError: it is no object, lacks a field, or a field holds no text. A number may be part of a text, but
-                is none by itself.
+            RecordError: the record is not an object, lacks a field, or has a field that is not text. A number may be
+                part of a text, but not all of it.
         """
         if not isinstance(record, Mapping):
             raise RecordError(f"{where} is not a JSON object but {kind_of(record)}")
@@ -109,9 +110,9 @@ def _unescaped(template: str) -> str:
 
 
 def read_documents(path: Path, record_text: RecordText, bad_records: BadRecords) -> Iterator[Document]:
-    """Documents of a file, in order; empty ones are left out, long ones come in pieces.
+    """The documents of a file, in order; empty ones are left out, long ones come in pieces.
 
-    Memory is bounded: a file of text streams, however long it is, and a record has at most record.MAX_RECORD_BYTES.
+    Memory is bounded: a text file of any length is streamed, and a record has at most record.MAX_RECORD_BYTES.
 
     Raises:
         UserError: the file cannot be read, lacks a column, or holds a bad record that `bad_records` does not skip.
@@ -131,7 +132,7 @@ def read_documents(path: Path, record_text: RecordText, bad_records: BadRecords)
 
 
 def _read_text(path: Path) -> Iterator[Document]:
-    # A bad file is skipped whole, so a long one is read to its end before its first piece goes out.
+    # A bad file is skipped as a whole, so a long file is read to its end before its first piece is yielded.
     head: list[str] = []
     count = 0
     origin = f"{shown_path(path)}:1"
@@ -147,8 +148,8 @@ def _read_text(path: Path) -> Iterator[Document]:
 
 
 def documents_of(blocks: Iterable[str], origin: str, bytes_read: Callable[[], int]) -> Iterator[Document]:
-    """A text that comes block by block, as a document or, if it is long, in pieces of one."""
-    held: str | None = None  # a piece waits for the next one, which tells whether it was the last
+    """The document, or the pieces of a long one, of a text that comes block by block."""
+    held: str | None = None  # a piece is held back until it is known whether another one follows
     begins = True
     for piece in pieces(blocks):
         if held is not None:
@@ -160,9 +161,9 @@ def documents_of(blocks: Iterable[str], origin: str, bytes_read: Callable[[], in
 
 
 def pieces(blocks: Iterable[str], chars: int | None = None) -> Iterator[str]:
-    """Text in pieces of at most `chars`, cut where the tokenizer would cut it too, if there is such a place.
+    """The text in pieces of at most `chars` characters, cut where the tokenizer cuts it too, if there is such a place.
 
-    chars: PIECE_CHARS by default.
+    chars: by default PIECE_CHARS.
     """
     chars = chars or PIECE_CHARS
     text = ""
@@ -182,7 +183,7 @@ def _cut(text: str, start: int, limit: int) -> int:
     """The last place after `start`, at most `limit`, where a cut leaves the tokens as they are.
 
     The tokenizer's pattern always ends a match after a line end that no white space follows, and before a space that
-    follows a letter. A text that has neither for so long is cut at `limit`: that may cost a token, never a byte.
+    follows a letter. A text that has no such place is cut at `limit`: that may cost a token, but never a byte.
     """
     for separator, neighbour, cut in (("\n", 1, 1), (" ", -1, 0)):
         at = text.rfind(separator, start + 1, limit)

@@ -18,7 +18,7 @@ from stellarbyte_jax.data.manifest import SampleCounts
 from stellarbyte_jax.data.passages import PassageSplit, text_hash
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
-# A batch is text enough for every core, and small: encoding takes some 50 bytes of memory a character.
+# A batch has enough text for every core, but is small, because encoding takes some 50 bytes of memory a character.
 BATCH_CHARS = 1 << 20
 _ENCODERS = 2  # while one takes the ids over from Rust, the other keeps the cores busy
 _BATCHES_AHEAD = 4
@@ -26,10 +26,10 @@ _BATCHES_AHEAD = 4
 
 @dataclass(frozen=True)
 class Position:
-    """How far the sources are read: files done, then pieces of documents (chat: records) and bytes of the next one.
+    """How far the sources are read: files done, then pieces of documents (of chat: records) and bytes of the next file.
 
-    It also carries what reading on needs: the split of the document that may be open, and the bad records and the
-    samples so far.
+    The other fields are needed to read on: the split of a document that may be unfinished, and the bad records, empty
+    records and samples so far.
     """
 
     file: int = 0
@@ -44,9 +44,10 @@ class Position:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Tokens of some pieces of documents, bos and eos among them, and, for each piece, where it starts and what it is.
+    """Tokens of some pieces of documents, with bos and eos.
 
-    `position` is where to go on after this batch.
+    The other arrays say of each piece where in `tokens` it starts, whether it begins a document, whether it is for
+    validation, and how many bytes its text has. `position` is the place to go on from after this batch.
     """
 
     tokens: np.ndarray
@@ -83,10 +84,10 @@ def tokenized(
     position: Position,
     passages: PassageSplit | None = None,
 ) -> Generator[TokenBatch, None, None]:
-    """Token batches of all that lies behind `position`; the last one ends at the end of the sources.
+    """Token batches of everything after `position`; the last one ends at the end of the sources.
 
-    `files` names each file with the index of its source. Split by `passages`, what is between two borders of the splits
-    is a document of its own. Memory is a few batches, whatever the sources' size.
+    `files` has (index of its source, path) for each file. With `passages`, each part of a document that lies in one
+    split becomes a document of its own. Memory is that of a few batches, whatever the size of the sources.
     """
     return encoded_ahead(_text_batches(data, files, position, passages), partial(_encode, tokenizer))
 
@@ -124,13 +125,13 @@ def unread(
     bad_records: BadRecords,
     read: Callable[[int, Path], Iterator[_Item]],
 ) -> Iterator[tuple[int, int, _Item]]:
-    """What `read(source, path)` gives of all files behind `position`: (file, items of it read by now, item)."""
+    """(file, number of its items read so far, item) for each item after `position` that `read(source, path)` gives."""
     for file_index in range(position.file, len(files)):
         done = position.pieces if file_index == position.file else 0
         for count, item in enumerate(read(*files[file_index]), 1):
             if count > done:
                 yield file_index, count, item
-            elif count == done:  # the bad records met on the way here are in the position already
+            elif count == done:  # the position already counts the bad records that were met up to here
                 bad_records.count, bad_records.first = position.bad_record_count, position.first_bad_records
                 bad_records.empty = position.empty_records
 

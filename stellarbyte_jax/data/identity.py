@@ -1,4 +1,4 @@
-"""What token shards hold, wherever they lie: by this a run knows its data again."""
+"""Identifies the content of token shards, wherever they lie, so that a run recognises its data."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -14,10 +14,10 @@ from stellarbyte_jax.data.recipe import ChatRecipe
 
 @dataclass(frozen=True)
 class DataIdentity:
-    """A manifest without what may change while the data stays: where files lie, and how old they are.
+    """The part of a manifest that changes only with the data, unlike the places and times of files.
 
-    sources_sha256: of the sources' contents, formats, fields and templates, in their order.
-    checksums_sha256: of all the shards' checksums; None for shards of an earlier version, which have none.
+    sources_sha256: a hash of the sources' contents, formats, fields and templates, in their order.
+    checksums_sha256: a hash of all the shards' checksums; None for shards of an earlier version, which have none.
     """
 
     kind: Literal["text", "chat"]
@@ -51,13 +51,13 @@ class DataIdentity:
 
     @property
     def sha256(self) -> str:
-        """Of all of it."""
+        """A hash of all fields."""
         return sha256_of_json(dataclasses.asdict(self))
 
     def differences(self, other: "DataIdentity") -> str | None:
-        """What is here and was otherwise in `other`, in words; None where both are the same data.
+        """How this data differs from `other`, in words; None if both are the same data.
 
-        The same checksums are the same data, whatever it was made of; without them, what it was made of decides.
+        Equal checksums mean equal data, whatever it was made from. If one side has no checksums, all fields decide.
         """
         known = self.checksums_sha256 is not None and other.checksums_sha256 is not None
         if known and (self.kind, self.splits, self.checksums_sha256) == (

@@ -1,4 +1,4 @@
-"""Serves batches of packed rows, each a pure function of the seed and the step, however many hosts share it."""
+"""Serves batches of packed rows; each is a pure function of the seed and the step, however many hosts share it."""
 
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -15,18 +15,18 @@ from stellarbyte_jax.data.token_shards import TokenShards
 
 Batch = dict[str, np.ndarray]
 
-# grain's own "for ever" is sys.maxsize rows, which its batching rounds up to more than len() may return.
+# By default grain repeats until sys.maxsize rows, which its batching rounds up to more than len() may return.
 _ROWS_FOREVER = 1 << 50
 
 _THREADS, _BATCHES_AHEAD = 2, 8
 
 
 class TrainLoader:
-    """Training batches: rows are shuffled anew each epoch, and a batch may run from one into the next.
+    """Training batches. Rows are shuffled anew in each epoch, and a batch may hold rows of two epochs.
 
-    Step s of the whole job is rows [s·B, (s+1)·B) of that order, B = batch_size; of these, a host reads `local_rows`
-    alone, such as BatchPlacement.rows (by default all). Each row comes exactly once an epoch. `manifest` is that of
-    the folder data.shards.
+    Step s of the whole job takes rows [s·B, (s+1)·B) in this order, where B = batch_size. A host reads only its
+    `local_rows` of these, such as BatchPlacement.rows; by default it reads all. Each row comes exactly once an epoch.
+    `manifest` is the manifest of the folder data.shards.
 
     Raises:
         UserError: the split holds no rows or was prepared for another config.
@@ -46,15 +46,15 @@ class TrainLoader:
         self._batches = grain.MapDataset.source(_Batches(shuffled, batch_size, _checked(local_rows, batch_size)))
 
     def __len__(self) -> int:
-        """Rows in an epoch, over all hosts."""
+        """The number of rows in an epoch, over all hosts."""
         return len(self._rows)
 
     def batch(self, step: int) -> Batch:
-        """This host's part of the batch of a step: int32 [len(local_rows), T] each, as in PackedRows."""
+        """This host's part of the batch of a step: the arrays of PackedRows, int32 [len(local_rows), T] each."""
         return self._batches[step]
 
     def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
-        """Batches from `start_step` on, without end, read ahead by background threads that closing it stops."""
+        """Endless batches from `start_step` on. Background threads read ahead until the generator is closed."""
         options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
         iterator = iter(self._batches[start_step:].to_iter_dataset(options))
         try:
@@ -87,8 +87,8 @@ def validation_batches(
 ) -> Generator[Batch, None, None]:
     """The `local_rows` (by default all) of each batch of the validation split, in order, once.
 
-    The last batch is filled up with rows of padding. `manifest` is that of the folder data.shards. `progress` is called
-    with the batches that are dealt with, once the next one is asked for, and their number.
+    The last batch is filled up with rows of padding. `manifest` is the manifest of the folder data.shards. `progress`
+    is called with (batches done, number of batches); a batch is done when the next one is asked for.
 
     Raises:
         UserError: the split holds no rows or was prepared for another config.

@@ -1,4 +1,4 @@
-"""Says what a finished folder of token shards holds, and how to know that all of it is as it was written."""
+"""The manifest of a finished folder of token shards: its content, and checksums that show whether it was damaged."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, replace
@@ -19,7 +19,7 @@ SPLITS = ("train", "validation")
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """Size of a split: tokens with bos and eos, documents (chat: samples), UTF-8 bytes of their text."""
+    """The size of a split: tokens with bos and eos, documents (of chat: samples), and UTF-8 bytes of their text."""
 
     tokens: int
     documents: int
@@ -28,10 +28,11 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class SampleCounts:
-    """Of chat, over both splits: tokens trained on, and what is in no sample.
+    """The tokens of chat that are trained on, and the parts that are in no sample, over both splits.
 
-    too_long conversations had more than sequence_length tokens, cut_tokens of which are in no sample; untrained samples
-    were left out as they had no trained token. The rest is as in stellarbyte.chat.encoding.Told, `unused` with commas.
+    `too_long` conversations had more than sequence_length tokens, and `cut_tokens` of their tokens are in no sample.
+    `untrained` samples were left out because they had no trained token. The other fields are those of
+    stellarbyte.chat.told.Told, with `unused` joined by commas.
     """
 
     trained_tokens: int = 0
@@ -45,7 +46,7 @@ class SampleCounts:
 
     @property
     def told(self) -> Told:
-        """What users are told of the conversations."""
+        """The counts that users are told of the conversations."""
         return Told(self.unended, self.thoughtless, self.unwritten, frozenset(filter(None, self.unused.split(","))))
 
     def __add__(self, other: "SampleCounts") -> "SampleCounts":
@@ -55,7 +56,7 @@ class SampleCounts:
         return replace(SampleCounts(*(a + b for a, b in zip(ours, theirs, strict=True))), unused=unused)
 
     def summary(self) -> str:
-        """One line: what is trained on, then what is not there, if anything is missing."""
+        """One line: the tokens that are trained on, then the parts that were left out, if there are any."""
         line = f"{self.trained_tokens} tokens trained on"
         if self.too_long:
             line += f"; {self.too_long} too long, {self.cut_tokens} tokens cut off"
@@ -68,7 +69,7 @@ class SampleCounts:
 class Manifest:
     """A finished folder of token shards: its recipe, the size of each split, and the bad records that were skipped.
 
-    checksums: of each file by its name, the CRC-32 of each of its blocks, in hexadecimal. None in folders of an earlier
+    checksums: file name -> the CRC-32 of each of the file's blocks, in hexadecimal; None in folders of an earlier
         version.
     """
 
@@ -89,20 +90,20 @@ class Manifest:
 
     @property
     def bad_records(self) -> BadRecords:
-        """The records that were skipped or hold no text, for their summary."""
+        """The records that were skipped or hold no text; they can write a summary."""
         return BadRecords("skip", self.bad_record_count, self.first_bad_records, self.empty_records)
 
     def save(self, folder: Path) -> None:
-        """Write the manifest, which makes the folder a finished one, in one step."""
+        """Writes the manifest in one step, which makes the folder a finished one."""
         content = asdict(self)
         write_json(folder / MANIFEST_NAME, content | {"sha256": sha256_of_json(content)})
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
-        """Read a finished folder's manifest.
+        """The manifest of a finished folder.
 
         Raises:
-            UserError: there is none, or it cannot be read, or is damaged.
+            UserError: there is none, it cannot be read, or it is damaged.
         """
         path = folder / MANIFEST_NAME
         if not path.is_file():
@@ -122,7 +123,7 @@ class Manifest:
 
     @property
     def warning(self) -> str | None:
-        """What to tell whoever uses the folder."""
+        """A warning for those who use the folder; None if there is nothing to warn of."""
         if self.checksums is not None:
             return None
         return (

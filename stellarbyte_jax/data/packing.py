@@ -8,10 +8,10 @@ IGNORED_LABEL = -100
 
 
 class PackedRows:
-    """Rows of a split by random access: row i is tokens [i·T, (i+1)·T) of the split's stream, the last one padded.
+    """Rows of a split by random access. Row i is tokens [i·T, (i+1)·T) of the split's stream; the last row is padded.
 
-    So every token is an input once, and a label once unless it begins a document. A document that runs across rows
-    starts anew in each.
+    So every token is an input once, and it is a label once unless it begins a document. A document that runs across
+    rows starts anew in each row.
     """
 
     def __init__(self, shards: TokenShards, sequence_length: int) -> None:
@@ -22,10 +22,10 @@ class PackedRows:
         return -(-self._shards.tokens // self._sequence_length)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Row `index`, each int32 [T].
+        """The arrays of row `index`, int32 [T] each.
 
         - input_ids: the tokens, then padding;
-        - labels: the token after each input; -100 where that is another document's, or none;
+        - labels: the token after each input, or -100 if that token is of another document or does not exist;
         - segment_ids: 1, 2, … for the documents in the row, 0 for padding;
         - position_ids: counted from 0 in each document of the row, and 0 for padding.
         """
@@ -37,8 +37,8 @@ class PackedRows:
         count = stop - start
         tokens = shards.read(start, min(stop + 1, shards.tokens)).astype(np.int32)
 
-        # Documents that start inside the row or right behind it; the split's end is a border, too.
-        borders = shards.starts_within(start, stop) - start  # each 1 to count
+        # Borders are where a document starts inside the row or right after it; the split's end is a border, too.
+        borders = shards.starts_within(start, stop) - start  # from 1 to count
 
         input_ids = np.full(length, self._pad_token_id, np.int32)
         input_ids[:count] = tokens[:count]
@@ -66,7 +66,7 @@ class PackedRows:
 
 
 def padding_row(length: int, pad_token_id: int) -> dict[str, np.ndarray]:
-    """A row of padding alone, each int32 [T]."""
+    """The arrays of a row that holds only padding, int32 [T] each."""
     empty = np.zeros(length, np.int32)
     return {
         "input_ids": np.full_like(empty, pad_token_id),

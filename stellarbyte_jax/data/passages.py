@@ -1,4 +1,4 @@
-"""Chooses validation passages inside documents, where there are too few documents to set some apart."""
+"""Chooses validation passages inside documents, if there are too few documents to set some apart."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from stellarbyte.records.bad_records import BadRecords
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.documents import RecordText, pieces, read_documents
 
-# Documents are too few below this.
+# Fewer documents than this are too few.
 FEW_DOCUMENTS = 20
 
-# A passage has about a hundredth of the text, within these bounds: characters.
+# A passage has about a hundredth of the text, within these bounds in characters.
 _SHORTEST, _LONGEST = 256, 4096
 
 
@@ -20,15 +20,15 @@ _SHORTEST, _LONGEST = 256, 4096
 class PassageSplit:
     """How documents are split by passages.
 
-    chars: of a passage, at most.
-    below: passages whose _hash is less are validation.
+    chars: the largest number of characters in a passage.
+    below: passages whose _hash is less than this are for validation.
     """
 
     chars: int
     below: int
 
     def parts(self, text: str) -> Iterator[tuple[str, bool]]:
-        """A piece of a document in parts, each as long as its passages are of one split, and whether of validation."""
+        """(part, whether it is for validation) for each part of a piece: a run of passages that are in one split."""
         part, part_in_validation = "", False
         for passage in pieces([text], self.chars):
             in_validation = _hash(passage) < self.below
@@ -41,17 +41,18 @@ class PassageSplit:
 
 
 def choose_passages(data: DataConfig, files: Sequence[tuple[int, Path]]) -> PassageSplit | None:
-    """How to split the sources by passages; None where they are split by documents.
+    """How to split the sources by passages; None if they are to be split by documents.
 
-    That is where there are documents enough, or so little text that a passage would be most of one. Of all passages as
-    many as data.validation_fraction says are validation, at least one, those of the least hashes: equal ones go to the
-    same split, wherever they stand. At most FEW_DOCUMENTS documents are read.
+    They are if there are enough documents, or if there is so little text that a passage would be most of a document.
+    Otherwise the passages with the smallest hashes are for validation: the share that data.validation_fraction names,
+    but at least one. Equal passages go to the same split, wherever they stand. At most FEW_DOCUMENTS documents are
+    read.
     """
     if data.kind == "chat" or data.validation_fraction == 0:
         return None
     record_texts = [RecordText(source) for source in data.sources]
     count = chars = 0
-    # Reading for good tells of bad records; here they are left out.
+    # `prepare` reads the documents again later, and reports bad records then; here they are skipped.
     for source, path in files:
         for document in read_documents(path, record_texts[source], BadRecords("skip")):
             count += document.begins
@@ -68,12 +69,12 @@ def choose_passages(data: DataConfig, files: Sequence[tuple[int, Path]]) -> Pass
         for passage in pieces([document.text], passage_chars)
     )
     last = hashes[max(1, round(len(hashes) * data.validation_fraction)) - 1]
-    # Nothing would be left to train on where all passages are equal, or nearly.
+    # If all or nearly all passages are equal, nothing would be left to train on.
     return PassageSplit(passage_chars, last + 1) if last < hashes[-1] else None
 
 
 def _hash(passage: str) -> int:
-    return text_hash(passage.encode()) >> 2  # so that the manifest's integers stay within 64 bits with their sign
+    return text_hash(passage.encode()) >> 2  # so that the manifest's integers fit into 64 bits with a sign
 
 
 def text_hash(text: bytes) -> int:

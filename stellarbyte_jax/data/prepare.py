@@ -1,4 +1,4 @@
-"""Turns text into token shards, from where it stopped if it was interrupted."""
+"""Turns text into token shards, and goes on from where it stopped if it was interrupted."""
 
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +33,7 @@ _TOKENS_PER_CHECKPOINT = 1 << 23
 
 @dataclass(frozen=True)
 class PrepareProgress:
-    """How far `prepare` is: documents and tokens written, bytes of the source files (as stored) read, and their sum."""
+    """How far `prepare` is: documents and tokens written, bytes read and bytes of all source files (as stored)."""
 
     documents: int
     tokens: int
@@ -46,17 +46,18 @@ def prepare(
     progress: Callable[[PrepareProgress], None] | None = None,
     report: Callable[[str], None] = print,
 ) -> Manifest:
-    """Tokenize the sources of `data` into the folder data.shards; resume an unfinished one, return a finished one.
+    """Tokenizes the sources of `data` into the folder data.shards, and returns its manifest.
 
-    The hash of the text of a document, [bos] + tokens + [eos], or of a conversation (of the first
-    documents.PIECE_CHARS of a long one) decides whether it goes to the validation split. If one split of two or more
-    documents stays empty, the last document moves there. If documents are few and long, passages are set apart instead,
-    as passages.py says. Memory stays flat: a few batches of text. The result is the same to the last byte, however
-    often it was interrupted.
+    An unfinished folder is resumed, a finished one stays as it is. A document becomes [bos] + tokens + [eos]. The hash
+    of its text (of the first documents.PIECE_CHARS of a long one), or of a conversation's text, decides whether it goes
+    to the validation split. If the training split stays empty, or the validation split although there are several
+    documents, the last document moves there. If documents are few and long, passages of them are the validation split:
+    see passages.py. Memory is that of a few batches of text. The result is the same to the last byte, however often
+    `prepare` was interrupted.
 
     Raises:
-        UserError: a source is missing, bad or empty; the tokenizer is missing; the folder holds shards made of
-            something else, finished or well begun; another process is at work in it; the disk is full.
+        UserError: a source is missing, bad or empty; the tokenizer is missing; the folder holds finished or far
+            advanced shards that were made from something else; another process works in it; or the disk is full.
     """
     tokenizer = Tokenizer.load(data.tokenizer)
     files = files_of(data.sources, report)
@@ -99,13 +100,13 @@ def _make(
         if sum(state.tokens for state in states.values()) >= _TOKENS_PER_CHECKPOINT:
             _check_same(folder, known, recipe)
         elif any(recipe.differences(known)):
-            reached = None  # mended sources, say: what starting over loses is seconds
+            reached = None  # the sources may have been mended; starting over loses only seconds
     if reached is not None:
         position, states = reached
         _check_policy(data, folder, BadRecords("skip", position.bad_record_count, position.first_bad_records))
     else:
         position, states = Position(), {split: SplitState() for split in SPLITS}
-        (folder / POSITION_NAME).unlink(missing_ok=True)  # before the recipe that it belongs to goes
+        (folder / POSITION_NAME).unlink(missing_ok=True)  # before its recipe is overwritten
         write_json(folder / RECIPE_NAME, asdict(recipe))
     writers = {
         split: ShardWriter(folder, split, recipe.item_dtype, recipe.tokens_per_shard, states[split]) for split in SPLITS
@@ -154,7 +155,7 @@ def _write_splits(
     writers: dict[str, ShardWriter],
     progress: Callable[[PrepareProgress], None] | None,
 ) -> Position:
-    """Append all batches; whatever ends this early, the position it reached is kept."""
+    """Appends all batches; if anything ends this early, the position reached is saved nevertheless."""
     bytes_before = [0, *accumulate(file.size for file in recipe.source_files)]
     since_checkpoint = 0
     states = _states(writers)
@@ -176,7 +177,7 @@ def _write_splits(
                     )
                 )
     finally:
-        # The states are those of the last whole batch: an append cut short is cut off when this is resumed.
+        # The states are those after the last whole batch; a batch that was appended in part is cut off on resuming.
         batches.close()
         save_position(folder, position, states, writers)
     return position
@@ -193,7 +194,7 @@ def _append(batch: TokenBatch, writers: dict[str, ShardWriter]) -> None:
 
 
 def _fill_empty_split(writers: dict[str, ShardWriter], recipe: Recipe, position: Position, folder: Path) -> None:
-    """Move the last document to the split that a small corpus left empty, unless validation is meant to be."""
+    """Moves the last document to a split that a small corpus left empty, unless validation is meant to be empty."""
     train, validation = writers["train"], writers["validation"]
     if train.state.documents == 0:
         source, target = validation, train
@@ -208,7 +209,7 @@ def _fill_empty_split(writers: dict[str, ShardWriter], recipe: Recipe, position:
     moved.tokens = moved.last_start
     moved.documents -= 1
     moved.bytes -= moved.last_bytes
-    # Only when the position says so may the document go from where it was.
+    # The document may be removed from its old place only after the new position is saved.
     save_position(folder, position, _states(writers), writers)
     source.cut_back()
 

@@ -1,4 +1,4 @@
-"""All that decides what token shards hold, to the last byte: so that a folder of them is never taken for another."""
+"""Records everything that decides the content of token shards, so that no folder of them is taken for another."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file that was read, what it held (sha256 of its bytes as stored), and how its records were read."""
+    """A file that was read, with the sha256 of its bytes as stored and the way in which its records were read."""
 
     path: str
     size: int
@@ -38,9 +38,9 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class ChatRecipe:
-    """What decides the content of chat shards besides: how conversations become samples.
+    """The settings that decide how conversations become the samples of chat shards.
 
-    encoding: the ENCODING_VERSION by which they did; the first one was not noted.
+    encoding: the ENCODING_VERSION by which they did. The first version was not recorded, so it is the default.
     """
 
     chat_template_sha256: str | None
@@ -52,7 +52,7 @@ class ChatRecipe:
 
     @classmethod
     def make(cls, data: DataConfig, tokenizer: Tokenizer) -> "ChatRecipe":
-        """The recipe of `data` now."""
+        """The recipe for `data` as it is now."""
         template = chat_template(data, tokenizer)
         sha256 = None if template is None else hashlib.sha256(template.encode()).hexdigest()
         formats = [source.format for source in data.sources]
@@ -62,7 +62,7 @@ class ChatRecipe:
         )
 
     def differences(self, other: "ChatRecipe") -> Iterator[str]:
-        """As Recipe.differences."""
+        """See Recipe.differences."""
         for name in _CHAT_SETTINGS:
             if getattr(self, name) != getattr(other, name):
                 yield f"data.{name} is {getattr(self, name)}, not {getattr(other, name)}"
@@ -74,13 +74,13 @@ class ChatRecipe:
             yield f"the version of how conversations are encoded is {self.encoding}, not {other.encoding}"
 
 
-# What a run's config must have as it was when the shards were made.
+# In these settings a run's config must be the same as when the shards were made.
 _CHAT_SETTINGS = ("loss_on", "on_too_long", "sequence_length")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides the shards' content, to the last byte."""
+    """Everything that decides the shards' content, to the last byte."""
 
     format_version: int
     dtype: Literal["uint16", "uint32"]
@@ -105,12 +105,12 @@ class Recipe:
 
     @property
     def kind(self) -> Literal["text", "chat"]:
-        """As data.kind."""
+        """The shards' kind, as in data.kind."""
         return "text" if self.chat is None else "chat"
 
     @property
     def item_dtype(self) -> np.dtype:
-        """What the shards are arrays of: tokens, or in chat shards each with whether it is `trained` on."""
+        """The dtype of the shards' items: tokens; in chat shards each token has a bool `trained` beside it."""
         token = np.dtype(self.dtype)
         return token if self.chat is None else np.dtype([("token", token), ("trained", np.bool_)])
 
@@ -122,9 +122,9 @@ class Recipe:
         files: Sequence[tuple[int, Path]],
         known: "Recipe | None",
     ) -> "Recipe":
-        """The recipe of `data` now; `files` names each file with the index of its source.
+        """The recipe for `data` as it is now; `files` has (index of its source, path) for each file.
 
-        A file of which `known` has the same path, size and modification time is not read again.
+        A file is not read again if `known` has it with the same path, size and modification time.
         """
         known_files = {(file.path, file.size, file.mtime_ns): file for file in known.source_files} if known else {}
         record_texts = [RecordText(source) for source in data.sources]
@@ -158,12 +158,12 @@ class Recipe:
             and known.passages is not None
             and not any(replace(recipe, passages=known.passages).differences(known))
         ):
-            return replace(recipe, passages=known.passages)  # they follow from the rest
+            return replace(recipe, passages=known.passages)  # equal recipes have equal passages
         return replace(recipe, passages=choose_passages(data, files))
 
     @classmethod
     def from_dict(cls, mapping: Any, where: str) -> "Recipe":
-        """The inverse of dataclasses.asdict after a trip through JSON; `where` names it in errors."""
+        """The inverse of dataclasses.asdict after a trip through JSON; `where` names the source in errors."""
         files = mapping.get("source_files") if isinstance(mapping, dict) else None
         if not isinstance(files, list):
             raise UserError(f"{where} does not say of what files the token shards were made")
@@ -171,10 +171,10 @@ class Recipe:
         return replace(recipe, source_files=tuple(_source_file(file, where) for file in files))
 
     def check_serves(self, data: DataConfig) -> None:
-        """Refuse to train or evaluate by a config that means something else than these shards.
+        """Refuses a config for training or evaluation that describes other data than these shards.
 
         Raises:
-            UserError: naming what differs.
+            UserError: a setting differs; the error names it.
         """
         if data.kind != self.kind:
             raise UserError(
@@ -198,7 +198,7 @@ class Recipe:
                 )
 
     def differences(self, other: "Recipe") -> Iterator[str]:
-        """What makes the shards of `other` differ from ours, each as "name: ours, not theirs"."""
+        """The differences between this recipe and `other`, each in words: "NAME is OURS, not THEIRS"."""
         if self.chat is None or other.chat is None:
             if self.kind != other.kind:
                 yield f"data.kind is {self.kind}, not {other.kind}"
@@ -216,7 +216,7 @@ class Recipe:
             yield f"the sources are {len(self.source_files)} files, not {len(other.source_files)}"
             return
         for ours, theirs in zip(self.source_files, other.source_files, strict=True):
-            # Where a file lies does not matter, but its suffix does.
+            # The place of a file does not matter, but its suffix does.
             if (ours.sha256, file_format(Path(ours.path))) != (theirs.sha256, file_format(Path(theirs.path))):
                 where = f" where {theirs.path} was" if ours.path != theirs.path else ""
                 yield f"{ours.path}{where} has another content"
@@ -232,7 +232,7 @@ class Recipe:
 
 
 def _source_file(file: Any, where: str) -> SourceFile:
-    # By hand, for there may be millions of them.
+    # Checked by hand, which is faster than `build`: there may be millions of files.
     kinds: dict[str, Any] = {
         "path": str,
         "size": int,

@@ -1,4 +1,4 @@
-"""Puts whole samples together into rows of one length."""
+"""Packs whole samples of chat into rows of one length."""
 
 import numpy as np
 
@@ -8,9 +8,9 @@ from stellarbyte_jax.data.token_shards import TokenShards
 
 
 class PackedSamples:
-    """Rows of a split of chat by random access: each sample whole, in one row, padded at the row's end.
+    """Rows of a split of chat by random access. Each sample is whole in one row; rows are padded at their ends.
 
-    Which samples share a row depends on their lengths alone: every host and every resume sees the same rows.
+    Only the lengths of samples decide which of them share a row, so every host and every resume sees the same rows.
     """
 
     def __init__(self, shards: TokenShards, sequence_length: int) -> None:
@@ -18,13 +18,13 @@ class PackedSamples:
         self._pad_token_id = shards.manifest.recipe.pad_token_id
         row_of_sample = pack(np.diff(shards.starts), sequence_length)
         self._samples = np.argsort(row_of_sample, kind="stable")  # in the order of their rows
-        self._borders = np.append(0, np.cumsum(np.bincount(row_of_sample)))  # row i is samples [i] to [i + 1] of that
+        self._borders = np.append(0, np.cumsum(np.bincount(row_of_sample)))  # row i begins at self._samples[borders[i]]
 
     def __len__(self) -> int:
         return len(self._borders) - 1
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Row `index`, each int32 [T].
+        """The arrays of row `index`, int32 [T] each.
 
         - input_ids: the tokens, then padding;
         - labels: the token after each input, if it is trained on; else -100;

@@ -15,23 +15,23 @@ _COPY_TOKENS = 1 << 20
 
 
 def shard_path(folder: Path, split: str, index: int) -> Path:
-    """File of a shard's tokens: Recipe.item_dtype [at most tokens_per_shard]."""
+    """The file of a shard's tokens: Recipe.item_dtype [at most tokens_per_shard]."""
     return folder / f"{split}-{index:05d}.npy"
 
 
 def documents_path(folder: Path, split: str) -> Path:
-    """File of the position at which each document starts, and, last, of the split's end: int64 [documents + 1]."""
+    """The file of the positions where documents start and, last, of the split's end: int64 [documents + 1]."""
     return folder / f"{split}-documents.npy"
 
 
 def sums_path(folder: Path, split: str) -> Path:
-    """File of the checksums of all full shards, which stand in the manifest once that is written: uint32."""
+    """The file of the checksums of all full shards, uint32; it is there until the manifest holds them."""
     return folder / f"{split}-checksums.npy"
 
 
 @dataclass
 class SplitState:
-    """How much of a split is written; the last document's start and bytes are kept so that it can be taken back."""
+    """How much of a split is written. With the last document's start and bytes, that document can be removed again."""
 
     tokens: int = 0
     documents: int = 0
@@ -41,10 +41,10 @@ class SplitState:
 
 
 class ShardWriter:
-    """Writes one split: each shard holds exactly tokens_per_shard tokens but the last; documents run across shards.
+    """Writes one split. Each shard but the last holds exactly tokens_per_shard tokens; documents run across shards.
 
-    The checksums of a shard are written when it is full. Those of what is begun are worked out from the file anew when
-    an interrupted writer is followed by another.
+    The checksums of a shard are written when it is full. After an interruption, the next writer computes those of the
+    unfinished shard from its file.
     """
 
     def __init__(self, folder: Path, split: str, dtype: np.dtype, tokens_per_shard: int, state: SplitState) -> None:
@@ -56,7 +56,7 @@ class ShardWriter:
 
     @staticmethod
     def is_intact(folder: Path, split: str, dtype: np.dtype, tokens_per_shard: int, state: SplitState) -> bool:
-        """Whether the files hold all that `state` says, which a power failure may have undone."""
+        """Whether the files hold everything that `state` counts; a power failure may have lost some of it."""
         lengths = {documents_path(folder, split): state.documents * DOCUMENT_DTYPE.itemsize}
         for index, start in enumerate(range(0, state.tokens, tokens_per_shard)):
             tokens = min(tokens_per_shard, state.tokens - start)
@@ -66,7 +66,7 @@ class ShardWriter:
         return all(path.is_file() and path.stat().st_size >= HEADER_BYTES + size for path, size in lengths.items())
 
     def append(self, tokens: np.ndarray, starts: np.ndarray, begins: np.ndarray, text_bytes: np.ndarray) -> None:
-        """Append pieces of documents: where in `tokens` each starts, whether it begins a document, its text's bytes."""
+        """Appends pieces of documents: each has a start in `tokens`, may begin a document, and has bytes of text."""
         state = self.state
         first_tokens = starts[begins].astype(DOCUMENT_DTYPE) + state.tokens
         self._documents.write(first_tokens)
@@ -94,13 +94,13 @@ class ShardWriter:
                 self._shard = None
 
     def flush(self) -> None:
-        """Bring what was appended to the disk."""
+        """Writes everything that was appended to the disk."""
         for file in (self._shard, self._documents, self._sums):
             if file is not None:
                 file.flush()
 
     def last_document(self) -> Iterator[np.ndarray]:
-        """Tokens of the last document, in blocks."""
+        """The tokens of the last document, in blocks."""
         self.flush()
         position = self.state.last_start
         while position < self.state.tokens:
@@ -112,7 +112,7 @@ class ShardWriter:
             position += count
 
     def cut_back(self) -> None:
-        """Drop from the files whatever lies beyond `state`."""
+        """Removes from the files everything that `state` does not count."""
         self.close()
         self._open_at_end()
 
@@ -134,7 +134,7 @@ class ShardWriter:
         return ArrayWriter(path, self._dtype, self._tokens_per_shard, filled)
 
     def finish(self) -> dict[str, np.ndarray]:
-        """Give every file its final header and bring it to the disk; returns each file's checksums, by its name."""
+        """Writes every file's final header, and the file to the disk; returns file name -> checksums."""
         full, filled = divmod(self.state.tokens, self._tokens_per_shard)
         self._sums.flush()
         path = sums_path(self._folder, self._split)
@@ -149,7 +149,7 @@ class ShardWriter:
         return sums | {documents_path(self._folder, self._split).name: documents}
 
     def close(self) -> None:
-        """Let go of the files, finished or not."""
+        """Closes the files, finished or not."""
         for file in (self._shard, self._documents, self._sums):
             if file is not None:
                 file.close()

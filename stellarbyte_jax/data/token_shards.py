@@ -1,4 +1,4 @@
-"""Opens the token shards of a split, of which nothing is used that is not as it was written."""
+"""Reads the token shards of a split, and refuses everything that is not as it was written."""
 
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ class TokenShards:
     """The "train" or "validation" split of a finished folder: a stream of tokens and where its documents start.
 
     Raises:
-        UserError: from any method, where a file is missing, damaged, or was cut short meanwhile.
+        UserError: from any method, if a file is missing or damaged, or was cut short after it was opened.
     """
 
     def __init__(self, folder: Path, split: str, manifest: Manifest) -> None:
@@ -26,14 +26,14 @@ class TokenShards:
         self.tokens, self.documents, self.bytes = counts.tokens, counts.documents, counts.bytes
         self.dtype = manifest.recipe.item_dtype
         self._tokens_per_shard = manifest.recipe.tokens_per_shard
-        self._checked: dict[str, np.ndarray] = {}  # outlives the open files
-        self._shard = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)  # each open one takes a file descriptor
+        self._checked: dict[str, np.ndarray] = {}  # kept when a file is closed, so that no block is checked twice
+        self._shard = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)  # each open shard takes a file descriptor
         for index in range(-(-self.tokens // self._tokens_per_shard)):
             check_size(shard_path(folder, split, index), self.dtype, self._length(index))
         check_size(documents_path(folder, split), DOCUMENT_DTYPE, self.documents + 1)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens start to stop of the split's stream, which may lie in several shards."""
+        """Tokens `start` to `stop` of the split's stream, without the latter; they may lie in several shards."""
         assert 0 <= start <= stop <= self.tokens, (start, stop, self.tokens)
         parts = []
         while start < stop:
@@ -45,15 +45,15 @@ class TokenShards:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """All places where documents start, and the split's end, in memory: int64 [documents + 1].
+        """The positions where documents start and, last, the split's end, all in memory: int64 [documents + 1].
 
         Document i is tokens starts[i] to starts[i + 1].
         """
-        assert len(self._first_starts)  # they rise
+        assert len(self._first_starts)  # making it checks that all starts rise
         return self._documents.read(0, self.documents + 1)
 
     def starts_within(self, start: int, stop: int) -> np.ndarray:
-        """The places behind `start`, up to and with `stop`, where documents start, or where the split ends."""
+        """The positions after `start`, up to and including `stop`, where a document starts or the split ends."""
         blocks = self._first_starts
         first, last = np.searchsorted(blocks, np.array([start, stop], np.int64), side="right")
         starts = self._documents.read((first - 1) * _STARTS_A_BLOCK, min(last * _STARTS_A_BLOCK, self.documents + 1))
@@ -65,7 +65,7 @@ class TokenShards:
 
     @cached_property
     def _first_starts(self) -> np.ndarray:
-        """The first start in each block of them, once all are known to rise: a search then reads one block or two."""
+        """The first start in each block of starts, after a check that all rise. A search reads one block or two."""
         firsts, before = [], -1
         for index in range(0, self.documents + 1, _STARTS_A_BLOCK):
             starts = self._documents.read(index, min(index + _STARTS_A_BLOCK, self.documents + 1))

@@ -1,4 +1,4 @@
-"""Byte-level BPE that gives back any bytes exactly, in a folder that Hugging Face's AutoTokenizer loads too."""
+"""A byte-level BPE that gives back any bytes exactly, in a folder that Hugging Face's AutoTokenizer loads too."""
 
 import codecs
 import hashlib
@@ -21,7 +21,7 @@ from stellarbyte.tokenizer_file import check_tokenizer, works
 
 BOS_TOKEN, EOS_TOKEN, PAD_TOKEN = SPECIAL_TOKENS = ("<|SBOS|>", "<|SEOS|>", "<|PAD|>")
 
-# What a tokenizer's folder may hold, and so a checkpoint, and an export.
+# The files that a tokenizer's folder may hold, and so a checkpoint and an export.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 # Python's surrogateescape writes a byte 0xNN that is not UTF-8 as the code point U+DCNN.
@@ -32,7 +32,7 @@ class Tokenizer:
     """A trained tokenizer: text or bytes to token ids and back, exactly.
 
     Special tokens stand for no text: encoding never produces them, decoding leaves them out. Other added tokens stand
-    for their own.
+    for their own text.
     """
 
     def __init__(self, files: Mapping[str, str], name: str) -> None:
@@ -49,16 +49,16 @@ class Tokenizer:
         except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception for whatever it cannot parse
             raise UserError(f"{where} is not a tokenizer: {error}") from None
         _check_gives_back(content, name)
-        # What it was saved with for somebody else's batches would cut texts short, or lengthen them.
+        # The file may have truncation and padding for somebody else's batches, which would shorten or lengthen texts.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        # It goes into checkpoints and exports, which would find out late.
+        # This file is copied into checkpoints and exports, where an error in it would be found late.
         settings = parse_json(self.files.get("tokenizer_config.json", "{}"), f"{name}/tokenizer_config.json")
         if not isinstance(settings, dict):
             raise UserError(f"{name}/tokenizer_config.json holds {shown(settings)}, expected an object")
         # "<|SEOS|>" written in a text is text: a document must not be able to end itself.
         self._tokenizer.encode_special_tokens = True
-        # Ids may have gaps, and a model needs a row for the last of them.
+        # Ids may have gaps, and a model needs a row for the largest of them.
         self.vocab_size: int = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
         self._check_added_tokens()
         self.bos_token_id, self.eos_token_id, self.pad_token_id = map(self._special_id, SPECIAL_TOKENS)
@@ -67,10 +67,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
-        """Open a tokenizer's folder.
+        """The tokenizer in a folder.
 
         Raises:
-            UserError: the folder holds no tokenizer.json, or one that is no byte-level tokenizer of ours.
+            UserError: the folder holds no tokenizer.json, or one that is not a byte-level tokenizer like ours.
         """
         folder = Path(folder)
         if not (folder / "tokenizer.json").is_file():
@@ -86,9 +86,9 @@ class Tokenizer:
 
     @staticmethod
     def save_files(files: Mapping[str, str], folder: str | Path) -> None:
-        """Write what `files` gave into a folder, which is made if need be.
+        """Writes the `files` of a tokenizer into a folder, which is made if need be.
 
-        All are on disk under other names before the first takes its place: of a full disk they are what they were.
+        All are on disk under other names before the first is renamed, so that a full disk leaves the old files whole.
 
         Raises:
             UserError: a file cannot be written.
@@ -101,7 +101,7 @@ class Tokenizer:
                 os.fsync(file.fileno())
 
     def encode(self, text: str | bytes) -> list[int]:
-        """Token ids of a text, without bos and eos; bytes that are not UTF-8 become a token each.
+        """Token ids of a text, without bos and eos; each byte that is not UTF-8 becomes one token.
 
         Raises:
             UserError: the text holds a lone surrogate, which stands for no character and no byte.
@@ -143,11 +143,11 @@ class Tokenizer:
         return ids, lengths
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids, as UTF-8; what is not UTF-8 becomes U+FFFD."""
+        """The text of the ids; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Exact bytes of the ids; special tokens, and ids that only a larger model vocabulary has, stand for none."""
+        """The exact bytes of the ids. Special tokens have none, nor have ids that only a model's vocabulary has."""
         table = self._bytes_of_id
         return b"".join(table[token_id] for token_id in ids if 0 <= token_id < len(table))
 
@@ -166,20 +166,20 @@ class Tokenizer:
                         "byte-level BPE, such as one made by `stellarbyte tokenizer train`"
                     ) from None
         for token_id, added_token in added.items():
-            if not added_token.special:  # matched in a text as it stands
+            if not added_token.special:  # such a token stands for its content
                 table[token_id] = added_token.content.encode()
         return table
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
-        """Bytes that each token stands for, int32 [vocab_size]; 0 for special tokens."""
+        """The number of bytes that each token stands for, int32 [vocab_size]; 0 for special tokens."""
         return np.array([len(token) for token in self._bytes_of_id], np.int32)
 
     def check_fits(self, vocab_size: int) -> None:
-        """Refuse a model whose vocabulary is smaller than the tokenizer's (a larger one only leaves rows unused).
+        """Refuses a model whose vocabulary is smaller than the tokenizer's (a larger one only leaves rows unused).
 
         Raises:
-            UserError: naming both sizes.
+            UserError: it is smaller; the error names both sizes.
         """
         if self.vocab_size > vocab_size:
             raise UserError(
@@ -193,7 +193,7 @@ class Tokenizer:
         return self._tokenizer.encode("", add_special_tokens=True).ids[:1] == [self.bos_token_id]
 
     def encode_as_hugging_face(self, text: str) -> list[int]:
-        """Token ids as Hugging Face's libraries give them by default, but that special tokens in the text stay text."""
+        """Token ids as Hugging Face's libraries give them by default, but special tokens in a text stay text."""
         return list(self._tokenizer.encode(text, add_special_tokens=True).ids)
 
     def _check_added_tokens(self) -> None:
@@ -231,19 +231,19 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """Text that this token completes; may be empty."""
+        """The text that this token completes; it may be empty."""
         return self._decoder.decode(self._tokenizer.decode_bytes((token_id,)))
 
     def finish(self) -> str:
-        """What a last, incomplete character leaves: U+FFFD, or nothing."""
+        """U+FFFD if the last character is incomplete, otherwise nothing."""
         return self._decoder.decode(b"", final=True)
 
 
 def _check_gives_back(content: Mapping[str, Any], name: str) -> None:
-    """Refuses what lets a text come back as another one, or as other tokens each time.
+    """Refuses a tokenizer that changes texts, or gives other tokens each time.
 
     Raises:
-        UserError: a normalizer; dropped merges; words that are marked; or no bytes below.
+        UserError: it is not a byte-level BPE, has a normalizer, drops merges, marks words, or adds a blank.
     """
     model, steps = content["model"], content.get("pre_tokenizer") or {}
     last = steps.get("pretokenizers", [steps])[-1] if isinstance(steps, dict) else {}
@@ -266,7 +266,7 @@ def _check_gives_back(content: Mapping[str, Any], name: str) -> None:
 
 
 def _byte_chars() -> list[str]:
-    """The printable character by which byte-level BPE writes each byte (GPT-2's table), byte 0 first."""
+    """The printable character by which a byte-level BPE writes each byte (GPT-2's table), byte 0 first."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     shifted = {byte: 256 + n for n, byte in enumerate(byte for byte in range(256) if byte not in printable)}
     return [chr(shifted.get(byte, byte)) for byte in range(256)]

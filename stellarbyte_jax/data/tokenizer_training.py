@@ -16,18 +16,18 @@ from stellarbyte_jax.data.tokenizer import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, SPEC
 
 _CJK = r"\p{Han}\p{Hiragana}\p{Katakana}ー"
 
-# Words longer than this reach the trainer in parts: a merge goes through each word that it changes from end to end, so
-# that unbroken text (base64, a genome, a script that knows no spaces) would cost its length times the vocabulary.
+# Longer words are given to the trainer in parts. A merge reads each word that it changes from end to end, so unbroken
+# text (base64, a genome, a script without spaces) would cost its length times the vocabulary.
 _LONGEST_WORD = 256
 
 
 def _split(most: int | None = None) -> str:
-    """The pattern of the words that no merge crosses; each of its runs has at most `most` characters.
+    """The pattern of the words that no merge crosses; each run in it has at most `most` characters.
 
-    It is GPT-4's and Llama 3's, but for two things: a CJK run does not go on in a Latin word ("使用Python代码"), nor
-    takes the space behind a comma; and an English contraction ends its word, so that the literal 'text' is not cut
-    after 't. tests/tokenizer_table.py measures it
-    against theirs. documents.pieces knows where it always ends a match: keep the two in step.
+    It is the pattern of GPT-4 and Llama 3 with two changes. A CJK run neither goes on in a Latin word
+    ("使用Python代码") nor takes the space after a comma. An English contraction must end its word, so that the literal
+    'text' is not cut after 't. tests/tokenizer_table.py compares both patterns. documents.pieces relies on places where this pattern
+    always ends a match: change both together.
     """
     run = "+" if most is None else f"{{1,{most}}}"
     some = "*" if most is None else f"{{0,{most}}}"
@@ -39,7 +39,7 @@ def _split(most: int | None = None) -> str:
             r"\p{N}{1,3}",
             rf" ?[^\s\p{{L}}\p{{N}}]{run}[\r\n]{some}",
             rf"\s{some}[\r\n]{run}",
-            rf"\s{run}(?!\S)",  # indentation, but for the last space, which joins the word behind it
+            rf"\s{run}(?!\S)",  # indentation without its last space, which joins the word after it
             rf"\s{run}",
         )
     )
@@ -55,16 +55,17 @@ def train_tokenizer(
     *,
     force: bool = False,
 ) -> Tokenizer:
-    """Learn a vocabulary of `vocab_size` tokens from a stream of texts and write the tokenizer's folder.
+    """Learns a vocabulary of `vocab_size` tokens from a stream of texts, and writes the tokenizer's folder.
 
     Memory grows with the number of different words, not with the length of the stream. A corpus too small for
-    `vocab_size` gives a smaller vocabulary, which `report` is told; a model's vocabulary may be the larger of the two.
-    `learning` is called several times a second once all texts are read.
-    A tokenizer that is in `output` already stays, unless `force`: token shards and runs may stand on it.
+    `vocab_size` gives a smaller vocabulary, and `report` is told; a model's vocabulary may have the larger size.
+    `learning` is called several times a second once all texts are read. Only `force` replaces another tokenizer in
+    `output`, because token shards and runs may depend on it.
 
     Raises:
-        UserError: the vocabulary cannot hold the bytes and special tokens; a special token is unfit; there is no text;
-            `output` holds another tokenizer, is being written by another process, or cannot be written.
+        UserError: the vocabulary cannot hold the bytes and special tokens; a special token looks like text or is named
+            twice; there is no text; `output` holds another tokenizer, is being written by another process, or cannot be
+            written.
     """
     with folder_lock(output, doing="tokenizer train"):
         files = _learn(texts, vocab_size, extra_special_tokens, report, learning)
@@ -76,7 +77,7 @@ def train_tokenizer(
 
 
 def _is_there(files: Mapping[str, str], output: Path, force: bool) -> bool:
-    """Whether `output` holds these files. Raises UserError if it holds others of their names, unless `force`."""
+    """Whether `output` holds these files; raises UserError if it holds others of the same names, unless `force`."""
     there = {name: (output / name).read_bytes() for name in files if (output / name).is_file()}
     different = [name for name, content in there.items() if content != files[name].encode()]
     if different and not force:
@@ -163,7 +164,7 @@ class _FirstError:
 def _train(
     tokenizer: tokenizers.Tokenizer, stream: _FirstError, trainer: trainers.BpeTrainer, learning: Callable[[], None]
 ) -> None:
-    """Trains in a thread of its own, so that an interruption need not wait for the trainer, which hears of none."""
+    """Trains in a thread of its own, so that an interruption does not wait for the trainer, which does not notice it."""
     failures: list[Exception] = []
 
     def train() -> None:
@@ -181,13 +182,13 @@ def _train(
                 learning()
     finally:
         stream.stopped = True
-    # An error raised by an iterator that runs inside the trainer comes back as the trainer's own, or not at all.
+    # An error that the iterator raises inside the trainer comes back as an error of the trainer's, or not at all.
     for error in filter(None, (stream.error, *failures)):
         raise error
 
 
 def _check_special_tokens(tokenizer: tokenizers.Tokenizer, special_tokens: Sequence[str]) -> None:
-    """Refuse special tokens that BPE could also build from ordinary text, for then text could forge them."""
+    """Refuses special tokens that BPE could also build from ordinary text, because text could then forge them."""
     for index, token in enumerate(special_tokens):
         if token in special_tokens[:index]:
             raise UserError(f"extra_special_tokens {token!r} is there twice: name each special token once")

@@ -1,4 +1,4 @@
-"""What a folder of token shards notes while it is unfinished: what it is to hold and how far it is."""
+"""Saves and loads how far an unfinished folder of token shards is, and the recipe of its content."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ RECIPE_NAME, POSITION_NAME = "recipe.json", "position.json"
 
 @dataclass(frozen=True)
 class _Reached:
-    """What an unfinished folder notes of how far it is."""
+    """How far an unfinished folder is, as it is saved there."""
 
     position: Position
     splits: Mapping[str, SplitState]
@@ -28,7 +28,7 @@ class _Reached:
 def save_position(
     folder: Path, position: Position, states: dict[str, SplitState], writers: dict[str, ShardWriter]
 ) -> None:
-    """Note how far the folder is, once what is written so far is on the disk."""
+    """Saves how far the folder is, after everything written so far is on the disk."""
     for writer in writers.values():
         writer.flush()
     write_json(folder / POSITION_NAME, asdict(_Reached(position, states)))
@@ -37,7 +37,7 @@ def save_position(
 def load_position(
     folder: Path, recipe: Recipe, report: Callable[[str], None]
 ) -> tuple[Position, dict[str, SplitState]] | None:
-    """Where an interrupted run stopped; None if it wrote nothing, or if what it wrote is not all there."""
+    """Where an interrupted `prepare` stopped; None if it wrote nothing, or if its files are not all there."""
     path = folder / POSITION_NAME
     if not path.exists():
         return None
@@ -55,7 +55,7 @@ def load_position(
 
 
 def load_recipe(folder: Path, report: Callable[[str], None]) -> Recipe | None:
-    """What an unfinished folder is to hold; None if that is not to be read there."""
+    """The recipe of an unfinished folder; None if it has none that can be read."""
     path = folder / RECIPE_NAME
     if not path.exists():
         return None

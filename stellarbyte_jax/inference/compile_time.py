@@ -1,4 +1,4 @@
-"""How much of a call's time went into compiling, so that a rate can leave it out."""
+"""Measures how much of a call's time went into compiling, so that a rate can leave it out."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ _EVENTS = (
 
 
 class CompileTime:
-    """While entered, adds up in `seconds` the time in which this thread compiles; what is nested counts once."""
+    """While entered, adds up in `seconds` the time that this thread spends on compiling; nested times count once."""
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
@@ -24,7 +24,7 @@ class CompileTime:
 
     @property
     def seconds(self) -> float:
-        """The length of all spans together, without what they have in common."""
+        """The length of all spans together; time that several spans share counts once."""
         total, end = 0.0, float("-inf")
         for start, stop in sorted(self._spans):
             total += max(0.0, stop - max(start, end))

@@ -1,4 +1,4 @@
-"""Continuing prompts: one prefill, then decoding in a compiled loop."""
+"""Continues prompts: one prefill, then decoding in a compiled loop."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ from stellarbyte_jax.inference.sampling import NOT_FINITE, check_drawn, sample, 
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.kv_cache import KVCache
 
-# Tokens decoded between two looks at the result, when somebody watches.
+# The number of tokens that are decoded between two calls of `on_tokens`.
 STREAM_TOKENS = 8
 
 
@@ -35,8 +35,8 @@ STREAM_TOKENS = 8
 class _Decoding:
     """The loop's carry.
 
-    `token_B` is drawn but not yet read by the model; `tokens_BN` holds all `count` drawn ones. `seen_BV` tells which
-    tokens the prompt and the answer hold, for the repetition penalty only.
+    The model has not yet read `token_B`, the last token drawn; `tokens_BN` holds all `count` tokens drawn. `seen_BV`
+    tells which tokens the prompt and the answer hold; only the repetition penalty needs it.
     """
 
     cache: KVCache
@@ -51,8 +51,8 @@ class Generator:
     """A model ready to continue prompts; its compiled programs are kept from call to call.
 
     Args:
-        model: parameters and compute dtype.
-        cache_dtype: of the keys and values kept; by default the compute dtype.
+        model: the model, with its compute dtype.
+        cache_dtype: dtype of the cached keys and values; by default the compute dtype.
     """
 
     def __init__(self, model: ByteForCausalLM, cache_dtype: DTypeLike | None = None) -> None:
@@ -75,23 +75,23 @@ class Generator:
         seed: int = 0,
         on_tokens: Callable[[np.ndarray], np.ndarray | None] | None = None,
     ) -> list[list[int]]:
-        """Continue each prompt until <|SEOS|>, or by `max_new_tokens`.
+        """Continues each prompt until <|SEOS|>, by at most `max_new_tokens`.
 
         Args:
-            prompts: token ids, of any lengths from 1.
-            max_new_tokens: at most so many are added to each.
-            sampling: greedy by default.
-            seed: of the draws.
+            prompts: token ids of each prompt; prompts may have any lengths from 1.
+            max_new_tokens: the largest number of tokens that is added to each.
+            sampling: how tokens are drawn; greedy by default.
+            seed: the seed of the draws.
             on_tokens: called with new tokens, int32 [B, n], as they come; rows that are done hold <|PAD|>. It may
-                return bool [B], true for the rows that it wants no more of.
+                return bool [B], which is true for the rows that shall end.
 
         Returns:
-            The new tokens of each prompt, <|SEOS|> not included; all that `on_tokens` was shown of a row before it
-            wanted no more.
+            The new tokens of each prompt, without <|SEOS|>. A row that `on_tokens` has ended has all tokens that
+            `on_tokens` was called with.
 
         Raises:
             UserError: a prompt is empty or leaves no room in the context, the seed is not from 0 to 2^32 - 1, or the
-                logits are no finite numbers.
+                logits are not finite.
         """
         check_prompts(self.config, prompts, max_new_tokens)
         check_seed("seed", seed)
@@ -134,11 +134,11 @@ def _prefill(
     new_capacity: int,
     sampling: Sampling,
 ) -> _Decoding:
-    """Read the prompts, padded on the right, and draw the first new token of each."""
+    """Reads the prompts, which are padded on the right, and draws the first new token of each."""
     model = nnx.merge(graphdef, params)
     B, T = input_ids_BT.shape
     lengths_B = segment_ids_BT.sum(axis=1)
-    # Padding has no position of its own: dynamic scaling goes by the largest.
+    # Padding repeats the last token's position, because dynamic scaling depends on the largest position.
     position_ids_BT = jnp.minimum(jnp.arange(T), lengths_B[:, None] - 1)
     cache = KVCache.create(model.config, B, T + new_capacity, cache_dtype)
     output = model.model(input_ids_BT, position_ids_BT, segment_ids_BT, cache)
@@ -165,7 +165,7 @@ def _decode(
     key: jax.Array,
     sampling: Sampling,
 ) -> _Decoding:
-    """Draw tokens until there are `limit` of them or every row is done, in one compiled loop."""
+    """Draws tokens in one compiled loop until there are `limit` of them or every row is done."""
     model = nnx.merge(graphdef, params)
 
     def unfinished(carry: _Decoding) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Prompts of any lengths as one batch, and answers out of it."""
+"""Checks prompts, puts prompts of any lengths into one batch, and takes answers out of it."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig
 
-# Prompts and answers are given room in multiples of this, so that few lengths are ever compiled.
+# The room for prompts and answers is a multiple of this, so that few lengths are ever compiled.
 LENGTH_MULTIPLE = 32
 
 
@@ -15,7 +15,7 @@ def check_prompts(config: ByteConfig, prompts: Sequence[Sequence[int]], max_new_
     """Refuses prompts that are empty, or that leave no room in the context for so many new tokens.
 
     Raises:
-        UserError: naming the length, and the context.
+        UserError: there is such a prompt; the error names its length and the context.
     """
     context = config.context_length
     if max_new_tokens < 1:
@@ -32,14 +32,14 @@ def check_prompts(config: ByteConfig, prompts: Sequence[Sequence[int]], max_new_
 
 
 def check_static_positions(config: ByteConfig, length: int) -> None:
-    """Refuses to guess ahead of what moves all positions.
+    """Refuses speculative decoding up to `length` tokens if dynamic rope_scaling changes the frequencies before that.
 
     Raises:
-        UserError: naming the length up to which nothing moves.
+        UserError: it does; the error names the length up to which the frequencies stay the same.
     """
     scaling = config.rope_scaling
     if scaling is not None and scaling.rope_type == "dynamic" and length > config.max_position_embeddings:
-        # Frequencies go by the longest position of a call, and a draft's tokens may be taken back.
+        # The frequencies depend on the largest position of a call, which may be that of a guess that is dropped.
         raise UserError(
             f"speculative decoding with rope_scaling dynamic goes up to max_position_embeddings "
             f"{config.max_position_embeddings}, not {length} tokens: shorten the prompt, or decode without a draft"
@@ -58,10 +58,10 @@ def pad_right(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[np.n
 
 
 def round_up(length: int, multiple: int) -> int:
-    """The next multiple, or the length itself."""
+    """The smallest multiple that is not below the length."""
     return -(-length // multiple) * multiple
 
 
 def until_eos(tokens: list[int], eos_token_id: int) -> list[int]:
-    """What stands before the first eos."""
+    """The tokens before the first eos."""
     return tokens[: tokens.index(eos_token_id)] if eos_token_id in tokens else tokens

@@ -1,4 +1,4 @@
-"""How the next token is drawn from logits."""
+"""Draws the next token from logits."""
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +7,13 @@ import numpy as np
 from stellarbyte.errors import UserError
 from stellarbyte.sampling import Sampling
 
-# What is drawn by logits that are no finite numbers: no token. A compiled program cannot raise; who reads it does.
+# This stands for a token that was drawn from logits which are not finite. A compiled program cannot raise an error, so
+# `check_drawn` raises it later.
 NOT_FINITE = -1
 
 
 def check_drawn(tokens: np.ndarray) -> None:
-    """Refuses to pass on what was drawn by no numbers.
+    """Refuses tokens that were drawn from logits which are not finite.
 
     Raises:
         UserError: NOT_FINITE is among the tokens.
@@ -27,7 +28,7 @@ def check_drawn(tokens: np.ndarray) -> None:
 def seen_in_prompts(
     sampling: Sampling, input_ids_BT: jax.Array, segment_ids_BT: jax.Array, vocab_size: int
 ) -> jax.Array | None:
-    """bool [B, V], the tokens of each prompt, padding (segment 0) aside; None where no draw depends on them."""
+    """Which tokens each prompt holds, without its padding (segment 0): bool [B, V]. None if no draw depends on it."""
     if not sampling.penalises:
         return None
     rows_B1 = jnp.arange(input_ids_BT.shape[0])[:, None]
@@ -36,14 +37,14 @@ def seen_in_prompts(
 
 
 def warp(logits_MV: jax.Array, sampling: Sampling, seen_MV: jax.Array | None = None) -> jax.Array:
-    """Logits whose softmax is the distribution of a draw, -inf where a token is out of the question.
+    """Logits whose softmax is the distribution of a draw; they are -inf for tokens that cannot be drawn.
 
-    A row of logits that are not all finite numbers becomes NaN.
+    A row of logits that are not all finite becomes NaN.
 
     Args:
-        logits_MV: float32.
-        sampling: at temperature 0 one token is left, the first of the likeliest.
-        seen_MV: bool, the tokens so far; the repetition penalty alone needs them.
+        logits_MV: float32 logits.
+        sampling: how to draw; at temperature 0 only one token is left, the first of the likeliest.
+        seen_MV: bool, whether each token occurs so far; only the repetition penalty needs it.
     """
     logits_MV = jnp.where(_are_finite(logits_MV)[..., None], logits_MV, jnp.nan)
     logits_MV = _penalise(logits_MV, sampling, seen_MV)
@@ -55,7 +56,7 @@ def warp(logits_MV: jax.Array, sampling: Sampling, seen_MV: jax.Array | None = N
 
 
 def sample(logits_MV: jax.Array, sampling: Sampling, key: jax.Array, seen_MV: jax.Array | None = None) -> jax.Array:
-    """Draw one token a row, or NOT_FINITE: float32 logits [M, V] -> int32 [M]; arguments as in `warp`."""
+    """One token of each row, or NOT_FINITE: float32 logits [M, V] -> int32 [M]. Arguments are as in `warp`."""
     finite_M = _are_finite(logits_MV)
     logits_MV = _penalise(logits_MV, sampling, seen_MV)
     if sampling.temperature == 0:
@@ -94,9 +95,9 @@ def _keep_top_k(logits_MV: jax.Array, k: int) -> jax.Array:
 
 
 def _keep_top_p(logits_MV: jax.Array, p: float) -> jax.Array:
-    """Keep the likeliest tokens until their probabilities reach p, the one that reaches it and its equals included."""
+    """Keeps the likeliest tokens until their probabilities reach p, with the one that reaches it and its equals."""
     sorted_MV = jnp.sort(logits_MV, axis=-1)
-    # Summed from the unlikeliest on: beside 1, their small probabilities would be lost.
+    # The sum begins with the least likely token: small probabilities would be lost when added to a sum near 1.
     mass_up_to_MV = jnp.cumsum(jax.nn.softmax(sorted_MV, axis=-1), axis=-1)
     kept_MV = (mass_up_to_MV > 1 - p).at[:, -1].set(True)
     smallest_kept_M1 = jnp.min(jnp.where(kept_MV, sorted_MV, jnp.inf), axis=-1, keepdims=True)
@@ -104,6 +105,6 @@ def _keep_top_p(logits_MV: jax.Array, p: float) -> jax.Array:
 
 
 def _keep_min_p(logits_MV: jax.Array, p: float) -> jax.Array:
-    """Keep the tokens that are at least p times as likely as the likeliest."""
+    """Keeps the tokens that are at least p times as likely as the likeliest."""
     relative_MV = jnp.exp(logits_MV - jnp.max(logits_MV, axis=-1, keepdims=True))
     return jnp.where(relative_MV < p, -jnp.inf, logits_MV)

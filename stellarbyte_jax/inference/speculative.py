@@ -1,4 +1,4 @@
-"""Speculative decoding: a small model guesses tokens, the large one checks them at once, and the outcome is its own."""
+"""Speculative decoding: a small model guesses tokens; the large one checks them in one call, and decides."""
 
 import dataclasses
 import functools
@@ -28,19 +28,19 @@ from stellarbyte_jax.inference.sampling import NOT_FINITE, check_drawn, seen_in_
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.kv_cache import KVCache
 
-# Rounds between two looks at the result, when somebody watches.
+# The number of rounds between two calls of `on_tokens`.
 STREAM_ROUNDS = 4
 
-# A guess this long is never right to its end; the caches have room for it.
+# No guess this long is right to its end, and the caches must have room for all of it.
 _MOST_DRAFT_TOKENS = 1024
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Speculation:
-    """The loop's carry. Both caches hold all of a row but its last token, `token_B`.
+    """The loop's carry. Both caches hold all tokens of a row except its last one, `token_B`.
 
-    `tokens_BN` holds the `count_B` new tokens of each row; `seen_BV` is for the repetition penalty only.
+    `tokens_BN` holds the `count_B` new tokens of each row; only the repetition penalty needs `seen_BV`.
     """
 
     cache: KVCache
@@ -54,17 +54,17 @@ class _Speculation:
 
 
 class SpeculativeGenerator:
-    """As Generator, and with the same outcome, but faster where the draft guesses well.
+    """Like Generator and with the same results, but faster if the draft guesses well.
 
-    Greedy answers are the same tokens; drawn ones have the same distribution (Leviathan et al. 2023, arXiv:2211.17192):
-    a token x that the draft drew from q is kept with probability min(1, p(x) / q(x)), and the first one that is not is
-    drawn anew from max(0, p - q). Each row accepts as many as it may.
+    Greedy answers are the same tokens; drawn ones have the same distribution (Leviathan et al. 2023, arXiv:2211.17192).
+    A token x that the draft drew from q is kept with probability min(1, p(x) / q(x)). The first one that is not kept is
+    drawn anew from max(0, p - q). Each row keeps as many tokens as pass, whatever the other rows do.
 
     Args:
-        model: whose distribution p is.
+        model: the large model, whose distribution is p.
         draft: a smaller model with the same vocabulary.
-        draft_tokens: guessed between two looks of the model.
-        cache_dtype: of the keys and values kept; by default each model's compute dtype.
+        draft_tokens: the number of tokens that the draft guesses before each check by the model.
+        cache_dtype: dtype of the cached keys and values; by default each model's compute dtype.
 
     Raises:
         UserError: the vocabularies differ, or the draft's context is shorter.
@@ -104,9 +104,9 @@ class SpeculativeGenerator:
         seed: int = 0,
         on_tokens: Callable[[Sequence[Sequence[int]]], np.ndarray | None] | None = None,
     ) -> list[list[int]]:
-        """Continue each prompt until <|SEOS|>, or by `max_new_tokens`; arguments as in Generator.generate.
+        """Continues each prompt until <|SEOS|>, by at most `max_new_tokens`; arguments are as in Generator.generate.
 
-        `on_tokens` is given a list of new tokens for each row, of unequal lengths.
+        `on_tokens` gets a list of new tokens for each row; their lengths differ.
         """
         for config in (self.config, self._draft_config):
             check_prompts(config, prompts, max_new_tokens)
@@ -152,7 +152,7 @@ def _prefill(
     new_capacity: int,
     sampling: Sampling,
 ) -> _Speculation:
-    """Read the prompts, padded on the right, but for their last tokens."""
+    """Reads the prompts, which are padded on the right, except for the last token of each."""
     B, T = input_ids_BT.shape
     rows_B, last_B = jnp.arange(B), segment_ids_BT.sum(axis=1) - 1
     token_B = input_ids_BT[rows_B, last_B]
@@ -161,7 +161,7 @@ def _prefill(
     caches = []
     for graphdef, model_params, dtype in zip(graphdefs, params, cache_dtypes, strict=True):
         model = nnx.merge(graphdef, model_params)
-        # Room for what a round reads beyond what it keeps.
+        # The cache has room for tokens that a round reads but does not keep.
         cache = KVCache.create(model.config, B, T + new_capacity + draft_tokens + 1, dtype, slack=draft_tokens)
         filled = model.model(input_ids_BT, position_ids_BT, read_BT, cache).cache
         assert filled is not None
@@ -190,7 +190,7 @@ def _decode(
     key: jax.Array,
     sampling: Sampling,
 ) -> _Speculation:
-    """Rounds until every row has `limit` tokens or is done, or there were so many rounds, in one compiled loop."""
+    """Runs rounds in one compiled loop until every row has `limit` tokens or is done, or `rounds` rounds are over."""
     model, draft = (nnx.merge(graphdef, each) for graphdef, each in zip(graphdefs, params, strict=True))
 
     def unfinished(carry: _Speculation) -> jax.Array:
@@ -203,7 +203,7 @@ def _decode(
         cache, p_BTV = _check(model, carry, drafted_BT, sampling)
         accepted_B, next_B = _accept(p_BTV, q_BTV, drafted_BT, accept_key, next_key)
 
-        # Those accepted and the next, cut behind an <|SEOS|>; a row that is done takes none.
+        # A row takes the accepted tokens and the next one, but none after an <|SEOS|>. A row that is done takes none.
         slots_T = jnp.arange(draft_tokens + 1)
         new_BT = jnp.pad(drafted_BT, ((0, 0), (0, 1)))
         new_BT = jnp.where(slots_T == accepted_B[:, None], next_B[:, None], new_BT)
@@ -249,7 +249,7 @@ def _draft(
             seen_BV = seen_BV.at[jnp.arange(token_B.size), token_B].set(True)
         return (output.cache, token_B, seen_BV), (token_B, jax.nn.softmax(logits_BV))
 
-    # One step more than there are guesses, for the last to be read too.
+    # There is one step more than there are guesses, so that the last guess is read too.
     state = (carry.draft_cache, carry.token_B, carry.seen_BV)
     (cache, _, _), (drafted_TB, q_TBV) = jax.lax.scan(guess, state, jnp.arange(count + 1))
     return cache, drafted_TB[:count].T, q_TBV[:count].swapaxes(0, 1)
@@ -258,7 +258,7 @@ def _draft(
 def _check(
     model: ByteForCausalLM, carry: _Speculation, drafted_BT: jax.Array, sampling: Sampling
 ) -> tuple[KVCache, jax.Array]:
-    """The cache with `token_B` and all guesses read, and the distributions p [B, count + 1, V] behind each."""
+    """The cache with `token_B` and all guesses read, and the distribution p after each, [B, count + 1, V]."""
     read_BT = jnp.concatenate([carry.token_B[:, None], drafted_BT], axis=1)
     output = model(read_BT, _positions(model.config, carry.cache, read_BT.shape[1]), cache=carry.cache)
     assert output.cache is not None
@@ -274,7 +274,7 @@ def _check(
 def _accept(
     p_BTV: jax.Array, q_BTV: jax.Array, drafted_BT: jax.Array, accept_key: jax.Array, next_key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """How many guesses of each row are kept, and the token behind those: int32 [B] each."""
+    """The number of guesses that each row keeps, and the token that follows them: int32 [B] each."""
     count = drafted_BT.shape[1]
     p_of_guess_BT = jnp.take_along_axis(p_BTV[:, :count], drafted_BT[..., None], axis=-1)[..., 0]
     q_of_guess_BT = jnp.take_along_axis(q_BTV, drafted_BT[..., None], axis=-1)[..., 0]
@@ -282,16 +282,17 @@ def _accept(
     kept_BT = jax.random.uniform(accept_key, drafted_BT.shape) * q_of_guess_BT < p_of_guess_BT
     accepted_B = jnp.cumprod(kept_BT.astype(jnp.int32), axis=1).sum(axis=1)
 
-    # Behind the last guess nothing was guessed: q is 0 there, and p itself is left.
+    # After the last guess there is no further one: q is 0 there, and what is left to draw from is p itself.
     q_BTV = jnp.pad(q_BTV, ((0, 0), (0, 1), (0, 0)))
     p_BV, q_BV = (jnp.take_along_axis(x, accepted_B[:, None, None], axis=1)[:, 0] for x in (p_BTV, q_BTV))
     rest_BV = jnp.maximum(p_BV - q_BV, 0)
-    # Where rounding leaves nothing, p and q were equal.
+    # If rounding leaves nothing, p and q were equal.
     rest_BV = jnp.where(rest_BV.sum(axis=-1, keepdims=True) > 0, rest_BV, p_BV)
     next_B = jax.random.categorical(next_key, jnp.log(rest_BV)).astype(jnp.int32)
     return accepted_B, jnp.where(jnp.isnan(rest_BV).any(axis=-1), NOT_FINITE, next_B)
 
 
 def _positions(config: ByteConfig, cache: KVCache, count: int) -> jax.Array:
-    # What lies beyond the context is never kept, but must stay finite, and dynamic scaling must not go by it.
+    # Tokens beyond the context are never kept. Their positions are cut so that their values stay finite and dynamic
+    # scaling does not depend on them.
     return jnp.minimum(cache.next_positions(count), config.max_position_embeddings - 1)

@@ -1,4 +1,4 @@
-"""From new tokens to text, streamed and cut at stop strings."""
+"""Turns new tokens into text, which is streamed and cut at stop strings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,10 @@ from stellarbyte_jax.inference.speculative import SpeculativeGenerator
 
 @dataclass(frozen=True)
 class Answer:
-    """What continues a prompt, and how many tokens it took: the one that completed a stop string, but no <|SEOS|>."""
+    """The text that continues a prompt, and its number of tokens.
+
+    A token that completed a stop string counts, <|SEOS|> does not.
+    """
 
     text: str
     new_tokens: int
@@ -30,18 +33,19 @@ def generate_text(
     stop: Sequence[str] = (),
     on_text: Callable[[int, str], None] | None = None,
 ) -> list[Answer]:
-    """Continue each prompt until <|SEOS|>, by `max_new_tokens`, or up to the first of the stop strings.
+    """Continues each prompt until <|SEOS|>, by at most `max_new_tokens`, or up to the first of the stop strings.
 
     Args:
-        generator: the model.
-        tokenizer: its tokenizer.
-        prompts: token ids, of any lengths from 1.
-        max_new_tokens: at most so many are added to each.
-        sampling: greedy by default.
-        seed: of the draws.
-        stop: the text of an answer ends before the first of these that is complete in it, wherever tokens begin and
-            end; of two that are complete at the same character, before the longer.
-        on_text: called with the row and more of its text, maybe none, as it comes; never with what will be cut off.
+        generator: the model, ready to generate.
+        tokenizer: the model's tokenizer.
+        prompts: token ids of each prompt; prompts may have any lengths from 1.
+        max_new_tokens: the largest number of tokens that is added to each.
+        sampling: how tokens are drawn; greedy by default.
+        seed: the seed of the draws.
+        stop: strings before which an answer ends. The one that is complete first decides, wherever tokens begin and
+            end; if two are complete at the same character, the longer one does.
+        on_text: called with the row and the next part of its text, which may be empty. That text is never cut off
+            later.
 
     Raises:
         UserError: a stop string or a prompt is empty, or a prompt leaves no room in the context.
@@ -77,7 +81,7 @@ class _Row:
         self._decoder, self._cutter = StreamDecoder(tokenizer), StopCutter(stop)
 
     def take(self, token_ids: "map[int]") -> str:
-        """More of its text."""
+        """Takes new tokens, and returns the next part of the text."""
         before = len(self.pieces)
         for token_id in token_ids:
             if self.ended or token_id == self._eos_token_id:
@@ -89,7 +93,7 @@ class _Row:
         return "".join(self.pieces[before:])
 
     def finish(self) -> str:
-        """The rest of its text."""
+        """The rest of the text."""
         rest = ""
         if not self._cutter.stopped:
             rest = self._cutter.push(self._decoder.finish()) + self._cutter.finish()

@@ -147,7 +147,7 @@ class MetricsLog:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A context for validating and saving: records the last step first, and does not count its own time as training."""
+        """A context for validating and saving. It records the last step first; its own time is not training time."""
         self._flush()
         try:
             yield
