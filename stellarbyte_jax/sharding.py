@@ -154,7 +154,7 @@ def mesh_sizes(config: MeshConfig, count: int, noun: str, have: str) -> dict[str
 
 
 def axis_across_slices(sizes: Mapping[str, int], slices: int) -> str:
-    """The one mesh axis that goes across slices, over the slow network: data, or else fsdp.
+    """The one mesh axis that goes across slices, over the slow network: data if possible, otherwise fsdp.
 
     Raises:
         UserError: the number of slices divides neither.

@@ -33,7 +33,7 @@ class Base:
 
 @dataclass(frozen=True)
 class RunMetadata:
-    """What a checkpoint holds beside its arrays.
+    """The content of a checkpoint beside its arrays.
 
     config: `to_dict` of the RunConfig. For an imported model it has only "model", for imported adapters also "lora".
     tokenizer_files: file name -> text, as in `Tokenizer.files`.

@@ -128,7 +128,7 @@ class ArrayReader:
             if zlib.crc32(data[number * BLOCK_BYTES : (number + 1) * BLOCK_BYTES]) != self._sums[block]:
                 at = HEADER_BYTES + block * BLOCK_BYTES
                 raise damaged(
-                    self._path, f"is damaged: not all from byte {at} to {at + BLOCK_BYTES} is as it was written"
+                    self._path, f"is damaged: bytes {at} to {at + BLOCK_BYTES} are not all as they were written"
                 )
         self._checked[blocks.start : blocks.stop] = True
         return np.frombuffer(data[first - begin : last - begin], self._dtype)

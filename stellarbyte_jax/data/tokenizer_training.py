@@ -26,8 +26,8 @@ def _split(most: int | None = None) -> str:
 
     It is the pattern of GPT-4 and Llama 3 with two changes. A CJK run neither goes on in a Latin word
     ("使用Python代码") nor takes the space after a comma. An English contraction must end its word, so that the literal
-    'text' is not cut after 't. tests/tokenizer_table.py compares both patterns. documents.pieces relies on places where this pattern
-    always ends a match: change both together.
+    'text' is not cut after 't. tests/tokenizer_table.py compares both patterns. documents.pieces relies on places where
+    this pattern always ends a match: change both together.
     """
     run = "+" if most is None else f"{{1,{most}}}"
     some = "*" if most is None else f"{{0,{most}}}"
@@ -164,7 +164,7 @@ class _FirstError:
 def _train(
     tokenizer: tokenizers.Tokenizer, stream: _FirstError, trainer: trainers.BpeTrainer, learning: Callable[[], None]
 ) -> None:
-    """Trains in a thread of its own, so that an interruption does not wait for the trainer, which does not notice it."""
+    """Trains in a thread of its own: the trainer does not notice an interruption, which must not wait for it."""
     failures: list[Exception] = []
 
     def train() -> None:

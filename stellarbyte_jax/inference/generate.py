@@ -83,7 +83,7 @@ class Generator:
             sampling: how tokens are drawn; greedy by default.
             seed: the seed of the draws.
             on_tokens: called with new tokens, int32 [B, n], as they come; rows that are done hold <|PAD|>. It may
-                return bool [B], which is true for the rows that shall end.
+                return bool [B], which is true for each row that is to end.
 
         Returns:
             The new tokens of each prompt, without <|SEOS|>. A row that `on_tokens` has ended has all tokens that

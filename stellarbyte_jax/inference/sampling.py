@@ -20,7 +20,7 @@ def check_drawn(tokens: np.ndarray) -> None:
     """
     if (tokens == NOT_FINITE).any():
         raise UserError(
-            "the model's logits are no finite numbers: its weights are too large; take an earlier checkpoint, or "
+            "the model's logits are not finite: its weights are too large; take an earlier checkpoint, or "
             "--dtype float32 if this was another"
         )
 

@@ -1,4 +1,4 @@
-"""Where JAX keeps compiled programs from one start to the next."""
+"""Chooses the folder in which JAX keeps compiled programs from one start to the next."""
 
 import hashlib
 import os

@@ -43,8 +43,8 @@ def find_place(config: DistributedConfig) -> Place | None:
         return None
     if missing:
         raise UserError(
-            f"distributed.{missing[0]} is neither given nor detected: several processes need coordinator_address, "
-            "num_processes and process_id, and one that is to train alone none of them"
+            f"distributed.{missing[0]} is neither given nor detected: set coordinator_address, num_processes and "
+            "process_id for several processes, or none of them to train alone"
         )
     assert address is not None and count is not None and index is not None
     return Place(address, count, index, devices)

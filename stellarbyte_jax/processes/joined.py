@@ -173,9 +173,9 @@ class _Ending:
             )
             self._end(
                 2,
-                f"of {place.count} processes, these have not come to {place.address} within {config.start_timeout} s: "
-                f"{who}; start all with this distributed.coordinator_address and num_processes, each with a process_id "
-                "of its own, and let their machines connect to that port",
+                f"{place.count} processes should have come to {place.address} within {config.start_timeout} s, but "
+                f"these have not: {who}; start all with this distributed.coordinator_address and num_processes, each "
+                "with a process_id of its own, and let their machines connect to that port",
             )
         dead = re.search(r"stopped sending heartbeats\):\s+([\d, ]+)", said)
         who = dead[1].strip() if dead else "0"  # nobody tells who has died: process 0, which ran the service

@@ -39,7 +39,7 @@ def router_sums(router: RouterStats, batch: Mapping[str, jax.Array]) -> RouterSu
 
 
 def router_loss(config: ByteConfig, sums: RouterSums, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """What the routers add to the training loss of the whole `batch` for those of its rows that `sums` is over."""
+    """The routers' part of the training loss of the whole `batch`, for those of its rows that `sums` is over."""
     weighed = config.router_aux_loss_coef * sums.balance + config.router_z_loss_coef * sums.z
     return weighed / jnp.maximum(_real_tokens(batch).sum(), 1)
 

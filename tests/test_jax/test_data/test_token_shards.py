@@ -102,7 +102,7 @@ def test_only_what_is_read_is_checked_and_once(make_shards: Callable[..., DataCo
     path.write_bytes(content)
     shards = open_shards(data, "train")
     assert shards.read(0, 1000).shape == (1000,)
-    with pytest.raises(UserError, match="is damaged: not all from byte 524416 to 786560 is as it was written"):
+    with pytest.raises(UserError, match="is damaged: bytes 524416 to 786560 are not all as they were written"):
         shards.read(shards.tokens - 1, shards.tokens)
     content[HEADER_BYTES] ^= 1
     path.write_bytes(content)

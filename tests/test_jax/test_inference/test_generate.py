@@ -255,7 +255,7 @@ def test_the_context_may_be_filled_to_the_brim() -> None:
 
 @functools.cache
 def broken(layer_gain: float) -> ByteModel:
-    """A model whose logits are no finite numbers, for its norm's gain is one that float32 cannot multiply by."""
+    """A model whose logits are not finite, because its norm's gain is one that float32 cannot multiply by."""
     config = tiny_config(vocab_size=24, max_position_embeddings=128, num_hidden_layers=1)
     model = tiny_model(config, seed=5)
     model.model.norm.scale[...] = jnp.full_like(model.model.norm.scale[...], layer_gain)
@@ -268,7 +268,7 @@ def test_no_token_is_drawn_by_what_is_no_number(sampling: Sampling, gain: float)
     generators = (Generator(broken(gain)), SpeculativeGenerator(broken(gain), broken(gain)))
     for generator in generators:
         for watch in (None, lambda tokens: pytest.fail(f"{tokens} were shown")):
-            with pytest.raises(UserError, match="logits are no finite numbers"):
+            with pytest.raises(UserError, match="logits are not finite"):
                 generator.generate([[5, 6, 7]], 12, sampling, on_tokens=watch)
 
 

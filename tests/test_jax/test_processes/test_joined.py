@@ -276,7 +276,7 @@ def test_all_end_if_one_does_not_come(count: int, run_config: MakeConfig, tmp_pa
         ends = job.ends()
     for code, _, said in ends:
         assert code == 2 and said.count("\n") == 1, ends
-        assert f"of {count} processes, these have not come to" in said and "within 2 s: 1; start all with" in said
+        assert f"{count} processes should have come to" in said and "within 2 s, but these have not: 1; start" in said
 
 
 @pytest.mark.long
