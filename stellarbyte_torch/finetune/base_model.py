@@ -1,4 +1,4 @@
-"""The model that fine-tuning starts from: of a folder or of the Hub, whole or quantised."""
+"""Loads the model that fine-tuning starts from, out of a folder or from the Hub, whole or quantised."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +12,7 @@ from stellarbyte_torch.model_folder import MISTAKES, check_decoder, first_line, 
 
 
 def load_base_config(name: str) -> Any:
-    """The config of a causal language model, by its folder or Hub id.
+    """The config of the causal language model in a folder or with a Hub id.
 
     Raises:
         UserError: there is no such folder or model, or Transformers cannot read it.
@@ -22,7 +22,7 @@ def load_base_config(name: str) -> Any:
         missing = "holds no config.json" if folder.is_dir() else f"is not a folder, relative to {Path.cwd()}"
         raise UserError(f"model {name} {missing}: give a model's Hugging Face folder")
     if folder is not None:
-        read_config(folder)  # within bounds, before transformers reads it without
+        read_config(folder)  # it bounds the file's size and depth, which Transformers does not
     try:
         return AutoConfig.from_pretrained(name if folder is None else folder)
     except MISTAKES as error:
@@ -31,7 +31,7 @@ def load_base_config(name: str) -> Any:
 
 
 def load_base_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder or of a Hub id. Raises UserError: there is none, or it is damaged."""
+    """The tokenizer in a folder or with a Hub id. Raises UserError if there is none or it is damaged."""
     folder = _folder(name)
     if folder is not None:
         return load_tokenizer(folder)
@@ -42,14 +42,14 @@ def load_base_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_base(name: str, dtype: str, quantization: str) -> PreTrainedModel:
-    """The model in a dtype ("auto": as saved), its linear layers quantised to "int8" or "nf4" if asked ("none": not).
+    """The model in a dtype ("auto" is the saved one); its linear layers are quantised unless quantization is "none".
 
     Raises:
-        UserError: weights are missing, left over or damaged; or what quantises is not there.
+        UserError: weights are missing, left over or damaged; or the package or GPU that quantises is not there.
     """
     folder = _folder(name)
     if folder is not None and quantization == "none":
-        # An absolute path, so that an adapter, which remembers its base, may be loaded from anywhere.
+        # An adapter remembers its base's path; an absolute one is right from any working directory.
         return load_model(folder.resolve(), "cpu", dtype)
     options = {} if quantization == "none" else {"quantization_config": _quantizer(quantization)}
     try:
@@ -63,7 +63,7 @@ def load_base(name: str, dtype: str, quantization: str) -> PreTrainedModel:
 
 
 def _folder(name: str) -> Path | None:
-    """The folder that a name means, there or not; None for the id of a model on the Hub: owner/name, and no folder."""
+    """The folder that `name` means, existing or not; None if it is a Hub id: owner/name, and no such folder."""
     folder = Path(name).expanduser()
     is_path = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
     return folder if is_path or folder.is_dir() else None

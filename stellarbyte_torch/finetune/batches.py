@@ -1,4 +1,4 @@
-"""Which samples of an epoch each process takes, and when: every sample once, in an order that a resumed run repeats."""
+"""Divides an epoch's samples among the processes: every sample once, in an order that a resumed run repeats."""
 
 from collections.abc import Iterator, Sequence, Sized
 from typing import Literal
@@ -11,12 +11,13 @@ Strategy = Literal["random", "group_by_length", "sequential"]
 
 
 class EpochSampler(Sampler[int]):
-    """The order of an epoch's samples, which the seed and the epoch alone decide, so that a run can go on in it.
+    """The order of an epoch's samples. Seed and epoch alone decide it, so a run can be resumed within an epoch.
 
     Args:
-        batch_size: samples of like lengths that "group_by_length" puts together, of one step on all processes.
-        lengths: tokens of each sample.
-        seed: of the order; each epoch has another one.
+        batch_size: the number of samples of similar length that "group_by_length" puts together: those of one step
+            on all processes.
+        lengths: the number of tokens in each sample.
+        seed: the seed of the order; each epoch adds its number.
         strategy: Transformers' train_sampling_strategy.
     """
 
@@ -30,7 +31,7 @@ class EpochSampler(Sampler[int]):
         return len(self._lengths)
 
     def set_epoch(self, epoch: int) -> None:
-        """The data loader tells which epoch begins."""
+        """Sets the epoch that begins; the data loader calls this."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -43,16 +44,16 @@ class EpochSampler(Sampler[int]):
 
 
 class EpochBatches(Sampler[list[int]]):
-    """One process's part of each batch of an epoch; all processes have equally many, with each sample in one.
+    """One process's part of each batch of an epoch. All processes get equally many parts, and each sample is in one.
 
-    Where the last batch is smaller, it is shared out evenly. A process may then get an empty part, of which the
-    collators make a row of padding: its forward and backward passes must meet those of the others. (Accelerate would
-    repeat samples from the epoch's start instead.)
+    A smaller last batch is shared out evenly. A process may then get an empty part, which the collators turn into a row
+    of padding, because every process must take part in each forward and backward pass. (Accelerate would repeat samples
+    from the epoch's start instead.)
 
     Args:
         sampler: the order of the samples.
-        batch_size: samples of a full batch for each process.
-        drop_last: leaves a smaller last batch out.
+        batch_size: the number of samples in each process's part of a full batch.
+        drop_last: whether to leave out a smaller last batch.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class EpochBatches(Sampler[list[int]]):
         return samples // together if self._drop_last else -(-samples // together)
 
     def set_epoch(self, epoch: int) -> None:
-        """The data loader, or Trainer where a resumed epoch skips batches, tells which epoch begins."""
+        """Sets the epoch that begins. The data loader calls this; Trainer does when a resumed epoch skips batches."""
         self._sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -80,5 +81,5 @@ class EpochBatches(Sampler[list[int]]):
 
 
 def sample_lengths(dataset: Sized) -> list[int]:
-    """Tokens of each item of a dataset of samples."""
+    """The number of tokens in each item of a dataset."""
     return [len(dataset[index]["input_ids"]) for index in range(len(dataset))]  # type: ignore[index]

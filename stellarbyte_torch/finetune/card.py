@@ -1,4 +1,4 @@
-"""The README.md of what fine-tuning leaves: its base, its data, how it was trained, how well it did, how to load it."""
+"""Writes the README.md of a fine-tuned model: its base, its data, how it was trained, its figures, how to load it."""
 
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,10 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}"{remote})"""
 
 
 def write_card(folder: Path, config: FinetuneConfig, summary: Summary, *, samples: str, model_type: str) -> None:
-    """Writes README.md over the one that PEFT leaves, whose forty questions nobody has answered.
+    """Writes README.md over the form of forty questions that PEFT leaves.
 
-    samples: what the data are, in a line. model_type: of the base; Transformers loads "stellarbyte" with the code that
-    lies beside its weights.
+    samples: a line about the data. model_type: the base's; a "stellarbyte" model is loaded with the code beside its
+    weights, which needs trust_remote_code.
     """
     lora = config.lora
     activation = None if lora is None else lora.get("activation")

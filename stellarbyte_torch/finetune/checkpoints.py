@@ -1,4 +1,4 @@
-"""The checkpoints of a fine-tuning run: each is whole or counts for nothing, and is checked before a run goes on."""
+"""Finds, checks and removes a fine-tuning run's checkpoints; an incomplete or damaged one is never resumed from."""
 
 import re
 import shutil
@@ -18,25 +18,25 @@ from stellarbyte.lora_values import is_whole
 from stellarbyte.reading import read_json
 from stellarbyte_torch.finetune.training_values import MOST
 
-# In a checkpoint's manifest: whether a signal has cut short the validation that belongs to it.
+# A key in a checkpoint's manifest: whether a signal cut short the validation at its step.
 LACKS_VALIDATION = "lacks_validation"
 
 _NAME = re.compile(r"checkpoint-(0|[1-9]\d{0,17})")
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest checkpoint of a run that was written to its end."""
+    """The newest complete checkpoint of a run, or None."""
     finished = [path for path in _checkpoints(run_dir / "checkpoints") if (path / MANIFEST).is_file()]
     return finished[-1] if finished else None
 
 
 def checkpoint_to_resume(run_dir: Path, arguments: TrainingArguments, say: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint; damaged ones that are newer are set aside, the best model's as well, and told.
+    """The newest undamaged checkpoint, or None. Damaged newer ones and a damaged best one are set aside and reported.
 
-    The first process looks, for all of them.
+    The first process looks, and tells the others.
 
     Raises:
-        UserError: it was written by another number of processes; a process does not see it; a damaged one cannot move.
+        UserError: another number of processes wrote it; a process cannot see it; a damaged one cannot be set aside.
     """
     found: list[Any] = [None]
     if arguments.process_index == 0:
@@ -62,18 +62,18 @@ def checkpoint_to_resume(run_dir: Path, arguments: TrainingArguments, say: Calla
 
 
 def lacks_validation(checkpoint: Path) -> bool:
-    """Whether the validation of the checkpoint's step is still to be done."""
+    """Whether the validation at the checkpoint's step is still to be done."""
     return (read_manifest(checkpoint) or {}).get(LACKS_VALIDATION) is True
 
 
 @contextmanager
 def readable(checkpoint: str | None) -> Iterator[None]:
-    """Turns whatever a checkpoint's files raise where they are loaded into one sentence.
+    """Turns any error from loading a checkpoint's files into one sentence.
 
-    A checkpoint is held against its manifest before, but whoever made the folder may have made that as well.
+    The files have been compared with the manifest before, but whoever wrote the folder may have written that as well.
 
     Raises:
-        UserError: naming the checkpoint.
+        UserError: the checkpoint cannot be loaded; the sentence names it.
     """
     try:
         with warnings.catch_warnings():
@@ -84,7 +84,7 @@ def readable(checkpoint: str | None) -> Iterator[None]:
     except Exception as error:
         why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
-            f"{checkpoint} cannot be gone on from ({why[:200]}): remove it, and the same command goes on from an older "
+            f"{checkpoint} cannot be resumed from ({why[:200]}): remove it, and the same command goes on from an older "
             "one"
         ) from error
 
@@ -99,7 +99,7 @@ class KnownBest(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002 - the signature of callbacks
         **_: Any,
     ) -> None:
-        """Trainer has read its state, with the path that the folder had."""
+        """Corrects the path in the state that Trainer has just read, which may be from before the folder moved."""
         if state.best_global_step:
             best = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
             if (best / MANIFEST).is_file():
@@ -109,19 +109,19 @@ class KnownBest(TrainerCallback):
 
 
 def rotate(folder: Path, limit: int | None, best: str | None) -> None:
-    """Removes the oldest checkpoints until `limit` are left; the newest and the best model's stay. None keeps all."""
+    """Removes the oldest checkpoints until `limit` are left, but never the newest or the best. None keeps all."""
     finished = [path for path in _checkpoints(folder) if (path / MANIFEST).is_file()]
     if not limit or limit < 1 or not finished:
         return
     kept = {finished[-1]} | ({folder / Path(best).name} & set(finished) if best is not None else set())
     removable = [checkpoint for checkpoint in finished if checkpoint not in kept]
     for checkpoint in removable[: max(0, len(finished) - max(limit, len(kept)))]:
-        (checkpoint / MANIFEST).unlink(missing_ok=True)  # if it is not removed to its end, it is no checkpoint any more
+        (checkpoint / MANIFEST).unlink(missing_ok=True)  # first, so that a half-removed folder counts as incomplete
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Folders named as Trainer names them, oldest first; whatever else lies there is nobody's checkpoint."""
+    """The folders named as Trainer names checkpoints, oldest first; anything else there is ignored."""
     found = [
         (int(match[1]), path)
         for path in (folder.iterdir() if folder.is_dir() else ())
@@ -149,7 +149,7 @@ def _newest_whole(folder: Path, say: Callable[[str], None]) -> str | None:
 
 
 def _wrong_state(checkpoint: Path) -> str | None:
-    """What is wrong with how far a checkpoint says that it is, in a few words."""
+    """What is wrong with a checkpoint's record of its progress, in a few words; None if nothing is."""
     state = _state(checkpoint)
     step = state.get("global_step")
     if checkpoint.name != f"checkpoint-{step}":

@@ -1,4 +1,4 @@
-"""What a config file says about a fine-tuning run."""
+"""The config of a fine-tuning run, read from a YAML file."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -107,7 +107,7 @@ def load_finetune_config(path: Path, overrides: Sequence[str] = ()) -> FinetuneC
     """The config in a YAML file, with command-line overrides (`--training.max_steps 10`) put over it.
 
     Raises:
-        UserError: naming file:line or override, field, value and what was expected.
+        UserError: a field is wrong; it names file:line or the override, the field, its value and what was expected.
     """
     root = read_yaml(path)
     for name, value in parse_overrides(overrides):
@@ -123,7 +123,7 @@ def load_finetune_config(path: Path, overrides: Sequence[str] = ()) -> FinetuneC
 
 
 def _lora_fields(node: Node) -> dict[str, Any]:
-    build(LoRAConfig, node, "lora")  # complains of what no adapter can have
+    build(LoRAConfig, node, "lora")  # raises if a value is impossible for every adapter
     return plain(field_values(LoRAConfig, node, "lora"))
 
 
@@ -133,7 +133,7 @@ def _training_fields(node: Node) -> dict[str, Any]:
             raise UserError(f"{value.where}: training.{name} is not for the config: {OURS[name]}")
     given, flags = node, {}
     if isinstance(node.value, dict) and "fsdp" in node.value and isinstance(node.value["fsdp"].value, bool):
-        # Transformers declares it as text, and takes true and false.
+        # Transformers declares it as text, but accepts true and false as well.
         flags = {"fsdp": node.value["fsdp"].value}
         given = dataclasses.replace(node, value={k: v for k, v in node.value.items() if k not in flags})
     fields: dict[str, Any] = {**plain(field_values(TrainingArguments, given, "training")), **flags}

@@ -1,4 +1,4 @@
-"""A signal, or a failure between two saves, as a checkpoint and the end of training by Transformers' Trainer."""
+"""Makes Transformers' Trainer save a checkpoint and stop after a signal, or after a failure between two saves."""
 
 import torch
 import torch.distributed as dist
@@ -7,7 +7,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from stellarbyte import interrupt
 from stellarbyte.errors import UserError
 
-# Among the numbers of signals, that of a failure.
+# Stands for a failure where processes exchange the number of a signal.
 _FAILURE = 1000
 
 
@@ -16,28 +16,28 @@ class AskedToStopError(Exception):
 
 
 class Interrupt(interrupt.Interrupt, TrainerCallback):
-    """As the ground's. A callback of the Trainer, it saves and stops after the step; `stopped` tells that it did.
+    """The ground's Interrupt as a Trainer callback: after the current step it saves and stops, and sets `stopped`.
 
-    A failure of what only shows or notes how training goes, such as of an output whose reader has left, asks as a
-    signal does, so that no step is lost; `failure` is the one of this process.
+    An error that only concerns the display or the records, such as a closed output, is passed to `fail` and then stops
+    the run as a signal does, so that no step is lost; `failure` is the error of this process.
 
     Raises:
-        AskedToStopError: from a batch of a validation.
+        AskedToStopError: between two batches of a validation, if a stop is asked for.
     """
 
     def __init__(self, *, speaks: bool = True) -> None:
-        super().__init__("stellarbyte-torch" if speaks else None)  # of several processes, one does
+        super().__init__("stellarbyte-torch" if speaks else None)  # one of several processes speaks
         self.stopped = False
         self.failure: UserError | None = None
 
     def fail(self, error: UserError) -> None:
-        """Ask to stop because of the error."""
+        """Asks the run to stop because of `error`."""
         self.failure = self.failure or error
 
     def _agreed(self, args: TrainingArguments) -> bool:
-        """Whether any process is asked to stop, by a signal whose `number` all of them know then, or by a failure.
+        """Whether any process is asked to stop, by a failure or by a signal, whose `number` is then set on all of them.
 
-        All processes have to ask at the same time: those that went on alone would wait for the others for ever.
+        A collective: every process must call it, because one that trained on alone would wait for the others for ever.
         """
         asked = self.number or (0 if self.failure is None else _FAILURE)
         if args.world_size > 1:
@@ -54,7 +54,7 @@ class Interrupt(interrupt.Interrupt, TrainerCallback):
         control: TrainerControl,
         **_: object,
     ) -> TrainerControl:
-        """Save and stop, if it is asked for."""
+        """Saves and stops if a stop is asked for."""
         if self._agreed(args) and state.global_step < state.max_steps:
             self.stopped = True
             control.should_log = control.should_save = control.should_training_stop = True
@@ -67,13 +67,13 @@ class Interrupt(interrupt.Interrupt, TrainerCallback):
         control: TrainerControl,
         **_: object,
     ) -> TrainerControl:
-        """Trainer takes the step at which it stops for the end of the epoch."""
+        """Keeps Trainer from saving twice: it takes the step at which it stops for the end of an epoch."""
         if self.stopped and state.epoch != int(state.epoch or 0):
             control.should_log = control.should_evaluate = control.should_save = False
         return control
 
     def on_prediction_step(self, args: TrainingArguments, *_: object, **__: object) -> None:
-        """Leave a validation, if a stop is asked for; the run does it when it goes on."""
+        """Leaves a validation if a stop is asked for; the resumed run does it again."""
         if self._agreed(args):
             self.stopped = True
             raise AskedToStopError

@@ -1,4 +1,4 @@
-"""Whether a model keeps packed samples apart: tried on the model itself, with two short samples."""
+"""Tests on a model itself, with two short samples, whether it keeps packed samples apart."""
 
 import math
 from collections.abc import Iterator
@@ -8,21 +8,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-# Tokens of each of the two samples: enough for the short convolutions of hybrid models to reach across.
+# Tokens of each of the two samples: more than the width of hybrid models' short convolutions, which may leak as well.
 _LENGTH = 12
 
-# What rounding alone may make of `seen` and of `moved`. What lies in front is multiplied by 0, so that `seen` is 0 but
-# where experts share out their tokens; architectures that leak are at 1e-3 and more. `moved` sums in another order.
+# The largest `seen` and `moved` that rounding alone may cause. Masked attention multiplies the sample in front by 0, so
+# `seen` is exactly 0 except in mixtures of experts, where other tokens change each expert's batch; architectures that
+# leak show 1e-3 and more. `moved` is larger because the sums run in another order.
 _ROUNDING = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-5, 1e-3)}
 _ROUNDING_OF_HALVES = (2e-3, 0.1)
 
 
 class PackingVerdict(NamedTuple):
-    """What a packed row does to a sample's logits, as shares of their norm.
+    """How far packing changes a sample's logits, as a share of their norm.
 
-    seen: how far they move when the sample in front is another one. moved: how far they are from those of the same
-    sample at the front of a row, where it is as if alone. sees_others, is_moved: whether that is more than rounding.
-    complaint: what the model said instead of logits, or "".
+    seen: the change when another sample stands in front of it. moved: the difference from the logits of the same sample
+    at the front of a row, where it is as if alone. sees_others, is_moved: whether `seen` or `moved` is more than
+    rounding. complaint: the error that the model raised instead of giving logits, or "".
     """
 
     seen: float
@@ -33,15 +34,15 @@ class PackingVerdict(NamedTuple):
 
     @property
     def is_exact(self) -> bool:
-        """Whether packed samples are as if alone."""
+        """Whether packed samples give the same results as samples alone."""
         return not (self.complaint or self.sees_others or self.is_moved)
 
 
 def check_packing(model: nn.Module, vocab_size: int, *, rows: int = 2) -> PackingVerdict:
-    """Tries short samples packed as our collator packs them: no attention_mask, positions from 0 in each.
+    """Runs the model on short samples packed as our collator packs them: no attention_mask, positions from 0 in each.
 
-    The model stays as it is, in its own dtype and where it lies; dropout is off meanwhile. rows: of a batch, as some
-    kernels look for samples in batches of one row only.
+    The model keeps its dtype and device; dropout is off during the test. rows: the size of the batch, which matters
+    because some kernels look for packed samples only in batches of one row.
     """
     draw = torch.Generator().manual_seed(0)
     device = next(model.parameters()).device
@@ -53,7 +54,7 @@ def check_packing(model: nn.Module, vocab_size: int, *, rows: int = 2) -> Packin
             behind = _logits(model, first, sample)[:, _LENGTH:]
             behind_other = _logits(model, other, sample)[:, _LENGTH:]
             in_front = _logits(model, sample, first)[:, :_LENGTH]
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError) as error:  # as models do
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError) as error:  # models raise any
             complaint = " ".join(str(error).split()) or type(error).__name__
             return PackingVerdict(math.inf, math.inf, True, True, complaint)
     seen, moved = _difference(behind, behind_other), _difference(behind, in_front)
@@ -67,7 +68,7 @@ def _logits(model: nn.Module, *samples: torch.Tensor) -> torch.Tensor:
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Of logits as they differ from their mean, which no softmax sees; infinite where one is no number."""
+    """The relative difference of logits, less each one's mean, which a softmax ignores; infinite if any is NaN."""
     a, b = (logits.double() - logits.double().mean(-1, keepdim=True) for logits in (a, b))
     difference = ((a - b).norm() / b.norm()).item()
     return math.inf if math.isnan(difference) else difference
@@ -77,7 +78,7 @@ def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
 def _at_rest(model: Any) -> Iterator[None]:
     was_training = {module: module.training for module in model.modules()}
     with ExitStack() as stack:
-        if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):  # ZeRO-3: each process has a part
+        if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):  # ZeRO-3 splits each among processes
             from deepspeed.zero import GatheredParameters
 
             stack.enter_context(GatheredParameters(list(model.parameters())))

@@ -1,4 +1,4 @@
-"""Shows samples as a model will see them, with the tokens that are trained on set off from the rest."""
+"""Shows samples as a model will see them, with the trained tokens set off from the rest."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -26,11 +26,11 @@ _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
 def preview(path: Path, count: int, *, colour: bool, overrides: Sequence[str] = ()) -> Iterator[str]:
     """Pieces of text to print: the first `count` training samples of the config in `path`, then a summary.
 
-    Trained tokens are green, or between ⟦ and ⟧ without colour. Of the config only `data` is read, and `model`, a
-    folder, unless data.tokenizer names another; both with command-line overrides (`--data.max_length 99`) put over it.
+    Trained tokens are green, or between ⟦ and ⟧ without colour. Only `data` is read from the config, and `model` if
+    data.tokenizer does not name the tokenizer's folder; command-line overrides (`--data.max_length 99`) apply.
 
     Raises:
-        UserError: the config, an override, the tokenizer, or the data has a mistake.
+        UserError: the config, an override, the tokenizer or the data has a mistake.
     """
     root = read_yaml(path)
     for name, value in root.value.items():
@@ -51,7 +51,7 @@ def preview(path: Path, count: int, *, colour: bool, overrides: Sequence[str] = 
 
 
 def marked_text(sample: Sample, tokenizer: PreTrainedTokenizerBase, *, colour: bool) -> str:
-    """A sample's text, special tokens included, with the trained stretches green or between ⟦ and ⟧."""
+    """A sample's text, special tokens included, with its trained stretches green or between ⟦ and ⟧."""
     before, after = (_GREEN, _PLAIN) if colour else ("⟦", "⟧")
     pieces = []
     for trained, run in groupby(

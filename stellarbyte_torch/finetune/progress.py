@@ -1,4 +1,4 @@
-"""The figures of a fine-tuning run as it goes: one line a step in metrics.jsonl, and what the display shows."""
+"""Records and shows a fine-tuning run's figures as it goes: a line a step in metrics.jsonl, and the display."""
 
 import json
 import math
@@ -16,24 +16,26 @@ from stellarbyte.errors import UserError
 from stellarbyte.metrics_file import drop_records_after
 from stellarbyte_torch.finetune.interrupt import Interrupt
 
-# Where the output is no terminal: often enough to see that it lives, seldom enough for a log file.
+# If the output is not a terminal: often enough to show that the run is alive, rarely enough for a log file.
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_FRAMES = 0.1
-# What a step adds to the rates that are shown, which so are those of about the last ten.
+# The weight of one step in the displayed rates, which so are averages over about the last ten steps.
 _SHARE_OF_A_STEP = 0.1
 
 
 class NotFiniteError(UserError):
-    """A loss or a gradient is NaN or infinite: what it has made of the weights must not be saved."""
+    """A loss or a gradient is NaN or infinite, so weights updated by it must not be saved."""
 
 
 class FinetuneProgress(TrainerCallback):
     """Records and shows what the Trainer logs; only the first process writes and shows.
 
-    Of a run that goes on, what was recorded after its checkpoint is dropped, so that the file holds each step once.
-    lacks_validation: so is the validation of the checkpoint's own step. interrupt: is told of what cannot be shown or
-    noted, as that must not cost the steps since the last checkpoint.
-    `seconds` and `tokens` are those of training alone, without evaluations, saving and the first step, which compiles.
+    When a run is resumed, the records after its checkpoint are dropped, so that the file holds each step once.
+    `seconds` and `tokens` count training alone, without evaluations, saving, and the first step, which compiles.
+
+    Args:
+        interrupt: asks the run to save and stop if a figure cannot be written or shown, so that no step is lost.
+        lacks_validation: the validation at the checkpoint's own step was cut short; its record is dropped as well.
 
     Raises:
         UserError: metrics.jsonl cannot be written, or the loss is no longer finite.
@@ -66,7 +68,7 @@ class FinetuneProgress(TrainerCallback):
     ) -> None:
         self._validating.close()
         if self._file is not None:
-            with suppress(OSError):  # it has been told where it was written
+            with suppress(OSError):  # _write has already reported the failure
                 self._file.close()
 
     def on_train_begin(
@@ -76,7 +78,7 @@ class FinetuneProgress(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002
         **_: Any,
     ) -> None:
-        """Open the file and the display."""
+        """Opens the file and the display."""
         self._step = self._first_step = state.global_step
         self._max_steps = state.max_steps
         if self._is_main:
@@ -91,7 +93,7 @@ class FinetuneProgress(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002
         **_: Any,
     ) -> None:
-        """Count the time of a step."""
+        """Adds up the time of a step."""
         self._step = state.global_step
         self._tick()
 
@@ -102,13 +104,13 @@ class FinetuneProgress(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002
         **event: Any,
     ) -> None:
-        """Record and show a line of the Trainer's about training."""
+        """Records and shows what the Trainer logs about training."""
         logs: dict[str, Any] = event["logs"]
         if "loss" not in logs:
             return
         self._tick()  # fetching the loss has waited for the device
-        # The gradient too: a loss may be the last finite one, and what is saved is what this gradient made of it. In
-        # float16, though, its scale is found by trying.
+        # The gradient is checked too: the loss may still be finite although this gradient has already spoilt the
+        # weights that would be saved. In float16 it is not checked: the loss scaler overflows some by design.
         for name, value in (("loss", logs["loss"]), ("gradient", 0.0 if args.fp16 else logs.get("grad_norm", 0.0))):
             if not math.isfinite(value):
                 raise NotFiniteError(
@@ -139,7 +141,7 @@ class FinetuneProgress(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002
         **event: Any,
     ) -> None:
-        """Show how far a validation is."""
+        """Shows how far a validation is."""
         if self._batches == 0:
             self._validated = self._validating.enter_context(self._display.doing("validating"))
         self._batches += 1
@@ -152,7 +154,7 @@ class FinetuneProgress(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002
         **event: Any,
     ) -> None:
-        """Record and print a validation loss."""
+        """Records and prints a validation loss."""
         self._validating.close()
         self._batches = 0
         metrics: dict[str, float] = event["metrics"]
@@ -163,7 +165,7 @@ class FinetuneProgress(TrainerCallback):
         self._clock = time.monotonic()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
-        """Saving is no training time."""
+        """Leaves the time of saving out of the training time."""
         self._clock = time.monotonic()
 
     def say(self, text: str) -> None:

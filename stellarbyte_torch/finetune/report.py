@@ -1,4 +1,4 @@
-"""What a fine-tuning run tells about itself, before it starts and when it has ended."""
+"""Words and figures about a fine-tuning run, before it starts and after it has ended."""
 
 import math
 import sys
@@ -17,7 +17,7 @@ Summary = dict[str, Any]
 
 
 def opening(name: str, model: Any, samples: str, arguments: TrainingArguments, checkpoint: Path | None) -> str:
-    """Two lines: the model and what of it trains where, and the data."""
+    """Two lines before training: the model, how much of it trains and on which devices; then the data (`samples`)."""
     total, trained = _parameters(model)
     start = "" if checkpoint is None else f", going on after step {checkpoint.name.rpartition('-')[2]}"
     if isinstance(model, PeftModel):
@@ -29,10 +29,10 @@ def opening(name: str, model: Any, samples: str, arguments: TrainingArguments, c
 
 
 def summarise(trainer: FinetuneTrainer, progress: FinetuneProgress, folder: Path | None) -> Summary:
-    """The figures of a run, ready for JSON; `folder` is where the result goes, None of a run that was interrupted.
+    """The figures of a run, ready for JSON; `folder` is where the result goes, None if the run was interrupted.
 
-    Validation losses are means over trained tokens: before the first step, and of the model that is kept. Speed and
-    memory are those of this process since it started; tokens are real ones, without padding.
+    Validation losses are means over trained tokens, before the first step and for the model that is kept. Speed and
+    memory are those of this process since it started; padding does not count as tokens.
     """
     state = trainer.state
     total, trained = _parameters(trainer.accelerator.unwrap_model(trainer.model))
@@ -59,7 +59,7 @@ def summarise(trainer: FinetuneTrainer, progress: FinetuneProgress, folder: Path
 
 
 def is_summary(content: Any) -> bool:
-    """Whether this is what `summarise` makes, which a file may say that somebody else has written."""
+    """Whether `content`, read from a file that anybody may have written, has the form that `summarise` gives."""
     counts = ("steps", "best_step", "parameters", "trainable_parameters")
     figures = ("train_loss_first", "train_loss_last", "validation_loss_before", "validation_loss_after")
     return (
@@ -76,13 +76,13 @@ def is_summary(content: Any) -> bool:
 
 
 def closing_table(summary: Summary) -> str:
-    """The figures of a run that has ended, a line each."""
+    """The figures of a run that has ended, one a line."""
     rows = {**closing_rows(summary), "saved in": str(summary["saved_in"])}
     return "\n".join(f"{name:<16} {value}" for name, value in rows.items())
 
 
 def closing_rows(summary: Summary) -> dict[str, str]:
-    """What a run came to, name -> words."""
+    """The results of a run, name -> words."""
     trained, total = summary["trainable_parameters"], summary["parameters"]
     rows = {"trained": f"{trained:,} of {total:,} parameters ({trained / total:.2%})"}
     before, after = summary["validation_loss_before"], summary["validation_loss_after"]
@@ -102,11 +102,11 @@ def closing_rows(summary: Summary) -> dict[str, str]:
 
 
 def _parameters(model: Any) -> tuple[int, int]:
-    """How many there are, and how many train."""
+    """The number of all parameters and of those that train."""
     if isinstance(model, PeftModel):
-        trained, total = model.get_nb_trainable_parameters()  # knows how many a quantised base stands for
+        trained, total = model.get_nb_trainable_parameters()  # counts the original weights of a quantised base
         return total, trained
-    # Of a parameter that DeepSpeed has parted there is nothing here, but its size.
+    # DeepSpeed's ZeRO-3 leaves a parameter empty on this process, but keeps its size.
     sizes = [
         (getattr(parameter, "ds_numel", parameter.numel()), parameter.requires_grad) for parameter in model.parameters()
     ]

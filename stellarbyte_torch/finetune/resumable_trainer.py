@@ -1,4 +1,4 @@
-"""transformers' Trainer that goes on from a checkpoint as if it had never stopped."""
+"""Transformers' Trainer, extended so that a resumed run gives the same result as an uninterrupted one."""
 
 import shutil
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from stellarbyte_torch.saving import written
 
 
 class ResumableTrainer(Trainer):
-    """A Trainer whose checkpoints are whole or count for nothing, and that a signal may stop at any moment.
+    """A Trainer that a signal may stop at any moment, and that ignores checkpoints that are not complete.
 
-    A validation that was cut short is done before the first step of a run that goes on, where `eval_on_start` is set.
+    If a validation was cut short, the resumed run does it before its first step, provided that `eval_on_start` is set.
 
     Args:
         interrupt: the callback that asks to stop.
-        doing: shows what takes time while it is entered.
-        kwargs: Trainer's own.
+        doing: a context manager that shows its text while the work inside it takes time.
+        kwargs: Trainer's own arguments.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class ResumableTrainer(Trainer):
         callbacks: list[Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        # The last one, which sees what the others have decided.
+        # The interrupt comes last, so that it sees what the other callbacks have decided.
         super().__init__(callbacks=[*(callbacks or ()), *([] if interrupt is None else [interrupt])], **kwargs)
         self._interrupt, self._doing = interrupt, doing
         self._lacks_validation = False
@@ -55,7 +55,7 @@ class ResumableTrainer(Trainer):
         return is_best
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False) -> Any:
-        """Trainer's. What comes before the first step of a run that goes on counts as if it had come in its time."""
+        """Trainer's method. A validation that a resumed run does late counts as if it had been done at its step."""
         is_late = skip_scheduler and self.state.global_step > 0
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler=skip_scheduler and not is_late)
         if is_late and self._determine_best_metric(metrics=metrics, trial=trial):
@@ -63,7 +63,7 @@ class ResumableTrainer(Trainer):
         return metrics
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Trainer's, but for a run that had come to its end and only goes on to save what it has trained."""
+        """Trainer's method, but it trains nothing if the run had ended and is resumed only to save its result."""
         ended = self.state.global_step >= self.state.max_steps or any(
             callback.early_stopping_patience_counter >= callback.early_stopping_patience
             for callback in self.callback_handler.callbacks
@@ -75,7 +75,7 @@ class ResumableTrainer(Trainer):
             super()._run_epoch(*args, **kwargs)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's. A run that was stopped has no use for its best model, and keeps its newest."""
+        """Trainer's method, but a run that was stopped keeps its newest model instead of loading its best one."""
         if self._interrupt is None or not self._interrupt.stopped:
             return super()._finalize_training(*args, **kwargs)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -89,13 +89,14 @@ class ResumableTrainer(Trainer):
         return Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Trainer's, complete once its manifest is there, by which a run that goes on knows it; then older ones go."""
+        """Trainer's method; then a manifest marks the checkpoint as complete, and old ones are removed."""
         checkpoint = self._checkpoint()
         folder = checkpoint.parent
-        if self.args.should_save and checkpoint.exists():  # what a killed process left
+        if self.args.should_save and checkpoint.exists():  # a killed process left it
             shutil.rmtree(checkpoint)
         self.accelerator.wait_for_everyone()
-        limit, self.args.save_total_limit = self.args.save_total_limit, None  # Trainer would remove before all is there
+        # Trainer would remove old checkpoints before the new one is complete.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             with self._doing(f"saving {checkpoint.name}"), written(folder, checkpoint.name):
                 super()._save_checkpoint(model, trial)
@@ -105,7 +106,7 @@ class ResumableTrainer(Trainer):
                     write_manifest(checkpoint, {**about, LACKS_VALIDATION: self._lacks_validation})
         except BaseException:
             if self.args.should_save:
-                shutil.rmtree(checkpoint, ignore_errors=True)  # on a full disk it would stand in the way
+                shutil.rmtree(checkpoint, ignore_errors=True)  # it would take up space on a full disk
             raise
         finally:
             self.args.save_total_limit = limit
@@ -146,13 +147,13 @@ class ResumableTrainer(Trainer):
                 super()._load_best_model()
 
     def _is_whole_here(self) -> bool:
-        """Whether this process holds a model of transformers in full, and no adapter of one."""
+        """Whether this process holds the whole of a Transformers model that has no adapter on it."""
         return isinstance(self.model, PreTrainedModel) and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
     def _load_whole(self, folder: Path) -> None:
-        """Load a model as from_pretrained does: a file may hold weights under other names than the modules have.
+        """Loads the weights in `folder` by from_pretrained, which knows when files name weights otherwise than modules.
 
-        Of many mixtures of experts it does, and Trainer would leave these weights out.
+        Many mixtures of experts are saved so, and Trainer's own loading would leave out these weights.
         """
         model: Any = self.model
         loaded, report = type(model).from_pretrained(folder, dtype="auto", output_loading_info=True)

@@ -1,4 +1,4 @@
-"""A fine-tuning run, from its config to what it leaves in its folder: read it top to bottom."""
+"""Runs fine-tuning, from the config to the files in the output folder; read `finetune` top to bottom."""
 
 import hashlib
 import os
@@ -37,7 +37,7 @@ from stellarbyte_torch.finetune.trainer import EvaluateAtEnd, FinetuneTrainer
 from stellarbyte_torch.lora.start import write_for_plain_base
 from stellarbyte_torch.saving import saved_whole
 
-# What may change when a run goes on: none of it is part of what is computed in a step.
+# Fields that may change when a run is resumed, because no training step depends on them.
 _FREE_FIELDS = (
     *("output_dir", "early_stopping_patience", "training.eval", "training.save_", "training.per_device_eval_"),
     *("training.log", "training.report_to", "training.run_name", "training.project"),
@@ -56,19 +56,19 @@ _FINGERPRINT = "samples.sha256"
 
 
 def finetune(config: FinetuneConfig, display: Display, interrupt: Interrupt | None = None) -> Summary:
-    """Train until the end, from the newest checkpoint in `output_dir` if there is one.
+    """Trains to the end, starting from the newest checkpoint in `output_dir` if there is one.
 
-    `interrupt` is not yet entered; a caller that gives one can tell afterwards what signal ended the run.
+    interrupt: must not be entered yet. A caller that passes one can read from it which signal ended the run.
 
     Returns:
-        The figures of the run; "finished" is False when a signal ended it early (it is saved, and can go on).
+        The figures of the run; "finished" is False if a signal ended it early (it is saved and can be resumed).
 
     Raises:
-        UserError: the model, the data, or an earlier run in `output_dir` do not fit the config, something that it asks
-            for is not here, or the loss is no longer finite.
+        UserError: the model, the data, or an earlier run in `output_dir` does not fit the config; the config asks for
+            something that this machine lacks; or the loss is no longer finite.
     """
     run_dir = Path(config.output_dir)
-    # With the defaults filled in, so that what is compared and written is all that the run depends on.
+    # The defaults are filled in first, so that the config compared and written holds all that the run depends on.
     config = replace(config, training=training_fields(config))
     summary = _check_same_run(config, run_dir, display.say)
     if summary is not None:
@@ -114,11 +114,11 @@ def finetune(config: FinetuneConfig, display: Display, interrupt: Interrupt | No
             callbacks=[EvaluateAtEnd(), KnownBest(), progress, *_early_stopping(config)],
         )
     if config.data.packing:
-        with display.doing("trying whether packed samples are as if alone"):
+        with display.doing("checking that packed samples do not see each other"):
             _check_packing(config, trainer, len(tokenizer))
     trainer.remove_callback(PrinterCallback)
     progress.say(opening(config.model, model, data.samples.summary(), arguments, checkpoint))
-    with interrupt:  # until the result is on disk
+    with interrupt:  # signals are handled until the result is on disk
         with progress, _explained(), suppress(AskedToStopError):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         base.config.use_cache = used_cache
@@ -130,7 +130,7 @@ def finetune(config: FinetuneConfig, display: Display, interrupt: Interrupt | No
             if interrupt.failure is not None and interrupt.number is None:
                 failure = interrupt.failure
                 raise UserError(f"{failure}; {where}: the same command goes on from there") from failure
-            with suppress(UserError):  # nobody is there to read it
+            with suppress(UserError):  # the output may be closed
                 progress.say(f"{where}: the same command goes on from there")
             return summary
         with display.doing(f"saving {folder}"):
@@ -145,8 +145,8 @@ def finetune(config: FinetuneConfig, display: Display, interrupt: Interrupt | No
 def _save(
     trainer: FinetuneTrainer, tokenizer: PreTrainedTokenizerBase, folder: Path, card: Callable[[Path], None]
 ) -> None:
-    """Write what was trained into a folder of its own, and the card; every process takes part."""
-    if trainer.is_fsdp_enabled:  # where every process holds a part, and Trainer would save parts
+    """Writes the trained weights, tokenizer and card into `folder`. A collective: every process must call it."""
+    if trainer.is_fsdp_enabled:  # every process holds a part of the model, and Trainer would save the parts
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     is_main = trainer.args.process_index == 0
     with saved_whole(folder) if is_main else nullcontext(partial_folder(folder)) as new:
@@ -160,7 +160,11 @@ def _save(
 
 
 def _check_same_run(config: FinetuneConfig, run_dir: Path, say: Callable[[str], None]) -> Summary | None:
-    """The summary of the run in the folder if it has ended. Raises UserError: it is another run, or no run at all."""
+    """The summary of the run in `run_dir` if that has ended, else None.
+
+    Raises:
+        UserError: the folder holds a run with another config, or files that are not from a run.
+    """
     path = run_dir / "config.yaml"
     if not path.exists():
         taken = [name for name in ("checkpoints", "adapter", "model", "config.json") if (run_dir / name).exists()]
@@ -196,7 +200,7 @@ def _result(config: FinetuneConfig, run_dir: Path) -> Path:
 
 
 def _load_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer, with the chat template that the run trains, so that what is saved speaks by it."""
+    """The tokenizer with the chat template that the run trains on, which is then saved with the model."""
     tokenizer = load_base_tokenizer(config.data.tokenizer or config.model)
     template = read_template(config.data.chat_template, "data.chat_template")
     if template is not None:
@@ -231,7 +235,7 @@ def _prepare(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, display
 
 
 def _check_packing(config: FinetuneConfig, trainer: FinetuneTrainer, vocab_size: int) -> None:
-    """Raises UserError: samples that are packed into one row would not train as if alone."""
+    """Raises UserError if samples packed into one row would not train as they would alone."""
     model: Any = trainer.model
     verdict = check_packing(model, vocab_size, rows=min(2, trainer.args.train_batch_size))
     if verdict.is_exact:
@@ -240,7 +244,7 @@ def _check_packing(config: FinetuneConfig, trainer: FinetuneTrainer, vocab_size:
     if verdict.complaint:
         why = f"which cannot take packed rows ({verdict.complaint[:200]})"
         raise UserError(f"data.packing is not for model {name}, {why}: set it to false")
-    how = "sees the one in front" if verdict.sees_others else "is not as if alone"
+    how = "sees the one in front" if verdict.sees_others else "does not give the same result as alone"
     raise UserError(
         f"data.packing is not for model {name}: a packed sample {how}, and its logits move by "
         f"{max(verdict.seen, verdict.moved):.1%}; set it to false"
@@ -257,7 +261,7 @@ def _check_same_data(data: PreparedData, run_dir: Path) -> None:
 
 
 def _fingerprint(data: PreparedData) -> str:
-    """Of all tokens, in order, and of which of them are trained on."""
+    """A hash of all tokens in order, and of which of them are trained on."""
     digest = hashlib.sha256()
     for sample in (*data.samples.train, *data.samples.validation):
         digest.update(len(sample).to_bytes(8, "little") + sample.input_ids.tobytes() + sample.trained.tobytes())
@@ -271,7 +275,7 @@ def _early_stopping(config: FinetuneConfig) -> list[EarlyStoppingCallback]:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """What a config can ask of this machine in vain, and only the Trainer finds out, as a user's mistake."""
+    """Raises UserError for what this machine lacks and only the Trainer finds out: GPU memory or a package."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -285,7 +289,10 @@ def _explained() -> Iterator[None]:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """What Trainer refuses of its arguments, as a user's mistake; only while it is made, as later it would be ours."""
+    """Raises UserError where Trainer's constructor refuses its arguments.
+
+    To be used around the constructor only: the same errors from a later call would be our mistake, not the user's.
+    """
     try:
         yield
     except (UserError, torch.OutOfMemoryError):

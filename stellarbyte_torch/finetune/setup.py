@@ -1,4 +1,4 @@
-"""What a fine-tuning run is made of: the arguments of its Trainer, and the model with what of it trains."""
+"""Makes the parts of a fine-tuning run from its config: the Trainer's arguments and the model that it trains."""
 
 import copy
 from importlib.util import find_spec
@@ -17,42 +17,42 @@ from stellarbyte_torch.lora.base import moves_base
 from stellarbyte_torch.lora.config import LoRAConfig
 from stellarbyte_torch.lora.targets import trained_whole
 
-# Reporters of Transformers by the packages that they need.
+# Transformers' reporters -> the package that each needs.
 _REPORTERS = {
     **{name: name for name in ("clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "mlflow", "neptune")},
     **{name: name for name in ("swanlab", "tensorboard", "trackio", "wandb")},
     **{"azure_ml": "azureml", "flyte": "flytekit"},
 }
 
-# Other fields that need one.
+# Other fields -> the package that each needs.
 _PACKAGES = {"deepspeed": "deepspeed", "use_liger_kernel": "liger-kernel"}
 _OF_WORKERS = ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context")
 
 
 def training_fields(config: FinetuneConfig) -> dict[str, Any]:
-    """The config's fields of TrainingArguments, with our defaults where it says nothing."""
+    """The fields for TrainingArguments: those in the config, and our defaults for the others."""
     given = config.training
     validates = config.data.validation_fraction > 0
-    # Ten times a run; as a share of it where it is below 1, as Transformers takes it.
+    # Ten times a run: Transformers reads a value below 1 as a share of all steps.
     eval_steps = given.get("eval_steps", given.get("save_steps", 0.1))
     eval_strategy = given.get("eval_strategy", "steps" if validates else "no")
     save_strategy = given.get("save_strategy", "steps" if eval_strategy == "no" else eval_strategy)
     defaults = {
-        # Adapters want larger steps than weights.
+        # Adapters need larger steps than whole weights.
         "learning_rate": 2e-4 if config.lora is not None else 5e-5,
         "warmup_steps": 0.03,
         "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # the run ends there instead
+        "logging_nan_inf_filter": False,  # a loss that is not finite ends the run instead
         "eval_strategy": eval_strategy,
         "eval_steps": eval_steps,
         "save_strategy": save_strategy,
         "save_steps": eval_steps,
         "save_total_limit": 2,
         "load_best_model_at_end": eval_strategy == save_strategy != "no",
-        "restore_callback_states_from_checkpoint": True,  # early stopping counts on
+        "restore_callback_states_from_checkpoint": True,  # early stopping resumes its count
         "train_sampling_strategy": "random" if config.data.packing else "group_by_length",
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "ddp_find_unused_parameters": False,  # all that trains is used in each step; looking for the rest takes time
+        "ddp_find_unused_parameters": False,  # every step uses all trained parameters, and the search takes time
     }
     return {**defaults, **given}
 
@@ -61,9 +61,9 @@ def training_arguments(config: FinetuneConfig, data_arguments: dict[str, Any]) -
     """The Trainer's arguments.
 
     Raises:
-        UserError: TrainingArguments refuses them, or something that they need is not here.
+        UserError: TrainingArguments refuses them, or this machine lacks something that they need.
     """
-    # A copy at every depth: TrainingArguments fills in dicts such as fsdp_config, and a run is known by its config.
+    # A deep copy: TrainingArguments fills in dicts such as fsdp_config, and a resumed run must have an equal config.
     fields = copy.deepcopy({**data_arguments, **training_fields(config)})
     for name, value in fields.items():
         problem = complaint(name, value)
@@ -78,7 +78,7 @@ def training_arguments(config: FinetuneConfig, data_arguments: dict[str, Any]) -
             "set training.eval_strategy and training.save_strategy to the same, steps or epoch"
         )
     if not torch.accelerator.is_available():
-        fields["use_cpu"] = True  # without which TrainingArguments takes bfloat16 for a mistake
+        fields["use_cpu"] = True  # otherwise TrainingArguments refuses bfloat16
     try:
         arguments = TrainingArguments(
             output_dir=str(Path(config.output_dir) / "checkpoints"),
@@ -107,7 +107,7 @@ def training_arguments(config: FinetuneConfig, data_arguments: dict[str, Any]) -
 
 
 def _check_is_here(fields: dict[str, Any]) -> None:
-    """Raise UserError at what the fields need and this machine lacks: a package, a file, workers, a GPU."""
+    """Raises UserError if the fields need something that is missing: a package, a file, worker processes, a GPU."""
     for reporter in [reporters] if isinstance(reporters := fields.get("report_to") or [], str) else reporters:
         if reporter in _REPORTERS and find_spec(_REPORTERS[reporter]) is None:
             raise UserError(f"training.report_to {reporter} needs a package: pip install {_REPORTERS[reporter]}")
@@ -129,7 +129,7 @@ def _check_is_here(fields: dict[str, Any]) -> None:
 
 
 def check_steps(arguments: TrainingArguments, rows: int) -> None:
-    """Refuses a run that would end before its first step. Raises UserError."""
+    """Raises UserError if the run would end before its first step; `rows` is the size of the training set."""
     batch = arguments.train_batch_size * arguments.world_size
     if arguments.dataloader_drop_last and rows < batch:
         raise UserError(
@@ -140,12 +140,12 @@ def check_steps(arguments: TrainingArguments, rows: int) -> None:
 
 
 def lora_fields() -> set[str]:
-    """The names of LoRA's fields."""
+    """The names of LoRAConfig's fields."""
     return set(LoRAConfig.__dataclass_fields__)
 
 
 def _check_trains(lora: LoRAConfig) -> None:
-    """Raise UserError at what a config may say of an adapter, but not where one is to be trained."""
+    """Raises UserError for values that LoRAConfig allows but that an adapter cannot be trained with."""
     if lora.inference_mode:
         raise UserError("inference_mode is true, and then nothing trains: leave it out")
     if lora.task_type not in (None, "CAUSAL_LM"):
@@ -161,14 +161,14 @@ def _check_trains(lora: LoRAConfig) -> None:
 
 
 def make_trainable(model: PreTrainedModel, config: FinetuneConfig) -> PreTrainedModel | PeftModel:
-    """The model with adapters on it, or with its weights frozen but for what the config names.
+    """The model with adapters on it, or with all weights frozen except those that the config names.
 
     Raises:
-        UserError: something named is not there; the weights are in a dtype that cannot train.
+        UserError: the model has no such module or layer, or its weights are in a dtype that cannot train.
     """
     if config.lora is not None:
         if config.quantization == "nf4":
-            # The QLoRA recipe; what trades time for memory is Trainer's to switch on.
+            # The QLoRA recipe. Trainer itself switches gradient checkpointing on if the config asks for it.
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         try:
             lora = LoRAConfig(**config.lora)
@@ -191,7 +191,7 @@ def make_trainable(model: PreTrainedModel, config: FinetuneConfig) -> PreTrained
         )
         try:
             names = trained_whole(fields, model)
-        except UserError as error:  # LoRA's fields go by other names
+        except UserError as error:  # it names LoRA's fields; the config calls them otherwise
             raise UserError(str(error).replace("train_", "trainable.")) from error
         model.requires_grad_(False)
         for name in names:

@@ -1,4 +1,4 @@
-"""transformers' Trainer with what fine-tuning needs beside it: LoRA's own loss and rates, exact losses and counts."""
+"""Transformers' Trainer, extended by LoRA's loss terms and learning rates, and by exact losses and token counts."""
 
 import math
 from collections.abc import Iterator
@@ -30,13 +30,13 @@ from stellarbyte_torch.lora.regularisation import regularisation
 class FinetuneTrainer(ResumableTrainer):
     """A Trainer whose validation loss is the mean over trained tokens, and whose logs count real tokens.
 
-    With a PeftModel, its config's orthogonal_reg, l2_reg and loraplus_lr_ratio take effect. Where weights of a mixture
-    of experts train, so do its routers, by the losses that the model has for them; the validation loss leaves these
-    out, and label smoothing as well.
+    With a PeftModel, its config's orthogonal_reg, l2_reg and loraplus_lr_ratio take effect. When the weights of a
+    mixture of experts train, the model's router losses are added. The validation loss includes neither these nor label
+    smoothing.
 
     Args:
-        pad_token_id: what the collator fills batches up with.
-        kwargs: ResumableTrainer's and Trainer's own.
+        pad_token_id: the token that the collator pads batches with.
+        kwargs: arguments of ResumableTrainer and Trainer.
     """
 
     def __init__(self, *, pad_token_id: int, **kwargs: Any) -> None:
@@ -54,7 +54,7 @@ class FinetuneTrainer(ResumableTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Trainer's, counting tokens."""
+        """Trainer's method, which here also counts the tokens."""
         self._tokens += real_tokens(inputs, self._pad_token_id).to(self._tokens.device)
         self._last_loss = super().training_step(model, inputs, num_items_in_batch)
         return self._last_loss
@@ -66,9 +66,9 @@ class FinetuneTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Trainer's, and what the adapters add to it."""
-        assert not return_outputs  # that is for evaluation, which goes its own way here
-        # Micro-batches are summed if their losses are shares of one mean, else averaged.
+        """Trainer's loss with the router losses and the adapters' regularisation added."""
+        assert not return_outputs  # only Trainer's evaluation asks for them, and prediction_step replaces it
+        # Trainer sums the micro-batches' losses if these are shares of one mean, and averages them otherwise.
         items = num_items_in_batch if self.model_accepts_loss_kwargs else None
         labels = inputs["labels"]
         given = {**inputs, **({"output_router_logits": True} if self._trains_routers else {})}
@@ -83,9 +83,9 @@ class FinetuneTrainer(ResumableTrainer):
         return loss
 
     def _router_correction(self, outputs: Any, labels: torch.Tensor, items: torch.Tensor | int | None) -> Any:
-        """What brings the routers' losses in a micro-batch's loss to its share of all that `items` tokens train.
+        """The term that makes a micro-batch's router losses count by its share of the step's `items` trained tokens.
 
-        transformers' models add them in full, ours adds the share, and with label smoothing none of them adds any.
+        Transformers' models add them in full, ours adds the share, and with label smoothing no model adds any.
         """
         if getattr(outputs, "aux_loss", None) is None:
             return 0.0
@@ -97,7 +97,7 @@ class FinetuneTrainer(ResumableTrainer):
         extra = config.router_aux_loss_coef * outputs.aux_loss
         if ours:
             extra = extra + config.router_z_loss_coef * outputs.z_loss
-        # As Trainer does with the loss that is a share of all processes' tokens.
+        # Trainer scales a loss that is a share of all processes' tokens in the same way.
         scale = self.accelerator.num_processes if self.args.average_tokens_across_devices and items is not None else 1
         return (share if smoothed else share - 1.0) * scale * extra
 
@@ -108,7 +108,7 @@ class FinetuneTrainer(ResumableTrainer):
         prediction_loss_only: bool,  # noqa: ARG002 - Trainer's signature
         ignore_keys: list[str] | None = None,  # noqa: ARG002
     ) -> tuple[torch.Tensor, None, None]:
-        """The cross entropy of a batch, remembered for each of its rows together with how many tokens it is of."""
+        """The cross entropy of a batch. Each row's sum and number of trained tokens are kept for evaluation_loop."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")[:, 1:]
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -116,12 +116,12 @@ class FinetuneTrainer(ResumableTrainer):
         losses = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED_LABEL, reduction="none")
         rows_B2 = torch.stack([losses.sum(1), (labels != IGNORED_LABEL).sum(1).float()], 1)
         loss = rows_B2[:, 0].sum() / rows_B2[:, 1].sum()
-        # Where batches do not divide evenly among the processes, rows come twice; this leaves the copies out.
+        # If batches do not divide evenly among the processes, some rows are repeated; this drops the copies.
         self._rows.append(self.accelerator.gather_for_metrics(rows_B2))
         return loss, None, None
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's, with the mean over tokens as the loss, where Trainer's is one over batches."""
+        """Trainer's method, with the loss as a mean over tokens; Trainer's own is a mean over batches."""
         self._rows = []
         output: Any = super().evaluation_loop(*args, **kwargs)
         loss, tokens = torch.cat(self._rows).cpu().double().sum(0).tolist()
@@ -129,14 +129,14 @@ class FinetuneTrainer(ResumableTrainer):
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's; a line about training tells how many real tokens it is about, on all devices."""
+        """Trainer's method; a training record also gets the number of real tokens since the last, on all devices."""
         if "loss" in logs:
             logs["tokens"] = int(self.accelerator.reduce(self._tokens, "sum").item())
             self._tokens.zero_()
         super().log(logs, start_time)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Trainer's, or LoRA+'s."""
+        """Trainer's optimizer, or LoRA+'s if the adapter's config has a loraplus_lr_ratio."""
         if self._has_lora_plus and self.optimizer is None:
             assert isinstance(self.model, PeftModel)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args)
@@ -145,14 +145,14 @@ class FinetuneTrainer(ResumableTrainer):
             return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Trainer's. Raises UserError: a field of the config that the schedule does not have."""
+        """Trainer's method. Raises UserError if the config has a field that the schedule does not know."""
         with _from_config("lr_scheduler_type, lr_scheduler_kwargs"):
             return super().create_scheduler(num_training_steps, optimizer)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches that hold each sample once an epoch, however many processes share them and wherever a run goes on."""
+        """Batches that hold each sample once an epoch, for any number of processes and after any resumption."""
         strategy: Any = self.args.train_sampling_strategy
-        if strategy == "batch_rebalance":  # Transformers' own, which is aware of the processes
+        if strategy == "batch_rebalance":  # Transformers' own strategy, which divides samples among processes itself
             return super().get_train_dataloader()
         args: Any = self.args
         dataset: Any = self.train_dataset
@@ -162,7 +162,7 @@ class FinetuneTrainer(ResumableTrainer):
         batches = EpochBatches(
             EpochSampler(grouped, sample_lengths(dataset), seed, strategy),
             self._train_batch_size,
-            # Processes that share one copy of the model take the same samples.
+            # Processes that share one copy of the model get the same samples.
             args.process_index // (args.world_size // processes),
             processes,
             drop_last=args.dataloader_drop_last,
@@ -179,13 +179,13 @@ class FinetuneTrainer(ResumableTrainer):
             in_order=args.dataloader_in_order,
             worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
         )
-        # As if for one process: the batches know already which of them this process takes.
+        # Accelerate is told of one process only, because EpochBatches already yields this process's part alone.
         return prepare_data_loader(
             loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Trainer's, with every validation row: dataloader_drop_last is about training."""
+        """Trainer's method with every validation row: dataloader_drop_last applies to training only."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(eval_dataset)
@@ -193,9 +193,9 @@ class FinetuneTrainer(ResumableTrainer):
             self.args.dataloader_drop_last = drop_last
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Trainer's, asked before each of the optimizer's steps: the last moment at which the weights are good."""
+        """Trainer's method, called before each optimizer step: the last moment at which the weights are still good."""
         norm = super()._get_grad_norm(model, grad_norm)
-        # In float16 the gradient's scale is found by trying.
+        # In float16 the loss scaler tries scales, and some of them overflow by design.
         if not self.args.fp16 and norm is not None and not math.isfinite(norm):
             self._stop_before_damage(float(norm))
         return norm
@@ -216,7 +216,7 @@ class FinetuneTrainer(ResumableTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        # A pickle that nobody reads, and a card in which PEFT has left everything to be filled in.
+        # Nobody reads the pickle, and PEFT's README.md is a form that is not filled in.
         assert self.args.output_dir is not None
         for name in ("training_args.bin", "README.md"):
             (Path(output_dir or self.args.output_dir) / name).unlink(missing_ok=True)
@@ -224,7 +224,7 @@ class FinetuneTrainer(ResumableTrainer):
 
 @contextmanager
 def _from_config(fields: str) -> Iterator[None]:
-    """Names the fields that something is made of, which refuses them."""
+    """Turns an error of an object made from `fields` into a UserError that names these fields."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -232,12 +232,12 @@ def _from_config(fields: str) -> Iterator[None]:
 
 
 class EvaluateAtEnd(TrainerCallback):
-    """Evaluates and saves after the last step too, wherever eval_steps and save_steps fall."""
+    """Evaluates and saves after the last step too, whatever eval_steps and save_steps are."""
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Ask for both at the last step; what is done by epochs comes anyway, at the end of the last one."""
+        """Asks for both at the last step, unless they are done by epochs: the last epoch ends there anyway."""
         if state.global_step >= state.max_steps:
             control.should_evaluate = args.eval_strategy == "steps"
             control.should_save = args.save_strategy in ("steps", "best")
@@ -245,11 +245,11 @@ class EvaluateAtEnd(TrainerCallback):
 
 
 def real_tokens(inputs: dict[str, Any], pad_token_id: int) -> torch.Tensor:
-    """How many tokens of a batch are no padding; a row without a trained token is all padding."""
+    """The number of tokens in a batch that are not padding; a row without a trained token counts as padding."""
     has_sample_B = (inputs["labels"] != IGNORED_LABEL).any(1)
     if "attention_mask" in inputs:
         return inputs["attention_mask"][has_sample_B].sum()
-    # Packed: what fills a row up is its last document, which holds nothing else.
+    # A packed row: its padding is a document of its own at the end.
     input_ids, positions = inputs["input_ids"], inputs["position_ids"]
     length = positions.shape[1]
     start_B1 = length - 1 - (positions == 0).flip(1).int().argmax(1, keepdim=True)

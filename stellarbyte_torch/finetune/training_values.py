@@ -1,4 +1,4 @@
-"""Values that fields of Transformers' TrainingArguments cannot have, where Transformers finds out late or never."""
+"""Finds impossible values of Transformers' TrainingArguments that Transformers itself notices late or never."""
 
 import difflib
 import re
@@ -10,7 +10,7 @@ from transformers.training_args import TrainingArguments, trainer_log_levels
 
 from stellarbyte import float32
 
-# Fields that the command decides itself, and what to write instead.
+# Fields that the command sets itself -> what to write instead, or why.
 OURS = {
     "output_dir": "give output_dir at the top of the file",
     "logging_dir": "TensorBoard's files go into output_dir/checkpoints",
@@ -42,7 +42,7 @@ _AT_LEAST_0 = ("warmup_steps", "weight_decay", "max_grad_norm", "neftune_noise_a
 _MORE_THAN_0 = ("num_train_epochs", "logging_steps", "eval_steps", "save_steps")
 _BELOW_1 = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
 _MAPPINGS = ("lr_scheduler_kwargs", "liger_kernel_config")
-# Of torch.utils.checkpoint's, those that a file can say.
+# The arguments of torch.utils.checkpoint that a YAML file can express.
 _CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "debug", "early_stop")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "report_to": ("none", "all", *INTEGRATION_TO_CALLBACK),
@@ -54,7 +54,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
 }
 _OPTIM_ARGS = re.compile(r"\s*\w+\s*=[^,=]+(,\s*\w+\s*=[^,=]+)*")
-# Which of them an optimizer reads, of those that pass over the rest without a word.
+# Optimizers that ignore unknown optim_args without a word -> the ones that they read.
 _READ_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adafactor", "lomo", "adalomo"), ()),
     "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
@@ -68,11 +68,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{name: (lambda value: 0 < value <= MOST, f"choose more than 0, at most {MOST:,}") for name in _MORE_THAN_0},
     "learning_rate": (lambda value: value > 0 and float32.holds(value), "choose more than 0, as float32 holds it"),
     "adam_epsilon": (lambda value: value >= 0 and float32.holds(value), "choose 0 or more, as float32 holds it"),
-    # Each worker is a process, which is given so many batches to prepare.
+    # Each worker is a process, and prepares dataloader_prefetch_factor batches ahead.
     "dataloader_num_workers": (lambda value: 0 <= value <= 1024, "choose 0 or more, at most 1024"),
     "dataloader_prefetch_factor": (lambda value: 1 <= value <= 1024, "choose 1 or more, at most 1024"),
     **{name: (lambda value: 0 <= value < 1, "choose at least 0 and less than 1") for name in _BELOW_1},
-    # Beyond which numpy takes none.
+    # numpy takes no larger seed.
     **{name: (lambda value: 0 <= value < 2**32, "choose 0 to 4294967295") for name in ("seed", "data_seed")},
     **{name: (lambda value: isinstance(value, Mapping), "write a mapping of its arguments") for name in _MAPPINGS},
     **{
@@ -95,7 +95,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def complaint(name: str, value: Any) -> str | None:
-    """What to say of a field's value: "is …: …", or None if nothing is wrong with it as far as can be told here."""
+    """What is wrong with a field's value, as "is …: …", or None if no fault can be seen here."""
     if value is None:
         return None
     if name in _CHOICES:
@@ -111,7 +111,7 @@ def complaint(name: str, value: Any) -> str | None:
 
 
 def without_effect(fields: Mapping[str, Any]) -> str | None:
-    """What to say of a field that the others leave without any effect, beginning with its name; None: there is none."""
+    """A sentence about a field that has no effect beside the others, beginning with its name; None if there is none."""
     optim = fields.get("optim") or TrainingArguments.default_optim
     for key in re.findall(r"(\w+)\s*=", fields.get("optim_args") or ""):
         if optim in _READ_BY and key not in _READ_BY[optim]:

@@ -200,7 +200,7 @@ def test_a_forged_checkpoint_is_neither_run_nor_a_traceback(
         forged(output / "checkpoints" / "checkpoint-6", name, content)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Detected pickle")
-            with pytest.raises(UserError, match=r"checkpoint-6 cannot be gone on from \(.+\): remove it, and"):
+            with pytest.raises(UserError, match=r"checkpoint-6 cannot be resumed from \(.+\): remove it, and"):
                 run(config(folder, output, **copy.deepcopy(DROPOUT)))
     assert not Path("pwned").exists()
 
