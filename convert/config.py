@@ -34,12 +34,12 @@ _IN_LLAMA = {
 
 
 def marks_for_stock_models(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of config.json that make a stock model which is given these weights raise, instead of computing nonsense.
+    """Fields of config.json that make a stock model raise if it is given these weights, instead of computing nonsense.
 
-    XPos and windows change no tensor, so shapes cannot tell. A rope_type that transformers does not know raises in all
-    its rotary models. A sentence in pretraining_tp, which LlamaConfig checks for a number and nothing reads any more,
-    raises in Llama. convert/config.py and stellarbyte_torch/configuration_stellarbyte.py hold this function in the same
-    words, and a test holds them equal.
+    The shapes of tensors cannot show it, because XPos and windows change none. All rotary models of Transformers raise
+    at a rope_type that it does not know. Llama raises at a sentence in pretraining_tp, which LlamaConfig checks to be a
+    number although nothing reads it any more. convert/config.py and stellarbyte_torch/configuration_stellarbyte.py hold
+    this function in the same words, and a test keeps them equal.
     """
     position = fields["position_embedding"]
     marks: dict[str, Any] = {}

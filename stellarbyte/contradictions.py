@@ -1,20 +1,20 @@
-"""What contradicts what in the fields of a model, in one list."""
+"""Finds the first field of a model that is out of range or contradicts another: the one list of all rejections."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def contradiction(fields: Mapping[str, Any]) -> str | None:
-    """The first thing wrong with a model's fields, as one sentence, or None: the one list of all rejections.
+    """One sentence about the first thing wrong with a model's fields, or None. It is the one list of all rejections.
 
     stellarbyte/contradictions.py and stellarbyte_torch/configuration_stellarbyte.py hold this function in the same
-    words, and a test holds them equal: neither side may import the other. `rope_scaling` comes as a dict without None.
+    words, and a test keeps them equal: an export must stand alone. `rope_scaling` is a dict without None, or None.
     """
 
     def say(name: str, complaint: str) -> str:
         return f"{name} {fields[name]} {complaint}"
 
-    # Sizes and numbers that no machine holds, before anything is made of them.
+    # Sizes and numbers that no machine can hold come first, before anything is computed from them.
     few = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     some = ("hidden_size", "head_dim", "num_experts", "num_experts_per_tok", "num_shared_experts")
     many = ("vocab_size", "intermediate_size", "moe_intermediate_size")
@@ -47,7 +47,7 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
     if not fields["head_dim"] > 0:
         return say("head_dim", "must be at least 1")
     if fields["head_dim"] % 2 and position != "none":
-        return say("head_dim", "must be even, for rotary positions turn pairs of channels")
+        return say("head_dim", "must be even, because rotary positions rotate pairs of channels")
     for name in ("max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "xpos_scale_base"):
         if not fields[name] > 0:
             return say(name, "must be greater than 0")

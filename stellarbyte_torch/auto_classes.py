@@ -1,4 +1,4 @@
-"""Makes transformers' Auto classes know StellarByte, without importing transformers before somebody needs it."""
+"""Registers StellarByte with Transformers' Auto classes, without importing Transformers before it is needed."""
 
 import sys
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _MODELING = "stellarbyte_torch.modeling_stellarbyte"
 
 
 def register_with_transformers() -> None:
-    """Register now if transformers is loaded, else as soon as it is: importing it takes seconds that --help has not."""
+    """Registers now if Transformers is loaded, otherwise once it is: --help must not wait seconds for its import."""
     if "transformers" in sys.modules:
         _register()
     else:
@@ -29,18 +29,18 @@ def _register() -> None:
     AutoConfig.register(ByteConfig.model_type, ByteConfig)
     AutoModel.register(ByteConfig, ByteDecoder)
     AutoModelForCausalLM.register(ByteConfig, ByteForCausalLM)
-    # By this name `transformers serve` knows what it serves.
+    # `transformers serve` looks up the model's class by this name.
     MODEL_MAPPING_NAMES[ByteConfig.model_type] = ByteDecoder.__name__
-    # Makes save_pretrained copy the two files beside the weights, so that trust_remote_code loads what it wrote.
+    # Makes save_pretrained copy the two files beside the weights, so that trust_remote_code can load the folder.
     ByteConfig.register_for_auto_class()
     ByteDecoder.register_for_auto_class("AutoModel")
     ByteForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
 
 class _RegisteringFinder(MetaPathFinder):
-    """Steps aside at the first import that brings transformers in, and registers when that import is done.
+    """Removes itself at the first import that leads to Transformers, and registers when that import is done.
 
-    Our own two modules count as well: they import transformers half-way, when their classes do not exist yet.
+    Our own two modules count as well: they import Transformers at their top, before their classes exist.
     """
 
     def find_spec(
@@ -59,17 +59,17 @@ class _RegisteringFinder(MetaPathFinder):
 
 
 class _RegisteringLoader(Loader):
-    """The module's own loader, followed by the registration."""
+    """A module's original loader, followed by the registration."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """As the module's own loader does."""
+        """The module that the original loader creates."""
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run the module under its own loader, which it keeps, then register."""
+        """Runs the module with its original loader, which it keeps, and then registers."""
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)

@@ -9,8 +9,8 @@ from transformers import PreTrainedConfig, Qwen3MoeConfig
 from transformers.utils import logging
 
 if TYPE_CHECKING:
-    # transformers tells the code of folders apart by this file and what it imports: without this line, two exports of
-    # one name whose modeling files differ would share the first one's code in a process.
+    # Transformers tells the code of two folders apart by this file and its imports. Without this line, two exports of
+    # the same name with different modeling files would both run the first one's code in a process.
     from .modeling_stellarbyte import ByteForCausalLM  # noqa: F401
 
 logger = logging.get_logger(__name__)
@@ -22,7 +22,7 @@ _LARGEST_FACTOR = {"float32": 3.4028235e38 / 256, "bfloat16": 3.3895314e38 / 256
 # XPos decays pair 0 the fastest: zeta_0 = 0.4 / 1.4 (Sun et al. 2022, arXiv:2212.10554).
 XPOS_SMALLEST_ZETA = 0.4 / 1.4
 
-# The settings that rope_scaling may hold, with their types; `contradiction` says which go with which rope_type.
+# The settings that rope_scaling may hold, with their types; `contradiction` knows which belong to which rope_type.
 _ROPE_SCALING: dict[str, type] = {
     **{"rope_type": str, "factor": float, "original_max_position_embeddings": int, "truncate": bool},
     **dict.fromkeys(("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"), float),
@@ -32,10 +32,10 @@ _ROPE_SCALING: dict[str, type] = {
 
 @strict
 class ByteConfig(PreTrainedConfig):
-    """Architecture of a StellarByte decoder: the same fields, defaults and rejections as `stellarbyte_jax.ByteConfig`.
+    """The architecture of a StellarByte decoder, with the fields, defaults and checks of `stellarbyte_jax.ByteConfig`.
 
-    Rotary settings stay flat (`rope_theta`, `rope_scaling`), as on the other side. Raises ValueError where a field is
-    out of range or two contradict each other, StrictDataclassFieldValidationError where one has the wrong type.
+    Rotary settings are flat fields (`rope_theta`, `rope_scaling`), as on the JAX side. Raises ValueError if a field is
+    out of range or two contradict each other, StrictDataclassFieldValidationError if a field has the wrong type.
 
     Args:
         vocab_size (`int`, *optional*, defaults to 32000):
@@ -140,7 +140,7 @@ class ByteConfig(PreTrainedConfig):
 
     model_type = "stellarbyte"
     keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012 - transformers reads it from the class
-    # Our modules have the names of Qwen3Moe's, so its plans fit.
+    # Our modules have the same names as Qwen3Moe's, so its plans fit.
     base_model_ep_plan = Qwen3MoeConfig.base_model_ep_plan
     base_model_pp_plan = Qwen3MoeConfig.base_model_pp_plan
 
@@ -180,7 +180,7 @@ class ByteConfig(PreTrainedConfig):
     router_aux_loss_coef: int | float = 0.01
     router_z_loss_coef: int | float = 0.001
     pruned_heads: Sequence[Sequence[int]] | None = None
-    # Whatever Hugging Face tools set later on; the JAX side wants three different ids of the vocabulary.
+    # Hugging Face tools may set any value here later; the JAX side requires three different ids within the vocabulary.
     bos_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 1
     pad_token_id: int | None = 2
@@ -193,7 +193,7 @@ class ByteConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.moe_intermediate_size is None and self.num_experts > 0:
             self.moe_intermediate_size = self.intermediate_size
-        if self.num_experts > 0:  # A dense model's config has no such switch, as in transformers' own models.
+        if self.num_experts > 0:  # a dense model's config has no such switch, as in Transformers' own models
             self.output_router_logits = kwargs.pop("output_router_logits", False)
         if self.rope_scaling is not None:
             self.rope_scaling = {name: value for name, value in self.rope_scaling.items() if value is not None} or None
@@ -205,13 +205,13 @@ class ByteConfig(PreTrainedConfig):
         self.check_architecture()
 
     def check_architecture(self) -> None:
-        """Refuse contradictions with one sentence."""
+        """Raises ValueError, with one sentence, if the fields are out of range or contradict each other."""
         if complaint := _rope_scaling_mistake(self.rope_scaling or {}) or contradiction(vars(self)):
             raise ValueError(complaint)
         self.check_xpos_range(self.dtype)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As transformers does; of contradictions it warns only, for the weights that go with it must not be lost."""
+        """Saves as Transformers does. Contradictions only cause a warning, because the weights must not be lost."""
         try:
             self.check_architecture()
         except ValueError as error:
@@ -219,12 +219,12 @@ class ByteConfig(PreTrainedConfig):
         super().save_pretrained(*args, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, and the marks that keep stock models from loading them."""
+        """All fields, and the marks that keep stock models from loading these weights."""
         return {**super().to_dict(), **marks_for_stock_models(vars(self))}
 
     def check_xpos_range(self, dtype: Any) -> None:
-        """Refuse XPos decays that overflow `dtype` (a torch.dtype, its name, or None for float32) in the context."""
-        # A score multiplies two factors of up to zeta_0^(-max_position_embeddings / 2 / base), even where it is masked.
+        """Raises ValueError if XPos's factors overflow `dtype`: a torch.dtype, its name, or None for float32."""
+        # A score multiplies two factors of up to zeta_0^(-max_position_embeddings / 2 / base), even if it is masked.
         dtype_name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
         largest = _LARGEST_FACTOR.get(dtype_name, _LARGEST_FACTOR["float32"])
         decay = self.max_position_embeddings * math.log(1 / XPOS_SMALLEST_ZETA)
@@ -237,7 +237,7 @@ class ByteConfig(PreTrainedConfig):
 
     @property
     def base_model_tp_plan(self) -> dict[str, str]:  # type: ignore[override]
-        """How tensor parallelism splits the layers: an entry for each module that this architecture has."""
+        """The way tensor parallelism splits the layers: an entry for each module that this architecture has."""
         sparse = self.num_experts > 0
         plan = {
             name: how
@@ -247,14 +247,14 @@ class ByteConfig(PreTrainedConfig):
         if self.num_shared_experts > 0:
             plan |= {f"layers.*.mlp.shared_experts.{name}_proj": "colwise" for name in ("gate", "up")}
             plan["layers.*.mlp.shared_experts.down_proj"] = "rowwise"
-        if self.xpos_learnable:  # each device sees its own heads' share of zeta's gradient
+        if self.xpos_learnable:  # each device computes only its own heads' share of zeta's gradient
             plan["rotary_emb"] = "replicated_with_grad_allreduce"
         return plan
 
     @property
     def rope_parameters(self) -> dict[str, Any]:
-        """`rope_theta` and `rope_scaling` in transformers' own shape; setting it, or part of it, sets those two."""
-        if self.position_embedding != "rope":  # who knows nothing of XPos must not take it for plain rotary positions
+        """`rope_theta` and `rope_scaling` in Transformers' own form; setting it or a part of it sets those two."""
+        if self.position_embedding != "rope":  # code that does not know XPos must not take it for plain RoPE
             raise AttributeError(f"rope_parameters needs position_embedding rope, not {self.position_embedding}")
         parameters = _RopeParameters(rope_theta=self.rope_theta, **(self.rope_scaling or {"rope_type": "default"}))
         if parameters.get("rope_type") == "yarn":
@@ -269,20 +269,20 @@ class ByteConfig(PreTrainedConfig):
         self.rope_scaling = None if not scaling or scaling.get("rope_type") == "default" else scaling
 
     def standardize_rope_params(self) -> None:
-        """Nothing to do: transformers' helpers call this to bring `rope_parameters` into the shape that ours has."""
+        """Does nothing. Transformers' helpers call it to bring `rope_parameters` into the form that ours has anyway."""
 
     def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """Nothing to do, for the same reason."""
+        """Changes nothing, for the same reason."""
         return kwargs
 
 
 class _RopeParameters(dict[str, Any]):
-    """A config's `rope_parameters`: transformers' users change them in place, so the config has to hear of it."""
+    """A config's `rope_parameters`. Users of Transformers change them in place, so changes are passed to the config."""
 
     config: ByteConfig
 
     def __setitem__(self, name: str, value: Any) -> None:
-        if self.get(name) != value:  # validation sets what is there already
+        if self.get(name) != value:  # Transformers' validation sets values that are there already
             self.update({name: value})
 
     def update(self, *changes: Any, **more: Any) -> None:
@@ -291,7 +291,7 @@ class _RopeParameters(dict[str, Any]):
 
 
 def _rope_scaling_mistake(scaling: Mapping[str, Any]) -> str | None:
-    """The first setting that is missing, unknown or of the wrong type, as one sentence; JAX has a dataclass for it."""
+    """A sentence about the first setting that is missing, unknown or of the wrong type; JAX has a dataclass for it."""
     for name in ("rope_type", "factor", *scaling) if scaling else ():
         value, kind = scaling.get(name), _ROPE_SCALING.get(name)
         if kind is None:
@@ -303,7 +303,7 @@ def _rope_scaling_mistake(scaling: Mapping[str, Any]) -> str | None:
     return None
 
 
-# What a field must be in a Llama.
+# The values of these fields in every Llama.
 _IN_LLAMA = {
     **{"position_embedding": "rope", "sliding_window": None, "qk_norm": False, "residual": "pre_norm"},
     **{"parallel_residual": False, "layer_scale_init": None, "num_experts": 0, "pruned_heads": None},
@@ -311,12 +311,12 @@ _IN_LLAMA = {
 
 
 def marks_for_stock_models(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of config.json that make a stock model which is given these weights raise, instead of computing nonsense.
+    """Fields of config.json that make a stock model raise if it is given these weights, instead of computing nonsense.
 
-    XPos and windows change no tensor, so shapes cannot tell. A rope_type that transformers does not know raises in all
-    its rotary models. A sentence in pretraining_tp, which LlamaConfig checks for a number and nothing reads any more,
-    raises in Llama. convert/config.py and stellarbyte_torch/configuration_stellarbyte.py hold this function in the same
-    words, and a test holds them equal.
+    The shapes of tensors cannot show it, because XPos and windows change none. All rotary models of Transformers raise
+    at a rope_type that it does not know. Llama raises at a sentence in pretraining_tp, which LlamaConfig checks to be a
+    number although nothing reads it any more. convert/config.py and stellarbyte_torch/configuration_stellarbyte.py hold
+    this function in the same words, and a test keeps them equal.
     """
     position = fields["position_embedding"]
     marks: dict[str, Any] = {}
@@ -328,16 +328,16 @@ def marks_for_stock_models(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def contradiction(fields: Mapping[str, Any]) -> str | None:
-    """The first thing wrong with a model's fields, as one sentence, or None: the one list of all rejections.
+    """One sentence about the first thing wrong with a model's fields, or None. It is the one list of all rejections.
 
     stellarbyte/contradictions.py and stellarbyte_torch/configuration_stellarbyte.py hold this function in the same
-    words, and a test holds them equal: neither side may import the other. `rope_scaling` comes as a dict without None.
+    words, and a test keeps them equal: an export must stand alone. `rope_scaling` is a dict without None, or None.
     """
 
     def say(name: str, complaint: str) -> str:
         return f"{name} {fields[name]} {complaint}"
 
-    # Sizes and numbers that no machine holds, before anything is made of them.
+    # Sizes and numbers that no machine can hold come first, before anything is computed from them.
     few = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     some = ("hidden_size", "head_dim", "num_experts", "num_experts_per_tok", "num_shared_experts")
     many = ("vocab_size", "intermediate_size", "moe_intermediate_size")
@@ -370,7 +370,7 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
     if not fields["head_dim"] > 0:
         return say("head_dim", "must be at least 1")
     if fields["head_dim"] % 2 and position != "none":
-        return say("head_dim", "must be even, for rotary positions turn pairs of channels")
+        return say("head_dim", "must be even, because rotary positions rotate pairs of channels")
     for name in ("max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "xpos_scale_base"):
         if not fields[name] > 0:
             return say(name, "must be greater than 0")

@@ -1,4 +1,4 @@
-"""How much the loss depends on each attention head of a PyTorch model, to choose those that `prune_heads` takes."""
+"""Measures how much the loss depends on each attention head of a model, to choose the heads for `prune_heads`."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,22 +9,22 @@ from stellarbyte_torch.modeling_stellarbyte import ByteForCausalLM
 
 
 def head_importance(model: ByteForCausalLM, batches: Iterable[Mapping[str, Any]]) -> list[torch.Tensor]:
-    """Mean over all labelled tokens of |gradient · activation| of each head's output: one float64 [heads] a layer.
+    """The mean over labelled tokens of |gradient · activation| of each head's output: a float64 [heads] for each layer.
 
-    The product is summed over a head's channels: to first order it is what the summed loss would change by if the head
-    were silent at that token (Michel et al. 2019, arXiv:1905.10650). Entries are the heads that a layer still has, in
-    order. The model is put in eval mode meanwhile; its gradients are left alone.
+    The product is summed over a head's channels. To first order it is the change of the summed loss if the head output
+    0 at that token (Michel et al. 2019, arXiv:1905.10650). The entries are the heads that a layer still has, in order.
+    The model is in eval mode during the call; its parameters' gradients stay as they are.
 
     Args:
         model: any ByteForCausalLM.
-        batches: keyword arguments of its forward: input_ids, labels (as for the loss: -100 is not counted), masks.
+        batches: keyword arguments of its forward: input_ids, labels (-100 is not counted, as in the loss), masks.
     """
     head_dim = model.config.head_dim
     assert head_dim is not None
     outputs: list[torch.Tensor] = []
 
     def keep(_module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        # A tensor of its own, that asks for a gradient even where every parameter is frozen.
+        # A new tensor, so that it can require a gradient even if every parameter is frozen.
         activation = inputs[0] + 0
         activation.requires_grad_(True)
         outputs.append(activation)

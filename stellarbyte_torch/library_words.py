@@ -1,4 +1,4 @@
-"""What libraries say while a command runs: each warning is told once, in our own form; what is noise stands here."""
+"""Prints libraries' warnings and errors in our own form, each once, and drops those listed here as noise."""
 
 import logging
 import re
@@ -10,39 +10,39 @@ from typing import Any
 
 from stellarbyte.adapter_base import AdapterWarning
 
-# What is dropped: by whose logger, and how it begins.
+# The log messages that are dropped: the logger's name, and an expression for the beginning.
 _NOISE = (
-    # torchao, which transformers imports wherever it is there, tells of each kernel that is for another machine, and
-    # registers its enums with torch in a way that torch will give up.
+    # Transformers imports torchao if it is installed. torchao reports each kernel that is for another machine, and
+    # registers its enums in a way that torch has deprecated.
     ("torchao", r"Skipping import of cpp|Failed to load |Warning: Detected no triton"),
-    # DeepSpeed, which accelerate imports wherever it is there, tells that it has found no GPU.
+    # accelerate imports DeepSpeed if it is installed, and DeepSpeed reports that it has found no GPU.
     ("DeepSpeed", r"Setting accelerator to CPU"),
     ("torch.utils._pytree", r"<enum '\w+'> is an Enum subclass and is now natively supported"),
-    # Of an old config, such as GPT-2's: the default loss is the one that we train by.
+    # Old configs, such as GPT-2's, cause this; the default loss is the one that we train with.
     ("transformers", r"`loss_type=None` was set in the config but it is unrecognized"),
 )
-# As above, of what goes by Python's warnings.
+# The same for Python's warnings: the category, and an expression for the beginning.
 _NOISY_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
-    # Python compiles what an installer did not, and finds fault with strings in torchao.
+    # Python compiles files that an installer did not, and warns about strings in torchao.
     (SyntaxWarning, ""),
-    # PEFT asks transformers in its old words.
+    # PEFT uses Transformers' old name.
     (FutureWarning, r"`is_gradient_checkpointing` is deprecated"),
-    # DeepSpeed and accelerate ask torch in its old words.
+    # DeepSpeed and accelerate use torch's old names.
     (FutureWarning, r"`torch\.distributed\.\w+` is deprecated"),
-    # PEFT warns of letters such as "a", which do no harm; names that do are refused by us.
+    # PEFT warns of names such as "a", which are harmless; we refuse the harmful ones ourselves.
     (UserWarning, r"Adapter name .* should not be contained in the prefix"),
-    # PEFT looks among modules alone, where a pattern may be for a parameter; what fits neither is refused by us.
+    # PEFT looks among modules only, and a pattern may be for a parameter; we refuse one that fits neither.
     (RuntimeWarning, r"The following (rank|alpha)_pattern keys did not match any targeted module"),
 )
 _LONGEST = 1000
 
 
 def hear_libraries(program: str, *, speaks: bool = True) -> None:
-    """From here on warnings and errors of all libraries are lines such as "program: transformers: …", each once.
+    """Makes warnings and errors of all libraries lines such as "program: transformers: …", each printed once.
 
-    They go to whatever stderr is at the time, which a progress display keeps for its own while it lives. Libraries'
-    progress bars, which would tear that, are off. Of several processes the one that `speaks` tells warnings, and each
-    its errors.
+    They go to the stderr of the moment, which a live progress display replaces by its own. Libraries' progress bars are
+    turned off, because they would garble that display. With several processes, each prints its errors, but only the one
+    that `speaks` prints warnings.
     """
     for category, beginning in _NOISY_WARNINGS:
         warnings.filterwarnings("ignore", message=beginning, category=category)
@@ -50,12 +50,12 @@ def hear_libraries(program: str, *, speaks: bool = True) -> None:
     for handler in [handler for handler in logging.root.handlers if isinstance(handler, _Teller)]:
         logging.root.removeHandler(handler)
     logging.root.addHandler(teller)
-    # It comes later, gives its logger a handler that writes to stdout, and lets nothing pass on.
+    # DeepSpeed is imported later; it then gives its logger a handler that writes to stdout, and stops propagation.
     deepspeed = logging.getLogger("DeepSpeed")
     deepspeed.filters = [teller.take_over]
     warnings.showwarning = teller.tell_warning
 
-    import torch  # noqa: F401 - gives its loggers handlers of their own
+    import torch  # noqa: F401 - the import gives torch's loggers their handlers, which are removed below
 
     _give_to_root("torch")
     from transformers.utils import logging as transformers_logging
@@ -65,7 +65,7 @@ def hear_libraries(program: str, *, speaks: bool = True) -> None:
 
 
 def _give_to_root(library: str) -> None:
-    """Let a library's loggers pass on what they say instead of saying it themselves."""
+    """Makes a library's loggers pass their messages on to the root logger instead of printing them."""
     for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == library]:
         logger = logging.getLogger(name)
         if logger.handlers:
@@ -92,13 +92,13 @@ class _Teller(logging.Handler):
             self._tell(record.name.partition(".")[0], message, record.levelno)
 
     def take_over(self, record: logging.LogRecord) -> bool:
-        """A filter that tells a record of DeepSpeed's, if it is a warning, and keeps it from its own handler."""
+        """A filter for DeepSpeed's logger: it prints a warning or an error, and keeps every record from its handler."""
         if record.levelno >= logging.WARNING:
             self.emit(record)
         return False
 
     def tell_warning(self, message: Any, category: Any, filename: str, *_: Any, **__: Any) -> None:
-        """In the place of warnings.showwarning."""
+        """Prints a Python warning; it replaces warnings.showwarning."""
         if issubclass(category, AdapterWarning):
             self._tell("note", str(message), logging.WARNING)
         else:
@@ -106,11 +106,12 @@ class _Teller(logging.Handler):
 
     def _tell(self, who: str, message: str, level: int) -> None:
         text = " ".join(message.split())[:_LONGEST]
-        # What is below a warning, a user has asked for: by training.log_level, TRANSFORMERS_VERBOSITY or TORCH_LOGS.
+        # Messages below a warning appear only if the user asks for them (training.log_level, TORCH_LOGS and the like),
+        # so they are printed.
         if (level < self._level and level >= logging.WARNING) or text in self._told:
             return
         self._told.add(text)
-        with suppress(OSError, ValueError):  # nobody is there to read it
+        with suppress(OSError, ValueError):  # stderr may be closed
             print(f"{self._program}: {who}: {text}", file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Loads a causal language model, of whatever architecture, from its Hugging Face folder."""
+"""Loads a causal language model of any architecture from its Hugging Face folder."""
 
 import contextlib
 import logging
@@ -23,30 +23,30 @@ from stellarbyte.safetensors_header import read_header
 from stellarbyte.tokenizer_file import check_tokenizer, works
 from stellarbyte_torch.configuration_stellarbyte import ByteConfig
 
-# What transformers raises for a config or weights that somebody else made; which of them, it promises nowhere.
+# What Transformers may raise for a damaged or foreign config or weights; it documents no list.
 MISTAKES = (
     *(OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError, MemoryError),
     *(ImportError, SafetensorError, StrictDataclassError, pickle.UnpicklingError, EOFError),
 )
-# Of what transformers makes one by one.
+# Transformers builds these one by one, so a huge number would take for ever.
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _MOST = {**dict.fromkeys(_LAYERS, 10_000), "num_labels": 1_000_000}
-# In which form models hand over what they have worked out; we read this one.
+# The settings of a model's output that our code can read.
 _OUTPUTS = {"return_dict": True, "torchscript": False, "output_attentions": False, "output_hidden_states": False}
-# A text by which it shows whether a tokenizer works, and works with its own settings.
+# A text that is encoded to see whether a tokenizer works, also with its own settings.
 _PROBE = "A star, 3 é。\n"
 _INDEX = "model.safetensors.index.json"
 _WHOLE = "model.safetensors"
-# In the format's words: what weights may be kept in that are not quantised.
+# The dtypes of weights that are not quantised, in safetensors' words.
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def load_model(folder: Path, device: str | None = None, dtype: str = "auto") -> PreTrainedModel:
-    """The model in a folder, in eval mode: device None takes CUDA where there is one, dtype "auto" the saved one.
+    """The model in a folder, in eval mode. device None means CUDA if there is one; dtype "auto" means the saved one.
 
     Raises:
-        UserError: the folder is missing or damaged, names files outside it, needs code of its own, holds weights that
-            are no finite numbers, or the device is not there.
+        UserError: the folder is missing or damaged, names files outside it, needs its own code, or holds weights that
+            are not finite; or the device is not there.
     """
     config = read_config(folder)
     _check_generation(folder)
@@ -61,7 +61,7 @@ def load_model(folder: Path, device: str | None = None, dtype: str = "auto") -> 
         if not quantised:
             _check_weight_files(folder, config)
         with _no_report():
-            # What does not fit is told below, by its names.
+            # Weights that do not fit are reported below by their names.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, output_loading_info=True, trust_remote_code=False, ignore_mismatched_sizes=True
             )
@@ -81,7 +81,7 @@ def load_model(folder: Path, device: str | None = None, dtype: str = "auto") -> 
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json; raises UserError: there is no such folder or file, or it is no JSON object."""
+    """The folder's config.json. Raises UserError if there is no such folder or file, or it is not a JSON object."""
     if not (folder / "config.json").is_file():
         missing = "holds no config.json" if folder.is_dir() else "is not a folder"
         raise UserError(f"{folder} {missing}: give a model's Hugging Face folder")
@@ -94,7 +94,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _no_report() -> Iterator[None]:
-    """Keeps from the user what is said of weights that do not fit or of old pickles; we say it in a sentence."""
+    """Hides Transformers' reports on weights that do not fit and on old pickles; our errors say it in a sentence."""
     logger = logging.getLogger("transformers.modeling_utils")
 
     def passes(record: logging.LogRecord) -> bool:
@@ -110,7 +110,7 @@ def _no_report() -> Iterator[None]:
 
 
 def _check_generation(folder: Path) -> None:
-    """Refuse a generation_config.json that transformers would pass over without a word, or stumble on later."""
+    """Refuses a generation_config.json that Transformers would silently ignore, or fail on later."""
     path = folder / "generation_config.json"
     if not os.path.lexists(path):
         return
@@ -123,10 +123,10 @@ def _check_generation(folder: Path) -> None:
 
 
 def check_decoder(model: PreTrainedModel, where: str) -> None:
-    """Holds a model to what we ask of it, whatever forms of output its config is for.
+    """Checks that a model is a decoder, and sets its config to the form of output that our code reads.
 
     Raises:
-        UserError: it has an encoder, and so continues no text.
+        UserError: the model has an encoder, so it cannot continue a text.
     """
     if getattr(model.config, "is_encoder_decoder", False):
         raise UserError(f"{where} holds a model with an encoder (is_encoder_decoder): give a causal language model")
@@ -136,10 +136,10 @@ def check_decoder(model: PreTrainedModel, where: str) -> None:
 
 
 def _check_weight_files(folder: Path, config: dict[str, Any]) -> None:
-    """Hold the safetensors files against themselves and each other, before transformers opens what they name."""
+    """Checks the safetensors files and their index against each other, before Transformers opens the named files."""
     listed = None if (folder / _WHOLE).exists() else _read_index(folder / _INDEX)
     if listed is None and not (folder / _WHOLE).exists():
-        return  # transformers says what is missing
+        return  # Transformers reports what is missing
     only_floats = config.get("model_type") == ByteConfig.model_type
     home: dict[str, str] = {}
     for name in [_WHOLE] if listed is None else dict.fromkeys(listed.values()):
@@ -165,7 +165,7 @@ def _check_weight_files(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _read_index(path: Path) -> dict[str, str] | None:
-    """The file of each tensor, all of them in the index's folder; None where there is no index."""
+    """The file of each tensor, all of them in the index's folder; None if there is no index."""
     if not path.exists():
         return None
     weight_map = read_json_object(path).get("weight_map")
@@ -175,7 +175,7 @@ def _read_index(path: Path) -> dict[str, str] | None:
 
 
 def check_finite(model: torch.nn.Module, where: Path) -> None:
-    """Raises UserError naming the first weight that holds NaN or infinite numbers, of which a model makes nonsense."""
+    """Raises UserError, naming the first weight with NaN or infinite numbers, which would make the output nonsense."""
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not weight.is_meta and not torch.isfinite(weight).all():
             raise UserError(
@@ -194,7 +194,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise UserError(f"the tokenizer's folder {folder} does not exist: check the path, relative to {Path.cwd()}")
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         if os.path.lexists(folder / name):
-            content = read_json_object(folder / name)  # within bounds, before transformers reads it without
+            content = read_json_object(folder / name)  # it bounds the file's size and depth; Transformers does not
             if name == "tokenizer.json":
                 check_tokenizer(content, str(folder / name))
     try:
@@ -212,12 +212,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; a field's validation says what is wrong in its second."""
+    """An error's first line; for a failed field validation all lines in one, since the second says what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines if isinstance(error, StrictDataclassError) else lines[:1])
 
 
 def some(names: Any) -> str:
-    """The first few of many names, for a sentence."""
+    """The first few of many names, to put into a sentence."""
     ordered = sorted(map(str, names))
     return f"{ordered[:3]}{f' and {len(ordered) - 3} more' if len(ordered) > 3 else ''}"

@@ -1,4 +1,4 @@
-"""The whole StellarByte architecture in PyTorch, top to bottom, as a Hugging Face model.
+"""The whole StellarByte architecture in PyTorch, to be read top to bottom, as a Hugging Face model.
 
 Shape suffixes: B batch, T query time, S key time, D hidden, N query heads, K key/value heads, G = N / K, H head size,
 E experts, L layers, M = B · T rows, k experts of a token.
@@ -30,40 +30,40 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_stellarbyte import XPOS_SMALLEST_ZETA, ByteConfig, contradiction
 
-# From 5.24 on transformers says `cache` where it said past_key_values.
+# Transformers 5.24 renamed past_key_values to `cache`.
 CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
-# The keywords beyond a forward's own parameters that transformers, PEFT, TRL and servers pass through a model; those of
-# the attention function at work are known as well. Any other is a mistake.
+# The keywords beyond a forward's own parameters that Transformers, PEFT, TRL and servers pass through a model. Those of
+# the attention function in use are accepted as well; any other is a mistake.
 KEYWORDS = {
     *("num_items_in_batch", "shift_labels", "ignore_index"),  # for the loss
     *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict"),
-    *("position_ids", "use_cache"),  # what a layer hands on to its attention
+    *("position_ids", "use_cache"),  # passed on by a layer to its attention
     *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "is_causal"),  # for attention kernels
-    # For continuous batching; before 5.24 `cache` was its word alone.
+    # For continuous batching; before 5.24 only that used the name `cache`.
     *("cache", "read_index", "write_index", "block_table", "logits_indices", "logits_processor_args"),
     *("attention_instances", "forward_batch"),  # for vLLM's and SGLang's attention
-    *("debug_io", "debug_io_dir", "prune_layers"),  # for transformers' model debugging
-    # Nothing here depends on them: packing as state-space models see it, tokenizers' segments, older releases' places.
+    *("debug_io", "debug_io_dir", "prune_layers"),  # for Transformers' model debugging
+    # Accepted but not needed: packing for state-space models, tokenizers' segments, cache positions of older releases.
     *("seq_idx", "token_type_ids", "cache_position"),
 }
 
-# Marks the projections that do not start at initializer_range itself, with what it is multiplied by.
+# An attribute of projections: the factor of initializer_range with which their weights start (1 without it).
 INITIAL_GAIN = "initial_gain"
 
 
 def initial_gains(config: ByteConfig) -> tuple[float, float]:
-    """What initializer_range is multiplied by: inside a branch of the residual stream, and where it joins the stream.
+    """Factors of initializer_range for weights inside a branch of the residual stream, and for its output projection.
 
-    DeepNorm's beta is for both (v_proj and o_proj; the whole feed-forward). Under pre_norm 2L branches add up: so
-    scaled, the variance at the end does not grow with depth.
+    With deepnorm both are DeepNorm's beta (v_proj and o_proj; the whole feed-forward). With pre_norm 2L branches add
+    up; the second factor keeps the variance of their sum from growing with depth.
     """
     depth = config.num_hidden_layers
     return ((8 * depth) ** -0.25,) * 2 if config.residual == "deepnorm" else (1.0, (2 * depth) ** -0.5)
 
 
 def refuse_unknown(kwargs: Mapping[str, Any], module: Any) -> None:
-    """Raise TypeError for the first keyword that nobody here reads, so that a misspelt one is never ignored."""
+    """Raises TypeError for the first keyword that nothing here reads, so that a misspelt one is never ignored."""
     for name in (name for name in kwargs if name not in KEYWORDS):
         attention: Any = ALL_ATTENTION_FUNCTIONS.get(module.config._attn_implementation, eager_attention_forward)
         if name not in inspect.signature(attention).parameters:
@@ -72,14 +72,14 @@ def refuse_unknown(kwargs: Mapping[str, Any], module: Any) -> None:
 
 
 def with_either_cache_name(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets a forward whose parameter is past_key_values take `cache` in its place, as transformers calls it by now."""
+    """Lets a forward with a parameter past_key_values also take it as `cache`, Transformers' present name for it."""
 
     @wraps(forward)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
         cache = kwargs.pop("cache", None)
         if cache is not None and kwargs.get("past_key_values") is not None:
             raise ValueError("past_key_values and cache are two names of one thing: give only one")
-        if cache is not None:  # before 5.24 continuous batching's went to its own attention
+        if cache is not None:  # before 5.24 the cache of continuous batching is passed on to its own attention
             kwargs["past_key_values" if CACHE == "cache" or isinstance(cache, Cache) else "cache"] = cache
         return forward(self, *args, **kwargs)
 
@@ -96,14 +96,14 @@ class ByteRMSNorm(nn.Module):
         self.variance_epsilon = eps
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """[..., D] -> [..., D], in the dtype that came in."""
+        """Normalises [..., D] and keeps its dtype."""
         x = hidden_states.float()
         normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
         return self.weight * normed.to(hidden_states.dtype)
 
 
 class ByteRotaryEmbedding(nn.Module):
-    """Rotary positions, with XPos decay where the config asks for it (Sun et al. 2022, arXiv:2212.10554).
+    """Rotary positions, with XPos decay if the config asks for it (Sun et al. 2022, arXiv:2212.10554).
 
     XPos multiplies query n by zeta^((n - r) / base) and key m by zeta^((r - m) / base): the score carries
     zeta^((n - m) / base) and depends on n - m alone. The reference r = max_position_embeddings / 2 is fixed, so a
@@ -123,7 +123,7 @@ class ByteRotaryEmbedding(nn.Module):
 
     @staticmethod
     def initial_inv_freq(config: ByteConfig) -> tuple[Tensor, float]:
-        """rope_theta^(-2i / H), stretched as rope_scaling says, float32 [H / 2]; and yarn's factor of cos and sin."""
+        """The frequencies rope_theta^(-2i / H), float32 [H / 2], with rope_scaling; and yarn's factor on cos, sin."""
         if config.rope_scaling:
             return ROPE_INIT_FUNCTIONS[config.rope_scaling["rope_type"]](config)
         assert config.head_dim is not None
@@ -132,14 +132,14 @@ class ByteRotaryEmbedding(nn.Module):
 
     @staticmethod
     def initial_zeta(config: ByteConfig) -> Tensor:
-        """(2i / H + 0.4) / 1.4, float32 [H / 2]."""
+        """The initial zeta, (2i / H + 0.4) / 1.4, float32 [H / 2]."""
         assert config.head_dim is not None
         return (torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim + 0.4) / 1.4
 
     def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
-        """position_ids [B, T] -> cos and sin, with XPos also the keys' own: float32 [2 or 4, B, T, H], where x is.
+        """The cos and sin of position_ids [B, T], with XPos also the keys': float32 [2 or 4, B, T, H] on x's device.
 
-        One tensor, because reentrant checkpointing follows the gradient of zeta through a tensor but not a tuple.
+        They are one tensor because reentrant checkpointing passes zeta's gradient through a tensor, but not a tuple.
         """
         position_BT1 = position_ids[..., None].float()
         with torch.no_grad():
@@ -158,7 +158,7 @@ class ByteRotaryEmbedding(nn.Module):
         return torch.stack((cos * query_factor, sin * query_factor, cos * key_factor, sin * key_factor))
 
     def frequencies(self, position_ids: Tensor) -> Tensor:
-        """float32 [H / 2]; those of rope_scaling dynamic grow with the sequence that this very call ends."""
+        """The frequencies, float32 [H / 2]; with rope_scaling dynamic they depend on this call's last position."""
         if self.rope_type != "dynamic":
             return self.inv_freq
         seq_len = position_ids.max() + 1
@@ -166,27 +166,27 @@ class ByteRotaryEmbedding(nn.Module):
         return torch.where(seq_len > self.config.max_position_embeddings, grown, self.inv_freq)
 
     def bounded_zeta(self) -> Tensor:
-        """Zeta [H / 2] inside [zeta_0, 1]; the gradient passes straight through, so a value at the bound can return."""
+        """Zeta [H / 2], clamped to [zeta_0, 1]; the gradient ignores the clamp, so that a clamped value can return."""
         if not self.config.xpos_learnable:
             return self.zeta
         return self.zeta + (self.zeta.clamp(XPOS_SMALLEST_ZETA, 1.0) - self.zeta).detach()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ByteRotaryEmbedding":
-        # model.to(torch.bfloat16) must not round frequencies to 8 bits: position 300 would then turn by a wrong angle.
+        # model.to(torch.bfloat16) must not round frequencies to 8 bits: position 300 would get a wrong angle.
         def move_but_keep_float32(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         super()._apply(move_but_keep_float32, recurse)
-        # model.to_empty(device=…) leaves anything there, and no file holds the buffers.
+        # model.to_empty(device=…) leaves arbitrary values in the buffers, and no file holds them.
         if not self.inv_freq.is_meta:
             self.fill_buffers()
         return self
 
     @torch.no_grad()
     def fill_buffers(self) -> None:
-        """Put the config's frequencies, and a zeta that is not learnt, where the buffers are."""
-        with torch.device("cpu"):  # also where new tensors go to "meta"
+        """Fills the buffers with the config's frequencies, and with zeta if that is not learnt."""
+        with torch.device("cpu"):  # new tensors might otherwise be created on "meta"
             self.inv_freq.copy_(self.initial_inv_freq(self.config)[0])
             if "zeta" in self._buffers:
                 self.zeta.copy_(self.initial_zeta(self.config))
@@ -197,10 +197,10 @@ class ByteRotaryEmbedding(nn.Module):
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn the pairs (i, i + H / 2) of x [B, N, T, H] by (cos, sin), in float32 at least, back in the dtype of x."""
+    """Rotates the pairs (i, i + H / 2) of x [B, N, T, H] by (cos, sin), in float32 or wider; the dtype of x stays."""
     cos, sin = rotation[:, :, None]
     first, second = x.chunk(2, dim=-1)
-    # cos and sin are float32, so narrower x is promoted; a float64 model keeps its own precision.
+    # cos and sin are float32, so a narrower x is promoted; a float64 model keeps its precision.
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
@@ -214,11 +214,11 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,  # noqa: ARG001 - the attention interface's signature
 ) -> tuple[Tensor, Tensor]:
-    """Attention step by step, whose weights can be seen: output [B, T, N, H], weights [B, N, T, S].
+    """Plain attention that also returns its weights: output [B, T, N, H], weights [B, N, T, S].
 
-    query [B, N, T, H], key and value [B, K, S, H], attention_mask [B, 1, T, S], which is added.
+    query: [B, N, T, H]. key, value: [B, K, S, H]. attention_mask: [B, 1, T, S], which is added to the scores.
     """
-    # Each key/value head once for every query head that reads it.
+    # Each key/value head is repeated for every query head that reads it.
     key_BNSH, value_BNSH = (x.repeat_interleave(module.num_key_value_groups, dim=1) for x in (key, value))
     scores_BNTS = torch.matmul(query, key_BNSH.transpose(2, 3)) * scaling
     if attention_mask is not None:
@@ -229,18 +229,18 @@ def eager_attention_forward(
 
 
 def mask_for(implementation: str, mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A caller's mask of pairs [B, 1, T, S], bool or to be added, as the implementation reads it; or ValueError."""
+    """A caller's mask [B, 1, T, S], bool or additive, in the form that `implementation` reads; or raises ValueError."""
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise ValueError(f"attention_mask [B, 1, T, S] is {mask.dtype}: give bool, True where seen, or floats to add")
     if "flash" in implementation or "flex" in implementation:
         raise ValueError(f"{implementation} follows no attention_mask [B, 1, T, S]: load the model with sdpa or eager")
-    if mask.dtype == torch.bool and "sdpa" not in implementation:  # the others add what they are given
+    if mask.dtype == torch.bool and "sdpa" not in implementation:  # the others add the mask
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
     return mask
 
 
 class ByteAttention(nn.Module):
-    """Causal grouped-query attention: G query heads read each key/value head, as far as they are not pruned."""
+    """Causal grouped-query attention: G query heads, less those that are pruned, read each key/value head."""
 
     def __init__(self, config: ByteConfig, layer_idx: int) -> None:
         super().__init__()
@@ -269,13 +269,13 @@ class ByteAttention(nn.Module):
         setattr(self.o_proj, INITIAL_GAIN, output_gain)
 
     def set_heads(self, gone: Iterable[int]) -> None:
-        """Lay out the heads that remain; a key/value head goes with the last query head that reads it."""
+        """Sets up the heads that remain without the query heads `gone`; a key/value head that none reads goes too."""
         assert self.config.num_key_value_heads is not None
         group = self.config.num_attention_heads // self.config.num_key_value_heads
         queries = [head for head in range(self.config.num_attention_heads) if head not in gone]
         keys = sorted({head // group for head in queries})
         self.heads = (queries, keys)
-        # Which of the remaining key/value heads each query head reads: copies, unless all groups are of one size.
+        # The remaining key/value head that each query head reads. They are copied unless all groups have the same size.
         self.kv_slots = [keys.index(head // group) for head in queries]
         size = len(queries) // len(keys)
         self.is_regular = self.kv_slots == [position // size for position in range(len(queries))]
@@ -283,7 +283,7 @@ class ByteAttention(nn.Module):
 
     @torch.no_grad()
     def prune_heads(self, gone: Iterable[int]) -> None:
-        """Cut the projections down to what remains without these heads, which include those that are gone already."""
+        """Cuts the projections down to the heads that remain; `gone` includes the heads that were pruned before."""
         projections = ((self.q_proj, 0, 0), (self.k_proj, 0, 1), (self.v_proj, 0, 1), (self.o_proj, 1, 0))
         before, device = self.heads, self.q_proj.weight.device
         self.set_heads(gone)
@@ -305,7 +305,7 @@ class ByteAttention(nn.Module):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """hidden_states [B, T, D] -> [B, T, D] and the weights [B, N, T, S], which only eager attention has."""
+        """Attends from hidden_states [B, T, D]: the output [B, T, D], and weights [B, N, T, S] with eager attention."""
         refuse_unknown(kwargs, self)
         input_shape = hidden_states.shape[:-1]
         head_shape = (*input_shape, -1, self.head_dim)
@@ -321,7 +321,7 @@ class ByteAttention(nn.Module):
         if past_key_values is not None:
             k_BKSH, v_BKSH = past_key_values.update(k_BKSH, v_BKSH, self.layer_idx, kwargs=kwargs)
             if self.sliding_window == 1 and isinstance(past_key_values, Cache):
-                # transformers' sliding cache means to keep the last W - 1 slots, but [-0:] are all of them.
+                # Transformers' sliding cache keeps the last W - 1 slots, [-(W - 1):], but with W = 1 that keeps all.
                 T = q_BNTH.shape[2]
                 k_BKSH, v_BKSH = k_BKSH[:, :, -T:], v_BKSH[:, :, -T:]
                 attention_mask = attention_mask[..., -T:] if isinstance(attention_mask, Tensor) else attention_mask
@@ -339,7 +339,7 @@ class ByteAttention(nn.Module):
 
 
 class ByteMLP(nn.Module):
-    """Gated feed-forward: down(act(gate(x)) · up(x)); SwiGLU with hidden_act silu (Shazeer 2020, arXiv:2002.05202)."""
+    """Gated feed-forward, down(act(gate(x)) · up(x)): SwiGLU if hidden_act is silu (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, config: ByteConfig, intermediate_size: int) -> None:
         super().__init__()
@@ -353,15 +353,15 @@ class ByteMLP(nn.Module):
         setattr(self.down_proj, INITIAL_GAIN, output_gain)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+        """Applies the feed-forward to [B, T, D]."""
         return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
 
 
 @use_experts_implementation
 class ByteExperts(nn.Module):
-    """The gated feed-forward matrices of all experts, gate before up, stacked on E: transformers 5's own layout.
+    """The gated feed-forward matrices of all experts, stacked along E with gate before up, as in Transformers 5.
 
-    `experts_implementation` chooses how they are multiplied: by default grouped_mm, one grouped matmul.
+    `experts_implementation` chooses how they are multiplied. The default, grouped_mm, is one grouped matmul.
     """
 
     def __init__(self, config: ByteConfig) -> None:
@@ -375,10 +375,10 @@ class ByteExperts(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """[M, D], each row's experts [M, k] and their weights -> [M, D]; this is `eager`: one expert after another."""
+        """Sums each row's k weighted expert outputs, [M, D] -> [M, D]. This is `eager`: one expert after another."""
         output = torch.zeros_like(hidden_states)
         for expert in top_k_index.unique():
-            if expert == self.num_experts:  # what another device of an expert-parallel group computes
+            if expert == self.num_experts:  # another device of the expert-parallel group computes these
                 continue
             rows, choices = torch.where(top_k_index == expert)
             gate, up = nn.functional.linear(hidden_states[rows], self.gate_up_proj[expert]).chunk(2, dim=-1)
@@ -388,7 +388,7 @@ class ByteExperts(nn.Module):
 
 
 class ByteTopKRouter(nn.Module):
-    """Sends each token to the experts that score highest, in float32 whatever the dtype."""
+    """Chooses the highest-scoring experts for each token, in float32 whatever the model's dtype."""
 
     def __init__(self, config: ByteConfig) -> None:
         super().__init__()
@@ -397,24 +397,24 @@ class ByteTopKRouter(nn.Module):
         self.weight = nn.Parameter(torch.zeros(config.num_experts, config.hidden_size))
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[M, D] -> logits [M, E]; weights [M, k] and the experts [M, k] they belong to, best first."""
+        """Routes [M, D]: logits [M, E], and the weights [M, k] and indices [M, k] of the chosen experts, best first."""
         with maybe_autocast(hidden_states.device.type, enabled=False):
             logits = nn.functional.linear(hidden_states.float(), self.weight.float())
         experts = choose_experts(logits, self.top_k)
         if self.norm_topk_prob:
-            weights = logits.gather(-1, experts).softmax(dim=-1)  # one expert alone has exactly 1, of gradient 0
+            weights = logits.gather(-1, experts).softmax(dim=-1)  # with k = 1 the weight is exactly 1, its gradient 0
         else:
             weights = logits.softmax(dim=-1).gather(-1, experts)
         return logits, weights, experts
 
 
 def choose_experts(logits: Tensor, top_k: int) -> Tensor:
-    """The k highest of logits [..., E], best first: [..., k]. Of equal ones the lower index, which topk leaves open."""
+    """Indices [..., k] of the highest logits [..., E], best first; of equal ones the lower index, unlike torch.topk."""
     return logits.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
 
 
 class ByteSparseMoeBlock(nn.Module):
-    """Σ weight · expert(x) over each token's experts, and the shared experts' output."""
+    """Σ weight · expert(x) over each token's experts, plus the shared experts' output."""
 
     def __init__(self, config: ByteConfig) -> None:
         super().__init__()
@@ -426,7 +426,7 @@ class ByteSparseMoeBlock(nn.Module):
         self.shared_experts = ByteMLP(config, shared_size) if shared_size else None
 
     def forward(self, hidden_states: Tensor, token_mask: Tensor | None = None) -> Tensor:
-        """[B, T, D] -> [B, T, D]; token_mask [B, T] is 0 for padding, which takes no place in an expert."""
+        """Applies the experts to [B, T, D]. token_mask: [B, T], 0 for padding, which takes up no expert's capacity."""
         x_MD = hidden_states.reshape(-1, hidden_states.shape[-1])
         _, weights_Mk, experts_Mk = self.gate(x_MD)
         if self.training and self.capacity_factor is not None:
@@ -436,7 +436,7 @@ class ByteSparseMoeBlock(nn.Module):
         return output if self.shared_experts is None else output + self.shared_experts(hidden_states)
 
     def has_place(self, experts_BTk: Tensor, token_mask: Tensor | None) -> Tensor:
-        """Which choices their expert still serves, bool [B, T, k]: of each row the first ceil(factor · k · T / E)."""
+        """Whether an expert serves each choice, bool [B, T, k]: it takes a row's first ceil(factor · k · T / E)."""
         assert self.capacity_factor is not None
         (B, T, k), E = experts_BTk.shape, self.experts.num_experts
         is_chosen = experts_BTk[..., None] == torch.arange(E, device=experts_BTk.device)
@@ -447,18 +447,18 @@ class ByteSparseMoeBlock(nn.Module):
 
 
 def mask_of_tokens(attention_mask: Any, length: int) -> Tensor | None:
-    """Which of the last `length` tokens are real, [B, T], from an attention_mask [B, S]; masks of pairs do not say."""
+    """The mask [B, T] of the last `length` tokens, 1 if real, cut from an attention_mask [B, S]; None without one."""
     return attention_mask[:, -length:] if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2 else None
 
 
 def router_losses(
     router_logits: tuple[Tensor, ...], top_k: int, batch_size: int, attention_mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the logits [B · T, E] of each layer: balance [B], z [B], and how many tokens [B] each row has.
+    """The balance loss [B] and z-loss [B] of each layer's logits [B · T, E], and the number of tokens [B] in each row.
 
-    Tokens are what attention_mask [B, S >= T] calls real. balance: E · Σ_i f_i P_i, f_i the share of a row's tokens
-    that chose expert i (they sum to k), P_i its mean probability (Fedus et al. 2021, arXiv:2101.03961). z: the mean of
-    logsumexp(logits)² (Zoph et al. 2022, arXiv:2202.08906). Both are means over layers.
+    Only tokens that attention_mask [B, S >= T] calls real count. balance: E · Σ_i f_i P_i, where f_i is the share of a
+    row's tokens that chose expert i (the shares sum to k) and P_i its mean probability (Fedus et al. 2021,
+    arXiv:2101.03961). z: the mean of logsumexp(logits)² (Zoph et al. 2022, arXiv:2202.08906). Layers are averaged.
     """
     device = router_logits[0].device
     logits_LBTE = torch.stack([logits.to(device) for logits in router_logits]).unflatten(1, (batch_size, -1))
@@ -485,15 +485,15 @@ class ByteLayerScale(nn.Module):
         self.weight = nn.Parameter(torch.full((hidden_size,), float(initial)))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
+        """Scales the channels of [..., D]."""
         return hidden_states * self.weight
 
 
 class ByteDecoderLayer(GradientCheckpointingLayer):
-    """Attention f and feed-forward g joined to the residual stream, one after the other or, in parallel, at once.
+    """Adds attention f and feed-forward g to the residual stream, one after the other or (parallel_residual) at once.
 
-    pre_norm: x + f(norm(x)), then x + g(norm(x)); in parallel x + f(h) + g(h) of one h = norm(x). deepnorm (Wang et al.
-    2022, arXiv:2203.00555): norm(alpha x + f(x)), then norm(alpha x + g(x)); in parallel norm(alpha x + f(x) + g(x)).
+    pre_norm: x + f(norm(x)), then x + g(norm(x)); parallel: x + f(h) + g(h) with one h = norm(x). deepnorm (Wang et al.
+    2022, arXiv:2203.00555): norm(alpha x + f(x)), then norm(alpha x + g(x)); parallel: norm(alpha x + f(x) + g(x)).
     """
 
     def __init__(self, config: ByteConfig, layer_idx: int) -> None:
@@ -504,7 +504,7 @@ class ByteDecoderLayer(GradientCheckpointingLayer):
         self.is_sparse = config.num_experts > 0
         self.alpha = (2 * depth) ** 0.25
         self.residual_dropout = config.residual_dropout
-        # DropPath rises with depth, from 0 (Huang et al. 2016, arXiv:1603.09382).
+        # DropPath's rate rises linearly with depth, from 0 (Huang et al. 2016, arXiv:1603.09382).
         self.drop_path_rate = config.drop_path_rate * layer_idx / (depth - 1) if depth > 1 else 0.0
 
         self.self_attn = ByteAttention(config, layer_idx)
@@ -529,7 +529,7 @@ class ByteDecoderLayer(GradientCheckpointingLayer):
         token_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+        """Applies the layer to [B, T, D]."""
         branch_input = hidden_states if self.is_deepnorm else self.input_layernorm(hidden_states)
         attended, _ = self.self_attn(branch_input, position_embeddings, attention_mask, past_key_values, **kwargs)
         hidden_states = self.residual(hidden_states) + self.branch(attended, self.self_attn_layer_scale)
@@ -542,11 +542,11 @@ class ByteDecoderLayer(GradientCheckpointingLayer):
         return self.post_feedforward_layernorm(hidden_states) if self.is_deepnorm else hidden_states
 
     def residual(self, hidden_states: Tensor) -> Tensor:
-        """What the branches are added to: x, under DeepNorm alpha · x."""
+        """The term that a branch is added to: x, or alpha · x with DeepNorm."""
         return self.alpha * hidden_states if self.is_deepnorm else hidden_states
 
     def branch(self, output: Tensor, layer_scale: ByteLayerScale | None) -> Tensor:
-        """What a branch's output [B, T, D] adds: after dropout, LayerScale and, a whole row at a time, DropPath."""
+        """A branch's output [B, T, D] after dropout, LayerScale and DropPath, which drops it for whole rows."""
         if self.residual_dropout:
             output = nn.functional.dropout(output, self.residual_dropout, self.training)
         if layer_scale is not None:
@@ -557,7 +557,7 @@ class ByteDecoderLayer(GradientCheckpointingLayer):
 
 
 class BytePreTrainedModel(PreTrainedModel):
-    """What transformers needs to know of every StellarByte model: how to start it, split it and speed it up."""
+    """Tells Transformers how to initialise, split and accelerate StellarByte models, and can prune heads."""
 
     config_class = ByteConfig
     config: ByteConfig
@@ -590,18 +590,18 @@ class BytePreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
         elif isinstance(module, ByteLayerScale):
             init.constant_(module.weight, module.initial)
-        # from_pretrained builds the model without memory, so buffers that no file holds are filled in here.
+        # from_pretrained builds the model on "meta", so buffers that no file holds are filled in here.
         elif isinstance(module, ByteRotaryEmbedding):
             module.fill_buffers()
-            if self.config.xpos_learnable and not module.zeta_is_there:  # what training or a file put there stays
+            if self.config.xpos_learnable and not module.zeta_is_there:  # trained or loaded values stay
                 init.copy_(module.zeta, module.initial_zeta(self.config))
 
     def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
-        """Take query heads out of the model, in place: {layer: [heads]}, counted as before anything was pruned.
+        """Removes query heads in place. heads_to_prune: {layer: [heads]}, numbered as before anything was pruned.
 
-        Several calls add up; config.pruned_heads says what is gone, and save_pretrained and from_pretrained follow it.
+        Several calls add up. config.pruned_heads lists all removed heads; saving and loading a model follow it.
         A key/value head goes with the last query head that reads it. An optimizer made before still holds the old
-        parameters: make a new one. No such layer or head, or a layer without heads, raises ValueError.
+        parameters: make a new one. Raises ValueError for an unknown layer or head, or a layer left without heads.
         """
         depth = self.config.num_hidden_layers
         before = self.config.pruned_heads or ((),) * depth
@@ -627,12 +627,12 @@ class BytePreTrainedModel(PreTrainedModel):
 
 
 class ByteDecoder(BytePreTrainedModel):
-    """The backbone: token ids or embeddings to the hidden states after the final norm."""
+    """The backbone: turns token ids or embeddings into hidden states, up to and including the final norm."""
 
     def __init__(self, config: ByteConfig) -> None:
         super().__init__(config)
         config.check_xpos_range(config.dtype)  # from_pretrained(dtype=…) sets it after the config was built
-        # No padding_idx: the JAX side learns every row, and the two must have the same gradients.
+        # There is no padding_idx: the JAX side trains every row, and both sides must have the same gradients.
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([ByteDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         self.norm = ByteRMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -655,17 +655,17 @@ class ByteDecoder(BytePreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
-        """Run the decoder; what contradicts itself or is unknown raises ValueError or TypeError.
+        """Runs the decoder. Contradictory arguments raise ValueError, and unknown ones TypeError.
 
         Args:
             input_ids: [B, T]; or give inputs_embeds [B, T, D].
             attention_mask: [B, S], 1 for tokens and 0 for padding; without it every token counts. Or [B, 1, T, S], True
-                where a query sees a key, or floats to be added.
-            position_ids: [B, T]; where they do not rise by one, a new packed document starts, which sees none of the
-                others (only without attention_mask and past_key_values, as everywhere in transformers).
-            past_key_values: the cache to read and to extend; it may be given as `cache`.
+                where a query sees a key, or floats that are added to the scores.
+            position_ids: [B, T]. If they do not rise by one, a new packed document starts, which sees none of the
+                others (only without attention_mask and past_key_values, as everywhere in Transformers).
+            past_key_values: the cache to read and extend; it may be given as `cache`.
             use_cache: whether to return a cache; config.use_cache by default.
-            kwargs: `KEYWORDS`.
+            kwargs: any of `KEYWORDS`.
         """
         refuse_unknown(kwargs, self)
         if (input_ids is None) == (inputs_embeds is None):
@@ -673,8 +673,8 @@ class ByteDecoder(BytePreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
 
-        # Before a cache is made for the caller, and with the caller's own positions: only so does transformers find the
-        # packed documents whatever use_cache says, and only so does sdpa take its causal kernel when nothing is packed.
+        # The mask is made from the caller's own positions, before a cache is made. Otherwise Transformers would miss
+        # packed documents if use_cache is true, and sdpa would not use its causal kernel if nothing is packed.
         create_mask = create_sliding_window_causal_mask if self.config.sliding_window else create_causal_mask
         causal_mask = create_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
         if use_cache and past_key_values is None:
@@ -684,7 +684,7 @@ class ByteDecoder(BytePreTrainedModel):
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
         position_embeddings = None if self.rotary_emb is None else self.rotary_emb(inputs_embeds, position_ids)
         token_mask = mask_of_tokens(attention_mask, inputs_embeds.shape[1])
-        cache: dict[str, Any] = {CACHE: past_key_values}  # as GradientCheckpointingLayer calls it, to take it away
+        cache: dict[str, Any] = {CACHE: past_key_values}  # GradientCheckpointingLayer removes it by this name
         options = {"position_ids": position_ids, "use_cache": use_cache, "token_mask": token_mask, **cache}
 
         hidden_states = inputs_embeds
@@ -697,13 +697,13 @@ class ByteDecoder(BytePreTrainedModel):
 
 @dataclass
 class ByteCausalLMOutput(MoeCausalLMOutputWithPast):
-    """transformers' output of a mixture of experts, and the router's z-loss; of a dense model those fields are None."""
+    """Transformers' output of a mixture of experts with the routers' z-loss; in a dense model these fields are None."""
 
     z_loss: torch.FloatTensor | None = None
 
 
 class ByteForCausalLM(BytePreTrainedModel, GenerationMixin):
-    """The language model: ByteDecoder and a head over the vocabulary, with loss and generate."""
+    """The language model: ByteDecoder with a head over the vocabulary, loss and generate."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
@@ -732,15 +732,15 @@ class ByteForCausalLM(BytePreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> ByteCausalLMOutput:
-        """Logits of the next token, and with labels their cross-entropy.
+        """The logits of each next token, and their cross-entropy if labels are given.
 
         Args:
-            input_ids: and attention_mask, position_ids, past_key_values, inputs_embeds, use_cache: see ByteDecoder.
-            labels: [B, T], the input ids themselves (the shift happens inside); -100 is not counted.
-            output_router_logits: also return the routers' logits, their balance loss (aux_loss) and z_loss, and add the
-                two to the loss, times their coefficients; config.output_router_logits by default.
-            logits_to_keep: only the last so many positions get logits (0: all), or the positions in a 1-D tensor.
-            kwargs: `KEYWORDS`; another raises TypeError.
+            input_ids: like attention_mask, position_ids, past_key_values, inputs_embeds, use_cache: see ByteDecoder.
+            labels: [B, T], the input ids themselves (they are shifted inside); -100 is not counted.
+            output_router_logits: whether to return the routers' logits, their balance loss (aux_loss) and z_loss, and
+                add the two losses, times their coefficients, to the loss; config.output_router_logits by default.
+            logits_to_keep: the number of last positions to get logits for (0: all), or a 1-D tensor of positions.
+            kwargs: any of `KEYWORDS`; another raises TypeError.
         """
         refuse_unknown(kwargs, self)
         if output_router_logits is None:
@@ -764,7 +764,7 @@ class ByteForCausalLM(BytePreTrainedModel, GenerationMixin):
             aux_loss, z_loss = (balance_B * weight_B).sum(), (z_B * weight_B).sum()
             if labels is not None:
                 if (items := kwargs.get("num_items_in_batch")) is not None:
-                    # This is one of several micro-batches: each row weighs by its share of what all of them train.
+                    # This is one of several micro-batches; a row's weight is its share of all their trained tokens.
                     weight_B = (labels[:, 1:] != -100).sum(dim=1).to(tokens_B) / items
                 extra = ((aux_coef * balance_B + z_coef * z_B) * weight_B).sum()
                 loss = loss + extra.to(loss.device)
@@ -779,10 +779,10 @@ class ByteForCausalLM(BytePreTrainedModel, GenerationMixin):
     def forward_step(
         self, x_t: Tensor, past_k: tuple[Tensor, ...] | None = None, past_v: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """One step of a decoding loop of your own: logits [B, T, V], and past_k and past_v of the next step.
+        """One step of your own decoding loop: logits [B, T, V], and past_k and past_v for the next step.
 
-        x_t: token ids [B, T], at first a prompt, then usually T = 1. past_k, past_v: what the last step returned, for
-        each layer [B, K, S, H] of all S tokens so far, whatever a sliding window still sees; None at the start.
+        x_t: token ids [B, T], first a prompt, then usually T = 1. past_k, past_v: the last step's result, for each
+        layer [B, K, S, H] of all S tokens so far, including those outside a sliding window; None at the start.
         """
         assert (past_k is None) == (past_v is None)
         cache: Any = DynamicCache(None if past_k is None or past_v is None else zip(past_k, past_v, strict=True))
@@ -791,10 +791,10 @@ class ByteForCausalLM(BytePreTrainedModel, GenerationMixin):
         return outputs.logits, new_k, new_v
 
 
-# By this name Trainer knows a model whose labels its label smoothing must shift, where code comes with a folder too.
+# Trainer's label smoothing shifts labels for the classes named here; code that comes with a folder needs it as well.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[ByteConfig.model_type] = ByteForCausalLM.__name__
 
-# The public short name, on both sides.
+# The public short name, the same in JAX and PyTorch.
 ByteModel = ByteForCausalLM
 
 __all__ = ["ByteDecoder", "ByteForCausalLM", "ByteModel", "BytePreTrainedModel"]

@@ -1,4 +1,4 @@
-"""Folders that libraries write: whole or not at all, sealed by a manifest, and a full disk told in one sentence."""
+"""Saves folders that libraries write: whole or not at all, with a manifest, and with one sentence about a full disk."""
 
 import re
 from collections.abc import Iterator
@@ -11,18 +11,18 @@ from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import write_manifest
 from stellarbyte.staged_folder import staged
 
-# What torch.save and tokenizers say where other writers raise OSError.
+# What torch.save and tokenizers say in an error of another kind where other writers raise OSError.
 _CANNOT_WRITE = re.compile(r"PytorchStreamWriter|inline_container|file write failed|Parent directory|os error \d+")
 
 
 @contextmanager
 def saved_whole(folder: Path, *, is_locked: bool = False) -> Iterator[Path]:
-    """Gives a new folder to fill beside `folder`, whose place it takes, with a manifest, once all is on disk.
+    """Yields a new folder to fill; after the block it gets a manifest and takes the place of `folder`.
 
-    is_locked: the caller holds the folder's lock already.
+    is_locked: whether the caller already holds the folder's lock.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written; `folder` is then what it was.
+        UserError: the disk is full, or the folder cannot be written; `folder` is then as it was.
     """
     with staged(folder, is_locked=is_locked) as partial, written(folder, "it"):
         yield partial
@@ -31,10 +31,10 @@ def saved_whole(folder: Path, *, is_locked: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def written(folder: Path, what: str) -> Iterator[None]:
-    """Turns what libraries raise when a disk is full, or cannot be written, into one sentence.
+    """Turns the errors that libraries raise if a disk is full or cannot be written into one sentence.
 
     Raises:
-        UserError: naming `what` could not be written in `folder`.
+        UserError: `what` could not be written in `folder`.
     """
     try:
         yield
@@ -50,5 +50,5 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())
-    # safetensors and tokenizers wrap the system's word, and torch drops it.
+    # safetensors and tokenizers put other words around the system's message, and torch drops it.
     return "no space left on the disk" if "No space left" in text else text[:200] or type(error).__name__

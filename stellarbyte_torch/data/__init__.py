@@ -1,1 +1,1 @@
-"""Chat data for a Trainer: records become samples of tokens with the mask of what is trained on."""
+"""Chat data for a Trainer: turns records into samples of tokens, each with a mask of the tokens that are trained on."""

@@ -1,4 +1,4 @@
-"""Samples as the items of a dataset, and items as the batches that a model takes."""
+"""Turns samples into the items of a dataset, and items into the batches that a model takes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from stellarbyte.chat.encoding import Sample
 
 IGNORED_LABEL = -100
 
-# Padded lengths are multiples of this: tensor cores want it, and a compiled model sees fewer shapes.
+# Padded lengths are multiples of this: tensor cores are faster with them, and a compiled model sees fewer shapes.
 _LENGTH_MULTIPLE = 8
 
 Item = dict[str, np.ndarray]
 
 
 class SampleDataset(Dataset[Item]):
-    """One sample an item: input_ids, labels, int64 [T]; labels -100 where a token is not trained on."""
+    """A dataset with one sample an item: input_ids and labels, int64 [T]; labels are -100 at tokens not trained on."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
@@ -33,10 +33,11 @@ class SampleDataset(Dataset[Item]):
 
 
 class PackedDataset(Dataset[Item]):
-    """One row of samples an item: input_ids, labels, position_ids, int64 [T]; positions start at 0 in each sample.
+    """A dataset with one row of packed samples an item: input_ids, labels and position_ids, int64 [T].
 
-    No sample sees another: our model and transformers' start a new document wherever positions do not rise by one. No
-    label crosses over either, as a sample's first token is never trained on.
+    Positions start at 0 in each sample. No sample sees another, because our models and Transformers' start a new
+    document wherever positions do not rise by one. No sample predicts the next one's first token, because that is
+    never trained on.
     """
 
     def __init__(self, samples: Sequence[Sample], rows: Sequence[Sequence[int]]) -> None:
@@ -53,16 +54,16 @@ class PackedDataset(Dataset[Item]):
 
 @dataclass(frozen=True)
 class PaddingCollator:
-    """Items, padded on the right to the longest: input_ids, labels, attention_mask, int64 [B, T].
+    """Pads items on the right to the longest: input_ids, labels and attention_mask, int64 [B, T].
 
-    No items make one row of padding, which is not trained on.
+    Without items the batch is one row of padding, which is not trained on.
     """
 
     pad_token_id: int
 
     def __call__(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
         """The batch of some items."""
-        if not items:  # a token that is seen: a row of which nothing may be seen has no softmax
+        if not items:  # attention_mask shows its one token, because the softmax of a fully masked row is undefined
             one = np.full(1, self.pad_token_id)
             items = [{"input_ids": one, "labels": np.full(1, IGNORED_LABEL)}]
         longest = max(len(item["input_ids"]) for item in items)
@@ -75,11 +76,11 @@ class PaddingCollator:
 
 @dataclass(frozen=True)
 class PackingCollator:
-    """Packed rows, filled up to one length: input_ids, labels, position_ids, int64 [B, T].
+    """Pads packed rows to one length: input_ids, labels and position_ids, int64 [B, T].
 
-    There is no attention_mask: with one, transformers would not look for documents, and most of its models do not look
-    when they make a cache either (use_cache, which Trainer turns off). What fills a row up is a document of its own,
-    which is not trained on; no items make one row of it.
+    There is no attention_mask, because Transformers looks for packed documents only without one; most of its models
+    also do not look when they make a cache (use_cache, which Trainer turns off). The padding of a row is a document of
+    its own, which is not trained on; without items the batch is one row of padding.
     """
 
     pad_token_id: int

@@ -1,4 +1,4 @@
-"""What a config file says about fine-tuning data."""
+"""The data section of a fine-tuning config."""
 
 from dataclasses import dataclass
 from typing import Literal

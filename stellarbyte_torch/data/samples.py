@@ -1,4 +1,4 @@
-"""From a data config and a tokenizer to what a Trainer trains on."""
+"""Reads the data that a config names, and encodes it into what a Trainer trains on."""
 
 import hashlib
 import time
@@ -24,19 +24,21 @@ from stellarbyte_torch.data.collation import Item, PackedDataset, PackingCollato
 from stellarbyte_torch.data.config import DataConfig
 from stellarbyte_torch.data.tokenizer import chat_tokenizer
 
-# Conversations encoded at a time, on all cores.
+# How many conversations are encoded at a time, on all cores.
 _BATCH = 512
 
-# Tokens: a text of less than two such passages has no validation split.
+# In tokens. A single text is split into passages of at least this length; with fewer than two, none is for validation.
 _SHORTEST_PASSAGE = 16
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of both splits, and what became of the records; `first_bad` tells about the first few bad ones.
+    """The samples of both splits, and figures about the records that they come from.
 
-    too_long records had more than max_length tokens, cut_tokens of which are in no sample; untrained samples were left
-    out as they had no trained token. tokens and trained_tokens count both splits. remarks tell what else is to know.
+    first_bad: sentences about the first few bad records. too_long: the number of records with more than max_length
+    tokens. cut_tokens: the number of their tokens that are in no sample. untrained: the number of samples left out
+    because they had no trained token. tokens, trained_tokens: counts over both splits. remarks: further sentences that
+    a user should read.
     """
 
     train: list[Sample]
@@ -53,7 +55,7 @@ class Samples:
     remarks: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """One line: what there is, then what is not, if anything is missing."""
+        """One line about the samples, and about records or tokens that were left out."""
         share = self.trained_tokens / self.tokens
         line = (
             f"{self.records} records: {len(self.train)} training and {len(self.validation)} validation samples, "
@@ -71,9 +73,9 @@ class Samples:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What a Trainer needs: the datasets (validation None if nothing was set apart), the collator, and arguments.
+    """What a Trainer needs: the datasets, the collator, and arguments for TrainingArguments.
 
-    trainer_arguments are for TrainingArguments.
+    validation is None if no sample was set apart.
     """
 
     train: Dataset[Item]
@@ -86,12 +88,13 @@ class PreparedData:
 def prepare_data(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int], None] | None = None
 ) -> PreparedData:
-    """Datasets and collator for a config: packed rows, or samples that batches of like lengths are made of.
+    """The datasets and the collator for a config: packed rows, or single samples to be batched by similar length.
 
-    `progress` is told the conversations read so far. The same config, files and tokenizer give the same data.
+    `progress` is called with the number of conversations read so far. The same config, files and tokenizer give the
+    same data.
 
     Raises:
-        UserError: as `read_samples`.
+        UserError: where `read_samples` does.
     """
     samples = read_samples(config, tokenizer, progress)
     pad_token_id = next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None)
@@ -118,7 +121,9 @@ def prepare_data(
 def read_samples(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int], None] | None = None
 ) -> Samples:
-    """Reads all sources, encodes them, and sets validation samples apart; passages of a text that is the only one.
+    """Reads all sources, encodes them, and sets validation samples apart.
+
+    If a single text is the only sample, it is first cut into passages, so that some of them can be set apart.
 
     Raises:
         UserError: a source is missing or cannot be read; a record is bad; a template is missing; no sample is left.
@@ -192,7 +197,7 @@ def _conversations(config: DataConfig, bad_records: BadRecords, remarks: list[st
 
 
 def _split(samples: list[Sample], config: DataConfig) -> tuple[list[Sample], list[Sample]]:
-    """Training and validation samples, in order; which is which is drawn by tokens and seed, not by order."""
+    """Training and validation samples, in order. A hash of a sample's tokens and the seed decides where it goes."""
     if config.validation_fraction == 0 or len(samples) < 2:
         return samples, []
     salt = config.seed.to_bytes(16, "little")
@@ -200,9 +205,9 @@ def _split(samples: list[Sample], config: DataConfig) -> tuple[list[Sample], lis
     count = max(1, round(len(samples) * config.validation_fraction))
     last = sorted(digests)[count - 1]
     apart = [digest <= last for digest in digests]
-    if all(apart):  # of a large fraction, or of samples that are nearly all equal
+    if all(apart):  # the fraction is large, or nearly all samples are equal
         apart = [digest < last for digest in digests]
-    if not any(apart):  # they are all equal, and go to one side
+    if not any(apart):  # all samples are equal, and must go to the same side
         return samples, []
     train = [sample for sample, is_apart in zip(samples, apart, strict=True) if not is_apart]
     validation = [sample for sample, is_apart in zip(samples, apart, strict=True) if is_apart]

@@ -1,4 +1,4 @@
-"""From a Hugging Face tokenizer to the plain data that the encoding of chat needs of it."""
+"""Takes from a Hugging Face tokenizer the plain data that encoding chats needs."""
 
 from transformers import PreTrainedTokenizerBase
 
@@ -7,10 +7,10 @@ from stellarbyte.errors import UserError
 
 
 def chat_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> ChatTokenizer:
-    """The tokenizer with a template, Jinja; its own by default, which may be one of several, or none.
+    """The tokenizer's data with a Jinja chat template: the given one, or the tokenizer's own if it has one.
 
     Raises:
-        UserError: it has no tokenizer.json.
+        UserError: the tokenizer has no tokenizer.json.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

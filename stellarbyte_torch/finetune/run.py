@@ -64,8 +64,8 @@ def finetune(config: FinetuneConfig, display: Display, interrupt: Interrupt | No
         The figures of the run; "finished" is False if a signal ended it early (it is saved and can be resumed).
 
     Raises:
-        UserError: the model, the data, or an earlier run in `output_dir` does not fit the config; the config asks for
-            something that this machine lacks; or the loss is no longer finite.
+        UserError: the model, the data or an earlier run does not fit the config; this machine lacks something that
+            the config asks for; or the loss is no longer finite.
     """
     run_dir = Path(config.output_dir)
     # The defaults are filled in first, so that the config compared and written holds all that the run depends on.
@@ -160,11 +160,7 @@ def _save(
 
 
 def _check_same_run(config: FinetuneConfig, run_dir: Path, say: Callable[[str], None]) -> Summary | None:
-    """The summary of the run in `run_dir` if that has ended, else None.
-
-    Raises:
-        UserError: the folder holds a run with another config, or files that are not from a run.
-    """
+    """The summary of the run in `run_dir` if that has ended. Raises UserError if it is not a run with this config."""
     path = run_dir / "config.yaml"
     if not path.exists():
         taken = [name for name in ("checkpoints", "adapter", "model", "config.json") if (run_dir / name).exists()]
@@ -289,10 +285,7 @@ def _explained() -> Iterator[None]:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Raises UserError where Trainer's constructor refuses its arguments.
-
-    To be used around the constructor only: the same errors from a later call would be our mistake, not the user's.
-    """
+    """Raises UserError where Trainer's constructor refuses its arguments; later, the mistake would be ours."""
     try:
         yield
     except (UserError, torch.OutOfMemoryError):

@@ -1,4 +1,4 @@
-"""The door to LoRA: everything a user of adapters imports, with PEFT as the engine behind it."""
+"""The public interface to LoRA: everything a user of adapters imports. PEFT does the work behind it."""
 
 from stellarbyte_torch.lora.adapters import apply_lora_to_model, load_lora
 from stellarbyte_torch.lora.config import LoRAConfig

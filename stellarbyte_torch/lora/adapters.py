@@ -1,4 +1,4 @@
-"""Putting adapters on a model: new ones from a config, trained ones from PEFT's folder; wholly or not at all."""
+"""Puts adapters on a model: new ones from a config, trained ones from PEFT's folder; if that fails, nothing changes."""
 
 import copy
 import warnings
@@ -25,11 +25,11 @@ from stellarbyte_torch.lora.targets import resolve
 
 
 def apply_lora_to_model(model: nn.Module, config: LoraConfig, adapter_name: str = "default") -> PeftModel:
-    """The model with an untrained adapter on it, in place; it alone trains, and what the config names beside it.
+    """The model with an untrained adapter put on it in place; only the adapter trains, and what the config names.
 
-    Works on any module with linear, embedding or convolution layers or stacked parameters; on a PeftModel it adds a
-    further adapter, not yet active. Raises UserError: a target, a name or a layer that the model does not have, or a
-    way to begin that would change the base below other adapters; the model is then as it was.
+    Works on any module with linear, embedding or convolution layers or stacked parameters; on a PeftModel it adds
+    another adapter, which is not yet active. Raises UserError if the model lacks a target, a name or a layer, or if the
+    adapter's initialisation would change the base that others share; the model is then as it was.
     """
     return _put_on(model, config, adapter_name, is_saved=False)
 
@@ -41,11 +41,12 @@ def load_lora(
     trainable: bool = False,
     shares_base: bool = False,
 ) -> PeftModel:
-    """The model with the adapter of a PEFT folder or Hub id on it, ours or stock PEFT's; in place, frozen by default.
+    """The model with a trained adapter, ours or stock PEFT's, put on it in place; frozen unless `trainable`.
 
-    shares_base: other adapters will join it, so one that changes the base's own weights is refused.
-    Raises UserError: a broken folder, or an adapter trained on another base, with the key and the shapes that differ;
-    the model is then as it was. Warns with AdapterWarning where the base cannot be told for sure.
+    folder: a folder in PEFT's format, or a Hub id. shares_base: whether other adapters will join this one; then an
+    adapter that changes the base's own weights is refused.
+    Raises UserError if the folder is broken, or the adapter was trained on another base; it names the key and shapes
+    that differ, and the model is then as it was. Warns with AdapterWarning if the base cannot be recognised for sure.
     """
     found = read_adapter(folder, next(model.parameters()).device)
     config = found.config
@@ -60,7 +61,7 @@ def load_lora(
             "path_initial_model_for_weight_conversion"
         )
     saved = copy.copy(config)
-    # PEFT warns when the base's name differs; whether it is the same base is told below.
+    # PEFT would warn if the base's name differs; check_base below finds out whether it is the same base.
     config.base_model_name_or_path = None
     with unchanged_on_failure(model):
         peft_model = _put_on(model, config, adapter_name, is_saved=True)
@@ -106,10 +107,10 @@ def _add(model: PeftModel, config: LoRAConfig, adapter_name: str) -> None:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """What PEFT finds wrong with a config on a model, as a user's mistake; it raises what is at hand."""
+    """Turns what PEFT raises for a config on a model, which may be any kind of error, into a UserError."""
     try:
         with warnings.catch_warnings():
-            # Of a new adapter they are refused below, in a sentence; a trained one may be for more than this model has.
+            # settle_patterns refuses such keys of a new adapter; a trained one may name more than this model has.
             warnings.filterwarnings("ignore", message=r".*_pattern keys did not match any targeted module")
             yield
     except UserError:
@@ -143,7 +144,7 @@ def _load_weights(model: PeftModel, found: AdapterFolder, adapter_name: str, *, 
             raise UserError(
                 f"the adapter in {found.folder} holds {key} as {weights[key].dtype}: save it as {value.dtype}"
             )
-    # PEFT stops with a bare KeyError at a missing module that trains whole; LoRA's own keys it reports.
+    # PEFT raises a bare KeyError if a module that trains whole is missing; LoRA's own missing keys it reports.
     for key in sorted(expected.keys() - weights.keys()):
         if "lora_" not in key:
             raise UserError(
@@ -160,10 +161,10 @@ def _load_weights(model: PeftModel, found: AdapterFolder, adapter_name: str, *, 
 
 
 def _without_base(model: PeftModel, found: AdapterFolder, *, shares_base: bool) -> dict[str, torch.Tensor]:
-    """The adapter's weights but for those of the base that equal the base's own.
+    """The adapter's weights without base weights that equal this base's own.
 
-    Beside adapted embeddings PEFT saves the base's, and trained biases are the base's. Raises UserError: others, or
-    where `shares_base`.
+    PEFT saves the base's embeddings beside adapted ones, and trained biases are the base's. These may differ unless
+    `shares_base`. Raises UserError for any other base weight that differs.
     """
     state = model.state_dict(keep_vars=True)
     ends = [end for end in (input_embeddings(model), output_head(model)) if end is not None]
@@ -187,7 +188,7 @@ def _without_base(model: PeftModel, found: AdapterFolder, *, shares_base: bool) 
                 "alone on the model it was trained on"
             )
         else:
-            here.data = here.data.clone()  # what is loaded is written in place, and may have to be taken back
+            here.data = here.data.clone()  # loading writes in place, and may have to be undone
     if has_biases:  # PEFT expects all of them
         weights |= {key: value for key, value in found.weights.items() if key.endswith("bias")}
     return weights

@@ -1,4 +1,4 @@
-"""The base below an adapter: known again when the adapter is loaded, and what of an adapter would change it."""
+"""Recognises an adapter's base when the adapter is loaded, and tells which adapters would change the base."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ _MOVING_INITS = ("pissa", "olora", "corda", "lora_ga")
 
 
 def base_of(model: Any) -> AdapterBase | None:
-    """What an adapter on this model shall remember of it; None for a model without a config."""
+    """The description of `model` that an adapter on it is saved with; None for a model without a config."""
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_dict"):
         return None
@@ -27,7 +27,7 @@ def base_of(model: Any) -> AdapterBase | None:
 
 
 def check_base(folder: Path, config: LoRAConfig, model: Any) -> None:
-    """Hold the base that an adapter's folder tells of against the model; raises and warns as `check_adapter`."""
+    """Compares the base that an adapter's folder describes with the model; raises and warns as `check_adapter` does."""
     here = base_of(model)
     if here is not None:
         stated = {"base_model_name_or_path": config.base_model_name_or_path, "revision": config.revision}
@@ -37,12 +37,12 @@ def check_base(folder: Path, config: LoRAConfig, model: Any) -> None:
 
 
 def moves_base(config: LoraConfig) -> bool:
-    """Whether an adapter begins with a part of the base's weights, which it takes away from there."""
+    """Whether an adapter starts with a part of the base's weights, which is subtracted from the base."""
     return str(config.init_lora_weights).startswith(_MOVING_INITS)
 
 
 def base_change(config: LoraConfig) -> str | None:
-    """What of a config changes the base's own weights, in words; None: nothing does."""
+    """A clause about the field of `config` that changes the base's own weights; None if there is none."""
     if moves_base(config):
         return f"init_lora_weights {config.init_lora_weights!r} moves a part of the base's weights into the adapter"
     if config.bias != "none":
@@ -55,7 +55,7 @@ def base_change(config: LoraConfig) -> str | None:
 
 
 def check_base_stays(config: LoraConfig) -> None:
-    """Raise UserError if the adapter would change the base below others."""
+    """Raises UserError if the adapter would change the base that other adapters share."""
     change = base_change(config)
     if change is not None:
         raise UserError(

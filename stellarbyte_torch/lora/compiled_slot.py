@@ -1,4 +1,4 @@
-"""The one adapter that a compiled model runs: others are copied into it, so that nothing has to be compiled again."""
+"""The one adapter that a compiled model runs. Others are copied into it, so that nothing has to be compiled again."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +17,8 @@ SLOT = "compiled_slot"
 class CompiledSlot:
     """A PEFT adapter of fixed rank on all modules that the given adapters adapt, filled by PEFT's hot swap.
 
-    Its scaling stays 1: an adapter's own, and its weight, go into the copy of B. Raises UserError: an adapter that is
-    not low-rank factors of linear or convolution layers and nothing else, or of a higher rank.
+    Its scaling stays 1: each adapter's scaling and weight are multiplied into the copy of B. Raises UserError if an
+    adapter has a higher rank, or is anything other than low-rank factors of linear or Conv2d layers.
     """
 
     def __init__(self, model: Any, adapters: list[str], rank: int | None) -> None:
@@ -36,7 +36,7 @@ class CompiledSlot:
         self.model.active_adapter = SLOT
 
     def check_fits(self, weights: Mapping[str, float]) -> None:
-        """Raise UserError where the adapters together are more than the slot can hold."""
+        """Raises UserError if the slot cannot hold the adapters together."""
         for name in weights:
             config = self.model.peft_config[name]
             for field in ("activation", "use_dora", "modules_to_save", "target_parameters", "lora_bias"):
@@ -59,7 +59,7 @@ class CompiledSlot:
                 )
 
     def fill(self, weights: Mapping[str, float]) -> None:
-        """Make the slot equal to the adapters' weighted sum; none of them: to nothing."""
+        """Makes the slot equal to the adapters' weighted sum; without adapters, to 0."""
         factors: dict[str, torch.Tensor] = {}
         with torch.no_grad():
             for module, layer in lora_layers(self.model.get_base_model()).items():

@@ -20,8 +20,8 @@ from stellarbyte.layer_ranges import layer_numbers
 from stellarbyte_torch.lora.fields import check_fields
 from stellarbyte_torch.lora.nonlinear import adapt_linear
 
-# Written into adapter_config.json instead of "LORA": a PEFT that has not met this package refuses the folder, where it
-# would otherwise drop the activation and compute something else.
+# Written into adapter_config.json instead of "LORA": a PEFT without this package then refuses the folder; otherwise it
+# would drop the activation and compute something else.
 NONLINEAR_TYPE = "NONLINEAR_LORA"
 FREEZING = ("train_embeddings", "train_norms", "train_head", "train_layers")
 Layers = str | Iterable[int] | None
@@ -34,7 +34,7 @@ class LoRAConfig(LoraConfig):
     Raises UserError: an unknown field, or a value that no adapter can have.
     """
 
-    # PEFT's own are annotated as narrower than what it takes.
+    # PEFT's own annotations are narrower than what it accepts.
     lora_alpha: int | float = 8  # type: ignore[assignment]
     """The adapters' scaling times r, or times the root of r with use_rslora; any number but 0."""
 
@@ -79,15 +79,15 @@ class LoRAConfig(LoraConfig):
     loraplus_lr_embedding: float = 1e-6
     """LoRA+: the learning rate of adapters on embeddings, with loraplus_lr_ratio."""
 
-    # Here rather than in __init__, which the dataclass writes: also what PEFT reads from a json passes this way.
+    # Not in __init__, which the dataclass generates. Fields that PEFT reads from a JSON file are checked here as well.
     def __new__(cls, *_: Any, **fields: Any) -> Self:
-        """Refuse unknown fields: raises UserError."""
+        """Raises UserError if a field is unknown."""
         cls.check_names(fields)
         return super().__new__(cls)
 
     @classmethod
     def check_names(cls, fields: Iterable[str]) -> None:
-        """Raise UserError at a field that neither PEFT nor this config has."""
+        """Raises UserError if neither PEFT nor this config has one of the fields."""
         known = {field.name for field in dataclasses.fields(cls) if field.init}
         for name in sorted(set(fields) - known):
             near = difflib.get_close_matches(name, known, n=1)
@@ -97,34 +97,34 @@ class LoRAConfig(LoraConfig):
             )
 
     def __post_init__(self) -> None:
-        """Check the values, write `layers` in PEFT's own fields, and bring in the non-linear layer."""
+        """Checks the values, expresses `layers` in PEFT's own fields, and registers the non-linear layer with PEFT."""
         self.rank_pattern, self.alpha_pattern = self.rank_pattern or {}, self.alpha_pattern or {}
         check_fields(self)
         self.narrowed_to: list[int] | None = None
         self._narrow_to_layers()
-        # Of the model that it is on, for save_pretrained; and A and B as they began, where the base gave them away.
+        # The model that the adapter is on, for save_pretrained; and A and B at the start, if they were taken from it.
         self.base: AdapterBase | None = None
         self.start: dict[str, torch.Tensor] | None = None
         if isinstance(self.runtime_config, dict):
             self.runtime_config = LoraRuntimeConfig(**self.runtime_config)
         try:
             super().__post_init__()
-        except (ValueError, TypeError, AttributeError, ImportError) as error:  # what else PEFT finds wrong with them
+        except (ValueError, TypeError, AttributeError, ImportError) as error:  # PEFT checks more than check_fields
             raise UserError(f"these fields do not go together: {' '.join(str(error).split())}") from error
         self._register_custom_module({nn.Module: _adapt})  # type: ignore[dict-item]  # PEFT calls it, no more
 
     def _narrow_to_layers(self) -> None:
-        """PEFT's layers_to_transform where it allows it, for targets in a list; else an expression of what to omit."""
+        """Expresses `layers` as PEFT's layers_to_transform, or as exclude_modules if target_modules is one string."""
         if self.layers is None:
             return
         if self.layers_to_transform is not None:
             raise UserError("layers and layers_to_transform say the same thing: give one of them")
         layers, self.layers = layer_numbers(self.layers, "layers"), None
-        self.narrowed_to = layers  # for whoever knows what layers there are
+        self.narrowed_to = layers  # checked later against the model's layers
         if not isinstance(self.target_modules, str):
             self.layers_to_transform = layers
             return
-        # PEFT counts as the layer the first number in a module's name, and so does this.
+        # PEFT takes the first number in a module's name for its layer, and so does this.
         inside = rf"(?:(?!\d+\.)[^.]+\.)+(?:{'|'.join(map(str, layers))})\."
         omitted = [rf"(?!{inside}).*"]
         if isinstance(self.exclude_modules, str):
@@ -139,7 +139,7 @@ class LoRAConfig(LoraConfig):
         return not any(getattr(self, name) for name in FREEZING)
 
     def to_dict(self) -> dict[str, Any]:
-        """PEFT's fields alone, all that an adapter is; of ours only the activation, and with it a type of its own."""
+        """PEFT's fields, which are all that a saved adapter needs; with an activation, also that and our peft_type."""
         fields = super().to_dict()
         for field in dataclasses.fields(self):
             if field.name not in LoraConfig.__dataclass_fields__:
@@ -149,19 +149,19 @@ class LoRAConfig(LoraConfig):
         return fields
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """PEFT's adapter_config.json, and beside it what base the adapter is for."""
+        """Writes PEFT's adapter_config.json, and beside it a description of the adapter's base."""
         super().save_pretrained(save_directory, **kwargs)
         if self.base is not None:
             self.base.write(Path(save_directory))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """The config that a YAML section holds. Raises UserError: an unknown field."""
+        """The config that a YAML section holds. Raises UserError if a field is unknown."""
         return cls(**fields)
 
     @classmethod
     def from_peft_type(cls, **kwargs: Any) -> Self:
-        """What PEFT's from_pretrained calls with the json's fields; there it would choose the class by peft_type."""
+        """The config with a JSON file's fields, for PEFT's from_pretrained; PEFT's own picks a class by peft_type."""
         kind = kwargs.get("peft_type", "LORA")
         if kind not in ("LORA", NONLINEAR_TYPE):
             raise UserError(f"peft_type is {kind!r}, and LoRAConfig reads LORA and {NONLINEAR_TYPE}: load it with peft")
@@ -169,12 +169,12 @@ class LoRAConfig(LoraConfig):
 
 
 def _adapt(target: nn.Module, adapter_name: str, *, config: LoRAConfig, **kwargs: Any) -> nn.Module | None:
-    # PEFT's get_peft_model, called directly, knows nothing of the freezing fields and would leave them out in silence.
+    # PEFT's get_peft_model knows nothing of the freezing fields, and would ignore them silently if called directly.
     if not config.is_resolved:
         fields = ", ".join(name for name in FREEZING if getattr(config, name))
         raise UserError(f"{fields}: needs stellarbyte_torch.lora.apply_lora_to_model instead of peft's get_peft_model")
     return adapt_linear(target, adapter_name, config=config, **kwargs)
 
 
-# PEFT's own register_peft_method takes only the types of its closed enumeration; this is the table that it fills.
+# PEFT's own register_peft_method accepts only the types of its closed enumeration; it would fill this table.
 PEFT_TYPE_TO_CONFIG_MAPPING[NONLINEAR_TYPE] = LoRAConfig  # type: ignore[index]

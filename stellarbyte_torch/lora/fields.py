@@ -1,4 +1,4 @@
-"""What values the fields of a LoRAConfig can have, whatever model it is for."""
+"""Checks the values of a LoRAConfig's fields, as far as that needs no model."""
 
 import re
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _FLAGS = (
 
 
 def check_fields(config: Any) -> None:
-    """Raise UserError at a value that no adapter can have, beginning with the field's name."""
+    """Raises UserError, beginning with the field's name, if no adapter can have a value."""
     check_numbers(vars(config))
     for field, (fits, expected) in _EXPECTED.items():
         value = getattr(config, field)
@@ -34,7 +34,7 @@ def check_fields(config: Any) -> None:
 
 
 def expressions(config: Any) -> dict[str, tuple[str, str]]:
-    """Field -> (the regular expression in it, the expression that PEFT matches a module's name with)."""
+    """Field -> (the regular expression in it, the expression that PEFT matches a module's name against)."""
     found: dict[str, tuple[str, str]] = {}
     for field in ("target_modules", "exclude_modules"):
         value = getattr(config, field)

@@ -1,4 +1,4 @@
-"""An adapter's folder, read as a stranger's: config and weights are held against each other before any model is."""
+"""Reads an adapter's folder without trusting it: config and weights are compared before a model is involved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +19,13 @@ from stellarbyte.safetensors_header import TensorHeader, read_header
 from stellarbyte_torch.lora.config import LoRAConfig
 
 GIB = 1 << 30
-# Of a file that is read whole; that of the largest heads and embeddings, trained beside an adapter, has some ten.
+# The largest file that is read whole. The largest heads and embeddings trained beside an adapter take about 10 GiB.
 MOST_BYTES = 64 * GIB
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class AdapterFolder(NamedTuple):
-    """Where an adapter lies on this machine, its config, and its weights by PEFT's keys."""
+    """An adapter's folder on this machine, its config, and its weights by PEFT's keys."""
 
     folder: Path
     config: LoRAConfig
@@ -33,9 +33,9 @@ class AdapterFolder(NamedTuple):
 
 
 def read_adapter(source: str | Path, device: torch.device) -> AdapterFolder:
-    """The adapter in PEFT's folder or of a Hub id.
+    """The adapter in a folder in PEFT's format, or with a Hub id.
 
-    Raises UserError: there is none, or it is pickled, broken, of no LoRA, or holds a value that is no finite number.
+    Raises UserError if there is none, or it is pickled, broken or not a LoRA, or holds a value that is not finite.
     """
     folder = _folder(source)
     config = read_config(folder)
@@ -46,12 +46,12 @@ def read_adapter(source: str | Path, device: torch.device) -> AdapterFolder:
 
 
 def read_config(folder: Path) -> LoRAConfig:
-    """The config in a folder's adapter_config.json. Raises UserError: there is none, or no LoRA's."""
+    """The config in a folder's adapter_config.json. Raises UserError if there is none, or it is not a LoRA's."""
     if not (folder / ADAPTER_CONFIG).exists():
         raise UserError(f"{folder} holds no {ADAPTER_CONFIG}: give a folder in PEFT's format")
     with _told_of(folder):
         fields = read_json_object(folder / ADAPTER_CONFIG, 16 * MIB)
-        fields.pop("runtime_config", None)  # of the machine that it was saved on; PEFT leaves it out, too
+        fields.pop("runtime_config", None)  # it is about the machine that saved it; PEFT leaves it out, too
         LoRAConfig.check_names(fields)
         return LoRAConfig.from_peft_type(**fields)
 
@@ -78,7 +78,7 @@ def _read_weights(folder: Path, config: LoRAConfig, device: torch.device) -> dic
 
 
 def _folder(source: str | Path) -> Path:
-    """The folder itself, or where the Hub's files have been fetched to."""
+    """The folder itself, or the local folder into which the Hub's files have been downloaded."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -94,7 +94,7 @@ def _folder(source: str | Path) -> Path:
 
 
 def _check_header(tensors: dict[str, TensorHeader], config: LoRAConfig, path: Path) -> None:
-    """Before anything is made: PEFT would set up layers of whatever rank the config says."""
+    """Raises UserError if the header contradicts the config. It comes first: PEFT would allocate any rank given."""
     nbytes = max((tensor.end for tensor in tensors.values()), default=0)
     if nbytes > MOST_BYTES:
         raise UserError(f"{path} has {nbytes / GIB:.0f} GiB, and {MOST_BYTES // GIB} are the most that are read")

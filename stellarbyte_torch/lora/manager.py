@@ -1,4 +1,4 @@
-"""Several adapters on one model: registered, switched on, mixed, merged and taken away while others generate."""
+"""Manages several adapters on one model: adds, activates, mixes, merges and deletes them while threads generate."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,16 +22,16 @@ from stellarbyte_torch.lora.modules import lora_layers
 from stellarbyte_torch.lora.swap_lock import SwapLock
 from stellarbyte_torch.lora.weighted_dora import weigh
 
-BASE = "__base__"  # PEFT's name for rows without adapter
+BASE = "__base__"  # PEFT's name for batch rows without an adapter
 
 
 class LoRAManager:
-    """Adapters of one model by name, each held once, as PEFT's own; the model is never rebuilt.
+    """The adapters of one model by name. PEFT holds each of them once, and the model is never rebuilt.
 
-    `model` is the PeftModel, once something is registered. Every method may be called while other threads run the
-    model: a swap waits for the forward passes under way, then has the lock for the milliseconds that it takes. A
-    generation by `model.generate` may see a swap between two tokens; one by `generate` here never does. What swaps
-    raises UserError during a backward pass and inside the calling thread's own forward pass.
+    `model` is a PeftModel as soon as an adapter is registered. Every method may be called while other threads run the
+    model: a swap waits for the forward passes under way, then holds the lock for the milliseconds that it takes. A swap
+    may happen between two tokens of `model.generate`, but never within `generate` of this class. Methods that swap
+    raise UserError during a backward pass and inside the calling thread's own forward pass.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -52,24 +52,24 @@ class LoRAManager:
 
     @property
     def names(self) -> list[str]:
-        """All registered adapters."""
+        """The names of all registered adapters."""
         return [name for name in getattr(self.model, "peft_config", {}) if name != SLOT]
 
     @property
     def active(self) -> dict[str, float]:
-        """The adapters that take part, with their weights; empty: the bare base."""
+        """The active adapters with their weights; empty for the bare base."""
         return dict(self._active)
 
     @property
     def is_merged(self) -> bool:
-        """Whether the base holds the active adapters."""
+        """Whether the active adapters are merged into the base."""
         return self._merged is not None
 
     def register(self, name: str, source: LoraConfig | str | Path) -> None:
-        """Add an adapter, not yet active: untrained from a config, trained from a PEFT folder or Hub id.
+        """Adds an adapter, not yet active: an untrained one from a config, a trained one from a PEFT folder or Hub id.
 
-        Raises UserError: a name in use, a target that is not there, an adapter of another base or one that would change
-        the base below the others (PiSSA, OLoRA, trained biases); everything is then as it was.
+        Raises UserError if the name is in use, the model lacks a target, the adapter belongs to another base, or it
+        would change the base that all share (PiSSA, OLoRA, trained biases); the model is then as it was.
         """
         if name in self.names:
             raise UserError(f"adapter name {name!r} is in use: delete that adapter first, or choose another name")
@@ -80,16 +80,16 @@ class LoRAManager:
                 self.model = apply_lora_to_model(self.model, source, name)
             else:
                 self.model = load_lora(self.model, source, name, shares_base=True)
-            self.model.train(was_training)  # new modules start in training mode, whatever the model is in
+            self.model.train(was_training)  # new modules start in training mode even in a model in eval mode
             self._note_stacked_parameters()
             self._switch()
 
     def activate(self, adapters: str | Mapping[str, float], *, trainable: bool = False) -> None:
-        """Switch to one adapter, or to several with a weight each that multiplies its update; merged ones are unmerged.
+        """Switches to one adapter, or to several, each with a weight that multiplies its update; unmerges first.
 
-        At weight 0 an adapter takes no part, and the output is to the bit what it is without. trainable: whether they
-        receive gradients. Raises UserError: an unknown name; a weight that is no number, or not 1 for what does not
-        scale; on a compiled model, adapters that its slot cannot hold.
+        With weight 0 the output is to the bit what it is without the adapter. trainable: whether they get gradients.
+        Raises UserError if a name is unknown, a weight is not finite, or not 1 for an adapter that cannot be scaled; on
+        a compiled model, if its slot cannot hold the adapters.
         """
         weights = {adapters: 1.0} if isinstance(adapters, str) else {name: float(w) for name, w in adapters.items()}
         if not weights:
@@ -108,17 +108,17 @@ class LoRAManager:
             self._switch()
 
     def deactivate(self) -> None:
-        """Back to the bare base, whose weights are to the bit what they were before any adapter."""
+        """Goes back to the bare base, whose weights are to the bit what they were before any adapter."""
         with self._swap("deactivate the adapters"):
             self._unmerge()
             self._active = {}
             self._switch()
 
     def merge(self) -> MergeDrift:
-        """Add the active adapters to the base weights, in float32 and rounded once, to run at the base's speed.
+        """Adds the active adapters to the base weights, in float32 and rounded once, to run at the base's speed.
 
-        Until unmerge the adapted modules' own weights are held beside the merged ones. Returns what rounding cost.
-        Raises UserError: nothing active, a non-linear adapter, a quantised or a compiled model.
+        The adapted modules' own weights are kept beside the merged ones until unmerge. Returns what rounding cost.
+        Raises UserError if no adapter is active or one is non-linear, or if the model is quantised or compiled.
         """
         if self._slot is not None:
             raise UserError(
@@ -130,14 +130,14 @@ class LoRAManager:
             return self._merged.drift
 
     def unmerge(self) -> None:
-        """Put the base's own weights back, to the bit, and the adapters beside them. Raises UserError: not merged."""
+        """Puts back the base's own weights to the bit, the adapters beside them. Raises UserError if none is merged."""
         with self._swap("unmerge"):
             if self._merged is None:
                 raise UserError("nothing is merged: call merge() first")
             self._unmerge()
 
     def delete(self, name: str) -> None:
-        """Forget an adapter and free its memory; an active one is switched off first. Raises UserError: no such one."""
+        """Removes an adapter and frees its memory; an active one is switched off. Raises UserError: an unknown name."""
         self._check_known([name])
         with self._swap(f"delete {name!r}"):
             if name in self._active:
@@ -147,7 +147,7 @@ class LoRAManager:
                 if list(self.model.peft_config) == [name]:  # PEFT's wrapper does not run without any adapter
                     self.model = self.model.unload()
                     return
-                # PEFT would otherwise choose a successor of its own to be active.
+                # Otherwise PEFT would itself choose another adapter and activate it.
                 others = [other for other in self.model.peft_config if other != name]
                 keep = [SLOT] if self._slot is not None else list(self._active) or others[:1]
                 self.model.base_model.set_adapter(keep, inference_mode=True)
@@ -155,12 +155,12 @@ class LoRAManager:
                 self._switch()
 
     def save(self, name: str, folder: str | Path) -> None:
-        """Write one adapter as PEFT's folder. Raises UserError: an unknown name."""
+        """Writes one adapter as a folder in PEFT's format. Raises UserError if the name is unknown."""
         self._check_known([name])
         with self._lock.shared():
-            (Path(folder) / MANIFEST).unlink(missing_ok=True)  # of what fine-tuning left there, which goes now
+            (Path(folder) / MANIFEST).unlink(missing_ok=True)  # it is about the adapter that is overwritten now
             self.model.save_pretrained(str(folder), selected_adapters=[name])
-            # PEFT gives every adapter but "default" a folder of its own inside; here the folder is the adapter's.
+            # PEFT writes every adapter except "default" into a subfolder; here `folder` itself is the adapter's.
             nested = Path(folder) / name
             if nested.is_dir() and name != "default":
                 for file in nested.iterdir():
@@ -170,20 +170,20 @@ class LoRAManager:
     def merge_and_save(
         self, folder: str | Path, dtype: torch.dtype | None = None, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> MergeDrift:
-        """Write the base with the active adapters merged in as a plain Hugging Face folder; see lora_merging."""
+        """Writes the base with the active adapters merged in as a plain Hugging Face folder; see merging.py."""
         with self._swap("merge"):
             self._check_active("merge")
             with self._unmerged():
                 return merge_and_save(self.model, folder, dtype, tokenizer)
 
     def compile(self, rank: int | None = None, **options: Any) -> None:
-        """torch.compile the model so that activate and deactivate never compile it again.
+        """Compiles the model with torch.compile so that activate and deactivate never compile it again.
 
-        The model then runs one slot of the given rank (by default the highest registered) that activate fills with
-        copies. PEFT's layers list their adapters, so register and delete each make it compile once more. options are
-        torch.compile's.
-        Forward passes inside compiled code do not take part in the lock by themselves: use `forward`, `generate` or
-        `hold`. Raises UserError: no adapter yet, or one that a slot cannot imitate.
+        The model then runs a single slot of the given rank (by default the highest registered), into which activate
+        copies the adapters. PEFT's layers list their adapters, so register and delete each cause one more compilation.
+        options: torch.compile's arguments.
+        Forward passes inside compiled code do not take the lock by themselves: use `forward`, `generate` or `hold`.
+        Raises UserError if no adapter is registered, or one that a slot cannot imitate.
         """
         if not self.names:
             raise UserError("no adapter is registered, so the slot's modules are unknown: register one first")
@@ -196,17 +196,17 @@ class LoRAManager:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """No swap happens inside: for several forward passes that belong together."""
+        """Keeps swaps out of the block, for several forward passes that belong together."""
         with self._lock.shared():
             yield
 
     def forward(self, *args: Any, adapter_names: list[str | None] | None = None, **kwargs: Any) -> Any:
-        """The model's output; adapter_names: one adapter per row of the batch, None for the base, in inference only."""
+        """The model's output. adapter_names: each batch row's adapter, or None for the base; for inference only."""
         with self._rows(adapter_names) as rows:
             return self.model(*args, **kwargs, **rows)
 
     def generate(self, *args: Any, adapter_names: list[str | None] | None = None, **kwargs: Any) -> Any:
-        """The model's generate, under one set of adapters from first to last token; adapter_names as in forward."""
+        """The model's generate, with one set of adapters from first to last token; adapter_names as in forward."""
         with self._rows(adapter_names) as rows:
             return self.model.generate(*args, **kwargs, **rows)
 
@@ -226,7 +226,7 @@ class LoRAManager:
             try:
                 yield {"adapter_names": names}
             finally:
-                for module, own in hooks.items():  # PEFT leaves its hooks behind where the forward raises
+                for module, own in hooks.items():  # PEFT leaves its hooks behind if the forward raises
                     for leftover in set(module._forward_pre_hooks) - own:
                         del module._forward_pre_hooks[leftover]
                         module._forward_pre_hooks_with_kwargs.pop(leftover, None)
@@ -239,7 +239,7 @@ class LoRAManager:
 
     @contextmanager
     def _unmerged(self) -> Iterator[None]:
-        """Inside, the base is its own; what was merged is merged again afterwards, from the same weights."""
+        """Unmerges the base inside the block; what was merged is merged again afterwards, from the same weights."""
         was_merged = self._merged is not None
         self._unmerge()
         try:
@@ -254,7 +254,7 @@ class LoRAManager:
             self._merged = None
 
     def _switch(self) -> None:
-        """Make PEFT's layers follow self._active; called alone, unmerged."""
+        """Makes PEFT's layers follow self._active. The caller holds the lock alone, and nothing is merged."""
         if self._slot is not None:
             self._slot.fill(taking_part(self._active))
             return
@@ -264,17 +264,17 @@ class LoRAManager:
         tuner._enable_adapter_layers(enabled=bool(weights))
         if weights:  # after enabling, which lets them train
             tuner.set_adapter(list(weights), inference_mode=not self._trainable)
-        self.model.active_adapter = tuner.active_adapters[0]  # whose config PEFT's wrapper looks up
+        self.model.active_adapter = tuner.active_adapters[0]  # PEFT's wrapper reads this adapter's config
         self._scale(self._active)
 
     def _scale(self, weights: Mapping[str, float]) -> None:
-        """Give the adapters these weights, and all others 1."""
+        """Gives the adapters these weights, and all others 1."""
         for layer in lora_layers(self.model).values():
             for name in self.names:
                 weigh(layer, name, weights.get(name, 1.0))
 
     def _note_stacked_parameters(self) -> None:
-        # PEFT puts these adapters on by replacing the module's parameter for as long as a forward pass lasts.
+        # PEFT applies these adapters by replacing the module's parameter during each forward pass.
         self._lock.one_forward_at_a_time = any(isinstance(module, ParamWrapper) for module in self.model.modules())
 
     def _check_known(self, names: Any) -> None:

@@ -1,4 +1,4 @@
-"""Every name in a LoRAConfig held against the model: what matches nothing is refused, with the nearest there is."""
+"""Checks every name in a LoRAConfig against the model; one that matches nothing is refused, with the nearest match."""
 
 import difflib
 import re
@@ -27,9 +27,9 @@ ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, n
 
 
 def check_names(config: LoRAConfig, model: nn.Module, *, is_saved: bool) -> None:
-    """Raise UserError at a name or layer that the model does not have, or at an expression that is too slow on it.
+    """Raises UserError if the model lacks a name or a layer, or if a regular expression is too slow on its names.
 
-    is_saved: as in `lora_targets.resolve`.
+    is_saved: as in `targets.resolve`.
     """
     modules = base_modules(model)
     parameters = base_parameters(modules)
@@ -46,7 +46,7 @@ def check_names(config: LoRAConfig, model: nn.Module, *, is_saved: bool) -> None
 
 
 def check_layers(layers: list[int], field: str, modules: Iterable[str]) -> None:
-    """Raise UserError at a layer that no module is in."""
+    """Raises UserError if a layer has no module."""
     present = {layer for name in modules if (layer := layer_of(name)) is not None}
     for layer in layers:
         if layer not in present:
@@ -55,10 +55,10 @@ def check_layers(layers: list[int], field: str, modules: Iterable[str]) -> None:
 
 
 def settle_patterns(model: PeftModel, adapter_name: str, *, is_saved: bool) -> None:
-    """Write an adapter's rank_pattern and alpha_pattern so that they mean the same in any order.
+    """Rewrites an adapter's rank_pattern and alpha_pattern so that they mean the same in any order.
 
-    PEFT takes the first key that fits, and sorts the keys when it saves. Where two that differ fit one module, each
-    module is named in full instead. Raises UserError: a key fits nothing that is adapted.
+    PEFT uses the first key that fits, and sorts the keys when it saves. If two keys with different values fit one
+    module, every module is named in full instead. Raises UserError if a key fits nothing that is adapted.
     """
     config: Any = model.peft_config[adapter_name]
     adapted = list(adapted_layers(model.get_base_model(), adapter_name))
@@ -81,7 +81,7 @@ def _check_whole(config: LoRAConfig, names: list[str], *, is_saved: bool) -> Non
             continue
         if not is_saved:
             raise UserError(f"modules_to_save has {shown(target)}, which matches no module{_nearest(target, names)}")
-        # As PEFT does, but it would match the rest as an expression, which a stranger's may never come to an end.
+        # PEFT would ignore it as well, but only after matching it as an expression, and a stranger's may run for ever.
         config.modules_to_save = [name for name in config.modules_to_save or () if name != target] or None
 
 
@@ -155,7 +155,7 @@ def _check_targets(config: LoRAConfig, model: nn.Module, modules: dict[str, nn.M
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    """How to go on after a name that is not there: with the nearest that is, in as many words."""
+    """The advice after an unknown name: the nearest name that exists, cut to as many dotted parts."""
     words = len(name.split("."))
     near = difflib.get_close_matches(name, {".".join(n.split(".")[-words:]) for n in names}, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ": leave it out, or name one that is there"

@@ -1,4 +1,4 @@
-"""Adapters merged into their base in float32, and what rounding the result costs."""
+"""Merges adapters into their base in float32, and measures what rounding the result costs."""
 
 import copy
 import dataclasses
@@ -26,8 +26,9 @@ from stellarbyte_torch.lora.weighted_dora import weight_of
 class MergeDrift:
     """What is lost when merged weights, computed in float32, are rounded to dtype.
 
-    largest: the largest rounding error of a weight. share: the Frobenius norm of all rounding errors over that of the
-    adapter's whole update; 0 where nothing is rounded, and at 1 rounding is as large as what was learnt.
+    modules: the number of merged modules. largest: the largest rounding error of a weight. share: the Frobenius norm of
+    all rounding errors over that of the adapters' whole update; 0 if nothing is rounded, and 1 if rounding errors are
+    as large as what was learnt.
     """
 
     dtype: torch.dtype
@@ -48,14 +49,14 @@ class MergeDrift:
 
 @dataclass
 class Merged:
-    """The base weights that a merge put aside: hold on to it, and `undo` brings them back to the bit."""
+    """A merge that can be undone: it keeps the base's own weights, which `undo` puts back to the bit."""
 
     layers: list[Any]
     originals: list[tuple[nn.Parameter, torch.Tensor]]
     drift: MergeDrift
 
     def undo(self) -> None:
-        """Put the very tensors of before the merge back."""
+        """Puts back the very tensors that were there before the merge."""
         for parameter, original in self.originals:
             parameter.data = original
         for layer in self.layers:
@@ -63,9 +64,10 @@ class Merged:
 
 
 def merge(model: PeftModel, dtype: torch.dtype | None = None) -> Merged:
-    """Merge the active adapters into the base, in float32 and rounded once, to dtype or to what the base is in.
+    """Merges the active adapters into the base, in float32 and rounded once, to dtype or by default to the base's own.
 
-    Raises UserError: no active adapter, one with an activation, a quantised base, tied embeddings that are adapted.
+    Raises UserError if no adapter is active, one has an activation or trainable_token_indices, adapters are merged
+    already, the base is quantised, or tied embeddings are adapted.
     """
     names = list(model.active_adapters)
     layers = [layer for layer in lora_layers(model).values() if any(name in layer.scaling for name in names)]
@@ -96,11 +98,11 @@ def merge_and_save(
     dtype: torch.dtype | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> MergeDrift:
-    """Write the base with its active adapters merged in as a plain Hugging Face folder; the model stays as it is.
+    """Writes the base with its active adapters merged in as a plain Hugging Face folder; the model stays as it is.
 
-    dtype: what the folder is in, by default what the base is in. Tied embeddings of which the adapter has trained one
-    end alone are written untied. Returns what rounding to it costs.
-    Raises UserError: what `merge` refuses.
+    dtype: the dtype of the folder's weights, by default the base's. If the embeddings are tied and the adapter has
+    trained only the embeddings or only the head, they are written untied. Returns what rounding costs.
+    Raises UserError where `merge` does, and if the base is not a Transformers model.
     """
     base = model.get_base_model()
     if not isinstance(base, PreTrainedModel):
@@ -115,12 +117,12 @@ def merge_and_save(
             if isinstance(module, ModulesToSaveWrapper) and module.active_adapters:
                 trained = module.modules_to_save[module.active_adapters[0]].state_dict()
                 weights |= {f"{name}.{key}": value for key, value in trained.items()}
-        if dtype is not None:  # but for what the model keeps in float32 on purpose
+        if dtype is not None:  # except for weights that the model keeps in float32 on purpose
             weights = {key: value.to(dtype) if value.dtype == base_dtype else value for key, value in weights.items()}
         config = copy.deepcopy(base.config)
         if is_tied(base) and not _are_still_tied(base, weights):
             config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
-        # A model without adapters to hold them, so that what is written is what transformers itself would write.
+        # A model without adapters holds the weights, so that the folder is exactly as Transformers would write it.
         with torch.device("meta"):
             plain = type(base)(config)
         plain.load_state_dict(weights, assign=True)
@@ -136,7 +138,7 @@ def merge_and_save(
 
 
 def _are_still_tied(base: PreTrainedModel, weights: dict[str, torch.Tensor]) -> bool:
-    """Whether what is to be written has one matrix for embeddings and head, as the base has."""
+    """Whether the weights to be written have one matrix for embeddings and head, as the base has."""
     ends = (base.get_input_embeddings(), base.get_output_embeddings())
     (embeddings,), (head,) = ([f"{n}.weight" for n, m in base.named_modules() if m is end] for end in ends)
     return head not in weights or embeddings not in weights or torch.equal(weights[head], weights[embeddings])
@@ -171,7 +173,7 @@ def _check_mergeable(model: PeftModel, names: list[str], layers: list[Any]) -> N
 
 
 def _merged_weights(layer: Any, names: list[str]) -> list[tuple[nn.Parameter, torch.Tensor]]:
-    """The base's parameters that the adapters change, with their merged values in float32; the layer stays as is."""
+    """The base's parameters that the adapters change, with their merged values in float32; the layer is unchanged."""
     base = layer.get_base_layer()
     changed = [getattr(base, layer.parameter_name)] if isinstance(layer, ParamWrapper) else list(base.parameters())
     here = [name for name in names if name in layer.scaling]
@@ -181,7 +183,7 @@ def _merged_weights(layer: Any, names: list[str]) -> list[tuple[nn.Parameter, to
         if not has_dora or list(weights.values()) == [1.0]:
             _merge_in(layer, here)
             return [(parameter, parameter.data) for parameter in changed]
-        # DoRA's update is of the base's own weights, and adds up with others' when each is taken by itself.
+        # DoRA's update depends on the base's own weights, so each adapter is merged alone and their updates are added.
         originals = [parameter.data for parameter in changed]
         sums = [original.clone() for original in originals]
         for name, weight in weights.items():
@@ -194,7 +196,7 @@ def _merged_weights(layer: Any, names: list[str]) -> list[tuple[nn.Parameter, to
 
 
 def _merge_in(layer: Any, names: list[str]) -> None:
-    """PEFT's merge, without what it notes for an unmerge of its own."""
+    """PEFT's merge without the notes that it keeps for its own unmerge."""
     layer.merge(adapter_names=names)
     layer.merged_adapters.clear()
     layer._caches.clear()
@@ -202,7 +204,7 @@ def _merge_in(layer: Any, names: list[str]) -> None:
 
 @contextmanager
 def _in_float32(layer: nn.Module) -> Iterator[None]:
-    """Copies in float32 (float64 stays) in place of the layer's parameters; in the end the parameters themselves."""
+    """Replaces the layer's parameters by float32 copies inside the block (float64 stays); afterwards they are back."""
     parameters = list(layer.parameters())
     originals = [parameter.data for parameter in parameters]
     for parameter, original in zip(parameters, originals, strict=True):

@@ -1,4 +1,4 @@
-"""Which adapters may act at once, and with which weights."""
+"""Decides which adapters may act at once, and with which weights."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ def taking_part(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 def check_weights(model: PeftModel, weights: Mapping[str, float]) -> None:
-    """Raise UserError at a weight that is no number, or at adapters that do not scale or add up."""
+    """Raises UserError if a weight is not finite, or if these adapters cannot be scaled or added up."""
     for name, weight in weights.items():
         if not math.isfinite(weight):
             raise UserError(f"the weight of adapter {name!r} is {weight}: give a finite number")

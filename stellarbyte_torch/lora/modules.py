@@ -1,4 +1,4 @@
-"""A model's modules as LoRA sees them: under the names that they have without adapters, and PEFT's layers on them."""
+"""Finds a model's modules by the names that they have without adapters, and PEFT's layers on them."""
 
 import re
 from typing import Any
@@ -15,7 +15,7 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def adapted_layers(base: nn.Module, adapter_name: str) -> dict[str, Any]:
-    """An adapter's LoRA layers, by the names that its patterns are matched with: of a module or a parameter."""
+    """An adapter's LoRA layers, by the names that its patterns are matched against: a module's or a parameter's."""
     layers = {name: layer for name, layer in lora_layers(base).items() if adapter_name in layer.r}
     return {
         f"{name.replace('.base_layer', '')}.{layer.parameter_name}" if isinstance(layer, ParamWrapper) else name: layer
@@ -62,18 +62,18 @@ def output_head(model: Any) -> nn.Module | None:
 
 
 def layer_of(name: str) -> int | None:
-    """The number of the layer that a module is in: the first number in its name, as PEFT counts."""
+    """The number of a module's layer, which is the first number in its name, as in PEFT; None if it has none."""
     match = re.search(r"\.(\d+)(?:\.|$)", name)
     return int(match[1]) if match else None
 
 
 def is_called(name: str, target: str) -> bool:
-    """Whether the target is a module's name or the last words of it, as PEFT looks names in lists up."""
+    """Whether `target` is a module's name or its last dotted parts; PEFT matches the names in a list so."""
     return name == target or name.endswith(f".{target}")
 
 
 def _unwrapped(module: Any) -> Any:
-    """The base's module inside PEFT's layer or wrapper."""
+    """The base's own module, if `module` is PEFT's layer or wrapper around it."""
     if isinstance(module, AuxiliaryTrainingWrapper):
         return module.original_module
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module

@@ -1,4 +1,4 @@
-"""What an adapter may be called: PEFT makes its name an attribute of modules and a part of every key."""
+"""Checks adapters' names, which PEFT makes attributes of modules and parts of every key."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +13,7 @@ _MOST_CHARACTERS = 100
 
 
 def check_adapter_name(name: Any, keys: Iterable[str]) -> None:
-    """Raise UserError at a name that PEFT could not hold, save or tell from the parts of the base's own keys."""
+    """Raises UserError if PEFT could not hold or save the name, or tell it from the parts of the base's own `keys`."""
     parts = {part for key in keys for part in key.split(".")}
     if not isinstance(name, str) or not name.strip() or len(name) > _MOST_CHARACTERS:
         why = f"it is no text of 1 to {_MOST_CHARACTERS} characters"
@@ -33,7 +33,7 @@ def check_adapter_name(name: Any, keys: Iterable[str]) -> None:
 
 
 def near_name(text: Any) -> str:
-    """A name that an adapter can have, as near to the text as can be."""
+    """A possible adapter name that is as close to the text as can be."""
     kept = "".join(character if character.isalnum() or character in "_-" else "_" for character in str(text)[:60])
     kept = kept.strip("_").removeprefix("lora_") or "adapter"
     return f"{kept}_adapter" if kept in _TAKEN or kept in RESERVED or f"__{kept}__" in RESERVED else kept

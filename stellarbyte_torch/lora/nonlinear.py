@@ -1,4 +1,4 @@
-"""An activation between LoRA's A and B, as a variant of PEFT's linear layer."""
+"""Puts an activation between LoRA's A and B, as a variant of PEFT's linear layer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,37 +29,37 @@ CANNOT_MERGE = (
 
 
 class NonlinearVariant(LoraVariant):
-    """y = base(x) + scaling · B(activation(A(dropout(x)))); PEFT asks for static methods."""
+    """y = base(x) + scaling · B(activation(A(dropout(x)))). PEFT's interface wants static methods."""
 
     activation: str
 
     def supports_lora_conversion(self) -> bool:
-        """Never: an ordinary adapter has nowhere to put the activation."""
+        """False, because an ordinary adapter has no place for the activation."""
         return False
 
     @staticmethod
     def init(module: LoraLayer, adapter_name: str, **kwargs: Any) -> None:
-        """Remember the adapter's activation, which PEFT hands over in its config."""
+        """Remembers the adapter's activation, which PEFT passes in its config."""
         _variant(module, adapter_name).activation = kwargs["config"].activation
 
     @staticmethod
     def forward(
         module: LoraLayer, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **_: Any
     ) -> torch.Tensor:
-        """[..., in], base's output [..., out] -> [..., out]."""
+        """The input [..., in] and the output so far [..., out] give the new output [..., out]."""
         activation = ACTIVATIONS[_variant(module, active_adapter).activation]
         hidden = activation(module.lora_A[active_adapter](module.lora_dropout[active_adapter](x)))
         return result + module.lora_B[active_adapter](hidden) * module.scaling[active_adapter]
 
     @staticmethod
     def merge_safe(module: LoraLayer, active_adapter: str, orig_weight: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
-        """Refuse: raises UserError."""
+        """Raises UserError: such an adapter cannot be merged."""
         activation = _variant(module, active_adapter).activation
         raise UserError(CANNOT_MERGE.format(name=active_adapter, activation=activation))
 
     @staticmethod
     def merge_unsafe(module: LoraLayer, active_adapter: str, orig_weight: torch.Tensor) -> None:
-        """Refuse: raises UserError."""
+        """Raises UserError: such an adapter cannot be merged."""
         NonlinearVariant.merge_safe(module, active_adapter, orig_weight)
 
 
@@ -70,18 +70,18 @@ def _variant(module: LoraLayer, adapter_name: str) -> NonlinearVariant:
 
 
 class LoraLinear(Linear):
-    """PEFT's linear layer, which knows our variants beside PEFT's own: adapters of all kinds share it."""
+    """PEFT's linear layer with our variants beside PEFT's own, so that adapters of all kinds share one layer."""
 
     @property
     def lora_variants(self) -> dict[tuple[str, ...], type[LoraVariant] | None]:
-        """PEFT's table of config fields -> variant, and ours."""
+        """PEFT's table of config fields -> variant, with ours added."""
         return {**super().lora_variants, ("activation",): NonlinearVariant, ("use_dora",): WeightedDora}
 
 
 def adapt_linear(target: nn.Module, adapter_name: str, *, config: LoraConfig, **kwargs: Any) -> nn.Module | None:
-    """PEFT's dispatch for LoRAConfig: a LoraLinear, or None for what PEFT's own dispatchers should take.
+    """The layer for LoRAConfig in PEFT's dispatch: a LoraLinear, or None to leave `target` to PEFT's own dispatchers.
 
-    They take everything but float nn.Linear and Conv1D; a quantised linear layer too, unless the adapter is non-linear.
+    They get everything except unquantised nn.Linear and Conv1D, and quantised ones if the adapter is non-linear.
     """
     base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
     activation = getattr(config, "activation", None)
@@ -95,6 +95,6 @@ def adapt_linear(target: nn.Module, adapter_name: str, *, config: LoraConfig, **
     is_plain = type(base) in (nn.Linear, Conv1D) and type(base.weight.data) is torch.Tensor
     if not is_plain and activation is None:
         return None
-    # What PEFT's dispatch_default does, with a warning, for these two layouts.
+    # PEFT's dispatch_default sets this for the two layouts as well, with a warning.
     config.fan_in_fan_out = isinstance(base, Conv1D)
     return LoraLinear(target, adapter_name, config=config, is_target_conv_1d_layer=isinstance(base, Conv1D), **kwargs)

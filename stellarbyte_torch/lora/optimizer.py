@@ -1,4 +1,4 @@
-"""An optimizer of the adapters with LoRA+'s separate learning rates for A and B."""
+"""Builds an optimizer for adapters, with LoRA+'s separate learning rates for A and B."""
 
 from typing import Any
 
@@ -10,9 +10,10 @@ from torch.optim import Optimizer
 def lora_optimizer(
     model: PeftModel, optimizer_class: type[Optimizer], *, lr: float, weight_decay: float = 0.0, **kwargs: Any
 ) -> Optimizer:
-    """optimizer_class over all that trains: B at loraplus_lr_ratio · lr where the active adapter's config sets one.
+    """An optimizer over all trainable parameters; B's rate is loraplus_lr_ratio · lr if the active adapter has a ratio.
 
-    Source: LoRA+, Hayou et al. 2024, in PEFT's implementation; without a ratio, one rate for everything.
+    Without a ratio there is one learning rate for everything. Source: LoRA+, Hayou et al. 2024, in PEFT's
+    implementation.
     """
     config: Any = model.peft_config[model.active_adapters[0]]
     ratio = getattr(config, "loraplus_lr_ratio", None)

@@ -11,8 +11,9 @@ from stellarbyte_torch.lora.modules import lora_layers
 def regularisation(model: PeftModel) -> torch.Tensor:
     """orthogonal_reg · mean ‖P Pᵀ − I‖ + l2_reg · Σ ‖P‖² over the active adapters' A and Bᵀ: a scalar for the loss.
 
-    The orthogonal term is AdaLoRA's (Zhang et al. 2023, equation 4, in PEFT's scale): its mean runs over the matrices
-    of an adapter. B starts at 0, where that term is flat. Experts' matrices count one by one. 0 where both are off.
+    The orthogonal term is AdaLoRA's (Zhang et al. 2023, equation 4, in PEFT's scale), a mean over the matrices of an
+    adapter; each expert's matrices count by themselves. B starts at 0, where this term has no gradient. The result is 0
+    if both coefficients are.
     """
     total = torch.zeros((), device=next(model.parameters()).device)
     for name in model.active_adapters:
@@ -30,18 +31,18 @@ def regularisation(model: PeftModel) -> torch.Tensor:
 
 
 def _factors(layer: Any, adapter: str) -> list[torch.Tensor]:
-    """A and Bᵀ of one layer, each [E, R, width]; E is 1 but for experts, and the width takes in a kernel."""
+    """A and Bᵀ of one layer, each [E, R, width]; E is 1 without experts, and width includes a convolution's kernel."""
     if adapter in layer.lora_embedding_A:
         return [layer.lora_embedding_A[adapter][None], layer.lora_embedding_B[adapter].T[None]]
     if adapter not in layer.lora_A:
         return []
     A, B = layer.lora_A[adapter].weight.flatten(1), layer.lora_B[adapter].weight.flatten(1)
     experts = getattr(layer, "num_experts", 1)
-    # PEFT lays out experts outermost in A's rows and innermost in B's columns.
+    # In PEFT's layout experts are outermost in A's rows and innermost in B's columns.
     return [A.view(experts, -1, A.shape[1]), B.view(B.shape[0], -1, experts).permute(2, 1, 0)]
 
 
 def _distance_from_orthogonal(factor_ERI: torch.Tensor) -> torch.Tensor:
-    """[E]: how far each expert's rows are from orthonormal, in Frobenius norm."""
+    """How far each expert's rows are from orthonormal, in Frobenius norm: [E]."""
     gram_ERR = factor_ERI @ factor_ERI.mT
     return torch.linalg.matrix_norm(gram_ERR - torch.eye(gram_ERR.shape[-1], device=gram_ERR.device))

@@ -1,4 +1,4 @@
-"""A model put back as it was where putting an adapter on it fails half-way."""
+"""Puts a model back as it was when putting an adapter on it fails half-way."""
 
 import copy
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from torch import nn
 
 @contextmanager
 def unchanged_on_failure(model: nn.Module) -> Iterator[None]:
-    """Where the block raises, every module has the children, parameters and settings that it had before.
+    """If the block raises, every module gets back the children, parameters and settings that it had before.
 
-    Tensors are held, not copied: what the block writes into them in place stays written.
+    Tensors are kept, not copied: values that the block writes into them in place stay.
     """
     modules = [(module, dict(vars(module))) for module in model.modules()]
     held = {id(value): value for _, attributes in modules for value in attributes.values() if _is_container(value)}
@@ -21,7 +21,7 @@ def unchanged_on_failure(model: nn.Module) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # In place, as handles of hooks know the very dict that they are in.
+        # In place, because handles of hooks refer to the very dict that holds them.
         for module, attributes in modules:
             vars(module).clear()
             vars(module).update(attributes)

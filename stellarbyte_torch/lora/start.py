@@ -1,4 +1,4 @@
-"""Adapters that took a part of the base's weights when they began, rewritten as ones for the base as it was."""
+"""Rewrites adapters that started with a part of the base's weights, so that they fit the unchanged base."""
 
 import json
 import re
@@ -14,16 +14,17 @@ from stellarbyte.files import write_json
 
 
 def start_of(model: PeftModel, adapter_name: str) -> dict[str, torch.Tensor]:
-    """Copies of A and B as they are now, by PEFT's keys."""
+    """Copies of an adapter's present A and B, by PEFT's keys."""
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     return {key: value.detach().clone() for key, value in state.items() if ".lora_A." in key or ".lora_B." in key}
 
 
 def write_for_plain_base(model: Any, folder: Path) -> None:
-    """Rewrite a model's adapter that PEFT has saved for a base less s · B₀ A₀, as one of twice the rank for all of it.
+    """Rewrites the adapter in `folder`, which PEFT has saved for the base less s · B₀ A₀, for the whole base.
 
-    An adapter that left its base alone, or a model without adapters, needs none of it.
-    W - s B₀ A₀ + s B A = W + s [B, -B₀] [A; A₀], as in PEFT's subtract_mutated_init; here with patterns and rsLoRA too.
+    The new adapter has twice the rank: W - s B₀ A₀ + s B A = W + s [B, -B₀] [A; A₀], as in PEFT's
+    subtract_mutated_init, but with rank and alpha patterns and rsLoRA too. Nothing is done for an adapter that left its
+    base alone, or for a model without adapters.
     """
     start = model.active_peft_config.start if isinstance(model, PeftModel) else None
     if start is None:
@@ -31,12 +32,12 @@ def write_for_plain_base(model: Any, folder: Path) -> None:
     weights = load_file(folder / ADAPTER_WEIGHTS)
     for key, trained in weights.items():
         if match := re.search(r"\.lora_(?:embedding_)?([AB])(\.weight)?$", key):
-            # Embeddings begin beside the base whatever a config says: they get zeros, to be of equal rank.
+            # Embeddings' adapters take nothing from the base whatever the config says; zeros give them the same rank.
             began = start.get(key, torch.zeros_like(trained)).to(trained)
             is_A = match[1] == "A"
             weights[key] = torch.cat([trained, began if is_A else -began], dim=0 if is_A else 1).contiguous()
     fields = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    growth = 2**0.5 if fields["use_rslora"] else 2  # of alpha, for an equal scaling at twice the rank
+    growth = 2**0.5 if fields["use_rslora"] else 2  # the factor of alpha that keeps the scaling at twice the rank
     fields |= {
         "init_lora_weights": True,
         "r": 2 * fields["r"],

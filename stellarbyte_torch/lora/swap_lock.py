@@ -1,4 +1,4 @@
-"""The lock between forward passes, which share it, and swaps of adapters, which have it alone."""
+"""The lock that forward passes share and that a swap of adapters holds alone."""
 
 import threading
 from collections.abc import Iterator
@@ -15,26 +15,26 @@ NO_BACKWARD = -1
 
 
 class SwapLock:
-    """Many forward passes at once, or one swap; a swap waits for running forwards and refuses while a backward runs.
+    """Lets in many forward passes or one swap. A swap waits for running forwards, and is refused while a backward runs.
 
-    Forward passes of `model` take part by themselves, through its hooks, but for those inside torch.compile, which
-    would be cut in two: around these, use `shared`.
+    Forward passes of `model` take the lock by themselves, through hooks. Those inside torch.compile do not, because the
+    hooks would break the graph: use `shared` around them.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._changed = threading.Condition()
-        self._depth: dict[int, int] = {}  # of each thread that is inside: forwards nest in generations
-        self._alone: int | None = None  # the thread that has it alone
+        self._depth: dict[int, int] = {}  # thread -> how deep it is inside: forwards nest in generations
+        self._alone: int | None = None  # the thread that holds the lock alone
         self._waiting_to_be_alone = 0
         self._backwards: dict[int, threading.Thread] = {}  # autograd's number of a backward pass -> who called it
-        self.one_forward_at_a_time = False  # to be set by whoever is alone
+        self.one_forward_at_a_time = False  # to be set by the thread that holds the lock alone
         self._in_forward = threading.RLock()
         model.register_forward_pre_hook(self._before_forward)
         model.register_forward_hook(self._after_forward, always_call=True)
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """No swap happens inside."""
+        """Keeps swaps out of the block."""
         self._enter()
         try:
             yield
@@ -43,7 +43,7 @@ class SwapLock:
 
     @contextmanager
     def alone(self, what: str) -> Iterator[None]:
-        """Nothing else happens inside. Raises UserError: called from within a forward pass, or during a backward."""
+        """Keeps forwards and swaps out of the block. Raises UserError inside a forward pass or during a backward."""
         me = threading.get_ident()
         with self._changed:
             if self._depth.get(me):
@@ -54,7 +54,7 @@ class SwapLock:
                 self._changed.wait_for(lambda: not self._depth and self._alone is None)
             finally:
                 self._waiting_to_be_alone -= 1
-            self._refuse_during_backward(what)  # one may have begun in the meantime
+            self._refuse_during_backward(what)  # a backward may have begun in the meantime
             self._alone = me
         try:
             yield
@@ -66,7 +66,7 @@ class SwapLock:
     def _enter(self) -> None:
         me = threading.get_ident()
         with self._changed:
-            # Who is inside already, or alone, may go deeper whoever waits: waiting for itself it would wait for ever.
+            # A thread that is already inside, or alone, never waits here: it would wait for itself for ever.
             if not self._depth.get(me) and self._alone != me:
                 self._changed.wait_for(lambda: self._alone is None and not self._waiting_to_be_alone)
             self._depth[me] = self._depth.get(me, 0) + 1
@@ -102,13 +102,13 @@ class SwapLock:
                 leaf.register_hook(lambda _gradient: self._begin_backward(caller))
 
     def _begin_backward(self, caller: threading.Thread) -> None:
-        """Called by autograd as a gradient reaches the model's output, on whatever thread the engine runs."""
+        """Notes that a backward has begun. Autograd calls this, on any thread, as a gradient reaches the output."""
         backward = torch._C._current_graph_task_id()
         with self._changed:
             self._changed.wait_for(lambda: self._alone is None)
             if backward not in self._backwards:
                 self._backwards[backward] = caller
-                # As DistributedDataParallel learns of a backward's end.
+                # DistributedDataParallel learns of the end of a backward in the same way.
                 torch.autograd.Variable._execution_engine.queue_callback(lambda: self._end_backward(backward))
 
     def _end_backward(self, backward: int) -> None:

@@ -1,4 +1,4 @@
-"""What of a model a LoRAConfig adapts and what it trains whole, in PEFT's own fields."""
+"""Translates a LoRAConfig into PEFT's own fields: the modules it adapts and those it trains whole."""
 
 import copy
 import re
@@ -21,10 +21,10 @@ from stellarbyte_torch.lora.modules import (
 
 
 def resolve(config: LoRAConfig, model: nn.Module, *, is_saved: bool = False) -> LoRAConfig:
-    """A copy of the config in PEFT's own fields, every name in it checked against the model.
+    """A copy of the config in PEFT's own fields, with every name in it checked against the model.
 
-    is_saved: the config is an adapter's that was trained already, on all that PEFT found by it: it is narrowed no
-    further, and what in it matches nothing is passed over. Raises UserError: a name or a number that is not there.
+    is_saved: the config belongs to a trained adapter, which covers all that PEFT found by it. It is not narrowed
+    further, and names in it that match nothing are ignored. Raises UserError if the model lacks a name or a layer.
     """
     config = copy.deepcopy(config)
     whole = trained_whole(config, model)
@@ -42,9 +42,9 @@ def resolve(config: LoRAConfig, model: nn.Module, *, is_saved: bool = False) -> 
 
 
 def trained_whole(config: LoRAConfig, model: nn.Module) -> set[str]:
-    """Names of the modules that the freezing fields train, each of which holds parameters of its own.
+    """Names of the modules that the freezing fields train; each holds parameters of its own.
 
-    Raises UserError: a layer or a kind of module that is not there.
+    Raises UserError if the model lacks a layer or a kind of module.
     """
     modules = {n: m for n, m in base_modules(model).items() if any(True for _ in m.parameters(recurse=False))}
     whole: set[str] = set()
@@ -69,7 +69,7 @@ def trained_whole(config: LoRAConfig, model: nn.Module) -> set[str]:
 
 
 def _narrow_parameters(config: LoRAConfig, model: nn.Module) -> None:
-    """Write target_parameters out where layers or exclude_modules narrow them, which PEFT does for modules alone."""
+    """Lists target_parameters in full if layers or exclude_modules narrow them; PEFT applies these to modules only."""
     layers, excluded = config.layers_to_transform, config.exclude_modules
     if not config.target_parameters or (layers is None and not excluded):
         return

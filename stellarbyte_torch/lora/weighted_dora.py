@@ -1,4 +1,4 @@
-"""DoRA whose whole update is multiplied by an adapter's weight, and adds up with other adapters'."""
+"""A DoRA whose whole update can be multiplied by an adapter's weight and added to other adapters' updates."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from peft.tuners.lora.variants import DoraLinearVariant
 
 
 class WeightedDora(DoraLinearVariant):
-    """y = base(x) + … + weight · (dora(x) - base(x)): PEFT's own, to the bit, at weight 1 beside no other adapter.
+    """y = base(x) + … + weight · (dora(x) - base(x)); at weight 1 and without other adapters, PEFT's result to the bit.
 
-    PEFT scales A B alone, and norms that were trained would stay in force at weight 0; and it takes what the adapters
-    before it have made of y for the base's.
+    PEFT's own variant scales A B alone, so trained norms would still act at weight 0, and it takes the sum of the base
+    and the adapters before it for the base's output.
     """
 
     weight = 1.0
@@ -20,7 +20,7 @@ class WeightedDora(DoraLinearVariant):
     def forward(  # type: ignore[override]  # PEFT's own variants narrow the layer as well
         module: Linear, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
-        """[..., in], output so far [..., out] -> [..., out]."""
+        """The input [..., in] and the output so far [..., out] give the new output [..., out]."""
         weight = weight_of(module, active_adapter)
         first = next((name for name in module.active_adapters if name in module.lora_A), active_adapter)
         if weight == 1.0 and active_adapter == first:
@@ -30,12 +30,12 @@ class WeightedDora(DoraLinearVariant):
 
 
 def weight_of(module: LoraLayer, adapter_name: str) -> float:
-    """What a layer multiplies the whole update of an adapter with; of an adapter without DoRA, 1."""
+    """The factor that a layer puts on an adapter's whole update; 1 without DoRA, where the scaling holds it."""
     return getattr(module.lora_variant.get(adapter_name), "weight", 1.0)
 
 
 def weigh(module: LoraLayer, adapter_name: str, weight: float) -> None:
-    """Let a layer multiply an adapter's update with a weight."""
+    """Makes a layer multiply an adapter's update by `weight`."""
     variant = module.lora_variant.get(adapter_name)
     if isinstance(variant, WeightedDora):
         variant.weight = weight
