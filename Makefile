@@ -12,7 +12,7 @@ DEMO := runs/finetune-demo
 DEMO_STEPS := 120
 QUESTION := What does the function `os.path.join` do?
 QUESTIONS := '$(QUESTION)' /reset 'What is the class `threading.Thread`?' /reset 'What does the method `socket.socket.close` do?'
-ANSWER := stellarbyte-torch chat $(DEMO)/base --max-new-tokens 40 --echo
+ANSWER := stellarbyte chat $(DEMO)/base --max-new-tokens 40 --echo
 ANSWERS := --model $(DEMO)/base --output_dir $(DEMO)/answers --data.sources.0.path $(DEMO)/chat.jsonl
 
 # Of the conversations, each question with the call that answers it.
@@ -55,9 +55,9 @@ quickstart: $(INSTALLED)
 	stellarbyte pretrain $(CONFIG)
 	stellarbyte evaluate $(RUN)
 	stellarbyte generate $(RUN) --prompt '$(PROMPT)' --max-new-tokens 64
-	stellarbyte-convert to-hf $(RUN) $(RUN)/hf
-	stellarbyte-convert verify $(RUN) $(RUN)/hf
-	stellarbyte-torch generate $(RUN)/hf --prompt '$(PROMPT)' --max-new-tokens 64
+	stellarbyte convert to-hf $(RUN) $(RUN)/hf
+	stellarbyte convert verify $(RUN) $(RUN)/hf
+	stellarbyte generate $(RUN)/hf --prompt '$(PROMPT)' --max-new-tokens 64
 	@echo
 	@echo "The run is in $(RUN): config.yaml, metrics.jsonl, checkpoints/. The Hugging Face model is in $(RUN)/hf."
 	@echo "Next: . .venv/bin/activate, then"
@@ -72,10 +72,10 @@ finetune-demo: $(INSTALLED) $(DEMO)/base/config.json
 	@python -c "$$SIGNATURES" $(DEMO)/chat.jsonl $(DEMO)/signatures.jsonl
 	@echo
 	@echo "The first adapter learns to answer in prose (three minutes)."
-	stellarbyte-torch finetune configs/finetune/demo_answers.yaml $(ANSWERS)
+	stellarbyte finetune configs/finetune/demo_answers.yaml $(ANSWERS)
 	@echo
 	@echo "The second is a non-linear LoRA and learns to answer the same questions with a call (one minute)."
-	stellarbyte-torch finetune configs/finetune/demo_signatures.yaml --model $(DEMO)/base \
+	stellarbyte finetune configs/finetune/demo_signatures.yaml --model $(DEMO)/base \
 	    --output_dir $(DEMO)/signatures --data.sources.0.path $(DEMO)/signatures.jsonl
 	@echo
 	@echo "Before, the base, which has read source code and never a question:"
@@ -93,8 +93,8 @@ finetune-demo: $(INSTALLED) $(DEMO)/base/config.json
 	@echo
 	@echo "The first adapter merged into the base: a model like any other."
 	@rm -rf $(DEMO)/merged
-	stellarbyte-torch merge $(DEMO)/base $(DEMO)/answers/adapter $(DEMO)/merged
-	@printf '%s\n' '$(QUESTION)' | stellarbyte-torch chat $(DEMO)/merged --max-new-tokens 40 --echo
+	stellarbyte merge $(DEMO)/base $(DEMO)/answers/adapter $(DEMO)/merged
+	@printf '%s\n' '$(QUESTION)' | stellarbyte chat $(DEMO)/merged --max-new-tokens 40 --echo
 	@echo
 	@echo "The same question where StellarByte is not imported, to stock PEFT with the first adapter and to stock"
 	@echo "Transformers with the merged model:"
@@ -104,9 +104,9 @@ finetune-demo: $(INSTALLED) $(DEMO)/base/config.json
 	@echo "loads), signatures/adapter (a non-linear LoRA, which StellarByte alone loads), merged, and beside each adapter"
 	@echo "its run: config.yaml, metrics.jsonl, summary.json. A README.md in each adapter says how to load it."
 	@echo "Next: . .venv/bin/activate, then"
-	@echo "  stellarbyte-torch chat $(DEMO)/base --adapter answers=$(DEMO)/answers/adapter"
-	@echo "  stellarbyte-torch data preview $(DEMO)/answers/config.yaml"
-	@echo "  stellarbyte-torch finetune $(DEMO)/answers/config.yaml --training.max_steps 500 --output_dir runs/longer-answers"
+	@echo "  stellarbyte chat $(DEMO)/base --adapter answers=$(DEMO)/answers/adapter"
+	@echo "  stellarbyte data preview $(DEMO)/answers/config.yaml"
+	@echo "  stellarbyte finetune $(DEMO)/answers/config.yaml --training.max_steps 500 --output_dir runs/longer-answers"
 	@echo "  and a config of your own, from those in configs/finetune."
 
 # The quickstart's model where there is one, which later quickstarts leave alone; else one of half its training.
@@ -119,7 +119,7 @@ else
 	stellarbyte tokenizer train --input $(RUN)/corpus.jsonl --vocab-size 4096 --output $(RUN)/tokenizer
 	stellarbyte prepare $(CONFIG)
 	stellarbyte pretrain $(CONFIG) --training.max_steps $(DEMO_STEPS) --output_dir $(DEMO)/pretrained
-	stellarbyte-convert to-hf $(DEMO)/pretrained $(DEMO)/base
+	stellarbyte convert to-hf $(DEMO)/pretrained $(DEMO)/base
 endif
 
 test: $(INSTALLED)

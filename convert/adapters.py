@@ -52,7 +52,7 @@ def to_peft(
     keep = staged_folder.check_replaceable(adapter_dir, force)
     adapters, metadata, found = load_params(run_dir, step)
     if metadata.base is None:
-        raise UserError(f"{run_dir} holds a whole model and no adapters: export it with `stellarbyte-convert to-hf`")
+        raise UserError(f"{run_dir} holds a whole model and no adapters: export it with `stellarbyte convert to-hf`")
     where = f"the checkpoint of step {found} in {run_dir}"
     config = model_config_from_dict(metadata.model, where)
     lora = lora_config_from_dict(metadata.config["lora"], where)

@@ -1,44 +1,19 @@
-"""The command line of `stellarbyte-convert`."""
+"""The options of `stellarbyte convert …`, and what each of its commands does with them."""
 
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from stellarbyte.adapter_base import tell_warnings
-from stellarbyte.command_line import Parser, report, run_program
-from stellarbyte.errors import UserError
 from stellarbyte.interrupt import interruptible
 
-PROGRAM = "stellarbyte-convert"
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 1 if verify finds a difference, else as docs/exit_codes.md says.
-
-    Without `arguments`, the process's own are taken, and the process ends with the code.
-    """
-    if arguments is None:
-        run_program(PROGRAM, lambda: _run(sys.argv[1:]))
-    return _run(arguments)
-
-
-def _run(arguments: Sequence[str]) -> int:
-    options = _parser().parse_args(arguments)
-    tell_warnings(PROGRAM)
-    try:
-        with interruptible():
-            code = int(options.run(options))
-            sys.stdout.flush()
-            return code
-    except (UserError, KeyboardInterrupt, OSError) as error:
-        return report(PROGRAM, error)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog=PROGRAM, description="Carry StellarByte models between JAX and Hugging Face, bit for bit.")
+def convert(parser: argparse.ArgumentParser) -> None:
+    """The options of `stellarbyte convert`."""
+    parser.description = "Carry models and adapters between runs and Hugging Face, bit for bit."
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     about = "export a run's checkpoint as a folder that transformers loads"
@@ -63,13 +38,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="multiply LayerScale into o_proj and down_proj, so that the export needs none; its weights then differ",
     )
-    to_hf.set_defaults(run=_to_hf)
+    to_hf.set_defaults(run=_told(_to_hf))
 
     about = "make a run directory of a Hugging Face folder"
     from_hf = commands.add_parser("from-hf", help=about, description=f"{about.capitalize()}.")
     from_hf.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="a folder that to-hf or save_pretrained wrote")
     from_hf.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the run directory to make")
-    from_hf.set_defaults(run=_from_hf)
+    from_hf.set_defaults(run=_told(_from_hf))
 
     about = "compare a run with its export: weights, logits and greedy continuations"
     verify = commands.add_parser("verify", help=about, description=f"{about.capitalize()}.")
@@ -78,10 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--step", type=int, metavar="N", help="the checkpoint of step N (default: the exported one)")
     verify.add_argument("--prompts", type=Path, metavar="FILE", help="a file, one prompt a line (default: our own)")
     verify.add_argument("--json", action="store_true", help="print the certificate instead of a summary")
-    verify.set_defaults(run=_verify)
+    verify.set_defaults(run=_told(_verify))
 
     _adapter_commands(commands)
-    return parser
 
 
 def _adapter_commands(commands: Any) -> None:
@@ -100,7 +74,7 @@ def _adapter_commands(commands: Any) -> None:
     to_peft.add_argument(
         "--force", action="store_true", help="replace the files of an adapter in ADAPTER_DIR that no export wrote"
     )
-    to_peft.set_defaults(run=_to_peft)
+    to_peft.set_defaults(run=_told(_to_peft))
 
     about = "make a run directory of an adapter that PEFT saved"
     from_peft = directions.add_parser("from-peft", help=about, description=f"{about[0].upper()}{about[1:]}.")
@@ -109,7 +83,20 @@ def _adapter_commands(commands: Any) -> None:
     from_peft.add_argument(
         "--base", metavar="RUN_DIR", type=Path, required=True, help="the run whose newest weights the adapter is for"
     )
-    from_peft.set_defaults(run=_from_peft)
+    from_peft.set_defaults(run=_told(_from_peft))
+
+
+def _told(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """A command that tidies up after a signal, and tells what is to be known of adapters and their bases."""
+
+    def run(options: argparse.Namespace) -> int:
+        tell_warnings("stellarbyte")
+        with interruptible():
+            code = command(options)
+            sys.stdout.flush()
+            return code
+
+    return run
 
 
 # The converters are imported late, because their libraries take seconds; --help and a misspelt option need none.
@@ -141,7 +128,7 @@ def _from_hf(options: argparse.Namespace) -> int:
     changed = export_files.changed_since_export(options.hf_dir)
     if changed:
         names = ", ".join(changed)
-        print(f"{PROGRAM}: warning: {options.hf_dir} has changed since it was exported: {names}", file=sys.stderr)
+        print(f"stellarbyte: warning: {options.hf_dir} has changed since it was exported: {names}", file=sys.stderr)
     print(f"{options.run_dir}: step {done.step}, {done.parameters:,} parameters from {options.hf_dir}")
     return 0
 
@@ -187,7 +174,3 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _megabytes(nbytes: int) -> str:
     return f"{nbytes / 1e6:,.1f} MB"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

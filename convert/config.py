@@ -104,9 +104,9 @@ def read_hf(folder: Path) -> ByteConfig:
     """The model's config from `folder`/config.json. Raises UserError as `from_hf` does, and if the file is missing."""
     path = folder / CONFIG
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give one that `stellarbyte-convert to-hf` wrote")
+        raise UserError(f"{folder} is not a folder: give one that `stellarbyte convert to-hf` wrote")
     if not path.is_file():
-        raise UserError(f"{folder} holds no {CONFIG}: give a folder that `stellarbyte-convert to-hf` wrote")
+        raise UserError(f"{folder} holds no {CONFIG}: give a folder that `stellarbyte convert to-hf` wrote")
     mapping = read_json(path)
     if mapping.get("model_type") == MODEL_TYPE and not _has_three_ids(mapping):
         mapping = _with_three_ids(mapping, Tokenizer.load(folder), str(path))

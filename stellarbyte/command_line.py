@@ -1,4 +1,4 @@
-"""How the three programs begin and end: what they say of an error or a signal, and their exit code.
+"""How the program begins and ends: what it says of an error or a signal, and its exit code.
 
 docs/exit_codes.md lists the codes.
 """
@@ -116,6 +116,22 @@ def check_config_first(config: Path, overrides: Sequence[str]) -> None:
     given = next((word for word in overrides if word.endswith((".yaml", ".yml"))), None)
     if given is not None and not config.exists():
         raise UserError(f"{config} is no config file: write {given} first, and what overrides it after that")
+
+
+class StreamedAnswer:
+    """Writes a prompt and its continuation to standard output; the prompt waits for the first piece of that.
+
+    So an error never follows half an answer.
+    """
+
+    def __init__(self, prompt: str) -> None:
+        self._waiting = prompt
+
+    def __call__(self, text: str) -> None:
+        """Writes a piece."""
+        sys.stdout.write(self._waiting + text)
+        sys.stdout.flush()
+        self._waiting = ""
 
 
 def tell_of_full_context(new_tokens: int, asked: int, prompts: int = 1) -> None:

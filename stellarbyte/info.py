@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from stellarbyte.config.nodes import read_yaml
 from stellarbyte.config.plain import plain
@@ -13,6 +13,7 @@ from stellarbyte.reading import read_json, read_json_object
 from stellarbyte.safetensors_header import read_header
 
 Facts = dict[str, Any]
+Kind = Literal["run", "fine-tuning run", "model", "adapter", "shards", "tokenizer"]
 
 
 def info(path: Path) -> Facts:
@@ -21,11 +22,23 @@ def info(path: Path) -> Facts:
     Raises:
         UserError: there is no such folder, it is none of these, or what says what it is cannot be read.
     """
+    return _description(path)(path)
+
+
+def folder_kind(path: Path) -> Kind:
+    """What the folder holds; raises UserError as `info` does."""
+    describe = _description(path)
+    if describe is _run and _pretraining(path) is None:
+        return "fine-tuning run"
+    return _NAMES[describe]
+
+
+def _description(path: Path) -> Callable[[Path], Facts]:
     if not path.is_dir():
         raise UserError(f"{path} is {'a file' if path.exists() else 'not there'}: name a folder")
     for name, describe in _KINDS.items():
         if (path / name).exists():
-            return describe(path)
+            return describe
     raise UserError(
         f"{path} is no run, model, adapter, token shards or tokenizer of ours: it holds none of {', '.join(_KINDS)}"
     )
@@ -37,23 +50,41 @@ def info_text(facts: Mapping[str, Any]) -> str:
     return "\n".join(f"{name.replace('_', ' '):{width}}{_shown(value)}" for name, value in facts.items())
 
 
-def _run(path: Path) -> Facts:
-    """Of a run of either wing: what it trains, how far it is, and what is saved of it."""
+class _Run(NamedTuple):
+    """The config of a run of either wing, and the steps of a pretraining run's checkpoints."""
+
+    config: dict[str, Any]
+    steps: list[int]
+
+
+def _read_run(path: Path) -> _Run:
     steps = sorted(int(name) for name in _names(path / "checkpoints") if name.isdecimal())
     if (path / "config.yaml").exists():
-        config = plain(read_yaml(path / "config.yaml"))
-    elif steps:  # what from-hf makes has none
+        return _Run(plain(read_yaml(path / "config.yaml")), steps)
+    if steps:  # what from-hf makes has none
         metadata = path / "checkpoints" / str(steps[-1]) / "metadata" / "metadata"
-        config = _section(read_json_object(metadata), "config")
-    else:
-        raise UserError(f"{path} is a run without config.yaml and without checkpoints: nothing is known of it")
-    if steps or "data" not in config or isinstance(config.get("model"), dict):
+        return _Run(_section(read_json_object(metadata), "config"), steps)
+    raise UserError(f"{path} is a run without config.yaml and without checkpoints: nothing is known of it")
+
+
+def _pretraining(path: Path) -> _Run | None:
+    """A pretraining run; None for one of fine-tuning."""
+    run = _read_run(path)
+    is_ours = run.steps or "data" not in run.config or isinstance(run.config.get("model"), dict)
+    return run if is_ours else None
+
+
+def _run(path: Path) -> Facts:
+    """Of a run of either wing: what it trains, how far it is, and what is saved of it."""
+    if (run := _pretraining(path)) is not None:
+        config, steps = run
         newest = path / "checkpoints" / str(max(steps, default=0))
         facts: Facts = {"kind": "pretraining run" if config.get("lora") is None else "pretraining run of adapters"}
         facts |= {"model": _architecture(_section(config, "model"))}
         facts |= _orbax_parameters(newest) if steps else {}
         facts |= {"data": _section(config, "data")["shards"]} if "shards" in _section(config, "data") else {}
     else:
+        config, _ = _read_run(path)
         steps = sorted(int(n.rpartition("-")[2]) for n in _names(path / "checkpoints") if _is_trainers(n))
         facts = {"kind": "fine-tuning run", "base": config.get("model")}
         sources = _section(config, "data").get("sources")
@@ -118,6 +149,13 @@ _KINDS: dict[str, Callable[[Path], Facts]] = {
     "checkpoints": _run,
     "manifest.json": _shards,
     "tokenizer.json": _tokenizer,
+}
+_NAMES: dict[Callable[[Path], Facts], Kind] = {
+    _adapter: "adapter",
+    _model: "model",
+    _run: "run",
+    _shards: "shards",
+    _tokenizer: "tokenizer",
 }
 
 

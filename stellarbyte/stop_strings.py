@@ -5,6 +5,12 @@ from collections.abc import Sequence
 from stellarbyte.errors import UserError
 
 
+def check_stop_strings(stop: Sequence[str]) -> None:
+    """Refuses a stop string without characters; raises UserError."""
+    if "" in stop:
+        raise UserError("stop '' would end every answer at once: give at least one character, or leave it out")
+
+
 class StopCutter:
     """Passes text on up to the first stop string, holding back what may yet turn out to begin one.
 
@@ -15,8 +21,7 @@ class StopCutter:
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
-        if "" in stop:
-            raise UserError("stop '' would end every answer at once: give at least one character, or leave it out")
+        check_stop_strings(stop)
         self.stopped = False
         self._stop, self._held = tuple(stop), ""
 

@@ -1,4 +1,4 @@
-"""What each command of `stellarbyte` does with its options; heavy libraries are imported once they are needed."""
+"""What each command that runs in JAX does with its options; heavy libraries are imported once they are needed."""
 
 import argparse
 import dataclasses
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from stellarbyte.command_line import check_text, print_any_character, report, tell_of_full_context
+from stellarbyte.command_line import StreamedAnswer, check_text, print_any_character, report, tell_of_full_context
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupt, exit_code, interruptible
 from stellarbyte.progress import progress
@@ -126,7 +126,6 @@ def plan(options: argparse.Namespace) -> None:
     from stellarbyte_jax.config_file import load_run_config
 
     config = load_run_config(options.config, options.overrides)
-    tokens = None if options.tokens is None else _count(options.tokens)
     from stellarbyte_jax.planning.auto_remat import choose, plan_policies
     from stellarbyte_jax.planning.picture import memory_picture
     from stellarbyte_jax.planning.plan import make_plan
@@ -146,7 +145,7 @@ def plan(options: argparse.Namespace) -> None:
         with progress("plans tried") as update:
             plans = search(config, topology, update)
         if options.json:
-            print(json.dumps([plan.to_dict(tokens, options.price) for plan in plans]))
+            print(json.dumps([plan.to_dict(options.tokens, options.price) for plan in plans]))
         else:
             print(search_text(plans))
         return
@@ -159,7 +158,7 @@ def plan(options: argparse.Namespace) -> None:
             raise UserError(f"--picture {options.picture} cannot be written: {error.strerror}") from error
     if not options.json:
         # Before the compiler is asked: it may take long, or refuse what this says does not fit.
-        print(plan_text(plan, tokens, options.price), flush=True)
+        print(plan_text(plan, options.tokens, options.price), flush=True)
         if policies:
             print("\n" + policies_text(policies, plan), flush=True)
     compiled = None
@@ -171,27 +170,14 @@ def plan(options: argparse.Namespace) -> None:
         with progress(f"compiling for {topology}"):
             compiled = compile_ahead(plan.config, topology)
     if options.json:
-        found = plan.to_dict(tokens, options.price)
+        found = plan.to_dict(options.tokens, options.price)
         if policies:
-            found["remat_policies"] = [policy.to_dict(tokens, options.price) for policy in policies]
+            found["remat_policies"] = [policy.to_dict(options.tokens, options.price) for policy in policies]
         if compiled is not None:
             found["compiled"] = compiled.to_dict()
         print(json.dumps(found))
     elif compiled is not None:
         print("\n" + compiled_text(plan, compiled))
-
-
-def _count(text: str) -> float:
-    """A number that may end in K, M, B or T."""
-    scales = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-    scale = scales.get(text[-1:].upper(), 1.0)
-    try:
-        count = float(text[:-1] if scale > 1 else text) * scale
-    except ValueError:
-        count = 0.0
-    if not 0 < count < float("inf"):
-        raise UserError(f"--tokens {text} is no number above 0: write 300B or 3e11")
-    return count
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -224,46 +210,59 @@ def generate(options: argparse.Namespace) -> None:
         check_text("--prompt", prompt)
     print_any_character()
     sampling = sampling_of(options)
-    model, tokenizer, _ = load_model(options.run_dir, options.step, options.dtype)
-    prompts = [[tokenizer.bos_token_id, *tokenizer.encode(prompt)] for prompt in options.prompt]
-    # Up to the end of the context; a prompt that leaves no room at all is refused below.
-    room = max(1, model.config.context_length - max(map(len, prompts)))
+    model, tokenizer, _ = load_model(options.model, options.step, _dtype(options))
     generator: Generator | SpeculativeGenerator = Generator(model)
     if options.draft is not None:
-        draft, draft_tokenizer, _ = load_model(options.draft, None, options.dtype)
+        draft, draft_tokenizer, _ = load_model(options.draft, None, _dtype(options))
         if draft_tokenizer.sha256 != tokenizer.sha256:
             raise UserError(
-                f"--draft {options.draft} has another tokenizer than {options.run_dir}: take one that shares it"
+                f"--draft {options.draft} has another tokenizer than {options.model}: take one that shares it"
             )
-        room = max(1, min(room, draft.config.context_length - max(map(len, prompts))))
         generator = SpeculativeGenerator(model, draft, options.draft_tokens)
-    max_new_tokens = min(options.max_new_tokens, room)
-    request = (generator, tokenizer, prompts, max_new_tokens, sampling, options.seed, options.stop)
+    request = (generator, tokenizer, options.prompt, options.max_new_tokens, sampling, options.seed, options.stop)
 
-    if options.json or len(prompts) > 1:
+    if options.json or len(options.prompt) > 1:
         start = time.perf_counter()
         with CompileTime() as compiling:
             answers = generate_text(*request)
         seconds = time.perf_counter() - start
-        for prompt, tokens, answer in zip(options.prompt, prompts, answers, strict=True):
-            record = {"prompt": prompt, "text": answer.text, "prompt_tokens": len(tokens)}
+        for prompt, answer in zip(options.prompt, answers, strict=True):
+            record = {"prompt": prompt, "text": answer.text, "prompt_tokens": answer.prompt_tokens}
             record |= {"new_tokens": answer.new_tokens, "seconds": seconds, "compile_seconds": compiling.seconds}
             record["tokens_per_second"] = answer.new_tokens / max(seconds - compiling.seconds, 1e-9)
             print(json.dumps(record, ensure_ascii=False) if options.json else prompt + answer.text)
     else:
-        started = False
-
-        def write(text: str) -> None:
-            nonlocal started
-            # The prompt waits for the first new tokens, so that an error never follows half an answer.
-            sys.stdout.write(text if started else options.prompt[0] + text)
-            sys.stdout.flush()
-            started = True
-
+        write = StreamedAnswer(options.prompt[0])
         answers = generate_text(*request, on_text=lambda _, text: write(text))
         write("\n")
-    if max_new_tokens < options.max_new_tokens and max(answer.new_tokens for answer in answers) == max_new_tokens:
-        tell_of_full_context(max_new_tokens, options.max_new_tokens, len(prompts))
+    cuts = [answer.cut_at for answer in answers if answer.cut_at is not None]
+    if cuts:
+        tell_of_full_context(min(cuts), options.max_new_tokens, len(options.prompt))
+
+
+def chat(options: argparse.Namespace) -> None:
+    """Talk with a run's model, in the terminal or by piped lines."""
+    from stellarbyte.chat.terminal import run_chat
+    from stellarbyte_jax.inference.chat import JaxChatSession
+    from stellarbyte_jax.training.load import load_model
+
+    sampling = sampling_of(options)
+    model, tokenizer, _ = load_model(options.model, options.step, _dtype(options))
+    session = JaxChatSession(
+        model,
+        tokenizer,
+        sampling,
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+        stop=options.stop,
+        chat_template=options.chat_template,
+    )
+    run_chat(session, options)
+
+
+def _dtype(options: argparse.Namespace) -> str:
+    """Runs are saved in float32, which `auto` keeps."""
+    return "float32" if options.dtype == "auto" else str(options.dtype)
 
 
 def prune(options: argparse.Namespace) -> None:
@@ -291,10 +290,3 @@ def prune(options: argparse.Namespace) -> None:
     print(f"bits per byte on {done.before['tokens']:.0f} validation tokens: {before:.4f} before, {after:.4f} after")
     model = options.output_dir / "model.yaml"
     print(f"{options.output_dir}: the pruned model; train it on with --model {model} --output_dir {options.output_dir}")
-
-
-def info(options: argparse.Namespace) -> None:
-    """Tell what a folder is."""
-    from stellarbyte.info import info, info_text
-
-    print((json.dumps if options.json else info_text)(info(options.path)))

@@ -18,7 +18,7 @@ register_with_transformers()
 
 
 def __getattr__(name: str) -> Any:
-    # Names load on first use: `stellarbyte-torch --help` need not wait for torch and transformers.
+    # Names load on first use: `stellarbyte --help` need not wait for torch and transformers.
     if name == "ByteConfig":
         from stellarbyte_torch.configuration_stellarbyte import ByteConfig
 

@@ -1,65 +1,60 @@
-"""What each command of `stellarbyte-torch` does with its options; heavy libraries are imported once they are needed."""
+"""What each command that runs in PyTorch does with its options; heavy libraries are imported once they are needed."""
 
 import argparse
-import io
 import json
-import signal
 import sys
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
 
-from stellarbyte.command_line import USER_ERROR, print_any_character, tell_of_full_context
+from stellarbyte.command_line import (
+    USER_ERROR,
+    StreamedAnswer,
+    check_text,
+    print_any_character,
+    tell_of_full_context,
+)
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte.interrupt import exit_code, interruptible
 from stellarbyte.sampling_options import sampling_of
 from stellarbyte_torch.library_words import hear_libraries
 
-PROGRAM = "stellarbyte-torch"
-
 
 def generate(options: argparse.Namespace) -> None:
-    """Continue a prompt, streaming or as JSON."""
+    """Continue prompts, streaming where there is one."""
     # Imports come this late because they take seconds, which --help and a misspelt option should not.
-    hear_libraries(PROGRAM)
+    hear_libraries("stellarbyte")
     from stellarbyte_torch import generate as generation
 
     print_any_character()
     sampling = sampling_of(options)
-    model, tokenizer = generation.load(options.folder, options.device, options.dtype)
-    request = (model, tokenizer, options.prompt, options.max_new_tokens, sampling, options.seed, options.stop)
-    if options.json:
-        done = generation.generate(*request)
-        record = {name: value for name, value in asdict(done).items() if name != "cut_at"}
-        print(json.dumps(record, ensure_ascii=False))
-    else:
-        started = False
-
-        def write(text: str) -> None:
-            nonlocal started
-            # The prompt waits for the first new token, so that an error never follows half an answer.
-            sys.stdout.write(text if started else options.prompt + text)
-            sys.stdout.flush()
-            started = True
-
-        done = generation.generate(*request, on_text=write)
-        write("\n")
-    if done.cut_at is not None:
-        tell_of_full_context(done.cut_at, options.max_new_tokens)
+    for prompt in options.prompt:
+        check_text("--prompt", prompt)
+    model, tokenizer = generation.load(options.model, options.device, options.dtype)
+    request = (options.max_new_tokens, sampling, options.seed, options.stop)
+    cuts = []
+    for prompt in options.prompt:
+        if options.json:
+            done = generation.generate(model, tokenizer, prompt, *request)
+            record = {name: value for name, value in asdict(done).items() if name != "cut_at"}
+            print(json.dumps(record, ensure_ascii=False), flush=True)
+        else:
+            write = StreamedAnswer(prompt)
+            done = generation.generate(model, tokenizer, prompt, *request, on_text=write)
+            write("\n")
+        cuts += [] if done.cut_at is None else [done.cut_at]
+    if cuts:
+        tell_of_full_context(min(cuts), options.max_new_tokens, len(options.prompt))
 
 
 def chat(options: argparse.Namespace) -> None:
     """Talk with a model, in the terminal or by piped lines."""
-    hear_libraries(PROGRAM)
-    from stellarbyte_torch.chat import terminal as chatting
-    from stellarbyte_torch.chat.session import open_session
+    hear_libraries("stellarbyte")
+    from stellarbyte.chat.terminal import run_chat
+    from stellarbyte_torch.chat.session import add_adapters, open_session
 
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # What is no UTF-8 gets its sentence where it is used; a terminal of few characters must not end the talk.
-            stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "backslashreplace")
     session = open_session(
-        options.folder,
+        options.model,
         sampling_of(options),
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
@@ -68,18 +63,13 @@ def chat(options: argparse.Namespace) -> None:
         device=options.device,
         dtype=options.dtype,
     )
-    session.system = options.system
-    chatting.add_adapters(session, options.adapter)
-    if sys.stdin.isatty() and sys.stdout.isatty() and not options.json:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends a line or an answer, not the talk
-        chatting.talk(session, colour=options.colour)
-    else:
-        chatting.answer_lines(session, sys.stdin, as_json=options.json, echo=options.echo)
+    add_adapters(session, options.adapter)
+    run_chat(session, options)
 
 
 def preview(options: argparse.Namespace) -> None:
     """Print samples as the model will see them."""
-    hear_libraries(PROGRAM)
+    hear_libraries("stellarbyte")
     from stellarbyte_torch.finetune.preview import preview as previewed
 
     colour = options.colour and sys.stdout.isatty()
@@ -93,20 +83,21 @@ def finetune(options: argparse.Namespace) -> int:
     """Train a model on chat data; the exit code says whether it was interrupted."""
     from stellarbyte.display import Display
 
+    speaks = options.speaks
     # Libraries print as they please, and of JSON stdout takes nothing else.
     printed = redirect_stdout(sys.stderr) if options.json else nullcontext()
-    with printed, Display(quiet=not options.speaks, stderr=options.json) as display:
+    with printed, Display(quiet=not speaks, stderr=options.json) as display:
         with display.doing("starting"):
-            hear_libraries(PROGRAM, speaks=options.speaks)
+            hear_libraries("stellarbyte", speaks=speaks)
             from stellarbyte_torch.finetune.config import load_finetune_config
             from stellarbyte_torch.finetune.interrupt import Interrupt
             from stellarbyte_torch.finetune.report import closing_table
             from stellarbyte_torch.finetune.run import finetune
         config = load_finetune_config(options.config, options.overrides)
         # Of the processes that train one run, one writes.
-        with folder_lock(config.output_dir, doing="finetune") if options.speaks else nullcontext():
-            summary = finetune(config, display, interrupt := Interrupt(speaks=options.speaks))
-    if options.json and options.speaks:
+        with folder_lock(config.output_dir, doing="finetune") if speaks else nullcontext():
+            summary = finetune(config, display, interrupt := Interrupt(speaks=speaks))
+    if options.json and speaks:
         print(json.dumps(summary))
     elif summary["finished"]:
         display.say(closing_table(summary))
@@ -126,7 +117,7 @@ def merge(options: argparse.Namespace) -> None:
         if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
             raise UserError(f"{options.output} is in use: name a folder that is new or empty")
         with display.doing("starting"):
-            hear_libraries(PROGRAM)
+            hear_libraries("stellarbyte")
             import torch
 
             from stellarbyte_torch.lora import load_lora, merge_and_save

@@ -247,9 +247,9 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give one that `stellarbyte-convert to-hf` wrote")
+        raise UserError(f"{folder} is not a folder: give one that `stellarbyte convert to-hf` wrote")
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no config.json: give a folder that `stellarbyte-convert to-hf` wrote")
+        raise UserError(f"{folder} holds no config.json: give a folder that `stellarbyte convert to-hf` wrote")
     config = read_json(folder / "config.json")
     model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type != ByteForCausalLM.config_class.model_type:

@@ -41,7 +41,7 @@ def tokenized_chat(
     Raises:
         UserError: a template is missing or is not Jinja, or a record is bad and data.on_bad_record is fail.
     """
-    encoder = ChatEncoder(chat_tokenizer(data, tokenizer))
+    encoder = ChatEncoder(chat_tokenizer(tokenizer, data.chat_template))
     rendered = _rendered(data, encoder, files, position)
     samples = position.samples
     with closing(encoded_ahead(rendered, partial(_encode, data, encoder, tokenizer.byte_lengths))) as batches:

@@ -1,5 +1,6 @@
-"""Finds the chat template that a data config or its tokenizer names, and the special tokens that it needs."""
+"""Finds the chat template of a run: its tokenizer's own, or one that a config or an option names."""
 
+import hashlib
 import json
 from typing import Any
 
@@ -9,36 +10,71 @@ from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.tokenizer import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, Tokenizer
 
+_TEMPLATE_FILE = "chat_template.jinja"
 _OUR_TOKENS = {"bos_token": BOS_TOKEN, "eos_token": EOS_TOKEN, "pad_token": PAD_TOKEN}
 
 
-def chat_tokenizer(data: DataConfig, tokenizer: Tokenizer) -> ChatTokenizer:
-    """The tokenizer as the encoding of chat needs it; raises as `chat_template` does."""
+def chat_tokenizer(tokenizer: Tokenizer, template: str | None, field: str = "data.chat_template") -> ChatTokenizer:
+    """The tokenizer as the encoding of chat needs it.
+
+    Args:
+        tokenizer: the run's tokenizer.
+        template: a Jinja file, or "stellarbyte"; None for the tokenizer's own.
+        field: the name of `template` in errors.
+
+    Raises:
+        UserError: as `chat_template`.
+    """
     return ChatTokenizer(
         name=tokenizer.name,
         tokenizer_json=tokenizer.files["tokenizer.json"],
         special_tokens=_OUR_TOKENS | _special_tokens(_hugging_face_config(tokenizer)),
-        template=chat_template(data, tokenizer),
+        template=chat_template(tokenizer, template, field),
     )
 
 
-def chat_template(data: DataConfig, tokenizer: Tokenizer) -> str | None:
-    """The Jinja source that data.chat_template names, or the tokenizer's own; None if there is none.
+def chat_template(tokenizer: Tokenizer, template: str | None, field: str = "data.chat_template") -> str | None:
+    """The Jinja source that `template` names, or the tokenizer's own; None if there is none.
 
     Raises:
         UserError: the file cannot be read, or the tokenizer has several templates.
     """
-    if data.chat_template is not None:
-        return read_template(data.chat_template, "data.chat_template")
-    if "chat_template.jinja" in tokenizer.files:
-        return tokenizer.files["chat_template.jinja"]
-    template = _hugging_face_config(tokenizer).get("chat_template")
-    if not isinstance(template, str | None):
+    if template is not None:
+        return read_template(template, field)
+    if _TEMPLATE_FILE in tokenizer.files:
+        return tokenizer.files[_TEMPLATE_FILE]
+    own = _hugging_face_config(tokenizer).get("chat_template")
+    if not isinstance(own, str | None):
         raise UserError(
-            f"{tokenizer.name}/tokenizer_config.json has a chat_template that is a {type(template).__name__}, not one "
-            "text: set data.chat_template to the one you want, as a Jinja file"
+            f"{tokenizer.name}/tokenizer_config.json has a chat_template that is a {type(own).__name__}, not one "
+            f"text: set {field} to the one you want, as a Jinja file"
         )
-    return template
+    return own
+
+
+def files_with_template(
+    tokenizer: Tokenizer, data: DataConfig, sha256: str | None
+) -> tuple[dict[str, str], str | None]:
+    """The tokenizer's files for a run's checkpoints, and a warning if they lack the template that the run learns.
+
+    What a run is exported or talked with by has to be the template of its conversations, wherever that came from.
+
+    Args:
+        tokenizer: the run's.
+        data: names the template.
+        sha256: of the template by which the shards were made; None if they hold no conversations.
+    """
+    if sha256 is None or data.chat_template is None:
+        return tokenizer.files, None
+    try:
+        template = read_template(data.chat_template, "data.chat_template")
+    except UserError as error:
+        why = str(error)
+    else:
+        if template is not None and hashlib.sha256(template.encode()).hexdigest() == sha256:
+            return {**tokenizer.files, _TEMPLATE_FILE: template}, None
+        why = f"data.chat_template {data.chat_template} is not what the token shards were made by"
+    return tokenizer.files, f"{why}: exports of this run carry the tokenizer's own template"
 
 
 def _hugging_face_config(tokenizer: Tokenizer) -> dict[str, Any]:

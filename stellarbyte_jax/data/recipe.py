@@ -53,7 +53,7 @@ class ChatRecipe:
     @classmethod
     def make(cls, data: DataConfig, tokenizer: Tokenizer) -> "ChatRecipe":
         """The recipe for `data` as it is now."""
-        template = chat_template(data, tokenizer)
+        template = chat_template(tokenizer, data.chat_template)
         sha256 = None if template is None else hashlib.sha256(template.encode()).hexdigest()
         formats = [source.format for source in data.sources]
         shown_formats = "auto" if set(formats) == {"auto"} else ", ".join(formats)

@@ -196,6 +196,12 @@ class Tokenizer:
         """Token ids as Hugging Face's libraries give them by default, but special tokens in a text stay text."""
         return list(self._tokenizer.encode(text, add_special_tokens=True).ids)
 
+    @property
+    def special_ids(self) -> set[int]:
+        """The ids of all special tokens."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token_id for token_id, token in added.items() if token.special}
+
     def _check_added_tokens(self) -> None:
         for token in self._tokenizer.get_added_tokens_decoder().values():
             if not token.special and (token.lstrip or token.rstrip):

@@ -16,10 +16,9 @@ from stellarbyte.sampling import Sampling
 from stellarbyte_jax.bounds import check_seed
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.inference.prompts import (
-    LENGTH_MULTIPLE,
     check_prompts,
+    in_multiples,
     pad_right,
-    round_up,
     until_eos,
 )
 from stellarbyte_jax.inference.sampling import NOT_FINITE, check_drawn, sample, seen_in_prompts
@@ -53,10 +52,18 @@ class Generator:
     Args:
         model: the model, with its compute dtype.
         cache_dtype: dtype of the cached keys and values; by default the compute dtype.
+        prompt_room: gives the length to which prompts of a length are padded. Each of its values is compiled once.
     """
 
-    def __init__(self, model: ByteForCausalLM, cache_dtype: DTypeLike | None = None) -> None:
+    def __init__(
+        self,
+        model: ByteForCausalLM,
+        cache_dtype: DTypeLike | None = None,
+        prompt_room: Callable[[int], int] = in_multiples,
+    ) -> None:
         self.config: ByteConfig = model.config
+        self.context = model.config.context_length
+        self._prompt_room = prompt_room
         self._graphdef, state = nnx.split(model.unstack())
         self._params = nnx.to_pure_dict(state)
         cache_dtype = jnp.dtype(cache_dtype or model.execution.dtype)
@@ -96,13 +103,13 @@ class Generator:
         check_prompts(self.config, prompts, max_new_tokens)
         check_seed("seed", seed)
         sampling, key = sampling or Sampling(), jax.random.key(seed)
-        input_ids_BT, segment_ids_BT = pad_right(prompts, self.config.pad_token_id)
+        input_ids_BT, segment_ids_BT = pad_right(prompts, self.config.pad_token_id, self._prompt_room)
         carry = self._prefill(
             self._params,
             input_ids_BT,
             segment_ids_BT,
             key,
-            new_capacity=round_up(max_new_tokens, LENGTH_MULTIPLE),
+            new_capacity=in_multiples(max_new_tokens),
             sampling=sampling,
         )
         shown, ends = 0, [max_new_tokens] * len(prompts)

@@ -1,6 +1,6 @@
 """Checks prompts, puts prompts of any lengths into one batch, and takes answers out of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig
 
 # The room for prompts and answers is a multiple of this, so that few lengths are ever compiled.
-LENGTH_MULTIPLE = 32
+_LENGTH_MULTIPLE = 32
 
 
 def check_prompts(config: ByteConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
@@ -46,20 +46,28 @@ def check_static_positions(config: ByteConfig, length: int) -> None:
         )
 
 
-def pad_right(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and segment ids, int32 [B, T]; segment 0 is padding, which the cache does not keep."""
-    T = round_up(max(len(prompt) for prompt in prompts), LENGTH_MULTIPLE)
+def in_multiples(length: int) -> int:
+    """The room for a length: the next multiple of 32 tokens, or the length itself."""
+    return -(-length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+
+
+def pad_right(
+    prompts: Sequence[Sequence[int]], pad_token_id: int, room: Callable[[int], int] = in_multiples
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and segment ids, int32 [B, T]; segment 0 is padding, which the cache does not keep.
+
+    Args:
+        prompts: token ids, of any lengths from 1.
+        pad_token_id: what fills the rows.
+        room: T for the length of the longest prompt.
+    """
+    T = room(max(len(prompt) for prompt in prompts))
     input_ids_BT = np.full((len(prompts), T), pad_token_id, np.int32)
     segment_ids_BT = np.zeros((len(prompts), T), np.int32)
     for row, prompt in enumerate(prompts):
         input_ids_BT[row, : len(prompt)] = prompt
         segment_ids_BT[row, : len(prompt)] = 1
     return input_ids_BT, segment_ids_BT
-
-
-def round_up(length: int, multiple: int) -> int:
-    """The smallest multiple that is not below the length."""
-    return -(-length // multiple) * multiple
 
 
 def until_eos(tokens: list[int], eos_token_id: int) -> list[int]:

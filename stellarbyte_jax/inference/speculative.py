@@ -17,11 +17,10 @@ from stellarbyte.sampling import Sampling
 from stellarbyte_jax.bounds import check_seed, check_whole
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.inference.prompts import (
-    LENGTH_MULTIPLE,
     check_prompts,
     check_static_positions,
+    in_multiples,
     pad_right,
-    round_up,
     until_eos,
 )
 from stellarbyte_jax.inference.sampling import NOT_FINITE, check_drawn, seen_in_prompts, warp
@@ -78,6 +77,7 @@ class SpeculativeGenerator:
         cache_dtype: DTypeLike | None = None,
     ) -> None:
         self.config: ByteConfig = model.config
+        self.context = min(model.config.context_length, draft.config.context_length)
         check_whole("draft_tokens", draft_tokens, 1, _MOST_DRAFT_TOKENS)
         if draft.config.vocab_size != model.config.vocab_size:
             raise UserError(
@@ -116,7 +116,7 @@ class SpeculativeGenerator:
         carry = self._prefill(
             self._params,
             *pad_right(prompts, self.config.pad_token_id),
-            new_capacity=round_up(max_new_tokens, LENGTH_MULTIPLE),
+            new_capacity=in_multiples(max_new_tokens),
             sampling=sampling,
         )
         shown_B, wanted_B = np.zeros(len(prompts), int), np.full(len(prompts), max_new_tokens)

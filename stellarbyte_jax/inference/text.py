@@ -1,6 +1,6 @@
-"""Turns new tokens into text, which is streamed and cut at stop strings."""
+"""Continues prompts by text, which is streamed and cut at stop strings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,32 +14,39 @@ from stellarbyte_jax.inference.speculative import SpeculativeGenerator
 
 @dataclass(frozen=True)
 class Answer:
-    """The text that continues a prompt, and its number of tokens.
+    """What continues a prompt.
 
-    A token that completed a stop string counts, <|SEOS|> does not.
+    Attributes:
+        text: the continuation, without the prompt.
+        prompt_tokens: tokens of the prompt, <|SBOS|> included.
+        new_tokens: tokens of the continuation, the one included that completed a stop string, <|SEOS|> not.
+        cut_at: the number of tokens that the context left, if the answer was not done when they were used up.
     """
 
     text: str
+    prompt_tokens: int
     new_tokens: int
+    cut_at: int | None = None
 
 
 def generate_text(
     generator: Generator | SpeculativeGenerator,
     tokenizer: Tokenizer,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[str],
     max_new_tokens: int,
     sampling: Sampling | None = None,
     seed: int = 0,
     stop: Sequence[str] = (),
     on_text: Callable[[int, str], None] | None = None,
 ) -> list[Answer]:
-    """Continues each prompt until <|SEOS|>, by at most `max_new_tokens`, or up to the first of the stop strings.
+    """Continues <|SBOS|> and each prompt until <|SEOS|>, by `max_new_tokens`, or up to the first of the stop strings.
 
     Args:
         generator: the model, ready to generate.
         tokenizer: the model's tokenizer.
-        prompts: token ids of each prompt; prompts may have any lengths from 1.
-        max_new_tokens: the largest number of tokens that is added to each.
+        prompts: the texts to continue; each may be empty.
+        max_new_tokens: the largest number of tokens that is added to each. The context may leave the longest prompt
+            less, and then no prompt gets more.
         sampling: how tokens are drawn; greedy by default.
         seed: the seed of the draws.
         stop: strings before which an answer ends. The one that is complete first decides, wherever tokens begin and
@@ -48,54 +55,77 @@ def generate_text(
             later.
 
     Raises:
-        UserError: a stop string or a prompt is empty, or a prompt leaves no room in the context.
+        UserError: a stop string is empty, a prompt is no text, or it leaves no room in the context.
     """
-    rows = [_Row(tokenizer, generator.config.eos_token_id, stop) for _ in prompts]
+    prompt_ids = [[tokenizer.bos_token_id, *tokenizer.encode(prompt)] for prompt in prompts]
+    # A prompt that leaves no room at all is refused by the generator, in its words.
+    room = max(1, generator.context - max(map(len, prompt_ids)))
+    count = min(max_new_tokens, room)
+    rows = [GrowingText(tokenizer, (generator.config.eos_token_id,), stop) for _ in prompts]
 
     def take(tokens: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
         for index, (row, new) in enumerate(zip(rows, tokens, strict=True)):
-            text = row.take(map(int, new))
+            text = row.take([int(token) for token in new])
             if on_text is not None:
                 on_text(index, text)
         return np.array([row.ended for row in rows])
 
     watched = bool(stop) or on_text is not None
-    tokens = generator.generate(prompts, max_new_tokens, sampling, seed, take if watched else None)
+    tokens = generator.generate(prompt_ids, count, sampling, seed, take if watched else None)
     if not watched:
         take(tokens)
     for index, row in enumerate(rows):
         text = row.finish()
         if on_text is not None:
             on_text(index, text)
-    return [Answer("".join(row.pieces), row.new_tokens) for row in rows]
+    return [
+        Answer(
+            row.text,
+            len(ids),
+            row.new_tokens,
+            count if count < max_new_tokens and not row.ended and row.new_tokens == count else None,
+        )
+        for ids, row in zip(prompt_ids, rows, strict=True)
+    ]
 
 
-class _Row:
-    """One answer as it grows."""
+class GrowingText:
+    """One answer as it grows.
 
-    def __init__(self, tokenizer: Tokenizer, eos_token_id: int, stop: Sequence[str]) -> None:
-        self.pieces: list[str] = []
+    Args:
+        tokenizer: the model's tokenizer.
+        end_ids: tokens that end the answer and are no part of it.
+        stop: strings before the first of which the answer ends.
+
+    Attributes:
+        text: what has come so far and is not held back.
+        new_tokens: its tokens, the one included that completed a stop string.
+        ended: whether a token or a stop string has ended it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, end_ids: Collection[int], stop: Sequence[str]) -> None:
+        self.text = ""
         self.new_tokens = 0
         self.ended = False
-        self._eos_token_id = eos_token_id
+        self._end_ids = end_ids
         self._decoder, self._cutter = StreamDecoder(tokenizer), StopCutter(stop)
 
-    def take(self, token_ids: "map[int]") -> str:
+    def take(self, token_ids: Sequence[int]) -> str:
         """Takes new tokens, and returns the next part of the text."""
-        before = len(self.pieces)
+        before = len(self.text)
         for token_id in token_ids:
-            if self.ended or token_id == self._eos_token_id:
+            if self.ended or token_id in self._end_ids:
                 self.ended = True
                 break
             self.new_tokens += 1
-            self.pieces.append(self._cutter.push(self._decoder.push(token_id)))
+            self.text += self._cutter.push(self._decoder.push(token_id))
             self.ended = self._cutter.stopped
-        return "".join(self.pieces[before:])
+        return self.text[before:]
 
     def finish(self) -> str:
-        """The rest of the text."""
-        rest = ""
-        if not self._cutter.stopped:
-            rest = self._cutter.push(self._decoder.finish()) + self._cutter.finish()
-        self.pieces.append(rest)
+        """Returns the rest of the text, once no more tokens come."""
+        if self._cutter.stopped:
+            return ""
+        rest = self._cutter.push(self._decoder.finish()) + self._cutter.finish()
+        self.text += rest
         return rest

@@ -17,6 +17,7 @@ from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata, la
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import save_config, to_dict
 from stellarbyte_jax.data.batch_placement import BatchPlacement, check_batch
+from stellarbyte_jax.data.chat_template import files_with_template
 from stellarbyte_jax.data.identity import DataIdentity
 from stellarbyte_jax.data.loader import TrainLoader, validation_batches
 from stellarbyte_jax.data.manifest import Manifest
@@ -74,6 +75,8 @@ def _train(
     tokenizer, manifest = Tokenizer.load(config.data.tokenizer), Manifest.load(Path(config.data.shards))
     _check_tokenizer(config, tokenizer, manifest.recipe)
     data = DataIdentity.of(manifest)
+    template_sha256 = None if manifest.recipe.chat is None else manifest.recipe.chat.chat_template_sha256
+    tokenizer_files, warning = files_with_template(tokenizer, config.data, template_sha256)
     processes.compare(identity(config, tokenizer, data))
     check_start(config, tokenizer, manifest.recipe, data)
     diagnostics.check_start(latest_step(run_dir) or 0, config.training.max_steps, run_dir)
@@ -136,14 +139,14 @@ def _train(
             nonlocal saved
             with log.paused(), log.doing("saving"):
                 check_finite((state.params, state.opt_state), step)
-                metadata = RunMetadata(to_dict(config), tokenizer.files, {"step": step}, base, data)
+                metadata = RunMetadata(to_dict(config), tokenizer_files, {"step": step}, base, data)
                 checkpointer.save(step, state.params, state.opt_state, metadata)
             saved = step
 
         train_step = compile_watch.watch(train_step, diagnostics.dump_hlo)
         eval_step = compile_watch.watch(eval_step)
         try:
-            for remark in (*diagnostics.remarks, *filter(None, [manifest.warning])):
+            for remark in (*diagnostics.remarks, *filter(None, [manifest.warning, warning])):
                 log.say(remark)
             log.say(_opening(config, state.params, frozen, len(loader), mesh, step))
             stopping = any(processes.share(failed()))

@@ -222,7 +222,7 @@ def _check_init_from(config: RunConfig, run_dir: str, tokenizer: Tokenizer) -> N
     if metadata.base is not None:
         raise UserError(
             f"init_from {run_dir} holds adapters on {metadata.base.run_dir}: make one model of both with "
-            "`stellarbyte-convert to-hf` and a run of that with `from-hf`, and name it"
+            "`stellarbyte convert to-hf` and a run of that with `from-hf`, and name it"
         )
     differing = _differing_model(metadata, run_dir, config)
     if differing:

@@ -73,7 +73,7 @@ def write_card(folder: Path, config: FinetuneConfig, summary: Summary, *, sample
         template = _OURS
         beside = (
             f"\nIt is a non-linear LoRA, with {activation} between A and B: stock PEFT cannot load it, and it "
-            "cannot be merged\ninto its base. `stellarbyte-torch chat` takes it with `--adapter`.\n"
+            "cannot be merged\ninto its base. `stellarbyte chat` takes it with `--adapter`.\n"
         )
     trained = "all weights" if config.trainable is None else "some of the weights"
     kind = "A LoRA adapter" if lora is not None else f"A causal language model, fine-tuned in {trained}"
@@ -86,7 +86,7 @@ def write_card(folder: Path, config: FinetuneConfig, summary: Summary, *, sample
     text = _CARD.format(
         metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True),
         title=Path(config.output_dir).name or "model",
-        what=f"{kind}, made of `{config.model}` by `stellarbyte-torch finetune`.",
+        what=f"{kind}, made of `{config.model}` by `stellarbyte finetune`.",
         use=template.format(base=config.model, folder=target, remote=remote),
         beside=beside,
         data=_list({"sources": ", ".join(source.path for source in config.data.sources), "samples": samples})

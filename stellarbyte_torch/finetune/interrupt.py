@@ -26,7 +26,7 @@ class Interrupt(interrupt.Interrupt, TrainerCallback):
     """
 
     def __init__(self, *, speaks: bool = True) -> None:
-        super().__init__("stellarbyte-torch" if speaks else None)  # one of several processes speaks
+        super().__init__("stellarbyte" if speaks else None)  # one of several processes speaks
         self.stopped = False
         self.failure: UserError | None = None
 

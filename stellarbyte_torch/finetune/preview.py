@@ -13,11 +13,11 @@ from stellarbyte.config.build import build
 from stellarbyte.config.nodes import Node, read_yaml
 from stellarbyte.config.overrides import override, parse_overrides
 from stellarbyte.errors import UserError, one_line
+from stellarbyte.terminal_text import harmless
 from stellarbyte_torch.data.config import DataConfig
 from stellarbyte_torch.data.samples import read_samples
 from stellarbyte_torch.finetune.config import FinetuneConfig
 from stellarbyte_torch.model_folder import load_tokenizer
-from stellarbyte_torch.terminal_text import harmless
 
 _FIELDS = [field.name for field in fields(FinetuneConfig)]
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"

@@ -48,7 +48,7 @@ _FREE_FIELDS = (
 _WHAT_TO_DO = (
     "a run goes on only as it began, since its learning rate and its batches follow from these. Give them their old "
     "values, or choose another output_dir; to train on from its result, name that as `model` there (of an adapter, "
-    "what `stellarbyte-torch merge` makes). What may change is when it validates, saves and logs"
+    "what `stellarbyte merge` makes). What may change is when it validates, saves and logs"
 )
 
 # In output_dir, beside config.yaml.

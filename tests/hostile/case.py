@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-PRETRAINING, BRIDGE, SHOWROOM = "stellarbyte", "stellarbyte-convert", "stellarbyte-torch"
+PRETRAINING, BRIDGE, SHOWROOM = "stellarbyte", "stellarbyte convert", "stellarbyte"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hostile.case import BRIDGE, PRETRAINING, SHOWROOM, Case, Command, World
+from hostile.case import Case, Command, World
 
 # What no refusal comes near, on a machine that is busy with other things as well.
 MOST_SECONDS = 150.0
@@ -80,7 +80,7 @@ def _be_child(case: Case, world: World, folder: Path) -> None:
         os._exit(NO_CASE)
     from stellarbyte import door
 
-    {PRETRAINING: door.pretraining, BRIDGE: door.bridge, SHOWROOM: door.showroom}[command.program]()
+    door.program()
 
 
 def _open_files(folder: Path) -> None:
@@ -101,7 +101,7 @@ def _stream(number: int, mode: str, errors: str, encoding: str = "utf-8") -> Any
 def _prepare(command: Command, folder: Path) -> None:
     """Makes this process one that a shell has just started for the command."""
     os.environ.update(command.environment)
-    arguments = [os.fsdecode(word) for word in (command.program, *command.arguments)]
+    arguments = [os.fsdecode(word) for word in (*command.program.split(), *command.arguments)]
     sys.argv, sys.orig_argv = arguments, [sys.executable, *arguments]
     (folder / "stdin").write_bytes(command.stdin)
     os.dup2(os.open(folder / "stdin", os.O_RDONLY), 0)

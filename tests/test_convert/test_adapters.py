@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from convert import adapters, hf_checkpoint, run_checkpoint, weights
-from convert.cli import main
 from stellarbyte.adapter_base import BASE_FILE, AdapterWarning
+from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoints.checkpoint import (
     Base,
@@ -131,10 +131,10 @@ def test_stock_peft_loads_the_folder_and_ours_loads_peft_s(run_dir, lora_run, ex
     assert sorted(back.config["lora"]["target_modules"]) == sorted(ours.config["lora"]["target_modules"])
 
     # Once more into the same folder, which is ours; but not over what the user has put there.
-    assert main(["adapter", "to-peft", str(tmp_path / "back"), str(folder)]) == 0
+    assert main(["convert", "adapter", "to-peft", str(tmp_path / "back"), str(folder)]) == 0
     (folder / "notes.txt").write_text("mine")
-    assert main(["adapter", "to-peft", str(lora_run), str(folder)]) == 2
-    assert main(["adapter", "to-peft", str(lora_run), str(folder), "--force"]) == 0
+    assert main(["convert", "adapter", "to-peft", str(lora_run), str(folder)]) == 2
+    assert main(["convert", "adapter", "to-peft", str(lora_run), str(folder), "--force"]) == 0
     assert (folder / "notes.txt").exists()
 
 
@@ -269,7 +269,7 @@ def test_what_jax_cannot_hold_is_one_sentence(fields, change, complaint, run_dir
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     if change is not None:
         save_file(change(load_file(folder / "adapter_model.safetensors")), folder / "adapter_model.safetensors")
-    assert main(["adapter", "from-peft", str(folder), str(tmp_path / "run"), "--base", str(run_dir)]) == 2
+    assert main(["convert", "adapter", "from-peft", str(folder), str(tmp_path / "run"), "--base", str(run_dir)]) == 2
     said = capsys.readouterr().err
     assert complaint in said
     assert said.count("\n") == 1
@@ -286,7 +286,7 @@ def test_adapters_of_no_numbers_of_ours_are_not_exported(lora_run, tmp_path, cap
     path = next(path for path in leaves if path[-1] == "lora_B")
     leaves[path] = np.full_like(leaves[path], value, dtype=dtype)
     save_imported(tmp_path / "run", weights.unflatten(leaves), metadata)
-    assert main(["adapter", "to-peft", str(tmp_path / "run"), str(tmp_path / "adapter")]) == 2
+    assert main(["convert", "adapter", "to-peft", str(tmp_path / "run"), str(tmp_path / "adapter")]) == 2
     assert complaint in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -307,8 +307,8 @@ def test_mistakes_in_the_folders_are_one_sentence(run_dir, lora_run, exported, t
 
 def test_exporting_needs_neither_torch_nor_peft_and_builds_no_model(lora_run, tmp_path, python):
     blocked = ["torch", "transformers", "huggingface_hub", "peft", "stellarbyte_jax.model", "flax", "optax"]
-    code = BLOCK.format(blocked=blocked) + "from convert.cli import main\nmain(['adapter', 'to-peft', *sys.argv[1:]])\n"
-    python(code, tmp_path, str(lora_run), str(tmp_path / "adapter"))
+    code = BLOCK.format(blocked=blocked) + "from stellarbyte.door import main\nmain(sys.argv[1:])\n"
+    python(code, tmp_path, "convert", "adapter", "to-peft", str(lora_run), str(tmp_path / "adapter"))
     adapters.to_peft(lora_run, tmp_path / "here")
     name = "adapter_model.safetensors"
     assert (tmp_path / "adapter" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()

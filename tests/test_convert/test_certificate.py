@@ -7,8 +7,8 @@ from safetensors.numpy import load_file, save_file
 
 import convert.certificate as certificates
 from convert import hf_checkpoint, run_checkpoint, shards
-from convert.cli import main
 from convert.run_checkpoint import RunCheckpoint
+from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata
 from stellarbyte_jax.config import RopeScaling
@@ -32,7 +32,7 @@ def spoil(folder, change):
 
 
 def test_an_export_is_certified(run_dir, export, capsys):
-    assert main(["verify", str(run_dir), str(export)]) == 0
+    assert main(["convert", "verify", str(run_dir), str(export)]) == 0
     assert capsys.readouterr().out.startswith("equal: 22 tensors bit for bit, logits at ")
     certificate = json.loads((export / "certificate.json").read_text())
     assert certificate["verdict"] == "equal"
@@ -49,7 +49,7 @@ def test_a_bfloat16_export_is_certified_with_prompts_of_the_users_own(run_dir, t
     hf_checkpoint.to_hf(run_dir, tmp_path / "hf", dtype="bfloat16", max_shard_size="20KB")
     (tmp_path / "prompts.txt").write_text("the star\n\n<|SEOS|> is text\n")
     arguments = ["verify", str(run_dir), str(tmp_path / "hf"), "--prompts", str(tmp_path / "prompts.txt"), "--json"]
-    assert main(arguments) == 0
+    assert main(["convert", *arguments]) == 0
     certificate = json.loads(capsys.readouterr().out)
     assert [prompt["text"] for prompt in certificate["prompts"]] == ["the star", "<|SEOS|> is text"]
     assert (certificate["verdict"], certificate["dtype"]) == ("equal", "bfloat16")
@@ -88,7 +88,7 @@ def test_one_bit_is_found_and_named(run_dir, export, capsys):
         tensors[NORM].view(np.uint32)[3] ^= 1
 
     spoil(export, flip)
-    assert main(["verify", str(run_dir), str(export)]) == 1
+    assert main(["convert", "verify", str(run_dir), str(export)]) == 1
     assert capsys.readouterr().err == f"different: the values of {NORM} are not those of the run\n"
     certificate = json.loads((export / "certificate.json").read_text())
     assert certificate["verdict"] == "different"
@@ -208,13 +208,13 @@ def test_without_torch_one_sentence_says_what_to_install(run_dir, export, python
     code = (
         "import sys\n"
         "sys.modules['torch'] = None\n"
-        "from convert.cli import main\n"
+        "from stellarbyte.door import main\n"
         "import contextlib, io\n"
         "with contextlib.redirect_stderr(io.StringIO()) as err:\n"
-        "    code = main(['verify', sys.argv[1], sys.argv[2]])\n"
+        "    code = main(['convert', 'verify', sys.argv[1], sys.argv[2]])\n"
         "print(code, err.getvalue())\n"
     )
     printed = python(code, tmp_path, str(run_dir), str(export))
     assert printed.startswith(
-        "2 stellarbyte-convert: error: verify compares with PyTorch, but torch is not installed: pip inst"
+        "2 stellarbyte: error: verify compares with PyTorch, but torch is not installed: pip inst"
     )

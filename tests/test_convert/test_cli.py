@@ -3,19 +3,19 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from convert import run_checkpoint
-from convert.cli import main
+from stellarbyte.door import main
 from test_convert.models import bits
 
 
 def test_there_and_back_by_command(run_dir, tmp_path, capsys):
-    assert main(["to-hf", str(run_dir), str(tmp_path / "hf"), "--max-shard-size", "20KB", "--step", "0"]) == 0
-    assert main(["from-hf", str(tmp_path / "hf"), str(tmp_path / "run")]) == 0
+    options = ["--max-shard-size", "20KB", "--step", "0"]
+    assert main(["convert", "to-hf", str(run_dir), str(tmp_path / "hf"), *options]) == 0
+    assert main(["convert", "from-hf", str(tmp_path / "hf"), str(tmp_path / "run")]) == 0
     said = capsys.readouterr()
     assert said.err == ""
     assert "step 0, 22,012 parameters, 0.1 MB of weights" in said.out
@@ -35,9 +35,9 @@ def test_there_and_back_by_command(run_dir, tmp_path, capsys):
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(arguments, complaint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
+    assert main(["convert", *arguments]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("stellarbyte-convert: error: ")
+    assert said.startswith("stellarbyte: error: ")
     assert complaint in said
     assert said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
@@ -46,30 +46,9 @@ def test_mistakes_are_one_sentence_and_exit_code_2(arguments, complaint, tmp_pat
 @pytest.mark.parametrize("arguments", [[], ["to-fh"], ["to-hf"], ["to-hf", "a", "b", "--dtype", "int8"]])
 def test_misspelt_commands_are_one_sentence_and_exit_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(arguments)
+        main(["convert", *arguments])
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_help_is_quick_because_it_loads_nothing_heavy(tmp_path, python):
-    heavy = ["jax", "numpy", "torch", "transformers", "orbax", "rich", "tokenizers"]
-    code = (
-        "import sys\nfrom convert.cli import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-        f"print([name for name in {heavy} if name in sys.modules])\n"
-    )
-    assert python(code, tmp_path).splitlines()[-1] == "[]"
-
-
-def test_help_takes_half_a_second_at_most(tmp_path):
-    command = [sys.executable, "-m", "convert.cli", "--help"]
-
-    def seconds() -> float:
-        started = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
-        return time.perf_counter() - started
-
-    assert min(seconds() for _ in range(3)) < 0.5  # the best of three: other tests may be running
 
 
 @pytest.mark.usefixtures("no_models")
@@ -82,7 +61,7 @@ def test_a_reader_that_leaves_gets_no_verdict(run_dir, exported, tmp_path, monke
     with os.fdopen(writer, "wb", buffering=0) as pipe:
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe, write_through=True))
         with pytest.raises(BrokenPipeError):
-            main(["verify", *shown, str(run_dir), str(folder)])
+            main(["convert", "verify", *shown, str(run_dir), str(folder)])
 
 
 @pytest.mark.long
@@ -93,10 +72,10 @@ def test_a_reader_that_leaves_a_process_gets_no_verdict(run_dir, exported, tmp_p
         "import sys, convert.certificate as c\n"
         "nothing = c._Comparison([], {'positions': 0, 'max_relative_error': 0.0}, [])\n"
         "c._compare_behaviour = lambda *_: nothing\n"
-        "from convert.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
+        "from stellarbyte.door import program\n"
+        "program()\n"
     )
-    command = [sys.executable, "-c", code, "verify", *([shown] if shown else []), str(run_dir), str(folder)]
+    command = [sys.executable, "-c", code, "convert", "verify", *([shown] if shown else []), str(run_dir), str(folder)]
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(

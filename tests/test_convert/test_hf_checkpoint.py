@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 import stellarbyte_torch  # noqa: F401 - makes the Auto classes know the architecture
 from convert import config as hf_config
 from convert import hf_checkpoint, model_card, run_checkpoint, shards, weights
-from convert.cli import main
 from convert.run_checkpoint import RunCheckpoint
+from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RopeScaling
 from test_convert.models import bits, finite, random_params, sensible_params, tiny
@@ -98,7 +98,7 @@ def _sha256(tensor):
 def test_exporting_needs_no_torch_and_builds_no_model(run_dir, exported, tmp_path, python):
     blocked = ["torch", "transformers", "huggingface_hub", "peft", "stellarbyte_jax.model", "flax", "optax"]
     code = BLOCK.format(blocked=blocked) + (
-        "from convert.cli import main\nsys.exit(main(['to-hf', sys.argv[1], sys.argv[2]]))\n"
+        "from stellarbyte.door import main\nsys.exit(main(['convert', 'to-hf', sys.argv[1], sys.argv[2]]))\n"
     )
     python(code, tmp_path, str(run_dir), str(tmp_path / "hf"))
     assert contents(tmp_path / "hf") == contents(exported)
@@ -316,7 +316,7 @@ def with_first(params: weights.Params, value: float, dtype: str) -> weights.Para
 def test_a_checkpoint_of_no_numbers_of_ours_is_not_exported(run_dir, tmp_path, capsys, value, dtype, complaint):
     before = run_checkpoint.load(run_dir)
     run_checkpoint.save(tmp_path / "run", replace(before, params=with_first(before.params, value, dtype)))
-    assert main(["to-hf", str(tmp_path / "run"), str(tmp_path / "hf")]) == 2
+    assert main(["convert", "to-hf", str(tmp_path / "run"), str(tmp_path / "hf")]) == 2
     assert f"the checkpoint of step 0 in {tmp_path / 'run'} holds " in (said := capsys.readouterr().err)
     assert complaint in said
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -5,8 +5,8 @@ import pytest
 
 import convert.certificate as certificates
 from convert import hf_checkpoint, layer_scale, run_checkpoint, weights
-from convert.cli import main
 from convert.run_checkpoint import RunCheckpoint
+from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from test_convert.jax_side import JaxModel
 from test_convert.models import sensible_params, tiny
@@ -73,11 +73,11 @@ def test_a_folded_export_says_so_and_is_certified(scaled_run, tmp_path, dtype, c
     export = tmp_path / "hf"
     if dtype == "bfloat16":  # what it computes is compared in one of the two
         request.getfixturevalue("no_models")
-    assert main(["to-hf", str(scaled_run), str(export), "--fold-layer-scale", "--dtype", dtype]) == 0
+    assert main(["convert", "to-hf", str(scaled_run), str(export), "--fold-layer-scale", "--dtype", dtype]) == 0
     assert json.loads((export / "config.json").read_text())["layer_scale_init"] is None
     assert "LayerScale folded into the projections" in (export / "README.md").read_text()
     assert json.loads((export / "stellarbyte_export.json").read_text())["layer_scale"] == "folded into the projections"
-    assert main(["verify", str(scaled_run), str(export)]) == 0
+    assert main(["convert", "verify", str(scaled_run), str(export)]) == 0
     assert "tensors bit for bit (LayerScale folded in), logits" in capsys.readouterr().out
     assert json.loads((export / "certificate.json").read_text())["layer_scale_folded"] is True
     hf_checkpoint.from_hf(export, tmp_path / "back")

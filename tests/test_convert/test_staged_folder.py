@@ -92,10 +92,10 @@ def test_a_disk_that_cannot_take_the_weights(run_dir, earlier, python):
     before = contents(earlier)
     code = (
         "import resource, sys\n"
-        "from convert.cli import main\n"
+        "from stellarbyte.door import main\n"
         # Python ignores the signal, so that writing fails as on a full disk.
         f"resource.setrlimit(resource.RLIMIT_FSIZE, (40000, {resource.RLIM_INFINITY}))\n"
-        "code = main(['to-hf', sys.argv[1], sys.argv[2]])\n"
+        "code = main(['convert', 'to-hf', sys.argv[1], sys.argv[2]])\n"
         "print(code)\n"
     )
     assert python(code, earlier.parent, str(run_dir), str(earlier)) == "2\n"

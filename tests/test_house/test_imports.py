@@ -27,6 +27,7 @@ def test_import_rules() -> None:
         ("import stellarbyte_jax.checkpoints.checkpoint", ["torch", "transformers"]),
         ("import convert", ["jax", "torch", "transformers"]),
         ("import convert.cli", ["torch", "transformers"]),
+        ("import stellarbyte_torch.cli", ["torch", "transformers", "peft"]),
         ("import stellarbyte_torch", ["jax", "flax", "orbax"]),
     ],
 )

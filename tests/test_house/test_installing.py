@@ -27,8 +27,8 @@ def test_each_python_has_one_set(python: str) -> None:
     assert chosen["jax"] == chosen["jaxlib"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *optional["torch"], *optional["quantization"], *optional["deepspeed"]]
-    wanted += optional["dev"]
+    extras = ("jax", "torch", "quantization", "deepspeed", "dev")
+    wanted = [*project["dependencies"], *(requirement for extra in extras for requirement in optional[extra])]
     for requirement in map(Requirement, wanted):
         if requirement.name != "stellarbyte":
             assert chosen[canonicalize_name(requirement.name)] in requirement.specifier, requirement

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stellarbyte_jax.cli import _parser
+from stellarbyte.door import build_parser
 from stellarbyte_jax.config_file import load_run_config
 
 ROOT = Path(__file__).parents[2]
@@ -40,5 +40,5 @@ def test_scripts_are_bash(script: str) -> None:
 def test_commands_are_understood() -> None:
     assert len(SCRIPTS) == 4 and len(MANIFESTS) == 1 and len(commands()) == 5
     for command in commands():
-        options, overrides = _parser().parse_known_args([word.replace("$i", "1") for word in command[1:]])
+        options, overrides = build_parser().parse_known_args([word.replace("$i", "1") for word in command[1:]])
         load_run_config(ROOT / options.config, overrides)

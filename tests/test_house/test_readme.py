@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stellarbyte.door import CommandParser, build_parser
 from test_torch.exported import export
 
 ROOT = Path(__file__).parents[2]
@@ -14,6 +15,7 @@ PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md",
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 # Options of the config's own fields, of sbatch and of xpk.
 OTHER_OPTIONS = {"--output_dir", "--model", "--init_from", "--seed", "--signal", "--num-slices"}
+PARSER = build_parser()
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -38,9 +40,8 @@ def test_the_readme_names_many_commands():
 
 @every_page
 def test_commands_exist(page: Path) -> None:
-    parsers = _parsers()
     for program, *words in _commands(PAGES[page]):
-        parser = parsers[program]
+        parser = PARSER
         for word in words:
             choices = _choices(parser)
             if not choices:  # an operand
@@ -52,7 +53,7 @@ def test_commands_exist(page: Path) -> None:
 @every_page
 def test_options_exist(page: Path) -> None:
     """A page's `--option` is one of ours, unless it is XLA's."""
-    known = {option for parser in _parsers().values() for option in _options(parser)}
+    known = _options(PARSER)
     for option in re.findall(r"`(--(?!xla)[\w-]+)[ =`]", PAGES[page]):
         assert option in known | OTHER_OPTIONS, option
 
@@ -111,9 +112,9 @@ def test_make_targets_exist(page: Path) -> None:
 
 
 def _commands(text: str) -> list[list[str]]:
-    """Each `stellarbyte… COMMAND WORD …` in code, as far as its words are in lower case."""
+    """Each `stellarbyte COMMAND WORD …` in code, as far as its words are in lower case."""
     code = re.findall(r"`([^`\n]+)`", text) + re.findall(r"^(?:    .*|\S.*)$", "\n".join(_blocks(text)), re.MULTILINE)
-    found = (re.search(r"(?<![\w/.-])(stellarbyte(?:-\w+)?)((?: [a-z][a-z-]*)+)", piece) for piece in code)
+    found = (re.search(r"(?<![\w/.-])(stellarbyte)((?: [a-z][a-z-]*)+)", piece) for piece in code)
     return [[match[1], *match[2].split()] for match in found if match]
 
 
@@ -122,15 +123,9 @@ def _blocks(text: str) -> list[str]:
     return [*fenced, *re.findall(r"^    .*$", text, re.MULTILINE)]
 
 
-def _parsers() -> dict[str, argparse.ArgumentParser]:
-    from convert.cli import _parser as convert_parser
-    from stellarbyte_jax.cli import _parser as jax_parser
-    from stellarbyte_torch.cli import _parser as torch_parser
-
-    return {"stellarbyte": jax_parser(), "stellarbyte-convert": convert_parser(), "stellarbyte-torch": torch_parser()}
-
-
 def _choices(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    if isinstance(parser, CommandParser):
+        parser.fill()
     actions = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     return next((action.choices for action in actions), {})
 

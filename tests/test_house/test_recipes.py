@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stellarbyte_jax.cli import _parser
+from stellarbyte.door import build_parser
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import load_run_config, run_config_from_dict, to_dict
 from stellarbyte_jax.planning.plan import Plan, make_plan
@@ -79,7 +79,7 @@ def test_the_commands_of_the_page_fit_their_machines() -> None:
     on_clusters = [(command, machine) for command, machine in asked if machine is not None]
     assert {machine for _, machine in on_clusters} == {"v5e:4x4", "h100:8x4"}
     for command, machine in on_clusters:
-        options, overrides = _parser().parse_known_args(command[1:])
+        options, overrides = build_parser().parse_known_args(command[1:])
         assert fits(load_run_config(ROOT / options.config, overrides), machine), command
     # "Several slices", which the page names as an option.
     assert fits(load_run_config(ROOT / "configs/run/1b.yaml", ["--mesh.slices", "2"]), "v5e:4x4")

@@ -41,7 +41,7 @@ class Job:
             options = {f"distributed.{name}": value for name, value in joining.items()}
             options |= self.overrides | self.own.get(index, {})
             code = f"{self.first.get(index, '')}\nfrom stellarbyte_jax.cli import main\nmain()"
-            program = ["-c", code] if index in self.first else ["-m", "stellarbyte_jax.cli"]
+            program = ["-c", code] if index in self.first else ["-m", "stellarbyte"]
             command = [sys.executable, *program, "pretrain", str(self.config)]
             command += [f"--{name}={value}" for name, value in options.items()]
             environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(self.devices)}

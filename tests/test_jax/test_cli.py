@@ -16,8 +16,8 @@ from typing import Any
 import orbax.checkpoint as ocp
 import pytest
 
+from stellarbyte.door import main
 from stellarbyte_jax.checkpoints.checkpoint import latest_step
-from stellarbyte_jax.cli import main
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import load_run_config, save_config
 
@@ -279,22 +279,10 @@ def test_other_exceptions_are_bugs_and_keep_their_traceback(monkeypatch: pytest.
         main(["evaluate", "run"])
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["tokenizer", "train", "--help"]])
-def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
-    program = (
-        "import sys\nfrom stellarbyte_jax.cli import main\n"
-        f"try:\n    main({arguments})\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
-        "print([name for name in ('jax', 'flax', 'numpy', 'orbax', 'yaml', 'rich', 'torch') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.startswith("usage: stellarbyte")
-    assert done.stdout.splitlines()[-1] == "[]"
-
-
 def stellarbyte(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     """The command in a process of its own, with one device."""
     return subprocess.Popen(
-        [sys.executable, "-m", "stellarbyte_jax.cli", *map(str, arguments)],
+        [sys.executable, "-m", "stellarbyte", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

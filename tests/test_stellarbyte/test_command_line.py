@@ -4,18 +4,19 @@ import os
 import signal
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stellarbyte import door
 from stellarbyte.command_line import Parser, report
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupted
 
 _PROGRAM = """
 import gc, sys, time
+from stellarbyte import door
 from stellarbyte.command_line import report, run_program
 from stellarbyte.interrupt import Interrupt, exit_code, hold_signals, interruptible
 
@@ -168,9 +169,11 @@ def test_a_bug_keeps_its_traceback() -> None:
 
 
 def test_a_module_that_cannot_be_imported_is_no_verdict() -> None:
-    """`stellarbyte-convert`, say, of an installation that is broken."""
-    code = "import sys, stellarbyte.door as door; sys.modules['convert.cli'] = None; door.bridge()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    """`stellarbyte convert`, say, of an installation that is broken."""
+    code = "import sys, stellarbyte.door as door; sys.modules['convert.cli'] = None; door.program()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "convert", "verify"], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr.splitlines()[-1][:19]) == (70, "ModuleNotFoundError")
 
 
@@ -228,10 +231,9 @@ def test_what_is_said_of_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == said
 
 
-@pytest.mark.parametrize("program", ["stellarbyte_jax.cli", "stellarbyte_torch.cli"])
-def test_the_config_comes_before_what_overrides_it(program: str, capsys: pytest.CaptureFixture[str]) -> None:
-    command = {"stellarbyte_jax.cli": "pretrain", "stellarbyte_torch.cli": "finetune"}[program]
-    assert import_module(program).main([command, "--training.max_steps", "3", "c.yaml"]) == 2
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_the_config_comes_before_what_overrides_it(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert door.main([command, "--training.max_steps", "3", "c.yaml"]) == 2
     assert "3 is no config file: write c.yaml first, and what overrides it after that" in capsys.readouterr().err
 
 

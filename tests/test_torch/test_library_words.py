@@ -12,9 +12,9 @@ import torch  # noqa: F401 - has loggers of its own
 from rich.console import Console
 from transformers import AutoTokenizer
 
+from stellarbyte import door
 from stellarbyte.adapter_base import AdapterWarning
 from stellarbyte.display import Display
-from stellarbyte_torch import cli
 from stellarbyte_torch.library_words import hear_libraries
 
 from .finetuning import LORA, config, model_folder, run
@@ -145,12 +145,12 @@ def test_every_command_tells_them(
     }[command]
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", warning)
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
-    assert cli.main([*command.split(), *words]) == 0
+    assert door.main([*command.split(), *words]) == 0
     told = [line for line in said(capsys) if not line.startswith("(")]  # where an answer was cut off
-    assert told == ["stellarbyte-torch: transformers: the tokenizer has a regex of old"]
+    assert told == ["stellarbyte: transformers: the tokenizer has a regex of old"]
 
 
 def test_imports_make_no_noise(folder: Path) -> None:
-    command = [sys.executable, "-m", "stellarbyte_torch.cli", "generate", str(folder), "--prompt", "x"]
+    command = [sys.executable, "-m", "stellarbyte", "generate", str(folder), "--prompt", "x"]
     result = subprocess.run([*command, "--max-new-tokens", "1"], capture_output=True, text=True, check=True)
     assert result.stderr == ""

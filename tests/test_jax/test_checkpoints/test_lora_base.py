@@ -19,11 +19,11 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from convert import hf_checkpoint, run_checkpoint
+from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoints.adapter_trees import join, merge_adapters
 from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, load_metadata, load_params, save_imported
 from stellarbyte_jax.checkpoints.lora_base import load_weights
-from stellarbyte_jax.cli import main
 from stellarbyte_jax.config import LoRAConfig, MeshConfig, RunConfig
 from stellarbyte_jax.config_file import run_config_from_dict, to_dict
 from stellarbyte_jax.sharding import Layout, make_mesh

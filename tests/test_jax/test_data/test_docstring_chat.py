@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from stellarbyte import door
 from stellarbyte.errors import UserError
-from stellarbyte_jax import cli
 from stellarbyte_jax.data.docstring_chat import conversations, write_stdlib_chat
 
 SOURCE = '''
@@ -117,7 +117,7 @@ def test_source_that_is_none() -> None:
 
 def test_the_standard_library(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "chat.jsonl"
-    assert cli.main(["corpus", "stdlib", "--chat", str(path)]) == 0
+    assert door.main(["corpus", "stdlib", "--chat", str(path)]) == 0
     records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     asked = [pair for record in records for pair in pairs(record["messages"])]
     assert f"{len(records)} conversations of {len(asked)} question/answer pairs, " in capsys.readouterr().out

@@ -12,7 +12,7 @@ from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.inference.generate import Generator
 from stellarbyte_jax.inference.text import Answer, generate_text
 from test_jax.conftest import VOCAB_SIZE
-from test_jax.tiny import random_tokens, tiny_config, tiny_model
+from test_jax.tiny import tiny_config, tiny_model
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
@@ -34,6 +34,7 @@ class Parrot(Generator):
 
     def __init__(self, config: ByteConfig, rows: list[list[int]], chunk: int) -> None:
         self.config, self._rows, self._chunk = config, rows, chunk
+        self.context = 1000
         self.chunks = 0
 
     def generate(
@@ -96,10 +97,10 @@ def test_characters_that_tokens_cut_through(tokenizer: Tokenizer, stop: tuple[st
     def on_text(row: int, text: str) -> None:
         streamed[row] += text
 
-    answers = generate_text(parrot, tokenizer, [[0]] * len(rows), 100, stop=stop, on_text=on_text)
+    answers = generate_text(parrot, tokenizer, [""] * len(rows), 100, stop=stop, on_text=on_text)
     texts = [cut(TEXT, stop), cut(TEXT, stop), "ab", ""]
     assert [answer.text for answer in answers] == texts == streamed
-    assert generate_text(parrot, tokenizer, [[0]] * len(rows), 100, stop=stop) == answers
+    assert generate_text(parrot, tokenizer, [""] * len(rows), 100, stop=stop) == answers
     for row, answer in zip(rows, answers, strict=True):
         until = tokenizer.decode(row[: answer.new_tokens])
         assert until.startswith(answer.text)
@@ -113,22 +114,22 @@ def test_reading_ends_once_every_row_is_complete(tokenizer: Tokenizer) -> None:
     parrot = Parrot(
         tiny_config(vocab_size=VOCAB_SIZE), [bytewise(tokenizer, text) for text in ("ab.cdefgh", "a.bcdefgh")], 2
     )
-    assert generate_text(parrot, tokenizer, [[0], [0]], 100, stop=["."]) == [Answer("ab", 3), Answer("a", 2)]
+    assert generate_text(parrot, tokenizer, ["", ""], 100, stop=["."]) == [Answer("ab", 1, 3), Answer("a", 1, 2)]
     assert parrot.chunks == 2
 
 
 def test_a_character_that_never_came_whole(tokenizer: Tokenizer) -> None:
     rows = [[*bytewise(tokenizer, "ab"), tokenizer.encode(b"\xc3")[0]]]
     parrot = Parrot(tiny_config(vocab_size=VOCAB_SIZE), rows, 2)
-    assert generate_text(parrot, tokenizer, [[0]], 100) == [Answer("ab\ufffd", 3)]
-    assert generate_text(parrot, tokenizer, [[0]], 100, stop=["b\ufffd", "bx"]) == [Answer("a", 3)]
+    assert generate_text(parrot, tokenizer, [""], 100) == [Answer("ab\ufffd", 1, 3)]
+    assert generate_text(parrot, tokenizer, [""], 100, stop=["b\ufffd", "bx"]) == [Answer("a", 1, 3)]
 
 
 def test_a_models_text_ends_where_its_whole_text_would(tokenizer: Tokenizer) -> None:
     """Every row at its own place, as it does alone."""
     config = tiny_config(vocab_size=VOCAB_SIZE, max_position_embeddings=128)
     generator, sampling = Generator(tiny_model(config, seed=1)), Sampling(1.0)
-    prompts = [random_tokens(config, length, seed=length).tolist() for length in (2, 9, 5)]
+    prompts = ["a", "a star é", "deep"]
     whole = [answer.text for answer in generate_text(generator, tokenizer, prompts, 40, sampling)]
     stops = {text[place : place + length] for text in whole for place in (3, 8, 15) for length in (1, 2, 4)} - {""}
     assert len(stops) > 10
@@ -139,4 +140,14 @@ def test_a_models_text_ends_where_its_whole_text_would(tokenizer: Tokenizer) -> 
 
 def test_an_empty_stop_string_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="stop '' would end every answer at once"):
-        generate_text(Parrot(tiny_config(), [[]], 1), tokenizer, [[0]], 4, stop=["x", ""])
+        generate_text(Parrot(tiny_config(), [[]], 1), tokenizer, [""], 4, stop=["x", ""])
+
+
+def test_an_answer_ends_where_the_context_does(tokenizer: Tokenizer) -> None:
+    config = tiny_config(vocab_size=VOCAB_SIZE, max_position_embeddings=16)
+    short, long = generate_text(Generator(tiny_model(config, seed=1)), tokenizer, ["", "a"], 40, Sampling(1.0))
+    room = 16 - long.prompt_tokens
+    assert (short.prompt_tokens, long.prompt_tokens) == (1, 2)
+    for answer in (short, long):
+        assert answer.cut_at == (room if answer.new_tokens == room else None)
+    assert room in (short.cut_at, long.cut_at)

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
-from stellarbyte_jax import cli
+from stellarbyte.door import build_parser
+from stellarbyte_jax import commands
 from stellarbyte_jax.machine import xla_flags
 from stellarbyte_jax.machine.xla_flags import FLAGS, flag_settings, known_flags, missing_flags, platform_here
 
@@ -105,10 +107,13 @@ def test_what_the_cli_sets(
     monkeypatch.setattr(os, "environ", environment)
     monkeypatch.setitem(FLAGS, "tpu", ("--xla_tpu_some=true",))
     (machine / "library.so").write_bytes(in_a_library("--xla_tpu_some", *FLAGS["gpu"]))
-    remarks = cli._prepare_compiler(cli._parser().parse_args(command))
+    for name in ("plan", "pretrain", "evaluate"):
+        monkeypatch.setattr(commands, name, lambda _: 0)
+    options = build_parser().parse_args(command, Namespace(overrides=[], own_process=False, remarks=()))
+    options.run(options)
     set_here = {"XLA_FLAGS", "LIBTPU_INIT_ARGS"} & environment.keys()
     assert set_here == ({variable} if variable else set())
-    assert len(remarks) == len(set_here)
+    assert len(options.remarks) == len(set_here)
     assert ("JAX_COMPILATION_CACHE_DIR" in environment) == (command[0] != "plan")
 
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from stellarbyte.door import main
 from stellarbyte.errors import UserError
-from stellarbyte_jax.cli import main
 from stellarbyte_jax.config import TrainingConfig
 from stellarbyte_jax.config_file import save_config
 from stellarbyte_jax.machine.chips import CHIPS

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from stellarbyte.door import main
 from stellarbyte.errors import UserError
-from stellarbyte_jax.cli import main
 from stellarbyte_jax.config import LoRAConfig
 from stellarbyte_jax.config_file import save_config
 from stellarbyte_jax.machine.chips import CHIPS
@@ -207,5 +207,7 @@ def test_options_that_make_no_sense(planned_run, options, complaint, tmp_path, c
 @pytest.mark.parametrize("tokens", ["3x", "-1", "0", "B", "nan"])
 def test_what_is_no_number_of_tokens(planned_run, tokens, tmp_path, capsys):
     save_config(planned_run(), tmp_path / "run.yaml")
-    assert main(["plan", str(tmp_path / "run.yaml"), "--topology", "v5e:1x1", f"--tokens={tokens}"]) == 2
-    assert f"--tokens {tokens} is no number above 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", str(tmp_path / "run.yaml"), "--topology", "v5e:1x1", f"--tokens={tokens}"])
+    assert stop.value.code == 2
+    assert f"argument --tokens: {tokens} is no number above 0" in capsys.readouterr().err

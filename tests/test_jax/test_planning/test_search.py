@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
+from stellarbyte.door import main
 from stellarbyte.errors import UserError
-from stellarbyte_jax.cli import main
 from stellarbyte_jax.config_file import save_config
 from stellarbyte_jax.planning import search as searching
 from stellarbyte_jax.planning.plan import make_plan

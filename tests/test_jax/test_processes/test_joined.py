@@ -19,9 +19,9 @@ import pytest
 from jax._src.lib import _jax
 
 from stellarbyte.command_line import FAULT
+from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoints.checkpoint import latest_step, load_metadata, load_params, restore_params
-from stellarbyte_jax.cli import main
 from stellarbyte_jax.config import MeshConfig, RunConfig
 from stellarbyte_jax.config_file import load_run_config, save_config
 from stellarbyte_jax.distributed_config import DistributedConfig

@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
 
 
 def command(config: Path) -> list[str]:
-    return [sys.executable, "-m", "stellarbyte_jax.cli", "pretrain", str(config)]
+    return [sys.executable, "-m", "stellarbyte", "pretrain", str(config)]
 
 
 def environment() -> dict[str, str]:

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte_jax.checkpoints.checkpoint import latest_step, load_params
-from stellarbyte_jax.cli import main
 from stellarbyte_jax.config_file import load_model_config, load_run_config, save_config
 from stellarbyte_jax.training.evaluation import evaluate_run
 from stellarbyte_jax.training.load import load_model

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from convert import hf_checkpoint
+from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoints.checkpoint import latest_step, load_metadata
-from stellarbyte_jax.cli import main
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import load_run_config, save_config, to_dict
 from stellarbyte_jax.data.prepare import prepare
@@ -126,7 +126,7 @@ def test_a_hugging_face_folder_is_told_the_command(
     config = started(run_config(training={"max_steps": 2}, optimizer={"warmup_steps": 0}), tmp_path / "hf")
     with pytest.raises(UserError) as refused:
         pretrain(config)
-    assert f"`stellarbyte-convert from-hf {tmp_path}/hf {tmp_path}/hf-run`" in str(refused.value)
+    assert f"`stellarbyte convert from-hf {tmp_path}/hf {tmp_path}/hf-run`" in str(refused.value)
 
     hf_checkpoint.from_hf(tmp_path / "hf", tmp_path / "hf-run")
     fields = to_dict(config) | {"init_from": str(tmp_path / "hf-run")}

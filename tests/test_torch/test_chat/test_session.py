@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from stellarbyte_torch.chat.terminal import add_adapters
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stellarbyte.errors import UserError
 from stellarbyte.sampling import Sampling
 from stellarbyte_torch.chat.session import ChatSession, open_session
-from stellarbyte_torch.chat.terminal import add_adapters
 
 from ..chat_models import QUESTIONS, adapter_folder, adapter_folders, chat_folder
 from ..lora_models import bits, is_unchanged

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from stellarbyte_torch import cli
+from stellarbyte import door
 from stellarbyte_torch.chat.session import open_session
 
 from ..chat_models import QUESTIONS, adapter_folders, chat_folder
@@ -39,7 +39,7 @@ def base_answers(folder: Path) -> list[str]:
 
 def chat(folder: Path, lines: str, monkeypatch: pytest.MonkeyPatch, *options: object) -> int:
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-    return cli.main(["chat", str(folder), "--max-new-tokens", "16", *map(str, options)])
+    return door.main(["chat", str(folder), "--max-new-tokens", "16", *map(str, options)])
 
 
 def test_piped_lines_are_answered_to_standard_output_alone(
@@ -143,7 +143,7 @@ def test_a_mistake_ends_a_script_with_a_sentence(
     assert chat(folder, f"{lines}\nnot read", monkeypatch) == 2
     output = capsys.readouterr()
     assert output.out == ""
-    assert output.err.startswith("stellarbyte-torch: error: ")
+    assert output.err.startswith("stellarbyte: error: ")
     assert complaint in output.err
     assert output.err.count("\n") == 1
 
@@ -174,7 +174,7 @@ class Terminal:
 
     def __init__(self, *arguments: object) -> None:
         self.screen, theirs = pty.openpty()
-        command = [sys.executable, "-m", "stellarbyte_torch.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "stellarbyte", *map(str, arguments)]
         environment = {**os.environ, "TERM": "dumb"}
         self.process = subprocess.Popen(
             command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True

@@ -14,8 +14,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from stellarbyte import door
 from stellarbyte.folder_lock import folder_lock
-from stellarbyte_torch import LoRAConfig, cli, lora
+from stellarbyte_torch import LoRAConfig, lora
 from stellarbyte_torch import model_folder as model_folder_module
 from stellarbyte_torch.finetune import run
 
@@ -35,7 +36,7 @@ training:
   max_steps: 4
   learning_rate: 1e-2
 """
-COMMAND = [sys.executable, "-m", "stellarbyte_torch.cli", "finetune"]
+COMMAND = [sys.executable, "-m", "stellarbyte", "finetune"]
 SUMMARY = ["finished", "steps", "best_step", "parameters", "trainable_parameters", "train_loss_first"]
 
 
@@ -67,7 +68,7 @@ def test_json_is_all_there_is_on_stdout(
     config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run, "write_card", lambda *_, **__: print("as libraries print"))
-    assert cli.main(["finetune", config, "--training.max_steps", "2", "--json", "--lora.r=2"]) == 0
+    assert door.main(["finetune", config, "--training.max_steps", "2", "--json", "--lora.r=2"]) == 0
     output = capsys.readouterr()
     summary = json.loads(output.out)
     assert list(summary)[:6] == SUMMARY
@@ -105,7 +106,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(config: str, tmp_path: Path) 
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors.endswith("stellarbyte-torch: SIGINT: finishing this step, then saving; once more to stop at once\n")
+    assert errors.endswith("stellarbyte: SIGINT: finishing this step, then saving; once more to stop at once\n")
     done = metrics(tmp_path / "run")[-1]["step"]
     assert f"stopped after step {done}, saved in {tmp_path / 'run'}: the same command goes on from there" in output
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"checkpoint-{done}"]
@@ -120,7 +121,7 @@ def test_two_processes_are_one(config: str, tmp_path: Path) -> None:
         [*launch, "-m", *COMMAND[2:], config, *words], capture_output=True, text=True, check=True, timeout=120
     )
     two = json.loads(result.stdout)  # one of them speaks
-    assert cli.main(["finetune", config, "--training.per_device_train_batch_size", "4"]) == 0
+    assert door.main(["finetune", config, "--training.per_device_train_batch_size", "4"]) == 0
     one = json.loads((tmp_path / "run" / "summary.json").read_text())
     for name in ("validation_loss_before", "validation_loss_after", "train_loss_first", "train_loss_last"):
         assert two[name] == pytest.approx(one[name], rel=1e-5), name
@@ -142,18 +143,18 @@ def test_two_processes_are_one(config: str, tmp_path: Path) -> None:
 def test_mistakes_get_one_sentence(
     words: list[str], complaint: str, config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["finetune", config, *words]) == 2
+    assert door.main(["finetune", config, *words]) == 2
     output = capsys.readouterr()
-    assert output.err.startswith("stellarbyte-torch: error: ")
+    assert output.err.startswith("stellarbyte: error: ")
     assert complaint in output.err
     assert output.err.count("\n") == 1
 
 
 def test_merge(folder: Path, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["finetune", config]) == 0
+    assert door.main(["finetune", config]) == 0
     adapter, merged = tmp_path / "run" / "adapter", tmp_path / "merged"
     capsys.readouterr()
-    assert cli.main(["merge", str(folder), str(adapter), str(merged), "--dtype", "bfloat16"]) == 0
+    assert door.main(["merge", str(folder), str(adapter), str(merged), "--dtype", "bfloat16"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("merged 14 modules in float32; rounding to bfloat16 moves a weight by at most ")
     assert f"the merged model is in {merged}" in printed
@@ -165,16 +166,16 @@ def test_merge(folder: Path, config: str, tmp_path: Path, capsys: pytest.Capture
     AutoModelForCausalLM.from_pretrained(merged)(ids)
     assert (merged / "tokenizer.json").exists()
 
-    assert cli.main(["merge", str(folder), str(adapter), str(merged)]) == 2
+    assert door.main(["merge", str(folder), str(adapter), str(merged)]) == 2
     assert f"{merged} is in use: name a folder that is new or empty" in capsys.readouterr().err
-    assert cli.main(["merge", str(folder), str(folder), str(tmp_path / "x")]) == 2
+    assert door.main(["merge", str(folder), str(folder), str(tmp_path / "x")]) == 2
     assert "holds no adapter_config.json: give a folder in PEFT's format" in capsys.readouterr().err
 
 
 def test_a_second_merge_into_one_folder_is_refused_before_it_computes(
     folder: Path, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["finetune", config, "--training.max_steps", "1"]) == 0
+    assert door.main(["finetune", config, "--training.max_steps", "1"]) == 0
     words = ["merge", str(folder), str(tmp_path / "run" / "adapter"), str(tmp_path / "merged")]
     loaded: list[Path] = []
     load_model = model_folder_module.load_model
@@ -182,12 +183,12 @@ def test_a_second_merge_into_one_folder_is_refused_before_it_computes(
     def loading(path: Path, *rest: Any) -> Any:
         if not loaded:
             loaded.append(path)
-            assert cli.main(words) == 2  # the second one, while the first is at work
+            assert door.main(words) == 2  # the second one, while the first is at work
         return load_model(path, *rest)
 
     monkeypatch.setattr(model_folder_module, "load_model", loading)
     capsys.readouterr()
-    assert cli.main(words) == 0
+    assert door.main(words) == 0
     assert f"{tmp_path / 'merged'} is being written by process {os.getpid()}" in capsys.readouterr().err
     assert loaded == [folder]
     assert (tmp_path / "merged" / "model.safetensors").exists()
@@ -205,7 +206,7 @@ def test_a_signal_leaves_no_half_merge(
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(lora, "merge_and_save", interrupted)
-    assert cli.main(["merge", str(folder), str(adapter), str(tmp_path / "merged")]) == 128 + number
+    assert door.main(["merge", str(folder), str(adapter), str(tmp_path / "merged")]) == 128 + number
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
@@ -220,7 +221,7 @@ def test_help_is_quick() -> None:
 
 
 def processes(count: int, script: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`stellarbyte-torch finetune` in several processes, by a script that says what they do first."""
+    """`stellarbyte finetune` in several processes, by a script that says what they do first."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     launch += [str(script), "finetune", *words, "--training.use_cpu", "true"]
     return subprocess.run(launch, capture_output=True, text=True, timeout=300, env={**os.environ, **environment})
@@ -242,7 +243,7 @@ def ending(self, args, state, control, **kwargs):
         os._exit(9)
     return on_step_end(self, args, state, control, **kwargs)
 FinetuneProgress.on_step_end = ending
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(door.main(sys.argv[1:]))
 """)
     return path
 
@@ -286,14 +287,14 @@ def test_two_processes_of_which_the_first_can_print_no_more(config: str, script:
 import os, sys
 from stellarbyte.display import Display
 from stellarbyte.errors import UserError
-from stellarbyte_torch import cli
+from stellarbyte import door
 say = Display.say
 def failing(self, text):
     if os.environ["RANK"] == "0" and text.startswith("step 2/"):
         raise UserError("the output cannot be written")
     say(self, text)
 Display.say = failing
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(door.main(sys.argv[1:]))
 """)
     words = [config, *RESUMED]
     whole = processes(2, script, *words, "--output_dir", str(tmp_path / "whole"))
@@ -341,6 +342,6 @@ def test_deepspeed(stage: int, lora: list[str], config: str, script: Path, tmp_p
 
 def test_a_second_run_in_one_folder_is_refused(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with folder_lock(tmp_path / "run", doing="finetune"):
-        assert cli.main(["finetune", config]) == 2
+        assert door.main(["finetune", config]) == 2
     assert f"is being written by process {os.getpid()}" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -2,12 +2,11 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from stellarbyte_torch import cli
+from stellarbyte import door
 from stellarbyte_torch.finetune.preview import preview
 
 from ..exported import export
@@ -33,7 +32,7 @@ def test_samples_with_marks_then_a_summary(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = write(tmp_path / "c.yaml", folder)
-    assert cli.main(["data", "preview", str(config), "--samples", "2"]) == 0
+    assert door.main(["data", "preview", str(config), "--samples", "2"]) == 0
     text = capsys.readouterr().out
     assert text.count(SHOWN) == 2
     assert f"── sample 2, {folder}/chat.jsonl:2: " in text
@@ -41,23 +40,23 @@ def test_samples_with_marks_then_a_summary(
 
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert cli.main(["data", "preview", str(config), "--samples", "1"]) == 0
+    assert door.main(["data", "preview", str(config), "--samples", "1"]) == 0
     coloured = capsys.readouterr().out
     assert SHOWN.replace("⟦", "\x1b[32m").replace("⟧", "\x1b[0m") in coloured
 
 
 def test_a_terminal_of_few_characters(folder: Path, tmp_path: Path) -> None:
     config = write(tmp_path / "c.yaml", folder)
-    command = [sys.executable, "-m", "stellarbyte_torch.cli", "data", "preview", str(config), "--samples", "1"]
+    command = [sys.executable, "-m", "stellarbyte", "data", "preview", str(config), "--samples", "1"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert "\\u27e6na\\xefve \\U0001f680" in result.stdout
 
 
 def test_a_reader_that_has_gone_is_told_by_the_exit_code(folder: Path, tmp_path: Path) -> None:
-    """As with `stellarbyte-torch data preview … | head -c 0`."""
+    """As with `stellarbyte data preview … | head -c 0`."""
     config = write(tmp_path / "c.yaml", folder)
-    command = [sys.executable, "-m", "stellarbyte_torch.cli", "data", "preview", str(config)]
+    command = [sys.executable, "-m", "stellarbyte", "data", "preview", str(config)]
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
@@ -72,9 +71,9 @@ def test_a_tokenizer_of_its_own(folder: Path, tmp_path: Path) -> None:
 
 def test_overrides(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(write(tmp_path / "c.yaml", folder))
-    assert cli.main(["data", "preview", config, "--samples", "1", "--data.loss_on", "all"]) == 0
+    assert door.main(["data", "preview", config, "--samples", "1", "--data.loss_on", "all"]) == 0
     assert SHOWN not in capsys.readouterr().out
-    assert cli.main(["data", "preview", config, "--data.loss_onn", "all"]) == 2
+    assert door.main(["data", "preview", config, "--data.loss_onn", "all"]) == 2
     assert "--data.loss_onn all: data.loss_onn is not a field; did you mean data.loss_on?" in capsys.readouterr().err
 
 
@@ -104,9 +103,9 @@ def test_mistakes_get_one_sentence(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "c.yaml").write_text(content.replace("HERE", str(folder)).replace("EMPTY", str(tmp_path / "empty")))
-    assert cli.main(["data", "preview", str(tmp_path / "c.yaml")]) == 2
+    assert door.main(["data", "preview", str(tmp_path / "c.yaml")]) == 2
     output = capsys.readouterr()
-    assert output.err.startswith("stellarbyte-torch: error: ")
+    assert output.err.startswith("stellarbyte: error: ")
     assert complaint in output.err
     assert output.err.count("\n") == 1
     assert output.out == ""
@@ -114,7 +113,7 @@ def test_mistakes_get_one_sentence(
 
 def test_overrides_of_what_there_is_not(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["data", "preview", str(write(tmp_path / "c.yaml", folder)), "--samples", "1", "--data.loss_on", "all"]
-    assert cli.main([*command, "--data.max_length=64", "--training.max_steps", "9"]) == 0
+    assert door.main([*command, "--data.max_length=64", "--training.max_steps", "9"]) == 0
     assert "<|SBOS|>⟦user\n" in capsys.readouterr().out
     for words, complaint in [
         (["--data.loss_on", "users"], "--data.loss_on users: data.loss_on is 'users'"),
@@ -122,24 +121,13 @@ def test_overrides_of_what_there_is_not(folder: Path, tmp_path: Path, capsys: py
         (["--data.max_len=3"], "--data.max_len=3: data.max_len is not a field; did you mean data.max_length?"),
         (["--data.seed"], "--data.seed has no value: write --data.seed value"),
     ]:
-        assert cli.main([*command, *words]) == 2
+        assert door.main([*command, *words]) == 2
         assert complaint in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["data"], ["data", "preview", "c.yaml", "--samples", "-1"], ["data", "preview"]])
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        cli.main(arguments)
+        door.main(arguments)
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_help_is_quick() -> None:
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        command = [sys.executable, "-m", "stellarbyte_torch.cli", "data", "preview", "--help"]
-        result = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ})
-        times.append(time.perf_counter() - start)
-        assert "--samples" in result.stdout
-    assert min(times) < 0.5

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte_torch import LoRAConfig
-from stellarbyte_torch.cli import main
 from stellarbyte_torch.lora import LoRAManager, apply_lora_to_model, load_lora
 from test_torch.chat_models import chat_folder
 from test_torch.lora_models import bits, fill, is_unchanged, llama
@@ -250,7 +250,7 @@ def test_merge_and_chat_say_one_sentence_and_end_with_2(tmp_path: Path, capsys: 
         assert main(["merge", str(base), str(adapter), str(tmp_path / "out")]) == 2
         assert main(["chat", str(base), "--adapter", str(adapter)]) == 2
         said = capsys.readouterr().err
-        assert said.count("stellarbyte-torch: error: ") == said.count("\n") == 2 and "cannot be loaded" in said
+        assert said.count("stellarbyte: error: ") == said.count("\n") == 2 and "cannot be loaded" in said
     (adapter / CONFIG).write_text(kept)
     (adapter / WEIGHTS).write_bytes(b"\xff" * 64)
     assert main(["merge", str(base), str(adapter), str(tmp_path / "out")]) == 2

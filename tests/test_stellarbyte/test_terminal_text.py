@@ -1,4 +1,4 @@
-from stellarbyte_torch.terminal_text import harmless
+from stellarbyte.terminal_text import harmless
 
 
 def test_control_characters_are_spelt_out_and_text_stays() -> None:

@@ -1,22 +1,23 @@
-"""The program behind `stellarbyte-torch chat`: lines in, answers and commands' replies out."""
+"""The program behind `stellarbyte chat`: lines in, answers and commands' replies out."""
 
+import argparse
 import contextlib
 import difflib
+import io
 import json
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from stellarbyte.chat.session import BASE, Answer, ChatSession
 from stellarbyte.errors import UserError
-from stellarbyte_torch.chat.session import BASE, Answer, ChatSession
-from stellarbyte_torch.lora.names import near_name
-from stellarbyte_torch.terminal_text import harmless
+from stellarbyte.terminal_text import harmless
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
@@ -80,7 +81,7 @@ class Commands:
         return f"{self._active()} ({seconds * 1e3:.1f} ms)"
 
     def _adapters(self) -> str:
-        names = [*self._session.manager.names, BASE]
+        names = [*self._session.adapter_names, BASE]
         active = self._session.adapter or BASE
         return "\n".join(f"{'*' if name == active else ' '} {name}" for name in names)
 
@@ -111,21 +112,22 @@ class Commands:
         raise Quit
 
 
-def add_adapters(session: ChatSession, options: Sequence[str]) -> None:
-    """Register what `--adapter [NAME=]FOLDER` says, by the folder's name if it has no other; the first is active.
-
-    A folder may have = in its path: then it has to be there, or a / stands before the =.
+def run_chat(session: ChatSession, options: argparse.Namespace) -> None:
+    """Talk as the options of `stellarbyte chat` say: on a terminal, or line by line where lines are piped in.
 
     Raises:
-        UserError: as the session says of an adapter.
+        UserError: a piped command or message has a mistake.
     """
-    for number, option in enumerate(options):
-        name, equals, folder = option.partition("=")
-        is_path = not equals or "/" in name or Path(option).expanduser().is_dir()
-        path = Path(option if is_path else folder).expanduser()
-        session.add_adapter(near_name(path.resolve().name) if is_path else name, path)
-        if number == 0:
-            session.use_adapter(session.manager.names[0])
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What is not UTF-8 gets its sentence where it is used; a terminal of few characters must not end the talk.
+            stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "backslashreplace")
+    session.system = options.system
+    if sys.stdin.isatty() and sys.stdout.isatty() and not options.json:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends a line or an answer, not the talk
+        talk(session, colour=options.colour)
+    else:
+        answer_lines(session, sys.stdin, as_json=options.json, echo=options.echo)
 
 
 def answer_lines(session: ChatSession, lines: Iterator[str], *, as_json: bool, echo: bool = False) -> None:
@@ -168,8 +170,8 @@ def talk(session: ChatSession, *, colour: bool) -> None:
     def tell(text: str) -> None:
         print(f"{_DIM}{harmless(text)}{_PLAIN}" if colour else harmless(text), flush=True)
 
-    parameters = sum(parameter.numel() for parameter in session.manager.model.parameters())
-    tell(f"{parameters / 1e6:,.1f} M parameters, a context of {session.context} tokens; /help lists the commands")
+    size = f"{session.parameters / 1e6:,.1f} M parameters"
+    tell(f"{size}, a context of {session.context} tokens; /help lists the commands")
     while True:
         try:
             line = input(f"{session.adapter or ''}> ")

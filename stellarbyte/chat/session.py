@@ -1,0 +1,185 @@
+"""A conversation with a model: what has been said, and what of it the model is shown for its next answer."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from stellarbyte.chat.conversations import Conversation
+from stellarbyte.chat.encoding import ChatEncoder, ChatTokenizer
+from stellarbyte.errors import UserError
+from stellarbyte.records.bad_records import RecordError
+
+BASE = "off"  # what no adapter can be called, for it names the model without any
+
+Finish = Literal["stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, and how it ended: by itself, at its length, or interrupted.
+
+    Attributes:
+        text: what the model said.
+        adapter: the adapter that was active; None is the base.
+        finish: why the answer ended.
+        forgotten: how many of the oldest messages no longer fitted in the context, and were dropped for good.
+        prompt_tokens: tokens of the conversation that the model was shown.
+        new_tokens: tokens of the answer, without the one that ends the turn.
+        tokens_per_second: of the new tokens, over the whole time that the answer took.
+    """
+
+    text: str
+    adapter: str | None
+    finish: Finish
+    forgotten: int
+    prompt_tokens: int
+    new_tokens: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model adds to the tokens of a conversation: the text, why it ended, and its number of tokens."""
+
+    text: str
+    finish: Finish
+    new_tokens: int
+
+
+class ChatSession(ABC):
+    """Talks with a model. A wing says how the model continues tokens, and which adapters it has.
+
+    Args:
+        tokenizer: the model's tokenizer, with the chat template of the conversation.
+        context: tokens of the longest conversation with its answer.
+        vocab_size: tokens that the model knows.
+        max_new_tokens: tokens of the longest answer.
+    """
+
+    def __init__(self, tokenizer: ChatTokenizer, context: int, vocab_size: int, max_new_tokens: int) -> None:
+        self.system: str | None = None
+        self.messages: list[dict[str, str]] = []
+        self.context = context
+        self.encoder = ChatEncoder(tokenizer, datetime.now())
+        self.max_new_tokens = max_new_tokens
+        self._tokenizer_name, self._vocab_size = tokenizer.name, vocab_size
+
+    @property
+    @abstractmethod
+    def parameters(self) -> int:
+        """The number of the model's parameters."""
+
+    @property
+    def adapter(self) -> str | None:
+        """The active adapter's name; None is the base."""
+        return None
+
+    @property
+    def adapter_names(self) -> Sequence[str]:
+        """The adapters that `use_adapter` can switch to."""
+        return ()
+
+    @abstractmethod
+    def add_adapter(self, name: str, folder: Path) -> None:
+        """Register the adapter in a PEFT folder, not yet active. Raises UserError: it cannot be used here."""
+
+    @abstractmethod
+    def use_adapter(self, name: str) -> None:
+        """Switch to an adapter, or with "off" to the base; the conversation goes on. Raises UserError: no such one."""
+
+    @abstractmethod
+    def _continue(
+        self, prompt_ids: list[int], on_text: Callable[[str], Any] | None, stop: Callable[[], bool]
+    ) -> Continuation:
+        """The model's answer to the tokens of a conversation, which leave room for at least one more."""
+
+    def answer(
+        self,
+        message: str,
+        on_text: Callable[[str], Any] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> Answer:
+        """Say something and hear the answer; both join the conversation.
+
+        Args:
+            message: what the user says.
+            on_text: called with each piece of the answer.
+            stop: asked while the answer grows whether to break it off.
+
+        Raises:
+            UserError: the message is too long, or the conversation does not suit the template; nothing was said then.
+        """
+        before = list(self.messages)
+        self.messages.append({"role": "user", "content": message})
+        try:
+            prompt_ids, forgotten = self._prompt()
+            started = time.perf_counter()
+            added = self._continue(prompt_ids, on_text, stop or (lambda: False))
+        except BaseException:
+            self.messages = before
+            raise
+        seconds = time.perf_counter() - started
+        self.messages.append({"role": "assistant", "content": added.text})
+        rate = added.new_tokens / seconds
+        return Answer(added.text, self.adapter, added.finish, forgotten, len(prompt_ids), added.new_tokens, rate)
+
+    def undo(self) -> str:
+        """Take the last message and its answer back; returns the message. Raises UserError: nothing was said yet."""
+        if not self.messages:
+            raise UserError("nothing has been said yet")
+        self.messages.pop()
+        return self.messages.pop()["content"]
+
+    def _prompt(self) -> tuple[list[int], int]:
+        """The conversation's tokens, and how many of its oldest messages had to go for a quarter of the context."""
+        reserve = min(self.max_new_tokens, self.context // 4)
+        forgotten = 0
+        opening = [{"role": "system", "content": self.system}] if self.system else []
+        while True:
+            try:
+                prompt_ids = self.encoder.encode_prompt([*opening, *self.messages])
+            except RecordError as error:
+                raise UserError(str(error)) from error
+            if max(prompt_ids) >= self._vocab_size:
+                raise UserError(
+                    f"the tokenizer {self._tokenizer_name} writes token {max(prompt_ids)}, and the model knows "
+                    f"{self._vocab_size}: use the tokenizer that it was trained with"
+                )
+            if len(prompt_ids) + reserve <= self.context:
+                return prompt_ids, forgotten
+            if len(self.messages) == 1:
+                break
+            # A question goes with its answer: most templates want users and assistants to take turns.
+            del self.messages[:2]
+            forgotten += 2
+        if len(prompt_ids) < self.context:
+            return prompt_ids, forgotten
+        raise UserError(
+            f"the message makes a prompt of {len(prompt_ids)} tokens, too many for a context of {self.context} that "
+            "must hold the answer, too: shorten it, or the system text"
+        )
+
+
+def turn_ends(encoder: ChatEncoder, special_ids: set[int]) -> set[int]:
+    """The tokens that the chat template ends an assistant's turn with, its last special ones.
+
+    Args:
+        encoder: the conversation's encoder.
+        special_ids: the tokenizer's special tokens.
+    """
+    ends: set[int] = set()
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}] * 2
+    try:
+        (sample,) = encoder.encode([encoder.render(Conversation("a conversation", turns))])
+    except RecordError:  # a template that rewrites its turns cannot tell where one ends
+        return ends
+    # A turn's last tokens, and those of a turn that another one follows: templates may end these otherwise.
+    ending = True
+    for token, trained in reversed(list(zip(sample.input_ids.tolist(), sample.trained.tolist(), strict=True))):
+        ending = not trained or (ending and token in special_ids)
+        ends |= {token} if trained and ending else set()
+    return ends

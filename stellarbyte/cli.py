@@ -1,0 +1,156 @@
+"""The commands of no one wing: generate and chat, which take a run or a Hugging Face folder, info and completion."""
+
+import argparse
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from stellarbyte.errors import UserError
+from stellarbyte.sampling_options import add_sampling_options
+
+# The options that only one kind of model has, with the value that says that the user has not set them.
+_OF_RUNS: dict[str, Any] = {"step": None, "draft": None, "draft_tokens": None}
+_OF_FOLDERS: dict[str, Any] = {"device": None, "adapter": []}
+
+
+def generate(parser: argparse.ArgumentParser) -> None:
+    """The options of `stellarbyte generate`."""
+    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="a run, or a Hugging Face folder")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", nargs="+", help="the text to continue, or several")
+    add_sampling_options(parser, max_new_tokens=128)
+    _add_model_options(parser)
+    parser.add_argument(
+        "--draft", type=Path, metavar="RUN_DIR", help="of a run: a smaller run, to guess tokens that this one checks"
+    )
+    parser.add_argument(
+        "--draft-tokens", type=int, metavar="N", help="of a run: tokens guessed between two checks (default 4)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object a prompt instead of streaming")
+    # MODEL may stand behind --prompt, which takes several words; what is left over then is no override.
+    parser.set_defaults(run=_generate, takes_overrides=True)
+
+
+def chat(parser: argparse.ArgumentParser) -> None:
+    """The options of `stellarbyte chat`."""
+    parser.description = (
+        "Talk with a chat model and swap its adapters meanwhile: /help there lists the commands. "
+        "What is piped in is answered line by line."
+    )
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a run, or a causal language model's folder")
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="[NAME=]FOLDER",
+        help="of a Hugging Face folder: a PEFT folder; give several to swap between them, the first is active",
+    )
+    parser.add_argument("--system", metavar="TEXT", help="a system message to begin with")
+    parser.add_argument(
+        "--chat-template", metavar="FILE", help="a Jinja file, or stellarbyte (default: the tokenizer's own)"
+    )
+    add_sampling_options(parser, max_new_tokens=512)
+    _add_model_options(parser)
+    parser.add_argument("--echo", action="store_true", help="of lines that are piped in, show each before its answer")
+    parser.add_argument("--json", action="store_true", help="print one JSON object an answer, or a command's reply")
+    parser.set_defaults(run=_chat)
+
+
+def info(parser: argparse.ArgumentParser) -> None:
+    """The options of `stellarbyte info`."""
+    parser.description = "Tell what a folder is: a run, a model, an adapter, token shards or a tokenizer."
+    parser.add_argument("path", metavar="FOLDER", type=Path)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_info)
+
+
+def completion(parser: argparse.ArgumentParser) -> None:
+    """The options of `stellarbyte completion`."""
+    parser.description = "Print a shell's completion of these commands."
+    parser.epilog = (
+        "bash: stellarbyte completion bash > ~/.local/share/bash-completion/completions/stellarbyte; "
+        "zsh: save it as _stellarbyte in a folder of $fpath."
+    )
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    parser.set_defaults(run=_completion)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--step", type=int, metavar="N", help="of a run: the checkpoint of step N (default: newest)")
+    parser.add_argument(
+        "--device", metavar="NAME", help="of a Hugging Face folder: cpu, cuda, mps … (default: cuda if there is one)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the computation (default auto: of a run float32, of a folder as saved)",
+    )
+
+
+def _generate(options: argparse.Namespace) -> int | None:
+    rest = options.overrides
+    if options.model is None and rest and not rest[0].startswith("-"):
+        options.model, rest = Path(rest[0]), rest[1:]
+    elif options.model is None and len(options.prompt) > 1:
+        options.model = Path(options.prompt.pop())
+    if rest:
+        raise UserError(f"unrecognized arguments: {' '.join(rest)}")
+    if options.model is None:
+        raise UserError("the following arguments are required: MODEL")
+    return _by_its_wing("generate", options)
+
+
+def _chat(options: argparse.Namespace) -> int | None:
+    options.colour = not os.environ.get("NO_COLOR")
+    return _by_its_wing("chat", options)
+
+
+def _by_its_wing(command: str, options: argparse.Namespace) -> int | None:
+    """Runs the command of the wing whose model it is. Raises UserError: it is no model, or has not such an option."""
+    kind = _model_kind(options.model)
+    others, whose = (_OF_FOLDERS, "Hugging Face folders") if kind == "run" else (_OF_RUNS, "runs")
+    for name, unset in others.items():
+        if getattr(options, name, unset) != unset:
+            what = "a run" if kind == "run" else "a Hugging Face folder"
+            raise UserError(f"--{name.replace('_', '-')} is for {whose}, and {options.model} is {what}: leave it out")
+    if kind == "run" and options.dtype == "float16":
+        raise UserError(f"--dtype float16 is for Hugging Face folders, and {options.model} is a run: take bfloat16")
+    if getattr(options, "draft_tokens", 0) is None:
+        options.draft_tokens = 4
+    wing = "stellarbyte_jax" if kind == "run" else "stellarbyte_torch"
+    result: int | None = getattr(import_module(f"{wing}.cli"), command)(options)
+    return result
+
+
+def _model_kind(path: Path) -> Literal["run", "folder"]:
+    from stellarbyte.info import folder_kind
+
+    kind = folder_kind(path)
+    if kind == "run":
+        return "run"
+    if kind == "model":
+        return "folder"
+    if kind == "fine-tuning run":
+        results = [str(path / name) for name in ("model", "adapter") if (path / name).is_dir()]
+        raise UserError(
+            f"{path} is a fine-tuning run: "
+            + (f"name what it has made, {results[0]}" if results else "it has made no model yet")
+        )
+    if kind == "adapter":
+        raise UserError(f"{path} is an adapter: name its base, and chat with --adapter {path}, or merge the two first")
+    raise UserError(f"{path} holds no model: name a run, or a Hugging Face folder")
+
+
+def _info(options: argparse.Namespace) -> None:
+    import json
+
+    from stellarbyte.info import info, info_text
+
+    print((json.dumps if options.json else info_text)(info(options.path)))
+
+
+def _completion(options: argparse.Namespace) -> None:
+    from stellarbyte.completion import completion
+
+    print(completion(options.shell))

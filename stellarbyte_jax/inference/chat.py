@@ -1,0 +1,116 @@
+"""A conversation with a pretraining run's model."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from stellarbyte.chat.session import BASE, ChatSession, Continuation, Finish, turn_ends
+from stellarbyte.errors import UserError
+from stellarbyte.sampling import Sampling
+from stellarbyte.stop_strings import check_stop_strings
+from stellarbyte_jax.bounds import check_seed
+from stellarbyte_jax.data.chat_template import chat_tokenizer
+from stellarbyte_jax.data.tokenizer import Tokenizer
+from stellarbyte_jax.inference.generate import Generator
+from stellarbyte_jax.inference.text import GrowingText
+from stellarbyte_jax.model.causal_lm import ByteForCausalLM
+
+# A conversation grows with each answer; rooms of these sizes, each twice the one before, are compiled once.
+_SMALLEST_ROOM = 64
+
+
+class JaxChatSession(ChatSession):
+    """Talks with a run's model. Answers end at <|SEOS|>, or where the chat template ends a turn.
+
+    Args:
+        model: parameters and compute dtype.
+        tokenizer: the one it was trained with.
+        sampling: how answers are drawn, greedily by default.
+        max_new_tokens: the most tokens of an answer.
+        seed: of the draws; the same conversation comes about again by the same one.
+        stop: strings before the first of which an answer ends.
+        chat_template: a Jinja file, or "stellarbyte"; the tokenizer's own template by default.
+
+    Raises:
+        UserError: there is no chat template, a stop string is empty, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        model: ByteForCausalLM,
+        tokenizer: Tokenizer,
+        sampling: Sampling | None = None,
+        max_new_tokens: int = 512,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        chat_template: str | None = None,
+    ) -> None:
+        if max_new_tokens < 1:
+            raise UserError(f"--max-new-tokens {max_new_tokens} must be at least 1")
+        check_seed("--seed", seed)
+        check_stop_strings(stop)
+        about = chat_tokenizer(tokenizer, chat_template, "--chat-template")
+        if about.template is None:
+            raise UserError(
+                f"the tokenizer of {tokenizer.name} has no chat template: "
+                "set --chat-template to a Jinja file or to stellarbyte"
+            )
+        super().__init__(about, model.config.context_length, model.config.vocab_size, max_new_tokens)
+        self._parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+        self._generator = Generator(model, prompt_room=_room)
+        self._tokenizer, self._sampling, self._stop, self._seed = tokenizer, sampling, stop, seed
+        self._end_ids = turn_ends(self.encoder, tokenizer.special_ids) | {model.config.eos_token_id}
+        self._answers = 0
+
+    @property
+    def parameters(self) -> int:
+        """The number of the model's parameters."""
+        return self._parameters
+
+    def add_adapter(self, name: str, folder: Path) -> None:  # noqa: ARG002 - as the base class declares it
+        """Raises UserError: adapters are PyTorch's."""
+        raise _no_adapters()
+
+    def use_adapter(self, name: str) -> None:
+        """Raises UserError unless the base is asked for: adapters are PyTorch's."""
+        if name != BASE:
+            raise _no_adapters()
+
+    def _continue(
+        self, prompt_ids: list[int], on_text: Callable[[str], Any] | None, stop: Callable[[], bool]
+    ) -> Continuation:
+        answer, interrupted = GrowingText(self._tokenizer, self._end_ids, self._stop), False
+
+        def take(tokens_1N: np.ndarray) -> np.ndarray:
+            nonlocal interrupted
+            text = answer.take(tokens_1N[0].tolist())
+            if text and on_text is not None:
+                on_text(text)
+            interrupted = interrupted or (not answer.ended and stop())
+            return np.array([answer.ended or interrupted])
+
+        # Each answer has draws of its own, and the whole conversation comes about again by the same seed.
+        seed = int(np.random.SeedSequence([self._seed, self._answers]).generate_state(1)[0])
+        max_new_tokens = min(self.max_new_tokens, self.context - len(prompt_ids))
+        self._generator.generate([prompt_ids], max_new_tokens, self._sampling, seed, take)
+        self._answers += 1
+        rest = answer.finish()
+        if rest and on_text is not None:
+            on_text(rest)
+        finish: Finish = "stop" if answer.ended else "interrupted" if interrupted else "length"
+        return Continuation(answer.text, finish, answer.new_tokens)
+
+
+def _room(length: int) -> int:
+    return max(_SMALLEST_ROOM, 1 << (length - 1).bit_length())
+
+
+def _no_adapters() -> UserError:
+    return UserError(
+        "a run answers with its own weights alone: to swap adapters, export it by `stellarbyte convert to-hf` and chat "
+        "with the export"
+    )
