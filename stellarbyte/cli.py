@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stellarbyte.errors import UserError
-from stellarbyte.sampling_options import add_sampling_options
+from stellarbyte.sampling_options import add_sampling_options, sampling_of
 
 # The options that only one kind of model has, with the value that says that the user has not set them.
 _OF_RUNS: dict[str, Any] = {"step": None, "draft": None, "draft_tokens": None}
@@ -107,7 +107,8 @@ def _chat(options: argparse.Namespace) -> int | None:
 
 
 def _by_its_wing(command: str, options: argparse.Namespace) -> int | None:
-    """Runs the command of the wing whose model it is. Raises UserError: it is no model, or has not such an option."""
+    """Runs the command of the wing whose model it is. Raises UserError: it is no model, or lacks an option."""
+    options.sampling = sampling_of(options)
     kind = _model_kind(options.model)
     others, whose = (_OF_FOLDERS, "Hugging Face folders") if kind == "run" else (_OF_RUNS, "runs")
     for name, unset in others.items():

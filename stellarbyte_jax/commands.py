@@ -13,7 +13,6 @@ from stellarbyte.command_line import StreamedAnswer, check_text, print_any_chara
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupt, exit_code, interruptible
 from stellarbyte.progress import progress
-from stellarbyte.sampling_options import sampling_of
 from stellarbyte_jax.run_folder import check_not_moved
 
 
@@ -209,7 +208,6 @@ def generate(options: argparse.Namespace) -> None:
     for prompt in options.prompt:
         check_text("--prompt", prompt)
     print_any_character()
-    sampling = sampling_of(options)
     model, tokenizer, _ = load_model(options.model, options.step, _dtype(options))
     generator: Generator | SpeculativeGenerator = Generator(model)
     if options.draft is not None:
@@ -219,7 +217,15 @@ def generate(options: argparse.Namespace) -> None:
                 f"--draft {options.draft} has another tokenizer than {options.model}: take one that shares it"
             )
         generator = SpeculativeGenerator(model, draft, options.draft_tokens)
-    request = (generator, tokenizer, options.prompt, options.max_new_tokens, sampling, options.seed, options.stop)
+    request = (
+        generator,
+        tokenizer,
+        options.prompt,
+        options.max_new_tokens,
+        options.sampling,
+        options.seed,
+        options.stop,
+    )
 
     if options.json or len(options.prompt) > 1:
         start = time.perf_counter()
@@ -246,12 +252,11 @@ def chat(options: argparse.Namespace) -> None:
     from stellarbyte_jax.inference.chat import JaxChatSession
     from stellarbyte_jax.training.load import load_model
 
-    sampling = sampling_of(options)
     model, tokenizer, _ = load_model(options.model, options.step, _dtype(options))
     session = JaxChatSession(
         model,
         tokenizer,
-        sampling,
+        options.sampling,
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
         stop=options.stop,

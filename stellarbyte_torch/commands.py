@@ -16,7 +16,6 @@ from stellarbyte.command_line import (
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte.interrupt import exit_code, interruptible
-from stellarbyte.sampling_options import sampling_of
 from stellarbyte_torch.library_words import hear_libraries
 
 
@@ -27,11 +26,10 @@ def generate(options: argparse.Namespace) -> None:
     from stellarbyte_torch import generate as generation
 
     print_any_character()
-    sampling = sampling_of(options)
     for prompt in options.prompt:
         check_text("--prompt", prompt)
     model, tokenizer = generation.load(options.model, options.device, options.dtype)
-    request = (options.max_new_tokens, sampling, options.seed, options.stop)
+    request = (options.max_new_tokens, options.sampling, options.seed, options.stop)
     cuts = []
     for prompt in options.prompt:
         if options.json:
@@ -55,7 +53,7 @@ def chat(options: argparse.Namespace) -> None:
 
     session = open_session(
         options.model,
-        sampling_of(options),
+        options.sampling,
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
         stop=options.stop,

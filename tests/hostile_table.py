@@ -25,7 +25,7 @@ _MODULES = (
     *("stellarbyte_jax.training.evaluation", "stellarbyte_jax.data.prepare", "stellarbyte_jax.planning.plan"),
     *("stellarbyte_jax.inference.speculative", "stellarbyte_jax.inference.text", "stellarbyte_jax.training.load"),
     *("stellarbyte_torch.finetune.run",),
-    *("stellarbyte_torch.chat.terminal", "stellarbyte_torch.chat.session"),
+    *("stellarbyte.chat.terminal", "stellarbyte_torch.chat.session"),
     *(
         "stellarbyte_torch.lora.merging",
         "convert.certificate",

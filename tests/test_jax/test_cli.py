@@ -139,7 +139,7 @@ def test_several_prompts_are_answered_in_their_order(finished_run: Path, capsys:
         (["pretrain", "nowhere.yaml"], "nowhere.yaml"),
         (["prepare", "nowhere.yaml"], "nowhere.yaml"),
         (["evaluate", "nowhere"], "nowhere/checkpoints holds no checkpoint"),
-        (["generate", "nowhere", "--prompt", "x"], "nowhere/checkpoints holds no checkpoint"),
+        (["generate", "nowhere", "--prompt", "x"], "nowhere is not there: name a folder"),
         (["generate", "nowhere", "--prompt", "x", "--temperature", "-1"], "temperature -1.0 must be at least 0"),
         (["generate", "nowhere", "--prompt", "x", "--top-p", "2"], "top_p 2.0 must be greater than 0 and at most 1"),
         (["generate", "nowhere", "--prompt", "x", "--top-k", "5"], "top_k 5 has no effect at temperature 0"),

@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from stellarbyte_torch.chat.terminal import add_adapters
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stellarbyte.errors import UserError
 from stellarbyte.sampling import Sampling
-from stellarbyte_torch.chat.session import ChatSession, open_session
+from stellarbyte_torch.chat.session import TorchChatSession, add_adapters, open_session
 
 from ..chat_models import QUESTIONS, adapter_folder, adapter_folders, chat_folder
 from ..lora_models import bits, is_unchanged
@@ -178,7 +177,7 @@ def test_answers_end_where_template_tokenizer_or_generation_config_say(byte_fold
         return scores
 
     model.lm_head.register_forward_hook(force)
-    session = ChatSession(model, tokenizer, max_new_tokens=SHORT, chat_template=template)
+    session = TorchChatSession(model, tokenizer, max_new_tokens=SHORT, chat_template=template)
     letter = tokenizer.encode("a", add_special_tokens=False)[0]
     for end in (turn, call, 1):
         forced[:] = [letter, letter, end]
