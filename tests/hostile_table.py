@@ -6,6 +6,7 @@ The exit code is 1 where one ends as none may: in a traceback, a hang, out of me
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import shutil
 import sys
@@ -81,6 +82,8 @@ def _table(cases: list[Any], folder: Path, options: argparse.Namespace) -> int:
     bad = []
     for case, ending, place in _endings(cases, base, folder, options.jobs):
         outcome, said = judge(case, ending, place)
+        if case.then is not None and outcome in GOOD:
+            outcome, said = _afterwards(case, base, place) or (outcome, said)
         if _fingerprint(base) != before:
             outcome, said = (
                 "left behind",
@@ -100,6 +103,21 @@ def _table(cases: list[Any], folder: Path, options: argparse.Namespace) -> int:
     for kind, row in [*counts.items(), ("all", total)]:
         print(f"| {kind} | {row.total()} | " + " | ".join(str(row[name]) for name in columns) + " |")
     return 1 if bad else 0
+
+
+def _afterwards(case: Any, base: Path, place: Path) -> tuple[str, str] | None:
+    """What is wrong with the command that has to work on what a case has left."""
+    from hostile.forked import Child
+    from hostile.verdict import ACCEPTED, judge
+
+    later = dataclasses.replace(
+        case, make=case.then, accepted="it works afterwards", either=False, codes=(), mute=False
+    )
+    child = Child(later, base, place / "then", inside=place / "in")
+    while (ending := child.ending()) is None:
+        time.sleep(0.01)
+    outcome, said = judge(later, ending, place)
+    return None if outcome == ACCEPTED else ("left behind", f"what comes afterwards: {outcome}: {said}")
 
 
 def _endings(cases: list[Any], base: Path, folder: Path, jobs: int) -> Iterator[tuple[Any, Any, Path]]:
@@ -143,6 +161,7 @@ def _import_all() -> None:
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     for name in _MODULES:
         importlib.import_module(name)
+    logging.root.handlers.clear()  # by absl, which comes with JAX and which the PyTorch wing never imports
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def placed(abstract: Any, shardings: Any) -> Any:
 
 def _check_same_run(config: RunConfig, tokenizer: Tokenizer, data: DataIdentity) -> None:
     run_dir = config.output_dir
-    metadata, _ = load_metadata(run_dir)
+    metadata, newest = load_metadata(run_dir)
     if "training" in metadata.config:
         before = run_config_from_dict(metadata.config, f"{run_dir}/checkpoints")
         differing = differing_fields(before, config)
@@ -193,6 +193,11 @@ def _check_same_run(config: RunConfig, tokenizer: Tokenizer, data: DataIdentity)
             "rate and its batches follow from these. Give them their old values; or choose another output_dir, and "
             f"init_from {run_dir} to train on from its weights. What may change is the mesh, the processes, remat, and "
             "when it validates and saves"
+        )
+    if newest > config.training.max_steps:
+        raise UserError(
+            f"{run_dir} holds a checkpoint of step {newest}, where the run has {config.training.max_steps} steps: no run "
+            "wrote it under that name; move it away"
         )
     changed = None if metadata.data is None else data.differences(metadata.data)
     if changed is not None:

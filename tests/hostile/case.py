@@ -17,7 +17,10 @@ class Command:
     stdout: a file; "full", a disk without room; "closed", as by `>&-`; or "gone", a pipe that nobody reads any more.
     ascii: whether the terminal knows ASCII alone.
     nobody: whether a user without rights runs it, for whom files can be unreadable.
-    signal: one that is sent, and the seconds after which.
+    signals: those that are sent, and the seconds after which.
+    file_size: the most bytes that a file may have, as on a disk that is full then.
+    disk: the bytes of a small disk that is mounted at `disk` in the case's folder; root alone can do so.
+    fresh: whether Python is started anew, so that a signal may come while it imports.
     """
 
     program: str
@@ -27,7 +30,10 @@ class Command:
     stderr: Literal["file", "full", "closed"] = "file"
     ascii: bool = False
     nobody: bool = False
-    signal: tuple[int, float] | None = None
+    signals: tuple[tuple[int, float], ...] = ()
+    file_size: int | None = None
+    disk: int | None = None
+    fresh: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -79,8 +85,12 @@ class Case:
     either: whether a refusal is as good.
     codes: other exit codes that are right, such as 1 where verify finds a difference.
     says: what the sentence has to name.
+    told: how a line begins that may stand before the sentence, such as a library's own warning.
     absent: what must not be there afterwards, relative to the case's folder.
     quick: whether it takes but a moment, and belongs to the short version of the table.
+    mute: whether nobody can read what it says, so that its exit code has to do.
+    abrupt: whether it is ended at once, so that something half-written may be left.
+    then: a command that has to work afterwards, on what has been left.
     """
 
     kind: str
@@ -90,8 +100,12 @@ class Case:
     either: bool = False
     codes: tuple[int, ...] = ()
     says: str = ""
+    told: str = ""
     absent: tuple[str, ...] = ()
     quick: bool = True
+    mute: bool = False
+    abrupt: bool = False
+    then: Callable[[World], Command] | None = None
 
 
 Cases = Iterator[Case]

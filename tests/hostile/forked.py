@@ -1,6 +1,7 @@
 """Runs a command in a forked child of a process that has imported everything: as a user would, in milliseconds."""
 
 import contextlib
+import ctypes
 import io
 import os
 import resource
@@ -36,12 +37,16 @@ class Ending:
 
 
 class Child:
-    """A command that runs."""
+    """A command that runs.
 
-    def __init__(self, case: Case, base: Path, folder: Path) -> None:
+    inside: the folder that another command has left, for the case to go on in; a new one by default.
+    """
+
+    def __init__(self, case: Case, base: Path, folder: Path, inside: Path | None = None) -> None:
         self.case, self.folder = case, folder
-        self.world = World(base, folder / "in")
-        self.world.folder.mkdir(parents=True)
+        self.world = World(base, inside or folder / "in")
+        folder.mkdir(parents=True)
+        self.world.folder.mkdir(exist_ok=True)
         self._started = time.monotonic()
         self._bytes_before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         sys.stdout.flush()
@@ -73,7 +78,9 @@ def _be_child(case: Case, world: World, folder: Path) -> None:
         os.chdir(world.folder)
         _open_files(folder)
         command = case.make(world)
-        _prepare(command, folder)
+        _prepare(command, world, folder)
+        if command.fresh:
+            _start_anew(command)
     except BaseException:  # noqa: BLE001 - a child must not go on as its parent
         traceback.print_exc()
         sys.stderr.flush()
@@ -98,8 +105,25 @@ def _stream(number: int, mode: str, errors: str, encoding: str = "utf-8") -> Any
         return None
 
 
-def _prepare(command: Command, folder: Path) -> None:
+def _start_anew(command: Command) -> None:
+    program = str(Path(sys.executable).with_name(command.program))
+    os.execv(program, [program, *map(os.fsencode, command.arguments)])
+
+
+def _mount(folder: Path, size: int) -> None:
+    """A small disk of this process's own, which goes with it."""
+    new_namespace, private = 0x00020000, 1 << 18 | 1 << 14  # CLONE_NEWNS; MS_PRIVATE | MS_REC
+    libc = ctypes.CDLL(None, use_errno=True)
+    folder.mkdir(exist_ok=True)
+    done = libc.unshare(new_namespace) or libc.mount(b"none", b"/", None, private, None)
+    if done or libc.mount(b"none", os.fsencode(folder), b"tmpfs", 0, b"size=%d" % size):
+        raise OSError(ctypes.get_errno(), "no disk can be mounted")
+
+
+def _prepare(command: Command, world: World, folder: Path) -> None:
     """Makes this process one that a shell has just started for the command."""
+    if command.disk is not None:
+        _mount(world.folder / "disk", command.disk)
     os.environ.update(command.environment)
     arguments = [os.fsdecode(word) for word in (*command.program.split(), *command.arguments)]
     sys.argv, sys.orig_argv = arguments, [sys.executable, *arguments]
@@ -118,16 +142,18 @@ def _prepare(command: Command, folder: Path) -> None:
     sys.stdin = _stream(0, "r", "strict", encoding)
     sys.stdout, sys.stderr = _stream(1, "w", "strict", encoding), _stream(2, "w", "backslashreplace", encoding)
     if command.nobody and os.geteuid() == 0:
-        for path in (folder / "in", *(folder / "in").rglob("*")):
+        for path in (world.folder, *world.folder.rglob("*")):
             os.chown(path, _NOBODY, _NOBODY, follow_symlinks=False)
         os.setgroups([])
         os.setgid(_NOBODY)
         os.setuid(_NOBODY)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    if command.signal is not None:
-        _send_later(*command.signal)
+    for number, seconds in command.signals:
+        _send_later(number, seconds)
     _bound()
+    if command.file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (command.file_size, command.file_size))
 
 
 def _send_later(number: int, seconds: float) -> None:

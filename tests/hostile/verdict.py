@@ -8,6 +8,7 @@ from hostile.case import Case
 from hostile.forked import MOST_BYTES, NO_CASE, Ending
 
 SENTENCE, ACCEPTED, OTHER_CODE = "sentence", "accepted", "other code"
+READER_GONE = 141
 GOOD = (SENTENCE, ACCEPTED, OTHER_CODE)
 BAD = ("traceback", "hang", "memory", "wrong code", "several lines", "no reason", "left behind", "no case")
 
@@ -16,7 +17,9 @@ _OUT_OF_MEMORY = re.compile(
 )
 _LONGEST_SENTENCE = 1200
 # What only stands in a folder while something is being written there.
-_UNFINISHED = re.compile(r".*\.(partial|old)")
+_UNFINISHED = re.compile(r".*\.(partial|old)|.*\.orbax-checkpoint-tmp.*")
+_INTERRUPTED = re.compile(r"stellarbyte(-\w+)?: interrupted( by SIG\w+)?")
+_SAVED = re.compile(r"stopped after step \d+, saved in (.*?): the same command")
 
 
 def judge(case: Case, ending: Ending, folder: Path) -> tuple[str, str]:
@@ -36,6 +39,8 @@ def judge(case: Case, ending: Ending, folder: Path) -> tuple[str, str]:
             return "left behind", f"{name} is there: {last}"
     if ending.code == 2:
         return _of_refusal(case, err, folder)
+    if ending.code in case.codes and ending.code > 128 and not case.mute:
+        return _of_signal(case, ending, folder)
     if ending.code in case.codes:
         return OTHER_CODE, f"exit code {ending.code}: {last}"
     if ending.code == 0:
@@ -43,8 +48,32 @@ def judge(case: Case, ending: Ending, folder: Path) -> tuple[str, str]:
     return "wrong code", f"exit code {ending.code}: {last}"
 
 
+def _of_signal(case: Case, ending: Ending, folder: Path) -> tuple[str, str]:
+    """Of a command that has been interrupted, or whose reader has left."""
+    last = (ending.err.strip() or ending.out.strip()).rpartition("\n")[2]
+    if ending.code == READER_GONE:
+        return (
+            (OTHER_CODE, "its reader has left") if not ending.err else ("several lines", f"says {ending.err[:400]!r}")
+        )
+    stopped = "stopped before the first step" in ending.out + ending.err or _SAVED.search(ending.out + ending.err)
+    if not stopped and not _INTERRUPTED.fullmatch(last):
+        return "several lines", f"the last line tells of no interruption: {last}"
+    if isinstance(stopped, re.Match) and not any((folder / "in" / stopped[1] / "checkpoints").iterdir()):
+        return "left behind", f"nothing is saved where it says so: {last}"
+    return _left_behind(case, folder, last) or (OTHER_CODE, f"exit code {ending.code}: {last}")
+
+
+def _left_behind(case: Case, folder: Path, said: str) -> tuple[str, str] | None:
+    unfinished = [str(p.relative_to(folder)) for p in (folder / "in").rglob("*") if _UNFINISHED.fullmatch(p.name)]
+    return ("left behind", f"{unfinished[:3]}: {said}") if unfinished and not case.abrupt else None
+
+
 def _of_refusal(case: Case, err: str, folder: Path) -> tuple[str, str]:
+    if case.mute:
+        return SENTENCE, "exit code 2, and nobody to read why"
     lines = err.split("\n")
+    if case.told and lines[0].startswith(case.told):
+        err = "\n".join(lines := lines[1:])
     if len(lines) != 1 or not re.match(r"stellarbyte(-\w+)?: error: ", err) or len(err) > _LONGEST_SENTENCE:
         return "several lines", f"{len(lines)} lines, {len(err)} characters: {err[:400]!r}"
     if not err.isprintable() or "site-packages" in err:
@@ -53,7 +82,4 @@ def _of_refusal(case: Case, err: str, folder: Path) -> tuple[str, str]:
         return "several lines", f"the sentence does not name {case.says!r}: {err}"
     if case.accepted and not case.either:
         return "wrong code", f"refused, though {case.accepted}: {err}"
-    unfinished = [str(p.relative_to(folder)) for p in (folder / "in").rglob("*") if _UNFINISHED.fullmatch(p.name)]
-    if unfinished:
-        return "left behind", f"{unfinished[:3]}: {err}"
-    return SENTENCE, err
+    return _left_behind(case, folder, err) or (SENTENCE, err)

@@ -1,7 +1,19 @@
 """The cases, kind by kind."""
 
 from hostile.case import Cases
-from hostile.kinds import hf_folders, record_files, runs, settings, weights, yaml_files
+from hostile.kinds import (
+    adapters,
+    chats,
+    command_lines,
+    hf_folders,
+    outputs,
+    record_files,
+    runs,
+    settings,
+    signals,
+    weights,
+    yaml_files,
+)
 
 KINDS = {
     "yaml": yaml_files.cases,
@@ -10,6 +22,11 @@ KINDS = {
     "weights": weights.cases,
     "runs": runs.cases,
     "records": record_files.cases,
+    "adapters": adapters.cases,
+    "chat": chats.cases,
+    "command lines": command_lines.cases,
+    "outputs": outputs.cases,
+    "signals": signals.cases,
 }
 
 

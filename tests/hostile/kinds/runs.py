@@ -28,7 +28,7 @@ def _signed(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
 
 
-def _fields(name: str, changes: dict[str, Any], sign: bool = True) -> Damage:
+def fields_put(name: str, changes: dict[str, Any], sign: bool = True) -> Damage:
     """Values put into a JSON file, by dotted names; None takes one out."""
 
     def damage(folder: Path) -> None:
@@ -38,7 +38,7 @@ def _fields(name: str, changes: dict[str, Any], sign: bool = True) -> Damage:
             inner = content
             for key in above:
                 inner = inner[int(key) if isinstance(inner, list) else key]
-            if value is _OUT:
+            if value is OUT:
                 del inner[last]
             else:
                 inner[last] = value
@@ -47,7 +47,7 @@ def _fields(name: str, changes: dict[str, Any], sign: bool = True) -> Damage:
     return damage
 
 
-_OUT: Any = object()
+OUT: Any = object()
 
 
 def _bytes(name: str, content: bytes) -> Damage:
@@ -101,7 +101,7 @@ CHECKPOINT: dict[str, Damage] = {
     **{f"metadata: {what}": _bytes(METADATA, content) for what, content in NOT_JSON.items()},
     **{f"metadata: {what}": _instead(METADATA, put) for what, put in PLACES.items()},
     **{
-        f"metadata: {json.dumps(list(changes))[1:-1]} of {what}": _fields(METADATA, changes)
+        f"metadata: {json.dumps(list(changes))[1:-1]} of {what}": fields_put(METADATA, changes)
         for what, changes in {
             "10^12": {"config/model/hidden_size": 10**12},
             "10^12 layers": {"config/model/num_hidden_layers": 10**12},
@@ -131,7 +131,7 @@ CHECKPOINT: dict[str, Damage] = {
             "data that are a list": {"data": [1]},
         }.items()
     },
-    "metadata: a changed number": _fields(METADATA, {"config/model/rms_norm_eps": 0.1}, sign=False),
+    "metadata: a changed number": fields_put(METADATA, {"config/model/rms_norm_eps": 0.1}, sign=False),
     "metadata: without its checksum": lambda folder: (folder / METADATA).write_text(
         json.dumps({k: v for k, v in json.loads((folder / METADATA).read_text()).items() if k != "sha256"})
     ),
@@ -197,7 +197,7 @@ SHARDS: dict[str, Damage] = {
     **{f"manifest: {what}": _bytes(_MANIFEST, content) for what, content in NOT_JSON.items()},
     **{f"manifest: {what}": _instead(_MANIFEST, put) for what, put in PLACES.items()},
     **{
-        f"manifest: {next(iter(changes))} of {what}": _fields(_MANIFEST, changes)
+        f"manifest: {next(iter(changes))} of {what}": fields_put(_MANIFEST, changes)
         for what, changes in {
             "10^15": {"splits/train/tokens": 10**15},
             "10^15 documents": {"splits/train/documents": 10**15},

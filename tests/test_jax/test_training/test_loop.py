@@ -179,6 +179,16 @@ def test_a_finished_run_stays_as_it_is(finished_run: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("one_device")
+def test_a_checkpoint_beyond_the_last_step_is_refused(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    config = dataclasses.replace(config_of(finished_run), output_dir=str(tmp_path / "run"))
+    last = config.training.max_steps
+    (tmp_path / "run" / "checkpoints" / str(last + 5)).symlink_to(str(last))
+    with pytest.raises(UserError, match=f"holds a checkpoint of step {last + 5}, where the run has {last} steps"):
+        pretrain(config)
+
+
+@pytest.mark.usefixtures("one_device")
 def test_another_config_is_refused_naming_the_fields(finished_run: Path, run_config: MakeConfig) -> None:
     config = dataclasses.replace(
         run_config(optimizer={"learning_rate": 2e-2}, training={"batch_size": 2}, checkpoint={"save_steps": 3}),
