@@ -10,7 +10,7 @@ from typing import Any
 from stellarbyte.adapter_folder import ADAPTER_CONFIG
 from stellarbyte.errors import UserError, shown
 from stellarbyte.layer_ranges import layer_ranges
-from stellarbyte.lora_values import check_numbers
+from stellarbyte.lora_values import check_numbers, is_whole
 from stellarbyte.patterns import check_patterns
 from stellarbyte.reading import MIB, read_json_object
 from stellarbyte_jax.lora_config import LoRAConfig, ends_with
@@ -34,6 +34,8 @@ _STARTS_BESIDE_THE_BASE = (True, False, "gaussian", "orthogonal", "eva")
 
 # The expression by which PEFT looks up a module's full name among a pattern's keys.
 _FITTED = r"(.*\.)?({})$"
+# That by which it finds the number of a module's layer, behind what layers_pattern names.
+_LAYER = r"(?:^|.*?\.){}\.(?P<layer>\d+)\."
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,12 @@ def from_peft(fields: Mapping[str, Any], adapted: Adapted, modules: list[str], l
         where: names the source of `fields` in errors.
 
     Raises:
-        UserError: a module's alpha differs from layer to layer, or a rank from what the tensors show.
+        UserError: a module's alpha differs from layer to layer, or a rank or the modules from what the tensors show.
     """
     names = [f"model.layers.{layer}.{module}" for module in adapted.ranks for layer in adapted.layers]
+    _check_targets(
+        fields, names, [f"model.layers.{layer}.{module}" for module in modules for layer in range(layers)], where
+    )
     fitted = {
         f"{where}: {field}[{key!r}]": (key, _FITTED.format(key))
         for field in ("rank_pattern", "alpha_pattern")
@@ -158,6 +163,60 @@ def from_peft(fields: Mapping[str, Any], adapted: Adapted, modules: list[str], l
         **common,
     )
     return as_written if _describe(as_written, modules) == _describe(one_by_one, modules) else one_by_one
+
+
+def _check_targets(fields: Mapping[str, Any], adapted: list[str], names: list[str], where: str) -> None:
+    """Refuses fields by which PEFT would adapt other modules than the tensors do, and pass over tensors in silence."""
+    targets = fields.get("target_modules")
+    for field in ("target_modules", "exclude_modules", "layers_pattern"):
+        value = fields.get(field)
+        are_names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+        if not (value is None or isinstance(value, str) or are_names):
+            raise UserError(f"{where}: {field} is {shown(value)}: write a list of names, or one regular expression")
+    layers = fields.get("layers_to_transform")
+    if not (
+        layers is None or is_whole(layers, 0) or (isinstance(layers, list) and all(is_whole(n, 0) for n in layers))
+    ):
+        raise UserError(f"{where}: layers_to_transform is {shown(layers)}: write layer numbers, such as [0, 1]")
+    if targets is None or targets == "all-linear":
+        return
+    expressions = {
+        f"{where}: {field}": (value, value)
+        for field in ("target_modules", "exclude_modules")
+        if isinstance(value := fields.get(field), str)
+    }
+    check_patterns(
+        expressions | {f"{where}: layers_pattern[{p!r}]": (p, _LAYER.format(p)) for p in _patterns(fields)}, names
+    )
+    chosen = {name for name in names if _is_target(fields, name)}
+    for name in sorted(chosen ^ set(adapted)):
+        has, lacks = ("fields", "tensors") if name in chosen else ("tensors", "fields")
+        raise UserError(
+            f"{where} adapts {name} by its {has} and not by its {lacks}, where target_modules is {shown(targets)}: "
+            "config and weights are of different adapters, so save the adapter again"
+        )
+
+
+def _is_target(fields: Mapping[str, Any], name: str) -> bool:
+    """Whether PEFT would adapt the module of this name, by its `check_target_module_exists`."""
+    excluded, targets, layers = (fields.get(f) for f in ("exclude_modules", "target_modules", "layers_to_transform"))
+    if excluded and (
+        re.fullmatch(excluded, name) if isinstance(excluded, str) else any(ends_with(name, end) for end in excluded)
+    ):
+        return False
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    if not any(ends_with(name, end) for end in targets or ()):
+        return False
+    if layers is None or layers == []:
+        return True
+    found = next((m for p in _patterns(fields) or [r"[^.]*"] if (m := re.match(_LAYER.format(p), name))), None)
+    return found is not None and int(found["layer"]) in ([layers] if isinstance(layers, int) else layers)
+
+
+def _patterns(fields: Mapping[str, Any]) -> list[str]:
+    value = fields.get("layers_pattern") or []
+    return [value] if isinstance(value, str) else value
 
 
 def _describe(config: LoRAConfig, modules: list[str]) -> dict[str, tuple[int, float]]:

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from stellarbyte.errors import UserError, shown
 
 MAX_LENGTH = 10_000
+# Libraries try each for each module, and Python keeps few of them compiled: so many take seconds on a large model. An
+# adapter with a rank and an alpha for each module of its own has as many as a model of 1,000 modules needs.
+MAX_COUNT = 2_000
 MAX_SECONDS = 1
 
 # Two quantified characters take at most the cube of a name's length; a quantified group may take for ever.
@@ -41,8 +44,10 @@ def check_patterns(patterns: Mapping[str, tuple[str, str]], names: Iterable[str]
         names: what it will be matched against, from the beginning.
 
     Raises:
-        UserError: an expression is longer than MAX_LENGTH, is no regular expression, or is too slow.
+        UserError: there are more than MAX_COUNT; one is longer than MAX_LENGTH, no regular expression, or too slow.
     """
+    if len(patterns) > MAX_COUNT:
+        raise UserError(f"{next(iter(patterns))} is one of {len(patterns)} expressions, where {MAX_COUNT} are the most")
     for field, (pattern, expression) in patterns.items():
         if len(pattern) > MAX_LENGTH:
             raise UserError(f"{field} is an expression of {len(pattern)} characters, where {MAX_LENGTH} are the most")

@@ -196,8 +196,8 @@ def _check_same_run(config: RunConfig, tokenizer: Tokenizer, data: DataIdentity)
         )
     if newest > config.training.max_steps:
         raise UserError(
-            f"{run_dir} holds a checkpoint of step {newest}, where the run has {config.training.max_steps} steps: no run "
-            "wrote it under that name; move it away"
+            f"{run_dir} holds a checkpoint of step {newest}, where the run has {config.training.max_steps} steps: "
+            "no run wrote it under that name, so move it away"
         )
     changed = None if metadata.data is None else data.differences(metadata.data)
     if changed is not None:

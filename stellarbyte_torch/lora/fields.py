@@ -43,7 +43,7 @@ def expressions(config: Any) -> dict[str, tuple[str, str]]:
     for field in ("rank_pattern", "alpha_pattern"):
         found |= {f"{field}[{key!r}]": (key, rf"(.*\.)?({key})$") for key in getattr(config, field) or {}}
     for pattern in _listed(config.layers_pattern):
-        found["layers_pattern"] = (pattern, rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.")
+        found[f"layers_pattern[{pattern!r}]"] = (pattern, rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.")
     return found
 
 

@@ -47,6 +47,14 @@ def test_what_is_none_is_refused(pattern: str, sentence: str) -> None:
     assert sentence in str(refused.value) and len(str(refused.value)) < 300
 
 
+def test_too_many_are_refused_before_any_is_compiled() -> None:
+    started = time.process_time()
+    with pytest.raises(UserError, match=re.escape("pattern[0] is one of 100000 expressions, where 2000 are the most")):
+        check(*(f"module{i}" for i in range(100_000)))
+    assert time.process_time() - started < 1
+    check(*(f"module{i}" for i in range(2000)))
+
+
 @pytest.mark.parametrize("slow", [r"([\w.]+)+!"])
 def test_what_would_never_end_is_refused_and_named(slow: str) -> None:
     started = time.process_time()

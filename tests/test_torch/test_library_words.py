@@ -64,7 +64,9 @@ def test_what_is_noise_is_dropped_and_nothing_beside_it(capsys: pytest.CaptureFi
     hear_libraries("program")
     logging.getLogger("torchao").warning("Failed to load /x.so: no")
     logging.getLogger("transformers.loss").warning("`loss_type=None` was set in the config but it is unrecognized. U")
-    of_steps = "Warning: The following arguments do not match the ones in the `trainer_state.json` within the checkpoint"
+    of_steps = (
+        "Warning: The following arguments do not match the ones in the `trainer_state.json` within the checkpoint"
+    )
     logging.getLogger("transformers.trainer_utils").warning(of_steps)
     warnings.warn("`is_gradient_checkpointing` is deprecated and will be removed", FutureWarning, stacklevel=1)
     warnings.warn("The following rank_pattern keys did not match any targeted module", RuntimeWarning, stacklevel=1)

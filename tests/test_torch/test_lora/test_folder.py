@@ -149,7 +149,11 @@ FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "whole of slow": ({"modules_to_save": [SLOW]}, ""),
     "layers": ({"layers_to_transform": "x"}, "layers_to_transform is 'x'"),
     "layers that are not": ({"layers_to_transform": [10**12]}, "layers_to_transform names layer 1000000000000"),
-    "slow layers": ({"layers_to_transform": [0], "layers_pattern": r"(\w+)+x!"}, "layers_pattern .* takes more than"),
+    "slow layers before others": (
+        {"layers_to_transform": [0], "layers_pattern": [r"(\w+)+x!", "layers"]},
+        r"layers_pattern\[.* takes more than",
+    ),
+    "slow layers": ({"layers_to_transform": [0], "layers_pattern": r"(\w+)+x!"}, r"layers_pattern\[.* takes more than"),
     "flags": ({"use_rslora": "yes"}, "use_rslora is 'yes': choose true or false"),
     "bias": ({"bias": 3}, "bias is 3: choose none, all"),
     "start": ({"init_lora_weights": "magic"}, "init_lora_weights is 'magic': choose one of"),
