@@ -46,6 +46,7 @@ def to_peft(
             `adapter_dir` holds files that no export wrote; the disk is full.
     """
     # Orbax takes seconds to import; a mistake in the command line should not wait for it.
+    from stellarbyte_jax.checkpoints.adapter_trees import check_adapters
     from stellarbyte_jax.checkpoints.checkpoint import load_params
 
     adapter_dir = adapter_dir.resolve()
@@ -56,6 +57,9 @@ def to_peft(
     where = f"the checkpoint of step {found} in {run_dir}"
     config = model_config_from_dict(metadata.model, where)
     lora = lora_config_from_dict(metadata.config["lora"], where)
+    kernels = {module: tensors[0].path for module, tensors in _linears(config).items()}
+    shapes = names.jax_shapes(config)
+    check_adapters(adapters, lora, {module: shapes[path] for module, path in kernels.items()}, where)
     tensors = to_peft_tensors(adapters, config, lora)
     for key, values in tensors.items():
         weights.check_dtype(key, values.dtype, where)

@@ -1,10 +1,12 @@
 """Splits the tree of a model's parameters into base and adapters, joins both again, or merges them."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from stellarbyte_jax.lora_config import LoRAConfig
+from stellarbyte.errors import UserError
+from stellarbyte_jax.lora_config import ALL_LINEAR, LoRAConfig
 
 Tree = dict[str, Any]
 
@@ -34,6 +36,61 @@ def join(base: Tree | None, adapters: Tree) -> Tree:
     for name, value in adapters.items():
         joined[name] = join(base[name], value) if name in base else value
     return joined
+
+
+def check_adapters(adapters: Tree, config: LoRAConfig, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Refuses adapters that are not those of their config.
+
+    shapes: those of the base's kernels [L, D, F], by the dotted names of their modules in a layer. A kernel that no
+        adapter can be beside, such as a router's, does no harm.
+
+    Raises:
+        UserError: a module has an adapter and should not, or lacks it, or has one of another rank or shape.
+    """
+    found = dict(_adapters(adapters.get("model", {}).get("layers", {})))
+    for name, leaves in found.items():
+        if name not in shapes or not config.adapts(name):
+            raise UserError(f"{where} holds an adapter of {name}, which its `lora` does not name: it is no run of ours")
+        L, D, F = shapes[name]
+        rank = config.rank(name)
+        expected = {"lora_A": (L, D, rank), "lora_B": (L, rank, F)}
+        for leaf in ADAPTER_LEAVES:
+            shape = tuple(np.shape(leaves[leaf])) if leaf in leaves else None
+            if shape != expected[leaf]:
+                has = "no array" if shape is None else f"one of shape {list(shape)}"
+                raise UserError(
+                    f"{where} holds {has} as {leaf} of {name}, where its `lora` and its base have one of shape "
+                    f"{list(expected[leaf])}: it is no run of ours"
+                )
+    wanted = {name for name in shapes if config.adapts(name)} if config.target_modules != ALL_LINEAR else set()
+    for name in sorted(wanted - found.keys()):
+        raise UserError(f"{where} holds no adapter of {name}, which its `lora` names: it is no run of ours")
+    if not found:
+        raise UserError(f"{where} holds no adapters at all, where its config has `lora`: it is no run of ours")
+
+
+def kernel_shapes(base: Tree) -> dict[str, tuple[int, ...]]:
+    """The shape of each kernel [L, D, F] in a model's layers, by the dotted name of its module."""
+    found = _modules(base.get("model", {}).get("layers", {}), "kernel", "")
+    return {name: np.shape(leaves["kernel"]) for name, leaves in found if np.ndim(leaves["kernel"]) == 3}
+
+
+def _adapters(tree: Tree) -> Iterator[tuple[str, Tree]]:
+    seen = set()
+    for leaf in ADAPTER_LEAVES:
+        for name, leaves in _modules(tree, leaf, ""):
+            if name not in seen:
+                yield name, leaves
+            seen.add(name)
+
+
+def _modules(tree: Tree, leaf: str, name: str) -> Iterator[tuple[str, Tree]]:
+    """(dotted name, its arrays) of each module that has an array called `leaf`."""
+    if leaf in tree:
+        yield name, tree
+    for child, part in tree.items():
+        if isinstance(part, dict):
+            yield from _modules(part, leaf, f"{name}.{child}" if name else child)
 
 
 def merge_adapters(base: Tree, adapters: Tree, config: LoRAConfig) -> Tree:

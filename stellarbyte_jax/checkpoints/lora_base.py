@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stellarbyte.errors import UserError
-from stellarbyte_jax.checkpoints.adapter_trees import merge_adapters
+from stellarbyte_jax.checkpoints.adapter_trees import check_adapters, kernel_shapes, merge_adapters
 from stellarbyte_jax.checkpoints.array_files import Tree, check_finite_weights
 from stellarbyte_jax.checkpoints.checkpoint import (
     Base,
@@ -51,7 +51,9 @@ def load_weights(run_dir: str | Path, step: int | None = None) -> tuple[Tree, Ru
     below = _found_again(metadata.base, metadata.config.get("output_dir"), Path(run_dir))
     _check(below, run_dir)
     base, *_ = load_params(below.run_dir, below.step)
-    lora = lora_config_from_dict(metadata.config["lora"], f"{run_dir}/checkpoints/{step}")
+    where = f"{run_dir}/checkpoints/{step}"
+    lora = lora_config_from_dict(metadata.config["lora"], where)
+    check_adapters(params, lora, kernel_shapes(base), where)
     return merge_adapters(base, params, lora), metadata, step
 
 

@@ -67,26 +67,30 @@ def merge(model: PeftModel, dtype: torch.dtype | None = None) -> Merged:
     """Merges the active adapters into the base, in float32 and rounded once, to dtype or by default to the base's own.
 
     Raises UserError if no adapter is active, one has an activation or trainable_token_indices, adapters are merged
-    already, the base is quantised, or tied embeddings are adapted.
+    already, the base is quantised, tied embeddings are adapted, or a merged weight is no finite number in its dtype.
     """
     names = list(model.active_adapters)
-    layers = [layer for layer in lora_layers(model).values() if any(name in layer.scaling for name in names)]
+    named = {n: layer for n, layer in lora_layers(model).items() if any(name in layer.scaling for name in names)}
+    layers = list(named.values())
     _check_mergeable(model, names, layers)
 
     merged = Merged(
         [], [], MergeDrift(dtype or next(layers[0].get_base_layer().parameters()).dtype, len(layers), 0.0, 0.0)
     )
     largest, lost, learnt = 0.0, 0.0, 0.0
-    for layer in layers:
+    for name, layer in named.items():
         for parameter, exact in _merged_weights(layer, names):
             rounded = exact.to(dtype or parameter.dtype)
+            if not bool(rounded.isfinite().all()):
+                merged.undo()
+                raise _not_finite(name, rounded.dtype)
             error = (rounded.to(exact.dtype) - exact).double()
             largest = max(largest, error.abs().max().item())
             lost += error.square().sum().item()
             learnt += (exact.double() - parameter.data.double()).square().sum().item()
             merged.originals.append((parameter, parameter.data))
             parameter.data = rounded
-        layer.merged_adapters.extend(name for name in names if name in layer.scaling)
+        layer.merged_adapters.extend(active for active in names if active in layer.scaling)
         merged.layers.append(layer)
     merged.drift = dataclasses.replace(merged.drift, largest=largest, share=(lost / learnt) ** 0.5 if learnt else 0.0)
     return merged
@@ -119,6 +123,9 @@ def merge_and_save(
                 weights |= {f"{name}.{key}": value for key, value in trained.items()}
         if dtype is not None:  # except for weights that the model keeps in float32 on purpose
             weights = {key: value.to(dtype) if value.dtype == base_dtype else value for key, value in weights.items()}
+            for key, value in weights.items():
+                if value.is_floating_point() and not bool(value.isfinite().all()):
+                    raise _not_finite(key, value.dtype)
         config = copy.deepcopy(base.config)
         if is_tied(base) and not _are_still_tied(base, weights):
             config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
@@ -135,6 +142,13 @@ def merge_and_save(
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return merged.drift
+
+
+def _not_finite(name: str, dtype: torch.dtype) -> UserError:
+    kind = str(dtype).removeprefix("torch.")
+    hint = "base or adapter is broken" if dtype == torch.float32 else "merge to float32, or to bfloat16"
+    name = name.removeprefix("base_model.model.")
+    return UserError(f"merged, {name} holds numbers that {kind} cannot hold as finite ones: {hint}")
 
 
 def _are_still_tied(base: PreTrainedModel, weights: dict[str, torch.Tensor]) -> bool:

@@ -72,7 +72,7 @@ def _of_refusal(case: Case, err: str, folder: Path) -> tuple[str, str]:
     if case.mute:
         return SENTENCE, "exit code 2, and nobody to read why"
     lines = err.split("\n")
-    if case.told and lines[0].startswith(case.told):
+    while case.told and lines[0].startswith(case.told):
         err = "\n".join(lines := lines[1:])
     if len(lines) != 1 or not re.match(r"stellarbyte(-\w+)?: error: ", err) or len(err) > _LONGEST_SENTENCE:
         return "several lines", f"{len(lines)} lines, {len(err)} characters: {err[:400]!r}"

@@ -303,6 +303,27 @@ def test_adapters_of_no_numbers_of_ours_are_not_exported(lora_run, tmp_path, cap
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"r": 3}, r"as lora_A of self_attn\.\w_proj, where its `lora` and its base have one of shape \[2, 24, 3\]"),
+        ({"target_modules": ("q_proj",)}, r"an adapter of self_attn\.\w_proj, which its `lora` does not name"),
+        ({"target_modules": (*ATTENTION, "up_proj")}, r"no adapter of mlp\.up_proj, which its `lora` names"),
+        ({"target_modules": ("nowhere",)}, r"which its `lora` does not name"),
+        ({"rank_pattern": {"v_proj": 1}}, r"as lora_A of self_attn\.v_proj"),
+    ],
+)
+def test_a_run_whose_adapters_are_not_those_of_its_config_is_refused(lora_run, tmp_path, fields, complaint):
+    params, metadata, _ = load_params(lora_run)
+    lora = metadata.config["lora"] | json.loads(json.dumps(fields))
+    config = metadata.config | {"lora": lora}
+    save_imported(tmp_path / "run", params, dataclasses.replace(metadata, config=config))
+    for read in (lambda: adapters.to_peft(tmp_path / "run", tmp_path / "x"), lambda: load_model(tmp_path / "run")):
+        with pytest.raises(UserError, match=complaint):
+            read()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_mistakes_in_the_folders_are_one_sentence(run_dir, lora_run, exported, tmp_path):
     with pytest.raises(UserError, match="holds a whole model and no adapters: export it with `stellarbyte-"):
         adapters.to_peft(run_dir, tmp_path / "adapter")

@@ -330,7 +330,63 @@ def cases() -> Cases:
             yield _case(f"run: {what}", command, partial(_run, damage=damage))
 
 
-ACCEPTED: dict[tuple[str, str], str] = {}
+_SUBTRACTED = "what an adapter has learnt may be subtracted"
+_LARGE = "it is a finite number, whatever it may be good for"
+_NOTHING = "what fits nothing changes nothing in an adapter that is trained already"
+_TASK = "an adapter computes the same for every task"
+_GIVEN = "the base that was given counts"
+_OTHERS = "PEFT heeds it for other kinds of layers alone"
+_BEGAN = "how an adapter began is no part of what it has become"
+_NO_CODE = "a name of code is not followed"
+# (beginning of what is wrong, command) -> why it is right that the command takes it; "" stands for any.
+ACCEPTED: dict[tuple[str, str], str] = {
+    ('config: "lora_alpha": -8', ""): _SUBTRACTED,
+    ('config: "lora_alpha": 1e+38', ""): _LARGE,
+    ('config: "target_modules": null', ""): "the tensors say it",
+    ('config: "target_modules": "all-linear"', "from-peft"): "the tensors say it",
+    **{
+        (f'config: "{field}": {value}', ""): _NOTHING
+        for field, value in (
+            *(("exclude_modules", value) for value in ('"(a+)+$"', '["nowhere"]', '""')),
+            *(("rank_pattern", value) for value in ('{"nowhere"', "[]", '{""', '{"(a+)')),
+            *(("alpha_pattern", '{"nowhere"'), ("modules_to_save", '["nowhere"]'), ("layers_to_transform", "[]")),
+        )
+    },
+    ('config: "alpha_pattern": {"layers.0.*q_proj"', "merge"): "an alpha may be one layer's",
+    ('config: "bias": null', "from-peft"): "the same as none",
+    ('config: "bias": ', "merge"): "the model has no biases, which could be trained",
+    ('config: "bias": ', "chat"): "the model has no biases, which could be trained",
+    ('config: "init_lora_weights": "pissa"', "merge"): "PEFT, too, takes the first directions out of the base again",
+    ('config: "init_lora_weights"', ""): _BEGAN,
+    ('config: "task_type"', ""): _TASK,
+    ('config: "base_model_name_or_path"', ""): _GIVEN,
+    ('config: "revision"', ""): _GIVEN,
+    ('config: "use_qalora": true', ""): _OTHERS,
+    ('config: "megatron_con', ""): _OTHERS,
+    ('config: "megatron_core', ""): _OTHERS,
+    ('config: "fan_in_fan_out": true', ""): "PEFT takes it back for layers that are not so, and says it",
+    ('config: "use_rslora": true', ""): "a scale as another",
+    ('config: "inference_mode": "yes"', "from-peft"): "JAX does not ask for it",
+    ('config: "auto_mapping"', ""): _NO_CODE,
+    **{(f'config: "{field}_config"', ""): _BEGAN for field in ("loftq", "eva", "corda")},
+    ('config: "peft_version"', ""): "who wrote it is no part of the adapter",
+    ('config: "runtime_config"', ""): "it is of the machine on which the adapter was saved",
+    ('config: "alora_invocation_tokens"', "chat"): "its tokens do not occur, so that the base answers, as in PEFT",
+    ("weights: half of a precision", ""): "numbers keep their value, and have room",
+    ("weights: numbers whose product", "from-peft"): "each is finite, and JAX holds them apart",
+    ("the folder is a link", ""): "a folder may be linked to",
+    ("the folder has weights that link elsewhere", ""): "a file may be linked to, as in the Hub's own cache",
+    ("the folder has an index of shards", ""): "the whole file beside it is read",
+    ("the folder has a tokenizer", "from-peft"): "a run keeps the tokenizer of its base",
+    ("the folder has a tokenizer", "/load"): "a chat keeps the tokenizer of its model",
+    ("the folder has a tokenizer that is a pipe", "merge"): "what is no file is none, and the base has its own",
+    ("the folder has a template", "from-peft"): "a run keeps the tokenizer of its base",
+    ("the folder has a template", "chat"): "a chat keeps the tokenizer of its model",
+    ("run: ", "info"): "it tells of what is there",
+    ("run: base", "to-peft"): "an export does not read the base",
+    ("the folder ", "info"): "it tells of what is there",
+    ("weights: a head beside it", "merge"): "PEFT saves the head of a vocabulary that has changed, and puts it back",
+}
 
 
 def _case(what: str, command: str, make: Callable[..., Command]) -> Case:
@@ -342,5 +398,6 @@ def _case(what: str, command: str, make: Callable[..., Command]) -> Case:
         partial(make, reader=readers[command]),
         ACCEPTED[fitting[-1]] if fitting else "",
         either=True,
+        told="stellarbyte-torch: peft: `lora_bias=True` was passed" if "lora_bias" in what else "",
         absent=("pwned",),
     )

@@ -186,8 +186,8 @@ _ZERO = "zeros are numbers, and a model of them speaks at random"
 _WIDE = "numbers keep their value, and have room"
 ACCEPTED: dict[tuple[str, str], str] = {
     **{("zeros", command): _ZERO for command in (*MODELS, *ADAPTERS)},
-    **{("numbers of 3e38", command): _FINITE for command in ("from-hf", "from-peft", "merge", "merge with")},
-    **{("numbers of 1e25", command): _FINITE for command in ("from-hf", "from-peft", "merge", "merge with")},
+    **{("numbers of 3e38", command): _FINITE for command in ("from-hf", "from-peft", "merge")},
+    **{("numbers of 1e25", command): _FINITE for command in ("from-hf", "from-peft", "merge")},
     **{("denormals", command): _ZERO for command in (*MODELS, *ADAPTERS)},
     **{("doubles", command): _WIDE for command in (*MODELS, *ADAPTERS)},
 }

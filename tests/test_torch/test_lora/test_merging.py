@@ -62,6 +62,28 @@ def test_conv1d_weights_merge_transposed(tmp_path: Path) -> None:
     check_folder(fill(apply_lora_to_model(gpt2(), LoRAConfig(r=4))).eval(), tmp_path)
 
 
+@pytest.mark.parametrize(("factor", "dtype"), [(1e30, torch.float32), (1e4, torch.float16)])
+def test_a_merge_beyond_its_dtype_is_refused_and_undone(factor: float, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = fill(apply_lora_to_model(tiny_model(), LoRAConfig(r=4, target_modules=["q_proj", "v_proj"]))).eval()
+    for key in ("lora_A", "lora_B"):
+        getattr(model.get_base_model().model.layers[1].self_attn.v_proj, key)["default"].weight.data *= factor
+    before = bits(model)
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(UserError, match=rf"^merged, model\.layers\.1\.self_attn\.v_proj holds .* {kind} cannot hold"):
+        merge_and_save(model, tmp_path / "merged", dtype)
+    assert not (tmp_path / "merged").exists()
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    assert not any(layer.merged_adapters for layer in model.modules() if hasattr(layer, "merged_adapters"))
+
+
+def test_a_base_beyond_the_dtype_of_the_merge_is_refused(tmp_path: Path) -> None:
+    model = fill(apply_lora_to_model(tiny_model(), LoRAConfig(r=4, target_modules=["q_proj"]))).eval()
+    model.get_base_model().model.norm.weight.data[3] = 1e5
+    with pytest.raises(UserError, match=r"model\.norm\.weight holds numbers that float16 cannot hold as finite ones"):
+        merge_and_save(model, tmp_path / "merged", torch.float16)
+    assert not (tmp_path / "merged").exists()
+
+
 @pytest.mark.parametrize("adapter_dtype", [torch.float32, torch.bfloat16])
 def test_a_merge_is_computed_in_float32_and_rounded_once(adapter_dtype: torch.dtype) -> None:
     base = tiny_model().bfloat16()
