@@ -122,6 +122,7 @@ class ChatEncoder:
         told = _check_keys(template, conversation)
         rendered = template.render(messages, conversation.tools, where)
         places = Places(rendered)
+        _check_written(places.text)
         left_out = unwritten(places, conversation)
         special = self._special_tokens(places)
         text, moved = self._named(places.text, special)
@@ -167,15 +168,19 @@ class ChatEncoder:
         """The tokens of a conversation up to the place where the assistant answers.
 
         Raises:
-            RecordError, UserError: as `render` does.
+            RecordError, UserError: as `render` does, and where there is no token at all.
         """
         where = "the conversation"
         _check_characters(messages, where)
         template = self._template(where, with_tools=False)
         places = Places(template.render(messages, [], where, add_generation_prompt=True))
+        _check_written(places.text)
         text, _ = self._named(places.text, self._special_tokens(places))
         with works(self._tokenizer.name):
-            return list(self._backend.encode(text, add_special_tokens=False).ids)
+            ids = list(self._backend.encode(text, add_special_tokens=False).ids)
+        if not ids:
+            raise RecordError(f"the chat template writes nothing for {where}, so that there is nothing to answer")
+        return ids
 
     def _template(self, where: str, with_tools: bool) -> "_Template":
         source = self._tokenizer.tool_template if with_tools else None
@@ -269,6 +274,14 @@ def _check_keys(template: ChatTemplate, conversation: Conversation) -> Told:
                 "into the content"
             )
     return Told(unused=frozenset(used - {"role", "content", *REASONING} - template.words))
+
+
+def _check_written(text: str) -> None:
+    """Holds what a template writes to the same rule as what is said, as its literals may break it, too."""
+    try:
+        _check_characters(text, "what the chat template writes")
+    except RecordError as error:
+        raise UserError(str(error)) from None
 
 
 def _check_characters(value: Any, where: str) -> None:

@@ -252,6 +252,26 @@ def test_a_prompt_is_what_the_answer_follows(ours: PreTrainedTokenizerBase) -> N
     )
 
 
+def test_a_template_that_writes_nothing_has_no_prompt(ours: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(RecordError, match="the chat template writes nothing for the conversation"):
+        chat_encoder(ours, "{# nothing #}").encode_prompt([{"role": "user", "content": "x"}])
+
+
+@pytest.mark.parametrize(
+    ("literal", "sentence"),
+    [("\\ud800", "the lone surrogate U\\+D800"), ("\U00100000", "the private-use character U\\+100000")],
+)
+def test_what_no_message_may_hold_no_template_may_write(
+    literal: str, sentence: str, ours: PreTrainedTokenizerBase
+) -> None:
+    encoder = chat_encoder(ours, "{{ '" + literal + "' }}" + STELLARBYTE_TEMPLATE)
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    with pytest.raises(UserError, match=f"what the chat template writes holds {sentence}"):
+        encode(encoder, messages)
+    with pytest.raises(UserError, match=f"what the chat template writes holds {sentence}"):
+        encoder.encode_prompt(messages[:1])
+
+
 def test_loss_on_all_leaves_out_the_first_token_alone(ours: PreTrainedTokenizerBase) -> None:
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
     assert encode(chat_encoder(ours), messages, "all").trained.tolist().count(False) == 1
