@@ -6,13 +6,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from stellarbyte.errors import UserError, shown
+from stellarbyte.errors import UserError, shown, shown_path
 
 MIB = 1 << 20
 
 # Bounds that no honest file comes near: the largest tokenizer.json of a released model has about 35 MiB.
 MOST_JSON_BYTES = 256 * MIB
 MOST_JSON_DEPTH = 64
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ~ and ~user replaced. Raises UserError if there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{shown_path(path)} cannot be found: {error}") from None
 
 
 def read_text(path: str | Path, most_bytes: int) -> str:

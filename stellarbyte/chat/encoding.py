@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from stellarbyte.chat.characters import check_characters, check_written
 from stellarbyte.chat.conversations import Conversation
-from stellarbyte.chat.special_names import PRIVATE, with_private_names
+from stellarbyte.chat.special_names import with_private_names
 from stellarbyte.chat.template import REASONING, THOUGHT, ChatTemplate, RenderedText, has_thought
 from stellarbyte.chat.told import Told
 from stellarbyte.chat.turns import Places, Span, Turn, found_turns, marked_turns, unwritten
@@ -112,17 +113,17 @@ class ChatEncoder:
         """
         where, messages = conversation.where, conversation.messages
         if not messages:
-            _check_characters(conversation.text, where)
+            check_characters(conversation.text, where)
             bos, eos = (self._special_name(name) for name in ("bos_token", "eos_token"))
             text = bos + conversation.text + eos
             return RenderedChat(where, text, [(0, len(text))])
 
-        _check_characters([*messages, *conversation.tools], where)
+        check_characters([*messages, *conversation.tools], where)
         template = self._template(where, bool(conversation.tools))
         told = _check_keys(template, conversation)
         rendered = template.render(messages, conversation.tools, where)
         places = Places(rendered)
-        _check_written(places.text)
+        check_written(places.text)
         left_out = unwritten(places, conversation)
         special = self._special_tokens(places)
         text, moved = self._named(places.text, special)
@@ -171,10 +172,10 @@ class ChatEncoder:
             RecordError, UserError: as `render` does, and where there is no token at all.
         """
         where = "the conversation"
-        _check_characters(messages, where)
+        check_characters(messages, where)
         template = self._template(where, with_tools=False)
         places = Places(template.render(messages, [], where, add_generation_prompt=True))
-        _check_written(places.text)
+        check_written(places.text)
         text, _ = self._named(places.text, self._special_tokens(places))
         with works(self._tokenizer.name):
             ids = list(self._backend.encode(text, add_special_tokens=False).ids)
@@ -274,34 +275,3 @@ def _check_keys(template: ChatTemplate, conversation: Conversation) -> Told:
                 "into the content"
             )
     return Told(unused=frozenset(used - {"role", "content", *REASONING} - template.words))
-
-
-def _check_written(text: str) -> None:
-    """Holds what a template writes to the same rule as what is said, as its literals may break it, too."""
-    try:
-        _check_characters(text, "what the chat template writes")
-    except RecordError as error:
-        raise UserError(str(error)) from None
-
-
-def _check_characters(value: Any, where: str) -> None:
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise RecordError(
-                f"{where} holds the lone surrogate U+{ord(value[error.start]):04X}, which is no character"
-            ) from None
-        private = PRIVATE.search(value)
-        if private:
-            raise RecordError(
-                f"{where} holds the private-use character U+{ord(private[0]):X}, of a range that we need "
-                "ourselves: take it out"
-            )
-    elif isinstance(value, dict):
-        for pair in value.items():
-            for item in pair:
-                _check_characters(item, where)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _check_characters(item, where)

@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -14,6 +13,7 @@ from stellarbyte.chat.origins import TOOLS, Message, Origin, Rendering
 from stellarbyte.chat.sandbox import Sandbox
 from stellarbyte.chat.traced import Traced, TracingError
 from stellarbyte.errors import UserError
+from stellarbyte.reading import expanded
 from stellarbyte.records.bad_records import RecordError
 
 STELLARBYTE_TEMPLATE = """\
@@ -49,7 +49,7 @@ def read_template(name: str | None, field: str) -> str | None:
     """
     if name is None or name == "stellarbyte":
         return name and STELLARBYTE_TEMPLATE
-    path = Path(name).expanduser()
+    path = expanded(name)
     try:
         if path.exists() and not path.is_file():  # a pipe would wait for ever
             reason = "it is a folder, a pipe or a device"

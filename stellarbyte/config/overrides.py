@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from stellarbyte.config.nodes import Node, parse_yaml
 from stellarbyte.errors import UserError, shown
 
+# The deepest field of any config has about five names.
+_MOST_NAMES = 32
+
 
 def parse_overrides(words: Sequence[str]) -> list[tuple[str, Node]]:
     """(dotted name, value) of each `--section.field value` or `--section.field=value`; values are YAML.
@@ -35,9 +38,12 @@ def override(root: Node, name: str, value: Node) -> Node:
     """The nodes with `value` at the dotted `name`; whether such a field exists is for the dataclasses to say.
 
     Raises:
-        UserError: the name leads through something that has no fields.
+        UserError: the name leads through something that has no fields, or deeper than any config goes.
     """
-    return _put(root, name.split("."), value, "")
+    names = name.split(".")
+    if len(names) > _MOST_NAMES:
+        raise UserError(f"--{shown(name)[1:-1]} has {len(names)} names between dots, where {_MOST_NAMES} are the most")
+    return _put(root, names, value, "")
 
 
 def _value(text: str, where: str) -> Node:
@@ -61,8 +67,9 @@ def _put(node: Node, keys: list[str], value: Node, name: str) -> Node:
     if not isinstance(node.value, list):
         raise UserError(f"{value.where}: {name} is {shown(node.value)}, which has no field {key}")
     items = list(node.value)
-    if not key.isdecimal() or int(key) > len(items):
-        raise UserError(f"{value.where}: {name} is a list of {len(items)}: {key!r} is no index of it")
+    is_index = key.isascii() and key.isdecimal() and len(key) < 10
+    if not is_index or int(key) > len(items):
+        raise UserError(f"{value.where}: {name} is a list of {len(items)}: {shown(key)} is no index of it")
     index = int(key)
     child = items[index] if index < len(items) else Node(None, value.where)
     items[index : index + 1] = [_put(child, rest, value, inner)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stellarbyte.errors import UserError, shown_path
+from stellarbyte.reading import expanded
 from stellarbyte.records.compression import irregular_kind
 from stellarbyte.records.formats import SUPPORTED, file_format
 
@@ -124,7 +125,7 @@ def source_files(path: str) -> SourceFiles:
         raise UserError("the path of a source is empty: name a file, a folder or a glob")
     if "\0" in path:
         raise UserError(f"{shown_path(path)} cannot be read: no path holds a NUL character")
-    where = _expanded(path)
+    where = expanded(path)
     try:
         status: os.stat_result | None = where.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -163,13 +164,6 @@ def source_files(path: str) -> SourceFiles:
         raise UserError(f"{what} no file that can be read, but {remark}, of an unsupported format: {SUPPORTED}")
     count = f"{len(files)} file{'s' * (len(files) > 1)}"
     return SourceFiles(files, f"{shown_path(path)}: {count} read; left out: {remark}" if remark else None)
-
-
-def _expanded(path: str) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{shown_path(path)} cannot be found: {error}") from None
 
 
 def _split_pattern(pattern: Path) -> tuple[Path, tuple[str, ...]]:

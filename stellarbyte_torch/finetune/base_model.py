@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stellarbyte.errors import UserError
+from stellarbyte.reading import expanded
 from stellarbyte_torch.model_folder import MISTAKES, check_decoder, first_line, load_model, load_tokenizer, read_config
 
 
@@ -64,7 +65,7 @@ def load_base(name: str, dtype: str, quantization: str) -> PreTrainedModel:
 
 def _folder(name: str) -> Path | None:
     """The folder that `name` means, existing or not; None if it is a Hub id: owner/name, and no such folder."""
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     is_path = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
     return folder if is_path or folder.is_dir() else None
 

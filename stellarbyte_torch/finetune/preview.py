@@ -13,6 +13,7 @@ from stellarbyte.config.build import build
 from stellarbyte.config.nodes import Node, read_yaml
 from stellarbyte.config.overrides import override, parse_overrides
 from stellarbyte.errors import UserError, one_line
+from stellarbyte.reading import expanded
 from stellarbyte.terminal_text import harmless
 from stellarbyte_torch.data.config import DataConfig
 from stellarbyte_torch.data.samples import read_samples
@@ -72,9 +73,9 @@ def _check_field(name: str, where: str) -> None:
 
 def _tokenizer_folder(config: DataConfig, root: Node, path: Path) -> Path:
     if config.tokenizer is not None:
-        return Path(config.tokenizer).expanduser()
+        return expanded(config.tokenizer)
     model = root.value.get("model")
     if model is None or not isinstance(model.value, str):
         where = path if model is None else model.where
         raise UserError(f"{where}: model must name a model's folder, or data.tokenizer a tokenizer's")
-    return Path(model.value).expanduser()
+    return expanded(model.value)

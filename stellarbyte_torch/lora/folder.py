@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from stellarbyte.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_not_pickled
 from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import check_files
-from stellarbyte.reading import MIB, read_json_object
+from stellarbyte.reading import MIB, expanded, read_json_object
 from stellarbyte.safetensors_header import TensorHeader, read_header
 from stellarbyte_torch.lora.config import LoRAConfig
 
@@ -79,7 +79,7 @@ def _read_weights(folder: Path, config: LoRAConfig, device: torch.device) -> dic
 
 def _folder(source: str | Path) -> Path:
     """The folder itself, or the local folder into which the Hub's files have been downloaded."""
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if folder.is_dir():
         return folder
     name = str(source)

@@ -9,13 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stellarbyte.errors import UserError, shown
-from stellarbyte.reading import MOST_JSON_DEPTH, parse_json, read_json, read_json_object, read_text
+from stellarbyte.reading import MOST_JSON_DEPTH, expanded, parse_json, read_json, read_json_object, read_text
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=20,
 )
+
+
+def test_a_home_folder_is_found_and_nobody_s_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expanded("~/runs") == Path("/home/me/runs")
+    with pytest.raises(UserError, match=r"^~nobody-of-that-name/runs cannot be found: "):
+        expanded("~nobody-of-that-name/runs")
 
 
 @given(json_values)

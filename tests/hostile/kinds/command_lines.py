@@ -151,9 +151,9 @@ BEHIND: dict[str, tuple[Words, ...]] = {
         *(("--profile", word) for word in ("", "1", "1:", "2:1", "-1:2", "0:1", "3:99", "x:y", f"1:{10**12}", "1:2:3",
             "1" * 5000)),
         *(("--dump-hlo", word) for word in ("", "{in}/run.yaml", "/dev/full", b"\xff", "n" * 300, "/proc/x")),
-        ("--no-memory-check", "x"), ("--training.max_steps",), ("--training.max_steps=4", "x"), ("--model=null",),
-        ("--output_dir",), ("--output_dir=",), ("--output_dir={in}/run.yaml",), ("--output_dir={shards}",),
-            ("--output_dir={hf}",),
+        ("--no-memory-check", "x"), ("--training.max_steps",), ("--training.max_steps=4", "x"), ("--model=[]",),
+        ("--output_dir",), ("--output_dir=",), ("--output_dir={in}/run.yaml",), ("--output_dir={in}/shards",),
+            ("--output_dir={in}/hf",),
         ("--init_from={hf}",), ("--init_from={peft}",), ("--init_from={shards}",), ("--mesh={data: 3}",),
             ("--lora.r=2",),
         ("--distributed.process_id=1",), ("--distributed.num_processes=2",), ("--training.dtype=float16",),
@@ -161,8 +161,8 @@ BEHIND: dict[str, tuple[Words, ...]] = {
     ),
     "finetune": (
         ("--json", "--json"), ("x",), ("--output_dir",), ("--output_dir=",), ("--output_dir={in}/finetune.yaml",),
-        ("--output_dir={hf}",), ("--output_dir={run}",), ("--model={run}",), ("--model={peft}",), ("--model={lora}",),
-            ("--lora=",),
+        ("--output_dir={in}/hf",), ("--output_dir={in}/run",), ("--model={run}",), ("--model={peft}",),
+        ("--model={lora}",), ("--lora=",),
         ("--lora.r",), ("--lora.nothing=1",), ("--training.nothing=1",), ("--training.output_dir=x",), ("--model",),
             ("--trainable.x=1",),
         ("--training.report_to=foo",), ("--lora.layers_to_transform=[0]", "--lora.target_modules=.*q_proj"),
@@ -189,7 +189,6 @@ THERE: dict[str, Callable[[Path], Any]] = {
     "a link to an empty folder": lambda out: ((out.parent / "else").mkdir(), out.symlink_to("else")),
     "a device": lambda out: out.symlink_to("/dev/full"),
     "an empty folder": Path.mkdir,
-    "its own input": lambda _: None,
 }
 # Programs with nothing, or nothing that they know.
 BARE: dict[str, tuple[Callable[..., Command], Words]] = {
@@ -221,8 +220,9 @@ def _make(
 ) -> Command:
     world.run_yaml()
     world.finetune_yaml()
-    if b"{in}/hf" in [os.fsencode(word) for word in words]:
-        world.copy("hf")
+    for name in ("hf", "run", "shards", "lora", "peft"):
+        if any(os.fsencode(word).endswith(b"{in}/%s" % name.encode()) for word in words):
+            world.copy(name)
     for name, content in (("latin", b"caf\xe9\n"), ("long", b"star " * 20_000)):
         world.file(name, content)
     os.mkfifo(world.folder / "pipe")
@@ -268,20 +268,9 @@ def _all() -> Iterator[tuple[str, Callable[[World], Command]]]:
     for command in WRITING:
         program, words = SOUND[command]
         for what, put in THERE.items():
-            if what != "its own input":
-                yield f"{command}: onto {what}", partial(_make, program=program, words=words, out=put)
-        given = _onto_input(command)
-        if given is not None:
-            name = next(os.fsdecode(word) for word in given if os.fsdecode(word).startswith("{in}/"))[5:]
-            yield (
-                f"{command}: onto {'its own input'}",
-                partial(_copied, name=name, make=partial(_make, program=program, words=given)),
-            )
-
-
-def _copied(world: World, name: str, make: Callable[[World], Command]) -> Command:
-    world.copy(name)
-    return make(world)
+            yield f"{command}: onto {what}", partial(_make, program=program, words=words, out=put)
+        if (given := _onto_input(command)) is not None:
+            yield f"{command}: onto its own input", partial(_make, program=program, words=given)
 
 
 def _shown(word: str | bytes) -> str:
