@@ -85,7 +85,7 @@ class Case:
     either: whether a refusal is as good.
     codes: other exit codes that are right, such as 1 where verify finds a difference.
     says: what the sentence has to name.
-    told: how a line begins that may stand before the sentence, such as a library's own warning.
+    told: how lines begin that may stand before the sentence, such as a library's own warning.
     absent: what must not be there afterwards, relative to the case's folder.
     quick: whether it takes but a moment, and belongs to the short version of the table.
     mute: whether nobody can read what it says, so that its exit code has to do.
@@ -100,7 +100,7 @@ class Case:
     either: bool = False
     codes: tuple[int, ...] = ()
     says: str = ""
-    told: str = ""
+    told: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     quick: bool = True
     mute: bool = False

@@ -356,10 +356,79 @@ def cases() -> Cases:
             yield _case(f"tokens: {shown}", command, partial(_tokens, take=WITH_TOKENIZER[command], fields=fields))
 
 
-ACCEPTED: dict[tuple[str, str], str] = {}
+_SPEAKS = "a template may say what it likes, and the model answers it"
+_TOLD = "it is told how many turns have no end that is trained on"
+_TRACED = "each turn is found where it was said"
+_SANDBOXED = "the sandbox gives it nothing"
+_TEXT = "it is text, whatever it may be worth"
+_NOTHING = "there is nothing to answer"
+_NAMED = "a name as others"
+_NO_END = "a chat ends at the tokens that the config names, too"
+_UNSAID = "what no template and no message says is no part of a sample"
+_REPEATED = "what is asked twice is done twice"
+_ADDED = "it becomes a token of its own where the model has a row for it, else it is a text"
+_BATCHES = "how others cut their batches is not asked here"
+# (beginning of what is wrong, command) -> why it is right that the command takes it; "" stands for any.
+ACCEPTED: dict[tuple[str, str], str] = {
+    **{
+        (f"a{own} template of {what}", "chat"): _SPEAKS
+        for own in ("", " model's")
+        for what in (
+            *("blanks", "no tags", "NUL", "an escape sequence", "a mark of UTF-8", "the other way round"),
+            *("what was said twice", "what was said in capitals", "lengths alone", "generation blocks in each other"),
+            *("a generation block", "random words"),
+        )
+    },
+    **{
+        (f"a template of {what}", command): _TOLD
+        for what in ("NUL", "an escape sequence", "a mark of UTF-8", "the other way", "what was said in capitals")
+        for command in ("data preview", "prepare", "finetune")
+    },
+    **{(f"a{own} template of code by a map", ""): _SANDBOXED for own in ("", " model's")},
+    ("a record: messages that are JSON in a text", ""): "a table has no other way to hold messages",
+    ("a record: content with special tokens", ""): "their names in a text are text",
+    ("a record: content of NUL", ""): _TEXT,
+    ("a record: content of 2 MB", ""): "it is cut off, as is told",
+    ("a record: users alone", ""): "it is left out, and told",
+    ("a record: assistants", ""): _TRACED,
+    ("a record: two systems", ""): _TRACED,
+    ("a record: a system at the end", ""): _TRACED,
+    ("a record: 10,000 turns", ""): "it is cut off, as is told",
+    ("a record: a weight of NaN", ""): "NaN stands where there is nothing, as pandas writes it",
+    ("a record: two formats", ""): "the first format that fits counts",
+    ("a record: text and messages", ""): "the first format that fits counts",
+    ("lines: nothing", ""): _NOTHING,
+    ("lines: blank lines", ""): _NOTHING,
+    **{
+        (f"lines: {what}", ""): _TEXT
+        for what in ("NUL", "an escape sequence", "a line without", "carriage returns", "special tokens", "500 lines")
+    },
+    ("lines: /adapter off twice", ""): _REPEATED,
+    ("lines: /adapters with words", ""): "the list has no words that could choose",
+    **{
+        (f"lines: /load {name}", ""): _NAMED
+        for name in ("base_layer", "default", "a name in Chinese", "a dash", "a number")
+    },
+    ("lines: /system then nothing", ""): "that takes it back",
+    ("lines: /quit", ""): "it leaves, whatever follows",
+    ("lines: /help", ""): "the help is no message",
+    ('tokens: "eos_token": ""', ""): _TOLD,
+    ('tokens: "eos_token": "', ""): _ADDED,
+    ('tokens: "eos_token": null', ""): _NO_END,
+    ('tokens: "eos_token": 3', "prepare"): _UNSAID,
+    ('tokens: "eos_token": {', ""): "that is how Transformers writes a token",
+    ('tokens: "bos_token": "<|SEOS|>"', ""): "one token may be both",
+    ('tokens: "pad_token": null', ""): _UNSAID,
+    ('tokens: "pad_token": "', ""): _UNSAID,
+    ('tokens: "unk_token"', ""): "no byte is unknown",
+    ('tokens: "additional', ""): _UNSAID,
+    ('tokens: "model_max_length"', ""): _BATCHES,
+}
 
 
 def _case(what: str, command: str, make: Callable[[World], Command]) -> Case:
     fitting = [key for key in ACCEPTED if what.startswith(key[0]) and key[1] in ("", command)]
     reason = ACCEPTED[fitting[-1]] if fitting else ""
-    return Case("chat", f"{what} ({command})", make, reason, either=True, absent=("pwned",))
+    # Lines before a mistake have had their answers.
+    told = ("the conversation begins", "(cut off after", "the conversation is forgotten") if command == "chat" else ()
+    return Case("chat", f"{what} ({command})", make, reason, either=True, absent=("pwned",), told=told)
