@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from stellarbyte.errors import UserError, one_line
 from stellarbyte.interrupt import ending, exit_code, leave_at_once
@@ -30,9 +30,20 @@ _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 class Parser(argparse.ArgumentParser):
     """argparse whose mistakes read like all our others: one sentence, no usage text. Its subparsers are of its kind."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.register("type", Path, _path)
+
     def error(self, message: str) -> NoReturn:
         """Ends the program."""
         self.exit(USER_ERROR, f"{self.prog.partition(' ')[0]}: error: {one_line(message)}\n")
+
+
+def _path(word: str) -> Path:
+    """A path that is given as an option. Path would take an empty one, as of a variable not set, for this folder."""
+    if not word:
+        raise argparse.ArgumentTypeError("'' names no file and no folder: give a path, . for this folder")
+    return Path(word)
 
 
 def run_program(program: str, run: Callable[[], int]) -> NoReturn:

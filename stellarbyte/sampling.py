@@ -1,8 +1,8 @@
 """How a draw of the next token is set, in Hugging Face's words: the same in JAX and in PyTorch."""
 
-import math
 from dataclasses import dataclass
 
+from stellarbyte import float32
 from stellarbyte.errors import UserError
 
 
@@ -25,17 +25,20 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise UserError(f"temperature {self.temperature} must be at least 0 (0 is greedy) and finite")
+        if not (self.temperature >= 0 and float32.holds(self.temperature)):
+            raise UserError(
+                f"temperature {self.temperature} must be at least 0 (0 is greedy) and a number that float32 holds"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k {self.top_k} must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p {self.top_p} must be greater than 0 and at most 1")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise UserError(f"min_p {self.min_p} must be at least 0 and at most 1")
-        if not 0 < self.repetition_penalty < math.inf:
+        if not (self.repetition_penalty > 0 and float32.holds(self.repetition_penalty)):
             raise UserError(
-                f"repetition_penalty {self.repetition_penalty} must be greater than 0 (1 is none) and finite"
+                f"repetition_penalty {self.repetition_penalty} must be greater than 0 (1 is none) and a number that "
+                "float32 holds"
             )
         for name in ("top_k", "top_p", "min_p"):
             if self.temperature == 0 and getattr(self, name) is not None:

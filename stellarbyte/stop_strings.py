@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 
-from stellarbyte.errors import UserError
+from stellarbyte.errors import UserError, shown
 
 
 def check_stop_strings(stop: Sequence[str]) -> None:
-    """Refuses a stop string without characters; raises UserError."""
+    """Refuses a stop string that is empty or holds what is no character; raises UserError."""
     if "" in stop:
         raise UserError("stop '' would end every answer at once: give at least one character, or leave it out")
+    for string in stop:
+        if any("\ud800" <= character <= "\udfff" for character in string):
+            raise UserError(f"stop {shown(string)} holds what is no UTF-8, which no answer does: write it in UTF-8")
 
 
 class StopCutter:
@@ -17,7 +20,7 @@ class StopCutter:
     Of two stop strings that are complete at the same character, the text ends before the longer.
 
     Raises:
-        UserError: a stop string is empty.
+        UserError: a stop string is empty, or holds what is no character.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:

@@ -11,12 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from stellarbyte.chat.session import BASE, Answer, ChatSession
 from stellarbyte.errors import UserError
+from stellarbyte.reading import expanded
 from stellarbyte.terminal_text import harmless
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
@@ -89,7 +89,7 @@ class Commands:
         name, _, folder = words.partition(" ")
         if not folder:
             raise UserError("/load wants a name and a folder: /load terse runs/terse")
-        self._session.add_adapter(name, Path(folder.strip()).expanduser())
+        self._session.add_adapter(name, expanded(folder.strip()))
         self._session.use_adapter(name)
         return self._active()
 

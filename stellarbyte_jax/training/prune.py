@@ -53,9 +53,11 @@ def prune_run(
     that names `output_dir` in `init_from` may name model.yaml as its `model` or leave `model` out.
 
     Raises:
-        UserError: there is no such run, it has no validation split or not so many heads, or `output_dir` holds a run
-            already or is being written by another process.
+        UserError: there is no such run, it has no validation split or not so many heads, `eval_batches` is below 1, or
+            `output_dir` holds a run already or is being written by another process.
     """
+    if eval_batches is not None and eval_batches < 1:
+        raise UserError(f"eval_batches {eval_batches} must be at least 1: leave it out to take the whole split")
     with folder_lock(output_dir, doing="prune"):
         return _prune(
             Path(run_dir), Path(output_dir), count, whole_groups, step, eval_batches, shards, _over_passes(progress, 3)

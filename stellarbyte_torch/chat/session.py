@@ -13,6 +13,7 @@ from stellarbyte.chat.encoding import ChatEncoder
 from stellarbyte.chat.session import BASE, ChatSession, Continuation, Finish, turn_ends
 from stellarbyte.chat.template import read_template
 from stellarbyte.errors import UserError
+from stellarbyte.reading import expanded
 from stellarbyte.sampling import Sampling
 from stellarbyte.stop_strings import check_stop_strings
 from stellarbyte_torch.data.tokenizer import chat_tokenizer
@@ -207,8 +208,8 @@ def add_adapters(session: ChatSession, options: Sequence[str]) -> None:
     """
     for number, option in enumerate(options):
         name, equals, folder = option.partition("=")
-        is_path = not equals or "/" in name or Path(option).expanduser().is_dir()
-        path = Path(option if is_path else folder).expanduser()
+        is_path = not equals or "/" in name or expanded(option).is_dir()
+        path = expanded(option if is_path else folder)
         session.add_adapter(near_name(path.resolve().name) if is_path else name, path)
         if number == 0:
             session.use_adapter(session.adapter_names[0])

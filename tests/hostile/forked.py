@@ -68,7 +68,8 @@ class Child:
         code = None if pid == 0 else os.waitstatus_to_exitcode(status)
         if code == -signal.SIGXCPU:
             code = None
-        out, err = ((self.folder / name).read_text("utf-8", "backslashreplace") for name in ("out", "err"))
+        paths = [self.folder / name for name in ("out", "err")]  # not there if the case could not even begin
+        out, err = (path.read_text("utf-8", "backslashreplace") if path.exists() else "" for path in paths)
         return Ending(code, out, err, seconds, usage.ru_maxrss * 1024 - self._bytes_before)
 
 
@@ -106,8 +107,9 @@ def _stream(number: int, mode: str, errors: str, encoding: str = "utf-8") -> Any
 
 
 def _start_anew(command: Command) -> None:
-    program = str(Path(sys.executable).with_name(command.program))
-    os.execv(program, [program, *map(os.fsencode, command.arguments)])
+    program, *words = command.program.split()
+    path = str(Path(sys.executable).with_name(program))
+    os.execv(path, [path, *words, *map(os.fsencode, command.arguments)])
 
 
 def _mount(folder: Path, size: int) -> None:

@@ -18,7 +18,7 @@ _OUT_OF_MEMORY = re.compile(
 _LONGEST_SENTENCE = 1200
 # What only stands in a folder while something is being written there.
 _UNFINISHED = re.compile(r".*\.(partial|old)|.*\.orbax-checkpoint-tmp.*")
-_INTERRUPTED = re.compile(r"stellarbyte(-\w+)?: interrupted( by SIG\w+)?")
+_INTERRUPTED = re.compile(r"stellarbyte: interrupted( by SIG\w+)?")
 _SAVED = re.compile(r"stopped after step \d+, saved in (.*?): the same command")
 
 
@@ -74,7 +74,7 @@ def _of_refusal(case: Case, err: str, folder: Path) -> tuple[str, str]:
     lines = err.split("\n")
     while case.told and lines[0].startswith(case.told):
         err = "\n".join(lines := lines[1:])
-    if len(lines) != 1 or not re.match(r"stellarbyte(-\w+)?: error: ", err) or len(err) > _LONGEST_SENTENCE:
+    if len(lines) != 1 or not err.startswith("stellarbyte: error: ") or len(err) > _LONGEST_SENTENCE:
         return "several lines", f"{len(lines)} lines, {len(err)} characters: {err[:400]!r}"
     if not err.isprintable() or "site-packages" in err:
         return "several lines", f"a sentence that is not fit to print: {err!r}"

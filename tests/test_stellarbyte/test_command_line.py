@@ -249,6 +249,16 @@ def test_names_can_neither_forge_a_line_nor_command_a_terminal(capsys: pytest.Ca
     assert stop.value.code == 2 and capsys.readouterr().err == sentence
 
 
+def test_an_empty_path_is_not_this_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = Parser(prog="program")
+    parser.add_subparsers().add_parser("command").add_argument("--output", type=Path)
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(["command", "--output", ""])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("program: error: argument --output: '' names no file and no folder")
+    assert parser.parse_args(["command", "--output", "."]).output == Path()
+
+
 def test_a_long_name_leaves_the_sentence_readable(capsys: pytest.CaptureFixture[str]) -> None:
     report("program", UserError(f"/first{'x' * 100_000}/last.yaml cannot be read"))
     said = capsys.readouterr().err

@@ -398,6 +398,6 @@ def _case(what: str, command: str, make: Callable[..., Command]) -> Case:
         partial(make, reader=readers[command]),
         ACCEPTED[fitting[-1]] if fitting else "",
         either=True,
-        told=("stellarbyte-torch: peft: `lora_bias=True` was passed",),
+        told=("stellarbyte: peft: `lora_bias=True` was passed",),
         absent=("pwned",),
     )

@@ -193,7 +193,7 @@ THERE: dict[str, Callable[[Path], Any]] = {
 # Programs with nothing, or nothing that they know.
 BARE: dict[str, tuple[Callable[..., Command], Words]] = {
     f"{program.__name__} {shown}": (program, words)
-    for program in (stellarbyte, convert, torch)
+    for program in (stellarbyte, convert)
     for shown, words in {
         "alone": (), "of nothing": ("",), "of no UTF-8": (b"\xff",), "of an unknown command": ("frobnicate",),
         "of an escape sequence": ("\x1b[2J",), "of 100,000 letters": ("x" * 100_000,), "of an option": ("--nothing",),

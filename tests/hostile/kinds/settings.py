@@ -163,7 +163,5 @@ def cases() -> Cases:
 
 def _case(name: str, value: str, make: Callable[[World], Command], command: str) -> Case:
     shown = value if len(value) < 40 else f"{value[:30]}… of {len(value)}"
-    told = (
-        "stellarbyte-torch: transformers: Passing `fsdp` as a string is deprecated" if name == "training.fsdp" else ""
-    )
+    told = "stellarbyte: transformers: Passing `fsdp` as a string is deprecated" if name == "training.fsdp" else ""
     return Case("settings", f"{name}={shown} ({command})", make, _ACCEPTED.get((name, value, command), ""), told=told)

@@ -62,6 +62,13 @@ def test_nothing_is_overwritten(pruned, finished_run: Path) -> None:
         prune_run(finished_run, pruned[1], 1)
 
 
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_batches_are_no_judgement(count: int, finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^eval_batches {count} must be at least 1"):
+        prune_run(finished_run, tmp_path / "out", 1, eval_batches=count)
+    assert not (tmp_path / "out").exists()
+
+
 def test_command(finished_run: Path, tmp_path: Path, capsys) -> None:
     arguments = [str(finished_run), str(tmp_path / "out"), "--heads", "2", "--whole-groups", "--eval-batches", "1"]
     assert main(["prune", *arguments, "--json"]) == 0
