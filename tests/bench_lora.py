@@ -171,7 +171,7 @@ def _our_run() -> dict[str, Work]:
         config = FinetuneConfig(
             model=str(folder / "model"),
             output_dir=str(folder / f"run{number}"),
-            data=DataConfig((SourceConfig(str(chat)),), max_length=LENGTH, packing=True, validation_fraction=0.0),
+            data=DataConfig((SourceConfig(str(chat)),), sequence_length=LENGTH, packing=True, validation_fraction=0.0),
             lora=LORA,
             training={"max_steps": RUN_STEPS, "per_device_train_batch_size": BATCH, "save_strategy": "no"},
         )
@@ -188,7 +188,7 @@ def _peft_run() -> dict[str, Work]:
 
     folder = Path(tempfile.mkdtemp())
     tokenizer, chat = _run_data(folder)
-    config = DataConfig((SourceConfig(str(chat)),), max_length=LENGTH, packing=True, validation_fraction=0.0)
+    config = DataConfig((SourceConfig(str(chat)),), sequence_length=LENGTH, packing=True, validation_fraction=0.0)
     prepared = prepare_data(config, AutoTokenizer.from_pretrained(tokenizer))
     # Ours counts real tokens: what fills rows up does not count here either.
     full = prepared.samples.tokens / (len(prepared.train) * LENGTH)  # type: ignore[arg-type]

@@ -1,9 +1,10 @@
 """The data section of a fine-tuning config."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from stellarbyte.chat.formats import RecordFormat
+from stellarbyte.config.nodes import Node
 from stellarbyte.errors import UserError
 from stellarbyte.files import check_path
 
@@ -41,13 +42,13 @@ class DataConfig:
     default is the tokenizer's own.
     """
 
-    max_length: int = 1024
+    sequence_length: int = 1024
     """Number of tokens in the longest sample, and in a row with packing; at most the model's context."""
 
     on_too_long: Literal["truncate", "drop", "split"] = "truncate"
-    """What happens to a sample of more than max_length tokens: truncate keeps its first tokens, drop leaves it out, and
-    split continues it in further samples, which do not see what came before. A piece without a trained token is left
-    out; all of this is counted.
+    """What happens to a sample of more than sequence_length tokens: truncate keeps its first tokens, drop leaves it
+    out, and split continues it in further samples, which do not see what came before. A piece without a trained token
+    is left out; all of this is counted.
     """
 
     packing: bool = False
@@ -78,10 +79,28 @@ class DataConfig:
             if getattr(self, name) is not None:
                 check_path(getattr(self, name), name)
         _require(len(self.sources) > 0, "sources", self.sources, "must name at least one source")
-        _require(self.max_length >= 2, "max_length", self.max_length, "must be at least 2")
+        _require(self.sequence_length >= 2, "sequence_length", self.sequence_length, "must be at least 2")
         in_range = 0 <= self.validation_fraction < 1
         _require(in_range, "validation_fraction", self.validation_fraction, "must be at least 0 and less than 1")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and less than 2^63")
+
+
+# As earlier versions had them.
+_OLD_NAMES = {"max_length": "sequence_length"}
+
+
+def refuse_old_names(data: Node) -> None:
+    """Refuses a section `data` that calls a field by an old name. Raises UserError: with the new one."""
+    for old, new in _OLD_NAMES.items():
+        if isinstance(data.value, dict) and old in data.value:
+            raise UserError(f"{data.value[old].where}: data.{old} is called data.{new}: rename it")
+
+
+def with_new_names(data: Node) -> Node:
+    """The section `data` of a run's own config, which an earlier version may have written, with today's names."""
+    if not isinstance(data.value, dict):
+        return data
+    return replace(data, value={_OLD_NAMES.get(name, name): value for name, value in data.value.items()})
 
 
 def _require(condition: bool, field: str, value: object, rule: str) -> None:

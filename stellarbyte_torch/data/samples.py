@@ -35,10 +35,10 @@ _SHORTEST_PASSAGE = 16
 class Samples:
     """The samples of both splits, and figures about the records that they come from.
 
-    first_bad: sentences about the first few bad records. too_long: the number of records with more than max_length
-    tokens. cut_tokens: the number of their tokens that are in no sample. untrained: the number of samples left out
-    because they had no trained token. tokens, trained_tokens: counts over both splits. remarks: further sentences that
-    a user should read.
+    first_bad: sentences about the first few bad records. too_long: the number of records with more than
+    sequence_length tokens. cut_tokens: the number of their tokens that are in no sample. untrained: the number of
+    samples left out because they had no trained token. tokens, trained_tokens: counts over both splits. remarks:
+    further sentences that a user should read.
     """
 
     train: list[Sample]
@@ -102,13 +102,15 @@ def prepare_data(
     def dataset(split: list[Sample]) -> Dataset[Item]:
         if not config.packing:
             return SampleDataset(split)
-        rows = pack([len(sample) for sample in split], config.max_length, config.seed)
+        rows = pack([len(sample) for sample in split], config.sequence_length, config.seed)
         return PackedDataset(split, samples_of_rows(rows))
 
     return PreparedData(
         train=dataset(samples.train),
         validation=dataset(samples.validation) if samples.validation else None,
-        collator=PackingCollator(pad_token_id, config.max_length) if config.packing else PaddingCollator(pad_token_id),
+        collator=PackingCollator(pad_token_id, config.sequence_length)
+        if config.packing
+        else PaddingCollator(pad_token_id),
         trainer_arguments={
             "remove_unused_columns": False,
             "train_sampling_strategy": "random" if config.packing else "group_by_length",
@@ -149,8 +151,8 @@ def read_samples(
                 unsuitable += 1
         told = sum((chat.told for chat in chats), start=told)
         for sample in encoder.encode(chats):
-            pieces = sample.fitting(config.max_length, config.on_too_long)
-            if len(sample) > config.max_length:
+            pieces = sample.fitting(config.sequence_length, config.on_too_long)
+            if len(sample) > config.sequence_length:
                 too_long += 1
                 cut_tokens += len(sample) - sum(map(len, pieces))
             trained = [piece for piece in pieces if piece.trained.any()]
@@ -163,7 +165,8 @@ def read_samples(
         first = f" (such as {bad_records.first[0]})" if bad_records.first else ""
         raise UserError(
             f"data.sources give no sample to train on: of {records} records {bad_records.count} were bad{first}, "
-            f"{too_long} too long for max_length {config.max_length}, and {untrained} samples had no trained token"
+            f"{too_long} too long for sequence_length {config.sequence_length}, and {untrained} samples had no trained "
+            "token"
         )
     if len(samples) == 1 and only_texts and config.validation_fraction > 0:
         samples = samples[0].fitting(max(len(samples[0]) // 10, _SHORTEST_PASSAGE), "split")

@@ -12,8 +12,8 @@ from stellarbyte.reading import expanded
 from stellarbyte_torch.model_folder import MISTAKES, check_decoder, first_line, load_model, load_tokenizer, read_config
 
 
-def load_base_config(name: str) -> Any:
-    """The config of the causal language model in a folder or with a Hub id.
+def load_base_config(name: str, *, local_files_only: bool = False) -> Any:
+    """The config of the causal language model in a folder or with a Hub id; `local_files_only` downloads nothing.
 
     Raises:
         UserError: there is no such folder or model, or Transformers cannot read it.
@@ -25,19 +25,24 @@ def load_base_config(name: str) -> Any:
     if folder is not None:
         read_config(folder)  # it bounds the file's size and depth, which Transformers does not
     try:
-        return AutoConfig.from_pretrained(name if folder is None else folder)
+        return AutoConfig.from_pretrained(name if folder is None else folder, local_files_only=local_files_only)
     except MISTAKES as error:
-        where = "is neither a folder here nor a model that the Hub gives" if folder is None else "cannot be loaded"
+        elsewhere = "nor downloaded from the Hub yet" if local_files_only else "nor a model that the Hub gives"
+        where = f"is neither a folder here {elsewhere}" if folder is None else "cannot be loaded"
         raise UserError(f"model {name} {where}: {first_line(error)}") from error
 
 
-def load_base_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder or with a Hub id. Raises UserError if there is none or it is damaged."""
+def load_base_tokenizer(name: str, *, local_files_only: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder or with a Hub id; `local_files_only` downloads nothing.
+
+    Raises:
+        UserError: there is none or it is damaged.
+    """
     folder = _folder(name)
     if folder is not None:
         return load_tokenizer(folder)
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, local_files_only=local_files_only)
     except Exception as error:  # tokenizers raises the bare class for a damaged tokenizer.json
         raise UserError(f"{name} has no tokenizer that can be loaded: {first_line(error)}") from error
 
@@ -52,7 +57,7 @@ def load_base(name: str, dtype: str, quantization: str) -> PreTrainedModel:
     if folder is not None and quantization == "none":
         # An adapter remembers its base's path; an absolute one is right from any working directory.
         return load_model(folder.resolve(), "cpu", dtype)
-    options = {} if quantization == "none" else {"quantization_config": _quantizer(quantization)}
+    options = {} if quantization == "none" else {"quantization_config": quantizer(quantization)}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             name if folder is None else folder.resolve(), dtype=dtype, trust_remote_code=False, **options
@@ -70,7 +75,8 @@ def _folder(name: str) -> Path | None:
     return folder if is_path or folder.is_dir() else None
 
 
-def _quantizer(quantization: str) -> Any:
+def quantizer(quantization: str) -> Any:
+    """Transformers' settings for int8 or nf4. Raises UserError: what quantises is not here."""
     if quantization == "int8":
         if find_spec("torchao") is None:
             raise UserError("quantization int8 needs torchao: pip install torchao, or set quantization to none")

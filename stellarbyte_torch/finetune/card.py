@@ -91,7 +91,7 @@ def write_card(folder: Path, config: FinetuneConfig, summary: Summary, *, sample
         beside=beside,
         data=_list({"sources": ", ".join(source.path for source in config.data.sources), "samples": samples})
         + "\n"
-        + _list(_chosen(config.data, ("max_length", "packing", "loss_on", "chat_template"))),
+        + _list(_chosen(config.data, ("sequence_length", "packing", "loss_on", "chat_template"))),
         settings=_list({**_section("lora", lora), **_section("trainable", _fields(config.trainable))})
         + ("\n" if lora or config.trainable else "")
         + _list({**_section("training", config.training), "quantization": config.quantization, "dtype": config.dtype}),

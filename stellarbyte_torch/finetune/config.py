@@ -14,8 +14,8 @@ from stellarbyte.config.overrides import override, parse_overrides
 from stellarbyte.config.plain import plain
 from stellarbyte.errors import UserError
 from stellarbyte.files import check_path
-from stellarbyte_torch.data.config import DataConfig
-from stellarbyte_torch.finetune.training_values import MOST, OURS, complaint
+from stellarbyte_torch.data.config import DataConfig, refuse_old_names, with_new_names
+from stellarbyte_torch.finetune.training_values import DEFAULTS, MOST, OURS, complaint
 from stellarbyte_torch.lora.config import LoRAConfig
 
 
@@ -53,7 +53,7 @@ class FinetuneConfig:
     data: DataConfig
     """What is trained on: sources, the tokenizer and its chat template, length and packing of samples."""
 
-    lora: dict[str, Any] | None = None
+    lora: dict[str, Any] | None = field(default=None, metadata={"section": LoRAConfig})
     """Adapters that are trained instead of the weights: every field of PEFT's LoraConfig, and ours; null to train the
     weights themselves.
     """
@@ -61,7 +61,9 @@ class FinetuneConfig:
     trainable: TrainableConfig | None = None
     """The part of the weights that trains, without lora; null for all of them."""
 
-    training: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(
+        default_factory=dict, metadata={"section": TrainingArguments, "defaults": DEFAULTS, "refused": OURS}
+    )
     """How the run trains: the fields of Transformers' TrainingArguments, except for those that the command sets itself.
     """
 
@@ -112,6 +114,20 @@ def load_finetune_config(path: Path, overrides: Sequence[str] = ()) -> FinetuneC
     root = read_yaml(path)
     for name, value in parse_overrides(overrides):
         root = override(root, name, value)
+    if "data" in root.value:
+        refuse_old_names(root.value["data"])
+    return _config(root)
+
+
+def load_saved_config(path: Path) -> FinetuneConfig:
+    """The config that a run has left in its folder, which an earlier version may have written; raises UserError."""
+    root = read_yaml(path)
+    if "data" in root.value:
+        root = dataclasses.replace(root, value={**root.value, "data": with_new_names(root.value["data"])})
+    return _config(root)
+
+
+def _config(root: Node) -> FinetuneConfig:
     config = build(FinetuneConfig, root)
     lora = root.value.get("lora")
     training = root.value.get("training")

@@ -15,7 +15,7 @@ from stellarbyte.config.overrides import override, parse_overrides
 from stellarbyte.errors import UserError, one_line
 from stellarbyte.reading import expanded
 from stellarbyte.terminal_text import harmless
-from stellarbyte_torch.data.config import DataConfig
+from stellarbyte_torch.data.config import DataConfig, refuse_old_names
 from stellarbyte_torch.data.samples import read_samples
 from stellarbyte_torch.finetune.config import FinetuneConfig
 from stellarbyte_torch.model_folder import load_tokenizer
@@ -28,7 +28,7 @@ def preview(path: Path, count: int, *, colour: bool, overrides: Sequence[str] = 
     """Pieces of text to print: the first `count` training samples of the config in `path`, then a summary.
 
     Trained tokens are green, or between ⟦ and ⟧ without colour. Only `data` is read from the config, and `model` if
-    data.tokenizer does not name the tokenizer's folder; command-line overrides (`--data.max_length 99`) apply.
+    data.tokenizer does not name the tokenizer's folder; command-line overrides (`--data.sequence_length 9`) apply.
 
     Raises:
         UserError: the config, an override, the tokenizer or the data has a mistake.
@@ -41,6 +41,7 @@ def preview(path: Path, count: int, *, colour: bool, overrides: Sequence[str] = 
         root = override(root, name, value)
     if "data" not in root.value:
         raise UserError(f"{path}: data is missing and must be given")
+    refuse_old_names(root.value["data"])
     config = build(DataConfig, root.value["data"], "data")
     tokenizer = load_tokenizer(_tokenizer_folder(config, root, path))
     samples = read_samples(config, tokenizer)

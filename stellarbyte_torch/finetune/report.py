@@ -18,7 +18,7 @@ Summary = dict[str, Any]
 
 def opening(name: str, model: Any, samples: str, arguments: TrainingArguments, checkpoint: Path | None) -> str:
     """Two lines before training: the model, how much of it trains and on which devices; then the data (`samples`)."""
-    total, trained = _parameters(model)
+    total, trained = parameters(model)
     start = "" if checkpoint is None else f", going on after step {checkpoint.name.rpartition('-')[2]}"
     if isinstance(model, PeftModel):
         name = f"{name} ({(total - trained) / 1e6:.1f} M) with its adapter"
@@ -35,7 +35,7 @@ def summarise(trainer: FinetuneTrainer, progress: FinetuneProgress, folder: Path
     memory are those of this process since it started; padding does not count as tokens.
     """
     state = trainer.state
-    total, trained = _parameters(trainer.accelerator.unwrap_model(trainer.model))
+    total, trained = parameters(trainer.accelerator.unwrap_model(trainer.model))
     evaluations = [record for record in state.log_history if "eval_loss" in record]
     losses = [record["loss"] for record in state.log_history if "loss" in record]
     keeps_best = trainer.args.load_best_model_at_end and state.best_metric is not None
@@ -56,6 +56,18 @@ def summarise(trainer: FinetuneTrainer, progress: FinetuneProgress, folder: Path
         "device": trainer.args.device.type,
         "saved_in": None if folder is None else str(folder),
     }
+
+
+def parameters(model: Any) -> tuple[int, int]:
+    """The number of all parameters and of those that train."""
+    if isinstance(model, PeftModel):
+        trained, total = model.get_nb_trainable_parameters()  # counts the original weights of a quantised base
+        return total, trained
+    # DeepSpeed's ZeRO-3 leaves a parameter empty on this process, but keeps its size.
+    sizes = [
+        (getattr(parameter, "ds_numel", parameter.numel()), parameter.requires_grad) for parameter in model.parameters()
+    ]
+    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
 
 
 def is_summary(content: Any) -> bool:
@@ -99,18 +111,6 @@ def closing_rows(summary: Summary) -> dict[str, str]:
         where = "of the GPU" if summary["device"] == "cuda" else "of the process"
         rows["peak memory"] = f"{summary['peak_memory_bytes'] / 2**20:,.0f} MiB {where}"
     return rows
-
-
-def _parameters(model: Any) -> tuple[int, int]:
-    """The number of all parameters and of those that train."""
-    if isinstance(model, PeftModel):
-        trained, total = model.get_nb_trainable_parameters()  # counts the original weights of a quantised base
-        return total, trained
-    # DeepSpeed's ZeRO-3 leaves a parameter empty on this process, but keeps its size.
-    sizes = [
-        (getattr(parameter, "ds_numel", parameter.numel()), parameter.requires_grad) for parameter in model.parameters()
-    ]
-    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
 
 
 def _peak_memory(device: torch.device) -> int | None:

@@ -1,7 +1,5 @@
 """Runs fine-tuning, from the config to the files in the output folder; read `finetune` top to bottom."""
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -13,46 +11,32 @@ import torch
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, set_seed
 
 from stellarbyte.chat.template import read_template
-from stellarbyte.config.plain import differing_fields, save_yaml
+from stellarbyte.config.plain import save_yaml
 from stellarbyte.display import Display
 from stellarbyte.errors import UserError
-from stellarbyte.file_manifest import MANIFEST, damage
 from stellarbyte.files import write_json, write_text
-from stellarbyte.reading import read_json, read_text
 from stellarbyte.staged_folder import partial_folder
 from stellarbyte_torch.data.samples import PreparedData, prepare_data
 from stellarbyte_torch.finetune.base_model import load_base, load_base_config, load_base_tokenizer
 from stellarbyte_torch.finetune.card import write_card
-from stellarbyte_torch.finetune.checkpoints import KnownBest, checkpoint_to_resume, lacks_validation, newest_checkpoint
-from stellarbyte_torch.finetune.config import (
-    FinetuneConfig,
-    load_finetune_config,
-)
+from stellarbyte_torch.finetune.checkpoints import KnownBest, checkpoint_to_resume, lacks_validation
+from stellarbyte_torch.finetune.config import FinetuneConfig
 from stellarbyte_torch.finetune.interrupt import AskedToStopError, Interrupt
 from stellarbyte_torch.finetune.packing_check import check_packing
 from stellarbyte_torch.finetune.progress import FinetuneProgress
-from stellarbyte_torch.finetune.report import Summary, is_summary, opening, summarise
+from stellarbyte_torch.finetune.report import Summary, opening, summarise
+from stellarbyte_torch.finetune.same_run import (
+    FINGERPRINT,
+    check_same_data,
+    check_same_run,
+    ended,
+    fingerprint,
+    result_folder,
+)
 from stellarbyte_torch.finetune.setup import check_steps, make_trainable, training_arguments, training_fields
 from stellarbyte_torch.finetune.trainer import EvaluateAtEnd, FinetuneTrainer
 from stellarbyte_torch.lora.start import write_for_plain_base
 from stellarbyte_torch.saving import saved_whole
-
-# Fields that may change when a run is resumed, because no training step depends on them.
-_FREE_FIELDS = (
-    *("output_dir", "early_stopping_patience", "training.eval", "training.save_", "training.per_device_eval_"),
-    *("training.log", "training.report_to", "training.run_name", "training.project"),
-    *("training.dataloader_num_workers", "training.dataloader_p", "training.dataloader_multiprocessing_context"),
-    *("training.load_best_model_at_end", "training.use_cpu"),
-)
-
-_WHAT_TO_DO = (
-    "a run goes on only as it began, since its learning rate and its batches follow from these. Give them their old "
-    "values, or choose another output_dir; to train on from its result, name that as `model` there (of an adapter, "
-    "what `stellarbyte merge` makes). What may change is when it validates, saves and logs"
-)
-
-# In output_dir, beside config.yaml.
-_FINGERPRINT = "samples.sha256"
 
 
 def finetune(config: FinetuneConfig, display: Display, interrupt: Interrupt | None = None) -> Summary:
@@ -70,7 +54,8 @@ def finetune(config: FinetuneConfig, display: Display, interrupt: Interrupt | No
     run_dir = Path(config.output_dir)
     # The defaults are filled in first, so that the config compared and written holds all that the run depends on.
     config = replace(config, training=training_fields(config))
-    summary = _check_same_run(config, run_dir, display.say)
+    check_same_run(config, run_dir)
+    summary = ended(config, run_dir, display.say)
     if summary is not None:
         display.say(f"the run in {run_dir} has ended already")
         return summary
@@ -78,7 +63,7 @@ def finetune(config: FinetuneConfig, display: Display, interrupt: Interrupt | No
     with display.doing(f"loading the tokenizer of {config.model}"):
         model_config = load_base_config(config.model)
         tokenizer = _load_tokenizer(config)
-    _check_fits(config, model_config, tokenizer)
+    check_fits(config, model_config, tokenizer)
     data = _prepare(config, tokenizer, display)
     arguments = training_arguments(config, data.trainer_arguments)
     is_main = arguments.process_index == 0
@@ -86,7 +71,7 @@ def finetune(config: FinetuneConfig, display: Display, interrupt: Interrupt | No
     with display.doing("checking checkpoints"):
         checkpoint = checkpoint_to_resume(run_dir, arguments, display.say)
     if checkpoint is not None:
-        _check_same_data(data, run_dir)
+        check_same_data(data, run_dir)
     lacks = checkpoint is not None and lacks_validation(checkpoint)
     arguments.eval_on_start = arguments.eval_on_start and (checkpoint is None or lacks)
 
@@ -97,7 +82,7 @@ def finetune(config: FinetuneConfig, display: Display, interrupt: Interrupt | No
         model = make_trainable(base, config)
     if is_main:
         save_yaml(config, run_dir / "config.yaml")
-        write_text(run_dir / _FINGERPRINT, _fingerprint(data) + "\n")
+        write_text(run_dir / FINGERPRINT, fingerprint(data) + "\n")
 
     interrupt = interrupt or Interrupt(speaks=is_main)
     progress = FinetuneProgress(run_dir / "metrics.jsonl", display, interrupt, is_main=is_main, lacks_validation=lacks)
@@ -122,7 +107,7 @@ def finetune(config: FinetuneConfig, display: Display, interrupt: Interrupt | No
         with progress, _explained(), suppress(AskedToStopError):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         base.config.use_cache = used_cache
-        folder = _result(config, run_dir)
+        folder = result_folder(config, run_dir)
         summary = summarise(trainer, progress, None if interrupt.stopped else folder)
         if interrupt.stopped:
             step = trainer.state.global_step
@@ -159,42 +144,6 @@ def _save(
         trainer.accelerator.wait_for_everyone()
 
 
-def _check_same_run(config: FinetuneConfig, run_dir: Path, say: Callable[[str], None]) -> Summary | None:
-    """The summary of the run in `run_dir` if that has ended. Raises UserError if it is not a run with this config."""
-    path = run_dir / "config.yaml"
-    if not path.exists():
-        taken = [name for name in ("checkpoints", "adapter", "model", "config.json") if (run_dir / name).exists()]
-        if taken:
-            raise UserError(f"output_dir {run_dir} holds {taken[0]}, but no run of this command: choose another one")
-        return None
-    try:
-        before = load_finetune_config(path)
-    except UserError as error:
-        raise UserError(f"output_dir {run_dir} holds another kind of run, choose another one: {error}") from error
-    differing = [found for found in differing_fields(before, config) if not found[0].startswith(_FREE_FIELDS)]
-    if differing and (newest_checkpoint(run_dir) or (run_dir / "summary.json").exists()):
-        shown = ", ".join(f"{name} (was {a}, now {b})" for name, a, b in differing)
-        raise UserError(f"output_dir {run_dir} holds a run with another config: {shown}; {_WHAT_TO_DO}")
-    try:
-        summary = read_json(run_dir / "summary.json")
-    except UserError:
-        return None
-    if not is_summary(summary):
-        return None
-    folder = _result(config, run_dir)
-    problem = f"{folder} is missing" if not folder.exists() else None
-    if (folder / MANIFEST).exists():
-        problem = damage(folder)
-    if problem is None:
-        return summary
-    say(f"the run in {run_dir} has ended, but {folder.name} is damaged ({problem}): it is made again")
-    return None
-
-
-def _result(config: FinetuneConfig, run_dir: Path) -> Path:
-    return run_dir / ("adapter" if config.lora is not None else "model")
-
-
 def _load_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
     """The tokenizer with the chat template that the run trains on, which is then saved with the model."""
     tokenizer = load_base_tokenizer(config.data.tokenizer or config.model)
@@ -204,12 +153,13 @@ def _load_tokenizer(config: FinetuneConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _check_fits(config: FinetuneConfig, model_config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_fits(config: FinetuneConfig, model_config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses samples longer than the model's context, and a tokenizer with more tokens than it; raises UserError."""
     context = getattr(model_config, "max_position_embeddings", None)
-    if context is not None and config.data.max_length > context:
+    if context is not None and config.data.sequence_length > context:
         raise UserError(
-            f"data.max_length {config.data.max_length} is more than the {context} positions of model {config.model}: "
-            f"set it to {context} or less"
+            f"data.sequence_length {config.data.sequence_length} is more than the {context} positions of model "
+            f"{config.model}: set it to {context} or less"
         )
     vocab_size = getattr(model_config, "vocab_size", None)
     if vocab_size is not None and len(tokenizer) > vocab_size:
@@ -247,23 +197,6 @@ def _check_packing(config: FinetuneConfig, trainer: FinetuneTrainer, vocab_size:
     )
 
 
-def _check_same_data(data: PreparedData, run_dir: Path) -> None:
-    path = run_dir / _FINGERPRINT
-    if os.path.lexists(path) and read_text(path, 1024).strip() != _fingerprint(data):
-        raise UserError(
-            f"output_dir {run_dir} holds a run on other samples: the sources or the tokenizer have changed since; "
-            "choose another output_dir"
-        )
-
-
-def _fingerprint(data: PreparedData) -> str:
-    """A hash of all tokens in order, and of which of them are trained on."""
-    digest = hashlib.sha256()
-    for sample in (*data.samples.train, *data.samples.validation):
-        digest.update(len(sample).to_bytes(8, "little") + sample.input_ids.tobytes() + sample.trained.tobytes())
-    return digest.hexdigest()
-
-
 def _early_stopping(config: FinetuneConfig) -> list[EarlyStoppingCallback]:
     patience = config.early_stopping_patience
     return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
@@ -277,7 +210,7 @@ def _explained() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise UserError(
             "the GPU's memory is not enough: lower training.per_device_train_batch_size (and raise "
-            "training.gradient_accumulation_steps) or data.max_length, or set training.activation_checkpointing"
+            "training.gradient_accumulation_steps) or data.sequence_length, or set training.activation_checkpointing"
         ) from error
     except ImportError as error:  # such as an optimizer's package
         raise UserError(f"training: {' '.join(str(error).split())}") from error

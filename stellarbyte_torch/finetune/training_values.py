@@ -33,6 +33,24 @@ OURS = {
     "local_rank": "torchrun tells each process which one it is",
 }
 
+# Fields for which the command has another default than Transformers, in words; setup.training_fields sets them.
+DEFAULTS = {
+    "learning_rate": "2e-4 with lora, 5e-5 without",
+    "warmup_steps": "0.03",
+    "logging_steps": "1",
+    "logging_nan_inf_filter": "false",
+    "eval_strategy": "steps, or no where data.validation_fraction is 0",
+    "eval_steps": "that of save_steps, or 0.1, which is ten times a run",
+    "save_strategy": "that of eval_strategy, or steps where that is no",
+    "save_steps": "that of eval_steps",
+    "save_total_limit": "2",
+    "load_best_model_at_end": "true where eval_strategy and save_strategy are one, and not no",
+    "restore_callback_states_from_checkpoint": "true",
+    "train_sampling_strategy": "group_by_length, or random with data.packing",
+    "dataloader_pin_memory": "true with CUDA, false without",
+    "ddp_find_unused_parameters": "false",
+}
+
 MOST = 10**9
 _AT_LEAST_1 = (
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "save_total_limit"),

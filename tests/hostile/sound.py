@@ -33,7 +33,7 @@ _FINETUNE = """\
 model: {base}/hf
 output_dir: {base}/tuned
 dtype: float32
-data: {{sources: [{{path: {base}/chat.jsonl}}], max_length: 96, validation_fraction: 0.2}}
+data: {{sources: [{{path: {base}/chat.jsonl}}], sequence_length: 96, validation_fraction: 0.2}}
 lora: {{r: 2, target_modules: [q_proj, v_proj]}}
 training: {{max_steps: 2, per_device_train_batch_size: 4, report_to: none}}
 """

@@ -62,7 +62,7 @@ def test_prepared_samples_are_those_of_the_torch_side(
 
     config = torch_config.DataConfig(
         sources=(torch_config.SourceConfig(str(path)),),
-        max_length=16,
+        sequence_length=16,
         validation_fraction=0.0,
         on_bad_record="skip",
         on_too_long=on_too_long,

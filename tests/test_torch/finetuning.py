@@ -36,7 +36,7 @@ def model_folder(folder: Path, **changes: Any) -> Path:
 
 def config(folder: Path, output_dir: Path, **changes: Any) -> FinetuneConfig:
     """A run on such a folder, LoRA by default; `training` is put over TRAINING."""
-    data = DataConfig((SourceConfig(str(folder / "chat.jsonl")),), max_length=96, validation_fraction=0.2)
+    data = DataConfig((SourceConfig(str(folder / "chat.jsonl")),), sequence_length=96, validation_fraction=0.2)
     data = replace(data, **changes.pop("data", {}))
     training = {**TRAINING, **changes.pop("training", {})}
     return FinetuneConfig(

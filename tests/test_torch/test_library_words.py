@@ -138,7 +138,7 @@ def test_every_command_tells_them(
 
     (tmp_path / "c.yaml").write_text(
         f"model: {folder}\noutput_dir: {tmp_path / 'run'}\nlora: {LORA}\ntraining: {{max_steps: 1}}\n"
-        f"data: {{sources: [{{path: {folder}/chat.jsonl}}], max_length: 96}}\n"
+        f"data: {{sources: [{{path: {folder}/chat.jsonl}}], sequence_length: 96}}\n"
     )
     words = {
         "generate": [str(folder), "--prompt", "x", "--max-new-tokens", "1"],

@@ -57,7 +57,7 @@ def test_the_same_batches_as_trl(packing: bool, tmp_path: Path) -> None:
     batch = trainer.data_collator(theirs)
 
     sources = (SourceConfig(str(tmp_path / "x.jsonl")),)
-    config = DataConfig(sources, max_length=256, packing=packing, validation_fraction=0.0)
+    config = DataConfig(sources, sequence_length=256, packing=packing, validation_fraction=0.0)
     prepared = prepare_data(config, tokenizer)
     ours = prepared.collator([prepared.train[index] for index in range(len(prepared.train))])
     if packing:  # whose rows hold other samples, in one long row: compare sample by sample

@@ -50,7 +50,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 # Of a fine-tuning run.
 _TORCH_SIZES = (
-    *("data.max_length", "lora.r", "training.max_steps", "training.per_device_train_batch_size", "data.seed"),
+    *("data.sequence_length", "lora.r", "training.max_steps", "training.per_device_train_batch_size", "data.seed"),
     *("training.gradient_accumulation_steps", "training.warmup_steps", "training.save_steps", "training.eval_steps"),
     *("training.logging_steps", "training.save_total_limit", "training.dataloader_num_workers", "training.seed"),
     *("training.per_device_eval_batch_size", "early_stopping_patience", "training.num_train_epochs"),

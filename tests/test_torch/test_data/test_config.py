@@ -14,7 +14,7 @@ sources:
   - {path: b, format: alpaca}
 tokenizer: tok
 chat_template: stellarbyte
-max_length: 64
+sequence_length: 64
 on_too_long: split
 packing: true
 loss_on: all
@@ -34,7 +34,7 @@ def test_every_field_from_a_file(tmp_path: Path) -> None:
         sources=(SourceConfig("a.jsonl"), SourceConfig("b", "alpaca")),
         tokenizer="tok",
         chat_template="stellarbyte",
-        max_length=64,
+        sequence_length=64,
         on_too_long="split",
         packing=True,
         loss_on="all",
@@ -52,7 +52,7 @@ def test_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("max_length: 3", "c.yaml:1: data.sources is missing and must be given"),
+        ("sequence_length: 3", "c.yaml:1: data.sources is missing and must be given"),
         ("sources: x", "c.yaml:1: data.sources is 'x', expected a list"),
         ("sources: [x]", "c.yaml:1: data.sources.0 is 'x', expected a mapping with fields such as path"),
         ("sources: []", "c.yaml:1: data.sources is () but must name at least one source"),
@@ -68,9 +68,9 @@ def test_defaults(tmp_path: Path) -> None:
             "c.yaml:3: data.sources.0.paht is not a field; did you mean data.sources.0.path?",
         ),
         ("sources:\n- path: ''", "c.yaml:2: data.sources.0.path is '' but must name a file"),
-        ("sources: [{path: x}]\nmax_length: 1", "c.yaml:2: data.max_length is 1 but must be at least 2"),
-        ("sources: [{path: x}]\nmax_length: 1.5", "c.yaml:2: data.max_length is 1.5, expected an integer"),
-        ("sources: [{path: x}]\nmax_length: true", "c.yaml:2: data.max_length is true, expected an integer"),
+        ("sources: [{path: x}]\nsequence_length: 1", "c.yaml:2: data.sequence_length is 1 but must be at least 2"),
+        ("sources: [{path: x}]\nsequence_length: 1.5", "c.yaml:2: data.sequence_length is 1.5, expected an integer"),
+        ("sources: [{path: x}]\nsequence_length: true", "c.yaml:2: data.sequence_length is true, expected an integer"),
         ("sources: [{path: x}]\npacking: 1", "c.yaml:2: data.packing is 1, expected true or false"),
         ("sources: [{path: x}]\ntokenizer: 7", "c.yaml:2: data.tokenizer is 7, expected a string (quote it)"),
         ("sources: [{path: x}]\nvalidation_fraction: 1", "c.yaml:2: data.validation_fraction is 1.0 but must be at"),

@@ -36,7 +36,7 @@ def write(folder: Path, records: list[Any], name: str = "x.jsonl") -> Path:
 
 
 def config(path: Path, **changes: Any) -> DataConfig:
-    return replace(DataConfig((SourceConfig(str(path)),), max_length=128, validation_fraction=0.0), **changes)
+    return replace(DataConfig((SourceConfig(str(path)),), sequence_length=128, validation_fraction=0.0), **changes)
 
 
 def key(sample: Sample) -> tuple[int, ...]:
@@ -61,8 +61,8 @@ def test_samples_are_the_encoded_records_in_order(tmp_path: Path, tokenizer: Pre
 def test_the_only_text_is_split_by_passages(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     path = tmp_path / "x.txt"
     path.write_text(" ".join(f"{word} {n}" for n in range(40) for word in WORDS))
-    whole = read_samples(config(path, max_length=10_000), tokenizer).train[0]
-    samples = read_samples(config(path, max_length=10_000, validation_fraction=0.1), tokenizer)
+    whole = read_samples(config(path, sequence_length=10_000), tokenizer).train[0]
+    samples = read_samples(config(path, sequence_length=10_000, validation_fraction=0.1), tokenizer)
     assert len(samples.validation) == 1 < len(samples.train)
     parts = [*samples.train, *samples.validation]
     assert sorted(token for part in parts for token in key(part)) == sorted(key(whole))
@@ -127,11 +127,11 @@ def test_too_few_samples_leave_nothing_for_validation(tmp_path: Path, tokenizer:
 def test_too_long_samples(on_too_long: Any, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     records = [record(0), record(23), {"prompt": "x " * 60, "completion": "never reached"}, record(23)]
     path = write(tmp_path, records)
-    whole = read_samples(config(path, max_length=1000), tokenizer).train
+    whole = read_samples(config(path, sequence_length=1000), tokenizer).train
     lengths = [len(sample) for sample in whole]
     length = lengths[1] - 5  # cuts off some of the answer of the second and fourth
     assert lengths[0] <= length < lengths[2]
-    samples = read_samples(config(path, max_length=length, on_too_long=on_too_long), tokenizer)
+    samples = read_samples(config(path, sequence_length=length, on_too_long=on_too_long), tokenizer)
     assert (samples.records, samples.too_long) == (4, 3)
     assert all(len(sample) <= length and sample.trained.any() and not sample.trained[0] for sample in samples.train)
     kept = [key(sample) for sample in samples.train]
@@ -163,7 +163,7 @@ def test_bad_records_are_skipped_and_told(tmp_path: Path, tokenizer: PreTrainedT
 def test_nothing_to_train_on_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     path = write(tmp_path, [{"messages": [{"role": "user", "content": "x"}]}])
     with pytest.raises(
-        UserError, match=r"of 1 records 0 were bad, 0 too long for max_length 128, and 1 samples had no"
+        UserError, match=r"of 1 records 0 were bad, 0 too long for sequence_length 128, and 1 samples had no"
     ):
         read_samples(config(path), tokenizer)
     assert len(read_samples(config(path, loss_on="all"), tokenizer).train) == 1

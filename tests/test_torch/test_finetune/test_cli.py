@@ -29,7 +29,7 @@ output_dir: {output}
 data:
   sources:
   - path: {folder}/chat.jsonl
-  max_length: 96
+  sequence_length: 96
   validation_fraction: 0.2
 lora: {{r: 4, target_modules: all-linear}}
 training:

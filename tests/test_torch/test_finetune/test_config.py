@@ -203,7 +203,8 @@ def test_mistakes(text: str, complaint: str, tmp_path: Path) -> None:
         (["--output_dir="], "--output_dir=: output_dir is empty: name a folder or a file"),
         (['--output_dir="a\\eb"'], "output_dir 'a\\x1bb' holds a character that cannot be printed"),
         (["--lora.rr=3"], "--lora.rr=3: lora.rr is not a field; did you mean lora.r?"),
-        (["--data.max_length", "1"], "--data.max_length 1: data.max_length is 1 but must be at least 2"),
+        (["--data.max_length", "9"], "--data.max_length 9: data.max_length is called data.sequence_length: rename it"),
+        (["--data.sequence_length", "1"], "--data.sequence_length 1: data.sequence_length is 1 but must be at least 2"),
     ],
 )
 def test_mistakes_in_overrides(words: list[str], complaint: str, tmp_path: Path) -> None:

@@ -87,8 +87,8 @@ def test_overrides(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("model: EMPTY\ndata: {sources: [{path: x}]}", "holds no tokenizer that can be loaded"),
         ("model: HERE\ndata: {sources: [{path: HERE/x.jsonl}]}", "x.jsonl does not exist: check the path"),
         (
-            "model: HERE\ndata:\n  sources: [{path: x}]\n  max_len: 3",
-            "c.yaml:4: data.max_len is not a field; did you mean",
+            "model: HERE\ndata:\n  sources: [{path: x}]\n  sequence_len: 3",
+            "c.yaml:4: data.sequence_len is not a field; did you mean",
         ),
         (
             "model: HERE\ndata: {sources: [{path: x}]}\ntrainig: {seed: 1}",
@@ -113,12 +113,16 @@ def test_mistakes_get_one_sentence(
 
 def test_overrides_of_what_there_is_not(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["data", "preview", str(write(tmp_path / "c.yaml", folder)), "--samples", "1", "--data.loss_on", "all"]
-    assert door.main([*command, "--data.max_length=64", "--training.max_steps", "9"]) == 0
+    assert door.main([*command, "--data.sequence_length=64", "--training.max_steps", "9"]) == 0
     assert "<|SBOS|>⟦user\n" in capsys.readouterr().out
     for words, complaint in [
         (["--data.loss_on", "users"], "--data.loss_on users: data.loss_on is 'users'"),
         (["--dta.seed", "3"], "--dta.seed 3: dta.seed is not a field of a fine-tuning config; did you mean data?"),
-        (["--data.max_len=3"], "--data.max_len=3: data.max_len is not a field; did you mean data.max_length?"),
+        (
+            ["--data.sequence_len=3"],
+            "--data.sequence_len=3: data.sequence_len is not a field; did you mean data.sequence_length?",
+        ),
+        (["--data.max_length=3"], "--data.max_length=3: data.max_length is called data.sequence_length: rename it"),
         (["--data.seed"], "--data.seed has no value: write --data.seed value"),
     ]:
         assert door.main([*command, *words]) == 2

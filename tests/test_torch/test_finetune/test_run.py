@@ -23,7 +23,7 @@ from stellarbyte.file_manifest import MANIFEST, write_manifest
 from stellarbyte_torch.finetune.checkpoints import newest_checkpoint
 from stellarbyte_torch.finetune.config import load_finetune_config
 from stellarbyte_torch.finetune.progress import FinetuneProgress
-from stellarbyte_torch.lora import LoRAManager
+from stellarbyte_torch.lora import LoRAManager, load_lora, merge_and_save
 
 from ..finetuning import LORA, config, metrics, model_folder, run
 from ..lora_models import llama
@@ -140,6 +140,32 @@ def test_interrupted_is_uninterrupted(
     again, printed = run(settings("parts"))
     assert again == summary and "has ended already" in printed
     assert (tmp_path / "parts" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_an_earlier_version_began_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config.yaml calls data.sequence_length data.max_length, and its adapter is an adapter."""
+    interrupt_at(3, monkeypatch)
+    run(config(folder, tmp_path / "run"))
+    monkeypatch.undo()
+    saved = tmp_path / "run" / "config.yaml"
+    assert saved.read_text().count("sequence_length: 96") == 1
+    saved.write_text(saved.read_text().replace("sequence_length: 96", "max_length: 96"))
+    other = config(folder, tmp_path / "run", data={"sequence_length": 64})
+    with pytest.raises(UserError, match=r"another config: data\.sequence_length \(was 96, now 64\)"):
+        run(other)
+    summary, printed = run(config(folder, tmp_path / "run"))
+    assert summary["finished"] and "going on after step 3" in printed
+    assert "sequence_length: 96" in saved.read_text()
+
+    saved.write_text(saved.read_text().replace("sequence_length: 96", "max_length: 96"))
+    again, printed = run(config(folder, tmp_path / "run"))
+    assert again == summary and "has ended already" in printed
+    merge_and_save(
+        load_lora(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "run" / "adapter"), tmp_path / "m"
+    )
+    AutoModelForCausalLM.from_pretrained(tmp_path / "m")
 
 
 def test_a_checkpoint_that_a_crash_cut_short_is_passed_over(tmp_path: Path) -> None:
@@ -379,7 +405,7 @@ def test_the_card_says_what_it_is(folder: Path, tmp_path: Path) -> None:
             r"lora\.target_modules has 'q_prj', which matches no module",
         ),
         ({"lora": {**LORA, "train_layers": "9"}}, r"lora\.train_layers names layer 9, and the model has layers 0 to 1"),
-        ({"data": {"max_length": 129}}, r"data\.max_length 129 is more than the 128 positions of model"),
+        ({"data": {"sequence_length": 129}}, r"data\.sequence_length 129 is more than the 128 positions of model"),
         ({"data": {"validation_fraction": 0.0, "sources": ()}}, r"sources is \(\) but must name at least one source"),
         ({"training": {"fp16": True}}, r"training\.fp16 needs a CUDA GPU, and there is none here"),
         ({"training": {"report_to": "swanlab"}}, r"training\.report_to swanlab needs a package: pip install swanlab"),
