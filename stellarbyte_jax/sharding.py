@@ -142,14 +142,14 @@ def mesh_sizes(config: MeshConfig, count: int, noun: str, have: str) -> dict[str
     Raises:
         UserError: the product of the axes is not `count`.
     """
-    sizes = config.sizes
-    known = math.prod(size for size in sizes.values() if size != -1)
-    sizes = {name: count // known if size == -1 else size for name, size in sizes.items()}
+    known = math.prod(size for size in config.sizes.values() if size != -1)
+    sizes = {name: count // known if size == -1 else size for name, size in config.sizes.items()}
     if math.prod(sizes.values()) != count:
-        raise UserError(
-            f"mesh {sizes} needs {math.prod(sizes.values()) or known} {noun}, but {have} {count}: "
-            f"set one axis to -1, or sizes whose product is the number of {noun}"
-        )
+        if -1 in config.sizes.values():
+            needed, fix = f"a multiple of {known}", f"set sizes whose product divides the number of {noun}"
+        else:
+            needed, fix = str(known), f"set one axis to -1, or sizes whose product is the number of {noun}"
+        raise UserError(f"mesh {config.sizes} needs {needed} {noun}, but {have} {count}: {fix}")
     return sizes
 
 

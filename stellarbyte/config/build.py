@@ -85,7 +85,7 @@ def _blamed(node: Node, name: str) -> Node:
 
 def _coerce(kind: Any, node: Node, name: str, root: type) -> Any:
     value = node.value
-    options = _options(kind)
+    options = options_of(kind)
     if value is None and (types.NoneType in options or Any in options):
         return None
     options = [option for option in options if option is not types.NoneType]
@@ -160,7 +160,7 @@ def _checked_text(text: str, node: Node, name: str) -> str:
     return text
 
 
-def _options(kind: Any) -> list[Any]:
+def options_of(kind: Any) -> list[Any]:
     """The types that a union joins; a string beside an Enum is one of its values, and so no type of its own."""
     is_union = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
     options = list(typing.get_args(kind)) if is_union else [kind]

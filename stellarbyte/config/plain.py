@@ -28,8 +28,14 @@ def save_yaml(config: Any, path: str | Path) -> None:
     Raises:
         UserError: the file cannot be written; an earlier one stays as it was.
     """
-    text = yaml.dump(plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    write_text(Path(path), text)
+    write_text(Path(path), yaml_text(config))
+
+
+def yaml_text(config: Any, *, one_line: bool = False) -> str:
+    """A config, or any value in one, as YAML; `one_line` writes it as an override would give it, without a line end."""
+    style = {"default_flow_style": True, "width": 1e9} if one_line else {"width": 120}
+    text = yaml.dump(plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)
+    return text.removesuffix("...\n").rstrip("\n") if one_line else text
 
 
 def differing_fields(a: Any, b: Any) -> list[tuple[str, Any, Any]]:

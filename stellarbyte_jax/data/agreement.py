@@ -6,20 +6,24 @@ from pathlib import Path
 from stellarbyte.errors import UserError, shown_path
 from stellarbyte.files import sha256_of
 from stellarbyte.records.formats import file_format
-from stellarbyte_jax.config import DataConfig
+from stellarbyte_jax.config import ByteConfig, DataConfig
 from stellarbyte_jax.data.corpus import files_of
 from stellarbyte_jax.data.documents import RecordText
 from stellarbyte_jax.data.recipe import Recipe, SourceFile
+from stellarbyte_jax.data.tokenizer import Tokenizer
 
 # Sources that were moved are hashed again only if they have at most this many bytes: a start must not wait for all of a
 # large corpus.
 _MOST_BYTES_READ = 1 << 30
 
 
-def check_described(data: DataConfig, recipe: Recipe, *, with_sources: bool) -> None:
+def check_described(
+    data: DataConfig, recipe: Recipe, *, with_sources: bool, most_bytes_read: int = _MOST_BYTES_READ
+) -> None:
     """Refuses a config whose data is not what the shards were made from.
 
     with_sources: whether to look at the source files too. They are not checked if some of them are not on this machine.
+    most_bytes_read: the bytes of moved sources up to which their content is hashed; above it, sizes alone decide.
 
     Raises:
         UserError: a setting or a source differs; the error names the field and both values.
@@ -39,10 +43,28 @@ def check_described(data: DataConfig, recipe: Recipe, *, with_sources: bool) -> 
             "set them so",
         )
     if with_sources:
-        _check_sources(data, recipe)
+        _check_sources(data, recipe, most_bytes_read)
 
 
-def _check_sources(data: DataConfig, recipe: Recipe) -> None:
+def check_tokenizer_fits(model: ByteConfig, tokenizer: Tokenizer) -> None:
+    """Refuses a tokenizer with more tokens than the model, or other special ones. Raises UserError."""
+    tokenizer.check_fits(model.vocab_size)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ours, theirs = getattr(model, name), getattr(tokenizer, name)
+        if ours != theirs:
+            raise UserError(f"model.{name} {ours} is not the tokenizer's {theirs}: set it to {theirs}")
+
+
+def check_made_with(data: DataConfig, recipe: Recipe, tokenizer: Tokenizer) -> None:
+    """Refuses token shards that were made with another tokenizer. Raises UserError."""
+    if recipe.tokenizer_sha256 != tokenizer.sha256:
+        raise UserError(
+            f"data.shards {data.shards} was made with another tokenizer than {data.tokenizer}: "
+            "prepare it again into an empty folder"
+        )
+
+
+def _check_sources(data: DataConfig, recipe: Recipe, most_bytes_read: int) -> None:
     try:
         paths = [path for _, path in files_of(data.sources, lambda _: None)]
         sizes = [path.stat().st_size for path in paths]
@@ -57,7 +79,7 @@ def _check_sources(data: DataConfig, recipe: Recipe) -> None:
     to_read = sum(size for path, size, file in zip(paths, sizes, known, strict=True) if not _untouched(path, file))
     for path, size, file in zip(paths, sizes, known, strict=True):
         same = (size, file_format(path)) == (file.size, file_format(Path(file.path)))
-        if same and not _untouched(path, file) and to_read <= _MOST_BYTES_READ:
+        if same and not _untouched(path, file) and to_read <= most_bytes_read:
             try:
                 same = sha256_of(path) == file.sha256
             except OSError:

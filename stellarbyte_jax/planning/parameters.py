@@ -15,6 +15,13 @@ from stellarbyte_jax.planning.tiles import padded_bytes
 from stellarbyte_jax.sharding import param_shardings
 from stellarbyte_jax.training.state import abstract_model
 
+# A name in a parameter's path -> the part of the model that it belongs to; the first that fits counts.
+_PARTS = (
+    *(("lora_A", "adapters"), ("lora_B", "adapters"), ("embed_tokens", "embeddings"), ("self_attn", "attention")),
+    *(("experts", "experts"), ("shared_experts", "experts"), ("gate", "router"), ("mlp", "feed-forward")),
+    ("lm_head", "head"),
+)
+
 
 @dataclass(frozen=True)
 class Parameters:
@@ -57,6 +64,15 @@ class ParameterCounter:
         an_expert = 3 * model.hidden_size * (model.moe_intermediate_size or 0)
         self.active = self.total - model.num_hidden_layers * idle_experts * an_expert
 
+    def parts(self) -> dict[str, int]:
+        """The number of parameters in each part of the model that it has."""
+        parts: dict[str, int] = {}
+        for path, array in jax.tree_util.tree_leaves_with_path(self._arrays()):
+            names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+            part = next((part for name, part in _PARTS if name in names), "norms and gains")
+            parts[part] = parts.get(part, 0) + math.prod(array.shape)
+        return {part: parts[part] for part in dict.fromkeys([*dict(_PARTS).values(), *parts]) if part in parts}
+
     def local(self, config: RunConfig, sizes: dict[str, int], platform: str) -> Parameters:
         """The parameters of one chip on a mesh of `sizes`.
 
@@ -64,12 +80,11 @@ class ParameterCounter:
             UserError: a parameter's axis is not divisible by its mesh axes.
         """
         placed = param_shardings(self._abstract, layout_of(config, sizes))
-        arrays = nnx.to_pure_dict(self._abstract, extract_fn=lambda variable: variable.get_value())
         local = jax.tree.map(
             lambda array, sharding: padded_bytes(
                 sharding.shard_shape(array.shape), array.dtype, platform == "tpu", free=True
             ),
-            arrays,
+            self._arrays(),
             placed,
         )
         frozen, trained = split_adapters(local)
@@ -78,6 +93,9 @@ class ParameterCounter:
         layers = local["model"]["layers"]
         experts = _total(layers["mlp"].get("experts", {}))
         return Parameters(_total(trained), _total(frozen), _total(layers), _total(layers) - experts)
+
+    def _arrays(self) -> Any:
+        return nnx.to_pure_dict(self._abstract, extract_fn=lambda variable: variable.get_value())
 
 
 def _total(tree: Any) -> int:

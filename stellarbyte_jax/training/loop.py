@@ -16,12 +16,12 @@ from stellarbyte_jax.checkpoints.adapter_trees import join
 from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata, latest_step
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import save_config, to_dict
+from stellarbyte_jax.data.agreement import check_made_with, check_tokenizer_fits
 from stellarbyte_jax.data.batch_placement import BatchPlacement, check_batch
 from stellarbyte_jax.data.chat_template import files_with_template
 from stellarbyte_jax.data.identity import DataIdentity
 from stellarbyte_jax.data.loader import TrainLoader, validation_batches
 from stellarbyte_jax.data.manifest import Manifest
-from stellarbyte_jax.data.recipe import Recipe
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.processes.joined import ALONE, Processes
 from stellarbyte_jax.sharding import Layout, make_mesh
@@ -73,7 +73,8 @@ def _train(
     display: Display | None,
 ) -> bool:
     tokenizer, manifest = Tokenizer.load(config.data.tokenizer), Manifest.load(Path(config.data.shards))
-    _check_tokenizer(config, tokenizer, manifest.recipe)
+    check_tokenizer_fits(config.model, tokenizer)
+    check_made_with(config.data, manifest.recipe, tokenizer)
     data = DataIdentity.of(manifest)
     template_sha256 = None if manifest.recipe.chat is None else manifest.recipe.chat.chat_template_sha256
     tokenizer_files, warning = files_with_template(tokenizer, config.data, template_sha256)
@@ -220,20 +221,6 @@ def _until(
         if batch is None:
             return
         yield batch
-
-
-def _check_tokenizer(config: RunConfig, tokenizer: Tokenizer, recipe: Recipe) -> None:
-    """Refuses a tokenizer that does not fit the model and the token shards."""
-    tokenizer.check_fits(config.model.vocab_size)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        ours, theirs = getattr(config.model, name), getattr(tokenizer, name)
-        if ours != theirs:
-            raise UserError(f"model.{name} {ours} is not the tokenizer's {theirs}: set it to {theirs}")
-    if recipe.tokenizer_sha256 != tokenizer.sha256:
-        raise UserError(
-            f"data.shards {config.data.shards} was made with another tokenizer than {config.data.tokenizer}: "
-            "prepare it again into an empty folder"
-        )
 
 
 def _validation(

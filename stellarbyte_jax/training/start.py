@@ -88,11 +88,11 @@ def check_start(config: RunConfig, tokenizer: Tokenizer, recipe: Recipe, data: D
     # The checkpoint of a run that goes on identifies its data; the sources may have grown since they were prepared.
     check_described(config.data, recipe, with_sources=not goes_on)
     if goes_on:
-        _check_same_run(config, tokenizer, data)
+        check_same_run(config, tokenizer, data)
         if config.lora is None:
             return
     if config.init_from is not None:
-        _check_init_from(config, config.init_from, tokenizer)
+        check_init_from(config, config.init_from, tokenizer)
 
 
 def state_shardings(
@@ -167,7 +167,8 @@ def placed(abstract: Any, shardings: Any) -> Any:
     )
 
 
-def _check_same_run(config: RunConfig, tokenizer: Tokenizer, data: DataIdentity) -> None:
+def check_same_run(config: RunConfig, tokenizer: Tokenizer, data: DataIdentity) -> None:
+    """Refuses a config, tokenizer or data that are not those of the run in `output_dir`; raises UserError."""
     run_dir = config.output_dir
     metadata, newest = load_metadata(run_dir)
     if "training" in metadata.config:
@@ -221,7 +222,8 @@ def _says_where(name: str, was: Any, now: Any, metadata: RunMetadata, config: Ru
     return name == "init_from"  # weights below adapters are compared when they are read
 
 
-def _check_init_from(config: RunConfig, run_dir: str, tokenizer: Tokenizer) -> None:
+def check_init_from(config: RunConfig, run_dir: str, tokenizer: Tokenizer) -> None:
+    """Refuses a run whose weights are not for this config's model and tokenizer; raises UserError."""
     check_is_run(Path(run_dir), "init_from")
     metadata, _ = load_metadata(run_dir)
     if metadata.base is not None:

@@ -1,4 +1,4 @@
-"""Every field of every config says what it means, in a docstring of its own; both model configs say the same."""
+"""Every field of every config says what it means; both model configs say the same; a field tells a config's kind."""
 
 import dataclasses
 import inspect
@@ -8,6 +8,8 @@ import pytest
 
 from stellarbyte.architecture import ByteConfig, RopeScaling
 from stellarbyte.config.docstrings import field_docstrings
+from stellarbyte.config.fields import Field, fields_of
+from stellarbyte.config.kind import FINETUNING, PRETRAINING
 from stellarbyte_jax import config as pretraining
 from stellarbyte_torch.configuration_stellarbyte import ByteConfig as TorchByteConfig
 from stellarbyte_torch.data.config import DataConfig, SourceConfig
@@ -43,3 +45,21 @@ def test_both_model_configs_say_the_same_of_a_field() -> None:
     assert theirs.pop("use_cache").endswith(".")
     ours = field_docstrings(ByteConfig)
     assert theirs == {name: re.sub(r"\bnull\b", "`None`", text) for name, text in ours.items()}
+
+
+def test_a_kind_is_told_by_fields_that_the_other_does_not_have() -> None:
+    theirs = {field.name for section in fields_of(FinetuneConfig) for field in _with_inner(section)}
+    ours = {field.name for section in fields_of(pretraining.RunConfig) for field in _with_inner(section)}
+    for markers, having, lacking in ((PRETRAINING, ours, theirs), (FINETUNING, theirs, ours)):
+        names = {f"{section}.{name}".lstrip(".") for section, names in markers.items() for name in names}
+        assert names <= having
+        assert not names & lacking
+    # What a config of either kind must have tells it, whatever else it leaves out.
+    assert "shards" in PRETRAINING["data"] and "mesh" in PRETRAINING[""]
+    assert set(FINETUNING[""]) == {n for n in theirs - ours if "." not in n}
+    assert set(FINETUNING["data"]) == {n.partition(".")[2] for n in theirs - ours if re.fullmatch(r"data\.\w+", n)}
+
+
+def _with_inner(field: Field) -> list[Field]:
+    inner = [] if field.section is None else list(fields_of(field.section, field.name, field.metadata))
+    return [field, *(each for each in inner if each.refused is None)]

@@ -82,9 +82,19 @@ def test_rules_change_single_lines_of_the_table() -> None:
         MeshConfig(rules={"hidden": ("model",)})
 
 
-@pytest.mark.parametrize("config", [MeshConfig(data=3), MeshConfig(data=-1, fsdp=3), MeshConfig(data=-1, fsdp=16)])
-def test_a_mesh_that_does_not_fit_the_devices_is_refused(config: MeshConfig) -> None:
-    with pytest.raises(UserError, match="but there are 8: set one axis to -1, or sizes whose product is"):
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        (MeshConfig(data=3), "needs 3 devices, but there are 8: set one axis to -1, or sizes whose product is"),
+        (
+            MeshConfig(data=-1, fsdp=3),
+            "needs a multiple of 3 devices, but there are 8: set sizes whose product divides",
+        ),
+        (MeshConfig(data=-1, fsdp=16), "'data': -1, .* needs a multiple of 16 devices, but there are 8"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_the_devices_is_refused(config: MeshConfig, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
         make_mesh(config)
 
 

@@ -2,13 +2,16 @@
 
 import copy
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stellarbyte.config.plain import yaml_text
 from stellarbyte.errors import UserError
-from stellarbyte_torch.finetune.setup import make_trainable, training_arguments
+from stellarbyte_torch.finetune.setup import make_trainable, training_arguments, training_fields
+from stellarbyte_torch.finetune.training_values import DEFAULTS
 from test_torch.finetuning import config
 from test_torch.tiny import tiny_model
 
@@ -130,3 +133,17 @@ def test_fields_that_others_leave_without_effect(training: dict[str, Any], sente
 @pytest.mark.filterwarnings("ignore")
 def test_fields_that_have_their_effect(training: dict[str, Any], tmp_path: Path) -> None:
     assert training_arguments(config(tmp_path, tmp_path, training=training), {})
+
+
+def test_the_defaults_that_are_told_are_those_that_are_set(tmp_path: Path) -> None:
+    given = config(tmp_path, tmp_path, training={})
+    lora, whole = (training_fields(replace(given, training={}, lora=lora)) for lora in ({}, None))
+    assert set(lora) == set(DEFAULTS)
+    assert DEFAULTS[
+        "learning_rate"
+    ] == f"{lora['learning_rate']:.0e} with lora, {whole['learning_rate']:.0e} without".replace("e-0", "e-")
+    for name, words in DEFAULTS.items():
+        if " " not in words:
+            assert words == yaml_text(lora[name], one_line=True)
+        else:
+            assert words.startswith(("that of", yaml_text(lora[name], one_line=True), "true", "2e-4")), name
