@@ -6,7 +6,7 @@ import enum
 import shutil
 import textwrap
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType, NoneType
@@ -132,10 +132,10 @@ def _words(kind: Any, section: type | None) -> str:
         return f"one of: {', '.join(str(member.value) for member in kind)}"  # type: ignore[var-annotated]
     if dataclasses.is_dataclass(kind) or (section is not None and origin in (dict, Mapping)):
         return "section"
-    if origin in (list, tuple, Iterable) or getattr(origin, "__name__", "") in ("Iterable", "Sequence"):
+    if origin in (list, tuple, Iterable, Sequence):
         inner = _words(arguments[0], None) if arguments else "any value"
         return "list of sections" if inner == "section" else f"list of {inner}"
-    if origin is dict or getattr(origin, "__name__", "") == "Mapping":
+    if origin in (dict, Mapping):
         return f"mapping of {_words(arguments[0], None)} to {_words(arguments[1], None)}" if arguments else "mapping"
     return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
 
@@ -166,7 +166,7 @@ def _config(prefix: str) -> type:
     try:
         return getattr(import_module(module), name)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("stellarbyte", "stellarbyte_jax", "stellarbyte_torch"):
+        if prefix != FINETUNING or (error.name or "").startswith("stellarbyte"):
             raise
         raise UserError(
             f"the fields of fine-tuning are those of {error.name} too, which is not installed: "
@@ -204,7 +204,10 @@ def _suggestion(keys: list[str], fields: list[Field], root: type, prefix: str) -
     near = difflib.get_close_matches(keys[-1], everywhere, n=1, cutoff=0.8)
     if near:
         return f"did you mean {everywhere[near[0]]}?"
-    return f"the fields there are {', '.join(here)}" if here else "that field has no fields in it"
+    if not here:
+        return "that field has no fields in it"
+    elsewhere = "" if prefix else f"; those of fine-tuning begin with {FINETUNING}"
+    return f"the fields there are {', '.join(here)}{elsewhere}"
 
 
 def _names(kind: type, name: str, metadata: Mapping[str, Any] = MappingProxyType({})) -> Iterator[str]:

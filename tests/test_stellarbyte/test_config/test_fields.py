@@ -130,6 +130,7 @@ def test_without_a_path_the_sections_in_a_sentence_each():
         ("data.sources.pth", "did you mean data.sources.path?"),
         ("seed.x", "that field has no fields in it"),
         ("zzz", "'zzz' is no field of a config; the fields there are output_dir, model, data, "),
+        ("quantization", "distributed, seed, init_from, lora; those of fine-tuning begin with finetune"),
     ],
 )
 def test_an_unknown_field_is_told_with_the_nearest(path, complaint):
