@@ -69,8 +69,8 @@ def describe(path: str = "") -> str:
     "finetune". Without one, the sections and their first sentences.
 
     Raises:
-        UserError: there is no such field, with the nearest one that there is; or the libraries of fine-tuning are not
-            installed.
+        UserError: there is no such field, with the nearest one that there is.
+        ModuleNotFoundError: a library that fine-tuning needs is not installed; the door names its extra.
     """
     keys = [key for key in path.split(".") if key and not key.isdecimal()]
     width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
@@ -163,15 +163,7 @@ def _default(field: "dataclasses.Field[Any]", kind: Any) -> str | None:
 
 def _config(prefix: str) -> type:
     module, name = _CONFIGS[prefix]
-    try:
-        return getattr(import_module(module), name)
-    except ModuleNotFoundError as error:
-        if prefix != FINETUNING or (error.name or "").startswith("stellarbyte"):
-            raise
-        raise UserError(
-            f"the fields of fine-tuning are those of {error.name} too, which is not installed: "
-            "pip install 'stellarbyte[torch]'"
-        ) from error
+    return getattr(import_module(module), name)
 
 
 def _overview(width: int) -> str:

@@ -69,7 +69,7 @@ def _tokenizer(config: RunConfig) -> tuple[Tokenizer | None, Facts]:
         return None, facts
     if config.data.kind == "chat":
         with _warned(facts):
-            own = "its own" if chat_template(config.data, tokenizer) is not None else "none"
+            own = "its own" if chat_template(tokenizer, config.data.chat_template) is not None else "none"
             facts["chat_template"] = config.data.chat_template or own
     return tokenizer, facts
 
