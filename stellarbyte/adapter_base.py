@@ -1,4 +1,4 @@
-"""What base an adapter is for: a file beside PEFT's own, which stock PEFT passes over, and how two bases compare."""
+"""Records an adapter's base in a file beside PEFT's own, which stock PEFT ignores, and compares two bases."""
 
 import sys
 import warnings
@@ -15,11 +15,11 @@ BASE_FILE = "stellarbyte_base.json"
 
 
 class AdapterWarning(UserWarning):
-    """What a user should know of an adapter and its base, where nothing is known to be wrong."""
+    """A user should know this about an adapter and its base, although nothing is known to be wrong."""
 
 
-# Fields of a config.json that say nothing of what a base computes, or that may differ where an adapter is used: how it
-# is stored, its special tokens, how long its texts may be, and what of it is dropped in training.
+# Fields of a config.json that do not change what a base computes, or that may differ where an adapter is used: its
+# storage, its special tokens, the length of its texts, and dropout in training.
 _PASSED_OVER = {
     *("_name_or_path", "architectures", "auto_map", "chunk_size_feed_forward", "dtype", "torch_dtype", "id2label"),
     *("label2id", "is_encoder_decoder", "output_attentions", "output_hidden_states", "output_router_logits"),
@@ -29,16 +29,16 @@ _PASSED_OVER = {
 }
 _PASSED_OVER_PARTS = ("dropout", "pdrop", "loss_coef", "version", "hash", "sha256")
 
-# Rounding to bfloat16 moves a weight by less than a part in 128, quantisation of embeddings is rare.
+# Rounding to bfloat16 moves a weight by less than 1/128 of it; embeddings are rarely quantised.
 _ROUNDING = 1 / 64
 
 
 @dataclass(frozen=True)
 class AdapterBase:
-    """The fields of a base's config that shape what it computes, and some of its embeddings' values if they are known.
+    """The fields of a base's config that affect what it computes, and a few values of its embeddings if known.
 
-    The values are the first of every fourth of the first 64 embeddings: two models that were trained apart differ in
-    them, one that was rounded or resized does not.
+    The values are the first of every fourth row among the first 64 embeddings. Two models that were trained separately
+    differ in them; a model that was only rounded or resized does not.
     """
 
     config: dict[str, Any]
@@ -46,17 +46,17 @@ class AdapterBase:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], embeddings: Sequence[float] = ()) -> "AdapterBase":
-        """The base of a config.json and of `sampled` embeddings."""
+        """The base with the fields of a config.json and with `sampled` embeddings."""
         kept = {name: _plain(value) for name, value in config.items() if not _is_passed_over(name)}
         return cls(kept, tuple(embeddings))
 
     def write(self, folder: Path) -> None:
-        """Write the file beside PEFT's; raises UserError: it cannot be written."""
+        """Writes the file beside PEFT's. Raises UserError if it cannot be written."""
         write_json(folder / BASE_FILE, {"config": self.config, "embeddings": list(self.embeddings)}, sort_keys=True)
 
     @classmethod
     def read(cls, folder: Path) -> "AdapterBase | None":
-        """What the file in an adapter's folder says; None: there is none. Raises UserError: it is broken."""
+        """The base that an adapter's folder describes in the file, or None without one. Raises UserError if broken."""
         path = folder / BASE_FILE
         if not path.exists():
             return None
@@ -68,7 +68,7 @@ class AdapterBase:
         return cls(config, tuple(embeddings))
 
     def check(self, other: "AdapterBase", where: str) -> None:
-        """Raise UserError if `other`, the model at hand, computes something else than the base that this is of."""
+        """Raises UserError if `other`, the present model, computes something else than this base."""
         differing = [name for name in self.config if name in other.config and self.config[name] != other.config[name]]
         if differing:
             name = "model_type" if "model_type" in differing else differing[0]
@@ -85,11 +85,11 @@ class AdapterBase:
 
 
 def check_adapter(folder: Path, fields: Mapping[str, Any], here: AdapterBase, own_name: str = "") -> None:
-    """Hold the base that an adapter's folder tells of against the model at hand, which is called `own_name`.
+    """Compares the base that an adapter's folder describes with the present model `here`, whose name is `own_name`.
 
-    Without our file there is what adapter_config.json says in its `fields`. Raises UserError: the adapter is for a
-    model that computes something else. Warns with AdapterWarning where the folder does not tell, or where the weights
-    have changed.
+    If the folder lacks our file, the `fields` of its adapter_config.json are used. Raises UserError if the adapter is
+    for a model that computes something else. Warns with AdapterWarning if the folder does not say enough, or if the
+    model's weights are others.
     """
     where = f"the adapter in {folder}"
     known = AdapterBase.read(folder)
@@ -113,7 +113,7 @@ def check_adapter(folder: Path, fields: Mapping[str, Any], here: AdapterBase, ow
 
 
 def tell_warnings(program: str) -> None:
-    """From now on print an AdapterWarning as a line of the program's own."""
+    """Makes every AdapterWarning a line of the program's own on stderr."""
     show = warnings.showwarning
 
     def tell(message: Any, category: Any, *rest: Any, **kwargs: Any) -> None:
@@ -126,7 +126,7 @@ def tell_warnings(program: str) -> None:
 
 
 def sampled(values: Sequence[Sequence[float]]) -> list[float]:
-    """Of embeddings [V, D], or of their first rows, the values that AdapterBase knows them by."""
+    """The values of embeddings [V, D], or of their first 64 rows, that AdapterBase keeps."""
     return [float(row[0]) for row in values[:64:4]]
 
 
@@ -139,7 +139,7 @@ def _is_passed_over(name: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON holds it, so that what was read equals what was written."""
+    """The value in the form that JSON gives back, so that what is read equals what was written."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple | set):

@@ -1,4 +1,4 @@
-"""The files of an adapter in PEFT's format, of which a pickle is none."""
+"""The files of an adapter in PEFT's format; weights in a pickle are refused."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ _PICKLED_WEIGHTS = "adapter_model.bin"
 
 
 def check_not_pickled(folder: Path) -> None:
-    """Refuses a folder whose weights are a pickle alone.
+    """Refuses a folder that holds its weights only as a pickle.
 
     Raises:
-        UserError: they are.
+        UserError: the weights are a pickle.
     """
     if (folder / _PICKLED_WEIGHTS).exists() and not (folder / ADAPTER_WEIGHTS).exists():
         raise UserError(

@@ -9,7 +9,7 @@ from stellarbyte.contradictions import contradiction, special_token_mistake
 from stellarbyte.errors import UserError
 
 # The largest factor that XPos may put on a score in each compute dtype: a 256th of the largest finite value, which
-# leaves room for the score itself. Kept here so that checking a config imports no array library.
+# leaves room for the score itself. The numbers are written out so that checking a config imports no array library.
 _LARGEST_FACTOR = {"float32": 3.4028235e38 / 256, "bfloat16": 3.3895314e38 / 256, "float16": 65504.0 / 256}
 
 # XPos decays pair 0 the fastest: zeta_0 = 0.4 / 1.4 (Sun et al. 2022, arXiv:2212.10554).
@@ -251,14 +251,14 @@ class ByteConfig:
         self.check_xpos_range("float32")
 
     def check_xpos_range(self, dtype: str) -> None:
-        """Refuse XPos decays that overflow `dtype` somewhere in the context.
+        """Refuses XPos factors that overflow `dtype` somewhere in the context.
 
-        A score multiplies a query's and a key's factor, each at most zeta_0^(-r / base) with r =
-        max_position_embeddings / 2; even where the causal mask hides a pair that meets two such, its score must be
-        finite.
+        A score multiplies a query's factor and a key's factor, each at most zeta_0^(-r / base) with r =
+        max_position_embeddings / 2. Both reach that value in a score that the causal mask hides, but that must still
+        be finite.
 
         Raises:
-            UserError: naming the smallest `xpos_scale_base` that fits.
+            UserError: xpos_scale_base is too small; the sentence names the smallest that fits.
         """
         if self.position_embedding != "xpos":
             return
@@ -272,12 +272,12 @@ class ByteConfig:
 
     @property
     def stochastic(self) -> bool:
-        """Whether training drops anything at random."""
+        """Whether training uses any kind of dropout."""
         return any((self.drop_path_rate, self.hidden_dropout, self.attention_dropout, self.residual_dropout))
 
     @property
     def context_length(self) -> int:
-        """Positions that the model may be used at: dynamic scaling stretches `max_position_embeddings` as it goes."""
+        """The number of positions that the model can be used at; dynamic scaling multiplies max_position_embeddings."""
         if self.rope_scaling is not None and self.rope_scaling.rope_type == "dynamic":
             return int(self.max_position_embeddings * self.rope_scaling.factor)
         return self.max_position_embeddings

@@ -151,7 +151,7 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
 
 
 def special_token_mistake(fields: Mapping[str, Any]) -> str | None:
-    """The first thing wrong with the special tokens, which training here needs three of; PyTorch does without."""
+    """One sentence about the first thing wrong with the special tokens, or None; only the JAX side needs all three."""
     ids = {name: fields[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     last = fields["vocab_size"] - 1
     for name, value in ids.items():

@@ -1,4 +1,4 @@
-"""What a command shows while it works: on a terminal a few live lines with a spinner, elsewhere plain lines."""
+"""Shows what a command is doing: on a terminal in a few live lines with a spinner, elsewhere in plain lines."""
 
 import threading
 import time
@@ -21,13 +21,13 @@ _SECONDS_BETWEEN_FRAMES = 0.1
 
 
 class Display:
-    """The lines of a long run: how far it is, its figures, and what it is doing; a context.
+    """A context that shows the lines of a long run: its progress, its figures, and what it is doing.
 
-    quiet: show nothing, as all but one of several processes. stderr: show it there, not on stdout. console: another
-    one to show it on.
+    quiet: whether to show nothing, for all but one of several processes. stderr: whether to use stderr instead of
+    stdout. console: another console to use.
 
     Raises:
-        UserError: from `say` and `update`, when stdout takes nothing any more: its reader has gone, the disk is full.
+        UserError: from `say` and `update`, if the output cannot be written: its reader is gone, or the disk is full.
     """
 
     def __init__(self, *, quiet: bool = False, stderr: bool = False, console: Console | None = None) -> None:
@@ -45,13 +45,13 @@ class Display:
         self._live = Live(get_renderable=self._render, console=self._console, auto_refresh=False)
 
     def silence(self) -> None:
-        """From here on nothing is shown: it turns out that another process speaks."""
+        """Stops showing anything; to be called if it turns out that another process speaks."""
         self._live.stop()
         self._console.quiet = True
 
     @property
     def live(self) -> bool:
-        """Whether stdout is a terminal, on which lines change in place."""
+        """Whether the output is a terminal, on which lines change in place."""
         return self._console.is_terminal and not self._console.quiet
 
     def __enter__(self) -> Self:
@@ -59,7 +59,7 @@ class Display:
         if self.live and self._entered == 1:
             with self._explained():
                 self._live.start()
-            # Not rich's own thread: what that raises when the terminal is gone is a traceback.
+            # Not rich's own thread, which would print a traceback if the terminal is gone.
             threading.Thread(target=self._animate, name="display", daemon=True).start()
         return self
 
@@ -73,17 +73,17 @@ class Display:
                 self._live.stop()
 
     def say(self, text: str) -> None:
-        """Prints a line above the live ones. On a terminal it is broken between words alone."""
+        """Prints a line above the live ones. On a terminal it is broken only between words."""
         with self._explained():
-            # Words longer than a line alone are folded; "ignore" would leave breaking to the terminal.
+            # Only words longer than a line are folded; "ignore" would leave line breaks to the terminal.
             self._console.print(text, soft_wrap=not self.live, overflow="fold" if self.live else "ignore", crop=False)
 
     def begin(self, done: int, total: int) -> None:
-        """The start is over: from here on the live lines show how many of all steps are done."""
+        """Ends the start: from now on the live lines show how many of all steps are done."""
         self._done, self._total = done, total
 
     def update(self, done: int, total: int, words: Sequence[str], seconds_left: float | None) -> None:
-        """Shows that so many of all steps are done, and figures, each of which stays in one piece."""
+        """Shows how many of all steps are done, and figures in `words`, none of which is broken over two lines."""
         self._done, self._total, self._words, self._seconds_left = done, total, words, seconds_left
         if self.live:
             with self._explained():
@@ -93,7 +93,7 @@ class Display:
 
     @contextmanager
     def doing(self, what: str) -> Iterator[Callable[[int, int | None], None]]:
-        """Shows what the run is at, such as "validating", while entered; yields progress(done, total or None)."""
+        """Shows `what` the run is doing, such as "validating", in the block; yields progress(done, total or None)."""
         activity = _Activity(what)
         self._activities.append(activity)
         try:
@@ -152,12 +152,12 @@ class _Activity:
 
 class _Console(Console):
     def on_broken_pipe(self) -> NoReturn:
-        """Raises BrokenPipeError, where rich would end the process."""
+        """Raises BrokenPipeError again; rich's own method would end the process."""
         raise
 
 
 def _filled(words: Sequence[str], width: int) -> list[str]:
-    """The words in lines of at most `width` characters, none of them broken."""
+    """Lines of at most `width` characters that hold the words, none of which is broken."""
     lines: list[str] = []
     for word in words:
         if lines and len(lines[-1]) + 2 + len(word) <= width:

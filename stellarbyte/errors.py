@@ -1,4 +1,4 @@
-"""The one exception that tells a user what to change, and how its sentences show what users gave."""
+"""The one exception that tells a user what to change, and functions that show users' values in its sentences."""
 
 import re
 from pathlib import Path
@@ -6,20 +6,20 @@ from pathlib import Path
 # Longer values fill the terminal and hide the sentence around them.
 _MOST_SHOWN = 80
 
-# Nor does anybody read a longer word of a sentence: of a path the end says more than the beginning.
+# A longer word of a sentence is cut as well; more of its end is kept, which says more about a path.
 _LONG_WORD = re.compile(r"(\S{150})\S{100,}(\S{250})")
 _LONGEST = 4000
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one sentence with the field, file:line or key, the value and the fix.
+    """A mistake that the user can correct: one sentence with the field (or file:line, or key), its value and the fix.
 
     The command lines print it without a traceback.
     """
 
 
 def shown(value: object) -> str:
-    """A value as an error names it: on one line, a container by its kind, and a long one cut in its middle."""
+    """A value for an error's sentence: on one line, a container by its kind alone, a long value cut in the middle."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list | tuple):
@@ -35,7 +35,7 @@ def shown(value: object) -> str:
 
 
 def in_full(value: object) -> str:
-    """A value for a sentence about its items: lists and mappings in full while they are short, else as `shown`."""
+    """A value for a sentence about its items: in full if short, even a list or a mapping; otherwise as `shown`."""
     if isinstance(value, int) and value.bit_length() > 300:
         return shown(value)
     text = repr(list(value) if isinstance(value, tuple) else value)
@@ -43,7 +43,7 @@ def in_full(value: object) -> str:
 
 
 def shown_path(path: str | Path) -> str:
-    r"""A path for people: what is not UTF-8 or cannot be printed in a line is written as \xff or \n."""
+    r"""A path for people to read: bytes that are not UTF-8 and unprintable characters are written as \xff or \n."""
     name = str(path)
     if name.isprintable():
         return name
@@ -58,7 +58,7 @@ def shown_path(path: str | Path) -> str:
 
 
 def one_line(sentence: str) -> str:
-    """A sentence fit to be printed: what a stranger named in it can neither start a line nor command the terminal."""
+    """A sentence that is safe to print: no name in it can start a new line or send commands to the terminal."""
     line = "".join(character if character.isprintable() else repr(character)[1:-1] for character in sentence)
     line = _LONG_WORD.sub(r"\1…\2", line)
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]}…{line[-_LONGEST // 4 :]}"

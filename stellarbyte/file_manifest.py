@@ -1,6 +1,6 @@
-"""The sha256 of a folder's files, noted once they are on disk, so that damage is seen before anything is read.
+"""Records the sha256 of a folder's files once they are on disk, so that damage is noticed before anything is read.
 
-The note carries a sha256 of itself too: what it says about the folder is trusted as little as the files are.
+The manifest also holds a sha256 of itself, because it may be damaged like any other file.
 """
 
 import os
@@ -14,12 +14,12 @@ from stellarbyte.reading import read_json
 
 MANIFEST = "stellarbyte_files.json"
 
-# People write into these, and nothing is computed from them.
+# README.md is left out because people edit it, and nothing is computed from it.
 _NOT_NOTED = {MANIFEST, "README.md"}
 
 
 def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
-    """Notes every file below the folder, and `about`; the last thing to be written, since it says that all is there.
+    """Records every file below the folder, and `about`. It must be written last, because it says that all is there.
 
     Raises:
         UserError: the manifest cannot be written. OSError: a file cannot be read.
@@ -36,7 +36,7 @@ def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What `write_manifest` noted; None where there is no such file, or one that it would not write."""
+    """The manifest that `write_manifest` wrote; None if there is none, or it is damaged."""
     try:
         manifest = read_json(folder / MANIFEST)
     except UserError:
@@ -50,7 +50,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that a manifest was written into, in a few words; None of a whole one."""
+    """What is wrong with a folder that must have a manifest, in a few words; None if nothing is."""
     manifest = read_manifest(folder)
     if manifest is None:
         return f"{MANIFEST} is missing or damaged"
@@ -70,7 +70,7 @@ def damage(folder: Path) -> str | None:
 
 
 def check_files(folder: Path) -> None:
-    """Holds a folder against its manifest, if it has one; others pass.
+    """Checks a folder against its manifest, if it has one; a folder without a manifest passes.
 
     Raises:
         UserError: a file is missing or changed.

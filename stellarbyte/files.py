@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, are known by their sha256, and never lie outside their folder."""
+"""Writes files whole or not at all, hashes them, and checks that names and paths of files are safe."""
 
 import errno
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from stellarbyte.errors import UserError, shown
 
-# Windows opens devices by these names, whatever the suffix; a folder that was made elsewhere may be read there.
+# Windows opens devices by these names, whatever the suffix, and a folder made on another system may be read there.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 _LONGEST_NAME = 255
@@ -22,9 +22,9 @@ _LONGEST_NAME = 255
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[TextIO]:
-    """Gives a text file (UTF-8, line ends as written) to fill, which takes the place of `path` once it is on disk.
+    """Yields a text file to fill (UTF-8, line ends as written), which replaces `path` once it is on disk.
 
-    After an error, an interruption or a power failure, `path` holds what it held before. Missing folders are made.
+    After an error, an interruption or a power failure, `path` has its old content. Missing folders are made.
 
     Raises:
         UserError: the file cannot be written, for example because the disk is full.
@@ -47,28 +47,28 @@ def written_whole(path: Path) -> Iterator[TextIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file in one step; raises UserError as `written_whole`."""
+    """Replaces a file in one step. Raises UserError where `written_whole` does."""
     with written_whole(path) as file:
         file.write(text)
 
 
 def write_json(path: Path, content: object, *, sort_keys: bool = False) -> None:
-    """Replaces a file of JSON in one step; raises UserError as `written_whole`."""
+    """Replaces a JSON file in one step. Raises UserError where `written_whole` does."""
     write_text(path, json_text(content, sort_keys=sort_keys))
 
 
 def json_text(content: Any, *, sort_keys: bool = False) -> str:
-    """JSON for people: indented, in UTF-8, with a line end."""
+    """JSON for people to read: indented, in UTF-8, with a line end."""
     text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=sort_keys) + "\n"
     try:
         text.encode()
-    except UnicodeEncodeError:  # a file's name that is not UTF-8, say: then every such character is escaped
+    except UnicodeEncodeError:  # for example a file's name that is not UTF-8; all non-ASCII characters are escaped
         text = json.dumps(content, indent=2, sort_keys=sort_keys) + "\n"
     return text
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a regular file's content, in hexadecimal; raises OSError, as of a pipe, which might never end."""
+    """The SHA-256 of a file's content, in hexadecimal. Raises OSError, also for a pipe, which might never end."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     with path.open("rb") as file:
@@ -76,18 +76,18 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_of_json(content: Any) -> str:
-    """The SHA-256 of JSON values, in hexadecimal; the order of an object's keys does not count."""
+    """The SHA-256 of JSON values, in hexadecimal; the order of an object's keys makes no difference."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_plain_name(name: object, where: str) -> str:
-    """Returns `name` if it is the name of a file that lies in its folder on every system; `where` is who says it.
+    """Returns `name` if it is a plain file name on every system; `where` names its source in errors.
 
-    Names that a stranger wrote may otherwise lead anywhere: "../x", "/etc/x", "C:x".
+    Untrusted names such as "../x", "/etc/x" or "C:x" could lead to any folder.
 
     Raises:
-        UserError: it is no text, empty, "." or "..", too long, a device of Windows, or holds a separator, a colon or a
-            character that cannot be printed.
+        UserError: the name is not a string, is empty, "." or "..", too long, or a device of Windows, or holds a
+            separator, a colon or an unprintable character.
     """
     plain = (
         isinstance(name, str)
@@ -105,11 +105,11 @@ def check_plain_name(name: object, where: str) -> str:
 
 
 def check_path(path: str, field: str) -> str:
-    """Returns a config's path if it can be one that is meant; `field` is who names it.
+    """Returns a config's path if it can be intended; `field` names it in errors.
 
     Raises:
-        UserError: it is empty, which would be the folder that one happens to be in, or holds a character that cannot be
-            printed, so that another path would be shown than is used.
+        UserError: the path is empty, which would mean the current folder, or holds an unprintable character, so that
+            messages would show another path than the one used.
     """
     if not path:
         raise UserError(f"{field} is empty: name a folder or a file")
@@ -119,7 +119,8 @@ def check_path(path: str, field: str) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    # Else a power failure may undo the renaming; Windows can open no folder, and some network disks sync none.
+    # Without this a power failure may undo the renaming. Windows cannot open a folder, and some network disks cannot
+    # sync one.
     with suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Keeps a second process from writing into a folder that one is writing already."""
+"""Keeps a second process from writing into a folder that another process is already writing."""
 
 import contextlib
 import errno
@@ -22,9 +22,9 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-# What the system answers where a file system has no locks.
+# The system's errors if a file system has no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
-# Where the folder above can take no file, the lock lies in the folder itself.
+# With these errors no file can be made in the folder above, and the lock is made in the folder itself.
 _NOT_ABOVE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 _INSIDE = ".stellarbyte.lock"
 _MOST_BYTES = 4096
@@ -33,15 +33,15 @@ _LONGEST_COMMAND = 200
 
 @contextmanager
 def folder_lock(folder: str | Path, doing: str) -> Iterator[None]:
-    """Makes this process the one that writes `folder` while entered; `doing` is a word for others, such as "pretrain".
+    """Makes this process the only writer of `folder` inside the block; `doing`, such as "pretrain", is told to others.
 
-    The lock is a file beside the folder, .NAME.lock, so that nothing is added to its content, and a folder that is
-    renamed into place is protected too. The kernel holds it for the process: it goes when the process dies, however
-    that happens, and on network file systems with locks it counts on every host. Where the file system has no locks,
-    the file alone is the lock: one whose process is gone from this host is taken over, one of another host is not.
+    The lock is a file beside the folder, .NAME.lock, so that the folder's content stays as it is, and a folder that is
+    renamed into place is protected too. The kernel releases the lock when the process dies, however that happens, and
+    on network file systems with locks it holds for every host. If the file system has no locks, the file itself is the
+    lock: it is taken over if its process on this host is gone, but never from another host.
 
     Raises:
-        UserError: another process, or another thread, holds the lock (named in the sentence); or it cannot be made.
+        UserError: another process or thread, named in the sentence, holds the lock; or the lock cannot be made.
     """
     folder = Path(folder).resolve()
     for path in (folder.with_name(f".{folder.name}.lock"), folder / _INSIDE):
@@ -55,18 +55,18 @@ def folder_lock(folder: str | Path, doing: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # a lock that stays behind blocks nobody
+        with contextlib.suppress(OSError):  # a file that stays behind blocks nobody
             path.unlink()
         os.close(lock)
 
 
 def _take(path: Path, folder: Path, doing: str) -> int:
-    """The open lock file, held. Raises UserError if another holds it, OSError if the file cannot be made."""
+    """The open lock file, locked. Raises UserError if another holds the lock, OSError if the file cannot be made."""
     while True:
         file, is_new = _open(path)
         try:
             if _hold(file, is_new, path, folder) and _is_at(file, path):
-                with contextlib.suppress(OSError):  # on a full disk the lock is held all the same
+                with contextlib.suppress(OSError):  # the lock is held even on a full disk
                     os.ftruncate(file, 0)
                     os.pwrite(file, json.dumps(_this_process(doing)).encode(), 0)
                 return file
@@ -77,8 +77,8 @@ def _take(path: Path, folder: Path, doing: str) -> int:
 
 
 def _open(path: Path) -> tuple[int, bool]:
-    """The lock file, and whether this call has made it."""
-    # Whatever lies there under this name: a pipe must not block, and a link not lead elsewhere.
+    """The open lock file, and whether this call has made it."""
+    # Anything may exist under this name: opening a pipe must not block, and a link must not be followed.
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
     try:
         file, is_new = os.open(path, flags | os.O_EXCL, 0o644), True
@@ -96,7 +96,7 @@ def folder_of(lock: Path) -> Path:
 
 
 def _hold(file: int, is_new: bool, path: Path, folder: Path) -> bool:
-    """Whether this process now holds the lock; False asks for another try. Raises UserError if another one does."""
+    """Whether this process now holds the lock; if not, the caller tries again. Raises UserError if another holds it."""
     try:
         if fcntl is None:
             raise OSError(errno.ENOSYS, "no locks")
@@ -118,7 +118,7 @@ def _hold(file: int, is_new: bool, path: Path, folder: Path) -> bool:
 
 
 def _is_at(file: int, path: Path) -> bool:
-    """Whether the file is still the one at `path`: the one that held it before removes it at the end."""
+    """Whether the file is still the one at `path`: the previous holder removes its file at the end."""
     try:
         there = path.stat(follow_symlinks=False)
     except FileNotFoundError:
@@ -140,8 +140,8 @@ def _this_process(doing: str) -> dict[str, Any]:
 
 
 def _read(file: int) -> dict[str, Any]:
-    """What the holder has written of itself; nothing if it cannot be read."""
-    for _ in range(20):  # the holder writes just after it has taken the lock
+    """What the holder has written about itself; empty if that cannot be read."""
+    for _ in range(20):  # the holder writes a moment after it has taken the lock
         try:
             holder = json.loads(os.pread(file, _MOST_BYTES, 0))
         except (OSError, ValueError, RecursionError):
@@ -164,13 +164,13 @@ def _printable(value: object) -> str:
 
 
 def _is_gone(holder: dict[str, Any]) -> bool:
-    """Whether the holder is known to run no more: a process of this host that is not there."""
+    """Whether the holder was a process of this host and is known to run no longer."""
     pid = holder.get("pid")
     if holder.get("host") != socket.gethostname() or not isinstance(pid, int) or pid <= 0:
         return False
     if holder.get("boot") != _boot():
         return True
-    if sys.platform == "win32":  # where asking after a process would end it
+    if sys.platform == "win32":  # os.kill would end the process there
         return False
     try:
         os.kill(pid, 0)
@@ -178,11 +178,11 @@ def _is_gone(holder: dict[str, Any]) -> bool:
         return True
     except (OSError, OverflowError):
         return False
-    return holder.get("born") != _born(pid)  # its number is another's now
+    return holder.get("born") != _born(pid)  # another process may have the number now
 
 
 def _boot() -> str:
-    """What tells one start of this host from the next; empty where the system does not say."""
+    """An id of this host's present boot; empty if the system does not give one."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
@@ -190,7 +190,7 @@ def _boot() -> str:
 
 
 def _born(pid: int) -> str:
-    """When a process was started, in the kernel's ticks; empty where the system does not say."""
+    """The time at which a process was started, in the kernel's ticks; empty if the system does not give it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
     except (OSError, IndexError):

@@ -1,4 +1,4 @@
-"""Tells in a few lines what a folder is: a run, a model, an adapter, token shards or a tokenizer."""
+"""Describes a folder in a few lines: a run, a model, an adapter, token shards or a tokenizer."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -17,16 +17,16 @@ Kind = Literal["run", "fine-tuning run", "model", "adapter", "shards", "tokenize
 
 
 def info(path: Path) -> Facts:
-    """What the folder holds, from its small files and the headers of its weights; `kind` comes first.
+    """Facts about the folder from its small files and the headers of its weights; `kind` comes first.
 
     Raises:
-        UserError: there is no such folder, it is none of these, or what says what it is cannot be read.
+        UserError: there is no such folder, it is none of these kinds, or one of the files cannot be read.
     """
     return _description(path)(path)
 
 
 def folder_kind(path: Path) -> Kind:
-    """What the folder holds; raises UserError as `info` does."""
+    """The kind of folder. Raises UserError where `info` does."""
     describe = _description(path)
     if describe is _run and _pretraining(path) is None:
         return "fine-tuning run"
@@ -45,13 +45,13 @@ def _description(path: Path) -> Callable[[Path], Facts]:
 
 
 def info_text(facts: Mapping[str, Any]) -> str:
-    """The facts as lines, their names in one column."""
+    """The facts as lines, with their names in one column."""
     width = max(map(len, facts)) + 2
     return "\n".join(f"{name.replace('_', ' '):{width}}{_shown(value)}" for name, value in facts.items())
 
 
 class _Run(NamedTuple):
-    """The config of a run of either wing, and the steps of a pretraining run's checkpoints."""
+    """The config of a pretraining or fine-tuning run, and the steps of a pretraining run's checkpoints."""
 
     config: dict[str, Any]
     steps: list[int]
@@ -61,21 +61,21 @@ def _read_run(path: Path) -> _Run:
     steps = sorted(int(name) for name in _names(path / "checkpoints") if name.isdecimal())
     if (path / "config.yaml").exists():
         return _Run(plain(read_yaml(path / "config.yaml")), steps)
-    if steps:  # what from-hf makes has none
+    if steps:  # from-hf makes a run without config.yaml
         metadata = path / "checkpoints" / str(steps[-1]) / "metadata" / "metadata"
         return _Run(_section(read_json_object(metadata), "config"), steps)
     raise UserError(f"{path} is a run without config.yaml and without checkpoints: nothing is known of it")
 
 
 def _pretraining(path: Path) -> _Run | None:
-    """A pretraining run; None for one of fine-tuning."""
+    """The run in a folder if it is a pretraining run; None for a fine-tuning run."""
     run = _read_run(path)
     is_ours = run.steps or "data" not in run.config or isinstance(run.config.get("model"), dict)
     return run if is_ours else None
 
 
 def _run(path: Path) -> Facts:
-    """Of a run of either wing: what it trains, how far it is, and what is saved of it."""
+    """Facts about a pretraining or fine-tuning run: what it trains, its progress, and what it has saved."""
     if (run := _pretraining(path)) is not None:
         config, steps = run
         newest = path / "checkpoints" / str(max(steps, default=0))
@@ -99,7 +99,7 @@ def _run(path: Path) -> Facts:
 
 
 def _model(path: Path) -> Facts:
-    """Of a Hugging Face folder: architecture, weights and tokenizer."""
+    """Facts about a Hugging Face model: architecture, weights and tokenizer."""
     config = read_json_object(path / "config.json")
     kind = "StellarByte model" if config.get("model_type") == "stellarbyte" else "Hugging Face model"
     facts: Facts = {"kind": kind, "model_type": config.get("model_type"), "model": _architecture(config)}
@@ -112,7 +112,7 @@ def _model(path: Path) -> Facts:
 
 
 def _adapter(path: Path) -> Facts:
-    """Of PEFT's folder: what kind of adapter, for which base, of which size."""
+    """Facts about an adapter in PEFT's format: its kind, base and size."""
     config = read_json_object(path / "adapter_config.json")
     facts: Facts = {"kind": "adapter", "peft_type": config.get("peft_type")}
     facts |= {"base": config.get("base_model_name_or_path")}
@@ -124,7 +124,7 @@ def _adapter(path: Path) -> Facts:
 
 
 def _shards(path: Path) -> Facts:
-    """Of token shards: what they were made of, and how much."""
+    """Facts about token shards: their sources and their size."""
     manifest = read_json_object(path / "manifest.json")
     recipe, splits = _section(manifest, "recipe"), _section(manifest, "splits")
     facts: Facts = {"kind": f"token shards of {'text' if recipe.get('chat') is None else 'conversations'}"}
@@ -137,11 +137,11 @@ def _shards(path: Path) -> Facts:
 
 
 def _tokenizer(path: Path) -> Facts:
-    """Of a tokenizer's folder."""
+    """Facts about a tokenizer."""
     return {"kind": "tokenizer"} | _vocabulary(path)
 
 
-# The file that a folder is known by, the more telling ones first.
+# The file by which a folder is recognised -> the function that describes it; the more specific files come first.
 _KINDS: dict[str, Callable[[Path], Facts]] = {
     "adapter_config.json": _adapter,
     "config.json": _model,
@@ -193,7 +193,7 @@ def _orbax_parameters(checkpoint: Path) -> Facts:
         return {}
     tree = _section(read_json_object(checkpoint / "params" / "_METADATA"), "tree_metadata")
     shapes = [_section(_section(tree, name), "value_metadata").get("write_shape") for name in tree]
-    # Orbax notes none of what from-hf saves.
+    # Orbax records no shapes for what from-hf saves.
     known = [math.prod(shape) for shape in shapes if isinstance(shape, list)]
     return {"parameters": sum(known)} if len(known) == len(shapes) else {}
 
@@ -216,7 +216,7 @@ def _vocabulary(path: Path) -> Facts:
 
 
 def _latest(metrics: Path) -> Facts:
-    """The last step and losses that a run's metrics tell."""
+    """The last step and losses in a run's metrics."""
     if not metrics.is_file():
         return {"step": 0}
     facts: Facts = {"step": 0}

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal: they end a program at once, or ask its work to save and stop."""
+"""Handles Ctrl-C, SIGTERM and a closed terminal: they end a program at once, or make it save and stop."""
 
 import os
 import signal
@@ -14,12 +14,12 @@ from typing import Any, NoReturn, Self
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _HANGUP = getattr(signal, "SIGHUP", None)
 
-# How many of each signal work has taken upon itself, so that the thread that watches does not answer them as well.
+# For each signal, how many the work itself has handled; the watching thread must not answer these as well.
 _taken: Counter[int] = Counter()
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has ended the work; `number` says which."""
+    """A signal has ended the work; `number` is the signal's."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -27,16 +27,16 @@ class Interrupted(KeyboardInterrupt):
 
 
 def exit_code(number: int | None) -> int:
-    """The shell's code for a process that a signal has ended, whatever it saved before: 128 and the signal's number.
+    """The exit code of a process that a signal has ended, even if it saved its work: 128 plus the signal's number.
 
     That is 129 after SIGHUP, 130 after Ctrl-C, 143 after SIGTERM. None stands for Python's own KeyboardInterrupt, which
-    does not say what signal it was: Ctrl-C's.
+    carries no number and comes from Ctrl-C.
     """
     return 128 + (signal.SIGINT if number is None else number)
 
 
 def ending(program: str, number: int | None) -> str:
-    """What a program says when a signal has ended it, which it names unless it was Ctrl-C's."""
+    """The line that a program prints when a signal has ended it; it names the signal unless that was Ctrl-C's."""
     by = "" if number in (None, signal.SIGINT) else f" by {signal.Signals(number).name}"
     return f"{program}: interrupted{by}"
 
@@ -56,15 +56,16 @@ class AtOnce:
 
 
 def leave_at_once(program: str) -> None:
-    """From here on, each of the signals ends the process with one line and the shell's code, whatever it is doing.
+    """Makes each of the signals end the process with one line and the shell's exit code, whatever the process is doing.
 
-    Handlers of Python run in the main thread, between two instructions: they wait for compilers, and an exception that
-    one raises is lost in a callback or turned into another by an import. So a thread of its own hears of the signal
-    too. Work that has something to save or to tidy up takes the signals for its time: `Interrupt`, `interruptible`.
+    Python runs signal handlers in the main thread, between two instructions. They have to wait while a compiler runs,
+    and an exception from one may be lost in a callback or turned into another by an import. Therefore a separate thread
+    also watches for signals. Work that has something to save or tidy up takes over the signals for its time, by
+    `Interrupt` or `interruptible`.
     """
 
     if _leaves_at_once():
-        return  # the door has said so
+        return  # the door has already called this
 
     def leave(number: int) -> NoReturn:
         _say(ending(program, number))
@@ -77,18 +78,18 @@ def leave_at_once(program: str) -> None:
     threading.Thread(target=_watch, args=(reading,), name="signals", daemon=True).start()
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_forget_signals)
-    if hasattr(signal, "pthread_sigmask"):  # what `hold_signals` has held back comes now
+    if hasattr(signal, "pthread_sigmask"):  # signals that `hold_signals` has held back arrive now
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def hold_signals() -> None:
-    """Before a program starts itself anew: signals wait until the new one says `leave_at_once`."""
+    """Holds back the signals while a program starts itself anew, until the new program calls `leave_at_once`."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def leave_by(leave: Callable[[int], NoReturn]) -> None:
-    """Where signals end the process at once, they do it by this from here on: it is given the signal's number."""
+    """Makes signals end the process by `leave`, called with the signal's number, if they end it at once so far."""
     if _leaves_at_once():
         take_signals(AtOnce(leave))
 
@@ -108,12 +109,12 @@ def _watch(reading: int) -> None:
 
 
 def take_signals(handler: Any) -> dict[int, Any]:
-    """Gives all the signals this handler; returns those of before. Outside the main thread Python allows none."""
-    if threading.current_thread() is not threading.main_thread():
+    """Sets a handler for all the signals, and returns the earlier ones; does nothing outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
         return {}
     before = {}
     for number in SIGNALS:
-        # Who starts a program by `nohup` wants it to outlive the terminal.
+        # A user who starts a program by `nohup` wants it to outlive the terminal.
         if number == _HANGUP and signal.getsignal(number) == signal.SIG_IGN:
             continue
         before[number] = signal.signal(number, handler)
@@ -121,7 +122,7 @@ def take_signals(handler: Any) -> dict[int, Any]:
 
 
 def _forget_signals() -> None:
-    """A forked child is no program of its own: it must not answer for its parent, by whose pipe the parent hears."""
+    """Resets the signals in a forked child, which shares its parent's pipe and must not answer for the parent."""
     for number in SIGNALS:
         if isinstance(signal.getsignal(number), AtOnce):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -129,7 +130,7 @@ def _forget_signals() -> None:
 
 
 def give_back(handlers: dict[int, Any]) -> None:
-    """Restores what `take_signals` has returned."""
+    """Restores the handlers that `take_signals` has returned."""
     for number, handler in handlers.items():
         # None stands for a handler that was not set from Python and cannot be put back.
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -137,10 +138,10 @@ def give_back(handlers: dict[int, Any]) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """For work that tidies up after itself: within, the first signal raises Interrupted, a second one is as ever.
+    """Makes the first signal in the block raise Interrupted, for work that tidies up; a second one acts as before.
 
-    The signal is not lost where the exception is: one that a callback has swallowed is raised again, and whatever
-    else it has become, Interrupted is what leaves.
+    The signal is not lost even if the exception is: if a callback swallows Interrupted, it is raised again, and if it
+    has been turned into another exception, the block still ends with Interrupted.
     """
     handlers: dict[int, Any] = {}
     came: list[int] = []
@@ -155,7 +156,7 @@ def interruptible() -> Iterator[None]:
         if not isinstance(unraisable.exc_value, Interrupted):
             unraisable_before(unraisable)
             return
-        # Not from within the callback, which would swallow it again.
+        # It is raised a little later, because the callback would swallow it again.
         signal.signal(number := unraisable.exc_value.number, raise_it)
         threading.Timer(0.02, os.kill, (os.getpid(), number)).start()
 
@@ -171,11 +172,11 @@ def interruptible() -> Iterator[None]:
 
 
 class Interrupt:
-    """While entered, the first of the signals only sets `requested` and `number`; a second one does what it did before.
+    """In this context the first signal only sets `requested` and `number`; a second one acts as before.
 
-    The loop that sees `requested` saves and leaves. Leaving the context restores the earlier handlers. In a thread
-    other than the main one, where Python allows no handlers, entering changes nothing. program: who speaks; nobody if
-    None.
+    A loop that sees `requested` saves and leaves. Leaving the context restores the earlier handlers. In a thread other
+    than the main one, where Python allows no handlers, entering changes nothing. program: the name at the beginning of
+    the message to the user; None for no message.
     """
 
     def __init__(self, program: str | None = "stellarbyte") -> None:
@@ -199,7 +200,7 @@ class Interrupt:
         if self.requested:
             return
         self.requested, self.number = True, number
-        # A terminal that closes sends SIGHUP more than once, as do shells: it only ever asks.
+        # A closing terminal sends SIGHUP more than once, as shells do, so even a second one only asks.
         give_back({other: handler for other, handler in self._before.items() if other != _HANGUP})
         if self.program is not None:
             name = signal.Signals(number).name
@@ -207,7 +208,7 @@ class Interrupt:
 
 
 def _say(text: str) -> None:
-    # Past Python's buffers: a handler may run in the middle of somebody's print, whose buffer is then locked.
+    # This goes past Python's buffers: a handler may run in the middle of a print, which then holds the buffer's lock.
     with suppress(OSError):  # the terminal may be gone
         show_cursor = "\x1b[?25h\n" if os.isatty(2) else ""  # a progress display had hidden it
         os.write(2, f"{show_cursor}{text}\n".encode())

@@ -1,4 +1,4 @@
-"""Layer numbers as people write them, "0-3,8" or [0, 1, 2, 3, 8], as numbers."""
+"""Converts layer numbers between the ways that people write them, "0-3,8" or [0, 1, 2, 3, 8], and lists."""
 
 import re
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ MOST_LAYERS = 100_000
 
 
 def layer_numbers(layers: str | int | Iterable[int], field: str) -> list[int]:
-    """ "0-3,8" (both ends included) or numbers -> the numbers, ascending. Raises UserError: no such list."""
+    """The ascending layer numbers in "0-3,8" (both ends included) or a list. Raises UserError for anything else."""
     numbers: set[int] = set()
     given = layers if not isinstance(layers, range) else list(layers)
     parts = layers.split(",") if isinstance(layers, str) else [layers] if isinstance(layers, int) else layers
@@ -29,7 +29,7 @@ def layer_numbers(layers: str | int | Iterable[int], field: str) -> list[int]:
 
 
 def layer_ranges(numbers: Iterable[int]) -> str:
-    """The inverse: ascending numbers as "0-3,8"."""
+    """Ascending layer numbers in the form "0-3,8", the inverse of `layer_numbers`."""
     spans: list[list[int]] = []
     for number in numbers:
         if spans and number == spans[-1][-1] + 1:

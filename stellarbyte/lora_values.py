@@ -1,4 +1,4 @@
-"""What ranks, alphas and dropouts an adapter can have, in whichever config they are written."""
+"""Checks the ranks, alphas and dropouts of adapters, for every config that holds them."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ MAX_RANK = 65_536  # wider than any layer there is
 
 
 def check_numbers(fields: Mapping[str, Any]) -> None:
-    """Raise UserError at an r, lora_alpha, lora_dropout, rank_pattern or alpha_pattern that no adapter can have."""
+    """Raises UserError if no adapter can have the r, lora_alpha, lora_dropout, rank_pattern or alpha_pattern."""
     for field, pattern, (fits, expected) in (("r", "rank_pattern", _RANK), ("lora_alpha", "alpha_pattern", _ALPHA)):
         values = fields.get(pattern)
         if values is not None and not isinstance(values, dict):
@@ -26,12 +26,12 @@ def check_numbers(fields: Mapping[str, Any]) -> None:
 
 
 def is_whole(value: Any, least: int, most: float = math.inf) -> bool:
-    """Whether a value is an integer within bounds, and no truth value."""
+    """Whether a value is an integer within bounds; true and false are not."""
     return type(value) is int and least <= value <= most
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number that float32 holds, and no truth value."""
+    """Whether a value is a number that float32 holds; true and false are not."""
     return type(value) in (int, float) and float32.holds(value)
 
 

@@ -1,4 +1,4 @@
-"""A run's metrics.jsonl, a record a line, read as what a killed run or somebody else may have left there."""
+"""Reads a run's metrics.jsonl, one record a line; a killed run or somebody else may have left broken lines in it."""
 
 import os
 import stat
@@ -10,13 +10,13 @@ from stellarbyte.errors import UserError
 from stellarbyte.files import written_whole
 from stellarbyte.reading import MIB, parse_json
 
-# Bounds that no run comes near: a line has some hundred bytes, and there are one or two a step.
+# Bounds that no run comes near: a line has about a hundred bytes, and there are one or two lines a step.
 MOST_LINE_BYTES = MIB
 MOST_BYTES = 16 << 30
 
 
 def record_of(line: str) -> dict[str, Any] | None:
-    """The line's record; None where it is none: cut off when a run was killed, or not written by a run."""
+    """The line's record; None if it is not one: it was cut off when a run was killed, or no run wrote it."""
     try:
         record = parse_json(line, "the line")
     except UserError:
@@ -26,10 +26,10 @@ def record_of(line: str) -> dict[str, Any] | None:
 
 
 def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line of the file that is a record, and the record; nothing where there is no file.
+    """The lines of the file that are records, each with its record; none if there is no file.
 
     Raises:
-        UserError: it cannot be read, is no regular file, or is larger than any run's.
+        UserError: the file cannot be read, is not a regular file, or is larger than any run's.
     """
     for line in _lines(path):
         text = line.decode("utf-8", "replace").strip()
@@ -41,13 +41,18 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def drop_records_after(
     path: Path, step: int, kept: Callable[[dict[str, Any]], None] = lambda _: None, *, lacks_validation: bool = False
 ) -> None:
-    """Leaves the records up to `step` in the file, each of which `kept` is told, and nothing else; of step 0 none.
+    """Removes all records after `step` from the file, and all lines that are not records.
 
-    From step 0 on everything is done again, the validation before training too. Where `lacks_validation`, the
-    validation of that step is done again.
+    With step 0 no record stays, because the validation before training will be done again as well.
+
+    Args:
+        path: the file; nothing is done if there is none.
+        step: the last step whose records stay.
+        kept: called with each record that stays.
+        lacks_validation: whether the validation at `step` will be done again, so that its record is removed too.
 
     Raises:
-        UserError: the file cannot be read, as `records`, or written.
+        UserError: the file cannot be read (see `records`) or written.
     """
     if not os.path.lexists(path):
         return
@@ -66,7 +71,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         if status.st_size > MOST_BYTES:
             raise UserError(f"{path} is larger than {MOST_BYTES >> 30} GiB, the most that a run's metrics may have")
         with path.open("rb") as file:
-            whole = True  # whether the last line was read to its end
+            whole = True  # whether the last line was read completely
             while line := file.readline(MOST_LINE_BYTES):
                 ends = line.endswith(b"\n") or len(line) < MOST_LINE_BYTES
                 if whole and ends:

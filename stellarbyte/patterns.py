@@ -1,4 +1,4 @@
-"""Regular expressions of strangers, proven to be such and to be quick, before a library matches names by them."""
+"""Checks that untrusted regular expressions are valid and quick, before a library matches names against them."""
 
 import json
 import re
@@ -9,15 +9,16 @@ from collections.abc import Iterable, Mapping
 from stellarbyte.errors import UserError, shown
 
 MAX_LENGTH = 10_000
-# Libraries try each for each module, and Python keeps few of them compiled: so many take seconds on a large model. An
-# adapter with a rank and an alpha for each module of its own has as many as a model of 1,000 modules needs.
+# Libraries match each expression against each module, and Python keeps few expressions compiled, so this many take
+# seconds on a large model. They are enough for an adapter with a rank and an alpha of its own for each of 1,000 modules.
 MAX_COUNT = 2_000
 MAX_SECONDS = 1
 
-# Two quantified characters take at most the cube of a name's length; a quantified group may take for ever.
+# With at most two quantified characters a match takes at most cubic time in a name's length. More of them, or a
+# quantified group, may take for ever.
 _MAY_BE_SLOW = re.compile(r"\)[*+?{]|[*+{].*[*+{].*[*+{]", re.DOTALL)
 
-# A process can be ended in the midst of a match, which a thread cannot. It says which expression it is at.
+# The trial is a process because, unlike a thread, it can be ended during a match. It prints the expression's number.
 _TRIAL = f"""
 import json, re, sys
 try:
@@ -33,18 +34,18 @@ for number, expression in enumerate(expressions):
         match(name)
 print("done", flush=True)
 """
-_MOST_WALL_SECONDS = 20  # of a machine that is busy with other things
+_MOST_WALL_SECONDS = 20  # the machine may be busy with other things
 
 
 def check_patterns(patterns: Mapping[str, tuple[str, str]], names: Iterable[str]) -> None:
-    """Refuse expressions that are none, or that take more than MAX_SECONDS on all the names.
+    """Refuses invalid expressions, and expressions that take more than MAX_SECONDS on all the names.
 
     Args:
         patterns: field -> (the expression as it was given, the whole expression that the library will match).
-        names: what it will be matched against, from the beginning.
+        names: the names that it will be matched against, from their beginning.
 
     Raises:
-        UserError: there are more than MAX_COUNT; one is longer than MAX_LENGTH, no regular expression, or too slow.
+        UserError: there are more than MAX_COUNT expressions; one is longer than MAX_LENGTH, invalid, or too slow.
     """
     if len(patterns) > MAX_COUNT:
         raise UserError(f"{next(iter(patterns))} is one of {len(patterns)} expressions, where {MAX_COUNT} are the most")
@@ -70,7 +71,7 @@ def check_patterns(patterns: Mapping[str, tuple[str, str]], names: Iterable[str]
 
 
 def _reached(expressions: list[str], names: list[str]) -> int | None:
-    """The number of the expression at which a trial's time was up; None: it came to its end."""
+    """The index of the expression during which a trial's time ran out; None if the trial finished."""
     trial = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _TRIAL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""Shows on stderr how far a command is: a bar on a terminal, now and then a line elsewhere."""
+"""Shows a command's progress on stderr: a bar on a terminal, elsewhere a line now and then."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,13 +6,13 @@ from contextlib import contextmanager
 
 _SECONDS_BETWEEN_LINES = 10.0
 
-# Done so far, and the whole, or None if nobody knows.
+# Takes the amount done so far and the whole, or None if the whole is unknown.
 Update = Callable[[int, int | None], None]
 
 
 @contextmanager
 def progress(what: str, unit: str = "") -> Iterator[Update]:
-    """Yields what to tell the progress of `what` to; `unit` is "B" for bytes."""
+    """Yields a function to call with the progress of `what`; `unit` is "B" for bytes."""
     from rich import filesize
     from rich import progress as bars
     from rich.console import Console
@@ -28,13 +28,13 @@ def progress(what: str, unit: str = "") -> Iterator[Update]:
     times = (bars.TimeElapsedColumn(), bars.TimeRemainingColumn(compact=True))
     columns = (bars.SpinnerColumn(), bars.TextColumn(what), bars.BarColumn(), *amount, *times)
     with bars.Progress(*columns, console=console) as shown:
-        task = shown.add_task(what, total=None, amount="")  # what comes before the first call is seen to be under way
+        task = shown.add_task(what, total=None, amount="")  # the bar moves before the first call, too
         began = False
 
         def update(done: int, total: int | None) -> None:
             nonlocal began
             amount = f"{done}/{total}" if total else str(done or "")
-            if not began:  # what an interrupted run has done before must not count in the rate
+            if not began:  # work that an interrupted run had done before must not count in the rate
                 began = True
                 shown.reset(task, completed=done, total=total, amount=amount)
             shown.update(task, completed=done, total=total, amount=amount)
@@ -43,9 +43,9 @@ def progress(what: str, unit: str = "") -> Iterator[Update]:
 
 
 class Lines:
-    """Writes a line every ten seconds: how far it is, and how long the rest will take if it goes on so.
+    """Writes a line every ten seconds: the progress, and how long the rest will take at this rate.
 
-    amount_of: words for a count. clock: seconds, from any start.
+    amount_of: turns a count into words. clock: gives seconds since any moment.
     """
 
     def __init__(

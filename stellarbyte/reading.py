@@ -1,4 +1,4 @@
-"""Reads JSON and text that somebody else made, within bounds on what kind of file, size and depth it may have."""
+"""Reads untrusted JSON and text files, with bounds on the kind of file, its size and its depth."""
 
 import json
 import stat
@@ -10,7 +10,7 @@ from stellarbyte.errors import UserError, shown, shown_path
 
 MIB = 1 << 20
 
-# Bounds that no honest file comes near: the largest tokenizer.json of a released model has about 35 MiB.
+# Bounds that no real file comes near: the largest tokenizer.json of a released model has about 35 MiB.
 MOST_JSON_BYTES = 256 * MIB
 MOST_JSON_DEPTH = 64
 
@@ -24,11 +24,11 @@ def expanded(path: str | Path) -> Path:
 
 
 def read_text(path: str | Path, most_bytes: int) -> str:
-    """The text of a UTF-8 file of at most `most_bytes`, with a byte order mark taken off.
+    """The text of a UTF-8 file of at most `most_bytes`, without a byte order mark.
 
     Raises:
-        UserError: it cannot be read, is no regular file (a pipe could wait for ever, a device never end), is too large,
-            or is not UTF-8.
+        UserError: the file cannot be read, is not a regular file (a pipe might block and a device never end), is too
+            large, or is not UTF-8.
     """
     path = Path(path)
     if "\0" in str(path):
@@ -50,11 +50,11 @@ def read_text(path: str | Path, most_bytes: int) -> str:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text; `where` names it in errors, such as "file" or "file:line".
+    """The value of a JSON text; `where` names the text in errors, such as "file" or "file:line".
 
     Raises:
-        UserError: it is no JSON, names a key twice, holds a number of thousands of digits, or is nested deeper than
-            `MOST_JSON_DEPTH` levels.
+        UserError: the text is not JSON, has a key twice in an object, holds a number of thousands of digits, or is
+            nested deeper than `MOST_JSON_DEPTH` levels.
     """
     try:
         value = json.loads(text, object_pairs_hook=_object)
@@ -64,18 +64,18 @@ def parse_json(text: str, where: str) -> Any:
         raise UserError(f"{where} is nested deeper than {MOST_JSON_DEPTH} levels") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is not valid JSON: {error}") from None
-    except ValueError as error:  # a key twice; or Python's own bound on the digits of an integer
+    except ValueError as error:  # a key is there twice, or an integer is too long for Python
         raise UserError(f"{where} is not valid JSON: {str(error).partition(':')[0]}") from None
     return value
 
 
 def read_json(path: str | Path, most_bytes: int = MOST_JSON_BYTES) -> Any:
-    """The value in a JSON file; raises UserError as `read_text` and `parse_json`."""
+    """The value in a JSON file. Raises UserError where `read_text` and `parse_json` do."""
     return parse_json(read_text(path, most_bytes), str(path))
 
 
 def read_json_object(path: str | Path, most_bytes: int = MOST_JSON_BYTES) -> dict[str, Any]:
-    """The object in a JSON file; raises UserError as `read_json`, and where the file holds something else."""
+    """The object in a JSON file. Raises UserError where `read_json` does, and if the file holds something else."""
     value = read_json(path, most_bytes)
     if not isinstance(value, dict):
         raise UserError(f"{path} holds {shown(value)}, expected an object with named fields")
@@ -92,7 +92,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _deeper_than(value: Any, levels: int) -> bool:
-    """Whether containers stand in containers at more than `levels` levels; without recursion."""
+    """Whether lists and objects are nested deeper than `levels`, found without recursion."""
     inside = [value] if isinstance(value, dict | list) else []
     for _ in range(levels):
         items: Iterable[Any] = (item for outer in inside for item in (outer.values() if type(outer) is dict else outer))

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read in bounded memory and held against the file before any tensor is."""
+"""Reads the header of a safetensors file in bounded memory, and checks it against the file before tensors are read."""
 
 import math
 import stat
@@ -9,7 +9,7 @@ from typing import Any
 from stellarbyte.errors import UserError, in_full
 from stellarbyte.reading import parse_json
 
-# Bytes of one element; what is narrower than a byte, no weight of ours or PEFT's is in.
+# The bytes of one element. Dtypes narrower than a byte are left out, because no weight of ours or PEFT's has one.
 ELEMENT_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
@@ -17,7 +17,7 @@ ELEMENT_BYTES = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
 
-# A header has some 150 bytes a tensor, so this is room for 160,000 of them.
+# A header has about 150 bytes a tensor, so this is enough for 160,000 tensors.
 MAX_HEADER_BYTES = 25_000_000
 _LENGTH_BYTES = 8
 _MAX_DIMENSIONS = 16
@@ -26,7 +26,7 @@ _MAX_NAME = 1000
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """What a file says of a tensor: its dtype in the format's words, its shape, and its bytes behind the header."""
+    """A tensor's entry in a header: dtype in the format's words, shape, and bytes, counted from the header's end."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -35,12 +35,12 @@ class TensorHeader:
 
 
 def read_header(path: Path) -> dict[str, TensorHeader]:
-    """Name -> header of each tensor in a safetensors file, in the order of their bytes.
+    """The name -> header of each tensor in a safetensors file, in the order of their bytes.
 
     Raises:
-        UserError: the file is missing, is no regular file or no whole safetensors file: its header is longer than the
-            file or than MAX_HEADER_BYTES, is no JSON, or names a tensor twice, of an unknown dtype or of another size
-            than it has; or tensors overlap or leave bytes between or behind them.
+        UserError: the file is missing or not a regular file; its header is longer than the file or MAX_HEADER_BYTES, or
+            is not JSON; a tensor is named twice, or has an unknown dtype or a wrong size; or tensors overlap, or leave
+            bytes between or after them.
     """
     try:
         status = path.stat()

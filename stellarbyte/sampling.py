@@ -1,4 +1,4 @@
-"""How a draw of the next token is set, in Hugging Face's words: the same in JAX and in PyTorch."""
+"""The settings for drawing the next token, in Hugging Face's words; they are the same in JAX and in PyTorch."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,14 @@ from stellarbyte.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """What becomes of the logits before a draw, in the order of Hugging Face's generate.
+    """The steps from logits to a draw, in the order of Hugging Face's generate.
 
-    The repetition penalty (Keskar et al. 2019, arXiv:1909.05858) on tokens of the prompt and the answer so far; then,
-    at temperature 0, the likeliest token; otherwise the temperature, top-k, top-p (Holtzman et al. 2020,
-    arXiv:1904.09751) and min-p (Nguyen et al. 2024, arXiv:2407.01082).
+    First the repetition penalty (Keskar et al. 2019, arXiv:1909.05858) is applied to the tokens of the prompt and the
+    answer so far. Then temperature 0 takes the likeliest token; otherwise the temperature, top-k, top-p (Holtzman et
+    al. 2020, arXiv:1904.09751) and min-p (Nguyen et al. 2024, arXiv:2407.01082) are applied.
 
     Raises:
-        UserError: a value is out of range, or is meant for draws at temperature 0, which draws nothing.
+        UserError: a value is out of range, or one for random draws is given with temperature 0.
     """
 
     temperature: float = 0.0
@@ -49,5 +49,5 @@ class Sampling:
 
     @property
     def penalises(self) -> bool:
-        """Whether a draw depends on which tokens there were."""
+        """Whether a draw depends on the tokens before it beyond their logits."""
         return self.repetition_penalty != 1

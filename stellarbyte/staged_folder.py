@@ -11,14 +11,15 @@ from stellarbyte.folder_lock import folder_lock
 
 @contextmanager
 def staged(target: Path, keep: frozenset[str] = frozenset(), *, is_locked: bool = False) -> Iterator[Path]:
-    """Gives a new folder beside `target` to fill, and puts it in the place of `target` if all goes well.
+    """Yields a new folder beside `target` to fill, which replaces `target` if all goes well.
 
-    What stands at `target` is removed then, but for the entries named in `keep`, which move into the new folder where
-    it has none of that name. After an error, or an interruption before the last moment, `target` is what it was; what a
-    killed process left beside it is cleared away. is_locked: the caller holds the folder's lock already.
+    The old content of `target` is then removed, except the entries named in `keep`: those move into the new folder
+    unless it has an entry of that name. After an error, or an interruption before the last moment, `target` is as it
+    was. Folders that a killed process left beside it are removed. is_locked: whether the caller already holds the
+    folder's lock.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written, or another process is writing it.
+        UserError: the disk is full, the folder cannot be written, or another process is writing it.
     """
     with nullcontext() if is_locked else folder_lock(target, doing="export"):
         yield from _staged(target, keep)
@@ -30,7 +31,7 @@ def _staged(target: Path, keep: frozenset[str]) -> Iterator[Path]:
         if aside.exists():
             _refuse_or_undo(aside, target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+        shutil.rmtree(partial, ignore_errors=True)  # a killed process may have left it
         partial.mkdir()
         yield partial
         if not target.exists():
@@ -53,7 +54,7 @@ def _staged(target: Path, keep: frozenset[str]) -> Iterator[Path]:
 
 
 def partial_folder(target: Path) -> Path:
-    """The folder that `staged` gives for `target`; other processes may write there too, while the first is in it."""
+    """The folder that `staged` yields for `target`; other processes may write there too while the first is in it."""
     return _sibling(target, "partial")
 
 

@@ -1,4 +1,4 @@
-"""Ends a text before the first of some stop strings, wherever the pieces that it comes in begin and end."""
+"""Ends a text that comes in pieces before its first stop string, even if that spans several pieces."""
 
 from collections.abc import Sequence
 
@@ -15,9 +15,9 @@ def check_stop_strings(stop: Sequence[str]) -> None:
 
 
 class StopCutter:
-    """Passes text on up to the first stop string, holding back what may yet turn out to begin one.
+    """Passes text on up to the first stop string, and holds back an end of it that may begin one.
 
-    Of two stop strings that are complete at the same character, the text ends before the longer.
+    If two stop strings end at the same character, the text ends before the longer one.
 
     Raises:
         UserError: a stop string is empty, or holds what is no character.
@@ -29,7 +29,7 @@ class StopCutter:
         self._stop, self._held = tuple(stop), ""
 
     def push(self, text: str) -> str:
-        """What can be passed on, once this text has come; may be empty."""
+        """The text that can be passed on now that `text` has come; it may be empty."""
         assert not self.stopped
         held = self._held + text
         found = [(start + len(stop), start) for stop in self._stop if (start := held.find(stop)) >= 0]
@@ -41,11 +41,11 @@ class StopCutter:
         return held[: len(held) - beginning]
 
     def finish(self) -> str:
-        """What was held back, once no more text will come."""
+        """The text that is still held back; to be called when no more text will come."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of the text are the beginning of a stop string."""
+    """The number of characters at the end of `text` that are the beginning of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

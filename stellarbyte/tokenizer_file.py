@@ -1,4 +1,4 @@
-"""What a stranger's tokenizer.json may say, held against what can be before a library takes it at its word."""
+"""Checks an untrusted tokenizer.json before the tokenizers library acts on it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,16 +9,18 @@ from stellarbyte.errors import UserError, shown
 MOST_TOKENS = 2**24
 _LONGEST_ADDED = 4096
 _LONGEST_EXPRESSION = 10_000
-# By how much a text may grow when it is normalised; libraries' own normalizers write a character for a character.
+# The factor by which normalising may lengthen a text; usual normalizers write about one character for each.
 _MOST_GROWTH = 1000
 
 
 def check_tokenizer(content: Any, where: str) -> None:
-    """Refuses what makes the tokenizers library take memory, time or the whole process; `where` names the file.
+    """Refuses files with which the tokenizers library would exhaust memory or time, or end the process.
+
+    `where` names the file in errors.
 
     Raises:
-        UserError: numbers of tokens that are none, or beyond every vocabulary; merges or patterns that the library
-            cannot work with; a text that would grow without bounds.
+        UserError: a token's number is invalid or larger than any vocabulary, the library cannot work with a merge or a
+            pattern, or a text could grow without bounds.
     """
     try:
         _check(content)
@@ -28,15 +30,15 @@ def check_tokenizer(content: Any, where: str) -> None:
 
 @contextmanager
 def works(name: str) -> Iterator[None]:
-    """What the tokenizers library raises in its own ways while it works is said of the tokenizer `name`.
+    """Turns errors of the tokenizers library, while it encodes a text, into a sentence about the tokenizer `name`.
 
     Raises:
-        UserError: it has given up, such as on an expression that takes too many steps on this text.
+        UserError: the library gave up, for example because an expression takes too many steps on this text.
     """
     try:
         yield
     except BaseException as error:
-        # It raises the bare class, or breaks down in Rust; the latter is not even an Exception.
+        # The library raises a bare Exception, or panics in Rust, and a panic is not even an Exception.
         if type(error) is Exception or type(error).__name__ == "PanicException":
             raise UserError(f"the tokenizer {name} fails on a text: {_first_line(error)}") from None
         raise
@@ -73,7 +75,7 @@ def _check(content: Any) -> None:
 
 
 def _check_merges(model: Mapping[str, Any]) -> None:
-    """The library cuts the prefix off the second half of each merge, whether or not it is there."""
+    """Refuses merges whose second half lacks the prefix, because the library cuts it off without looking."""
     prefix = model.get("continuing_subword_prefix")
     if not isinstance(prefix, str) or not prefix:
         return
@@ -86,7 +88,7 @@ def _check_merges(model: Mapping[str, Any]) -> None:
 
 
 def _check_templates(processor: Any) -> None:
-    """The library breaks down over a template that names a special token which it does not explain."""
+    """Refuses templates that name a special token missing from their list, because the library panics on them."""
     for node in _nodes(processor):
         known = node.get("special_tokens")
         pieces = [piece for name in ("single", "pair") for piece in _nodes(node.get(name))]
@@ -97,7 +99,7 @@ def _check_templates(processor: Any) -> None:
 
 
 def _nodes(node: Any) -> Iterator[Mapping[str, Any]]:
-    """The objects in a part of the file; a JSON text that was read within bounds is not deep."""
+    """All objects in a part of the file. Recursion is safe, because the depth was bounded when the JSON was read."""
     if isinstance(node, dict):
         yield node
     for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
@@ -105,7 +107,7 @@ def _nodes(node: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _growth_by(node: Mapping[str, Any], part: str) -> int:
-    """How many times as long a text becomes by a step; raises UserError: it is one that the library breaks on."""
+    """The factor by which a step may lengthen a text. Raises UserError if the library would break on the step."""
     expression = node.get("Regex")
     if isinstance(expression, str):
         if len(expression) > _LONGEST_EXPRESSION:
@@ -123,9 +125,9 @@ def _growth_by(node: Mapping[str, Any], part: str) -> int:
 
 
 def _repeats_repetitions(expression: str) -> bool:
-    """Whether a group that repeats something without an end is itself repeated so, as in (x+)+."""
-    repeats = [False]  # of each open group, from the outside in
-    closed = False  # whether a group that repeats has just been closed
+    """Whether a group that contains an unbounded repetition is itself repeated without bound, as in (x+)+."""
+    repeats = [False]  # for each open group, from the outside in: whether it contains an unbounded repetition
+    closed = False  # whether a group with an unbounded repetition has just been closed
     position, in_class = 0, 0
     while position < len(expression):
         character = expression[position]

@@ -1,1 +1,1 @@
-"""Config files: YAML and command-line overrides to frozen dataclasses, and back; every mistake is located."""
+"""Config files: turns YAML and command-line overrides into frozen dataclasses and back, and locates every mistake."""

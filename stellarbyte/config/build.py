@@ -1,4 +1,4 @@
-"""Nodes to frozen dataclasses; every mistake is told with file:line, field and what was expected."""
+"""Builds frozen dataclasses from nodes; errors give file:line, the field and what was expected."""
 
 import collections.abc
 import dataclasses
@@ -19,20 +19,20 @@ Config = TypeVar("Config")
 _LISTS = (list, tuple, collections.abc.Iterable)
 _MAPPINGS = (dict, Mapping)
 
-# As YAML 1.1 had them; a field that asks for true or false takes them on.
+# Truth values of YAML 1.1, which a field of true or false still accepts.
 _TRUTH = {"yes": True, "on": True, "no": False, "off": False}
 
-# More names than this are no help in an error.
+# A longer list of names in an error would not help.
 _MOST_FIELDS_LISTED = 60
 
 
 def build(kind: type[Config], node: Node, name: str = "", root: type | None = None) -> Config:
-    """The dataclass `kind` from a mapping of its fields, called `name` in errors.
+    """A dataclass `kind` built from a mapping of its fields; errors call it `name`.
 
-    root: the dataclass in whose other sections a misplaced field is looked for; `kind` by default.
+    root: the dataclass whose sections are searched for a misplaced field, for a hint; `kind` by default.
 
     Raises:
-        UserError: as `field_values`; or a value that the dataclass refuses.
+        UserError: where `field_values` does, or if the dataclass refuses a value.
     """
     if node.value is None:
         node = Node({}, node.where)
@@ -46,13 +46,13 @@ def build(kind: type[Config], node: Node, name: str = "", root: type | None = No
 
 
 def field_values(kind: type, node: Node, name: str = "", root: type | None = None) -> dict[str, Any]:
-    """What a mapping gives for fields of the dataclass `kind`, by their names; ours or any other package's.
+    """The values in a mapping for fields of the dataclass `kind`, by name; it may be any package's dataclass.
 
-    Fields may be int, float, bool, str, an Enum, a Literal, a dataclass, a list, tuple or mapping, or any of several of
-    these or None.
+    Fields may be int, float, bool, str, an Enum, a Literal, a dataclass, a list, tuple or mapping, or a union of these
+    and None.
 
     Raises:
-        UserError: an unknown field, with the nearest valid name; a missing one; a value of another type.
+        UserError: a field is unknown (the nearest valid name is given), missing, or has a value of another type.
     """
     prefix = f"{name}." if name else ""
     if not isinstance(node.value, dict):
@@ -76,7 +76,7 @@ def _fields(kind: type) -> dict[str, dataclasses.Field[Any]]:
 
 
 def _blamed(node: Node, name: str) -> Node:
-    """The node of the field `name` that a dataclass rejects, or the one around it where the file does not give it."""
+    """The node of the field `name` that a dataclass rejects, or the node around it if the file does not give it."""
     for key in name.split("."):
         if isinstance(node.value, dict):
             node = node.value.get(key, node)
@@ -105,7 +105,7 @@ def _coerce(kind: Any, node: Node, name: str, root: type) -> Any:
         items = [_coerce(inner, item, f"{name}.{i}", root) for i, item in enumerate(value)]
         return tuple(items) if origin is tuple else items
     if origin is float and isinstance(value, int | float) and not isinstance(value, bool):
-        # An integer may be beyond every float; float() would raise on it.
+        # An integer may be too large for any float, and float() would raise.
         number = math.inf if isinstance(value, int) and value.bit_length() > 1000 else float(value)
         if math.isfinite(number):
             return number
@@ -116,7 +116,7 @@ def _coerce(kind: Any, node: Node, name: str, root: type) -> Any:
     elif origin is bool and isinstance(value, bool | str) and _truth(value) is not None:
         return _truth(value)
     elif origin is str and (isinstance(value, str) or node.word is not None):
-        # On the command line every word is a string already: --output_dir 2026.
+        # On the command line any word may be a string, such as 2026 in --output_dir 2026.
         return _checked_text(value if isinstance(value, str) else node.word or "", node, name)
     choices = _choices(kind)
     if any(value == choice and type(value) is type(choice) for choice in choices):
@@ -133,13 +133,13 @@ def _coerce_to_one_of(options: list[Any], node: Node, name: str, root: type) -> 
             return _coerce(option, node, name, root)
         except UserError:
             if len(fitting) == 1:
-                raise  # it is about what is inside
+                raise  # the error is about something inside this list or mapping
     expected = " or ".join(map(_describe, options))
     raise UserError(f"{node.where}: {name} is {shown(node.value)}, expected {expected}")
 
 
 def _takes(option: Any, value: Any) -> bool:
-    """Whether a list or mapping is of the kind that `option` is."""
+    """Whether `value` is a list or a mapping that `option` may hold."""
     origin = typing.get_origin(option) or option
     if isinstance(value, list):
         return origin in _LISTS
@@ -161,11 +161,11 @@ def _checked_text(text: str, node: Node, name: str) -> str:
 
 
 def options_of(kind: Any) -> list[Any]:
-    """The types that a union joins; a string beside an Enum is one of its values, and so no type of its own."""
+    """The types in a union; str beside an Enum is left out, because it only stands for the Enum's values."""
     is_union = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
     options = list(typing.get_args(kind)) if is_union else [kind]
     has_enum = any(isinstance(option, enum.EnumMeta) for option in options)
-    # A string last, as which an override's word passes in any case; Python keeps no order of its own here.
+    # str comes last, because any word of an override passes as a string; Python keeps no reliable order here.
     return sorted((option for option in options if not (has_enum and option is str)), key=lambda option: option is str)
 
 
@@ -197,7 +197,7 @@ def _suggestion(key: str, prefix: str, fields: Mapping[str, Any], kind: type, ro
     near = difflib.get_close_matches(key, fields, n=1)
     if near:
         return f"did you mean {prefix}{near[0]}?"
-    # A right name in the wrong section, such as learning_rate at the top.
+    # The name may be right but in the wrong section, such as learning_rate at the top.
     elsewhere = {name.rpartition(".")[2]: name for name in _all_names(root, "")}
     near = difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.8)
     if near:

@@ -1,4 +1,4 @@
-"""What the fields of a dataclass mean, in the words of its own source: a string literal under each field."""
+"""Reads the docstrings of a dataclass's fields: string literals under the fields in its source."""
 
 import ast
 import dataclasses
@@ -32,7 +32,7 @@ def first_sentence(text: str) -> str:
 
 
 def _own_docstrings(kind: type) -> dict[str, str]:
-    """The string literals under the fields that the class itself declares; none where its source is not there."""
+    """The string literals under the fields that the class itself declares; empty if its source is not available."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
     except (OSError, TypeError, SyntaxError):

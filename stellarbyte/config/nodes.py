@@ -1,4 +1,4 @@
-"""What was written in a YAML file or a command-line override, as nodes that remember where they stand."""
+"""Reads YAML files and command-line overrides into nodes that remember where they stand."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import yaml
 from stellarbyte.errors import UserError, shown
 from stellarbyte.reading import MIB, read_text
 
-# Bounds that no honest config comes near.
+# Bounds that no real config comes near.
 MOST_BYTES = MIB
 MOST_VALUES = 20_000
 MOST_DEPTH = 40
@@ -19,7 +19,7 @@ MOST_DEPTH = 40
 
 @dataclass(frozen=True)
 class Node:
-    """A value as written: a mapping or list of nodes or a scalar, where it stands, and an override's own characters."""
+    """A value as written: a scalar, or a mapping or list of nodes; its place; and the characters of an override."""
 
     value: Any
     where: str
@@ -27,10 +27,10 @@ class Node:
 
 
 def read_yaml(path: Path) -> Node:
-    """The nodes of a YAML file, whose top must be a mapping; an empty file is an empty one.
+    """The nodes of a YAML file, which must hold a mapping; an empty file is an empty mapping.
 
     Raises:
-        UserError: the file cannot be read, is no YAML, or holds something else, with file:line; see `parse_yaml`.
+        UserError: the file cannot be read, is not YAML (see `parse_yaml`), or holds something else than a mapping.
     """
     node = parse_yaml(read_text(path, MOST_BYTES), str(path)) or Node({}, f"{path}:1")
     if not isinstance(node.value, dict):
@@ -39,13 +39,13 @@ def read_yaml(path: Path) -> Node:
 
 
 def parse_yaml(text: str, path: str | None, where: str = "") -> Node | None:
-    """The nodes of a YAML text, or None where it holds nothing; all stand at `where` unless `path` names a file.
+    """The nodes of a YAML text, or None if it is empty; their place is `where` unless `path` names a file.
 
-    Scalars are those of YAML 1.2's core schema, in which 010 is ten, and 1:30, on, and 2026-01-01 are words.
+    Scalars are those of YAML 1.2's core schema: 010 is ten, and 1:30, on, and 2026-01-01 are words.
 
     Raises:
-        UserError: no YAML; a key given twice; a tag such as !!timestamp, which no field needs; more than `MOST_DEPTH`
-            levels; or more than `MOST_VALUES` values, those of an alias counted wherever it stands.
+        UserError: the text is not YAML, gives a key twice, has a tag such as !!timestamp (which no field needs), more
+            than `MOST_DEPTH` levels, or more than `MOST_VALUES` values; an alias counts wherever it is used.
     """
     try:
         root = yaml.compose(text, Loader=_Loader)
@@ -62,20 +62,20 @@ def parse_yaml(text: str, path: str | None, where: str = "") -> Node | None:
 
 
 def locate(value: Any, where: str) -> Node:
-    """Plain dicts, lists and scalars as nodes, all standing at `where`."""
+    """Nodes of plain dicts, lists and scalars, all with the place `where`."""
     if isinstance(value, Mapping):
         return Node({str(key): locate(item, where) for key, item in value.items()}, where)
     return Node([locate(item, where) for item in value] if isinstance(value, list | tuple) else value, where)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1's syntax with the scalars of YAML 1.2's core schema, and no word that is a number by surprise."""
+    """YAML 1.1's syntax with the scalars of YAML 1.2's core schema, so that no word surprisingly becomes a number."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - as in PyYAML
     _composed = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """As PyYAML's, but ends where keys and values, of which each takes a kilobyte, are more than any config has."""
+        """PyYAML's method with a bound on the number of keys and values, each of which takes a kilobyte of memory."""
         self._composed += 1
         if self._composed > 2 * MOST_VALUES:
             raise _TooMany(None, None, f"the file stands for more than {MOST_VALUES} values", self.get_mark())
@@ -83,7 +83,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _TooMany(yaml.MarkedYAMLError):
-    """The file has more nodes than are read."""
+    """The file has more nodes than may be read."""
 
 
 for _tag, _pattern, _first in (
@@ -100,7 +100,7 @@ for _tag, _pattern, _first in (
 
 
 def is_word(text: str) -> bool:
-    """Whether YAML reads these characters, unquoted, as the string that they are."""
+    """Whether YAML reads this text as a string if it is not quoted."""
     return _implicit_kind(text) == "str"
 
 
@@ -112,7 +112,7 @@ def _implicit_kind(text: str) -> str:
 
 
 class _Conversion:
-    """PyYAML's nodes to ours; counts them, for an alias of aliases of aliases may stand for more than memory holds."""
+    """Converts PyYAML's nodes to ours, and counts them, because nested aliases may stand for more than memory holds."""
 
     def __init__(self, path: str | None, where: str) -> None:
         self._path, self._where, self._count = path, where, 0
@@ -143,7 +143,7 @@ class _Conversion:
                 raise UserError(f"{where}: a field's name must be a word, not a {key.id}")
             if key.value in mapping:
                 raise UserError(f"{where}: {key.value} is given twice, first at {mapping[key.value].where}")
-            # The key's line, not the value's: a block below its key would be blamed on its first line.
+            # The place is the key's line, because a block below the key begins on a later line.
             mapping[key.value] = replace(self.convert(value, ancestors), where=where)
         return mapping
 
@@ -158,7 +158,7 @@ class _Conversion:
         if kind == "float":
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
         if kind == "int":
-            if len(text) > 4000:  # a few more, and Python does not read it
+            if len(text) > 4000:  # Python itself refuses integers that are a little longer
                 raise UserError(f"{where}: {shown(text)} has {len(text)} digits: no field takes such a number")
             return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
         return text

@@ -1,4 +1,4 @@
-"""Fields of a config file that the command line gives another value: `--section.field value`."""
+"""Gives fields of a config other values from the command line: `--section.field value`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ _MOST_NAMES = 32
 
 
 def parse_overrides(words: Sequence[str]) -> list[tuple[str, Node]]:
-    """(dotted name, value) of each `--section.field value` or `--section.field=value`; values are YAML.
+    """The (dotted name, value) of each `--section.field value` or `--section.field=value`; values are YAML.
 
     Raises:
-        UserError: words that are no override.
+        UserError: a word does not belong to an override.
     """
     parsed = []
     remaining = list(words)
@@ -35,10 +35,10 @@ def parse_overrides(words: Sequence[str]) -> list[tuple[str, Node]]:
 
 
 def override(root: Node, name: str, value: Node) -> Node:
-    """The nodes with `value` at the dotted `name`; whether such a field exists is for the dataclasses to say.
+    """The nodes with `value` put at the dotted `name`. The dataclasses check later whether such a field exists.
 
     Raises:
-        UserError: the name leads through something that has no fields, or deeper than any config goes.
+        UserError: the name leads through a value that has no fields, or is deeper than any config.
     """
     names = name.split(".")
     if len(names) > _MOST_NAMES:
@@ -50,12 +50,12 @@ def _value(text: str, where: str) -> Node:
     try:
         node = parse_yaml(text, None, where)
     except UserError:
-        node = Node(text, where)  # {title}: {text} and *.txt are words, too
+        node = Node(text, where)  # words such as *.txt or {title}: {text} are not YAML
     return dataclasses.replace(node or Node(None, where), word=text)
 
 
 def _put(node: Node, keys: list[str], value: Node, name: str) -> Node:
-    """The node with `value` in it at the end of the path `keys`; `name` is the path to the node."""
+    """`node` with `value` put at the path `keys` inside it; `name` is the path to the node itself."""
     if not keys:
         return value
     key, *rest = keys

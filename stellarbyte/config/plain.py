@@ -1,4 +1,4 @@
-"""Configs as plain dicts, lists and scalars; their YAML; and in which fields two of them differ."""
+"""Turns configs into plain dicts, lists and scalars, writes them as YAML, and finds the fields in which two differ."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from stellarbyte.files import write_text
 
 
 def plain(value: Any) -> Any:
-    """Nodes, dataclasses, tuples and what they hold as dicts, lists and scalars, ready for YAML and JSON."""
+    """The value with nodes, dataclasses and tuples, at any depth, turned into dicts, lists and scalars as in JSON."""
     if isinstance(value, Node):
         return plain(value.value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -23,10 +23,10 @@ def plain(value: Any) -> Any:
 
 
 def save_yaml(config: Any, path: str | Path) -> None:
-    """Writes a whole config as YAML, from which `build` makes an equal one.
+    """Writes a whole config as YAML, from which `build` makes an equal config.
 
     Raises:
-        UserError: the file cannot be written; an earlier one stays as it was.
+        UserError: the file cannot be written; an earlier file stays as it was.
     """
     write_text(Path(path), yaml_text(config))
 
@@ -39,14 +39,14 @@ def yaml_text(config: Any, *, one_line: bool = False) -> str:
 
 
 def differing_fields(a: Any, b: Any) -> list[tuple[str, Any, Any]]:
-    """(dotted name, value in a, value in b) of every field in which two configs differ, the values as in `plain`."""
+    """The (dotted name, value in a, value in b) of every field in which two configs differ, with `plain` values."""
     return _differences("", plain(a), plain(b))
 
 
 def _differences(name: str, a: Any, b: Any) -> list[tuple[str, Any, Any]]:
     prefix = f"{name}." if name else ""
     if isinstance(a, dict) and isinstance(b, dict):
-        if name.endswith("_pattern") and a == b and list(a) != list(b):  # the first key that fits a module counts
+        if name.endswith("_pattern") and a == b and list(a) != list(b):  # order matters: the first key that fits counts
             return [(name, a, b)]
         keys = dict.fromkeys([*a, *b])
         return [found for key in keys for found in _differences(f"{prefix}{key}", a.get(key), b.get(key))]
@@ -57,7 +57,7 @@ def _differences(name: str, a: Any, b: Any) -> list[tuple[str, Any, Any]]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what our reader or another one would take for no string, or read back with other line breaks."""
+    """Quotes strings that our reader or another would not read as strings, or would read with other line breaks."""
 
     def represent_str(self, text: str) -> yaml.ScalarNode:
         exotic = any(character in text for character in "\x85\u2028\u2029")

@@ -1,1 +1,1 @@
-"""Records: the files of a source, and what is in them, whatever their format and compression."""
+"""Finds the files of a data source and reads their records, in any supported format and compression."""

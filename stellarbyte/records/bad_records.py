@@ -1,4 +1,4 @@
-"""What happens to records that cannot be used, and how their errors name things."""
+"""Handles records that cannot be used, and names things in their errors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -9,14 +9,14 @@ _FIRST_BAD_RECORDS = 5
 
 
 class RecordError(Exception):
-    """What is wrong with one record, after its file:line; whether that ends the run is for BadRecords to say."""
+    """One record is wrong: the sentence begins with its file:line. BadRecords decides whether it ends the run."""
 
 
 class BadRecords:
     """Ends the run at the first bad record, or counts them and remembers the first few.
 
-    `empty` counts the records that hold no text at all: they are left out, but not bad. `setting` is the name by which
-    the user knows `policy`.
+    `empty` counts the records without any text, which are left out but not bad. `setting` is the user's name for
+    `policy`.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class BadRecords:
         self._setting = setting
 
     def add(self, complaint: str) -> None:
-        """Takes note of a record that `complaint` describes, starting with its file:line.
+        """Notes a bad record. `complaint` describes it, beginning with its file:line.
 
         Raises:
             UserError: the policy is to fail.
@@ -46,7 +46,7 @@ class BadRecords:
             self.first = (*self.first, complaint)
 
     def summary(self) -> str | None:
-        """One line that counts what was skipped and shows the first few; None if there was nothing."""
+        """One line with the number of skipped records and the first few of them; None if there are none."""
         lines = []
         if self.count:
             more = "; …" if self.count > len(self.first) else ""
@@ -58,10 +58,10 @@ class BadRecords:
 
 
 def check_text(text: str, where: str) -> str:
-    """Returns the text that was found at `where`, if it is one.
+    """Returns the text found at `where` if it is valid.
 
     Raises:
-        RecordError: it holds what is no character, or the NUL that binary data and UTF-16 are full of.
+        RecordError: it holds a byte or a surrogate that is not a character, or a NUL, as binary data and UTF-16 do.
     """
     try:
         text.encode()
@@ -75,7 +75,7 @@ def check_text(text: str, where: str) -> str:
 
 
 def kind_of(value: object) -> str:
-    """How an error calls a value: null, a string, a list …"""
+    """The name of a value's kind in errors: null, a string, a list …"""
     names = {
         type(None): "null",
         bool: "true or false",
@@ -88,6 +88,6 @@ def kind_of(value: object) -> str:
 
 
 def names_of(record: Mapping[Any, object]) -> str:
-    """How an error lists the fields of a record."""
+    """The names of a record's fields, as errors list them."""
     names = [str(name) for name in record]
     return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") if names else "none"

@@ -1,4 +1,4 @@
-"""Opens files that may be compressed, and tells a truncated one from a whole one."""
+"""Opens files that may be compressed, and notices if one is truncated."""
 
 import bz2
 import errno
@@ -16,26 +16,27 @@ import zstandard
 
 BLOCK_BYTES = 1 << 20
 
-# As much compressed data is taken at once. zstd says nothing of how much comes out: at most 128 KiB for 4 bytes.
+# The compressed data read at once. It is little because zstandard cannot limit its output, and 4 bytes may become
+# 128 KiB.
 _INPUT_BYTES = 1 << 10
 
-# A file may ask for this much memory to be unpacked; `xz -9` asks for 65 MiB, `zstd --long=31` for 2 GiB.
+# The largest memory that unpacking a file may need; `xz -9` needs 65 MiB, `zstd --long=31` 2 GiB.
 _XZ_MEMORY = 1 << 29
 _ZSTD_WINDOW = 1 << 31
 
 
 class BrokenArchive(Exception):
-    """What reading a truncated or damaged file raises."""
+    """The file is truncated or damaged."""
 
 
 @contextmanager
 def open_file(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """The file as it lies on disk, whose position tells the progress, and its content without compression.
+    """Yields the file as stored, whose position shows the progress, and a stream of its decompressed content.
 
-    All that comes before the damage of a broken file is read before BrokenArchive is raised.
+    The stream gives all data before the first damage, and then raises BrokenArchive.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
+        OSError: the file cannot be opened, or is not a regular file.
     """
     with open_regular(path) as raw:
         new_frame = _NEW_FRAMES.get(path.suffix.lower())
@@ -47,13 +48,13 @@ def open_file(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens a file of bytes; raises OSError for a pipe, a socket or a device, which may never end or never begin."""
+    """Opens a file for reading bytes. Raises OSError for a pipe, a socket or a device, which may block or never end."""
 
     def opener(name: str, flags: int) -> int:
-        # A pipe that nobody writes to would be waited for.
+        # Otherwise opening a pipe would wait for a writer.
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
-    file = open(path, "rb", opener=opener)  # noqa: SIM115 - the caller's
+    file = open(path, "rb", opener=opener)  # noqa: SIM115 - the caller closes it
     kind = irregular_kind(os.fstat(file.fileno()).st_mode)
     if kind is not None:
         file.close()
@@ -62,7 +63,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def irregular_kind(mode: int) -> str | None:
-    """What something is that is neither a file nor a folder, by its st_mode; None for those."""
+    """The kind of something that is neither a file nor a folder, from its st_mode; None for a file or a folder."""
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return None
     names = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
@@ -70,7 +71,7 @@ def irregular_kind(mode: int) -> str | None:
 
 
 class _Frame(Protocol):
-    """What the decompression objects of bz2 and lzma are, and those of zlib and zstandard are made to be."""
+    """The interface of bz2's and lzma's decompressors; the classes below give it to zlib's and zstandard's."""
 
     @property
     def eof(self) -> bool: ...
@@ -82,7 +83,7 @@ class _Frame(Protocol):
 
 
 class _GzipMember:
-    """zlib hands back what it did not take for want of room: here it is kept for the next call."""
+    """A gzip member. zlib returns input for which the output had no room, and this keeps it for the next call."""
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
@@ -104,7 +105,7 @@ class _GzipMember:
 
 
 class _ZstdFrame:
-    """zstandard's object takes all that it is given."""
+    """A zstd frame. zstandard's decompressor always takes all of its input."""
 
     needs_input = True
 
@@ -133,10 +134,10 @@ COMPRESSIONS = tuple(_NEW_FRAMES)
 
 
 class _FrameReader(io.RawIOBase):
-    """Decompresses frames (zstd), members (gzip) or streams (xz, bz2) one after another.
+    """Decompresses frames (zstd), members (gzip) or streams (xz, bz2) one after another, a little at a time.
 
-    Unlike zstandard's reader it notices a last one cut short, and unlike gzip's it loses nothing before the damage.
-    Whatever the file says, little is decompressed at once.
+    Unlike zstandard's reader it notices if the last frame is cut short, and unlike gzip's it loses nothing before the
+    damage.
     """
 
     def __init__(self, raw: BinaryIO, new_frame: Callable[[], _Frame]) -> None:

@@ -1,4 +1,4 @@
-"""Says which formats there are, and reads the records of a file in any of them, with bounded memory."""
+"""Lists the formats of data files, and reads the records of a file in any of them, with bounded memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ SUPPORTED = f"use {' '.join(FORMATS)}, each also with {' '.join(COMPRESSIONS)}"
 
 
 def file_format(path: Path) -> str | None:
-    """The suffix that says how `path` is read, without its compression; None for a format that is not supported."""
+    """The suffix of `path` that decides how it is read, without a compression's; None for an unsupported format."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
@@ -38,10 +38,10 @@ def file_format(path: Path) -> str | None:
 
 
 def read_records(path: Path, bad_records: BadRecords, columns: Sequence[str] | None = None) -> Iterator[Record]:
-    """The records of a file, in order; a file of text is a record with the one field "text".
+    """The records of a file, in order; a text file is a single record with one field, "text".
 
-    Memory is bounded, whatever the file holds. NaN, where a text is missing, is null. Of a table only `columns` are
-    read, or all.
+    Memory is bounded, whatever the file holds. A NaN in the place of a text becomes null. columns: the only columns of
+    a table that are read; None for all.
 
     Raises:
         UserError: the file cannot be read, lacks a column, or holds a bad record that `bad_records` does not skip.
@@ -61,7 +61,7 @@ def read_records(path: Path, bad_records: BadRecords, columns: Sequence[str] | N
 
 @contextmanager
 def complaints(path: Path, bad_records: BadRecords) -> Iterator[None]:
-    """Says of a file that cannot be read, or not to its end, which one it is; what came before is out already."""
+    """Turns errors of reading a file into sentences that name it; the records before the error are yielded already."""
     try:
         yield
     except RecordError as error:

@@ -1,4 +1,4 @@
-"""Reads records of JSON: one a line, or the items of a list, of which one at a time is held."""
+"""Reads JSON records: one a line, or the items of a list, of which only one at a time is held in memory."""
 
 import codecs
 import json
@@ -13,19 +13,19 @@ from stellarbyte.records.compression import BLOCK_BYTES
 from stellarbyte.records.record import Record, has_twice, too_long
 from stellarbyte.records.text import decoded_blocks, not_utf8, open_text
 
-# Each takes some hundred bytes of memory, however few it has in the file.
+# Each list or object takes about a hundred bytes of memory, however short it is in the file.
 _MOST_CONTAINERS = 4_000_000
 
-# Of the signs that may be cut in two at the end of a block: an escaped character outside the first 65,536.
+# The longest token that the end of a block may cut in two: an escaped character outside the first 65,536.
 _LONGEST_SIGN = 12
 
 
-# In place of an item of a list that is longer than a record may be, but whose end is known.
+# Stands for an item that is longer than a record may be, but whose end is known.
 _TOO_LONG = object()
 
 
 class _Twice(dict[str, Any]):
-    """An object with a field that is there twice, `name`; a dict keeps the last one in silence."""
+    """An object that has a field twice, `name`; a plain dict would silently keep the last one."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -38,13 +38,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields if len(fields) == len(pairs) else _Twice(pairs)
 
 
-# NaN stands where there is nothing: pandas writes a missing text so.
+# NaN is read as null, because pandas writes a missing text as NaN.
 _CONSTANTS = {"NaN": None, "Infinity": float("inf"), "-Infinity": float("-inf")}
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_CONSTANTS.__getitem__)
 
 
 def read_jsonl(path: Path, bad_records: BadRecords, _: Sequence[str] | None) -> Iterator[Record]:
-    """One record a line; empty lines are passed over."""
+    """The records of a file with one a line; empty lines are skipped."""
     with open_text(path) as (raw, stream):
         number = 0
         while line := stream.readline(record.MAX_RECORD_BYTES + 1):
@@ -93,7 +93,7 @@ def _parse(line: bytes, where: str) -> object:
 
 
 def _unreadable(where: str, error: Exception) -> RecordError:
-    """JSON that Python does not read: nested too deep, or with an integer of thousands of digits."""
+    """The error for JSON that Python does not read: nested too deep, or with an integer of thousands of digits."""
     reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error).split(";")[0]
     return RecordError(f"{where} is not JSON that can be read ({reason})")
 
@@ -103,9 +103,9 @@ def _too_many(where: str) -> str:
 
 
 def read_json(path: Path, bad_records: BadRecords, _: Sequence[str] | None) -> Iterator[Record]:
-    """The items of a list, or one object."""
+    """The records of a file that holds a list of them, or a single object."""
     with open_text(path) as (raw, stream):
-        # A mistake of syntax ends the file: what follows it cannot be told.
+        # A syntax error ends the file, because nobody can tell where the next item would begin.
         for fields, where in _Items(decoded_blocks(path, stream), shown_path(path)):
             try:
                 found = _record(fields, where, raw)
@@ -116,7 +116,7 @@ def read_json(path: Path, bad_records: BadRecords, _: Sequence[str] | None) -> I
 
 
 class _Items:
-    """The items of the list, or the one object, in a text that comes in blocks; each with the line it starts on."""
+    """The items of a list, or one object, from a text that comes in blocks; each with the line that it starts on."""
 
     def __init__(self, blocks: Iterator[str], name: str) -> None:
         self._blocks, self._name = blocks, name
@@ -141,7 +141,10 @@ class _Items:
             raise self._invalid(self._at, "text after the end of the value")
 
     def _more(self) -> bool:
-        """Lets go of what is read, and takes as much again as is left, so that long items are not read too often."""
+        """Drops the text already read, and reads as much again as is left, so that long items are not parsed too often.
+
+        Returns whether there was any more text.
+        """
         self._line_of(self._at)
         self._before = self._column_of(self._at)
         parts = [self._text[self._at :]]
@@ -156,7 +159,7 @@ class _Items:
         return taken > 0
 
     def _line_of(self, at: int) -> int:
-        """The line of a place behind all that were asked for before."""
+        """The line of a place in the text. Places must be asked for in ascending order."""
         self._line += self._text.count("\n", self._counted, at)
         self._counted = at
         return self._line
@@ -187,7 +190,7 @@ class _Items:
             except (RecursionError, ValueError) as error:
                 raise _unreadable(where, error) from None
             else:
-                # What ends with the block may go on in the next one: 12 may be 123.
+                # An item at the end of a block may continue in the next one: 12 may be 123.
                 if end < len(self._text) or not self._may_go_on(where):
                     length, self._at = end - self._at, end
                     return (_TOO_LONG if length > record.MAX_RECORD_BYTES else item), where

@@ -1,4 +1,4 @@
-"""Finds the files of sources, each of them once, and says what else lies there."""
+"""Finds the files of data sources, each of them once, and reports which files are left out."""
 
 import fnmatch
 import glob
@@ -14,7 +14,7 @@ from stellarbyte.reading import expanded
 from stellarbyte.records.compression import irregular_kind
 from stellarbyte.records.formats import SUPPORTED, file_format
 
-# Folders that this project and its kin write, by what lies in them: none of it is text to train on.
+# Folders that this project and Hugging Face's libraries write, known by their files; none holds text to train on.
 _OUR_FOLDERS = {
     "token shards": ({"manifest.json", "train-documents.npy"}, {"recipe.json", "train-documents.npy"}),
     "adapter": ({"adapter_config.json"},),
@@ -22,9 +22,9 @@ _OUR_FOLDERS = {
     "tokenizer": ({"tokenizer.json", "tokenizer_config.json"},),
     "checkpoint": ({"trainer_state.json"}, {"_CHECKPOINT_METADATA"}),
 }
-# A run's folder may hold its corpus, too.
+# A run's folder is searched all the same, because it may also hold a corpus.
 _OUR_RUNS = ({"config.yaml", "metrics.jsonl"}, {"config.yaml", "checkpoints"})
-# What is left out of a run's folder, and of any of these that is itself the source.
+# Files that are left out of a run's folder, and of a folder above that is itself the source.
 _OUR_FILES = {
     *("manifest.json", "recipe.json", "position.json"),
     *("config.json", "generation_config.json", "model.safetensors.index.json", "adapter_config.json"),
@@ -36,7 +36,7 @@ _NAMES_SHOWN, _KINDS_SHOWN = 3, 8
 
 
 class SourceFiles(NamedTuple):
-    """The files of a source, sorted by path, and one line about what else is there; None if that is nothing."""
+    """The files of a source, sorted by path, and one line about the files left out; None if there are none."""
 
     files: list[Path]
     remark: str | None
@@ -49,11 +49,11 @@ class _Found(NamedTuple):
 
 
 class _LeftOut:
-    """What is not read: its kinds, how often, and the first names of each."""
+    """The files that are not read: for each kind, their number and the first few names."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._seen: set[Path] = set()  # a folder may be looked through for several parts of a glob
+        self._seen: set[Path] = set()  # a folder may be searched for several parts of a glob
         self._kinds: dict[str, tuple[int, list[str]]] = {}
 
     def add(self, kind: str, path: Path) -> None:
@@ -75,12 +75,12 @@ class _LeftOut:
 
 
 def files_of_sources(sources: Sequence[tuple[str, Hashable]], report: Callable[[str], None]) -> list[tuple[int, Path]]:
-    """The files of all sources, in order, each with the index of its source; `report` is told what is not read.
+    """The files of all sources, in order, each with the index of its source; `report` is called with remarks.
 
-    A source is a path and the manner of reading its files; a file that two sources of one manner name is taken once.
+    A source is a path and the manner of reading its files; a file in two sources of the same manner is taken once.
 
     Raises:
-        UserError: as `source_files`.
+        UserError: where `source_files` does.
     """
     found = []
     seen: dict[tuple[int, int, Hashable], int] = {}
@@ -101,10 +101,10 @@ def files_of_sources(sources: Sequence[tuple[str, Hashable]], report: Callable[[
 
 
 def status_of(path: Path) -> os.stat_result:
-    """As Path.stat.
+    """The result of Path.stat.
 
     Raises:
-        UserError: the file has gone, or its folder may not be read.
+        UserError: the file is gone, or its folder may not be read.
     """
     try:
         return path.stat()
@@ -113,13 +113,13 @@ def status_of(path: Path) -> os.stat_result:
 
 
 def source_files(path: str) -> SourceFiles:
-    """The files of a source: the file itself, a folder searched whole, or what a glob matches.
+    """The files of a source: the file itself, all files of a folder and its subfolders, or the files of a glob.
 
-    Links are followed, and every file is taken once, by whatever names it is reached. In a folder or by a glob, files
-    that cannot be read as text are passed over, and so are hidden ones and the folders that training writes.
+    Links are followed, and every file is taken once, however many names lead to it. In a folder or a glob, files that
+    cannot be read as text are left out, and so are hidden files and the folders that training writes.
 
     Raises:
-        UserError: nothing is there, or nothing that can be read.
+        UserError: there are no such files, or none that can be read.
     """
     if not path:
         raise UserError("the path of a source is empty: name a file, a folder or a glob")
@@ -167,7 +167,7 @@ def source_files(path: str) -> SourceFiles:
 
 
 def _split_pattern(pattern: Path) -> tuple[Path, tuple[str, ...]]:
-    """The folder that a glob starts in, and the parts behind it."""
+    """The folder that a glob starts in, and the parts after it."""
     parts = pattern.parts
     first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     return Path(*parts[:first]), parts[first:]
@@ -195,15 +195,15 @@ def _readable(matches: Iterable[_Found], left_out: _LeftOut) -> list[Path]:
 
 
 class _Search:
-    """Follows a glob's parts from folder to folder; none is searched twice, whatever links lead there."""
+    """Follows a glob's parts from folder to folder; no folder is searched twice, whatever links lead there."""
 
     def __init__(self, root: Path, left_out: _LeftOut) -> None:
         self._root, self._left_out = root, left_out
-        # A link to where the source lies would lead to what is beside it.
+        # The folders above the source: a link to one of them would lead to files beside the source.
         self._above = {_identity(folder.stat()) for folder in root.resolve().parents} if root.is_dir() else set()
 
     def matches(self, folder: Path, parts: Sequence[str]) -> Iterator[_Found]:
-        """What lies below `folder` and fits `parts`: no folders, whatever else."""
+        """Everything below `folder` that fits `parts`, except folders."""
         part, rest = parts[0], parts[1:]
         if part == "**":
             for below, entries in self._folders(folder):
@@ -232,7 +232,7 @@ class _Search:
                 yield from self.matches(path, rest)
 
     def _folders(self, top: Path) -> Iterator[tuple[Path, list[_Found]]]:
-        """Every folder from `top` down with its entries, those behind links last, so that they keep their own names."""
+        """Every folder from `top` down with its entries; those behind links come last, so that real names are kept."""
         seen: set[tuple[int, int]] = set()
         waiting, behind_links = deque([top]), deque[Path]()
         while waiting or behind_links:
@@ -248,7 +248,7 @@ class _Search:
                     (behind_links if found.is_link else waiting).append(found.path)
 
     def _entries(self, folder: Path, part: str) -> list[_Found]:
-        """What lies in a folder, by name; hidden is what begins with a dot, unless `part` asks for it."""
+        """The entries of a folder, sorted by name, without those left out. `part` may ask for hidden ones by a dot."""
         with os.scandir(folder) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
         names = {entry.name for entry in listed}
@@ -269,7 +269,7 @@ class _Search:
         return found
 
     def _is_ours(self, folder: Path) -> bool:
-        kind = _kind_of_folder(set(os.listdir(folder)))  # noqa: PTH208 - names alone
+        kind = _kind_of_folder(set(os.listdir(folder)))  # noqa: PTH208 - only the names are needed
         if kind is not None:
             self._left_out.add(kind, folder)
         return kind is not None

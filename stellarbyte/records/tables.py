@@ -1,4 +1,4 @@
-"""Reads the rows of tables, CSV, TSV and parquet, as records."""
+"""Reads the rows of CSV, TSV and parquet tables as records."""
 
 import codecs
 import csv
@@ -22,10 +22,10 @@ _MOST_BYTES_AT_ONCE = 1 << 30
 
 
 def _check_columns(there: Sequence[str], wanted: Sequence[str] | None, where: str) -> None:
-    """Refuses a table that lacks a column, or has one twice: of no record could be told what it is.
+    """Refuses a table that lacks a wanted column or has one twice, which would make every record wrong.
 
     Raises:
-        UserError: naming the column, and those that are there.
+        UserError: a column is missing or doubled; the sentence names it and the existing ones.
     """
     counts = Counter(there)
     for name in there if wanted is None else wanted:
@@ -38,7 +38,7 @@ def _check_columns(there: Sequence[str], wanted: Sequence[str] | None, where: st
 def _read_separated(
     path: Path, bad_records: BadRecords, columns: Sequence[str] | None, *, dialect: str
 ) -> Iterator[Record]:
-    # The module has one limit for all; its default of 131072 is short of a page.
+    # The csv module has one limit for all readers; its default, 131072, is too small for long texts.
     csv.field_size_limit(record.MAX_RECORD_BYTES)
     with open_text(path) as (raw, stream):
         lines = _Lines(stream)
@@ -84,14 +84,14 @@ def _not_csv(where: str, error: csv.Error) -> str:
 
 
 class _TooLong(Exception):
-    """A row has more bytes than a record may have."""
+    """The row has more bytes than a record may have."""
 
 
 class _Lines:
-    """Lines of a stream as text, for csv.reader, which may be asked on after a row that was too long.
+    """The lines of a stream as text for csv.reader, which can continue with it after a row that was too long.
 
-    What is not UTF-8 is kept as surrogates, so that only its row is bad. `number` counts the lines, `row_bytes` the
-    bytes since it was last set to 0.
+    Bytes that are not UTF-8 become surrogates, so that only their row is bad. `number` counts the lines, and
+    `row_bytes` the bytes since it was last set to 0.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -122,17 +122,17 @@ class _Lines:
 
 
 def read_parquet(path: Path, bad_records: BadRecords, columns: Sequence[str] | None) -> Iterator[Record]:
-    """One record a row, a few rows at a time."""
-    # Imported here, for it takes a third of a second and most corpora need none of it.
+    """The rows of a parquet file as records; a few rows at a time are in memory."""
+    # Imported here because it takes a third of a second, and most corpora do not need it.
     import pyarrow
     from pyarrow import parquet
 
     with open_file(path) as (raw, stream), tempfile.TemporaryFile() as unpacked:
-        if stream is not raw:  # parquet is read from its end: a compressed one has to be unpacked first
+        if stream is not raw:  # parquet is read from its end, so a compressed file has to be unpacked first
             copyfileobj(stream, unpacked)
         size, row = path.stat().st_size, 0
         try:
-            # Without pre_buffer pages are read one by one, and not a whole row group at once.
+            # Without pre_buffer the pages are read one by one, not a whole row group at once.
             with parquet.ParquetFile(
                 raw if stream is raw else unpacked, pre_buffer=False, buffer_size=BLOCK_BYTES
             ) as table:
@@ -149,9 +149,10 @@ def read_parquet(path: Path, bad_records: BadRecords, columns: Sequence[str] | N
 
 
 def _rows_at_once(metadata: Any, path: Path) -> int:
-    """Rows that together are no more than a record may be, going by the mean of the fullest row group.
+    """The number of rows to read at once.
 
-    Nor more than a GiB where all are the largest cell that a column can have, for a file holds equal ones but once.
+    Together they may have the size of one record, if each is as large as the mean of the fullest row group. A file
+    stores equal cells only once, so they must also stay within a GiB if all cells are the largest that a column holds.
     """
     most = _PARQUET_ROWS
     before = 0
@@ -170,7 +171,7 @@ def _rows_at_once(metadata: Any, path: Path) -> int:
 
 
 def _without_nan(value: Any) -> Any:
-    """The value with null where a number is none: pandas writes a missing text so."""
+    """The value with null in the place of NaN, because pandas writes a missing text as NaN."""
     if isinstance(value, dict):
         return {name: _without_nan(item) for name, item in value.items()}
     if isinstance(value, list):

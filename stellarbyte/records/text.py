@@ -10,7 +10,7 @@ from stellarbyte.errors import shown_path
 from stellarbyte.records.bad_records import RecordError
 from stellarbyte.records.compression import BLOCK_BYTES, open_file
 
-# UTF-32 before UTF-16, whose mark its own begins with.
+# UTF-32 comes first, because its byte order mark begins with that of UTF-16.
 _OTHER_ENCODINGS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -21,11 +21,11 @@ _OTHER_ENCODINGS = {
 
 @contextmanager
 def open_text(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """As compression.open_file, of text.
+    """Opens a text file as compression.open_file does.
 
     Raises:
-        OSError, BrokenArchive: as there.
-        RecordError: it is text in another encoding.
+        OSError, BrokenArchive: where compression.open_file raises them.
+        RecordError: a byte order mark shows that the text is in another encoding.
     """
     with open_file(path) as (raw, stream):
         start = stream.peek(4)[:4]  # type: ignore[attr-defined]
@@ -37,10 +37,10 @@ def open_text(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 
 def decoded_blocks(path: Path, stream: BinaryIO) -> Iterator[str]:
-    """The text of a stream block by block, line ends kept, a byte-order mark left out.
+    """The text of a stream block by block, with its line ends and without a byte order mark.
 
     Raises:
-        RecordError: it is not UTF-8, or holds the NUL that no text has.
+        RecordError: it is not UTF-8, or holds a NUL, which no text does.
     """
     rest, lines, first = b"", 0, True
     while True:
@@ -69,5 +69,5 @@ def decoded_blocks(path: Path, stream: BinaryIO) -> Iterator[str]:
 
 
 def not_utf8(where: str, error: UnicodeDecodeError) -> RecordError:
-    """What is wrong at `where`."""
+    """The error for bytes at `where` that are not UTF-8."""
     return RecordError(f"{where} is not valid UTF-8 (byte 0x{error.object[error.start]:02x}, {error.reason})")
