@@ -11,7 +11,7 @@ from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import write_manifest
 from stellarbyte.staged_folder import staged
 
-# What torch.save and tokenizers say in an error of another kind where other writers raise OSError.
+# Words in the errors of torch.save and tokenizers, which are not OSErrors, that mean a file could not be written.
 _CANNOT_WRITE = re.compile(r"PytorchStreamWriter|inline_container|file write failed|Parent directory|os error \d+")
 
 

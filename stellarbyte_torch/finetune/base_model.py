@@ -51,7 +51,7 @@ def load_base(name: str, dtype: str, quantization: str) -> PreTrainedModel:
     """The model in a dtype ("auto" is the saved one); its linear layers are quantised unless quantization is "none".
 
     Raises:
-        UserError: weights are missing, left over or damaged; or the package or GPU that quantises is not there.
+        UserError: weights are missing, left over or damaged; or the package or GPU that quantising needs is missing.
     """
     folder = _folder(name)
     if folder is not None and quantization == "none":

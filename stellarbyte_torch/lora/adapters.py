@@ -25,7 +25,7 @@ from stellarbyte_torch.lora.targets import resolve
 
 
 def apply_lora_to_model(model: nn.Module, config: LoraConfig, adapter_name: str = "default") -> PeftModel:
-    """The model with an untrained adapter put on it in place; only the adapter trains, and what the config names.
+    """The model with an untrained adapter put on it in place; only it trains, and the modules that the config names.
 
     Works on any module with linear, embedding or convolution layers or stacked parameters; on a PeftModel it adds
     another adapter, which is not yet active. Raises UserError if the model lacks a target, a name or a layer, or if the

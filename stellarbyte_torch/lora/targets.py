@@ -23,8 +23,9 @@ from stellarbyte_torch.lora.modules import (
 def resolve(config: LoRAConfig, model: nn.Module, *, is_saved: bool = False) -> LoRAConfig:
     """A copy of the config in PEFT's own fields, with every name in it checked against the model.
 
-    is_saved: the config belongs to a trained adapter, which covers all that PEFT found by it. It is not narrowed
-    further, and names in it that match nothing are ignored. Raises UserError if the model lacks a name or a layer.
+    is_saved: whether the config belongs to a trained adapter, which is on everything that PEFT found by it. It is then
+    not narrowed further, and modules_to_save, exclude_modules and patterns may name what is not there. Raises UserError
+    if the model lacks any other name, or a layer.
     """
     config = copy.deepcopy(config)
     whole = trained_whole(config, model)
