@@ -6,7 +6,7 @@ from stellarbyte.errors import UserError, shown
 
 
 def check_stop_strings(stop: Sequence[str]) -> None:
-    """Refuses a stop string that is empty or holds what is no character; raises UserError."""
+    """Raises UserError if a stop string is empty or holds a byte that is not UTF-8."""
     if "" in stop:
         raise UserError("stop '' would end every answer at once: give at least one character, or leave it out")
     for string in stop:
