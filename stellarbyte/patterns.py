@@ -10,7 +10,7 @@ from stellarbyte.errors import UserError, shown
 
 MAX_LENGTH = 10_000
 # Libraries match each expression against each module, and Python keeps few expressions compiled, so this many take
-# seconds on a large model. They are enough for an adapter with a rank and an alpha of its own for each of 1,000 modules.
+# seconds on a large model. They suffice for an adapter with its own rank and alpha for each of 1,000 modules.
 MAX_COUNT = 2_000
 MAX_SECONDS = 1
 

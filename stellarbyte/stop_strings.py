@@ -11,7 +11,7 @@ def check_stop_strings(stop: Sequence[str]) -> None:
         raise UserError("stop '' would end every answer at once: give at least one character, or leave it out")
     for string in stop:
         if any("\ud800" <= character <= "\udfff" for character in string):
-            raise UserError(f"stop {shown(string)} holds what is no UTF-8, which no answer does: write it in UTF-8")
+            raise UserError(f"stop {shown(string)} is not UTF-8 text, as every answer is: write it in UTF-8")
 
 
 class StopCutter:

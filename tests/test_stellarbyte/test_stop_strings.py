@@ -42,7 +42,7 @@ def test_nothing_is_held_back_that_begins_no_stop_string() -> None:
 
 
 def test_a_stop_string_of_nothing_or_of_no_characters_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^stop 'a\\udcff' holds what is no UTF-8, which no answer does"):
+    with pytest.raises(UserError, match=r"^stop 'a\\udcff' is not UTF-8 text, as every answer is"):
         StopCutter(["b", "a\udcff"])
     with pytest.raises(UserError, match=r"^stop '' would end every answer at once"):
         StopCutter(["x", ""])
