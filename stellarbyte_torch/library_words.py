@@ -20,8 +20,8 @@ _NOISE = (
     ("torch.utils._pytree", r"<enum '\w+'> is an Enum subclass and is now natively supported"),
     # Old configs, such as GPT-2's, cause this; the default loss is the one that we train with.
     ("transformers", r"`loss_type=None` was set in the config but it is unrecognized"),
-    # Of a run that goes on: steps that the config gives as a part of all are numbers in a checkpoint. What must not
-    # change between the two, `finetune` has checked.
+    # A resumed run causes this, because a checkpoint holds numbers of steps where the config gives shares of all steps.
+    # `finetune` has already checked the fields that must not change.
     ("transformers", r"Warning: The following arguments do not match the ones in the `trainer_state\.json`"),
 )
 # The same for Python's warnings: the category, and an expression for the beginning.

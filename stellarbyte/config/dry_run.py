@@ -1,4 +1,4 @@
-"""What a check of a config gives: the config with all its defaults, and a report of what a run would find."""
+"""The result of checking a config: the config with all its defaults, and a report of what a run would find."""
 
 import textwrap
 from collections.abc import Hashable, Mapping, Sequence
@@ -14,10 +14,10 @@ _WIDTH = 100
 
 @dataclass(frozen=True)
 class DryRun:
-    """A checked config, and section -> name -> fact of what a run by it would find; nothing has been made or changed.
+    """A checked config, and a report (section -> name -> fact) of what a run with it would find; nothing was changed.
 
-    A fact is a string, a number, or a list of strings or of mappings. A name that is "warnings" holds what may be wrong
-    and is no mistake in the config.
+    A fact is a string, a number, or a list of strings or mappings. The name "warnings" holds sentences about what may
+    be wrong, but is not a mistake in the config.
     """
 
     config: Mapping[str, Any]
@@ -34,9 +34,9 @@ class DryRun:
 
 
 def source_facts(sources: Sequence[tuple[str, Hashable]]) -> dict[str, Any]:
-    """What each source holds, by the names and sizes of its files; a file that two sources name is counted once.
+    """Facts about each source from the names and sizes of its files; a file in two sources is counted once.
 
-    A source is its path and the manner of reading it, as in files_of_sources. One that is not here gives a warning.
+    A source is a path and the manner of reading it, as in files_of_sources. A source that is missing gives a warning.
     """
     facts: list[dict[str, Any]] = []
     warnings: list[str] = []
@@ -79,7 +79,7 @@ def _section_text(title: str, facts: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A fact for people; a mapping that begins with a word is about that."""
+    """A fact in words. If the first value of a mapping is a string, it comes first and the other values follow it."""
     if isinstance(value, Mapping):
         about, *facts = value.items()
         if isinstance(about[1], str):
@@ -91,7 +91,7 @@ def _shown(value: Any) -> str:
 
 
 def _counted(name: str, value: Any) -> str:
-    """ "3 files" and "1 file" of files, "rank 4" of rank, "state complete" of state."""
+    """A name and its value in words, such as "3 files", "1 file", "rank 4" or "state complete"."""
     name = name.replace("_", " ")
     if type(value) is int and name.endswith("s"):
         return f"{value:,} {name[:-1] if value == 1 else name}"

@@ -30,11 +30,11 @@ _CONFIGS = {
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a config as its users know it.
+    """A field of a config, described for users.
 
-    name: the dotted name. kind, default: its type and its default in words; the default is None where it must be given.
-    meaning: the docstring, on one line. section: the dataclass whose fields it holds, if it holds any; metadata: more
-    about those, as `fields_of` takes it. refused: what to write instead, if a config may not give the field.
+    name: the dotted name. kind, default: the type and the default in words; the default is None if the field must be
+    given. meaning: the docstring, on one line. section: the dataclass of the fields inside it, if there are any.
+    metadata: more about those, for `fields_of`. refused: what to write instead, if a config may not give the field.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Field:
         """The name, type and default on one line, and the meaning below; `is_listed` leaves out the fields within."""
         default = "required" if self.default is None else f"default {self.default}"
         inner = f" {_listed(self.section)}" if self.section is not None and not is_listed else ""
-        full_stop = "." if self.meaning[-1:].isalnum() else ""  # PEFT's have none
+        full_stop = "." if self.meaning[-1:].isalnum() else ""  # PEFT's texts have none
         meaning = textwrap.fill(
             f"{self.meaning}{full_stop}{inner}",
             width,
@@ -63,13 +63,13 @@ class Field:
 
 
 def describe(path: str = "") -> str:
-    """What a user may want to know of a section or a field: its fields, each with type, default and meaning.
+    """A text about a section or a field: its fields, each with type, default and meaning.
 
-    `path` is dotted, such as "data", "data.sources.path" or "training.remat"; those of a fine-tuning config begin with
-    "finetune". Without one, the sections and their first sentences.
+    `path` is dotted, such as "data", "data.sources.path" or "training.remat"; paths of a fine-tuning config begin with
+    "finetune". An empty path gives the sections, each with its first sentence.
 
     Raises:
-        UserError: there is no such field, with the nearest one that there is.
+        UserError: there is no such field; the sentence names the nearest one.
         ModuleNotFoundError: a library that fine-tuning needs is not installed; the door names its extra.
     """
     keys = [key for key in path.split(".") if key and not key.isdecimal()]
@@ -93,9 +93,9 @@ def describe(path: str = "") -> str:
 def fields_of(kind: type, name: str = "", metadata: Mapping[str, Any] = MappingProxyType({})) -> Iterator[Field]:
     """The fields of a dataclass, in order, below the dotted `name`.
 
-    A field's metadata may say more of a section in it: "section" is the dataclass of one that is declared as a mapping,
-    "defaults" maps fields of that to other defaults than the dataclass has, in words, and "refused" maps fields that a
-    config may not give to what to write instead. `metadata` is that of the field that holds `kind`.
+    A field's metadata may describe a section in it: "section" is its dataclass, if the field is declared as a mapping;
+    "defaults" maps fields of that dataclass to other defaults, in words; and "refused" maps fields that a config may
+    not give to what to write instead. `metadata` is the metadata of the field that holds `kind`.
     """
     types, docstrings = typing.get_type_hints(kind), field_docstrings(kind)
     defaults, refused = metadata.get("defaults", {}), metadata.get("refused", {})
@@ -114,7 +114,7 @@ def fields_of(kind: type, name: str = "", metadata: Mapping[str, Any] = MappingP
 
 
 def type_words(kind: Any) -> str:
-    """A type as somebody who writes YAML would call it: "float or null", "one of: none, int8, nf4", "list of str"."""
+    """A type in the words of YAML's users, such as "float or null", "one of: none, int8, nf4" or "list of str"."""
     return _type(kind, None)
 
 
@@ -141,7 +141,7 @@ def _words(kind: Any, section: type | None) -> str:
 
 
 def _section(kind: Any) -> type | None:
-    """The dataclass that a type holds: itself, an optional one, or a list of them."""
+    """The dataclass in a type that is a dataclass, an optional one, or a list of one; else None."""
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return kind
     return next((found for inner in typing.get_args(kind) if (found := _section(inner)) is not None), None)
@@ -186,12 +186,12 @@ def _listed(section: type) -> str:
 
 
 def _suggestion(keys: list[str], fields: list[Field], root: type, prefix: str) -> str:
-    """What the first of `keys`, which is none of the fields, may have meant."""
+    """A hint about what the user may have meant by the first of `keys`, which is not one of the fields."""
     here = {field.name.rpartition(".")[2]: field.name for field in fields if field.refused is None}
     near = difflib.get_close_matches(keys[0], here, n=1)
     if near:
         return f"did you mean {here[near[0]]}?"
-    # A right name in the wrong section.
+    # The name may be right but in the wrong section.
     everywhere = {name.rpartition(".")[2]: name for name in reversed(list(_names(root, prefix)))}
     near = difflib.get_close_matches(keys[-1], everywhere, n=1, cutoff=0.8)
     if near:

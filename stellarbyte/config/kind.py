@@ -8,7 +8,7 @@ from stellarbyte.config.nodes import read_yaml
 from stellarbyte.config.plain import plain
 from stellarbyte.errors import UserError
 
-# Section -> the fields in it that only this kind of config has; "" is the top of the file.
+# Each maps a section to the fields in it that only this kind of config has; "" is the top of the file.
 PRETRAINING = {
     "": ("mesh", "optimizer", "checkpoint", "distributed", "init_from", "seed"),
     "data": ("shards", "tokens_per_shard", "kind"),
@@ -25,10 +25,10 @@ FINETUNING = {
 
 
 def kind_of(path: Path) -> Literal["pretraining", "finetuning"]:
-    """The kind of config in a YAML file: the one of which the file has more fields that the other kind lacks.
+    """The kind of config in a YAML file: the kind with more fields in the file that the other kind lacks.
 
     Raises:
-        UserError: the file cannot be read, or its fields do not tell.
+        UserError: the file cannot be read, or its fields do not decide between the two.
     """
     fields = plain(read_yaml(path))
     # Fine-tuning names a folder or a Hub id as its model, never a mapping.

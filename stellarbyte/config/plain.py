@@ -32,7 +32,7 @@ def save_yaml(config: Any, path: str | Path) -> None:
 
 
 def yaml_text(config: Any, *, one_line: bool = False) -> str:
-    """A config, or any value in one, as YAML; `one_line` writes it as an override would give it, without a line end."""
+    """YAML of a config or a value in one; `one_line` gives the form of an override, without a line end."""
     style = {"default_flow_style": True, "width": 1e9} if one_line else {"width": 120}
     text = yaml.dump(plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)
     return text.removesuffix("...\n").rstrip("\n") if one_line else text

@@ -85,19 +85,19 @@ class DataConfig:
         _require(0 <= self.seed < 2**63, "seed", self.seed, "must be at least 0 and less than 2^63")
 
 
-# As earlier versions had them.
+# Fields' names in earlier versions -> their present names.
 _OLD_NAMES = {"max_length": "sequence_length"}
 
 
 def refuse_old_names(data: Node) -> None:
-    """Refuses a section `data` that calls a field by an old name. Raises UserError: with the new one."""
+    """Raises UserError, with the new name, if the section `data` calls a field by an old name."""
     for old, new in _OLD_NAMES.items():
         if isinstance(data.value, dict) and old in data.value:
             raise UserError(f"{data.value[old].where}: data.{old} is called data.{new}: rename it")
 
 
 def with_new_names(data: Node) -> Node:
-    """The section `data` of a run's own config, which an earlier version may have written, with today's names."""
+    """The section `data` of a saved run's config, which an earlier version may have written, with present names."""
     if not isinstance(data.value, dict):
         return data
     return replace(data, value={_OLD_NAMES.get(name, name): value for name, value in data.value.items()})

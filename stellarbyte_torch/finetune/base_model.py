@@ -76,7 +76,7 @@ def _folder(name: str) -> Path | None:
 
 
 def quantizer(quantization: str) -> Any:
-    """Transformers' settings for int8 or nf4. Raises UserError: what quantises is not here."""
+    """Transformers' settings for int8 or nf4. Raises UserError if the package or GPU for it is missing."""
     if quantization == "int8":
         if find_spec("torchao") is None:
             raise UserError("quantization int8 needs torchao: pip install torchao, or set quantization to none")

@@ -120,7 +120,7 @@ def load_finetune_config(path: Path, overrides: Sequence[str] = ()) -> FinetuneC
 
 
 def load_saved_config(path: Path) -> FinetuneConfig:
-    """The config that a run has left in its folder, which an earlier version may have written; raises UserError."""
+    """The config in a run's folder, which an earlier version may have written. Raises UserError if it is damaged."""
     root = read_yaml(path)
     if "data" in root.value:
         root = dataclasses.replace(root, value={**root.value, "data": with_new_names(root.value["data"])})

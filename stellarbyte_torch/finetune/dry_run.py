@@ -1,4 +1,4 @@
-"""Checks a fine-tuning config and tells what the run would find here; nothing is read whole, made or downloaded."""
+"""Checks a fine-tuning config and reports what its run would find here, without making or downloading anything."""
 
 import math
 from collections import Counter
@@ -32,18 +32,18 @@ from stellarbyte_torch.model_folder import MISTAKES, first_line
 
 Facts = dict[str, Any]
 
-# Records are counted up to here, where each is a line.
+# Records of one a line are counted if their files have at most this many bytes.
 _MOST_BYTES_READ = 1 << 26
 
 
 def dry_run(path: Path, overrides: Sequence[str] = ()) -> DryRun:
-    """The config in a YAML file, overrides put over it, and a report of data, tokenizer, model, training and run.
+    """The config in a YAML file with overrides applied, and a report on data, tokenizer, model, training and run.
 
-    The config has the defaults that are ours; what it leaves to PEFT's and Transformers' own is left out. What the
-    config itself has wrong is refused; what is wrong with files, packages and devices here is a warning in the report.
+    The config includes our defaults, but not those of PEFT and Transformers. Mistakes in the config itself are refused;
+    problems with files, packages and devices of this machine are warnings in the report.
 
     Raises:
-        UserError: as load_finetune_config; or what the config says of training has no effect, or fits no module.
+        UserError: where load_finetune_config does; or a training field has no effect, or a target fits no module.
     """
     config = load_finetune_config(path, overrides)
     config = replace(config, training=training_fields(config))
@@ -62,7 +62,7 @@ def dry_run(path: Path, overrides: Sequence[str] = ()) -> DryRun:
 
 
 def _data(config: FinetuneConfig) -> tuple[Facts, int | None]:
-    """The facts, and the number of records where that is cheaply known."""
+    """Facts about the data, and the number of records, or None if counting them would take long."""
     sources = [(source.path, source.format) for source in config.data.sources]
     facts = source_facts(sources)
     records = None if "warnings" in facts else _records(sources)
@@ -104,7 +104,7 @@ def _has_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -> b
 
 
 def _model(config: FinetuneConfig) -> tuple[Any, Facts]:
-    """The base's config, None where it is not here; and the facts of it and of what trains, without its weights.
+    """The base's config, or None if it is not here, and facts about the base and what trains, found without weights.
 
     Raises:
         UserError: a field of lora or trainable fits nothing in this model.
@@ -125,7 +125,7 @@ def _model(config: FinetuneConfig) -> tuple[Any, Facts]:
         facts["quantization"] = config.quantization
         with _warned(facts):
             quantizer(config.quantization)
-    # How an adapter begins and how its base is stored decides no shape, and needs the weights.
+    # Initialising an adapter and quantising a base need the weights and change no shape, so they are left out here.
     lora = None if config.lora is None else {**config.lora, "init_lora_weights": True}
     trained = make_trainable(model, config if lora is None else replace(config, lora=lora, quantization="none"))
     total, count = parameters(trained)
@@ -161,7 +161,7 @@ def _training(config: FinetuneConfig, records: int | None) -> Facts:
     facts["tokens_a_step_at_most"] = rows * config.data.sequence_length
     steps = None
     if records is not None and not config.data.packing:
-        # As long as each record makes one sample.
+        # This is exact if each record makes one sample.
         steps = max(1, math.ceil((records - round(records * config.data.validation_fraction)) / rows))
         facts["steps_an_epoch"] = f"about {steps:,}"
     if given["max_steps"] > 0:
@@ -190,7 +190,7 @@ def _run(config: FinetuneConfig) -> Facts:
 
 @contextmanager
 def _warned(facts: Facts) -> Iterator[None]:
-    """Turns a refusal within into a warning among the facts."""
+    """Turns a UserError in the block into a warning among the facts."""
     try:
         yield
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Whether a folder holds the fine-tuning run that a config describes, and how far that is."""
+"""Checks whether a folder holds the fine-tuning run that a config describes, and whether that run has ended."""
 
 import hashlib
 import os
@@ -23,20 +23,21 @@ _FREE_FIELDS = (
 )
 
 _WHAT_TO_DO = (
-    "a run goes on only as it began, since its learning rate and its batches follow from these. Give them their old "
-    "values, or choose another output_dir; to train on from its result, name that as `model` there (of an adapter, "
-    "what `stellarbyte merge` makes). What may change is when it validates, saves and logs"
+    "a run goes on only with the config that it began with, because its learning rate and batches depend on it. Give "
+    "these fields their old values, or choose another output_dir; to train the result further, name it as `model` in "
+    "another config (for an adapter, the folder that `stellarbyte merge` makes). Only the fields for validating, "
+    "saving and logging may change"
 )
 
-# In output_dir, beside config.yaml.
+# A file in output_dir, beside config.yaml.
 FINGERPRINT = "samples.sha256"
 
 
 def check_same_run(config: FinetuneConfig, run_dir: Path) -> None:
-    """Refuses a folder that holds another run, or something else; `config` has its defaults filled in.
+    """Refuses a folder that holds another run or something else. `config` must have its defaults filled in.
 
     Raises:
-        UserError: naming the fields that differ, or what lies there.
+        UserError: the sentence names the fields that differ, or the entry that is in the folder.
     """
     path = run_dir / "config.yaml"
     if not path.exists():
@@ -55,7 +56,7 @@ def check_same_run(config: FinetuneConfig, run_dir: Path) -> None:
 
 
 def ended(config: FinetuneConfig, run_dir: Path, say: Callable[[str], None]) -> Summary | None:
-    """The summary of the run in the folder if it has ended, and its result is whole."""
+    """The summary of the run in the folder if it has ended and its result is undamaged, else None."""
     if not (run_dir / "config.yaml").exists():
         return None
     try:
@@ -75,12 +76,12 @@ def ended(config: FinetuneConfig, run_dir: Path, say: Callable[[str], None]) -> 
 
 
 def result_folder(config: FinetuneConfig, run_dir: Path) -> Path:
-    """Where the run leaves what it has trained."""
+    """The folder in which the run saves its result."""
     return run_dir / ("adapter" if config.lora is not None else "model")
 
 
 def check_same_data(data: PreparedData, run_dir: Path) -> None:
-    """Refuses a run that was on other samples, or on the same in another order; raises UserError."""
+    """Raises UserError if the run in the folder trained on other samples, or on the same in another order."""
     path = run_dir / FINGERPRINT
     if os.path.lexists(path) and read_text(path, 1024).strip() != fingerprint(data):
         raise UserError(
@@ -90,7 +91,7 @@ def check_same_data(data: PreparedData, run_dir: Path) -> None:
 
 
 def fingerprint(data: PreparedData) -> str:
-    """A hash of all tokens, in order, and of which of them are trained on."""
+    """A hash of all tokens in order, and of which of them are trained on."""
     digest = hashlib.sha256()
     for sample in (*data.samples.train, *data.samples.validation):
         digest.update(len(sample).to_bytes(8, "little") + sample.input_ids.tobytes() + sample.trained.tobytes())

@@ -33,7 +33,8 @@ OURS = {
     "local_rank": "torchrun tells each process which one it is",
 }
 
-# Fields for which the command has another default than Transformers, in words; setup.training_fields sets them.
+# Fields for which the command has another default than Transformers -> that default in words; setup.training_fields
+# sets them.
 DEFAULTS = {
     "learning_rate": "2e-4 with lora, 5e-5 without",
     "warmup_steps": "0.03",
