@@ -34,14 +34,14 @@ STREAM_TOKENS = 8
 class _Decoding:
     """The loop's carry.
 
-    The model has not yet read `token_B`, the last token drawn; `tokens_BN` holds all `count` tokens drawn. `seen_BV`
+    The model has not yet read `token_B`, the last token drawn; `tokens_BA` holds all `count` tokens drawn. `seen_BV`
     tells which tokens the prompt and the answer hold; only the repetition penalty needs it.
     """
 
     cache: KVCache
     token_B: jax.Array
     done_B: jax.Array
-    tokens_BN: jax.Array
+    tokens_BA: jax.Array
     count: jax.Array
     seen_BV: jax.Array | None
 
@@ -89,7 +89,7 @@ class Generator:
             max_new_tokens: the largest number of tokens that is added to each.
             sampling: how tokens are drawn; greedy by default.
             seed: the seed of the draws.
-            on_tokens: called with new tokens, int32 [B, n], as they come; rows that are done hold <|PAD|>. It may
+            on_tokens: called with new tokens, int32 [B, A], as they come; rows that are done hold <|PAD|>. It may
                 return bool [B], which is true for each row that is to end.
 
         Returns:
@@ -115,9 +115,9 @@ class Generator:
         shown, ends = 0, [max_new_tokens] * len(prompts)
         while True:
             count = int(carry.count)
-            new_BN = np.asarray(carry.tokens_BN[:, shown:count])
-            check_drawn(new_BN)
-            unwanted_B = None if on_tokens is None else on_tokens(new_BN)
+            new_BA = np.asarray(carry.tokens_BA[:, shown:count])
+            check_drawn(new_BA)
+            unwanted_B = None if on_tokens is None else on_tokens(new_BA)
             if unwanted_B is not None:
                 ends = [min(end, count) if unwanted else end for end, unwanted in zip(ends, unwanted_B, strict=True)]
                 carry = dataclasses.replace(carry, done_B=carry.done_B | jnp.asarray(unwanted_B))
@@ -126,7 +126,7 @@ class Generator:
                 break
             limit = max_new_tokens if on_tokens is None else min(count + STREAM_TOKENS, max_new_tokens)
             carry = self._decode(self._params, carry=carry, limit=limit, key=key, sampling=sampling)
-        rows = np.asarray(carry.tokens_BN[:, :shown]).tolist()
+        rows = np.asarray(carry.tokens_BA[:, :shown]).tolist()
         return [until_eos(row[:end], self.config.eos_token_id) for row, end in zip(rows, ends, strict=True)]
 
 
@@ -157,7 +157,7 @@ def _prefill(
         cache=output.cache,
         token_B=token_B,
         done_B=(token_B == model.config.eos_token_id) | (token_B == NOT_FINITE),
-        tokens_BN=jnp.zeros((B, new_capacity), jnp.int32).at[:, 0].set(token_B),
+        tokens_BA=jnp.zeros((B, new_capacity), jnp.int32).at[:, 0].set(token_B),
         count=jnp.ones((), jnp.int32),
         seen_BV=_seen_too(seen_BV, token_B),
     )
@@ -187,7 +187,7 @@ def _decode(
             cache=output.cache,
             token_B=token_B,
             done_B=carry.done_B | (token_B == model.config.eos_token_id) | (token_B == NOT_FINITE),
-            tokens_BN=carry.tokens_BN.at[:, carry.count].set(token_B),
+            tokens_BA=carry.tokens_BA.at[:, carry.count].set(token_B),
             count=carry.count + 1,
             seen_BV=_seen_too(carry.seen_BV, token_B),
         )

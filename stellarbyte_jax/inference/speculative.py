@@ -39,14 +39,14 @@ _MOST_DRAFT_TOKENS = 1024
 class _Speculation:
     """The loop's carry. Both caches hold all tokens of a row except its last one, `token_B`.
 
-    `tokens_BN` holds the `count_B` new tokens of each row; only the repetition penalty needs `seen_BV`.
+    `tokens_BA` holds the `count_B` new tokens of each row; only the repetition penalty needs `seen_BV`.
     """
 
     cache: KVCache
     draft_cache: KVCache
     token_B: jax.Array
     done_B: jax.Array
-    tokens_BN: jax.Array
+    tokens_BA: jax.Array
     count_B: jax.Array
     rounds: jax.Array
     seen_BV: jax.Array | None
@@ -126,7 +126,7 @@ class SpeculativeGenerator:
                 self._params, carry=carry, limit=max_new_tokens, rounds=rounds, key=key, sampling=sampling
             )
             count_B = np.minimum(np.asarray(carry.count_B), wanted_B)
-            rows = np.asarray(carry.tokens_BN)
+            rows = np.asarray(carry.tokens_BA)
             check_drawn(rows)
             if on_tokens is not None:
                 unwanted_B = on_tokens(
@@ -172,7 +172,7 @@ def _prefill(
         draft_cache=caches[1],
         token_B=token_B,
         done_B=jnp.zeros((B,), bool),
-        tokens_BN=jnp.zeros((B, new_capacity + draft_tokens + 1), jnp.int32),
+        tokens_BA=jnp.zeros((B, new_capacity + draft_tokens + 1), jnp.int32),
         count_B=jnp.zeros((B,), jnp.int32),
         rounds=jnp.zeros((), jnp.int32),
         seen_BV=seen_BV,
@@ -214,7 +214,7 @@ def _decode(
         is_taken_BT = slots_T < taken_B[:, None]
 
         rows_B1 = jnp.arange(new_BT.shape[0])[:, None]
-        places_BT = jnp.where(is_taken_BT, carry.count_B[:, None] + slots_T, carry.tokens_BN.shape[1])
+        places_BT = jnp.where(is_taken_BT, carry.count_B[:, None] + slots_T, carry.tokens_BA.shape[1])
         count_B = carry.count_B + taken_B
         last_B = jnp.take_along_axis(new_BT, jnp.maximum(taken_B - 1, 0)[:, None], axis=1)[:, 0]
         seen_BV = carry.seen_BV
@@ -226,7 +226,7 @@ def _decode(
             draft_cache=draft_cache.clip(lengths_B),
             token_B=jnp.where(taken_B > 0, last_B, carry.token_B),
             done_B=carry.done_B | ended_B | (count_B >= limit),
-            tokens_BN=carry.tokens_BN.at[rows_B1, places_BT].set(new_BT, mode="drop"),
+            tokens_BA=carry.tokens_BA.at[rows_B1, places_BT].set(new_BT, mode="drop"),
             count_B=count_B,
             rounds=carry.rounds + 1,
             seen_BV=seen_BV,

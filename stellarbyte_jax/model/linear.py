@@ -44,9 +44,9 @@ class Linear(nnx.Module):
         # rows and tokens may be split over different devices, so they have to stay two axes.
         return x.reshape(-1, x.shape[-1]) if self.layout.mesh.size == 1 else self._placed(x, self.axes[0])
 
-    def _placed(self, x_BTC: jax.Array, channels: str) -> jax.Array:
+    def _placed(self, x_BTX: jax.Array, channels: str) -> jax.Array:
         """Places heads and inner channels, and their gradients, on tensor; callers place the hidden states."""
-        return x_BTC if channels == "hidden" else self.layout.constrain(x_BTC, "batch", "length", channels)
+        return x_BTX if channels == "hidden" else self.layout.constrain(x_BTX, "batch", "length", channels)
 
 
 def cast(weights: jax.Array, dtype: jnp.dtype) -> jax.Array:

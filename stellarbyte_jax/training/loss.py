@@ -105,9 +105,9 @@ _cross_entropy.defvjp(_forward, _backward)
 
 
 def _device_loss(hidden_BTD, head, labels_BT, *, sharding):  # type: ignore[no-untyped-def]
-    def add(sums, hidden_BCD, labels_BC):  # type: ignore[no-untyped-def]
-        logits_MV = _chunk_logits(hidden_BCD, head, sharding)
-        chunk_loss, chunk_correct, *_ = _chunk_loss(logits_MV, labels_BC.reshape(-1), sharding)
+    def add(sums, hidden_BUD, labels_BU):  # type: ignore[no-untyped-def]
+        logits_MV = _chunk_logits(hidden_BUD, head, sharding)
+        chunk_loss, chunk_correct, *_ = _chunk_loss(logits_MV, labels_BU.reshape(-1), sharding)
         return (sums[0] + chunk_loss, sums[1] + chunk_correct), None
 
     zero = jnp.zeros((), jnp.float32)
@@ -116,9 +116,9 @@ def _device_loss(hidden_BTD, head, labels_BT, *, sharding):  # type: ignore[no-u
 
 
 def _device_gradients(hidden_BTD, head, labels_BT, *, sharding):  # type: ignore[no-untyped-def]
-    def add(sums, hidden_BCD, labels_BC):  # type: ignore[no-untyped-def]
+    def add(sums, hidden_BUD, labels_BU):  # type: ignore[no-untyped-def]
         loss, correct, d_head = sums
-        logits_MV, labels_M = _chunk_logits(hidden_BCD, head, sharding), labels_BC.reshape(-1)
+        logits_MV, labels_M = _chunk_logits(hidden_BUD, head, sharding), labels_BU.reshape(-1)
         chunk_loss, chunk_correct, log_total_M, place_M = _chunk_loss(logits_MV, labels_M, sharding)
 
         # d loss / d logits = softmax - one_hot, 0 where there is no label.
@@ -126,10 +126,10 @@ def _device_gradients(hidden_BTD, head, labels_BT, *, sharding):  # type: ignore
         probs_MV = jnp.exp(logits_MV - log_total_M[:, None])
         d_logits_MV = jnp.where((labels_M == IGNORED_LABEL)[:, None], 0.0, probs_MV - is_label_MV)
         d_logits_MV = d_logits_MV.astype(head.dtype)
-        hidden_MD = hidden_BCD.reshape(-1, hidden_BCD.shape[-1])
+        hidden_MD = hidden_BUD.reshape(-1, hidden_BUD.shape[-1])
         d_hidden_MD = _sum(jnp.einsum(f"MV,{sharding.head_axes}->MD", d_logits_MV, head), sharding.vocab)
         d_head += jnp.einsum(f"MD,MV->{sharding.head_axes}", hidden_MD, d_logits_MV, preferred_element_type=jnp.float32)
-        return (loss + chunk_loss, correct + chunk_correct, d_head), d_hidden_MD.reshape(hidden_BCD.shape)
+        return (loss + chunk_loss, correct + chunk_correct, d_head), d_hidden_MD.reshape(hidden_BUD.shape)
 
     zero = jnp.zeros((), jnp.float32)
     if sharding.platform != "cpu":
@@ -176,9 +176,9 @@ def _chunk_size(B: int, T: int) -> int:
     return -(-T // max(1, min(T, round(B * T / TOKENS_PER_CHUNK))))
 
 
-def _chunk_logits(hidden_BCD: jax.Array, head: jax.Array, sharding: _HeadSharding) -> jax.Array:
+def _chunk_logits(hidden_BUD: jax.Array, head: jax.Array, sharding: _HeadSharding) -> jax.Array:
     """The logits of a chunk for this device's part of the vocabulary."""
-    hidden_MD = hidden_BCD.reshape(-1, hidden_BCD.shape[-1])
+    hidden_MD = hidden_BUD.reshape(-1, hidden_BUD.shape[-1])
     return jnp.einsum(f"MD,{sharding.head_axes}->MV", hidden_MD, head, preferred_element_type=jnp.float32)
 
 

@@ -35,9 +35,9 @@ def exchange_rows(
     plan = _plan(expert_Mk, down_EFD.shape[0], layout)
 
     def one_round(index: jax.Array, y_MD: jax.Array) -> jax.Array:
-        x_RD, weight_R = plan.send(x_MD, index), plan.send(weight_Mk.reshape(-1), index)
-        y_RD = _serve(gate_up_EDF, down_EFD, x_RD, weight_R, plan.experts(index), hidden_act)
-        return y_MD + plan.fetch(y_RD, index).reshape(*expert_Mk.shape, -1).sum(axis=1, dtype=jnp.float32)
+        x_JD, weight_J = plan.send(x_MD, index), plan.send(weight_Mk.reshape(-1), index)
+        y_JD = _serve(gate_up_EDF, down_EFD, x_JD, weight_J, plan.experts(index), hidden_act)
+        return y_MD + plan.fetch(y_JD, index).reshape(*expert_Mk.shape, -1).sum(axis=1, dtype=jnp.float32)
 
     return jax.lax.fori_loop(0, plan.rounds, one_round, jnp.zeros(x_MD.shape, jnp.float32))
 
@@ -52,12 +52,12 @@ def _backward(hidden_act, layout, operands, d_MD):  # type: ignore[no-untyped-de
     plan, d_MD = _plan(expert_Mk, down_EFD.shape[0], layout), d_MD.astype(x_MD.dtype)
 
     def one_round(index: jax.Array, sums: Any) -> Any:
-        x_RD, weight_R = plan.send(x_MD, index), plan.send(weight_Mk.reshape(-1), index)
-        serve = functools.partial(_serve, expert_R=plan.experts(index), hidden_act=hidden_act)
-        _, pull_back = jax.vjp(serve, gate_up_EDF, down_EFD, x_RD, weight_R)
-        *d_experts, dx_RD, dweight_R = pull_back(plan.send(d_MD, index))
-        dx_MD = plan.fetch(dx_RD, index).reshape(*expert_Mk.shape, -1).sum(axis=1, dtype=jnp.float32)
-        dweight_Mk = plan.fetch(dweight_R, index).reshape(expert_Mk.shape)
+        x_JD, weight_J = plan.send(x_MD, index), plan.send(weight_Mk.reshape(-1), index)
+        serve = functools.partial(_serve, expert_J=plan.experts(index), hidden_act=hidden_act)
+        _, pull_back = jax.vjp(serve, gate_up_EDF, down_EFD, x_JD, weight_J)
+        *d_experts, dx_JD, dweight_J = pull_back(plan.send(d_MD, index))
+        dx_MD = plan.fetch(dx_JD, index).reshape(*expert_Mk.shape, -1).sum(axis=1, dtype=jnp.float32)
+        dweight_Mk = plan.fetch(dweight_J, index).reshape(expert_Mk.shape)
         return jax.tree.map(jnp.add, sums, (*d_experts, dx_MD, dweight_Mk))
 
     zeros = tuple(jnp.zeros(operand.shape, jnp.float32) for operand in operands[:4])
@@ -68,10 +68,10 @@ def _backward(hidden_act, layout, operands, d_MD):  # type: ignore[no-untyped-de
 exchange_rows.defvjp(_forward, _backward)
 
 
-def _serve(gate_up_EDF, down_EFD, x_RD, weight_R, expert_R, hidden_act):  # type: ignore[no-untyped-def]
-    """[R, D] in x's dtype: the outputs of this device's experts for the rows that came in; 0 for filler rows."""
-    y_RD = serve_rows(gate_up_EDF, down_EFD, x_RD, weight_R[:, None], expert_R[:, None], hidden_act, everyone=False)
-    return y_RD.astype(x_RD.dtype)
+def _serve(gate_up_EDF, down_EFD, x_JD, weight_J, expert_J, hidden_act):  # type: ignore[no-untyped-def]
+    """[J, D] in x's dtype: the outputs of this device's experts for the rows that came in; 0 for filler rows."""
+    y_JD = serve_rows(gate_up_EDF, down_EFD, x_JD, weight_J[:, None], expert_J[:, None], hidden_act, everyone=False)
+    return y_JD.astype(x_JD.dtype)
 
 
 class _Plan(NamedTuple):
@@ -105,13 +105,13 @@ class _Plan(NamedTuple):
         place_C = index * self.capacity + jnp.arange(self.capacity)
         return jnp.sum(jnp.cumsum(self.sizes_nE, axis=1)[:, None] <= place_C[:, None], axis=-1).reshape(-1)
 
-    def fetch(self, y_R: jax.Array, index: jax.Array) -> jax.Array:
+    def fetch(self, y_J: jax.Array, index: jax.Array) -> jax.Array:
         """The answers to the rows that `send` sent, by pairs [P, …]; 0 for pairs of other rounds."""
         n, capacity = self.first_n.size, self.capacity
-        y_R = self._swap(y_R.reshape(n, capacity, *y_R.shape[1:]))
+        y_J = self._swap(y_J.reshape(n, capacity, *y_J.shape[1:]))
         slot_P = self.place_P - self.first_n[self.device_P] - index * capacity
         here_P = (slot_P >= 0) & (slot_P < capacity)
-        y_P = y_R[self.device_P * capacity + jnp.clip(slot_P, 0, capacity - 1)]
+        y_P = y_J[self.device_P * capacity + jnp.clip(slot_P, 0, capacity - 1)]
         return jnp.where(here_P.reshape(-1, *(1,) * (y_P.ndim - 1)), y_P, 0)
 
     def _swap(self, x_nC: jax.Array) -> jax.Array:

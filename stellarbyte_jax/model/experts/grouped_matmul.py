@@ -80,10 +80,10 @@ def _blockwise(x_MD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array) -> j
     size = _rows_a_block(x_MD.shape[0], w_EDF.shape[0])
 
     def multiply(i: jax.Array, y_MF: jax.Array) -> jax.Array:
-        expert, start, own_R1 = _block(i, size, group_sizes_E, x_MD.shape[0])
-        y_RF = _rows(x_MD, start, size) @ w_EDF[expert]
-        y_RF = jnp.where(own_R1, y_RF, _rows(y_MF, start, size))
-        return jax.lax.dynamic_update_slice_in_dim(y_MF, y_RF, start, 0)
+        expert, start, own_J1 = _block(i, size, group_sizes_E, x_MD.shape[0])
+        y_JF = _rows(x_MD, start, size) @ w_EDF[expert]
+        y_JF = jnp.where(own_J1, y_JF, _rows(y_MF, start, size))
+        return jax.lax.dynamic_update_slice_in_dim(y_MF, y_JF, start, 0)
 
     y_MF = jnp.zeros((x_MD.shape[0], w_EDF.shape[2]), x_MD.dtype)
     return jax.lax.fori_loop(0, _block_counts(size, group_sizes_E).sum(), multiply, y_MF)
@@ -96,11 +96,11 @@ def _blockwise_gradient(
 
     def add(i: jax.Array, gradients: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         dx_MD, dw_EDF = gradients
-        expert, start, own_R1 = _block(i, size, group_sizes_E, x_MD.shape[0])
-        d_RF = jnp.where(own_R1, _rows(d_MF, start, size), 0)
-        dx_RD = _rows(dx_MD, start, size) + d_RF @ w_EDF[expert].T
-        dw_DF = jnp.matmul(_rows(x_MD, start, size).T, d_RF, preferred_element_type=jnp.float32)
-        dx_MD = jax.lax.dynamic_update_slice_in_dim(dx_MD, dx_RD, start, 0)
+        expert, start, own_J1 = _block(i, size, group_sizes_E, x_MD.shape[0])
+        d_JF = jnp.where(own_J1, _rows(d_MF, start, size), 0)
+        dx_JD = _rows(dx_MD, start, size) + d_JF @ w_EDF[expert].T
+        dw_DF = jnp.matmul(_rows(x_MD, start, size).T, d_JF, preferred_element_type=jnp.float32)
+        dx_MD = jax.lax.dynamic_update_slice_in_dim(dx_MD, dx_JD, start, 0)
         return dx_MD, dw_EDF.at[expert].add(dw_DF)
 
     zeros = jnp.zeros_like(x_MD), jnp.zeros(w_EDF.shape, jnp.float32)
@@ -132,8 +132,8 @@ def _block(i: jax.Array, size: int, group_sizes_E: jax.Array, rows: int) -> tupl
     expert = jnp.sum(block_ends_E <= i)
     first = group_ends_E[expert] - group_sizes_E[expert] + (i - block_ends_E[expert] + counts_E[expert]) * size
     start = jnp.minimum(first, rows - size)
-    row_R = start + jnp.arange(size)
-    return expert, start, ((row_R >= first) & (row_R < group_ends_E[expert]))[:, None]
+    row_J = start + jnp.arange(size)
+    return expert, start, ((row_J >= first) & (row_J < group_ends_E[expert]))[:, None]
 
 
 def _rows(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
