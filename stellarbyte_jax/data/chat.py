@@ -1,4 +1,4 @@
-"""Streams the sources' conversations as samples: tokens, and for each whether it is trained on."""
+"""Streams the sources' conversations as samples, which say of each token whether it is trained on."""
 
 import os
 from collections.abc import Generator, Iterator, Sequence

@@ -189,7 +189,7 @@ class Tokenizer:
 
     @property
     def adds_bos(self) -> bool:
-        """Whether Hugging Face's libraries put the bos token before a text; not with tokenizers of earlier versions."""
+        """Whether Hugging Face's libraries put bos before a text; they do not with tokenizers of earlier versions."""
         return self._tokenizer.encode("", add_special_tokens=True).ids[:1] == [self.bos_token_id]
 
     def encode_as_hugging_face(self, text: str) -> list[int]:

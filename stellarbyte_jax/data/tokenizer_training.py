@@ -194,7 +194,7 @@ def _check_special_tokens(tokenizer: tokenizers.Tokenizer, special_tokens: Seque
             raise UserError(f"extra_special_tokens {token!r} is there twice: name each special token once")
         if any("\ud800" <= character <= "\udfff" for character in token):
             raise UserError(f"extra_special_tokens {token!r} holds what is no UTF-8: name it in UTF-8")
-        # No merge crosses a boundary of the pre-tokenizer, so a token that has one inside arises from no text.
+        # No merge crosses a boundary of the pre-tokenizer, so no text can give a token with a boundary inside it.
         if len(tokenizer.pre_tokenizer.pre_tokenize_str(token)) < 2:
             raise UserError(f"extra_special_tokens {token!r} looks like ordinary text: write it as <|name|>")
 

@@ -1,1 +1,1 @@
-"""From a checkpoint and a prompt to text."""
+"""Continues prompts with a trained model."""

@@ -1,1 +1,1 @@
-"""Several processes that train one run together."""
+"""Lets several processes train one run together."""

@@ -1,4 +1,4 @@
-"""Loss, perplexity, accuracy and bits per byte over a split."""
+"""Measures loss, perplexity, accuracy and bits per byte over a split."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -108,7 +108,7 @@ def _train(
     max_steps, saved, finite, failures = config.training.max_steps, step, FiniteWatch(), Failures()
 
     with (
-        interrupt,  # until the last save is on disk
+        interrupt,  # until the last save is on disk, a signal only asks for the end
         Checkpointer(run_dir, config.checkpoint.save_total_limit) as checkpointer,
         MetricsLog(run_dir, step, max_steps, Utilization.of(config, mesh), display, failures) as log,
         CompileWatch(log.compiled, log.doing) as compile_watch,

@@ -1,4 +1,4 @@
-"""The routers' losses and loads, summed over a batch."""
+"""Sums the routers' losses and loads over a batch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
