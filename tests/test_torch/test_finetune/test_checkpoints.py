@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import MANIFEST, write_manifest
@@ -276,14 +276,20 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 def test_a_run_whose_folder_was_moved_keeps_its_best(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = {"max_steps": 12, "eval_steps": 1, "learning_rate": 3.0, "warmup_steps": 0, "max_grad_norm": 0.0}
-    training["lr_scheduler_type"] = "constant"
+    training = {"max_steps": 12, "eval_steps": 1, "learning_rate": 0.01, "warmup_steps": 0}
+    loop = Trainer.evaluation_loop
+
+    def worse_from_step_5_on(self: Any, *arguments: Any, **options: Any) -> Any:
+        output = loop(self, *arguments, **options)
+        output.metrics["eval_loss"] += max(0, self.state.global_step - 5)
+        return output
+
+    monkeypatch.setattr(Trainer, "evaluation_loop", worse_from_step_5_on)
     whole, _ = run(config(folder, tmp_path / "whole", training=training))
-    assert whole["best_step"] < 11
-    stop_after(11, monkeypatch)
-    with pytest.raises(Killed):
+    assert whole["best_step"] == 5
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_after(11, patch)
         run(config(folder, tmp_path / "before", training=training))
-    monkeypatch.undo()
     (tmp_path / "before").rename(tmp_path / "after")
     moved, printed = run(config(folder, tmp_path / "after", training=training))
     assert "going on after step 11" in printed
