@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import MANIFEST, write_manifest
 from stellarbyte_torch.finetune.checkpoints import checkpoint_to_resume, newest_checkpoint, rotate
 from stellarbyte_torch.finetune.progress import FinetuneProgress
 from stellarbyte_torch.finetune.report import is_summary
+from stellarbyte_torch.finetune.trainer import FinetuneTrainer
 
 from ..finetuning import LORA, config, metrics, model_folder, run
 
@@ -277,19 +278,20 @@ def test_a_run_whose_folder_was_moved_keeps_its_best(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = {"max_steps": 12, "eval_steps": 1, "learning_rate": 0.01, "warmup_steps": 0}
-    loop = Trainer.evaluation_loop
+    loop = FinetuneTrainer.evaluation_loop
 
     def worse_from_step_5_on(self: Any, *arguments: Any, **options: Any) -> Any:
         output = loop(self, *arguments, **options)
         output.metrics["eval_loss"] += max(0, self.state.global_step - 5)
         return output
 
-    monkeypatch.setattr(Trainer, "evaluation_loop", worse_from_step_5_on)
+    monkeypatch.setattr(FinetuneTrainer, "evaluation_loop", worse_from_step_5_on)
     whole, _ = run(config(folder, tmp_path / "whole", training=training))
     assert whole["best_step"] == 5
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         stop_after(11, patch)
-        run(config(folder, tmp_path / "before", training=training))
+        with pytest.raises(Killed):
+            run(config(folder, tmp_path / "before", training=training))
     (tmp_path / "before").rename(tmp_path / "after")
     moved, printed = run(config(folder, tmp_path / "after", training=training))
     assert "going on after step 11" in printed
