@@ -85,9 +85,9 @@ class JaxChatSession(ChatSession):
     ) -> Continuation:
         answer, interrupted = GrowingText(self._tokenizer, self._end_ids, self._stop), False
 
-        def take(tokens_1N: np.ndarray) -> np.ndarray:
+        def take(tokens_1A: np.ndarray) -> np.ndarray:
             nonlocal interrupted
-            text = answer.take(tokens_1N[0].tolist())
+            text = answer.take(tokens_1A[0].tolist())
             if text and on_text is not None:
                 on_text(text)
             interrupted = interrupted or (not answer.ended and stop())
