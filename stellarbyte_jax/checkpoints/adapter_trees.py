@@ -39,18 +39,20 @@ def join(base: Tree | None, adapters: Tree) -> Tree:
 
 
 def check_adapters(adapters: Tree, config: LoRAConfig, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Refuses adapters that are not those of their config.
+    """Refuses adapters that do not fit their config and their base.
 
-    shapes: those of the base's kernels [L, D, F], by the dotted names of their modules in a layer. A kernel that no
-        adapter can be beside, such as a router's, does no harm.
+    shapes: dotted name of each module in a layer -> shape of the base's kernel, [L, D, F]. It may hold kernels that
+        cannot be adapted, such as a router's.
 
     Raises:
-        UserError: a module has an adapter and should not, or lacks it, or has one of another rank or shape.
+        UserError: a module has an adapter that it should not have, lacks one, or has one of another rank or shape.
     """
     found = dict(_adapters(adapters.get("model", {}).get("layers", {})))
     for name, leaves in found.items():
         if name not in shapes or not config.adapts(name):
-            raise UserError(f"{where} holds an adapter of {name}, which its `lora` does not name: it is no run of ours")
+            raise UserError(
+                f"{where} holds an adapter of {name}, which its `lora` does not name: take a run's own checkpoint"
+            )
         L, D, F = shapes[name]
         rank = config.rank(name)
         expected = {"lora_A": (L, D, rank), "lora_B": (L, rank, F)}
@@ -60,13 +62,13 @@ def check_adapters(adapters: Tree, config: LoRAConfig, shapes: Mapping[str, tupl
                 has = "no array" if shape is None else f"one of shape {list(shape)}"
                 raise UserError(
                     f"{where} holds {has} as {leaf} of {name}, where its `lora` and its base have one of shape "
-                    f"{list(expected[leaf])}: it is no run of ours"
+                    f"{list(expected[leaf])}: take a run's own checkpoint"
                 )
     wanted = {name for name in shapes if config.adapts(name)} if config.target_modules != ALL_LINEAR else set()
     for name in sorted(wanted - found.keys()):
-        raise UserError(f"{where} holds no adapter of {name}, which its `lora` names: it is no run of ours")
+        raise UserError(f"{where} holds no adapter of {name}, which its `lora` names: take a run's own checkpoint")
     if not found:
-        raise UserError(f"{where} holds no adapters at all, where its config has `lora`: it is no run of ours")
+        raise UserError(f"{where} holds no adapters at all, where its config has `lora`: take a run's own checkpoint")
 
 
 def kernel_shapes(base: Tree) -> dict[str, tuple[int, ...]]:

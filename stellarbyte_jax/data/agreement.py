@@ -23,7 +23,7 @@ def check_described(
     """Refuses a config whose data is not what the shards were made from.
 
     with_sources: whether to look at the source files too. They are not checked if some of them are not on this machine.
-    most_bytes_read: the bytes of moved sources up to which their content is hashed; above it, sizes alone decide.
+    most_bytes_read: moved sources are hashed if they have at most this many bytes; otherwise only sizes are compared.
 
     Raises:
         UserError: a setting or a source differs; the error names the field and both values.
@@ -47,7 +47,7 @@ def check_described(
 
 
 def check_tokenizer_fits(model: ByteConfig, tokenizer: Tokenizer) -> None:
-    """Refuses a tokenizer with more tokens than the model, or other special ones. Raises UserError."""
+    """Raises a UserError if the tokenizer has more tokens than the model, or other special tokens."""
     tokenizer.check_fits(model.vocab_size)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         ours, theirs = getattr(model, name), getattr(tokenizer, name)
@@ -56,7 +56,7 @@ def check_tokenizer_fits(model: ByteConfig, tokenizer: Tokenizer) -> None:
 
 
 def check_made_with(data: DataConfig, recipe: Recipe, tokenizer: Tokenizer) -> None:
-    """Refuses token shards that were made with another tokenizer. Raises UserError."""
+    """Raises a UserError if the token shards were made with another tokenizer."""
     if recipe.tokenizer_sha256 != tokenizer.sha256:
         raise UserError(
             f"data.shards {data.shards} was made with another tokenizer than {data.tokenizer}: "

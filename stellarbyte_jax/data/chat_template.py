@@ -23,7 +23,7 @@ def chat_tokenizer(tokenizer: Tokenizer, template: str | None, field: str = "dat
         field: the name of `template` in errors.
 
     Raises:
-        UserError: as `chat_template`.
+        UserError: `chat_template` raises it.
     """
     return ChatTokenizer(
         name=tokenizer.name,
@@ -57,12 +57,12 @@ def files_with_template(
 ) -> tuple[dict[str, str], str | None]:
     """The tokenizer's files for a run's checkpoints, and a warning if they lack the template that the run learns.
 
-    What a run is exported or talked with by has to be the template of its conversations, wherever that came from.
+    An export of the run, and a chat with it, must use the template of the conversations that it was trained on.
 
     Args:
-        tokenizer: the run's.
-        data: names the template.
-        sha256: of the template by which the shards were made; None if they hold no conversations.
+        tokenizer: the run's tokenizer.
+        data: the config that names the template.
+        sha256: the hash of the template with which the shards were made; None if they hold no conversations.
     """
     if sha256 is None or data.chat_template is None:
         return tokenizer.files, None

@@ -193,7 +193,9 @@ def _check_special_tokens(tokenizer: tokenizers.Tokenizer, special_tokens: Seque
         if token in special_tokens[:index]:
             raise UserError(f"extra_special_tokens {token!r} is there twice: name each special token once")
         if any("\ud800" <= character <= "\udfff" for character in token):
-            raise UserError(f"extra_special_tokens {token!r} holds what is no UTF-8: name it in UTF-8")
+            raise UserError(
+                f"extra_special_tokens {token!r} cannot be written in UTF-8: name it without lone surrogates"
+            )
         # No merge crosses a boundary of the pre-tokenizer, so no text can give a token with a boundary inside it.
         if len(tokenizer.pre_tokenizer.pre_tokenize_str(token)) < 2:
             raise UserError(f"extra_special_tokens {token!r} looks like ordinary text: write it as <|name|>")

@@ -1,4 +1,4 @@
-"""A conversation with a pretraining run's model."""
+"""Talks with the model of a pretraining run."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +19,8 @@ from stellarbyte_jax.inference.generate import Generator
 from stellarbyte_jax.inference.text import GrowingText
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 
-# A conversation grows with each answer; rooms of these sizes, each twice the one before, are compiled once.
+# A conversation grows with each answer. Its room is this many tokens, doubled until it is enough, so that few sizes are
+# ever compiled.
 _SMALLEST_ROOM = 64
 
 
@@ -27,12 +28,12 @@ class JaxChatSession(ChatSession):
     """Talks with a run's model. Answers end at <|SEOS|>, or where the chat template ends a turn.
 
     Args:
-        model: parameters and compute dtype.
-        tokenizer: the one it was trained with.
-        sampling: how answers are drawn, greedily by default.
-        max_new_tokens: the most tokens of an answer.
-        seed: of the draws; the same conversation comes about again by the same one.
-        stop: strings before the first of which an answer ends.
+        model: the model, with its compute dtype.
+        tokenizer: the tokenizer that the model was trained with.
+        sampling: how answers are drawn; greedy by default.
+        max_new_tokens: the largest number of tokens in an answer.
+        seed: the seed of the draws; the same seed and messages give the same conversation.
+        stop: strings; an answer ends before the first of them.
         chat_template: a Jinja file, or "stellarbyte"; the tokenizer's own template by default.
 
     Raises:
@@ -72,11 +73,11 @@ class JaxChatSession(ChatSession):
         return self._parameters
 
     def add_adapter(self, name: str, folder: Path) -> None:  # noqa: ARG002 - as the base class declares it
-        """Raises UserError: adapters are PyTorch's."""
+        """Raises UserError, because only PyTorch swaps adapters."""
         raise _no_adapters()
 
     def use_adapter(self, name: str) -> None:
-        """Raises UserError unless the base is asked for: adapters are PyTorch's."""
+        """Raises UserError unless `name` is the base, because only PyTorch swaps adapters."""
         if name != BASE:
             raise _no_adapters()
 
@@ -93,7 +94,7 @@ class JaxChatSession(ChatSession):
             interrupted = interrupted or (not answer.ended and stop())
             return np.array([answer.ended or interrupted])
 
-        # Each answer has draws of its own, and the whole conversation comes about again by the same seed.
+        # Each answer has a seed of its own, and the same first seed gives the same conversation.
         seed = int(np.random.SeedSequence([self._seed, self._answers]).generate_state(1)[0])
         max_new_tokens = min(self.max_new_tokens, self.context - len(prompt_ids))
         self._generator.generate([prompt_ids], max_new_tokens, self._sampling, seed, take)

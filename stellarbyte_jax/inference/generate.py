@@ -52,7 +52,8 @@ class Generator:
     Args:
         model: the model, with its compute dtype.
         cache_dtype: dtype of the cached keys and values; by default the compute dtype.
-        prompt_room: gives the length to which prompts of a length are padded. Each of its values is compiled once.
+        prompt_room: a function from the longest prompt's length to the length that prompts are padded to. Each of its
+            values is compiled once.
     """
 
     def __init__(

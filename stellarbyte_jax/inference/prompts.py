@@ -58,8 +58,8 @@ def pad_right(
 
     Args:
         prompts: token ids, of any lengths from 1.
-        pad_token_id: what fills the rows.
-        room: T for the length of the longest prompt.
+        pad_token_id: the id of the token that fills the rows.
+        room: a function from the length of the longest prompt to T.
     """
     T = room(max(len(prompt) for prompt in prompts))
     input_ids_BT = np.full((len(prompts), T), pad_token_id, np.int32)

@@ -1,4 +1,4 @@
-"""Continues prompts by text, which is streamed and cut at stop strings."""
+"""Continues texts by texts, which are streamed and cut at stop strings."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,14 @@ from stellarbyte_jax.inference.speculative import SpeculativeGenerator
 
 @dataclass(frozen=True)
 class Answer:
-    """What continues a prompt.
+    """The continuation of a prompt.
 
     Attributes:
         text: the continuation, without the prompt.
-        prompt_tokens: tokens of the prompt, <|SBOS|> included.
-        new_tokens: tokens of the continuation, the one included that completed a stop string, <|SEOS|> not.
-        cut_at: the number of tokens that the context left, if the answer was not done when they were used up.
+        prompt_tokens: the number of tokens in the prompt, with <|SBOS|>.
+        new_tokens: the number of tokens in the continuation. A token that completed a stop string counts, <|SEOS|>
+            does not.
+        cut_at: the number of tokens for which the context had room, if the answer was cut off there; otherwise None.
     """
 
     text: str
@@ -39,14 +40,14 @@ def generate_text(
     stop: Sequence[str] = (),
     on_text: Callable[[int, str], None] | None = None,
 ) -> list[Answer]:
-    """Continues <|SBOS|> and each prompt until <|SEOS|>, by `max_new_tokens`, or up to the first of the stop strings.
+    """Continues <|SBOS|> and each prompt until <|SEOS|>, `max_new_tokens`, or the first of the stop strings.
 
     Args:
         generator: the model, ready to generate.
         tokenizer: the model's tokenizer.
         prompts: the texts to continue; each may be empty.
-        max_new_tokens: the largest number of tokens that is added to each. The context may leave the longest prompt
-            less, and then no prompt gets more.
+        max_new_tokens: the largest number of tokens that is added to each. If the context has room for fewer tokens
+            after the longest prompt, no prompt gets more than these.
         sampling: how tokens are drawn; greedy by default.
         seed: the seed of the draws.
         stop: strings before which an answer ends. The one that is complete first decides, wherever tokens begin and
@@ -55,10 +56,10 @@ def generate_text(
             later.
 
     Raises:
-        UserError: a stop string is empty, a prompt is no text, or it leaves no room in the context.
+        UserError: a stop string is empty, a prompt is not valid text, or a prompt leaves no room in the context.
     """
     prompt_ids = [[tokenizer.bos_token_id, *tokenizer.encode(prompt)] for prompt in prompts]
-    # A prompt that leaves no room at all is refused by the generator, in its words.
+    # The generator itself refuses a prompt that leaves no room at all.
     room = max(1, generator.context - max(map(len, prompt_ids)))
     count = min(max_new_tokens, room)
     rows = [GrowingText(tokenizer, (generator.config.eos_token_id,), stop) for _ in prompts]
@@ -94,13 +95,13 @@ class GrowingText:
 
     Args:
         tokenizer: the model's tokenizer.
-        end_ids: tokens that end the answer and are no part of it.
-        stop: strings before the first of which the answer ends.
+        end_ids: tokens that end the answer and do not belong to it.
+        stop: strings; the answer ends before the first of them.
 
     Attributes:
-        text: what has come so far and is not held back.
-        new_tokens: its tokens, the one included that completed a stop string.
-        ended: whether a token or a stop string has ended it.
+        text: the text so far, without the part that is held back because it may begin a stop string.
+        new_tokens: the number of tokens so far, with the one that completed a stop string.
+        ended: whether a token or a stop string has ended the answer.
     """
 
     def __init__(self, tokenizer: Tokenizer, end_ids: Collection[int], stop: Sequence[str]) -> None:
@@ -123,7 +124,7 @@ class GrowingText:
         return self.text[before:]
 
     def finish(self) -> str:
-        """Returns the rest of the text, once no more tokens come."""
+        """The rest of the text; call it when no more tokens come."""
         if self._cutter.stopped:
             return ""
         rest = self._cutter.push(self._decoder.finish()) + self._cutter.finish()
