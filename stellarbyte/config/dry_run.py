@@ -1,7 +1,8 @@
 """The result of checking a config: the config with all its defaults, and a report of what a run would find."""
 
 import textwrap
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,15 @@ def source_facts(sources: Sequence[tuple[str, Hashable]]) -> dict[str, Any]:
         if remark is not None:
             facts[-1]["left_out"] = remark.partition("left out: ")[2]
     return {"sources": facts} | ({"warnings": warnings} if warnings else {})
+
+
+@contextmanager
+def warned(facts: dict[str, Any]) -> Iterator[None]:
+    """Turns what is refused within into a warning among the facts: it is about this machine, not about the config."""
+    try:
+        yield
+    except UserError as error:
+        facts.setdefault("warnings", []).append(str(error))
 
 
 def _section_text(title: str, facts: Mapping[str, Any]) -> str:

@@ -1,15 +1,13 @@
 """What a run would find here: its data, tokenizer, devices, shapes and checkpoints, each in a few facts."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from stellarbyte.config.dry_run import DryRun, source_facts
-from stellarbyte.errors import UserError
+from stellarbyte.config.dry_run import DryRun, source_facts, warned
 from stellarbyte_jax.checkpoints.checkpoint import checkpoint_steps, latest_step
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import to_dict
@@ -59,7 +57,7 @@ def _tokenizer(config: RunConfig) -> tuple[Tokenizer | None, Facts]:
     facts: Facts = {"folder": config.data.tokenizer}
     if not (Path(config.data.tokenizer) / "tokenizer.json").is_file():
         return None, facts | {"state": "absent: `stellarbyte tokenizer train` makes it"}
-    with _warned(facts):
+    with warned(facts):
         tokenizer = Tokenizer.load(config.data.tokenizer)
         facts["vocabulary"] = tokenizer.vocab_size
         facts["fits_the_model"] = False
@@ -68,7 +66,7 @@ def _tokenizer(config: RunConfig) -> tuple[Tokenizer | None, Facts]:
     if "fits_the_model" not in facts:
         return None, facts
     if config.data.kind == "chat":
-        with _warned(facts):
+        with warned(facts):
             own = "its own" if chat_template(tokenizer, config.data.chat_template) is not None else "none"
             facts["chat_template"] = config.data.chat_template or own
     return tokenizer, facts
@@ -83,7 +81,7 @@ def _data(config: RunConfig, tokenizer: Tokenizer | None) -> tuple[Manifest | No
     facts["shards"] = shards
     if not (folder / MANIFEST_NAME).exists():
         shards["state"] = "absent: `stellarbyte prepare` makes them"
-        with _warned(facts):
+        with warned(facts):
             recipe = load_recipe(folder, _into(facts))
             reached = None if recipe is None else load_position(folder, recipe, _into(facts))
             if recipe is not None:
@@ -91,7 +89,7 @@ def _data(config: RunConfig, tokenizer: Tokenizer | None) -> tuple[Manifest | No
                 shards["tokens"] = 0 if reached is None else sum(state.tokens for state in reached[1].values())
         return None, facts
     shards["state"] = "damaged"
-    with _warned(facts):
+    with warned(facts):
         manifest = Manifest.load(folder)
         shards["state"] = "complete"
         for split in SPLITS:
@@ -99,7 +97,7 @@ def _data(config: RunConfig, tokenizer: Tokenizer | None) -> tuple[Manifest | No
             shards |= {f"{split}_documents": counts.documents, f"{split}_tokens": counts.tokens}
         if manifest.warning is not None:
             _into(facts)(manifest.warning)
-        # Nothing is read: of sources that were moved, names and sizes decide.
+        # Without reading the sources: if they were moved, their sizes decide.
         shards["of_these_sources"] = False
         check_described(data, manifest.recipe, with_sources=not missing, most_bytes_read=0)
         shards["of_these_sources"] = True
@@ -111,7 +109,7 @@ def _data(config: RunConfig, tokenizer: Tokenizer | None) -> tuple[Manifest | No
 
 
 def _mesh(config: RunConfig, counter: ParameterCounter) -> tuple[dict[str, Any] | None, Facts]:
-    """(the sizes of the axes, None where the devices here do not decide them; the facts)."""
+    """(the sizes of the axes, the facts); no sizes if they depend on the devices, and those here do not fit."""
     processes = config.distributed.num_processes or 1
     count, platform = jax.device_count() * processes, jax.default_backend()
     facts: Facts = {"devices": count, "platform": platform}
@@ -120,21 +118,21 @@ def _mesh(config: RunConfig, counter: ParameterCounter) -> tuple[dict[str, Any] 
     sizes: dict[str, int] | None = config.mesh.sizes
     if -1 in config.mesh.sizes.values():
         sizes = None
-        with _warned(facts):
+        with warned(facts):
             sizes = mesh_sizes(config.mesh, count, "devices", "there are")
             _check_mesh(config, sizes, counter, platform)
     else:
         _check_mesh(config, config.mesh.sizes, counter, platform)
-        with _warned(facts):
+        with warned(facts):
             mesh_sizes(config.mesh, count, "devices", "there are")
     if "warnings" not in facts and processes == 1:
-        with _warned(facts):
+        with warned(facts):
             make_mesh(config.mesh)
     if "warnings" in facts:
         facts["runs_here"] = "no; `stellarbyte plan` predicts a run on machines that are not here"
-    return sizes, facts | (
-        {"axes": " ".join(f"{axis}={size}" for axis, size in sizes.items())} if sizes is not None else {}
-    )
+    if sizes is not None:
+        facts["axes"] = " ".join(f"{axis}={size}" for axis, size in sizes.items())
+    return sizes, facts
 
 
 def _check_mesh(config: RunConfig, sizes: dict[str, int], counter: ParameterCounter, platform: str) -> None:
@@ -157,7 +155,7 @@ def _shapes(
     facts["rows_a_step"] = training.batch_size
     if sizes is not None:
         layout = layout_of(config, sizes)
-        with _warned(facts):
+        with warned(facts):
             axes = {name: layout.mesh.shape[name] for name in layout.mesh_axes("batch")}
             rows = check_micro_batch(training, axes) * training.gradient_accumulation_steps
             facts["rows_a_device_and_step"] = rows
@@ -172,10 +170,10 @@ def _run(config: RunConfig, tokenizer: Tokenizer | None, manifest: Manifest | No
     facts: Facts = {"output_dir": config.output_dir, "checkpoints": checkpoint_steps(config.output_dir)}
     step, last = latest_step(config.output_dir), config.training.max_steps
     if step is not None and tokenizer is not None and manifest is not None:
-        with _warned(facts):
+        with warned(facts):
             check_same_run(config, tokenizer, DataIdentity.of(manifest))
     if config.init_from is not None and tokenizer is not None and (step is None or config.lora is not None):
-        with _warned(facts):
+        with warned(facts):
             check_init_from(config, config.init_from, tokenizer)
     if step is None:
         found = None if config.init_from is None else latest_step(config.init_from)
@@ -186,15 +184,6 @@ def _run(config: RunConfig, tokenizer: Tokenizer | None, manifest: Manifest | No
     else:
         facts["would"] = f"go on after step {step} of {last}"
     return facts
-
-
-@contextmanager
-def _warned(facts: Facts) -> Iterator[None]:
-    """Turns a refusal within into a warning among the facts."""
-    try:
-        yield
-    except UserError as error:
-        _into(facts)(str(error))
 
 
 def _into(facts: Facts) -> Callable[[str], None]:

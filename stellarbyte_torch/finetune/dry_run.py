@@ -2,8 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TrainingArguments
 
 from stellarbyte.chat.template import read_template
-from stellarbyte.config.dry_run import DryRun, source_facts
+from stellarbyte.config.dry_run import DryRun, source_facts, warned
 from stellarbyte.config.plain import plain
 from stellarbyte.errors import UserError
 from stellarbyte.reading import read_json
@@ -28,7 +27,7 @@ from stellarbyte_torch.finetune.same_run import check_same_run
 from stellarbyte_torch.finetune.setup import make_trainable, training_arguments, training_fields
 from stellarbyte_torch.finetune.training_values import without_effect
 from stellarbyte_torch.lora.modules import adapted_layers
-from stellarbyte_torch.model_folder import MISTAKES, first_line
+from stellarbyte_torch.model_folder import MISTAKES, check_decoder, first_line
 
 Facts = dict[str, Any]
 
@@ -85,7 +84,7 @@ def _records(sources: Sequence[tuple[str, str]]) -> int | None:
 def _tokenizer(config: FinetuneConfig, base: Any) -> Facts:
     name = config.data.tokenizer or config.model
     facts: Facts = {"from": name}
-    with _warned(facts):
+    with warned(facts):
         tokenizer = load_base_tokenizer(name, local_files_only=True)
         facts["vocabulary"] = len(tokenizer)
         facts["chat_template"] = "none"
@@ -111,7 +110,7 @@ def _model(config: FinetuneConfig) -> tuple[Any, Facts]:
     """
     facts: Facts = {"base": config.model}
     base = model = None
-    with _warned(facts):
+    with warned(facts):
         base = load_base_config(config.model, local_files_only=True)
         model = _without_weights(config, base)
     if model is None:
@@ -123,7 +122,7 @@ def _model(config: FinetuneConfig) -> tuple[Any, Facts]:
     facts["parameters"] = parameters(model)[0]
     if config.quantization != "none":
         facts["quantization"] = config.quantization
-        with _warned(facts):
+        with warned(facts):
             quantizer(config.quantization)
     # Initialising an adapter and quantising a base need the weights and change no shape, so they are left out here.
     lora = None if config.lora is None else {**config.lora, "init_lora_weights": True}
@@ -142,9 +141,11 @@ def _without_weights(config: FinetuneConfig, base: Any) -> Any:
     dtype = getattr(base, "dtype", None) if config.dtype == "auto" else getattr(torch, config.dtype)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(base, dtype=dtype or torch.float32, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(base, dtype=dtype or torch.float32, trust_remote_code=False)
     except MISTAKES as error:
         raise UserError(f"model {config.model} cannot be made: {first_line(error)}") from error
+    check_decoder(model, f"model {config.model}")
+    return model
 
 
 def _training(config: FinetuneConfig, records: int | None) -> Facts:
@@ -152,7 +153,7 @@ def _training(config: FinetuneConfig, records: int | None) -> Facts:
     given = {**defaults, **config.training}
     facts: Facts = {}
     processes = 1
-    with _warned(facts):
+    with warned(facts):
         arguments = training_arguments(config, {})
         processes = arguments.world_size
         facts |= {"device": str(arguments.device), "processes": processes}
@@ -178,20 +179,11 @@ def _run(config: FinetuneConfig) -> Facts:
     newest = newest_checkpoint(run_dir)
     step = None if newest is None else int(newest.name.rpartition("-")[2])
     facts: Facts = {"output_dir": config.output_dir, "newest_checkpoint": "none" if step is None else step}
-    with _warned(facts):
+    with warned(facts):
         check_same_run(config, run_dir)
     facts["would"] = f"start from {config.model}" if step is None else f"go on after step {step}"
     if (run_dir / "summary.json").is_file():
-        with _warned(facts):
+        with warned(facts):
             if is_summary(summary := read_json(run_dir / "summary.json")):
                 facts["would"] = f"find that it has ended, after {summary['steps']} steps"
     return facts
-
-
-@contextmanager
-def _warned(facts: Facts) -> Iterator[None]:
-    """Turns a UserError in the block into a warning among the facts."""
-    try:
-        yield
-    except UserError as error:
-        facts.setdefault("warnings", []).append(str(error))
