@@ -13,7 +13,7 @@ def check_is_run(folder: Path, option: str) -> None:
     if (folder / "checkpoints").is_dir():
         return
     if (folder / "config.json").is_file():
-        command = shlex.join(["stellarbyte convert", "from-hf", str(folder), f"{folder}-run"])
+        command = shlex.join(["stellarbyte", "convert", "from-hf", str(folder), f"{folder}-run"])
         raise UserError(
             f"{option} {folder} is a Hugging Face folder: make a run of it with `{command}`, and name {folder}-run"
         )
