@@ -116,7 +116,7 @@ def _check_is_here(fields: dict[str, Any]) -> None:
             raise UserError(f"training.{name} needs a package: pip install {package}")
     for name in ("deepspeed", "accelerator_config", "fsdp_config"):
         if isinstance(path := fields.get(name), str) and not Path(path).is_file():
-            raise UserError(f"training.{name} {path} is no file: name one of JSON, or write its fields here")
+            raise UserError(f"training.{name} {path} is not a file: name a JSON file, or write its fields here")
     for name in _OF_WORKERS if not fields.get("dataloader_num_workers") else ():
         if fields.get(name):
             raise UserError(f"training.{name} is for workers, and there are none: set training.dataloader_num_workers")
@@ -153,8 +153,8 @@ def _check_trains(lora: LoRAConfig) -> None:
     start = lora.init_lora_weights
     if start in ("eva", "corda", "lora_ga"):
         raise UserError(
-            f"init_lora_weights {start} begins from what PEFT measures of the data beforehand, which this command does "
-            "not: choose true, gaussian, orthogonal, pissa or olora"
+            f"init_lora_weights {start} starts from measurements of the data that PEFT makes beforehand, and this "
+            "command makes none: choose true, gaussian, orthogonal, pissa or olora"
         )
     if moves_base(lora) and lora.use_dora:
         raise UserError(f"init_lora_weights {start} does not go with use_dora, whose norms are the base's: choose one")

@@ -60,7 +60,7 @@ def _check_pairs(config: Any) -> None:
     if config.init_lora_weights == "loftq" or config.loftq_config:
         field = "init_lora_weights loftq" if config.init_lora_weights == "loftq" else "loftq_config"
         raise UserError(
-            f"{field} replaces the base by a quantised one, for which alone the adapter would be: leave it out, and "
+            f"{field} replaces the base by a quantised one, and the adapter would fit only that one: leave it out, and "
             "train on a quantised base instead (quantization int8 or nf4)"
         )
 
