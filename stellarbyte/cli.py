@@ -1,6 +1,7 @@
 """The commands of no one wing: generate and chat, which take a run or a Hugging Face folder, info and completion."""
 
 import argparse
+import json
 import os
 from importlib import import_module
 from pathlib import Path
@@ -54,6 +55,23 @@ def chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--echo", action="store_true", help="of lines that are piped in, show each before its answer")
     parser.add_argument("--json", action="store_true", help="print one JSON object an answer, or a command's reply")
     parser.set_defaults(run=_chat)
+
+
+def config(parser: argparse.ArgumentParser) -> None:
+    """The options of `stellarbyte config`."""
+    parser.description = (
+        "Check a config of pretraining or fine-tuning, print it with every default filled in, and tell what it comes "
+        "to: data, tokenizer, mesh, shapes. Nothing is written."
+    )
+    parser.epilog = "`stellarbyte config --help data` tells of the fields of a section, `--help data.sources` of one."
+    parser.add_argument(
+        "-h", "--help", nargs="?", action=_FieldHelp, metavar="FIELD", help="show this, or the fields of a section"
+    )
+    parser.add_argument(
+        "config", metavar="CONFIG.yaml", type=Path, help="[--section.field value …] override its fields"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_config, takes_overrides=True)
 
 
 def info(parser: argparse.ArgumentParser) -> None:
@@ -143,9 +161,32 @@ def _model_kind(path: Path) -> Literal["run", "folder"]:
     raise UserError(f"{path} holds no model: name a run, or a Hugging Face folder")
 
 
-def _info(options: argparse.Namespace) -> None:
-    import json
+class _FieldHelp(argparse.Action):
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        """Shows the command's help, or that of a config's field."""
+        del namespace, option_string
+        if values is None:
+            parser.print_help()
+        else:
+            from stellarbyte.config.fields import FINETUNING, describe
 
+            if values.partition(".")[0] == FINETUNING:  # whose fields are libraries' in part
+                import_module("stellarbyte_torch.library_words").hear_libraries("stellarbyte")
+            print(describe(values))
+        parser.exit()
+
+
+def _config(options: argparse.Namespace) -> None:
+    from stellarbyte.config.kind import kind_of
+
+    wing = {"pretraining": "stellarbyte_jax", "finetuning": "stellarbyte_torch"}[kind_of(options.config)]
+    found = import_module(f"{wing}.cli").dry_run(options)
+    print(json.dumps(found.to_dict()) if options.json else found.text())
+
+
+def _info(options: argparse.Namespace) -> None:
     from stellarbyte.info import info, info_text
 
     print((json.dumps if options.json else info_text)(info(options.path)))

@@ -62,6 +62,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("convert", "carry models and adapters between runs and Hugging Face", "convert.cli:convert"),
     ),
     "help": (
+        Command("config", "check a config, and show what it comes to", "stellarbyte.cli:config"),
         Command("info", "tell what a folder is: a run, a model, an adapter …", "stellarbyte.cli:info"),
         Command("completion", "print a shell's completion of these commands", "stellarbyte.cli:completion"),
     ),
@@ -96,12 +97,12 @@ def build_parser() -> Parser:
 
 def _run(arguments: Sequence[str], own_process: bool) -> int:
     parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
-    # What is left over overrides fields of a config.
-    if rest and not options.takes_overrides:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    options.overrides, options.own_process = rest, own_process
     try:
+        options, rest = parser.parse_known_args(arguments)
+        # What is left over overrides fields of a config.
+        if rest and not options.takes_overrides:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.overrides, options.own_process = rest, own_process
         if rest and hasattr(options, "config"):
             check_config_first(options.config, rest)
         return options.run(options) or 0
@@ -120,7 +121,8 @@ class CommandParser(Parser):
 
     def __init__(self, **settings: Any) -> None:
         # An option may be no abbreviation: what is not an option of the command may override a field of its config.
-        super().__init__(**settings, allow_abbrev=False)
+        # A command may have a --help of its own.
+        super().__init__(**settings, allow_abbrev=False, conflict_handler="resolve")
         self.set_defaults(takes_overrides=False)
 
     def fill(self) -> None:

@@ -5,11 +5,15 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stellarbyte.interrupt import hold_signals
 from stellarbyte_jax import commands
 from stellarbyte_jax.machine.compile_cache import cache_settings
 from stellarbyte_jax.machine.xla_flags import Platform, flag_settings, platform_here
+
+if TYPE_CHECKING:
+    from stellarbyte.config.dry_run import DryRun
 
 # What JAX reads of the environment, and the config's name for it. The rest of what it knows of clusters it detects.
 DISTRIBUTED_VARIABLES = {
@@ -159,6 +163,14 @@ def generate(options: argparse.Namespace) -> None:
 def chat(options: argparse.Namespace) -> None:
     """`stellarbyte chat` with a run."""
     _compiling(commands.chat)(options)
+
+
+def dry_run(options: argparse.Namespace) -> "DryRun":
+    """What `stellarbyte config` shows of a pretraining config."""
+    _give_cpu_devices_threads()
+    from stellarbyte_jax.planning.dry_run import dry_run
+
+    return dry_run(options.config, options.overrides)
 
 
 def _restart_with_tuned_malloc() -> None:

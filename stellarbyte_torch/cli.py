@@ -4,8 +4,12 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stellarbyte_torch import commands
+
+if TYPE_CHECKING:
+    from stellarbyte.config.dry_run import DryRun
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -16,6 +20,11 @@ def generate(options: argparse.Namespace) -> None:
 def chat(options: argparse.Namespace) -> None:
     """`stellarbyte chat` with a Hugging Face folder."""
     _offline(commands.chat)(options)
+
+
+def dry_run(options: argparse.Namespace) -> "DryRun":
+    """What `stellarbyte config` shows of a fine-tuning config."""
+    return commands.dry_run(options)
 
 
 def finetune(parser: argparse.ArgumentParser) -> None:

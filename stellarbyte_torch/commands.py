@@ -5,6 +5,7 @@ import json
 import sys
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from stellarbyte.command_line import (
     USER_ERROR,
@@ -17,6 +18,9 @@ from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte.interrupt import exit_code, interruptible
 from stellarbyte_torch.library_words import hear_libraries
+
+if TYPE_CHECKING:
+    from stellarbyte.config.dry_run import DryRun
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -63,6 +67,14 @@ def chat(options: argparse.Namespace) -> None:
     )
     add_adapters(session, options.adapter)
     run_chat(session, options)
+
+
+def dry_run(options: argparse.Namespace) -> "DryRun":
+    """Check a config, and find out what it comes to."""
+    hear_libraries("stellarbyte")
+    from stellarbyte_torch.finetune.dry_run import dry_run
+
+    return dry_run(options.config, options.overrides)
 
 
 def preview(options: argparse.Namespace) -> None:

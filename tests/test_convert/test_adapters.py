@@ -110,7 +110,7 @@ def lora_run(run_dir, tmp_path_factory):
 
 def test_stock_peft_loads_the_folder_and_ours_loads_peft_s(run_dir, lora_run, exported, tmp_path, capsys):
     folder = tmp_path / "adapter"
-    command = ["adapter", "to-peft", str(lora_run), str(folder), "--base-model", str(exported)]
+    command = ["convert", "adapter", "to-peft", str(lora_run), str(folder), "--base-model", str(exported)]
     assert main(command) == 0
     assert "step 0, 768 parameters, 0.0 MB of adapters" in capsys.readouterr().out
     base = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True)
@@ -122,7 +122,7 @@ def test_stock_peft_loads_the_folder_and_ours_loads_peft_s(run_dir, lora_run, ex
     assert relative(load_model(lora_run)[0](ids.astype(np.int32)).logits, theirs) < 1e-5
 
     model.save_pretrained(tmp_path / "saved by peft")
-    command = ["adapter", "from-peft", str(tmp_path / "saved by peft"), str(tmp_path / "back"), "--base", str(run_dir)]
+    command = ["convert", "adapter", "from-peft", str(tmp_path / "saved by peft"), str(tmp_path / "back"), "--base", str(run_dir)]
     assert main(command) == 0
     assert bits(load_params(tmp_path / "back")[0]) == bits(load_params(lora_run)[0])
     ours, back = (load_metadata(path)[0] for path in (lora_run, tmp_path / "back"))
@@ -195,7 +195,7 @@ def test_adapters_say_what_base_they_are_for(run_dir, lora_run, exported, tmp_pa
     about = json.loads(path.read_text())
     about["config"]["rms_norm_eps"] = 0.5
     path.write_text(json.dumps(about))
-    command = ["adapter", "from-peft", str(tmp_path / "adapter"), str(tmp_path / "x"), "--base", str(run_dir)]
+    command = ["convert", "adapter", "from-peft", str(tmp_path / "adapter"), str(tmp_path / "x"), "--base", str(run_dir)]
     assert main(command) == 2
     assert "is for another base: its rms_norm_eps is 0.5, and this model's is" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"is for another base: its rms_norm_eps is 0\.5"):
@@ -325,7 +325,7 @@ def test_a_run_whose_adapters_are_not_those_of_its_config_is_refused(lora_run, t
 
 
 def test_mistakes_in_the_folders_are_one_sentence(run_dir, lora_run, exported, tmp_path):
-    with pytest.raises(UserError, match="holds a whole model and no adapters: export it with `stellarbyte-"):
+    with pytest.raises(UserError, match="holds a whole model and no adapters: export it with `stellarbyte convert"):
         adapters.to_peft(run_dir, tmp_path / "adapter")
     adapters.to_peft(lora_run, tmp_path / "adapter")
     with pytest.raises(UserError, match=r"--base .* is a Hugging Face folder: make a run of it with"):

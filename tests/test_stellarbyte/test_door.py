@@ -119,7 +119,7 @@ def test_what_is_not_installed_is_named_with_its_extra(folders: Path) -> None:
     jax += [["prune", "run", "out", "--heads", "1"], ["generate", "run", "--prompt", "x"], ["chat", "run"]]
     jax += [["convert", "to-hf", "run", "out"]]
     torch = [["generate", "hf", "--prompt", "x"], ["chat", "hf"], ["finetune", "c.yaml"], ["data", "preview", "c.yaml"]]
-    torch += [["merge", "hf", "peft", "out"]]
+    torch += [["merge", "hf", "peft", "out"], ["config", "--help", "finetune.lora"]]
     (folders / "c.yaml").write_text(
         "output_dir: out\nmodel: {vocab_size: 300, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 1}\n"
         "data: {sources: [{path: x}], tokenizer: t, shards: s, sequence_length: 8}\n"
@@ -138,6 +138,26 @@ def test_what_is_not_installed_is_named_with_its_extra(folders: Path) -> None:
     for line in said[-2:]:
         assert "is not installed: pip install 'stellarbyte[torch]', or take JAX's from stellarbyte_jax" in line
     assert not (folders / "out").exists()
+
+
+def test_config_checks_shows_and_explains(capsys: CapSys, tmp_path: Path) -> None:
+    quickstart = str(Path(__file__).parents[2] / "configs" / "run" / "quickstart.yaml")
+    assert main(["config", quickstart, "--training.max_steps", "700"]) == 0
+    said = capsys.readouterr().out
+    assert "  max_steps: 700\n" in said and "  remat: none\n" in said and "\nshapes\n" in said
+    assert main(["config", quickstart, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["config"]["model"]["hidden_size"] == 256 and found["report"]["shapes"]["parameters"] == 5475584
+    assert "training.max_step" in complaint(capsys, "config", quickstart, "--training.max_step", "7")
+    tuning = str(Path(quickstart).parents[1] / "finetune" / "quickstart.yaml")
+    assert main(["config", tuning, "--json", "--output_dir", str(tmp_path / "run")]) == 0
+    assert json.loads(capsys.readouterr().out)["report"]["training"]["steps"] == 100
+    assert not (tmp_path / "run").exists()
+    for path, words in (("data.sources.path", "data.sources.path: str; required"), ("finetune.lora.r", "r: int; ")):
+        with pytest.raises(SystemExit) as stop:
+            main(["config", "--help", path])
+        assert stop.value.code == 0 and words in capsys.readouterr().out
+    assert "did you mean training.remat?" in complaint(capsys, "config", "--help", "training.remta")
 
 
 def test_short_names_are_pytorchs() -> None:
