@@ -28,9 +28,9 @@ from convert.run_checkpoint import RunCheckpoint
 from convert.staged_folder import CERTIFICATE
 from convert.two_sides import JaxSide, Side, TokenIds, TorchSide, require_torch
 from convert.weights import DTYPES, Tensor
+from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
 from stellarbyte.files import write_text
-from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.config_file import differing_fields
 from stellarbyte_jax.data.tokenizer import Tokenizer
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from convert.foreign_fields import architecture
 from stellarbyte import reading
+from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
-from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.config_file import model_config_from_dict, to_dict
 from stellarbyte_jax.data.tokenizer import Tokenizer
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from convert.weights import LazyTensor
+from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
-from stellarbyte_jax.config import ByteConfig
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

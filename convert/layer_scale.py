@@ -7,8 +7,8 @@ import numpy as np
 
 from convert import weights
 from convert.weights import LazyTensor, Params
+from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
-from stellarbyte_jax.config import ByteConfig
 
 # The gain after each branch, and the projections that end it; experts are among them, because the gain is linear.
 _ENDS = {

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from convert.run_checkpoint import RunCheckpoint
+from stellarbyte.architecture import ByteConfig
 from stellarbyte.metrics_file import records
-from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.data.tokenizer import BOS_TOKEN, Tokenizer
 
 _CARD = """\

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from stellarbyte_jax.config import ByteConfig
+from stellarbyte.architecture import ByteConfig
 
 Path = tuple[str, ...]
 Shape = tuple[int, ...]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.weights import Params
+from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
-from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.config_file import model_config_from_dict, save_config, to_dict
 
 

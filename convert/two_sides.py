@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from convert.weights import Params
+from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
-from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
 TokenIds = list[int]

@@ -11,8 +11,8 @@ import numpy as np
 
 from convert import names
 from convert.names import HFTensor, Path, Shape
+from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
-from stellarbyte_jax.config import ByteConfig
 
 Params = dict[str, Any]  # nested: names lead to arrays
 

@@ -12,9 +12,9 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from stellarbyte.architecture import ByteConfig
 from stellarbyte.sampling import Sampling
 from stellarbyte_jax.bounds import check_seed
-from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.inference.prompts import (
     check_prompts,
     in_multiples,

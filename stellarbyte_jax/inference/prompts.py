@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
-from stellarbyte_jax.config import ByteConfig
 
 # The room for prompts and answers is a multiple of this, so that few lengths are ever compiled.
 _LENGTH_MULTIPLE = 32

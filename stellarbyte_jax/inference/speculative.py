@@ -12,10 +12,10 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
 from stellarbyte.sampling import Sampling
 from stellarbyte_jax.bounds import check_seed, check_whole
-from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.inference.prompts import (
     check_prompts,
     check_static_positions,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from stellarbyte_jax.config import ByteConfig
+from stellarbyte.architecture import ByteConfig
 from stellarbyte_jax.model.block import RESIDUAL, Block
 from stellarbyte_jax.model.call_context import CallContext, LayerContext
 from stellarbyte_jax.model.dropout import dropout

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from stellarbyte_jax.config import ByteConfig
+from stellarbyte.architecture import ByteConfig
 from stellarbyte_jax.model.attention.cudnn import check_xpos
 from stellarbyte_jax.model.attention.kernels import default_kernel
 from stellarbyte_jax.sharding import ONE_DEVICE, Layout

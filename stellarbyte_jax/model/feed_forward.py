@@ -5,7 +5,7 @@ import functools
 import jax
 from flax import nnx
 
-from stellarbyte_jax.config import ByteConfig
+from stellarbyte.architecture import ByteConfig
 from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.linear import Linear
 

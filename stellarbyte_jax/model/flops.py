@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stellarbyte_jax.config import ByteConfig
+from stellarbyte.architecture import ByteConfig
 
 # The backward pass of a matmul is two matmuls of its size, or one if its weights are frozen and get no gradient.
 _FORWARD_AND_BACKWARD = 3

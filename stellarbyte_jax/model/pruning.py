@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
-from stellarbyte_jax.config import ByteConfig
 
 Params = dict[str, Any]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import jax
 from flax import nnx
 
+from stellarbyte.architecture import ByteConfig
 from stellarbyte_jax.checkpoints.array_files import check_finite_weights, check_fits
 from stellarbyte_jax.checkpoints.lora_base import load_weights
-from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.config_file import model_config_from_dict
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM

@@ -122,7 +122,15 @@ def test_stock_peft_loads_the_folder_and_ours_loads_peft_s(run_dir, lora_run, ex
     assert relative(load_model(lora_run)[0](ids.astype(np.int32)).logits, theirs) < 1e-5
 
     model.save_pretrained(tmp_path / "saved by peft")
-    command = ["convert", "adapter", "from-peft", str(tmp_path / "saved by peft"), str(tmp_path / "back"), "--base", str(run_dir)]
+    command = [
+        "convert",
+        "adapter",
+        "from-peft",
+        str(tmp_path / "saved by peft"),
+        str(tmp_path / "back"),
+        "--base",
+        str(run_dir),
+    ]
     assert main(command) == 0
     assert bits(load_params(tmp_path / "back")[0]) == bits(load_params(lora_run)[0])
     ours, back = (load_metadata(path)[0] for path in (lora_run, tmp_path / "back"))
@@ -195,7 +203,15 @@ def test_adapters_say_what_base_they_are_for(run_dir, lora_run, exported, tmp_pa
     about = json.loads(path.read_text())
     about["config"]["rms_norm_eps"] = 0.5
     path.write_text(json.dumps(about))
-    command = ["convert", "adapter", "from-peft", str(tmp_path / "adapter"), str(tmp_path / "x"), "--base", str(run_dir)]
+    command = [
+        "convert",
+        "adapter",
+        "from-peft",
+        str(tmp_path / "adapter"),
+        str(tmp_path / "x"),
+        "--base",
+        str(run_dir),
+    ]
     assert main(command) == 2
     assert "is for another base: its rms_norm_eps is 0.5, and this model's is" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"is for another base: its rms_norm_eps is 0\.5"):

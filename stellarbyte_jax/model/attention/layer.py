@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from stellarbyte_jax.config import ByteConfig
+from stellarbyte.architecture import ByteConfig
 from stellarbyte_jax.model.attention.kernels import attention, cached_attention
 from stellarbyte_jax.model.call_context import CallContext, LayerContext
 from stellarbyte_jax.model.execution import Execution

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from stellarbyte_jax.config import ByteConfig
+from stellarbyte.architecture import ByteConfig
 from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.experts.device import serve_experts
 from stellarbyte_jax.model.feed_forward import FeedForward
