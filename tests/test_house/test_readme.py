@@ -114,7 +114,7 @@ def test_make_targets_exist(page: Path) -> None:
 def _commands(text: str) -> list[list[str]]:
     """Each `stellarbyte COMMAND WORD …` in code, as far as its words are in lower case."""
     code = re.findall(r"`([^`\n]+)`", text) + re.findall(r"^(?:    .*|\S.*)$", "\n".join(_blocks(text)), re.MULTILINE)
-    found = (re.search(r"(?<![\w/.-])(stellarbyte)((?: [a-z][a-z-]*)+)", piece) for piece in code)
+    found = (re.search(r"(?<![\w/.-])(?<!from )(stellarbyte)((?: [a-z][a-z-]*)+)", piece) for piece in code)
     return [[match[1], *match[2].split()] for match in found if match]
 
 
