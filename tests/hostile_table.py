@@ -1,6 +1,7 @@
 """Hostile and absurd input for every command, and how each ends: `python -m tests.hostile_table` prints the counts.
 
---kind K: of this kind alone, given as often as wanted. --quick: what takes but a moment. --show: every ending.
+--kind K: of this kind alone, given as often as wanted. --sample N: so many of each kind, always the same ones.
+--show: every ending.
 The exit code is 1 where one ends as none may: in a traceback, a hang, out of memory, with a wrong exit code …
 """
 
@@ -8,6 +9,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -24,7 +26,12 @@ _MODULES = (
     *("pyarrow.parquet", "orbax.checkpoint", "grain", "optax", "peft", "rich.progress", "zstandard", "yaml"),
     *("stellarbyte_jax.commands", "stellarbyte_jax.training.loop", "stellarbyte_jax.training.prune"),
     *("stellarbyte_jax.training.evaluation", "stellarbyte_jax.data.prepare", "stellarbyte_jax.planning.plan"),
-    *("stellarbyte_jax.inference.speculative", "stellarbyte_jax.inference.text", "stellarbyte_jax.training.load"),
+    *(
+        "stellarbyte_jax.inference.speculative",
+        "stellarbyte_jax.inference.text",
+        "stellarbyte_jax.inference.chat",
+        "stellarbyte_jax.training.load",
+    ),
     *("stellarbyte_torch.finetune.run",),
     *("stellarbyte.chat.terminal", "stellarbyte_torch.chat.session"),
     *(
@@ -42,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.hostile_table", description=__doc__.splitlines()[0])
     parser.add_argument("--kind", action="append", metavar="K")
     parser.add_argument("--only", metavar="WORD", help="cases whose name holds it")
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--sample", type=int, metavar="N")
     parser.add_argument("--show", action="store_true")
     parser.add_argument(
         "--sound", type=Path, metavar="DIR", help="keep what the cases are made of there, for the next time"
@@ -54,13 +61,9 @@ def main(arguments: Sequence[str]) -> int:
 
     if unknown := set(options.kind or ()) - set(KINDS):
         parser.error(f"no kind {', '.join(unknown)}: there are {', '.join(KINDS)}")
-    cases = [
-        case
-        for case in all_cases()
-        if case.kind in (options.kind or KINDS)
-        and (case.quick or not options.quick)
-        and (options.only or "") in case.name
-    ]
+    cases = [case for case in all_cases() if case.kind in (options.kind or KINDS) and (options.only or "") in case.name]
+    if options.sample is not None:
+        cases = _drawn(cases, options.sample)
     # Below /tmp rather than in the user's own TMPDIR: a user without rights has to come there.
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))
     folder.chmod(0o755)
@@ -68,6 +71,14 @@ def main(arguments: Sequence[str]) -> int:
         return _table(cases, folder, options)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _drawn(cases: list[Any], count: int) -> list[Any]:
+    """So many cases of each kind, drawn by a fixed seed."""
+    draw = random.Random(0)
+    kinds = dict.fromkeys(case.kind for case in cases)
+    of_kinds = [[case for case in cases if case.kind == kind] for kind in kinds]
+    return [case for of_kind in of_kinds for case in draw.sample(of_kind, min(count, len(of_kind)))]
 
 
 def _table(cases: list[Any], folder: Path, options: argparse.Namespace) -> int:

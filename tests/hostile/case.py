@@ -87,7 +87,6 @@ class Case:
     says: what the sentence has to name.
     told: how lines begin that may stand before the sentence, such as a library's own warning.
     absent: what must not be there afterwards, relative to the case's folder.
-    quick: whether it takes but a moment, and belongs to the short version of the table.
     mute: whether nobody can read what it says, so that its exit code has to do.
     abrupt: whether it is ended at once, so that something half-written may be left.
     then: a command that has to work afterwards, on what has been left.
@@ -102,7 +101,6 @@ class Case:
     says: str = ""
     told: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
-    quick: bool = True
     mute: bool = False
     abrupt: bool = False
     then: Callable[[World], Command] | None = None

@@ -315,12 +315,13 @@ def _records(world: World, take: Taker, record: Any) -> Command:
     return take(world, world.file("records.jsonl", sound + bad + "\n"))
 
 
-def _lines(world: World, lines: bytes, as_json: bool) -> Command:
+def _lines(world: World, lines: bytes, as_json: bool, of_run: bool) -> Command:
     world.file("file", "x")
     for name in ("peft", "hf", "lora"):
         lines = lines.replace(b"{%s}" % name.encode(), str(world.base / name).encode())
     lines = lines.replace(b"{in}", str(world.folder).encode())
-    return _chat(world, *(["--json"] if as_json else []), stdin=lines)
+    model = world.base / ("run" if of_run else "hf")
+    return _chat(world, *(["--json"] if as_json else []), stdin=lines, hf=model)
 
 
 def _tokens(world: World, take: Taker, fields: dict[str, Any]) -> Command:
@@ -347,7 +348,9 @@ def cases() -> Cases:
         for command in (next(turns), next(turns)):
             yield _case(f"a record: {what}", command, partial(_records, take=WITH_RECORDS[command], record=record))
     for number, (what, lines) in enumerate(LINES.items()):
-        yield _case(f"lines: {what}", "chat", partial(_lines, lines=lines, as_json=number % 3 == 0))
+        for of_run in (False, True) if number % 4 == 0 else (False,):
+            make = partial(_lines, lines=lines, as_json=number % 3 == 0, of_run=of_run)
+            yield _case(f"lines: {what}", "chat of a run" if of_run else "chat", make)
     turns = cycle(WITH_TOKENIZER)
     for fields in TOKENS:
         shown = json.dumps(fields)[1:-1]
@@ -430,5 +433,9 @@ def _case(what: str, command: str, make: Callable[[World], Command]) -> Case:
     fitting = [key for key in ACCEPTED if what.startswith(key[0]) and key[1] in ("", command)]
     reason = ACCEPTED[fitting[-1]] if fitting else ""
     # Lines before a mistake have had their answers.
-    told = ("the conversation begins", "(cut off after", "the conversation is forgotten") if command == "chat" else ()
+    told = (
+        ("the conversation begins", "(cut off after", "the conversation is forgotten")
+        if command.startswith("chat")
+        else ()
+    )
     return Case("chat", f"{what} ({command})", make, reason, either=True, absent=("pwned",), told=told)

@@ -9,9 +9,9 @@ from typing import Any
 from hostile.case import Case, Cases, Command, World, convert, stellarbyte, torch
 
 Words = tuple[str | bytes, ...]
-# A command that would do, of which each word in braces is a sound thing; what it writes has no braces.
+# A command that would do, of which each word in braces is a sound thing; what it writes is called out.
 SOUND: dict[str, tuple[Callable[..., Command], Words]] = {
-    "corpus": (stellarbyte, ("corpus", "stdlib", "out")),
+    "corpus": (stellarbyte, ("corpus", "stdlib", "out.jsonl")),
     "tokenizer train": (
         stellarbyte, ("tokenizer", "train", "--input", "{corpus.jsonl}", "--vocab-size", "300", "--output", "out"),
     ),
@@ -29,6 +29,7 @@ SOUND: dict[str, tuple[Callable[..., Command], Words]] = {
     "from-peft": (convert, ("adapter", "from-peft", "{peft}", "out", "--base", "{run}")),
     "torch generate": (torch, ("generate", "{hf}", "--prompt", "star", "--max-new-tokens", "4")),
     "chat": (torch, ("chat", "{hf}", "--max-new-tokens", "4")),
+    "chat of a run": (stellarbyte, ("chat", "{run}", "--max-new-tokens", "4")),
     "data preview": (torch, ("data", "preview", "{in}/finetune.yaml")),
     "finetune": (torch, ("finetune", "{in}/finetune.yaml", "--output_dir=out")),
     "merge": (torch, ("merge", "{hf}", "{peft}", "out")),
@@ -127,6 +128,12 @@ BEHIND: dict[str, tuple[Words, ...]] = {
         *(("--chat-template", word) for word in ("", "nowhere", "{in}", b"\xff", "n" * 300, "stellarbyte")),
         ("--device", "nowhere"), ("--seed", "-1"), ("--max-new-tokens", "0"), ("--stop", ""), ("--prompt", "a"),
             ("--echo", "x"),
+    ),
+    "chat of a run": (
+        *(("--step", word) for word in ("3", "-1", "x")), ("--adapter", "{peft}"), ("--device", "cpu"), ("--seed",
+            "-1"),
+        *(("--chat-template", word) for word in ("", "nowhere", "{in}", b"\xff")), ("--dtype", "float16"),
+        ("--system", b"\xff"), ("--stop", ""), ("--temperature", "1e-320"), ("--max-new-tokens", "0"),
     ),
     "data preview": (
         *(("--samples", word) for word in ("", "0", "-1", "x", "1.5", "1" * 5000, str(10**12), "٣")),
@@ -227,7 +234,7 @@ def _make(
         world.file(name, content)
     os.mkfifo(world.folder / "pipe")
     if out is not None:
-        out(world.folder / "out")
+        out(world.folder / ("out.jsonl" if "out.jsonl" in words else "out"))
     return program(*_filled(world, words))
 
 

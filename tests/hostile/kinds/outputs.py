@@ -21,7 +21,18 @@ STREAMS: dict[str, dict[str, Any]] = {
     "ASCII alone": {"ascii": True},
 }
 # What is printed in JSON, too.
-WITH_JSON = ("plan", "evaluate", "prune", "info", "generate", "torch generate", "chat", "finetune", "verify")
+WITH_JSON = (
+    "plan",
+    "evaluate",
+    "prune",
+    "info",
+    "generate",
+    "torch generate",
+    "chat",
+    "chat of a run",
+    "finetune",
+    "verify",
+)
 FILE_SIZES = (0, 1000, 12_000, 40_000)
 DISKS = (4096, 32_768, 131_072)
 # Where an output is and how the command says so.
@@ -31,21 +42,21 @@ _OUT = {"prepare": "--data.shards=", "pretrain": "--output_dir=", "finetune": "-
 def _on(world: World, command: str, more: Words = (), inside: str = "", **options: Any) -> Command:
     """The sound command with other streams; `inside` names another folder for what it writes."""
     program, words = SOUND[command]
-    given = [f"{inside}/{word}" if word == "out" else word for word in words]
+    given = [f"{inside}/{word}" if word in ("out", "out.jsonl") else word for word in words]
     given = (
         [word.replace("=out", f"={inside}/out") if isinstance(word, str) else word for word in given]
         if inside
         else words
     )
     made = _make(world, program, (*given, *more))
-    stdin = b"star\nbyte\n" if command == "chat" else b""
+    stdin = b"star\nbyte\n" if command.startswith("chat") else b""
     return replace(made, stdin=stdin, **options)
 
 
 def _again(world: World, command: str) -> Command:
     """The same command once more, in the folder that it has left."""
     program, words = SOUND[command]
-    return program(*_filled(world, words), stdin=b"star\n" if command == "chat" else b"")
+    return program(*_filled(world, words), stdin=b"star\n" if command.startswith("chat") else b"")
 
 
 def _without_rights(world: World, command: str, mode: int) -> Command:

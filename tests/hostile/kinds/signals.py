@@ -19,6 +19,7 @@ LONGER: dict[str, Words] = {
     "generate": ("--max-new-tokens", "240"),
     "torch generate": ("--max-new-tokens", "240"),
     "chat": ("--max-new-tokens", "50"),
+    "chat of a run": ("--max-new-tokens", "50"),
     "data preview": ("--samples", "1000"),
     "finetune": ("--training.max_steps=40", "--training.save_steps=10", "--training.eval_steps=10"),
 }
@@ -45,7 +46,7 @@ def _words(command: str) -> Words:
 def _sent(world: World, command: str, signals: tuple[tuple[int, float], ...]) -> Command:
     _large(world, command)
     made = _make(world, SOUND[command][0], _words(command))
-    return replace(made, stdin=b"star\n" * 100 if command == "chat" else b"", signals=signals)
+    return replace(made, stdin=b"star\n" * 100 if command.startswith("chat") else b"", signals=signals)
 
 
 def _again(world: World, command: str) -> Command:
