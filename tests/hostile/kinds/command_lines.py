@@ -1,6 +1,7 @@
 """Careless command lines: arguments missing, doubled, empty, not UTF-8, huge, negative, of another kind, in use."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -288,8 +289,38 @@ def _shown(word: str | bytes) -> str:
 def cases() -> Cases:
     """Of every command."""
     for what, make in _all():
-        fitting = [key for key in ACCEPTED if what.startswith(key)]
-        yield Case("command lines", what, make, ACCEPTED[fitting[-1]] if fitting else "", either=True)
+        reason = next((reason for pattern, reason in ACCEPTED.items() if re.search(pattern, what)), "")
+        yield Case("command lines", what, make, reason, either=True)
 
 
-ACCEPTED: dict[str, str] = {}
+_LAST = "of an option that is given twice, the last counts"
+_OTHER = "it is of another kind that the command takes as well"
+_BYTES = "the name of a file may be any bytes"
+_FINITE = "a finite number, whatever it may be good for"
+_BESIDE = "what it writes has names of its own, which nothing there has"
+# What is wrong, as an expression -> why it is right that the command takes it; the first that fits counts.
+ACCEPTED: dict[str, str] = {
+    r"(with help|with -h and more|: --help)$": "the help was asked for",
+    r"^tokenizer train: .*corpus.* twice$": "what is read already is not read again, as is told",
+    r"^tokenizer train: --special-tokens( \\x1b\[2J)?$": "none is none, and any name is a name that text cannot have",
+    r"^tokenizer train: --output \{in\}$": _BESIDE,
+    r"^prepare: without --data": "the config names shards, which are there",
+    r"^(pretrain|finetune): without --output_dir": "the config names a folder",
+    r"^(prepare|pretrain|finetune): --(data.shards|output_dir)=out twice$": _LAST,
+    r"^prepare: --data.shards=a|^prepare: --data.tokens_per_shard=1|^plan: .*--topology h100:1x1 --topology": _LAST,
+    r"^prepare: --seed=(010|0x10|\+1|!!int 3)$": "a whole number, as YAML 1.2 reads it",
+    r"^(pretrain: --dump-hlo|plan: --picture) \\udcff": _BYTES,
+    r"^(pretrain|finetune): --output_dir=\{in\}": _BESIDE,
+    r"^plan: --tokens (1_000|\\u0663B)$": "a number, as Python reads it",
+    r"^plan: --search --json$": "plans in JSON",
+    r"^(evaluate|prune|generate|chat.*|to-hf): \{(lora|hf|run)\} for \{(run|hf)\}$": _OTHER,
+    r"^evaluate: --step 04$": "four",
+    r"--json --json$": "what is asked twice is done once",
+    r"^prune: --eval-batches 10*$": "as many batches as there are",
+    r"^info: ": _OTHER,
+    r"^(torch )?generate: star twice$": "two prompts",
+    r"^(torch )?generate: without --max-new-tokens": "the default counts",
+    r"generate: --temperature 1e30$": _FINITE,
+    r"generate: --max-new-tokens 10*$": "to the end of the context, as is told",
+    r"generate: --prompt (-1|a.*|\\x1b.*)?$": "a prompt is any text, of which there may be several",
+}
