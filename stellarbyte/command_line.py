@@ -54,6 +54,7 @@ def run_program(program: str, run: Callable[[], int]) -> NoReturn:
     hold the process. What a command has to save is on disk before.
     """
     _open_standard_streams()
+    _print_any_character()
     leave_at_once(program)
     try:
         code = run()
@@ -107,7 +108,7 @@ def _ran_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
 
 
-def print_any_character() -> None:
+def _print_any_character() -> None:
     """From here on what standard output and error cannot show is escaped: a poor terminal must not end a command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from stellarbyte.command_line import StreamedAnswer, check_text, print_any_character, report, tell_of_full_context
+from stellarbyte.command_line import StreamedAnswer, check_text, report, tell_of_full_context
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupt, exit_code, interruptible
 from stellarbyte.progress import progress
@@ -207,7 +207,6 @@ def generate(options: argparse.Namespace) -> None:
     check_seed("--seed", options.seed)
     for prompt in options.prompt:
         check_text("--prompt", prompt)
-    print_any_character()
     model, tokenizer, _ = load_model(options.model, options.step, _dtype(options))
     generator: Generator | SpeculativeGenerator = Generator(model)
     if options.draft is not None:

@@ -11,7 +11,6 @@ from stellarbyte.command_line import (
     USER_ERROR,
     StreamedAnswer,
     check_text,
-    print_any_character,
     tell_of_full_context,
 )
 from stellarbyte.errors import UserError
@@ -29,7 +28,6 @@ def generate(options: argparse.Namespace) -> None:
     hear_libraries("stellarbyte")
     from stellarbyte_torch import generate as generation
 
-    print_any_character()
     for prompt in options.prompt:
         check_text("--prompt", prompt)
     model, tokenizer = generation.load(options.model, options.device, options.dtype)
@@ -83,7 +81,6 @@ def preview(options: argparse.Namespace) -> None:
     from stellarbyte_torch.finetune.preview import preview as previewed
 
     colour = options.colour and sys.stdout.isatty()
-    print_any_character()
     for text in previewed(options.config, options.samples, colour=colour, overrides=options.overrides):
         sys.stdout.write(text)
     sys.stdout.flush()

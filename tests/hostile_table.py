@@ -93,7 +93,7 @@ def _table(cases: list[Any], folder: Path, options: argparse.Namespace) -> int:
     bad = []
     for case, ending, place in _endings(cases, base, folder, options.jobs):
         outcome, said = judge(case, ending, place)
-        if case.then is not None and outcome in GOOD:
+        if case.then is not None and outcome in GOOD and ending.code != 0:
             outcome, said = _afterwards(case, base, place) or (outcome, said)
         if _fingerprint(base) != before:
             outcome, said = (

@@ -118,10 +118,8 @@ def run_chat(session: ChatSession, options: argparse.Namespace) -> None:
     Raises:
         UserError: a piped command or message has a mistake.
     """
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # What is not UTF-8 gets its sentence where it is used; a terminal of few characters must not end the talk.
-            stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # what is not UTF-8 gets its sentence where it is used
     session.system = options.system
     if sys.stdin.isatty() and sys.stdout.isatty() and not options.json:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends a line or an answer, not the talk

@@ -89,7 +89,7 @@ class Case:
     absent: what must not be there afterwards, relative to the case's folder.
     mute: whether nobody can read what it says, so that its exit code has to do.
     abrupt: whether it is ended at once, so that something half-written may be left.
-    then: a command that has to work afterwards, on what has been left.
+    then: a command that has to work afterwards, on what has been left by one that was not done.
     """
 
     kind: str

@@ -56,6 +56,13 @@ def signalled(body: str, *numbers: int) -> tuple[int, str]:
     return process.returncode, errors
 
 
+def test_a_terminal_of_few_characters_ends_nothing() -> None:
+    body = r"print('\u00e9 \u2026 \udcff'); print('\u661f', file=sys.stderr)"
+    with program(body, env={**os.environ, "PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "0"}) as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "\\xe9 \\u2026 \\udcff\n", "\\u661f\n")
+
+
 @pytest.mark.parametrize(("number", "code", "words"), SIGNALS)
 def test_a_signal_ends_it_with_a_line(number: int, code: int, words: str) -> None:
     assert signalled("ready()", number) == (code, f"program: {words}\n")
