@@ -107,9 +107,9 @@ def _stream(number: int, mode: str, errors: str, encoding: str = "utf-8") -> Any
 
 
 def _start_anew(command: Command) -> None:
-    program, *words = command.program.split()
-    path = str(Path(sys.executable).with_name(program))
-    os.execv(path, [path, *words, *map(os.fsencode, command.arguments)])
+    words = [sys.executable, "-m", *command.program.split(), *map(os.fsencode, command.arguments)]
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    os.execv(sys.executable, words)
 
 
 def _mount(folder: Path, size: int) -> None:

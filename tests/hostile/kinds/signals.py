@@ -68,7 +68,7 @@ def cases() -> Cases:
             f"{command}, {first.name} after 0.4 s and {second.name} after 0.5 s", command, ((first, 0.4), (second, 0.5))
         )
     for program in STARTING:
-        for turn, seconds in enumerate((0.1, 0.2, 0.4, 0.8, 1.6, 3.2)):
+        for turn, seconds in enumerate((0.8, 1.2, 1.6, 2.4, 3.2, 5.0)):
             which = SIGNALS[turn % 3]
             yield Case(
                 "signals",
