@@ -49,6 +49,8 @@ def to_peft(
     from stellarbyte_jax.checkpoints.adapter_trees import check_adapters
     from stellarbyte_jax.checkpoints.checkpoint import load_params
 
+    if base_model is not None and not base_model.strip():
+        raise UserError("base_model '' names no model: leave it out, or name where PEFT will look for the base")
     adapter_dir = adapter_dir.resolve()
     keep = staged_folder.check_replaceable(adapter_dir, force)
     adapters, metadata, found = load_params(run_dir, step)

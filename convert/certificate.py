@@ -30,7 +30,8 @@ from convert.two_sides import JaxSide, Side, TokenIds, TorchSide, require_torch
 from convert.weights import DTYPES, Tensor
 from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
-from stellarbyte.files import write_text
+from stellarbyte.files import holds, write_text
+from stellarbyte.reading import MIB, read_text
 from stellarbyte_jax.config_file import differing_fields
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
@@ -132,13 +133,8 @@ def to_json(certificate: Mapping[str, Any]) -> str:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a file, each a prompt. Raises UserError if there are none."""
-    try:
-        prompts = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    """The lines of a file, each a prompt. Raises UserError if there are none, or the file is no text of a usual size."""
+    prompts = [line for line in read_text(path, 16 * MIB).splitlines() if line]
     if not prompts:
         raise UserError(f"{path} holds no prompt: write one a line")
     return prompts
@@ -162,7 +158,7 @@ def _modeling_differences(hf_dir: Path) -> list[str]:
     return [
         f"{path.name} in the export is not that of the installed StellarByte: export again"
         for path in hf_checkpoint.modeling_files()
-        if not (hf_dir / path.name).is_file() or (hf_dir / path.name).read_bytes() != path.read_bytes()
+        if not holds(hf_dir / path.name, path.read_bytes())
     ]
 
 

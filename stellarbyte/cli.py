@@ -135,6 +135,8 @@ def _by_its_wing(command: str, options: argparse.Namespace) -> int | None:
             raise UserError(f"--{name.replace('_', '-')} is for {whose}, and {options.model} is {what}: leave it out")
     if kind == "run" and options.dtype == "float16":
         raise UserError(f"--dtype float16 is for Hugging Face folders, and {options.model} is a run: take bfloat16")
+    if getattr(options, "draft_tokens", None) is not None and options.draft is None:
+        raise UserError("--draft-tokens counts what --draft guesses, which is not given: give both or none")
     if getattr(options, "draft_tokens", 0) is None:
         options.draft_tokens = 4
     wing = "stellarbyte_jax" if kind == "run" else "stellarbyte_torch"

@@ -20,6 +20,15 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _LONGEST_NAME = 255
 
 
+def holds(path: Path, content: bytes) -> bool:
+    """Whether a file has these very bytes; one of another size, which might be a terabyte's, is not read."""
+    try:
+        status = path.stat()
+        return stat.S_ISREG(status.st_mode) and status.st_size == len(content) and path.read_bytes() == content
+    except OSError:
+        return False
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[TextIO]:
     """Yields a text file to fill (UTF-8, line ends as written), which replaces `path` once it is on disk.

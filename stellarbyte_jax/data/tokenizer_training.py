@@ -9,7 +9,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from stellarbyte.chat.template import STELLARBYTE_TEMPLATE
 from stellarbyte.errors import UserError
-from stellarbyte.files import json_text
+from stellarbyte.files import holds, json_text
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte_jax.bounds import MOST_TOKENS, check_whole
 from stellarbyte_jax.data.tokenizer import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, SPECIAL_TOKENS, Tokenizer
@@ -78,8 +78,8 @@ def train_tokenizer(
 
 def _is_there(files: Mapping[str, str], output: Path, force: bool) -> bool:
     """Whether `output` holds these files; raises UserError if it holds others of the same names, unless `force`."""
-    there = {name: (output / name).read_bytes() for name in files if (output / name).is_file()}
-    different = [name for name, content in there.items() if content != files[name].encode()]
+    there = [name for name in files if (output / name).is_file()]
+    different = [name for name in there if not holds(output / name, files[name].encode())]
     if different and not force:
         raise UserError(
             f"{output} holds another tokenizer ({different[0]} differs), on which token shards and runs may stand: "

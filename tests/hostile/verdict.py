@@ -52,9 +52,8 @@ def _of_signal(case: Case, ending: Ending, folder: Path) -> tuple[str, str]:
     """Of a command that has been interrupted, or whose reader has left."""
     last = (ending.err.strip() or ending.out.strip()).rpartition("\n")[2]
     if ending.code == READER_GONE:
-        return (
-            (OTHER_CODE, "its reader has left") if not ending.err else ("several lines", f"says {ending.err[:400]!r}")
-        )
+        lines = [line for line in ending.err.splitlines() if not (case.told and line.startswith(case.told))]
+        return ("several lines", f"says {ending.err[:400]!r}") if lines else (OTHER_CODE, "its reader has left")
     stopped = "stopped before the first step" in ending.out + ending.err or _SAVED.search(ending.out + ending.err)
     if not stopped and not _INTERRUPTED.fullmatch(last):
         return "several lines", f"the last line tells of no interruption: {last}"

@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -193,6 +195,11 @@ def test_prompts_that_are_none_or_too_long(run_dir, export, tmp_path):
     (tmp_path / "bytes").write_bytes(b"\xff")
     with pytest.raises(UserError, match="not UTF-8"):
         certificates.read_prompts(tmp_path / "bytes")
+    os.truncate(tmp_path / "bytes", 1 << 40)
+    with pytest.raises(UserError, match="is larger than 16 MiB"):
+        certificates.read_prompts(tmp_path / "bytes")
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        certificates.read_prompts(Path("/dev/zero"))
     with pytest.raises(UserError, match="too many for a context of 64"):
         certificates.verify(run_dir, export, prompts=["x" * 99])
     assert not (export / "certificate.json").exists()

@@ -111,6 +111,8 @@ def test_generate_with_a_draft_says_the_same(finished_run: Path, capsys: CapSys)
     plain = capsys.readouterr().out
     assert main([*command, "--draft", str(finished_run), "--draft-tokens", "2"]) == 0
     assert capsys.readouterr().out == plain
+    assert main([*command, "--draft-tokens", "2"]) == 2
+    assert "--draft-tokens counts what --draft guesses, which is not given" in capsys.readouterr().err
     assert main([*command, "--draft", str(finished_run.parent / "none")]) == 2
     assert "none" in capsys.readouterr().err
 

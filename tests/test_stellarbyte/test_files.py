@@ -1,12 +1,22 @@
 """What is written is whole or not there, and a stranger's names lead nowhere but into the folder."""
 
 import json
+import os
 import resource
 
 import pytest
 
 from stellarbyte.errors import UserError
-from stellarbyte.files import check_path, check_plain_name, json_text, sha256_of, write_json, write_text, written_whole
+from stellarbyte.files import (
+    check_path,
+    check_plain_name,
+    holds,
+    json_text,
+    sha256_of,
+    write_json,
+    write_text,
+    written_whole,
+)
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path):
@@ -16,6 +26,15 @@ def test_a_file_is_replaced_in_one_step(tmp_path):
     write_text(path, "a\r\nb\n")
     assert path.read_bytes() == b"a\r\nb\n"
     assert [entry.name for entry in path.parent.iterdir()] == ["notes.json"]
+
+
+def test_whether_a_file_holds_something_is_known_by_its_size_first(tmp_path):
+    path = tmp_path / "file"
+    assert not holds(path, b"") and not holds(tmp_path, b"") and not holds(tmp_path / "file" / "x", b"")
+    path.write_bytes(b"abc")
+    assert holds(path, b"abc") and not holds(path, b"abd") and not holds(path, b"ab")
+    os.truncate(path, 1 << 40)
+    assert not holds(path, b"abc")
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])

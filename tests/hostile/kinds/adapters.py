@@ -353,6 +353,7 @@ ACCEPTED: dict[tuple[str, str], str] = {
         )
     },
     ('config: "alpha_pattern": {"layers.0.*q_proj"', "merge"): "an alpha may be one layer's",
+    ('config: "layers_to_transform": [0, 1, 2', "from-peft"): "of layers that are not there PEFT adapts none",
     ('config: "bias": null', "from-peft"): "the same as none",
     ('config: "bias": ', "merge"): "the model has no biases, which could be trained",
     ('config: "bias": ', "chat"): "the model has no biases, which could be trained",
@@ -398,6 +399,6 @@ def _case(what: str, command: str, make: Callable[..., Command]) -> Case:
         partial(make, reader=readers[command]),
         ACCEPTED[fitting[-1]] if fitting else "",
         either=True,
-        told=("stellarbyte: peft: `lora_bias=True` was passed",),
+        told=("stellarbyte: peft: ",),
         absent=("pwned",),
     )
