@@ -133,7 +133,7 @@ def to_json(certificate: Mapping[str, Any]) -> str:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a file, each a prompt. Raises UserError if there are none, or the file is no text of a usual size."""
+    """The lines of a file, each a prompt. Raises UserError if there are none, or the file is no text."""
     prompts = [line for line in read_text(path, 16 * MIB).splitlines() if line]
     if not prompts:
         raise UserError(f"{path} holds no prompt: write one a line")

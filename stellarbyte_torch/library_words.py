@@ -20,6 +20,8 @@ _NOISE = (
     ("torch.utils._pytree", r"<enum '\w+'> is an Enum subclass and is now natively supported"),
     # Old configs, such as GPT-2's, cause this; the default loss is the one that we train with.
     ("transformers", r"`loss_type=None` was set in the config but it is unrecognized"),
+    # We refuse what is too long for a model, or cut it, ourselves.
+    ("transformers", r"Token indices sequence length is longer than the specified maximum"),
     # A resumed run causes this, because a checkpoint holds numbers of steps where the config gives shares of all steps.
     # `finetune` has already checked the fields that must not change.
     ("transformers", r"Warning: The following arguments do not match the ones in the `trainer_state\.json`"),

@@ -51,11 +51,7 @@ def load_model(folder: Path, device: str | None = None, dtype: str = "auto") -> 
     config = read_config(folder)
     _check_generation(folder)
     check_files(folder)
-    try:
-        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device} is not available here: {first_line(error)}") from error
+    target = _device(device)
     quantised = config.get("quantization_config") is not None
     try:
         if not quantised:
@@ -78,6 +74,16 @@ def load_model(folder: Path, device: str | None = None, dtype: str = "auto") -> 
     if not quantised:
         check_finite(model, folder)
     return model.to(target).eval()
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name is None else name)
+        torch.ones(1, device=device).item()  # of the device meta nothing can be read
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = first_line(error).partition(". ")[0]  # torch goes on with all its backends
+        raise UserError(f"--device {name} is not available here: {why}") from error
+    return device
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -343,7 +343,7 @@ def test_a_run_whose_adapters_are_not_those_of_its_config_is_refused(lora_run, t
 def test_mistakes_in_the_folders_are_one_sentence(run_dir, lora_run, exported, tmp_path):
     with pytest.raises(UserError, match="holds a whole model and no adapters: export it with `stellarbyte convert"):
         adapters.to_peft(run_dir, tmp_path / "adapter")
-    with pytest.raises(UserError, match="^base_model '' names no model: leave it out"):
+    with pytest.raises(UserError, match=r"^base_model '' names no model: leave it out"):
         adapters.to_peft(lora_run, tmp_path / "adapter", base_model="")
     adapters.to_peft(lora_run, tmp_path / "adapter")
     with pytest.raises(UserError, match=r"--base .* is a Hugging Face folder: make a run of it with"):

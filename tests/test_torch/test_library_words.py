@@ -64,6 +64,10 @@ def test_what_is_noise_is_dropped_and_nothing_beside_it(capsys: pytest.CaptureFi
     hear_libraries("program")
     logging.getLogger("torchao").warning("Failed to load /x.so: no")
     logging.getLogger("transformers.loss").warning("`loss_type=None` was set in the config but it is unrecognized. U")
+    too_long = (
+        "Token indices sequence length is longer than the specified maximum sequence length for this model (9 > 8)."
+    )
+    logging.getLogger("transformers.tokenization_utils_base").warning(too_long)
     of_steps = (
         "Warning: The following arguments do not match the ones in the `trainer_state.json` within the checkpoint"
     )
