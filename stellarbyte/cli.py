@@ -167,13 +167,14 @@ class _FieldHelp(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None
     ) -> None:
-        """Shows the command's help, or that of a config's field."""
+        """Shows the command's help and the sections of a config, or the help of one section or field."""
         del namespace, option_string
+        from stellarbyte.config.fields import FINETUNING, describe
+
         if values is None:
             parser.print_help()
+            print(f"\n{describe()}")
         else:
-            from stellarbyte.config.fields import FINETUNING, describe
-
             if values.partition(".")[0] == FINETUNING:  # whose fields are libraries' in part
                 import_module("stellarbyte_torch.library_words").hear_libraries("stellarbyte")
             print(describe(values))
