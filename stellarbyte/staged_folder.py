@@ -1,5 +1,6 @@
 """A folder that appears whole or not at all."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,6 +27,7 @@ def staged(target: Path, keep: frozenset[str] = frozenset(), *, is_locked: bool 
 
 
 def _staged(target: Path, keep: frozenset[str]) -> Iterator[Path]:
+    given, target = target, _linked(target)
     partial, aside = partial_folder(target), _sibling(target, "old")
     try:
         if aside.exists():
@@ -48,14 +50,19 @@ def _staged(target: Path, keep: frozenset[str]) -> Iterator[Path]:
                 (aside / name).rename(target / name)
         shutil.rmtree(aside)
     except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{given} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def partial_folder(target: Path) -> Path:
     """The folder that `staged` yields for `target`; other processes may write there too while the first is in it."""
-    return _sibling(target, "partial")
+    return _sibling(_linked(target), "partial")
+
+
+def _linked(target: Path) -> Path:
+    """The folder itself, where `target` is a link to it: the link stays, and what it leads to is replaced."""
+    return Path(os.path.realpath(target))
 
 
 def _refuse_or_undo(aside: Path, target: Path) -> None:

@@ -35,6 +35,19 @@ def test_an_earlier_export_is_replaced_whole(run_dir, earlier):
     assert siblings(earlier) == ["hf"]
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_link_leads_to_is_replaced_and_the_link_stays(there, tmp_path):
+    if there:
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "old").touch()
+    (tmp_path / "link").symlink_to("elsewhere")
+    with staged(tmp_path / "link") as folder:
+        (folder / "new").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["new"]
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "elsewhere"}
+
+
 def test_an_empty_folder_is_filled(run_dir, tmp_path):
     (tmp_path / "hf").mkdir()
     hf_checkpoint.to_hf(run_dir, tmp_path / "hf")

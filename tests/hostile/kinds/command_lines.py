@@ -330,7 +330,7 @@ ACCEPTED: dict[str, str] = {
     r"^finetune: --lora=$": "null is no adapter, and then all weights train",
     r"^finetune: --lora.r=010$": "ten, as YAML 1.2 reads it",
     r"^corpus: onto (?!a folder)": "a corpus takes the place of what had its name, whole",
-    r": onto (an empty folder|a link to an empty folder)$": "there it belongs",
+    r": onto (an empty folder|a link to (an empty folder|nothing))$": "there it belongs",
     r": onto a folder with a file of somebody's$": _BESIDE,
     r"^prune: --eval-batches 10*$": "as many batches as there are",
     r"^info: ": _OTHER,
