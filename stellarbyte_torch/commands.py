@@ -134,9 +134,9 @@ def merge(options: argparse.Namespace) -> None:
 
         read_config(options.adapter)  # before the model, which takes longer
         with display.doing(f"loading {options.folder}"):
+            base = load_model(options.folder, "cpu")  # first: a config that is refused makes tokenizers warn
             own = (options.adapter / "tokenizer.json").is_file()  # with the chat template that the adapter learnt by
             tokenizer = load_tokenizer(options.adapter if own else options.folder)
-            base = load_model(options.folder, "cpu")
         with display.doing(f"merging {options.adapter}"):
             model = load_lora(base, options.adapter)
             dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)

@@ -320,7 +320,7 @@ ACCEPTED: dict[str, str] = {
     r"generate: --stop n": "it never comes, so that nothing stops there",
     r"^generate: --draft \{lora\}$": _OTHER,
     r"^to-peft: --base-model ": "it is handed on to PEFT, which is to look there",
-    r"^to-hf: --max-shard-size \\\\u0661GB": "a digit of any script",
+    r"^to-hf: --max-shard-size \\u0661GB": "a digit of any script",
     r"--force --force$": "what is asked twice is done once",
     r"^torch generate: \{(run|lora)\} for": _OTHER,
     r"generate: --seed 9223372036854775808$": "PyTorch's seeds have 64 bits",

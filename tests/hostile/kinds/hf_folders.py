@@ -252,6 +252,7 @@ ACCEPTED: dict[tuple[str, str, str], str] = {
     (CONFIG, '"dtype": null', "chat"): "the dtype is then that of the weights",
     (CONFIG, '"dtype": "int8"', "finetune"): "the dtype is that of the fine-tuning config",
     (CONFIG, '"dtype": {', "from-hf"): "weights say their own dtype",
+    (CONFIG, '"rope_parameters": {"rope_type": "default"', "finetune"): "the default has no factor, and reads none",
     (CONFIG, '"torch_dtype"', "generate"): "dtype stands beside this older name for it",
     (CONFIG, '"architectures"', ""): "model_type says which model it is",
     (CONFIG, '"auto_map"', "generate"): _NO_CODE,

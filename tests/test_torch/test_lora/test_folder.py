@@ -279,3 +279,15 @@ def test_embeddings_that_peft_saved_beside_an_adapter_of_them(tmp_path: Path) ->
     smaller = llama(vocab_size=90)
     with pytest.raises(UserError, match=r"embed_tokens.* of the base along, \[97, 32\].*resize_token_embeddings first"):
         load_lora(smaller, tmp_path)
+
+
+def test_a_base_that_is_refused_is_one_sentence_of_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = chat_folder(tmp_path / "base")
+    model = type(tiny_model()).from_pretrained(base)
+    apply_lora_to_model(model, LoRAConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    path = base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size": 10**12}))
+    capsys.readouterr()
+    assert main(["merge", str(base), str(tmp_path / "adapter"), str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("stellarbyte: error: ") and said.count("\n") == 1 and "hidden_size" in said
