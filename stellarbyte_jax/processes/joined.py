@@ -27,6 +27,7 @@ _GO_ON = "start the same command again, on as many processes as there are: the r
 _SHOWN_FIELDS = 8
 _A_WEEK = 7 * 24 * 3600 * 1000  # in milliseconds; JAX takes no number of more than 31 bits
 _SECONDS_TO_BE_HEARD = 3.0
+_SECONDS_TO_HEAR = 0.5
 
 # The key under which JAX's preemption sync manager announces a SIGTERM to all processes; its value is a time.
 _NOTICE = "RECEIVED_PREEMPTION_NOTICE"
@@ -103,6 +104,9 @@ class JoinedProcesses(Processes):
             self._asked = True
             self._client.key_value_set(f"asked/{self.index}", str(self.index))
             self._client.key_value_set(_NOTICE, datetime.now(UTC).isoformat(), allow_overwrite=True)
+            # The sync managers hear of it in threads of their own. Until this process's has, it would go on with steps
+            # for which it may have no batches; the others wait for it in the next step.
+            time.sleep(_SECONDS_TO_HEAR)
         stop = self._preemption_sync.reached_sync_point(step)
         if stop and self.index == 0 and not self._asked:
             who = " and ".join(index for _, index in self._client.key_value_dir_get("asked/"))
