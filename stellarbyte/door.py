@@ -15,7 +15,7 @@ PROGRAM = "stellarbyte"
 
 # The libraries of each extra, by the names that Python imports them by. What needs one that is not installed says so.
 EXTRAS = {
-    "jax": ("jax", "jaxlib", "flax", "optax", "orbax", "grain"),
+    "jax": ("jax", "jaxlib", "ml_dtypes", "flax", "optax", "orbax", "grain", "safetensors"),
     "torch": ("torch", "transformers", "peft", "accelerate", "huggingface_hub"),
 }
 

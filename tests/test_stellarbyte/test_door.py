@@ -119,7 +119,8 @@ def test_what_is_not_installed_is_named_with_its_extra(folders: Path) -> None:
     """Each command of a host that has neither wing's libraries; what needs none of them works."""
     jax = [["pretrain", "c.yaml"], ["plan", "c.yaml", "--topology", "v5e:2x2"], ["evaluate", "run"]]
     jax += [["prune", "run", "out", "--heads", "1"], ["generate", "run", "--prompt", "x"], ["chat", "run"]]
-    jax += [["convert", "to-hf", "run", "out"]]
+    jax += [["convert", "to-hf", "run", "out"], ["convert", "from-hf", "hf", "out"], ["convert", "verify", "run", "hf"]]
+    jax += [["convert", "adapter", "to-peft", "run", "out"], ["config", "c.yaml"]]
     torch = [["generate", "hf", "--prompt", "x"], ["chat", "hf"], ["finetune", "c.yaml"], ["data", "preview", "c.yaml"]]
     torch += [["merge", "hf", "peft", "out"], ["config", "--help", "finetune.lora"]]
     (folders / "c.yaml").write_text(
@@ -208,9 +209,11 @@ _BARE = """
 import json, sys
 from importlib.abc import MetaPathFinder
 
+extras = {"jax", "jaxlib", "ml_dtypes", "flax", "optax", "orbax", "grain", "safetensors", "torch", "transformers"}
+
 class Missing(MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name.partition(".")[0] in ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "torch", "transformers"):
+        if name.partition(".")[0] in extras:
             raise ModuleNotFoundError(f"No module named {name}", name=name)
 
 sys.meta_path.insert(0, Missing())
