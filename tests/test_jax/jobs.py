@@ -40,7 +40,7 @@ class Job:
             joining = {"coordinator_address": address, "num_processes": self.count, "process_id": index}
             options = {f"distributed.{name}": value for name, value in joining.items()}
             options |= self.overrides | self.own.get(index, {})
-            code = f"{self.first.get(index, '')}\nfrom stellarbyte_jax.cli import main\nmain()"
+            code = f"{self.first.get(index, '')}\nfrom stellarbyte.door import program\nprogram()"
             program = ["-c", code] if index in self.first else ["-m", "stellarbyte"]
             command = [sys.executable, *program, "pretrain", str(self.config)]
             command += [f"--{name}={value}" for name, value in options.items()]

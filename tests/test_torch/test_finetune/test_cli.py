@@ -233,9 +233,7 @@ def script(tmp_path: Path) -> Path:
     path = tmp_path / "dying.py"
     path.write_text("""\
 import os, sys
-from stellarbyte_torch import LoRAConfig, cli, lora
-from stellarbyte_torch.finetune import run
-from stellarbyte_torch import model_folder as model_folder_module
+from stellarbyte import door
 from stellarbyte_torch.finetune.progress import FinetuneProgress
 on_step_end, last = FinetuneProgress.on_step_end, int(os.environ.get("STOP_AFTER", "-1"))
 def ending(self, args, state, control, **kwargs):
