@@ -21,12 +21,14 @@ def corpus(options: argparse.Namespace) -> None:
     if options.chat:
         from stellarbyte_jax.data.docstring_chat import write_stdlib_chat
 
-        count, pairs = write_stdlib_chat(options.output)
+        with interruptible():
+            count, pairs = write_stdlib_chat(options.output)
         written = f"{count} conversations of {pairs} question/answer pairs"
     else:
         from stellarbyte_jax.data.corpus import write_stdlib_corpus
 
-        written = f"{write_stdlib_corpus(options.output)} documents"
+        with interruptible():
+            written = f"{write_stdlib_corpus(options.output)} documents"
     print(f"{written}, {options.output.stat().st_size / 1e6:.1f} MB in {options.output}")
 
 

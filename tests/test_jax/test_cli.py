@@ -105,6 +105,27 @@ def test_generate_ends_before_the_first_stop_string(finished_run: Path, capsys: 
     assert capsys.readouterr().out == "star" + text[: text.index(stop)] + "\n"
 
 
+@pytest.mark.parametrize("options", [(), ("--chat",)])
+def test_a_corpus_that_a_signal_cuts_short_leaves_nothing(options: tuple[str, ...], tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from stellarbyte import door
+from stellarbyte_jax.data import corpus, docstring_chat
+
+def sources():
+    yield "a.py", 'def f():\\n    "Do."\\n'
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pause()
+
+corpus.stdlib_sources = docstring_chat.stdlib_sources = sources
+door.program()
+"""
+    words = ["corpus", "stdlib", str(tmp_path / "out.jsonl"), *options]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (143, "stellarbyte: interrupted by SIGTERM\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_generate_with_a_draft_says_the_same(finished_run: Path, capsys: CapSys) -> None:
     command = ["generate", str(finished_run), "--max-new-tokens", "20", "--prompt", "star"]
     assert main(command) == 0
