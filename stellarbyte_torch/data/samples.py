@@ -2,10 +2,9 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -24,8 +23,9 @@ from stellarbyte_torch.data.collation import Item, PackedDataset, PackingCollato
 from stellarbyte_torch.data.config import DataConfig
 from stellarbyte_torch.data.tokenizer import chat_tokenizer
 
-# How many conversations are encoded at a time, on all cores.
-_BATCH = 512
+# How many conversations, and how many characters of them, are encoded at a time, on all cores: encoding takes some 50
+# bytes of memory a character.
+_BATCH, _BATCH_CHARACTERS = 512, 1 << 22
 
 # In tokens. A single text is split into passages of at least this length; with fewer than two, none is for validation.
 _SHORTEST_PASSAGE = 16
@@ -120,6 +120,21 @@ def prepare_data(
     )
 
 
+def _batches(conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
+    """The conversations in batches to encode, each of so many at most, or of so much text."""
+    batch: list[Conversation] = []
+    characters = 0
+    for conversation in conversations:
+        batch.append(conversation)
+        values = (value for message in conversation.messages for value in message.values())
+        characters += len(conversation.text) + sum(len(value) for value in values if isinstance(value, str))
+        if len(batch) == _BATCH or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
 def read_samples(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int], None] | None = None
 ) -> Samples:
@@ -139,7 +154,7 @@ def read_samples(
     conversations_read = unsuitable = too_long = cut_tokens = untrained = 0
     told, only_texts = Told(), True
     conversations = _conversations(config, bad_records, remarks)
-    while batch := list(islice(conversations, _BATCH)):
+    for batch in _batches(conversations):
         conversations_read += len(batch)
         chats: list[RenderedChat] = []
         only_texts = only_texts and not any(conversation.messages for conversation in batch)

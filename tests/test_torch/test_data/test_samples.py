@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, Traini
 from stellarbyte.chat.conversations import parse_record
 from stellarbyte.chat.encoding import ChatEncoder, Sample
 from stellarbyte.errors import UserError
+from stellarbyte_torch.data import samples as samples_module
 from stellarbyte_torch.data.config import DataConfig, SourceConfig
 from stellarbyte_torch.data.samples import prepare_data, read_samples
 from stellarbyte_torch.data.tokenizer import chat_tokenizer
@@ -56,6 +57,20 @@ def test_samples_are_the_encoded_records_in_order(tmp_path: Path, tokenizer: Pre
     assert samples.trained_tokens == sum(sample.trained.sum() for sample in samples.train)
     assert samples.summary().startswith("1100 records: 1100 training and 0 validation samples, ")
     assert ";" not in samples.summary()
+
+
+def test_long_records_are_encoded_a_few_at_a_time(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["ab " * 100] * 5 + ["ab"] * 3
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    seen = []
+    encode = ChatEncoder.encode
+    monkeypatch.setattr(ChatEncoder, "encode", lambda self, chats: (seen.append(len(chats)), encode(self, chats))[1])
+    monkeypatch.setattr(samples_module, "_BATCH_CHARACTERS", 500)
+    assert read_samples(DataConfig((SourceConfig(str(path)),)), tokenizer).records == 8
+    assert seen == [2, 2, 4]
 
 
 def test_the_only_text_is_split_by_passages(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
