@@ -49,7 +49,7 @@ export SIGNATURES STOCK
 .PHONY: quickstart finetune-demo test test-all lint format bench clean
 
 quickstart: $(INSTALLED)
-	stellarbyte corpus stdlib $(RUN)/corpus.jsonl
+	stellarbyte corpus stdlib --force $(RUN)/corpus.jsonl
 	stellarbyte tokenizer train --input $(RUN)/corpus.jsonl --vocab-size 4096 --output $(RUN)/tokenizer
 	stellarbyte prepare $(CONFIG)
 	stellarbyte pretrain $(CONFIG)
@@ -68,7 +68,7 @@ quickstart: $(INSTALLED)
 finetune-demo: $(INSTALLED) $(DEMO)/base/config.json
 	@echo
 	@echo "Two adapters for one model, about six minutes on two cores. First, questions and answers to learn from:"
-	stellarbyte corpus stdlib --chat $(DEMO)/chat.jsonl
+	stellarbyte corpus stdlib --chat --force $(DEMO)/chat.jsonl
 	@python -c "$$SIGNATURES" $(DEMO)/chat.jsonl $(DEMO)/signatures.jsonl
 	@echo
 	@echo "The first adapter learns to answer in prose (three minutes)."
@@ -115,7 +115,7 @@ $(DEMO)/base/config.json: | $(INSTALLED)
 ifneq ($(wildcard $(RUN)/hf/config.json),)
 	cp -R $(RUN)/hf $(DEMO)/base
 else
-	stellarbyte corpus stdlib $(RUN)/corpus.jsonl
+	stellarbyte corpus stdlib --force $(RUN)/corpus.jsonl
 	stellarbyte tokenizer train --input $(RUN)/corpus.jsonl --vocab-size 4096 --output $(RUN)/tokenizer
 	stellarbyte prepare $(CONFIG)
 	stellarbyte pretrain $(CONFIG) --training.max_steps $(DEMO_STEPS) --output_dir $(DEMO)/pretrained

@@ -37,6 +37,7 @@ def corpus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chat", action="store_true", help="as questions and answers made of its docstrings, in the messages format"
     )
+    parser.add_argument("--force", action="store_true", help="replace a file of other content that is there")
     parser.set_defaults(run=commands.corpus)
 
 

@@ -22,13 +22,13 @@ def corpus(options: argparse.Namespace) -> None:
         from stellarbyte_jax.data.docstring_chat import write_stdlib_chat
 
         with interruptible():
-            count, pairs = write_stdlib_chat(options.output)
+            count, pairs = write_stdlib_chat(options.output, force=options.force)
         written = f"{count} conversations of {pairs} question/answer pairs"
     else:
         from stellarbyte_jax.data.corpus import write_stdlib_corpus
 
         with interruptible():
-            written = f"{write_stdlib_corpus(options.output)} documents"
+            written = f"{write_stdlib_corpus(options.output, force=options.force)} documents"
     print(f"{written}, {options.output.stat().st_size / 1e6:.1f} MB in {options.output}")
 
 

@@ -1,5 +1,6 @@
 """Streams the documents of sources, and makes a corpus of the standard library, which every machine has."""
 
+import hashlib
 import json
 import os
 import sysconfig
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from stellarbyte.errors import UserError
-from stellarbyte.files import written_whole
+from stellarbyte.files import sha256_of, written_whole
 from stellarbyte.records.bad_records import BadRecords
 from stellarbyte.records.sources import files_of_sources, status_of
 from stellarbyte_jax.config import SourceConfig
@@ -83,29 +84,34 @@ def stdlib_sources() -> Iterator[tuple[str, str]]:
         raise UserError(f"the Python standard library at {library} has no source files: name a corpus of your own")
 
 
-def write_stdlib_corpus(path: str | Path) -> int:
+def write_stdlib_corpus(path: str | Path, *, force: bool = False) -> int:
     """Writes this machine's standard library, without its tests, as {"path", "text"} lines; returns their number.
 
     Raises:
-        UserError: this machine has the library without its sources, or the file cannot be written.
+        UserError: this machine has the library without its sources, or write_records refuses the file.
     """
-    return write_records(path, ({"path": name, "text": text} for name, text in stdlib_sources()))
+    return write_records(path, ({"path": name, "text": text} for name, text in stdlib_sources()), force=force)
 
 
-def write_records(path: str | Path, records: Iterable[Mapping[str, object]]) -> int:
+def write_records(path: str | Path, records: Iterable[Mapping[str, object]], *, force: bool = False) -> int:
     """Writes all records as JSON lines, or no file at all; returns the number of records.
 
     Raises:
-        UserError: the name does not end in .jsonl, or the file cannot be written.
+        UserError: the name does not end in .jsonl, a file of other content is there and `force` is not given, or the
+            file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".jsonl":
         raise UserError(f"{path} is to hold JSON lines: let its name end in .jsonl")
-    count = 0
+    count, written = 0, hashlib.sha256()
     with written_whole(path) as output:
         for record in records:
-            output.write(json.dumps(record, ensure_ascii=False) + "\n")
+            line = json.dumps(record, ensure_ascii=False) + "\n"
+            output.write(line)
+            written.update(line.encode())
             count += 1
+        if not force and path.is_file() and sha256_of(path) != written.hexdigest():
+            raise UserError(f"{path} is there and holds something else: name another file, or replace it with --force")
     return count
 
 

@@ -16,14 +16,14 @@ _LONGEST_ANSWER = 600
 _PROGRAMS = frozenset({"idlelib", "lib2to3", "turtledemo"})
 
 
-def write_stdlib_chat(path: str | Path) -> tuple[int, int]:
+def write_stdlib_chat(path: str | Path, *, force: bool = False) -> tuple[int, int]:
     """Writes conversations about this machine's standard library as {"messages", "path"} lines, the same every time.
 
     An answer is the first paragraph of a docstring, or a signature, as the source has it. Questions are only about
     public names that have a docstring. Returns (number of conversations, number of question/answer pairs).
 
     Raises:
-        UserError: this machine has the library without its sources, or the file cannot be written.
+        UserError: this machine has the library without its sources, or write_records refuses the file.
     """
     pairs = 0
 
@@ -34,7 +34,7 @@ def write_stdlib_chat(path: str | Path) -> tuple[int, int]:
                 pairs += len(messages) // 2
                 yield {"path": file, "messages": messages}
 
-    count = write_records(path, records())
+    count = write_records(path, records(), force=force)
     return count, pairs
 
 

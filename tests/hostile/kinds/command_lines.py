@@ -329,7 +329,6 @@ ACCEPTED: dict[str, str] = {
     r"^data preview: --samples (0|10*|\\u0663)$": "as many as there are, none included",
     r"^finetune: --lora=$": "null is no adapter, and then all weights train",
     r"^finetune: --lora.r=010$": "ten, as YAML 1.2 reads it",
-    r"^corpus: onto (?!a folder)": "a corpus takes the place of what had its name, whole",
     r": onto (an empty folder|a link to (an empty folder|nothing))$": "there it belongs",
     r": onto a folder with a file of somebody's$": _BESIDE,
     r"^prune: --eval-batches 10*$": "as many batches as there are",

@@ -50,6 +50,12 @@ def test_the_standard_library_is_a_corpus(tmp_path: Path) -> None:
     )
     again = tmp_path / "again.jsonl"
     write_stdlib_corpus(again)
+    write_stdlib_corpus(again)  # the same content is no loss
+    again.write_text('{"text": "mine"}\n')
+    with pytest.raises(UserError, match=r"holds something else: name another file, or replace it with --force"):
+        write_stdlib_corpus(again)
+    assert again.read_text() == '{"text": "mine"}\n'
+    assert write_stdlib_corpus(again, force=True) == count
     assert again.read_bytes() == path.read_bytes()
 
 
