@@ -2,9 +2,8 @@
 
 import numpy as np
 
+from stellarbyte.labels import IGNORED_LABEL
 from stellarbyte_jax.data.token_shards import TokenShards
-
-IGNORED_LABEL = -100
 
 
 class PackedRows:

@@ -3,7 +3,8 @@
 import numpy as np
 
 from stellarbyte.chat.packing import pack
-from stellarbyte_jax.data.packing import IGNORED_LABEL, padding_row
+from stellarbyte.labels import IGNORED_LABEL
+from stellarbyte_jax.data.packing import padding_row
 from stellarbyte_jax.data.token_shards import TokenShards
 
 

@@ -10,7 +10,7 @@ from stellarbyte_jax.planning.parameters import Parameters
 from stellarbyte_jax.planning.program import BATCH_ARRAYS, layout_of
 from stellarbyte_jax.planning.tiles import padded_bytes
 from stellarbyte_jax.sharding import Layout
-from stellarbyte_jax.training.loss import TOKENS_PER_CHUNK
+from stellarbyte_jax.training.loss import chunk_count
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ def predict_memory(
     head_entries = model.vocab_size * model.hidden_size // layout.parts("vocab")
     # The loss takes one chunk after the other (see training/loss.py): the logits of one chunk, and their gradient in
     # the compute dtype, are in memory at a time.
-    chunk = -(-rows * length // loss_chunks(rows, length)), model.vocab_size // layout.parts("vocab")
+    chunk = -(-rows * length // chunk_count(rows, length)), model.vocab_size // layout.parts("vocab")
     whole_logits = padded_bytes(chunk, jnp.float32, pad)
     # Every chip makes the head's whole gradient, in float32, before fsdp shares it out. With several chunks it stands
     # beside the logits; with a single chunk it takes the place of the logits.
     head_gradient = 0 if adapters else 4 * head_entries
-    if loss_chunks(rows, length) == 1:
+    if chunk_count(rows, length) == 1:
         head_gradient = max(0, head_gradient - whole_logits)
     always = {
         "parameters": parameters.trained,
@@ -121,8 +121,3 @@ def tokens_a_chip(config: RunConfig, layout: Layout) -> tuple[int, int]:
     """(rows, tokens of each) of one micro-batch on one chip."""
     rows = config.training.batch_size // config.training.gradient_accumulation_steps // layout.parts("batch")
     return rows, config.data.sequence_length // layout.parts("length")
-
-
-def loss_chunks(rows: int, length: int) -> int:
-    """The number of chunks in which the loss takes one chip's micro-batch."""
-    return max(1, min(length, round(rows * length / TOKENS_PER_CHUNK)))

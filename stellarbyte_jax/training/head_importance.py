@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from stellarbyte.labels import IGNORED_LABEL
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
-from stellarbyte_jax.training.loss import IGNORED_LABEL, token_loss
+from stellarbyte_jax.training.loss import token_loss
 from stellarbyte_jax.training.state import Params
 
 

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from stellarbyte.labels import IGNORED_LABEL
 from stellarbyte_jax.sharding import ONE_DEVICE, Layout
-
-IGNORED_LABEL = -100
 
 # The number of tokens, over all rows, whose logits are in memory at the same time.
 TOKENS_PER_CHUNK = 2048
@@ -171,9 +170,14 @@ def _over_chunks(add, sums, hidden_BTD, labels_BT, platform):  # type: ignore[no
     return sums, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *outputs)
 
 
+def chunk_count(rows: int, length: int) -> int:
+    """The number of chunks in which the loss takes a device's `rows` of `length` tokens."""
+    return max(1, min(length, round(rows * length / TOKENS_PER_CHUNK)))
+
+
 def _chunk_size(B: int, T: int) -> int:
     """The number of positions in a chunk, which holds them for all rows."""
-    return -(-T // max(1, min(T, round(B * T / TOKENS_PER_CHUNK))))
+    return -(-T // chunk_count(B, T))
 
 
 def _chunk_logits(hidden_BUD: jax.Array, head: jax.Array, sharding: _HeadSharding) -> jax.Array:

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from stellarbyte.labels import IGNORED_LABEL
 from stellarbyte_jax.checkpoints.adapter_trees import join
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.sharding import Layout
-from stellarbyte_jax.training.loss import IGNORED_LABEL, LossSums, token_loss
+from stellarbyte_jax.training.loss import LossSums, token_loss
 from stellarbyte_jax.training.router_loss import RouterSums, router_loss, router_metrics, router_sums
 from stellarbyte_jax.training.state import Params, TrainState
 

@@ -8,8 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from stellarbyte.chat.encoding import Sample
-
-IGNORED_LABEL = -100
+from stellarbyte.labels import IGNORED_LABEL
 
 # Padded lengths are multiples of this: tensor cores are faster with them, and a compiled model sees fewer shapes.
 _LENGTH_MULTIPLE = 8

@@ -18,8 +18,8 @@ from transformers.trainer_utils import seed_worker
 
 from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import MANIFEST
+from stellarbyte.labels import IGNORED_LABEL
 from stellarbyte_torch.configuration_stellarbyte import ByteConfig
-from stellarbyte_torch.data.collation import IGNORED_LABEL
 from stellarbyte_torch.finetune.batches import EpochBatches, EpochSampler, sample_lengths
 from stellarbyte_torch.finetune.progress import NotFiniteError
 from stellarbyte_torch.finetune.resumable_trainer import ResumableTrainer

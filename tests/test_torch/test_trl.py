@@ -10,7 +10,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig
 from transformers import AutoTokenizer
 
-from stellarbyte_torch.data.collation import IGNORED_LABEL
+from stellarbyte.labels import IGNORED_LABEL
 from stellarbyte_torch.data.config import DataConfig, SourceConfig
 from stellarbyte_torch.data.samples import prepare_data
 

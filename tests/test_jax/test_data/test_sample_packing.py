@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stellarbyte.labels import IGNORED_LABEL
 from stellarbyte_jax.config import DataConfig, SourceConfig
-from stellarbyte_jax.data.packing import IGNORED_LABEL
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.sample_packing import PackedSamples
 from stellarbyte_jax.data.token_shards import TokenShards

@@ -11,8 +11,8 @@ import optax
 import pytest
 from flax import nnx
 
+from stellarbyte.labels import IGNORED_LABEL
 from stellarbyte_jax.config import ByteConfig, OptimizerConfig
-from stellarbyte_jax.training.loss import IGNORED_LABEL
 from stellarbyte_jax.training.optimizer import make_optimizer
 from stellarbyte_jax.training.state import TrainState, abstract_model
 from stellarbyte_jax.training.step import batch_loss, make_eval_step, make_train_step

@@ -5,8 +5,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stellarbyte.chat.encoding import Sample
 from stellarbyte.chat.packing import pack, samples_of_rows
+from stellarbyte.labels import IGNORED_LABEL
 from stellarbyte_torch.data.collation import (
-    IGNORED_LABEL,
     PackedDataset,
     PackingCollator,
     PaddingCollator,

@@ -3,7 +3,8 @@ import itertools
 import pytest
 import torch
 
-from stellarbyte_torch.data.collation import IGNORED_LABEL, PackingCollator, PaddingCollator
+from stellarbyte.labels import IGNORED_LABEL
+from stellarbyte_torch.data.collation import PackingCollator, PaddingCollator
 from stellarbyte_torch.finetune.batches import EpochBatches, EpochSampler
 from stellarbyte_torch.finetune.trainer import real_tokens
 
