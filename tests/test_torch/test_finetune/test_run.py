@@ -423,7 +423,7 @@ def test_the_card_says_what_it_is(folder: Path, tmp_path: Path) -> None:
             r"training\.num_train_epochs is 0: choose more than 0",
         ),
         ({"training": {"report_to": "foo"}}, r"training\.report_to is 'foo', expected one of none, all, "),
-        ({"training": {"accelerator_config": "x.json"}}, r"training\.accelerator_config x\.json is no file"),
+        ({"training": {"accelerator_config": "x.json"}}, r"training\.accelerator_config x\.json is not a file"),
         ({"training": {"deepspeed": "x.json"}}, r"training\.deepspeed needs a package: pip install deepspeed"),
         ({"training": {"save_steps": 4}}, r"training: .*requires the saving steps to be a round multiple"),
         (
