@@ -9,7 +9,7 @@ from hostile.case import Case, Cases, Command, World, convert, stellarbyte, torc
 from hostile.kinds.command_lines import SOUND, Words, _filled, _make
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-SECONDS = (0.05, 0.5, 2.0)
+SECONDS = (0.3, 0.5, 2.0)
 # Longer than the sound ones: so many steps, draws or texts.
 LONGER: dict[str, Words] = {
     "tokenizer train": ("--input", "{in}/large.txt", "--vocab-size", "2000"),
