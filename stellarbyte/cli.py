@@ -135,23 +135,17 @@ def _by_its_wing(command: str, options: argparse.Namespace) -> int | None:
             raise UserError(f"--{name.replace('_', '-')} is for {whose}, and {options.model} is {what}: leave it out")
     if kind == "run" and options.dtype == "float16":
         raise UserError(f"--dtype float16 is for Hugging Face folders, and {options.model} is a run: take bfloat16")
-    if getattr(options, "draft_tokens", None) is not None and options.draft is None:
-        raise UserError("--draft-tokens counts what --draft guesses, which is not given: give both or none")
-    if getattr(options, "draft_tokens", 0) is None:
-        options.draft_tokens = 4
     wing = "stellarbyte_jax" if kind == "run" else "stellarbyte_torch"
     result: int | None = getattr(import_module(f"{wing}.cli"), command)(options)
     return result
 
 
-def _model_kind(path: Path) -> Literal["run", "folder"]:
+def _model_kind(path: Path) -> Literal["run", "model"]:
     from stellarbyte.info import folder_kind
 
     kind = folder_kind(path)
-    if kind == "run":
-        return "run"
-    if kind == "model":
-        return "folder"
+    if kind in ("run", "model"):
+        return kind
     if kind == "fine-tuning run":
         results = [str(path / name) for name in ("model", "adapter") if (path / name).is_dir()]
         raise UserError(

@@ -28,7 +28,7 @@ def info(path: Path) -> Facts:
 def folder_kind(path: Path) -> Kind:
     """The kind of folder. Raises UserError where `info` does."""
     describe = _description(path)
-    if describe is _run and _pretraining(path) is None:
+    if describe is _run and not _read_run(path).is_pretraining:
         return "fine-tuning run"
     return _NAMES[describe]
 
@@ -56,6 +56,11 @@ class _Run(NamedTuple):
     config: dict[str, Any]
     steps: list[int]
 
+    @property
+    def is_pretraining(self) -> bool:
+        """Whether it is the JAX wing's, and no fine-tuning run."""
+        return bool(self.steps) or "data" not in self.config or isinstance(self.config.get("model"), dict)
+
 
 def _read_run(path: Path) -> _Run:
     steps = sorted(int(name) for name in _names(path / "checkpoints") if name.isdecimal())
@@ -67,24 +72,17 @@ def _read_run(path: Path) -> _Run:
     raise UserError(f"{path} is a run without config.yaml and without checkpoints: nothing is known of it")
 
 
-def _pretraining(path: Path) -> _Run | None:
-    """The run in a folder if it is a pretraining run; None for a fine-tuning run."""
-    run = _read_run(path)
-    is_ours = run.steps or "data" not in run.config or isinstance(run.config.get("model"), dict)
-    return run if is_ours else None
-
-
 def _run(path: Path) -> Facts:
     """Facts about a pretraining or fine-tuning run: what it trains, its progress, and what it has saved."""
-    if (run := _pretraining(path)) is not None:
-        config, steps = run
+    run = _read_run(path)
+    config, steps = run
+    if run.is_pretraining:
         newest = path / "checkpoints" / str(max(steps, default=0))
         facts: Facts = {"kind": "pretraining run" if config.get("lora") is None else "pretraining run of adapters"}
         facts |= {"model": _architecture(_section(config, "model"))}
         facts |= _orbax_parameters(newest) if steps else {}
         facts |= {"data": _section(config, "data")["shards"]} if "shards" in _section(config, "data") else {}
     else:
-        config, _ = _read_run(path)
         steps = sorted(int(n.rpartition("-")[2]) for n in _names(path / "checkpoints") if _is_trainers(n))
         facts = {"kind": "fine-tuning run", "base": config.get("model")}
         sources = _section(config, "data").get("sources")

@@ -209,6 +209,8 @@ def generate(options: argparse.Namespace) -> None:
     check_seed("--seed", options.seed)
     for prompt in options.prompt:
         check_text("--prompt", prompt)
+    if options.draft_tokens is not None and options.draft is None:
+        raise UserError("--draft-tokens counts what --draft guesses, which is not given: give both or none")
     model, tokenizer, _ = load_model(options.model, options.step, _dtype(options))
     generator: Generator | SpeculativeGenerator = Generator(model)
     if options.draft is not None:
@@ -217,7 +219,7 @@ def generate(options: argparse.Namespace) -> None:
             raise UserError(
                 f"--draft {options.draft} has another tokenizer than {options.model}: take one that shares it"
             )
-        generator = SpeculativeGenerator(model, draft, options.draft_tokens)
+        generator = SpeculativeGenerator(model, draft, 4 if options.draft_tokens is None else options.draft_tokens)
     request = (
         generator,
         tokenizer,

@@ -58,7 +58,7 @@ def data(parser: argparse.ArgumentParser) -> None:
         help="a fine-tuning config: its data and model; [--section.field value …] override its fields",
     )
     preview.add_argument("--samples", type=_count, default=3, metavar="N", help="how many samples (default 3)")
-    preview.set_defaults(run=_offline(commands.preview), takes_overrides=True)
+    preview.set_defaults(run=_offline(commands.preview), takes_overrides=True, colour=not os.environ.get("NO_COLOR"))
 
 
 def merge(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +81,6 @@ def _offline(command: Callable[[argparse.Namespace], None]) -> Callable[[argpars
 
     def run(options: argparse.Namespace) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        options.colour = not os.environ.get("NO_COLOR")
         command(options)
 
     return run

@@ -58,9 +58,19 @@ class ChatSession(ABC):
         context: tokens of the longest conversation with its answer.
         vocab_size: tokens that the model knows.
         max_new_tokens: tokens of the longest answer.
+
+    Raises:
+        UserError: there is no chat template, or an answer may have no tokens.
     """
 
     def __init__(self, tokenizer: ChatTokenizer, context: int, vocab_size: int, max_new_tokens: int) -> None:
+        if max_new_tokens < 1:
+            raise UserError(f"--max-new-tokens {max_new_tokens} must be at least 1")
+        if tokenizer.template is None:
+            raise UserError(
+                f"the tokenizer {tokenizer.name} has no chat template: "
+                "set --chat-template to a Jinja file or to stellarbyte"
+            )
         self.system: str | None = None
         self.messages: list[dict[str, str]] = []
         self.context = context

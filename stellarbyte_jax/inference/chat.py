@@ -50,16 +50,9 @@ class JaxChatSession(ChatSession):
         stop: Sequence[str] = (),
         chat_template: str | None = None,
     ) -> None:
-        if max_new_tokens < 1:
-            raise UserError(f"--max-new-tokens {max_new_tokens} must be at least 1")
         check_seed("--seed", seed)
         check_stop_strings(stop)
         about = chat_tokenizer(tokenizer, chat_template, "--chat-template")
-        if about.template is None:
-            raise UserError(
-                f"the tokenizer of {tokenizer.name} has no chat template: "
-                "set --chat-template to a Jinja file or to stellarbyte"
-            )
         super().__init__(about, model.config.context_length, model.config.vocab_size, max_new_tokens)
         self._parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
         self._generator = Generator(model, prompt_room=_room)

@@ -71,13 +71,6 @@ class TorchChatSession(ChatSession):
     ) -> None:
         check_length_and_seed(max_new_tokens, seed)
         check_stop_strings(stop)
-        try:
-            tokenizer.get_chat_template(chat_template)
-        except ValueError:
-            raise UserError(
-                f"the tokenizer {tokenizer.name_or_path} has no chat template: "
-                "set --chat-template to a Jinja file or to stellarbyte"
-            ) from None
         super().__init__(
             chat_tokenizer(tokenizer, chat_template),
             context=_context_length(model, tokenizer),
