@@ -81,7 +81,7 @@ def test_weights_in_shards(tmp_path: Path) -> None:
     assert torch.equal(ByteForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
 
 
-@pytest.mark.parametrize("first", ["stellarbyte_torch", "transformers"])
+@pytest.mark.parametrize("first", ["stellarbyte_torch", pytest.param("transformers", marks=pytest.mark.long)])
 def test_registration_whatever_is_imported_first(tmp_path: Path, first: str) -> None:
     export(tmp_path)
     second = {"stellarbyte_torch": "transformers", "transformers": "stellarbyte_torch"}[first]
@@ -94,6 +94,7 @@ assert type(AutoModelForCausalLM.from_pretrained(sys.argv[1])) is ByteModel
     run_python(code, str(tmp_path))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("module", ["configuration_stellarbyte", "modeling_stellarbyte"])
 def test_registration_when_our_own_module_brings_transformers(tmp_path: Path, module: str) -> None:
     export(tmp_path)
@@ -112,7 +113,7 @@ def test_importing_us_alone_loads_neither_torch_nor_transformers() -> None:
     run_python("import sys, stellarbyte_torch.cli; assert not {'torch', 'transformers'} & set(sys.modules)")
 
 
-@pytest.mark.parametrize("saved_by", ["converter", "save_pretrained"])
+@pytest.mark.parametrize("saved_by", [pytest.param("converter", marks=pytest.mark.long), "save_pretrained"])
 def test_trust_remote_code_in_a_process_that_has_only_the_folder(tmp_path: Path, saved_by: str) -> None:
     folder = tmp_path / "export"
     model = export(folder, xpos_learnable=True)
@@ -153,6 +154,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 """
 
 
+@pytest.mark.long
 def test_two_exports_of_one_name_keep_their_own_code(tmp_path: Path) -> None:
     for number in (1, 2):
         folder = tmp_path / str(number) / "hf"
@@ -167,6 +169,7 @@ for number in (1, 2, 1):
     run_python(ALONE + code, str(tmp_path))
 
 
+@pytest.mark.long
 def test_label_smoothing_shifts_the_labels_where_only_the_folder_is(tmp_path: Path) -> None:
     model = tiny_model()
     model.save_pretrained(tmp_path / "hf")

@@ -18,6 +18,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
+def long(name: str) -> Any:
+    """A case of the long tier: one of each kind is enough to see that the graph is whole."""
+    return pytest.param(name, marks=pytest.mark.long)
+
+
 @pytest.fixture(autouse=True)
 def _nothing_compiled_before() -> Iterator[None]:
     torch._dynamo.reset()
@@ -25,7 +30,7 @@ def _nothing_compiled_before() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", ["dense", "xpos_learnable", "dynamic", "everything"])
+@pytest.mark.parametrize("name", [*map(long, ("dense", "xpos_learnable", "dynamic")), "everything"])
 def test_one_graph_forward_and_backward(name: str) -> None:
     ids = tokens(2, 12)
     plain, compiled = (tiny_model(**ARCHITECTURES[name]).train() for _ in range(2))
@@ -39,7 +44,7 @@ def test_one_graph_forward_and_backward(name: str) -> None:
         assert relative_error(parameter.grad, gradients[parameter_name]) < 1e-5, parameter_name
 
 
-@pytest.mark.parametrize("name", ["dense", "shared_experts", "window"])
+@pytest.mark.parametrize("name", [*map(long, ("dense", "shared_experts")), "window"])
 @torch.no_grad()
 def test_decoding_with_a_static_cache_is_one_graph_for_all_steps(name: str) -> None:
     model = tiny_model(**ARCHITECTURES[name])
@@ -57,7 +62,7 @@ def test_decoding_with_a_static_cache_is_one_graph_for_all_steps(name: str) -> N
     assert counter.frame_count == (2 if name == "window" else 1)
 
 
-@pytest.mark.parametrize("name", ["dynamic", "shared_experts"])
+@pytest.mark.parametrize("name", ["dynamic", long("shared_experts")])
 def test_exported_program_takes_other_lengths(name: str) -> None:
     model = tiny_model(**ARCHITECTURES[name])
     batch, length = torch.export.Dim("batch", min=2, max=8), torch.export.Dim("length", min=2, max=128)

@@ -5,20 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from stellarbyte_torch import ByteConfig, ByteForCausalLM, ByteModel
+from stellarbyte_torch import ByteForCausalLM
 
 from .tiny import POSITIONS, SWITCHES, relative_error, tiny_model, tokens
-
-
-def test_the_lines_of_the_readme() -> None:
-    config = ByteConfig(
-        vocab_size=32000, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072
-    )
-    model = ByteModel(config)
-    outputs = model(torch.randint(0, 32000, (1, 512)))
-    assert outputs.logits.shape == (1, 512, 32000)
-    assert outputs.logits.dtype is torch.float32
-    assert ByteModel is ByteForCausalLM
 
 
 @pytest.mark.parametrize("position", POSITIONS)

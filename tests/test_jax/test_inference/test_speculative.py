@@ -36,7 +36,7 @@ def prompts_of(lengths: tuple[int, ...]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("fields", CONFIGS, ids=str)
-@pytest.mark.parametrize("draft_tokens", [1, 4])
+@pytest.mark.parametrize("draft_tokens", [pytest.param(1, marks=pytest.mark.long), 4])
 def test_greedy_answers_are_the_same_tokens(fields: dict[str, Any], draft_tokens: int) -> None:
     speculative, plain = pair(draft_tokens, **fields)
     prompts = prompts_of((1, 9, 4))

@@ -18,6 +18,7 @@ from test_jax.runs import run_config_of
 from test_jax.tiny import random_tokens, segments, tiny_config
 
 STEPS = 4
+OPTIMIZER = OptimizerConfig(1e-2, warmup_steps=2)
 MODELS = {
     "dense": tiny_config(),
     "windowed": tiny_config(sliding_window=6, tie_word_embeddings=True, residual="deepnorm"),
@@ -46,10 +47,15 @@ def batches() -> list[dict[str, np.ndarray]]:
     return [{"input_ids": t[:, :-1], "labels": np.where(ids > 0, t[:, 1:], -100), **packing} for t in tokens]
 
 
+@functools.cache
+def first_state(name: str) -> TrainState:
+    """On the host. That parameters which a mesh draws are the same is for the whole runs of test_loop.py to see."""
+    return jax.device_get(jax.jit(lambda: init_state(MODELS[name], make_optimizer(OPTIMIZER, STEPS), 0))())
+
+
 def train(name: str, layout: Layout, state: Any = None, steps: range = range(STEPS), remat: str = "none"):
     """Losses of these steps and the state after them; layers in a loop, as on accelerators."""
-    training, optimization = TrainingConfig(STEPS, batch_size=8), OptimizerConfig(1e-2, warmup_steps=2)
-    config = run_config_of(MODELS[name], training, optimization)
+    config = run_config_of(MODELS[name], TrainingConfig(STEPS, batch_size=8), OPTIMIZER)
     optimizer = make_optimizer(config.optimizer, STEPS)
     graphdef, abstract = abstract_model(
         config.model, Execution(attention_kernel="reference", platform="tpu", remat=remat, layout=layout)
@@ -61,10 +67,7 @@ def train(name: str, layout: Layout, state: Any = None, steps: range = range(STE
         in_shardings=(shardings, rows),
         out_shardings=(shardings, layout.sharding()),
     )
-    if state is None:
-        state = jax.jit(lambda: init_state(config.model, optimizer, 0), out_shardings=shardings)()
-    else:
-        state = jax.device_put(state, shardings)
+    state = jax.device_put(first_state(name) if state is None else state, shardings)
     losses = []
     for index in steps:
         state, metrics = step(state, jax.device_put(batches()[index], rows))

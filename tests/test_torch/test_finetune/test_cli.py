@@ -76,6 +76,7 @@ def test_json_is_all_there_is_on_stdout(
     assert "step 0/2  validation loss " in output.err
 
 
+@pytest.mark.long
 def test_a_bar_on_a_terminal(config: str) -> None:
     leader, follower = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}

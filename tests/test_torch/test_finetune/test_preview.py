@@ -45,6 +45,7 @@ def test_samples_with_marks_then_a_summary(
     assert SHOWN.replace("⟦", "\x1b[32m").replace("⟧", "\x1b[0m") in coloured
 
 
+@pytest.mark.long
 def test_a_terminal_of_few_characters(folder: Path, tmp_path: Path) -> None:
     config = write(tmp_path / "c.yaml", folder)
     command = [sys.executable, "-m", "stellarbyte", "data", "preview", str(config), "--samples", "1"]
@@ -53,6 +54,7 @@ def test_a_terminal_of_few_characters(folder: Path, tmp_path: Path) -> None:
     assert "\\u27e6na\\xefve \\U0001f680" in result.stdout
 
 
+@pytest.mark.long
 def test_a_reader_that_has_gone_is_told_by_the_exit_code(folder: Path, tmp_path: Path) -> None:
     """As with `stellarbyte data preview … | head -c 0`."""
     config = write(tmp_path / "c.yaml", folder)

@@ -83,6 +83,7 @@ def test_it_goes_through_pefts_own_folder(tmp_path: Path) -> None:
     assert torch.equal(PeftModel.from_pretrained(tiny_model(), tmp_path)(input_ids=IDS).logits, expected)
 
 
+@pytest.mark.long
 def test_a_peft_that_does_not_know_it_refuses_the_folder(tmp_path: Path) -> None:
     config = LoRAConfig(r=4, target_modules=["q_proj"], activation="gelu")
     config.save_pretrained(tmp_path)

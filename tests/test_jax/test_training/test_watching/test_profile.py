@@ -42,6 +42,7 @@ def test_nonsense_is_refused(text: str, message: str) -> None:
         parse_profile(text, 12)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_device")
 def test_a_run_is_traced_interrupted_and_gone_on_with(
     run_config: Callable[..., RunConfig], disturb: Callable, capsys: pytest.CaptureFixture[str]
