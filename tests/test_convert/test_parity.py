@@ -60,7 +60,7 @@ def test_whatever_the_config(config):
     assert broken(parity(config)) == {}
 
 
-@pytest.mark.parametrize("config", list(GRID.values())[::13], ids=list(GRID)[::13])
+@pytest.mark.parametrize("config", list(GRID.values())[::20], ids=list(GRID)[::20])
 def test_greedy_continuations_are_the_same_tokens(config):
     jax_model, torch_model = both(config)
     prompts = np.random.default_rng(4).integers(3, config.vocab_size, (2, 5))

@@ -10,6 +10,8 @@ from .tiny import POSITIONS, SWITCHES, relative_error, tiny_model, tokens
 
 LENGTH = 12
 ALL = {**POSITIONS, **SWITCHES}
+# In every combination of switches the laws are stated by tests/test_convert/test_parity.py, which takes sdpa.
+ATTENTIONS = [pytest.param("eager", marks=pytest.mark.long), "sdpa"]
 
 
 def window_of(model: Any) -> int:
@@ -29,7 +31,7 @@ def gradient_reach(model, positions: torch.Tensor | None, use_cache: bool = Fals
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("switch", ALL)
 def test_law_1_causality(attention: str, switch: str) -> None:
     model = tiny_model(attention, **ALL[switch])
@@ -41,7 +43,7 @@ def test_law_1_causality(attention: str, switch: str) -> None:
 
 
 @pytest.mark.parametrize("use_cache", [False, True])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("switch", ALL)
 def test_law_1_packed_documents(attention: str, switch: str, use_cache: bool) -> None:
     lengths = (5, 1, 6)
@@ -77,7 +79,7 @@ def cache_for(kind: str, model: Any) -> StaticCache | None:
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("switch", ALL)
 @torch.no_grad()
 def test_law_2_cache_equals_full_forward(kind: str, attention: str, switch: str) -> None:

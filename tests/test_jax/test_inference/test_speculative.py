@@ -67,8 +67,10 @@ VOCAB = 7
 
 @pytest.mark.parametrize(
     "sampling",
-    [Sampling(temperature=1.0), Sampling(temperature=0.7, top_k=4, min_p=0.05, repetition_penalty=1.3)],
-    ids=["plain", "warped"],
+    [
+        pytest.param(Sampling(temperature=1.0), marks=pytest.mark.long, id="plain"),
+        pytest.param(Sampling(temperature=0.7, top_k=4, min_p=0.05, repetition_penalty=1.3), id="warped"),
+    ],
 )
 def test_draws_have_the_models_distribution(sampling: Sampling) -> None:
     """Three tokens, each sequence's probability worked out from the model alone, against 20,000 rows."""

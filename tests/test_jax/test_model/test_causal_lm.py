@@ -39,7 +39,10 @@ def reach(config: ByteConfig, T: int, position_ids=None, segment_ids=None, cache
 
 
 # 200 is three chunks of queries and a piece.
-@pytest.mark.parametrize("fields", [{}, {"position_embedding": "rope"}], ids=["xpos", "rope"])
+@pytest.mark.parametrize(
+    "fields",
+    [pytest.param({}, id="xpos"), pytest.param({"position_embedding": "rope"}, id="rope", marks=pytest.mark.long)],
+)
 def test_law_1_causality(fields: dict) -> None:
     touched = reach(tiny_config(vocab_size=VOCAB, max_position_embeddings=256, **fields), T=200)
     allowed = np.tril(np.ones((200, 200), bool))
@@ -101,8 +104,11 @@ def test_unstacked_equals_stacked(tied: bool) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"sliding_window": 3, "position_embedding": "rope"}, {"pruned_heads": ((0,), (2, 3)), "sliding_window": 2}],
-    ids=["xpos", "rope, window", "pruned, window"],
+    [
+        pytest.param({}, id="xpos", marks=pytest.mark.long),
+        pytest.param({"sliding_window": 3, "position_embedding": "rope"}, id="rope, window", marks=pytest.mark.long),
+        pytest.param({"pruned_heads": ((0,), (2, 3)), "sliding_window": 2}, id="pruned, window"),
+    ],
 )
 def test_steps_of_a_loop_of_your_own_equal_the_full_forward(fields: dict) -> None:
     config = tiny_config(**fields)

@@ -193,6 +193,7 @@ def config_of_two(run_config: MakeConfig, tmp_path: Path, **training: int) -> Pa
     return tmp_path / "config.yaml"
 
 
+@pytest.mark.long
 def test_one_of_two_processes_cannot_read_a_batch(run_config: MakeConfig, tmp_path: Path) -> None:
     with Job(config_of_two(run_config, tmp_path), count=2, devices=1, first={1: CANNOT_READ_BATCH_8}) as job:
         ends = job.ends()

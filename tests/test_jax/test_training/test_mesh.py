@@ -87,7 +87,8 @@ def layout_of(mesh: str) -> Layout:
 @pytest.mark.parametrize(
     ("name", "mesh"),
     [
-        *(("dense", mesh) for mesh in ("data", "fsdp", "tensor", "two slices", "context")),
+        *(pytest.param("dense", mesh, marks=pytest.mark.long) for mesh in ("data", "fsdp")),
+        *(("dense", mesh) for mesh in ("tensor", "two slices", "context")),
         *(("windowed", mesh) for mesh in ("fsdp x tensor", "context x tensor")),
         ("moe", "expert"),
         ("moe", "data"),
