@@ -113,7 +113,8 @@ def test_importing_us_alone_loads_neither_torch_nor_transformers() -> None:
     run_python("import sys, stellarbyte_torch.cli; assert not {'torch', 'transformers'} & set(sys.modules)")
 
 
-@pytest.mark.parametrize("saved_by", [pytest.param("converter", marks=pytest.mark.long), "save_pretrained"])
+@pytest.mark.long  # tests/test_convert/test_hf_checkpoint.py has one such process in the short tier
+@pytest.mark.parametrize("saved_by", ["converter", "save_pretrained"])
 def test_trust_remote_code_in_a_process_that_has_only_the_folder(tmp_path: Path, saved_by: str) -> None:
     folder = tmp_path / "export"
     model = export(folder, xpos_learnable=True)

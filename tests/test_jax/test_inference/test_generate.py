@@ -16,6 +16,7 @@ from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.inference.generate import STREAM_TOKENS, Generator
 from stellarbyte_jax.inference.speculative import SpeculativeGenerator
 from test_jax.tiny import random_tokens, tiny_config, tiny_model
+from tiers import short_tier
 
 # Wide enough for prompts of one and of two lengths of 32, few enough tokens that greedy text soon meets <|SEOS|>.
 CONFIG = tiny_config(vocab_size=24, max_position_embeddings=128)
@@ -59,13 +60,16 @@ def step_by_step(prompt: list[int], new_tokens: int, config: ByteConfig = CONFIG
 
 @pytest.mark.parametrize(
     "fields",
-    [
-        {},
-        {"position_embedding": "rope", "tie_word_embeddings": True},
-        # Shorter than a prompt, so that the cache is a ring, which other rows have not come around yet.
-        {"sliding_window": 5, "position_embedding": "none"},
-        {"sliding_window": 12, "num_experts": 4, "residual": "deepnorm"},
-    ],
+    short_tier(
+        [
+            {},
+            {"position_embedding": "rope", "tie_word_embeddings": True},
+            # Shorter than a prompt, so that the cache is a ring, which other rows have not come around yet.
+            {"sliding_window": 5, "position_embedding": "none"},
+            {"sliding_window": 12, "num_experts": 4, "residual": "deepnorm"},
+        ],
+        *(0, 2),
+    ),
     ids=str,
 )
 def test_greedy_is_the_likeliest_token_again_and_again(fields: dict) -> None:
@@ -264,11 +268,14 @@ def broken(layer_gain: float) -> ByteModel:
 
 @pytest.mark.parametrize(
     ("gain", "sampling"),
-    [
-        (float("nan"), Sampling()),
-        (3e38, Sampling(temperature=1.0)),
-        pytest.param(3e38, Sampling(repetition_penalty=1.5), marks=pytest.mark.long),
-    ],
+    short_tier(
+        [
+            (float("nan"), Sampling()),
+            (3e38, Sampling(temperature=1.0)),
+            (3e38, Sampling(repetition_penalty=1.5)),
+        ],
+        1,
+    ),
 )
 def test_no_token_is_drawn_by_what_is_no_number(gain: float, sampling: Sampling) -> None:
     generators = (Generator(broken(gain)), SpeculativeGenerator(broken(gain), broken(gain)))

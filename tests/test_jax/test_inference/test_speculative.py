@@ -15,6 +15,7 @@ from stellarbyte_jax.inference.generate import Generator
 from stellarbyte_jax.inference.sampling import warp
 from stellarbyte_jax.inference.speculative import SpeculativeGenerator
 from test_jax.tiny import random_tokens, tiny_config, tiny_model
+from tiers import short_tier
 
 CONFIGS: list[dict[str, Any]] = [
     {},
@@ -35,14 +36,15 @@ def prompts_of(lengths: tuple[int, ...]) -> list[list[int]]:
     return [random_tokens(tiny_config(), length, seed=length).tolist() for length in lengths]
 
 
-@pytest.mark.parametrize("fields", CONFIGS, ids=str)
-@pytest.mark.parametrize("draft_tokens", [pytest.param(1, marks=pytest.mark.long), 4])
+@pytest.mark.parametrize("fields", short_tier(CONFIGS, 1, 2), ids=str)
+@pytest.mark.parametrize("draft_tokens", short_tier([1, 4], 1))
 def test_greedy_answers_are_the_same_tokens(fields: dict[str, Any], draft_tokens: int) -> None:
     speculative, plain = pair(draft_tokens, **fields)
     prompts = prompts_of((1, 9, 4))
     assert speculative.generate(prompts, 30) == plain.generate(prompts, 30)
 
 
+@pytest.mark.long
 def test_greedy_answers_are_the_same_with_a_repetition_penalty() -> None:
     speculative, plain = pair()
     sampling = Sampling(repetition_penalty=1.5)
@@ -124,7 +126,9 @@ def test_rows_are_watched_and_stopped_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"position_embedding": "rope", "rope_scaling": RopeScaling("dynamic", 4.0)}], ids=["xpos", "dynamic"]
+    "fields",
+    short_tier([{}, {"position_embedding": "rope", "rope_scaling": RopeScaling("dynamic", 4.0)}], 1),
+    ids=["xpos", "dynamic"],
 )
 def test_answers_end_where_the_context_does(fields: dict[str, Any]) -> None:
     """Guesses reach beyond it: nothing may overflow there, and dynamic scaling must not go by them."""

@@ -208,9 +208,8 @@ def test_law_5_and_a_signal_to_one(count: int, run_config: MakeConfig, tmp_path:
     assert np.allclose(together, expected, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("count", "killed"), [(2, 1), *(pytest.param(*row, marks=pytest.mark.long) for row in [(2, 0), (4, 0), (4, 2)])]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("count", "killed"), [(2, 1), (2, 0), (4, 0), (4, 2)])
 def test_a_process_that_is_killed_ends_the_others(
     count: int, killed: int, run_config: MakeConfig, tmp_path: Path, disturb: Callable
 ) -> None:
@@ -256,7 +255,8 @@ FiniteWatch.after = after
 """
 
 
-@on_two_and_four
+@pytest.mark.long
+@pytest.mark.parametrize("count", [2, 4])
 def test_a_fault_of_one_ends_all(count: int, run_config: MakeConfig, tmp_path: Path) -> None:
     """What fails may fail because another process has died: only when that is ruled out does it speak."""
     save_run(run_config, tmp_path)

@@ -19,6 +19,7 @@ from stellarbyte_torch.finetune.checkpoints import checkpoint_to_resume, newest_
 from stellarbyte_torch.finetune.progress import FinetuneProgress
 from stellarbyte_torch.finetune.report import is_summary
 from stellarbyte_torch.finetune.trainer import FinetuneTrainer
+from tiers import short_tier
 
 from ..finetuning import LORA, config, metrics, model_folder, run
 
@@ -83,8 +84,6 @@ DAMAGES: dict[str, Callable[[Path], None]] = {"flipped": flip, "halved": halve, 
     ("kind", "name", "damage"),
     [
         ("lora", "adapter_model.safetensors", "flipped"),
-        ("lora", "rng_state.pth", "gone"),
-        ("lora", "scheduler.pt", "halved"),
         ("full", "optimizer.pt", "gone"),
         *(
             pytest.param(kind, name, damage, marks=pytest.mark.long)
@@ -191,7 +190,9 @@ class _Evil:
         return Path.touch, (Path("pwned"),)
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"])
+@pytest.mark.parametrize(
+    "name", short_tier(["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"], 0, 3)
+)
 def test_a_forged_checkpoint_is_neither_run_nor_a_traceback(
     name: str, folder: Path, killed: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ from stellarbyte_torch.finetune.checkpoints import newest_checkpoint
 from stellarbyte_torch.finetune.config import load_finetune_config
 from stellarbyte_torch.finetune.progress import FinetuneProgress
 from stellarbyte_torch.lora import LoRAManager, load_lora, merge_and_save
+from tiers import short_tier
 
 from ..finetuning import LORA, config, metrics, model_folder, run
 from ..lora_models import llama
@@ -104,12 +105,15 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"lora": {**LORA, "lora_dropout": 0.2}, "training": {"gradient_accumulation_steps": 2}},
-        {"lora": None, "training": {"eval_steps": 5, "per_device_train_batch_size": 4}},
-        {"data": {"packing": True}, "lora": {**LORA, "lora_dropout": 0.2}},
-        {"early_stopping_patience": 4, "training": {"eval_steps": 1, "learning_rate": 0.2, "max_steps": 20}},
-    ],
+    short_tier(
+        [
+            {"lora": {**LORA, "lora_dropout": 0.2}, "training": {"gradient_accumulation_steps": 2}},
+            {"lora": None, "training": {"eval_steps": 5, "per_device_train_batch_size": 4}},
+            {"data": {"packing": True}, "lora": {**LORA, "lora_dropout": 0.2}},
+            {"early_stopping_patience": 4, "training": {"eval_steps": 1, "learning_rate": 0.2, "max_steps": 20}},
+        ],
+        *(1, 2),
+    ),
     ids=["lora", "full", "packed", "early"],
 )
 def test_interrupted_is_uninterrupted(
@@ -299,7 +303,7 @@ def small_files(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("size", [100, 3_000])  # the first file does not fit, or one of the last
-@pytest.mark.parametrize("changes", [{}, {"lora": None}], ids=["lora", "full"])
+@pytest.mark.parametrize("changes", short_tier([{}, {"lora": None}], 0), ids=["lora", "full"])
 def test_a_full_disk_at_a_checkpoint(size: int, changes: Any, folder: Path, tmp_path: Path) -> None:
     on_step_end = FinetuneProgress.on_step_end
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:

@@ -11,6 +11,7 @@ from stellarbyte_jax.model.attention.splash import block_of
 from stellarbyte_jax.sharding import Layout, make_mesh
 from test_jax.test_model.test_attention.test_kernels import inputs, packed_segments
 from test_jax.tiny import relative_error
+from tiers import short_tier
 
 
 def run(layout: Layout, T: int, window: int | None, packed: bool, kernel: str = "splash", block_size: int = 512):
@@ -31,12 +32,15 @@ def run(layout: Layout, T: int, window: int | None, packed: bool, kernel: str = 
 
 @pytest.mark.parametrize(
     ("mesh", "T", "window", "packed"),
-    [
-        (MeshConfig(data=2, tensor=2), 128, None, True),
-        (MeshConfig(fsdp=2, data=1), 256, 100, False),
-        (MeshConfig(data=1, context=2, tensor=2), 512, None, True),
-        (MeshConfig(data=2, context=2), 512, 130, True),
-    ],
+    short_tier(
+        [
+            (MeshConfig(data=2, tensor=2), 128, None, True),
+            (MeshConfig(fsdp=2, data=1), 256, 100, False),
+            (MeshConfig(data=1, context=2, tensor=2), 512, None, True),
+            (MeshConfig(data=2, context=2), 512, 130, True),
+        ],
+        *(1, 2),
+    ),
 )
 def test_a_mesh_changes_nothing(mesh: MeshConfig, T: int, window: int | None, packed: bool) -> None:
     devices = abs(mesh.data * mesh.fsdp * mesh.context * mesh.tensor)
