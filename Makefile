@@ -122,11 +122,11 @@ else
 	stellarbyte convert to-hf $(DEMO)/pretrained $(DEMO)/base
 endif
 
+# mypy beside the tests, which begin on one core.
 test: $(INSTALLED)
 	ruff check .
 	ruff format --check .
-	mypy
-	python -m pytest -n 2 --dist worksteal -m 'not long'
+	mypy & types=$$!; python -m pytest -n 2 --dist worksteal -m 'not long'; tests=$$?; wait $$types && exit $$tests
 
 # The long tier too: what is slow, and no law of its own. DeepSpeed is built for Linux alone.
 test-all: $(INSTALLED)

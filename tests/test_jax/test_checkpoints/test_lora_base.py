@@ -37,6 +37,7 @@ from stellarbyte_jax.training.state import abstract_model
 from test_jax.conftest import twelve_steps
 from test_jax.runs import Crash, bits, crash, losses, records
 from test_jax.tiny import random_tokens
+from tiers import short_tier
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -88,7 +89,7 @@ def test_adapters_learn_and_are_all_that_is_saved(adapted_run: RunConfig, finish
     assert run_config_from_dict(metadata.config, "there").lora == LORA
 
 
-@pytest.mark.parametrize("at", [3, 8])
+@pytest.mark.parametrize("at", short_tier([3, 8], 1))
 @pytest.mark.usefixtures("one_device")
 def test_law_6_interrupted_equals_uninterrupted(
     at: int, run_config: MakeConfig, adapted_run: RunConfig, finished_run: Path, disturb: Callable

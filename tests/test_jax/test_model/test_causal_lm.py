@@ -50,6 +50,7 @@ def test_law_1_causality(fields: dict) -> None:
     assert (touched[allowed] > 0).all()
 
 
+@pytest.mark.long  # tests/test_convert/test_parity.py has it in every combination of switches
 def test_law_1_packed_documents() -> None:
     lengths, padding = (70, 1, 100, 20), 9
     positions, segment_ids = segments(*lengths, padding=padding)

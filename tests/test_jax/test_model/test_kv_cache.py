@@ -143,7 +143,7 @@ def test_a_prompt_may_be_read_in_pieces(name: str, slack: int) -> None:
     """Pieces that fit behind what their first token sees, and pieces that would overwrite it, or go around more than
     once."""
     config = CONFIGS[name]
-    for pieces in ([2, 4, 3], [1, 2, 1, 5]):
+    for pieces in ([1, 3, 5], [5, 3, 1]):
         assert differences(in_pieces(config, pieces, slack), each_document_alone(config)) < 1e-5
 
 

@@ -117,7 +117,7 @@ def test_law_6_with_micro_batches_and_two_interruptions(run_config: MakeConfig, 
 
 
 def test_laws_5_and_6_with_experts_and_all_that_is_drawn(run_config: MakeConfig, disturb: Callable) -> None:
-    """Interrupted twice, over the same data and draws; and on eight devices, where rows lie elsewhere."""
+    """Interrupted, over the same data and draws; and on eight devices, where rows lie elsewhere."""
     model = {
         "num_experts": 4, "num_shared_experts": 1, "moe_intermediate_size": 8, "moe_capacity_factor": 1.0,
         "hidden_dropout": 0.1, "attention_dropout": 0.1, "residual_dropout": 0.1, "drop_path_rate": 0.3,
@@ -127,11 +127,8 @@ def test_laws_5_and_6_with_experts_and_all_that_is_drawn(run_config: MakeConfig,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
         assert pretrain(whole)
-        disturb(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        disturb(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert not pretrain(config)
-        disturb(8, crash)
-        with pytest.raises(Crash):
-            pretrain(config)
         assert pretrain(config)
     assert records(config.output_dir) == records(whole.output_dir)
     assert bits(config.output_dir) == bits(whole.output_dir)
