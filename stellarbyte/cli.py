@@ -1,4 +1,4 @@
-"""The commands of no one wing: generate and chat, which take a run or a Hugging Face folder, info and completion."""
+"""The commands of no one wing: generate and chat, which take a run or a folder, config, info, plot and completion."""
 
 import argparse
 import json
@@ -80,6 +80,26 @@ def info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="FOLDER", type=Path)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_info)
+
+
+def plot(parser: argparse.ArgumentParser) -> None:
+    """The options of `stellarbyte plot`."""
+    parser.description = (
+        "Draw loss, learning rate, gradient norm and throughput of one or several runs, of pretraining or fine-tuning."
+    )
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="the output_dir of a run")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="a file that ends in .html, .svg or .png (default: curves.html in the first run)",
+    )
+    parser.add_argument("--by", choices=("step", "tokens"), default="step", help="what to draw over (default: step)")
+    parser.add_argument(
+        "--smooth", type=int, metavar="N", help="draw means over N steps, 1 for none (default: a fiftieth of each run)"
+    )
+    parser.set_defaults(run=_plot)
 
 
 def completion(parser: argparse.ArgumentParser) -> None:
@@ -187,6 +207,19 @@ def _info(options: argparse.Namespace) -> None:
     from stellarbyte.info import info, info_text
 
     print((json.dumps if options.json else info_text)(info(options.path)))
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from stellarbyte.curves import read_runs
+    from stellarbyte.plot import check_output, plot
+
+    if options.smooth is not None and options.smooth < 1:
+        raise UserError(f"--smooth {options.smooth} must be at least 1")
+    output = options.output or options.runs[0] / "curves.html"
+    check_output(output)
+    replaced = output.exists()
+    plot(read_runs(options.runs), output, options.by, options.smooth)
+    print(f"{output}{' (replaced)' if replaced else ''}")
 
 
 def _completion(options: argparse.Namespace) -> None:

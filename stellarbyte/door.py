@@ -16,6 +16,7 @@ PROGRAM = "stellarbyte"
 # The libraries of each extra, by the names that Python imports them by. What needs one that is not installed says so.
 EXTRAS = {
     "jax": ("jax", "jaxlib", "ml_dtypes", "flax", "optax", "orbax", "grain", "safetensors"),
+    "plots": ("matplotlib",),
     "torch": ("torch", "transformers", "peft", "accelerate", "huggingface_hub"),
 }
 
@@ -47,6 +48,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("pretrain", "train a model, or go on training it", "stellarbyte_jax.cli:pretrain"),
         Command("plan", "foresee memory, speed and cost on a machine that is not here", "stellarbyte_jax.cli:plan"),
         Command("evaluate", "measure a run's model on its validation split", "stellarbyte_jax.cli:evaluate"),
+        Command("plot", "draw the curves of one or several runs", "stellarbyte.cli:plot"),
         Command("prune", "take out a run's least important attention heads", "stellarbyte_jax.cli:prune"),
     ),
     "using a model": (

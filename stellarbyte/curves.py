@@ -1,0 +1,114 @@
+"""Reads the figures of a run as curves over its steps or its tokens."""
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stellarbyte.errors import UserError
+from stellarbyte.metrics_file import records
+
+# The names of one figure in the records of pretraining and of fine-tuning.
+FIGURES: dict[str, tuple[str, ...]] = {
+    "loss": ("loss",),
+    "validation loss": ("validation_loss", "eval_loss"),
+    "validation bits per byte": ("validation_bits_per_byte",),
+    "learning rate": ("learning_rate",),
+    "gradient norm": ("grad_norm",),
+    "tokens per second": ("tokens_per_second",),
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure of a run: int64 [n] steps, the tokens trained on up to each of them, and float64 [n] values."""
+
+    steps: np.ndarray
+    tokens: np.ndarray
+    values: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+@dataclass(frozen=True)
+class RunCurves:
+    """The curves of a run, by the names in FIGURES; a figure that the run has never recorded is not there."""
+
+    name: str
+    curves: dict[str, Curve]
+
+    @property
+    def steps(self) -> int:
+        """The last step that has a record."""
+        return max(int(curve.steps[-1]) for curve in self.curves.values())
+
+
+def read_runs(run_dirs: Sequence[Path]) -> list[RunCurves]:
+    """The curves of several runs, each under a name that no other of them has.
+
+    Raises:
+        UserError: one is no run, has recorded nothing, or its metrics cannot be read.
+    """
+    names = _names(run_dirs)
+    return [RunCurves(name, read_curves(run_dir)) for name, run_dir in zip(names, run_dirs, strict=True)]
+
+
+def read_curves(run_dir: Path) -> dict[str, Curve]:
+    """The curves of the run in a folder; raises as `read_runs` does."""
+    path = run_dir / "metrics.jsonl"
+    if not os.path.lexists(path):
+        raise UserError(f"{run_dir} holds no metrics.jsonl: name the output_dir of a run that has trained")
+    points: dict[str, list[tuple[int, int, float]]] = {}
+    tokens = 0
+    for _, record in records(path):
+        if "loss" in record:
+            tokens += _whole(record.get("tokens"))
+        for figure, keys in FIGURES.items():
+            value = next((record[key] for key in keys if key in record), None)
+            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+                points.setdefault(figure, []).append((record["step"], tokens, float(value)))
+    if not points:
+        raise UserError(f"{path} has recorded no figure yet: it is drawn once the run has done a step")
+    return {figure: Curve(*map(np.array, zip(*found, strict=True))) for figure, found in points.items()}
+
+
+def smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean of the `window` values around each; at both ends of as many as there are. float64 [n]."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    start = np.maximum(at - (window - 1) // 2, 0)
+    stop = np.minimum(at + window // 2 + 1, len(values))
+    return (sums[stop] - sums[start]) / (stop - start)
+
+
+def thinned(values: np.ndarray, most: int) -> np.ndarray:
+    """The places of at most `most` of the values, ascending: the lowest and the highest of each stretch stay."""
+    if len(values) <= most:
+        return np.arange(len(values))
+    kept = {0, len(values) - 1}
+    for stretch in np.array_split(np.arange(len(values)), (most - 2) // 2):
+        kept |= {int(stretch[np.argmin(values[stretch])]), int(stretch[np.argmax(values[stretch])])}
+    return np.array(sorted(kept))
+
+
+def _whole(value: Any) -> int:
+    finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return int(value) if finite else 0
+
+
+def _names(run_dirs: Iterable[Path]) -> list[str]:
+    """The last part of each path, with as many parts before it as it takes to tell all apart."""
+    paths = [run_dir.resolve() for run_dir in run_dirs]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UserError(f"{path} is named twice: name each run once")
+    for count in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-count:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
