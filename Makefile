@@ -128,8 +128,9 @@ test: $(INSTALLED)
 	ruff format --check .
 	mypy & types=$$!; python -m pytest -n 2 --dist worksteal -m 'not long'; tests=$$?; wait $$types && exit $$tests
 
-# The long tier too: what is slow, and no law of its own. DeepSpeed is built for Linux alone.
+# The long tier too: what is slow, and no law of its own. Trackers go through it, and DeepSpeed, which Linux alone builds.
 test-all: $(INSTALLED)
+	python -m pip install --quiet --disable-pip-version-check -c constraints.txt tensorboardX wandb swanlab trackio
 	[ "$$(uname)" != Linux ] || python -m pip install --quiet --disable-pip-version-check -c constraints.txt deepspeed
 	python -m pytest -n 2 --dist worksteal
 

@@ -5,6 +5,8 @@ from typing import Literal
 
 from stellarbyte_jax.bounds import check_number, check_whole, require
 
+TrackerName = Literal["tensorboard", "wandb", "swanlab", "trackio"]
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -46,6 +48,11 @@ class TrainingConfig:
 
     eval_batches: int | None = None
     """Number of batches in a validation; null for the whole validation split."""
+
+    report_to: tuple[TrackerName, ...] = ()
+    """Trackers that get the figures of metrics.jsonl as well: tensorboard, wandb, swanlab and trackio. One that fails
+    is told and left; training goes on.
+    """
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "eval_steps"):

@@ -36,6 +36,7 @@ from stellarbyte_jax.training.watching.compile_watch import CompileWatch
 from stellarbyte_jax.training.watching.diagnostics import Diagnostics
 from stellarbyte_jax.training.watching.metrics import MetricsLog
 from stellarbyte_jax.training.watching.profile import Profile
+from stellarbyte_jax.training.watching.trackers.trackers import Trackers, check_installed
 from stellarbyte_jax.training.watching.utilization import Utilization
 
 
@@ -72,6 +73,7 @@ def _train(
     interrupt: Interrupt,
     display: Display | None,
 ) -> bool:
+    check_installed(config.training.report_to)
     tokenizer, manifest = Tokenizer.load(config.data.tokenizer), Manifest.load(Path(config.data.shards))
     check_tokenizer_fits(config.model, tokenizer)
     check_made_with(config.data, manifest.recipe, tokenizer)
@@ -106,11 +108,12 @@ def _train(
     if processes.index == 0:
         save_config(config, run_dir / "config.yaml")
     max_steps, saved, finite, failures = config.training.max_steps, step, FiniteWatch(), Failures()
+    trackers = Trackers(config.training.report_to, run_dir, to_dict(config), step)
 
     with (
         interrupt,  # until the last save is on disk, a signal only asks for the end
         Checkpointer(run_dir, config.checkpoint.save_total_limit) as checkpointer,
-        MetricsLog(run_dir, step, max_steps, Utilization.of(config, mesh), display, failures) as log,
+        MetricsLog(run_dir, step, max_steps, Utilization.of(config, mesh), display, failures, trackers) as log,
         CompileWatch(log.compiled, log.doing) as compile_watch,
         Profile(diagnostics.profile, run_dir, log) as profile,
         closing(loader.batches(step)) as read,

@@ -52,6 +52,7 @@ _FREE_FIELDS = (
     "training.eval_steps",
     "training.eval_batches",
     "training.remat",
+    "training.report_to",
 )
 
 

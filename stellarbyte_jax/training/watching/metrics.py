@@ -19,6 +19,7 @@ from stellarbyte.metrics_file import drop_records_after
 from stellarbyte_jax.machine.chips import GIB
 from stellarbyte_jax.training.failures import Failures
 from stellarbyte_jax.training.watching.compile_watch import Compilation
+from stellarbyte_jax.training.watching.trackers.trackers import Trackers
 from stellarbyte_jax.training.watching.utilization import Utilization
 
 # If stdout is not a terminal, lines come often enough to show that the run lives, and seldom enough for a log file.
@@ -37,6 +38,8 @@ class MetricsLog:
     A value that the device is still computing is fetched one step late, so the device never waits for the log. Time
     inside `paused()` is not training time. Steps that compile, such as the first, have no tokens_per_second.
 
+    `trackers` get the records as well.
+
     If metrics.jsonl or stdout cannot be written any more, `failures` notes it, because a run is saved before it ends.
     Only entering and leaving the log raise it.
 
@@ -52,6 +55,7 @@ class MetricsLog:
         utilization: Utilization | None = None,
         display: Display | None = None,
         failures: Failures | None = None,
+        trackers: Trackers | None = None,
     ) -> None:
         self._path = Path(run_dir) / "metrics.jsonl"
         self._max_steps = max_steps
@@ -72,6 +76,7 @@ class MetricsLog:
         self._recent: deque[tuple[float, float]] = deque(maxlen=_STEPS_IN_RATE)
         self._display = display or Display(quiet=not self._writes)
         self._failures = failures or Failures()
+        self._trackers = trackers if self._writes else None
 
     def __enter__(self) -> Self:
         if self._writes:
@@ -79,6 +84,8 @@ class MetricsLog:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 drop_records_after(self._path, self._step, self._note_validated)
                 self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        if self._trackers is not None:
+            self._trackers.open()
         self._display.__enter__()
         self._display.begin(self._step, self._max_steps)
         return self
@@ -91,6 +98,9 @@ class MetricsLog:
             if kind is None:  # after an error of the device, fetching from it might hang or raise again
                 self._flush()
                 self._show()
+            if self._trackers is not None:
+                self._trackers.close()
+                self._say_warnings(self._trackers)
         finally:
             self._display.__exit__(kind, error, traceback)
             self._close()
@@ -205,6 +215,13 @@ class MetricsLog:
                 with suppress(OSError):
                     file.close()
                 raise
+        if self._trackers is not None:
+            self._trackers.record(record)
+            self._say_warnings(self._trackers)
+
+    def _say_warnings(self, trackers: Trackers) -> None:
+        for warning in trackers.warnings():
+            self.say(warning)
 
     def _close(self) -> None:
         if self._file is not None:
