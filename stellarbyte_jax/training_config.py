@@ -54,6 +54,9 @@ class TrainingConfig:
     is told and left; training goes on.
     """
 
+    project: str = "stellarbyte"
+    """The project in which wandb, swanlab and trackio show the run."""
+
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "eval_steps"):
             check_whole(f"training.{name}", getattr(self, name), 1)

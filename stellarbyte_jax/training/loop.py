@@ -108,7 +108,7 @@ def _train(
     if processes.index == 0:
         save_config(config, run_dir / "config.yaml")
     max_steps, saved, finite, failures = config.training.max_steps, step, FiniteWatch(), Failures()
-    trackers = Trackers(config.training.report_to, run_dir, to_dict(config), step)
+    trackers = Trackers(config.training.report_to, config.training.project, run_dir, to_dict(config), step)
 
     with (
         interrupt,  # until the last save is on disk, a signal only asks for the end

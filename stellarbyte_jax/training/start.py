@@ -51,6 +51,7 @@ _FREE_FIELDS = (
     "output_dir",
     "training.eval_steps",
     "training.eval_batches",
+    "training.project",
     "training.remat",
     "training.report_to",
 )

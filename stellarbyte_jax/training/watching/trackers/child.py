@@ -16,7 +16,7 @@ def main(name: str) -> None:
     """Opens the tracker of this name and feeds it; ends with an error as soon as the tracker fails."""
     first = json.loads(sys.stdin.readline())
     tracker: Tracker = import_module(f"{__package__}.{name}_tracker").open_tracker(
-        TrackedRun(Path(first["run_dir"]), first["run_id"], first["config"], first["first_step"])
+        TrackedRun(**first | {"run_dir": Path(first["run_dir"])})
     )
     for line in sys.stdin:
         if not line.endswith("\n"):

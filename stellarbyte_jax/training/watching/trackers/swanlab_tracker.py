@@ -1,6 +1,5 @@
 """Tracks a run with SwanLab; SWANLAB_MODE=offline keeps it on this machine, in RUN/swanlab."""
 
-import os
 from collections.abc import Mapping
 
 import swanlab
@@ -9,14 +8,14 @@ from stellarbyte_jax.training.watching.trackers.tracker import TrackedRun, Track
 
 
 def open_tracker(run: TrackedRun) -> Tracker:
-    """An experiment of the project SWANLAB_PROJECT (by default stellarbyte), which goes on if it was there before."""
+    """An experiment of the project training.project, which goes on if it was there before."""
     return _SwanLab(run)
 
 
 class _SwanLab:
     def __init__(self, run: TrackedRun) -> None:
         self._run = swanlab.init(
-            project=os.environ.get("SWANLAB_PROJECT", "stellarbyte"),
+            project=run.project,
             id=run.run_id,
             name=run.name,
             log_dir=str(run.run_dir / "swanlab"),

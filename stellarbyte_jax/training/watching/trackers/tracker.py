@@ -12,6 +12,7 @@ class TrackedRun:
 
     Attributes:
         run_dir: the folder of the run; trackers that write files do so below it.
+        project: what the services group runs by.
         run_id: 16 letters and digits, the same whenever the run goes on.
         config: the run's config, as JSON values.
         first_step: the number of steps that were done before. Steps beyond it that an earlier process has recorded are
@@ -19,6 +20,7 @@ class TrackedRun:
     """
 
     run_dir: Path
+    project: str
     run_id: str
     config: dict[str, Any]
     first_step: int

@@ -41,6 +41,7 @@ class Trackers:
 
     Args:
         names: the trackers to start.
+        project: what the services group runs by.
         run_dir: the folder of the run.
         config: the run's config, as plain data.
         first_step: the number of steps that were done before.
@@ -49,9 +50,11 @@ class Trackers:
         UserError: from `open`, if the folder cannot be written.
     """
 
-    def __init__(self, names: Sequence[TrackerName], run_dir: Path, config: dict[str, Any], first_step: int) -> None:
+    def __init__(
+        self, names: Sequence[TrackerName], project: str, run_dir: Path, config: dict[str, Any], first_step: int
+    ) -> None:
         self._names, self._folder = names, run_dir / "trackers"
-        self._told = {"run_dir": str(run_dir), "config": config, "first_step": first_step}
+        self._told = {"run_dir": str(run_dir), "project": project, "config": config, "first_step": first_step}
         self._children: list[_Child] = []
 
     def open(self) -> None:

@@ -1,6 +1,5 @@
 """Tracks a run with Trackio, which keeps it in TRACKIO_DIR on this machine."""
 
-import os
 from collections.abc import Mapping
 
 import trackio
@@ -9,14 +8,14 @@ from stellarbyte_jax.training.watching.trackers.tracker import TrackedRun, Track
 
 
 def open_tracker(run: TrackedRun) -> Tracker:
-    """A run of the project TRACKIO_PROJECT (by default stellarbyte), which goes on if it was there before."""
+    """A run of the project training.project, which goes on if it was there before."""
     return _Trackio(run)
 
 
 class _Trackio:
     def __init__(self, run: TrackedRun) -> None:
         self._run = trackio.init(
-            project=os.environ.get("TRACKIO_PROJECT", "stellarbyte"),
+            project=run.project,
             name=f"{run.name}-{run.run_id}",  # a run goes on by its name
             config=run.config,
             resume="allow",

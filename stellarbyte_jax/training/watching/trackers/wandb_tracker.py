@@ -1,6 +1,5 @@
 """Tracks a run with Weights & Biases; WANDB_MODE=offline keeps it on this machine, in RUN/wandb."""
 
-import os
 from collections.abc import Mapping
 
 import wandb
@@ -9,14 +8,14 @@ from stellarbyte_jax.training.watching.trackers.tracker import TrackedRun, Track
 
 
 def open_tracker(run: TrackedRun) -> Tracker:
-    """A run of the project WANDB_PROJECT (by default stellarbyte), which goes on if it was there before."""
+    """A run of the project training.project, which goes on if it was there before."""
     return _WeightsAndBiases(run)
 
 
 class _WeightsAndBiases:
     def __init__(self, run: TrackedRun) -> None:
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "stellarbyte"),
+            project=run.project,
             id=run.run_id,
             name=run.name,
             dir=str(run.run_dir),

@@ -57,7 +57,7 @@ def tracker_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 def track(run_dir: Path, first_step: int = 0, *, records: list[dict[str, Any]] = RECORDS) -> list[str]:
     """The warnings of a run with these records."""
-    trackers = Trackers(("tensorboard",), run_dir, {"seed": 0}, first_step)
+    trackers = Trackers(("tensorboard",), "tests", run_dir, {"seed": 0}, first_step)
     trackers.open()
     for record in records:
         trackers.record(record)
@@ -73,7 +73,13 @@ def test_what_a_tracker_is_told(tracker_runs: Callable, tmp_path: Path) -> None:
     tracker_runs(WRITER)
     assert track(tmp_path) == []
     first, *rest = told(tmp_path)
-    assert (first["run_dir"], first["config"], first["first_step"]) == (str(tmp_path), {"seed": 0}, 0)
+    assert first == {
+        "run_dir": str(tmp_path),
+        "project": "tests",
+        "run_id": first["run_id"],
+        "config": {"seed": 0},
+        "first_step": 0,
+    }
     found = [(record["step"], name, value) for record in rest for name, value in record["figures"].items()]
     assert found == FIGURES
     assert track(tmp_path, 2, records=[]) == []
@@ -104,7 +110,7 @@ def test_one_that_hangs_holds_nothing_up(
     """Neither while the run trains, when its pipe is full, nor at the end for long."""
     monkeypatch.setattr(module, "_LAST_WORDS", 0.2)
     tracker_runs("import signal; signal.pause()")
-    trackers = Trackers(("tensorboard",), tmp_path, {}, 0)
+    trackers = Trackers(("tensorboard",), "tests", tmp_path, {}, 0)
     trackers.open()
     for step in range(5000):
         trackers.record({"step": step, "loss": 1.0})
@@ -112,7 +118,7 @@ def test_one_that_hangs_holds_nothing_up(
     (warning,) = trackers.warnings()
     assert "has not sent everything after 0.2 seconds and goes on in the background" in warning
     monkeypatch.setattr(module, "_MOST_WAITING", 1 << 20)
-    late = Trackers(("tensorboard",), tmp_path, {}, 0)
+    late = Trackers(("tensorboard",), "tests", tmp_path, {}, 0)
     late.open()
     for step in range(50_000):
         late.record({"step": step, "loss": 1.0})
@@ -129,7 +135,7 @@ def test_the_log_hands_on_what_it_writes(
     tracker_runs: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker_runs(WRITER)
-    with MetricsLog(tmp_path, 0, 2, trackers=Trackers(("tensorboard",), tmp_path, {}, 0)) as log:
+    with MetricsLog(tmp_path, 0, 2, trackers=Trackers(("tensorboard",), "tests", tmp_path, {}, 0)) as log:
         log.validation(0, {"loss": 3.5})
         log.train(1, {"loss": 3.0, "tokens": 8})
     tracked = [(record["step"], record["figures"]) for record in told(tmp_path) if "step" in record]
@@ -137,7 +143,7 @@ def test_the_log_hands_on_what_it_writes(
     assert tracked[0][1]["validation/loss"] == 3.5 and tracked[1][1]["train/loss"] == 3.0
 
     tracker_runs("raise ValueError('gone')")
-    with MetricsLog(tmp_path, 1, 2, trackers=Trackers(("tensorboard",), tmp_path, {}, 1)) as log:
+    with MetricsLog(tmp_path, 1, 2, trackers=Trackers(("tensorboard",), "tests", tmp_path, {}, 1)) as log:
         log.train(2, {"loss": 2.0, "tokens": 8})
     assert capsys.readouterr().out.count("warning: tensorboard has failed (ValueError: gone; ") == 1
     assert losses(tmp_path) == [3.0, 2.0]
@@ -204,17 +210,30 @@ def tensorboard_losses(run: Path, _: Path) -> dict[int, float]:
 
 def wandb_losses(run: Path, _: Path) -> dict[int, float]:
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
     found = {}
     for path in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
-        store = DataStore()
-        store.open_for_scan(str(path))
-        while (data := store.scan_data()) is not None:
+        for data in leveldb_records(path.read_bytes()[7:]):
             items = {item.key or ".".join(item.nested_key): item for item in Record.FromString(data).history.item}
             if "train/loss" in items:
                 found[int(items["step"].value_json)] = float(items["train/loss"].value_json)
     return found
+
+
+def leveldb_records(content: bytes, place: int = 7) -> Iterator[bytes]:
+    """The records of a log in LevelDB's format, whose first block begins `place` bytes before the content."""
+    record = b""
+    while len(content) >= 7:
+        room = 32768 - place % 32768
+        if room < 7:
+            content, place = content[room:], place + room
+            continue
+        size, kind = int.from_bytes(content[4:6], "little"), content[6]
+        record += content[7 : 7 + size]
+        content, place = content[7 + size :], place + 7 + size
+        if kind in (1, 4):  # whole, or its last part
+            yield record
+            record = b""
 
 
 def trackio_losses(_: Path, tmp_path: Path) -> dict[int, float]:
