@@ -78,7 +78,8 @@ def assert_ways_agree(said: dict[str, Any]) -> None:
     assert said["padded"][1] == said["greedy"][1]
 
 
-@pytest.mark.parametrize("name", ["xpos", pytest.param("everything", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["xpos", "everything"])
 def test_an_export_alone_speaks_the_same_in_every_way(name: str, tmp_path: Path) -> None:
     folder = export(tmp_path / "hf", **FOLDERS[name])
     assert_ways_agree(speak(sys.executable, folder, tmp_path / "modules"))

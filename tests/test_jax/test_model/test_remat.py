@@ -37,8 +37,11 @@ def loss_of(name: str, remat: str, platform: str, kernel: str = "auto"):
 
 @pytest.mark.parametrize(
     ("name", "platform", "policies"),
-    [("dense", "tpu", tuple(POLICIES)), ("moe", "cpu", ("full",))],
-    ids=["in a loop", "unrolled, with what is drawn"],
+    [
+        pytest.param("dense", "tpu", ("full", "dots", "offload"), id="in a loop"),
+        pytest.param("dense", "tpu", tuple(POLICIES), id="in a loop, all", marks=pytest.mark.long),
+        pytest.param("moe", "cpu", ("full",), id="unrolled, with what is drawn"),
+    ],
 )
 def test_policies_change_no_loss_and_no_gradient(name: str, platform: str, policies: tuple[str, ...]) -> None:
     results = {}

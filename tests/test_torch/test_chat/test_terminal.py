@@ -207,6 +207,7 @@ def terminal(tmp_path: Path) -> Iterator[Any]:
     os.close(window.screen)
 
 
+@pytest.mark.long
 def test_on_a_terminal_mistakes_and_ctrl_c_do_not_end_the_talk(terminal: Terminal) -> None:
     assert "a context of 8192 tokens; /help lists the commands" in terminal.wait_for("terse> ")
     terminal.type("/adaptor off\n")

@@ -98,6 +98,7 @@ def test_a_bar_on_a_terminal(config: str) -> None:
     assert b"peak memory" in shown
 
 
+@pytest.mark.long
 def test_ctrl_c_saves_and_the_same_command_goes_on(config: str, tmp_path: Path) -> None:
     command = [*COMMAND, config, "--training.max_steps", "5000", "--training.eval_steps", "5000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
