@@ -1,6 +1,7 @@
 """The options of the commands that run in JAX, and what has to be set before JAX is imported."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -99,6 +100,22 @@ def pretrain(parser: argparse.ArgumentParser) -> None:
         if platform is not None and not options.no_xla_flags:
             options.remarks += _set_xla_flags(platform)
         return commands.pretrain(options)
+
+    parser.set_defaults(run=run)
+
+
+def schedule(parser: argparse.ArgumentParser) -> None:
+    """The options of `stellarbyte schedule`."""
+    parser.description = "Print and draw the learning rate that a config gives each step; nothing is trained."
+    _config_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+    def run(options: argparse.Namespace) -> None:
+        from stellarbyte_jax.config_file import load_run_config
+        from stellarbyte_jax.planning.schedule_report import schedule_facts, schedule_text
+
+        config = load_run_config(options.config, options.overrides)
+        print(json.dumps(schedule_facts(config)) if options.json else schedule_text(config))
 
     parser.set_defaults(run=run)
 

@@ -111,7 +111,7 @@ class RunConfig:
     """How long and how much at once: steps, batch, dtype, attention kernel, rematerialisation and validation."""
 
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """AdamW, with a linear warm-up, a cosine decay and clipped gradients."""
+    """How the weights follow the gradients: the optimizer, its learning rate's schedule, decay and clipping."""
 
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """How many devices lie along each axis; one axis may be -1, for all devices that the others leave."""
@@ -156,12 +156,7 @@ class RunConfig:
             self.data.sequence_length,
             f"is longer than model.max_position_embeddings {self.model.max_position_embeddings}",
         )
-        require(
-            self.optimizer.warmup_steps <= self.training.max_steps,
-            "optimizer.warmup_steps",
-            self.optimizer.warmup_steps,
-            f"is more than training.max_steps {self.training.max_steps}",
-        )
+        self.optimizer.check_steps(self.training.max_steps)
         self.model.check_xpos_range(self.training.dtype)
         require(
             not self.model.attention_dropout or self.training.attention_kernel not in ("cudnn", "splash"),

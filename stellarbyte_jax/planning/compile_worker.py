@@ -27,7 +27,7 @@ def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
     layout = Layout.of(config.mesh, mesh)
     training = config.training
     graphdef, abstract_params = run_model(config, layout, "tpu")
-    optimizer = run_optimizer(config, abstract_params)
+    optimizer = run_optimizer(config, abstract_params, layout)
     shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
     step = make_train_step(graphdef, optimizer, training.gradient_accumulation_steps, config.seed)
     step = on_mesh(step, layout, shardings, frozen_shardings)

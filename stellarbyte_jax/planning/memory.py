@@ -86,7 +86,7 @@ def predict_memory(
     always = {
         "parameters": parameters.trained,
         "frozen": parameters.frozen,
-        "optimizer": 2 * parameters.trained,
+        "optimizer": parameters.optimizer,
         "batch": len(BATCH_ARRAYS) * micro_batches * padded_bytes((rows, length), jnp.int32, pad),
         "micro_batches": parameters.trained if micro_batches > 1 else 0,
         "activations": saved.activations,

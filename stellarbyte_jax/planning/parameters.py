@@ -1,4 +1,4 @@
-"""Counts a model's parameters without making them: how many there are, and how much of them one chip holds."""
+"""Counts a model's parameters and their optimizer's state without making them: in all, and what one chip holds."""
 
 import math
 from dataclasses import dataclass
@@ -8,11 +8,13 @@ import jax
 from flax import nnx
 
 from stellarbyte_jax.checkpoints.adapter_trees import split_adapters
-from stellarbyte_jax.config import ByteConfig, LoRAConfig, RunConfig
+from stellarbyte_jax.config import ByteConfig, LoRAConfig, OptimizerConfig, RunConfig
 from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.planning.program import layout_of
 from stellarbyte_jax.planning.tiles import padded_bytes
 from stellarbyte_jax.sharding import param_shardings
+from stellarbyte_jax.training.optimizer import run_optimizer
+from stellarbyte_jax.training.optimizer_state import Axes, opt_state_axes, trained_params
 from stellarbyte_jax.training.state import abstract_model
 
 # A name in a parameter's path -> the part of the model that it belongs to; the first that fits counts.
@@ -27,12 +29,13 @@ _PARTS = (
 class Parameters:
     """Bytes of the float32 parameters that one chip holds, placed by the table in sharding.py.
 
-    trained, frozen: all parameters, in two kinds. layers: the layers' parameters of both kinds.
-    dense_layers: the layers' parameters without experts.
+    trained, frozen: all parameters, in two kinds. optimizer: the optimizer's state beside the trained ones, but for its
+    counters. layers: the layers' parameters of both kinds. dense_layers: the layers' parameters without experts.
     """
 
     trained: int
     frozen: int
+    optimizer: int
     layers: int
     dense_layers: int
 
@@ -58,6 +61,7 @@ class ParameterCounter:
     """
 
     def __init__(self, model: ByteConfig, lora: LoRAConfig | None = None) -> None:
+        self._opt_states: dict[OptimizerConfig, list[tuple[jax.ShapeDtypeStruct, Axes]]] = {}
         self._abstract = abstract_model(model, Execution(platform="cpu", attention_kernel="reference"), lora)[1]
         self.total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self._abstract))
         idle_experts = model.num_experts - model.num_experts_per_tok if model.num_experts else 0
@@ -77,22 +81,33 @@ class ParameterCounter:
         """The parameters of one chip on a mesh of `sizes`.
 
         Raises:
-            UserError: a parameter's axis is not divisible by its mesh axes.
+            UserError: a parameter's axis is not divisible by its mesh axes, or `optimizer.learning_rate_pattern` has an
+                entry that fits no parameter.
         """
-        placed = param_shardings(self._abstract, layout_of(config, sizes))
-        local = jax.tree.map(
-            lambda array, sharding: padded_bytes(
-                sharding.shard_shape(array.shape), array.dtype, platform == "tpu", free=True
-            ),
-            self._arrays(),
-            placed,
-        )
+        layout = layout_of(config, sizes)
+
+        def bytes_of(array: Any, sharding: Any) -> int:
+            return padded_bytes(sharding.shard_shape(array.shape), array.dtype, platform == "tpu", free=True)
+
+        local = jax.tree.map(bytes_of, self._arrays(), param_shardings(self._abstract, layout))
         frozen, trained = split_adapters(local)
         if config.lora is None:
             frozen, trained = {}, frozen
         layers = local["model"]["layers"]
         experts = _total(layers["mlp"].get("experts", {}))
-        return Parameters(_total(trained), _total(frozen), _total(layers), _total(layers) - experts)
+        optimizer = sum(bytes_of(array, layout.sharding(*axes.names)) for array, axes in self._opt_state(config))
+        return Parameters(_total(trained), _total(frozen), optimizer, _total(layers), _total(layers) - experts)
+
+    def _opt_state(self, config: RunConfig) -> list[tuple[jax.ShapeDtypeStruct, Axes]]:
+        """The optimizer's arrays and their axes, without its counters; kept, because they depend on no mesh."""
+        if config.optimizer not in self._opt_states:
+            optimizer = run_optimizer(config, self._abstract)
+            params = trained_params(self._abstract, config.lora)
+            arrays = jax.tree.map(nnx.Variable.get_value, params, is_leaf=lambda node: isinstance(node, nnx.Variable))
+            state = jax.tree.leaves(jax.eval_shape(optimizer.init, arrays))
+            pairs = zip(state, jax.tree.leaves(opt_state_axes(optimizer, params)), strict=True)
+            self._opt_states[config.optimizer] = [(array, axes) for array, axes in pairs if array.shape]
+        return self._opt_states[config.optimizer]
 
     def _arrays(self) -> Any:
         return nnx.to_pure_dict(self._abstract, extract_fn=lambda variable: variable.get_value())

@@ -15,9 +15,6 @@ from stellarbyte_jax.planning.program import layout_of
 from stellarbyte_jax.planning.topology import Topology, axis_bandwidths
 from stellarbyte_jax.sharding import Layout
 
-# AdamW reads parameter, two moments and gradient, and writes all but the gradient, which the clipping's norm reads.
-_OPTIMIZER_PASSES = 8
-
 # The mesh axes whose exchanges the next matmul waits for.
 WAITED_FOR = ("expert", "tensor")
 
@@ -80,7 +77,9 @@ def predict_time(
     # The loss writes and reads logits and their gradient about three times.
     rows, length = tokens_a_chip(config, layout)
     logits = 4 * rows * length * config.model.vocab_size // layout.parts("vocab")
-    traffic = micro_batches * (saved.traffic + 3 * logits) + _OPTIMIZER_PASSES * parameters.trained
+    # The optimizer reads parameters, its state and gradients, and writes all but these, which clipping's norm reads.
+    update = 4 * parameters.trained + 2 * parameters.optimizer
+    traffic = micro_batches * (saved.traffic + 3 * logits) + update
     return Roofline(
         compute=flops / chip.peak_flops[dtype],
         hbm=traffic / chip.hbm_bandwidth,

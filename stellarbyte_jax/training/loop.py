@@ -6,6 +6,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from stellarbyte.display import Display
@@ -28,7 +29,8 @@ from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training.evaluation import byte_lengths, evaluate
 from stellarbyte_jax.training.failures import Failures, ReadAhead
 from stellarbyte_jax.training.finite import FiniteWatch, NotFinite, check_finite
-from stellarbyte_jax.training.optimizer import learning_rate_schedule, run_optimizer
+from stellarbyte_jax.training.optimizer import run_optimizer
+from stellarbyte_jax.training.schedules import learning_rate_schedule
 from stellarbyte_jax.training.start import check_start, identity, start, state_shardings
 from stellarbyte_jax.training.state import Params, run_model
 from stellarbyte_jax.training.step import make_eval_step, make_train_step, on_mesh
@@ -90,7 +92,7 @@ def _train(
     loader = TrainLoader(config.data, manifest, config.training.batch_size, config.seed, placement.rows)
 
     graphdef, abstract_params = run_model(config, layout)
-    optimizer = run_optimizer(config, abstract_params)
+    optimizer = run_optimizer(config, abstract_params, layout)
     shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
     everywhere = layout.sharding()
     train_step = make_train_step(graphdef, optimizer, config.training.gradient_accumulation_steps, config.seed)
@@ -101,7 +103,7 @@ def _train(
         in_shardings=(weights_shardings, everywhere, placement.sharding),
         out_shardings=everywhere,
     )
-    learning_rate = jax.jit(learning_rate_schedule(config.optimizer, config.training.max_steps))
+    learning_rate = jax.jit(learning_rate_schedule(config.optimizer, config.training.max_steps, jnp))
     bytes_a_token_V = byte_lengths(tokenizer, config.model.vocab_size)
 
     state, step, frozen, base = start(config, optimizer, shardings, frozen_shardings, processes)

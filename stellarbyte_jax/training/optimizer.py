@@ -1,43 +1,77 @@
-"""AdamW that decays the parameters which declare it, gradient clipping, and a warm-up and cosine learning rate."""
+"""The optimizer of a run: clipped gradients, a direction by the config's method, weight decay and the learning rate."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.typing import ArrayLike
 
 from stellarbyte_jax.checkpoints.adapter_trees import split_adapters
 from stellarbyte_jax.config import OptimizerConfig, RunConfig
+from stellarbyte_jax.sharding import ONE_DEVICE, Layout
+from stellarbyte_jax.training.adafactor import scale_by_adafactor
+from stellarbyte_jax.training.muon import scale_by_muon
+from stellarbyte_jax.training.param_traits import check_pattern, param_traits
+from stellarbyte_jax.training.schedules import learning_rate_schedule
 
 
-def run_optimizer(config: RunConfig, abstract_params: nnx.State) -> optax.GradientTransformation:
-    """The optimizer of a run, for the parameters that it trains."""
-    decaying = decays(abstract_params)
+def run_optimizer(
+    config: RunConfig, abstract_params: nnx.State, layout: Layout = ONE_DEVICE
+) -> optax.GradientTransformation:
+    """The optimizer of a run, for the parameters that it trains.
+
+    Raises:
+        UserError: `optimizer.learning_rate_pattern` has an entry that fits none of them.
+    """
+    traits = param_traits(abstract_params, config.optimizer.learning_rate_pattern)
     if config.lora is not None:
-        decaying = split_adapters(decaying)[1]
-    return make_optimizer(config.optimizer, config.training.max_steps, decaying)
+        traits = split_adapters(traits)[1]
+    check_pattern(config.optimizer.learning_rate_pattern, traits)
+    return make_optimizer(config.optimizer, config.training.max_steps, traits, layout)
 
 
-def make_optimizer(config: OptimizerConfig, max_steps: int, decaying: Any = True) -> optax.GradientTransformation:
-    """Gradient clipping by global norm, then AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101).
+def make_optimizer(
+    config: OptimizerConfig, max_steps: int, traits: Any = None, layout: Layout = ONE_DEVICE
+) -> optax.GradientTransformation:
+    """Gradient clipping by global norm, then one of the optimizers of `optimizer.optim`, with decoupled weight decay.
 
-    decaying: whether each trained parameter decays, as a tree like the result of `decays`; by default all do.
+    traits: a Trait for each trained parameter, as a tree like them; without it all parameters decay, and `optim` must
+        be adamw or lion.
+    layout: where the parameters lie, for Muon.
     The optimizer counts its updates, which are the global steps, so a restored state has the right learning rate.
     """
+    decaying = True if traits is None else jax.tree.map(lambda trait: trait.decays, traits)
+    rates = [] if traits is None else [trait.rate for trait in jax.tree.leaves(traits)]
     return optax.chain(
         clip_by_global_norm(config.max_grad_norm),
-        optax.adamw(
-            learning_rate_schedule(config, max_steps),
-            b1=config.adam_beta1,
-            b2=config.adam_beta2,
-            eps=config.adam_epsilon,
-            weight_decay=config.weight_decay,
-            mask=decaying,
+        optax.chain(
+            _direction(config, traits, layout),
+            optax.add_decayed_weights(config.weight_decay, mask=decaying),
+            *([_scale_by_rate(traits)] if any(rate != 1 for rate in rates) else []),
+            optax.scale_by_learning_rate(learning_rate_schedule(config, max_steps, jnp)),
         ),
     )
+
+
+def _direction(config: OptimizerConfig, traits: Any, layout: Layout) -> optax.GradientTransformation:
+    """The update before weight decay and learning rate, for gradients."""
+    if config.optim == "lion":
+        return optax.scale_by_lion(b1=config.adam_beta1, b2=config.adam_beta2)
+    if config.optim == "adafactor":
+        return scale_by_adafactor(traits)
+    adam = optax.scale_by_adam(b1=config.adam_beta1, b2=config.adam_beta2, eps=config.adam_epsilon)
+    if config.optim == "muon":
+        labels = jax.tree.map(lambda trait: "muon" if trait.matrix else "adam", traits)
+        return optax.partition({"muon": scale_by_muon(config.muon_momentum, layout), "adam": adam}, labels)
+    return adam
+
+
+def _scale_by_rate(traits: Any) -> optax.GradientTransformation:
+    def scale(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
+        return jax.tree.map(lambda update, trait: update * trait.rate, updates, traits)
+
+    return optax.stateless(scale)
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
@@ -52,30 +86,3 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda gradient: gradient * factor.astype(gradient.dtype), gradients)
 
     return optax.stateless(clip)
-
-
-def learning_rate_schedule(config: OptimizerConfig, max_steps: int) -> Callable[[ArrayLike], jax.Array]:
-    """A function from the number of steps done to the learning rate of the next one, float32.
-
-    With t = steps done + 1, the rate is peak · t / warmup_steps up to t = warmup_steps, so it is not 0 in the first
-    step. Then it follows half a cosine, which reaches peak · min_learning_rate_ratio at t = max_steps, the last step,
-    and stays there.
-    """
-    peak, ratio, warmup = config.learning_rate, config.min_learning_rate_ratio, config.warmup_steps
-
-    def learning_rate(steps_done: ArrayLike) -> jax.Array:
-        t = jnp.asarray(steps_done, jnp.float32) + 1
-        progress = jnp.clip((t - warmup) / max(max_steps - warmup, 1), 0, 1)
-        cosine = ratio + (1 - ratio) * (1 + jnp.cos(jnp.pi * progress)) / 2
-        return peak * jnp.where(t < warmup, t / max(warmup, 1), cosine)
-
-    return learning_rate
-
-
-def decays(abstract_params: nnx.State) -> dict[str, Any]:
-    """Whether each parameter of an abstract model decays, as a plain nested dict like the parameters.
-
-    Each parameter's declaration says so: matrices decay (projections, embeddings, experts, routers, adapters); norms,
-    biases, LayerScale's gains and XPos's zeta do not.
-    """
-    return nnx.to_pure_dict(abstract_params, extract_fn=lambda variable: variable.get_metadata()["decays"])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoints.adapter_trees import split_adapters
@@ -36,6 +37,7 @@ from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.processes.joined import ALONE, Processes
 from stellarbyte_jax.run_folder import check_is_run
 from stellarbyte_jax.sharding import Layout, param_shardings
+from stellarbyte_jax.training.optimizer_state import opt_state_axes, trained_params
 from stellarbyte_jax.training.state import Params, TrainState, init_params, init_state
 
 # Fields that may change when a run goes on. None of them changes the losses: the data's content is compared without
@@ -98,12 +100,9 @@ def check_start(config: RunConfig, tokenizer: Tokenizer, recipe: Recipe, data: D
 
 
 def state_shardings(
-    config: RunConfig, abstract_params: Any, optimizer: optax.GradientTransformation, layout: Layout
+    config: RunConfig, abstract_params: nnx.State, optimizer: optax.GradientTransformation, layout: Layout
 ) -> tuple[Any, Params]:
-    """(a TrainState with a sharding for each array, the shardings of the frozen weights).
-
-    The optimizer's moments have the shardings of their parameters.
-    """
+    """(a TrainState with a sharding for each array, the shardings of the frozen weights)."""
     params = param_shardings(abstract_params, layout)
     frozen, adapters = split_adapters(params)
     if config.lora is None:
@@ -111,13 +110,8 @@ def state_shardings(
     else:
         params = adapters
     abstract = jax.eval_shape(lambda: init_state(config.model, optimizer, config.seed, config.lora))
-    opt_state = optax.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        abstract.opt_state,
-        params,
-        transform_non_params=lambda _: layout.sharding(),
-    )
+    axes = opt_state_axes(optimizer, trained_params(abstract_params, config.lora))
+    opt_state = jax.tree.map(lambda axes: layout.sharding(*axes.names), axes)
     return dataclasses.replace(
         abstract, step=layout.sharding(), params=params, opt_state=opt_state, finite=layout.sharding()
     ), frozen

@@ -1,0 +1,76 @@
+"""Adafactor: the gradients of a matrix divided by a root mean square that two vectors describe."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+# As in Transformers' Adafactor: what is added to squared gradients, and the exponent of their decay.
+_SMALLEST_SQUARE = 1e-30
+_EXPONENT = 0.8
+
+
+class AdafactorState(NamedTuple):
+    """Updates done, and running means of squared gradients.
+
+    rows: of a matrix [in, out] the means over out, of a vector the squares. columns: of a matrix the means over in, of
+    a vector nothing.
+    """
+
+    count: jax.Array
+    rows: optax.Updates
+    columns: optax.Updates
+
+
+def scale_by_adafactor(traits: Any) -> optax.GradientTransformation:
+    """Adafactor (Shazeer & Stern 2018, arXiv:1804.04235) without momentum and without a learning rate of its own.
+
+    It does to each array in a stack (traits: a tree of Trait) what transformers.Adafactor does to a parameter with
+    scale_parameter and relative_step off: what `optax.adafactor` would take for the rows and columns of a stack, and
+    for its root mean square, are those of all layers together.
+    """
+
+    def is_factored(array: jax.Array, trait: Any) -> bool:
+        return array.ndim - trait.stack > 1
+
+    def init(params: optax.Params) -> AdafactorState:
+        def columns(param: jax.Array, trait: Any) -> Any:
+            if is_factored(param, trait):
+                return jnp.zeros(param.shape[:-2] + param.shape[-1:], param.dtype)
+            return optax.MaskedNode()
+
+        def rows(param: jax.Array, trait: Any) -> jax.Array:
+            return jnp.zeros(param.shape[:-1] if is_factored(param, trait) else param.shape, param.dtype)
+
+        rows_columns = (jax.tree.map(function, params, traits) for function in (rows, columns))
+        return AdafactorState(jnp.zeros((), jnp.int32), *rows_columns)
+
+    def update(
+        gradients: optax.Updates, state: AdafactorState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, AdafactorState]:
+        del params
+        count = optax.safe_increment(state.count)
+        decay = 1 - count.astype(jnp.float32) ** -_EXPONENT
+
+        def one(gradient: jax.Array, rows: jax.Array, columns: Any, trait: Any) -> tuple[Any, ...]:
+            square = gradient * gradient + _SMALLEST_SQUARE
+            if is_factored(gradient, trait):
+                rows = decay * rows + (1 - decay) * square.mean(axis=-1)
+                columns = decay * columns + (1 - decay) * square.mean(axis=-2)
+                of_rows = jax.lax.rsqrt(rows / rows.mean(axis=-1, keepdims=True))
+                updated = gradient * of_rows[..., :, None] * jax.lax.rsqrt(columns)[..., None, :]
+            else:
+                rows = decay * rows + (1 - decay) * square
+                updated = gradient * jax.lax.rsqrt(rows)
+            own_axes = tuple(range(trait.stack, gradient.ndim))
+            rms = jnp.sqrt(jnp.mean(updated * updated, axis=own_axes, keepdims=True))
+            return updated / jnp.maximum(rms, 1), rows, columns
+
+        leaves, tree = jax.tree.flatten(gradients)
+        others = (tree.flatten_up_to(each) for each in (state.rows, state.columns, traits))
+        results = [one(*each) for each in zip(leaves, *others, strict=True)]
+        updates, rows, columns = (tree.unflatten(each) for each in zip(*results, strict=True))
+        return updates, AdafactorState(count, rows, columns)
+
+    return optax.GradientTransformation(init, update)
