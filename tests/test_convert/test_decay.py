@@ -11,7 +11,8 @@ from transformers import Trainer
 from convert import names
 from convert.config import to_hf
 from stellarbyte_jax.config import ByteConfig, LoRAConfig, OptimizerConfig
-from stellarbyte_jax.training.optimizer import decays, make_optimizer
+from stellarbyte_jax.training.optimizer import make_optimizer
+from stellarbyte_jax.training.param_traits import Trait, param_traits
 from stellarbyte_jax.training.state import abstract_model
 from stellarbyte_torch import ByteConfig as TorchByteConfig
 from stellarbyte_torch import ByteModel as TorchByteModel
@@ -23,8 +24,8 @@ UNKNOWN_TO_TRAINER = ("zeta", "layer_scale")
 
 @functools.cache
 def decaying(config: ByteConfig, lora: LoRAConfig | None = None) -> dict[names.Path, bool]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(decays(abstract_model(config, lora=lora)[1]))
-    return {tuple(key.key for key in path): leaf for path, leaf in leaves}
+    leaves, _ = jax.tree_util.tree_flatten_with_path(param_traits(abstract_model(config, lora=lora)[1]))
+    return {tuple(key.key for key in path): leaf.decays for path, leaf in leaves}
 
 
 @pytest.mark.parametrize("config", grid().values(), ids=grid())
@@ -54,7 +55,9 @@ def test_one_update_moves_what_decays_by_the_decay_alone() -> None:
     after = []
     for weight_decay in (0.0, 0.5):
         optimizer = make_optimizer(
-            OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=weight_decay), 1, mask
+            OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=weight_decay),
+            1,
+            {name: Trait(decays=yes) for name, yes in mask.items()},
         )
         after.append(optimizer.update(jax.tree.map(np.ones_like, params), optimizer.init(params), params)[0])
     assert {name: bool((after[0][name] != after[1][name]).all()) for name in params} == mask

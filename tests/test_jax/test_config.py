@@ -24,6 +24,9 @@ DATA = DataConfig(sources=(SourceConfig("corpus"),), tokenizer="tokenizer", shar
 SOURCE = {"sources": (SourceConfig("corpus"),), "tokenizer": "tokenizer", "shards": "shards"}
 LORA = {"target_modules": "all-linear"}
 SMALL = {"max_steps": 1, "batch_size": 1}
+CONSTANT: dict[str, Any] = {"lr_scheduler_type": "constant"}
+RESTARTS: dict[str, Any] = {"lr_scheduler_type": "cosine_with_restarts"}
+STABLE: dict[str, Any] = {"lr_scheduler_type": "warmup_stable_decay"}
 
 
 def test_derived_values() -> None:
@@ -90,6 +93,26 @@ def test_xpos_range_is_that_of_the_compute_dtype() -> None:
         (OptimizerConfig, {"learning_rate": -1.0}, "optimizer.learning_rate -1.0"),
         (OptimizerConfig, {"adam_beta2": 1.0}, "optimizer.adam_beta2 1.0"),
         (OptimizerConfig, {"min_learning_rate_ratio": 2.0}, "optimizer.min_learning_rate_ratio"),
+        (OptimizerConfig, {"muon_momentum": 1.0, "optim": "muon"}, "optimizer.muon_momentum 1.0 must be in"),
+        (OptimizerConfig, {"muon_momentum": 0.9}, "optimizer.muon_momentum 0.9 is for optim muon: set that instead of"),
+        (OptimizerConfig, {"adam_epsilon": 1e-6, "optim": "lion"}, "adam_epsilon 1e-06 is for optim adamw or muon: "),
+        (
+            OptimizerConfig,
+            {"adam_beta1": 0.8, "optim": "adafactor"},
+            "adam_beta1 0.8 is for optim adamw or lion or muo",
+        ),
+        (OptimizerConfig, {"learning_rate_pattern": {"a": -1.0}}, "learning_rate_pattern.a -1.0 must be at least 0"),
+        (OptimizerConfig, {"num_cycles": 3}, "optimizer.num_cycles 3 is for lr_scheduler_type cosine_with_restarts: "),
+        (OptimizerConfig, {"decay_type": "1-sqrt"}, "decay_type 1-sqrt is for lr_scheduler_type warmup_stable_decay"),
+        (OptimizerConfig, CONSTANT | {"min_learning_rate_ratio": 0.0}, "min_learning_rate_ratio 0.0 is for lr_schedul"),
+        (OptimizerConfig, RESTARTS, "optimizer.num_cycles 1 restarts nothing: set 2 or more"),
+        (OptimizerConfig, RESTARTS | {"num_cycles": 2, "cycle_decay": 1.5}, "cycle_decay 1.5 must be at most 1"),
+        (
+            OptimizerConfig,
+            RESTARTS | {"num_cycles": 4, "cycle_decay": 0.25},
+            "cycle_decay 0.25 takes the peak of the last of 4 cycles to 0.0156 of the first, below min_learning_rate_r",
+        ),
+        (OptimizerConfig, STABLE | {"num_decay_steps": 0}, "num_decay_steps 0 must be at least 1 or null"),
         (MeshConfig, {"data": 0}, "mesh.data 0"),
         (MeshConfig, {"data": -1, "fsdp": -1}, "more than one -1"),
         (CheckpointConfig, {"save_total_limit": 0}, "checkpoint.save_total_limit 0"),
@@ -160,6 +183,14 @@ def test_run_rejections_across_sections() -> None:
         RunConfig("runs/x", ByteConfig(), DATA, training, warm, init_from="")
     with pytest.raises(UserError, match=r"optimizer\.warmup_steps 100 is more than training\.max_steps 10"):
         RunConfig("runs/x", ByteConfig(), DATA, training)
+    with pytest.raises(
+        UserError, match=r"optimizer\.num_decay_steps 6 is more than the 5 steps that optimizer\.warmup"
+    ):
+        RunConfig("runs/x", ByteConfig(), DATA, training, OptimizerConfig(warmup_steps=5, num_decay_steps=6, **STABLE))
+    with pytest.raises(
+        UserError, match=r"optimizer\.num_cycles 6 is more than the 5 steps that optimizer\.warmup_steps"
+    ):
+        RunConfig("runs/x", ByteConfig(), DATA, training, OptimizerConfig(warmup_steps=5, num_cycles=6, **RESTARTS))
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**32 + 1, 10**20, True])

@@ -38,6 +38,24 @@ def test_parameters_and_moments_are_spread_by_fsdp(planned_run):
     assert two.memory.activations == one.memory.activations // 2
 
 
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_each_optimizers_state_is_counted(fsdp, planned_run):
+    """On GPUs, against the numbers of entries; with fsdp each chip holds its part."""
+    config = planned_run(mesh={"data": 1, "fsdp": fsdp})
+    found = {}
+    for optim in ("adamw", "lion", "adafactor", "muon"):
+        optimizer = dataclasses.replace(config.optimizer, optim=optim)
+        plan = make_plan(dataclasses.replace(config, optimizer=optimizer), parse_topology(f"h100:{fsdp}x1"))
+        found[optim] = plan.memory.optimizer // 4
+    # Channels of the residual stream lie on fsdp; those of heads, of the feed-forward and of the vocabulary do not.
+    D, F, V, N, K, L, norms = 16 // fsdp, 24, 40, 16, 8, 2, (2 * 2 + 1) * 16
+    layers = L * D * (2 * N + 2 * K + 3 * F)
+    assert found["lion"] == layers + 2 * V * D + norms
+    assert found["adamw"] == 2 * found["lion"]
+    assert found["muon"] == layers + 2 * (2 * V * D + norms)
+    assert found["adafactor"] == L * (7 * D + 2 * N + 2 * K + 3 * F) + 2 * (V + D) + norms
+
+
 def test_the_parts_are_the_whole(planned_run):
     plan = make_plan(planned_run(training={"gradient_accumulation_steps": 2}), ONE_CHIP)
     memory = plan.memory

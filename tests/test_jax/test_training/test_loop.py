@@ -116,6 +116,25 @@ def test_law_6_with_micro_batches_and_two_interruptions(run_config: MakeConfig, 
     assert bits(config.output_dir) == bits(whole.output_dir)
 
 
+@pytest.mark.parametrize(
+    "optim", ["muon", *(pytest.param(name, marks=pytest.mark.long) for name in ("lion", "adafactor"))]
+)
+@pytest.mark.usefixtures("one_device")
+def test_law_6_with_other_optimizers(optim: str, run_config: MakeConfig, disturb: Callable) -> None:
+    """With a factor on some rates, and restarts between the two."""
+    schedule = {"lr_scheduler_type": "cosine_with_restarts", "num_cycles": 3}
+    optimizer = {"optim": optim, "learning_rate_pattern": {"self_attn": 0.5}, **schedule}
+    config = run_config(optimizer=optimizer, training={"eval_steps": 12})
+    whole = dataclasses.replace(config, output_dir=config.output_dir + "-whole")
+    assert pretrain(whole)
+    disturb(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert not pretrain(config)
+    assert pretrain(config)
+    assert records(config.output_dir) == records(whole.output_dir)
+    assert bits(config.output_dir) == bits(whole.output_dir)
+    assert losses(config.output_dir)[-1] < 0.9 * losses(config.output_dir)[0]
+
+
 def test_laws_5_and_6_with_experts_and_all_that_is_drawn(run_config: MakeConfig, disturb: Callable) -> None:
     """Interrupted, over the same data and draws; and on eight devices, where rows lie elsewhere."""
     model = {

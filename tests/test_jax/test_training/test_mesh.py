@@ -1,5 +1,6 @@
 """Law 5 step by step: the same losses on every mesh as on one device, and a state that goes on on another mesh."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -7,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from stellarbyte_jax.config import MeshConfig, OptimizerConfig, TrainingConfig
+from stellarbyte_jax.config import MeshConfig, OptimizerConfig, RunConfig, TrainingConfig
 from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.sharding import Layout, make_mesh
-from stellarbyte_jax.training.optimizer import make_optimizer
+from stellarbyte_jax.training.optimizer import run_optimizer
 from stellarbyte_jax.training.start import state_shardings
 from stellarbyte_jax.training.state import TrainState, abstract_model, init_state
 from stellarbyte_jax.training.step import make_train_step
@@ -47,19 +48,31 @@ def batches() -> list[dict[str, np.ndarray]]:
     return [{"input_ids": t[:, :-1], "labels": np.where(ids > 0, t[:, 1:], -100), **packing} for t in tokens]
 
 
+def run_config(name: str, optim: Any) -> RunConfig:
+    return run_config_of(MODELS[name], TrainingConfig(STEPS, batch_size=8), dataclasses.replace(OPTIMIZER, optim=optim))
+
+
 @functools.cache
-def first_state(name: str) -> TrainState:
+def first_state(name: str, optim: Any) -> TrainState:
     """On the host. That parameters which a mesh draws are the same is for the whole runs of test_loop.py to see."""
-    return jax.device_get(jax.jit(lambda: init_state(MODELS[name], make_optimizer(OPTIMIZER, STEPS), 0))())
+    optimizer = run_optimizer(run_config(name, optim), abstract_model(MODELS[name])[1])
+    return jax.device_get(jax.jit(lambda: init_state(MODELS[name], optimizer, 0))())
 
 
-def train(name: str, layout: Layout, state: Any = None, steps: range = range(STEPS), remat: str = "none"):
+def train(
+    name: str,
+    layout: Layout,
+    state: Any = None,
+    steps: range = range(STEPS),
+    remat: str = "none",
+    optim: Any = "adamw",
+):
     """Losses of these steps and the state after them; layers in a loop, as on accelerators."""
-    config = run_config_of(MODELS[name], TrainingConfig(STEPS, batch_size=8), OPTIMIZER)
-    optimizer = make_optimizer(config.optimizer, STEPS)
+    config = run_config(name, optim)
     graphdef, abstract = abstract_model(
         config.model, Execution(attention_kernel="reference", platform="tpu", remat=remat, layout=layout)
     )
+    optimizer = run_optimizer(config, abstract, layout)
     shardings, _ = state_shardings(config, abstract, optimizer, layout)
     rows = layout.sharding("batch", "length")
     step = jax.jit(
@@ -67,7 +80,7 @@ def train(name: str, layout: Layout, state: Any = None, steps: range = range(STE
         in_shardings=(shardings, rows),
         out_shardings=(shardings, layout.sharding()),
     )
-    state = jax.device_put(first_state(name) if state is None else state, shardings)
+    state = jax.device_put(first_state(name, optim) if state is None else state, shardings)
     losses = []
     for index in steps:
         state, metrics = step(state, jax.device_put(batches()[index], rows))
@@ -76,8 +89,8 @@ def train(name: str, layout: Layout, state: Any = None, steps: range = range(STE
 
 
 @functools.cache
-def alone(name: str) -> tuple[Any, TrainState]:
-    return train(name, Layout(make_mesh(MeshConfig(data=1), jax.devices()[:1])))
+def alone(name: str, optim: Any = "adamw") -> tuple[Any, TrainState]:
+    return train(name, Layout(make_mesh(MeshConfig(data=1), jax.devices()[:1])), optim=optim)
 
 
 def layout_of(mesh: str) -> Layout:
@@ -99,6 +112,21 @@ def layout_of(mesh: str) -> Layout:
 def test_law_5(name: str, mesh: str) -> None:
     losses, _ = train(name, layout_of(mesh))
     assert np.allclose(losses, alone(name)[0], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "optim", "mesh"),
+    [
+        ("dense", "muon", "fsdp x tensor"),
+        pytest.param("moe", "muon", "all for experts", marks=pytest.mark.long),
+        pytest.param("moe", "adafactor", "all for experts", marks=pytest.mark.long),
+    ],
+)
+def test_law_5_with_other_optimizers(name: str, optim: str, mesh: str) -> None:
+    losses, _ = train(name, layout_of(mesh), optim=optim)
+    expected, _ = alone(name, optim)
+    assert np.allclose(losses, expected, rtol=1e-5, atol=0)
+    assert not np.allclose(expected, alone(name)[0], rtol=1e-5, atol=0), "another optimizer than AdamW"
 
 
 def test_a_state_goes_on_on_another_mesh() -> None:

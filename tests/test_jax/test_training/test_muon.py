@@ -1,0 +1,111 @@
+"""Muon is PyTorch's for every matrix of a stack, whose matrices know nothing of each other, on a mesh as well."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from stellarbyte_jax.config import MeshConfig, OptimizerConfig
+from stellarbyte_jax.sharding import Layout, make_mesh
+from stellarbyte_jax.training.muon import newton_schulz, scale_by_muon
+from stellarbyte_jax.training.optimizer import make_optimizer
+from stellarbyte_jax.training.param_traits import Trait
+
+# Layers, experts of layers, wide, tall and square matrices, two stacks of one shape; and a matrix that is not Muon's.
+SHAPES = {
+    "q": (3, 6, 6),
+    "k": (3, 6, 4),
+    "gate": (3, 6, 9),
+    "down": (3, 9, 6),
+    "experts": (2, 3, 4, 6),
+    "embed": (5, 6),
+}
+TRAITS = {name: Trait(stack=len(shape) - 2, matrix=name != "embed") for name, shape in SHAPES.items()}
+
+
+def random_tree(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def matrices(tree: dict[str, Any]) -> dict[tuple[str, int], np.ndarray]:
+    """Every single matrix."""
+    flat = {name: np.asarray(array).reshape(-1, *array.shape[-2:]) for name, array in tree.items()}
+    return {(name, index): matrix for name, stack in flat.items() for index, matrix in enumerate(stack)}
+
+
+def test_eight_updates_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    # PyTorch iterates in bfloat16, whose rounding would hide what is compared.
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+    config = OptimizerConfig(learning_rate=0.05, warmup_steps=0, lr_scheduler_type="constant", optim="muon")
+    rng = np.random.default_rng(0)
+    params: Any = random_tree(rng)
+    optimizer = make_optimizer(config, 8, TRAITS)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+
+    theirs = {key: torch.nn.Parameter(torch.tensor(matrix.T)) for key, matrix in matrices(params).items()}
+    ours_alone = theirs["embed", 0]
+    muon = torch.optim.Muon(
+        [tensor for key, tensor in theirs.items() if key[0] != "embed"],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        momentum=config.muon_momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    betas = config.adam_beta1, config.adam_beta2
+    adamw = torch.optim.AdamW([ours_alone], config.learning_rate, betas, weight_decay=config.weight_decay)
+    for _ in range(8):
+        gradients = random_tree(rng)
+        updates, state = update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        for key, gradient in matrices(gradients).items():
+            theirs[key].grad = torch.tensor(gradient.T)
+        torch.nn.utils.clip_grad_norm_(theirs.values(), config.max_grad_norm)
+        muon.step()
+        adamw.step()
+    for key, matrix in matrices(params).items():
+        np.testing.assert_allclose(matrix, theirs[key].detach().numpy().T, rtol=1e-4, atol=1e-5, err_msg=str(key))
+
+
+def test_a_matrix_of_a_stack_is_treated_as_if_it_were_alone() -> None:
+    rng = np.random.default_rng(1)
+    gradients = {name: array for name, array in random_tree(rng).items() if name != "embed"}
+    muon = scale_by_muon(0.9)
+    together, _ = jax.jit(muon.update)(gradients, muon.init(gradients))
+    for (name, index), alone in matrices(together).items():
+        gradient = {"it": jnp.asarray(matrices(gradients)[name, index])}
+        expected, _ = muon.update(gradient, muon.init(gradient))
+        np.testing.assert_allclose(alone, expected["it"], rtol=1e-4, atol=1e-5, err_msg=f"{name} {index}")
+
+
+def test_an_update_is_nearly_orthogonal_and_as_large_as_adams() -> None:
+    gradient = np.random.default_rng(2).normal(size=(1, 64, 24)).astype(np.float32)
+    muon = scale_by_muon(0.9)
+    updates, _ = muon.update({"w": gradient}, muon.init({"w": gradient}))
+    u, _, v = np.linalg.svd(gradient[0], full_matrices=False)
+    turned = u.T @ np.asarray(updates["w"])[0] @ v.T / (0.2 * 64**0.5)
+    assert (np.diag(turned) > 0.6).all() and (np.diag(turned) < 1.3).all()
+    np.testing.assert_allclose(turned - np.diag(np.diag(turned)), 0, atol=1e-4)
+    assert np.sqrt(np.mean(np.square(updates["w"]))) == pytest.approx(0.2, rel=0.2)
+
+
+def test_no_gradient_is_no_update() -> None:
+    """As that of adapters in a layer that has none."""
+    gradient = np.zeros((2, 4, 4), np.float32)
+    gradient[1] = np.eye(4)
+    muon = scale_by_muon(0.9)
+    updates, _ = muon.update({"w": gradient}, muon.init({"w": gradient}))
+    assert not np.any(updates["w"][0]) and np.all(np.isfinite(updates["w"])) and np.any(updates["w"][1])
+
+
+def test_whole_matrices_are_dealt_out_so_that_no_product_waits() -> None:
+    """Five matrices, spread over fsdp and tensor as parameters are, on eight devices: sent there and back."""
+    layout = Layout(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    batch = np.random.default_rng(3).normal(size=(5, 8, 16)).astype(np.float32)
+    lies = layout.sharding(None, "hidden", "feed_forward")
+    compiled = jax.jit(lambda x: newton_schulz(x, layout), in_shardings=lies, out_shardings=lies).lower(batch).compile()
+    assert "all-reduce" not in compiled.as_text()
+    np.testing.assert_allclose(compiled(jax.device_put(batch, lies)), newton_schulz(batch), rtol=1e-4, atol=1e-5)
