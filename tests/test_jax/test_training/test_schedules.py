@@ -101,7 +101,7 @@ def a_fifth(t: int) -> float:
         (config("linear"), linear),
         (config("cosine_with_restarts", num_cycles=4, cycle_decay=0.8), restarts),
         (config("warmup_stable_decay"), a_fifth),
-        (config("constant"), lambda t: 1.0),
+        (config("constant"), lambda _: 1.0),
     ],
     ids=["linear", "decaying peaks", "a fifth by default", "constant"],
 )
