@@ -14,7 +14,8 @@ from stellarbyte_jax.planning.program import layout_of
 from stellarbyte_jax.planning.tiles import padded_bytes
 from stellarbyte_jax.sharding import param_shardings
 from stellarbyte_jax.training.optimizer import run_optimizer
-from stellarbyte_jax.training.optimizer_state import Axes, opt_state_axes, trained_params
+from stellarbyte_jax.training.optimizer_state import Axes, opt_state_axes
+from stellarbyte_jax.training.param_traits import trained_params
 from stellarbyte_jax.training.state import abstract_model
 
 # A name in a parameter's path -> the part of the model that it belongs to; the first that fits counts.
@@ -53,6 +54,7 @@ class Parameters:
 class ParameterCounter:
     """Counts a model's parameters, all of them and those of one chip.
 
+    abstract: the parameters as an abstract NNX state.
     total: the number of parameters of the whole model, adapters included.
     active: the number without the experts that a token is not sent to.
 
@@ -62,8 +64,8 @@ class ParameterCounter:
 
     def __init__(self, model: ByteConfig, lora: LoRAConfig | None = None) -> None:
         self._opt_states: dict[OptimizerConfig, list[tuple[jax.ShapeDtypeStruct, Axes]]] = {}
-        self._abstract = abstract_model(model, Execution(platform="cpu", attention_kernel="reference"), lora)[1]
-        self.total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self._abstract))
+        self.abstract = abstract_model(model, Execution(platform="cpu", attention_kernel="reference"), lora)[1]
+        self.total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract))
         idle_experts = model.num_experts - model.num_experts_per_tok if model.num_experts else 0
         an_expert = 3 * model.hidden_size * (model.moe_intermediate_size or 0)
         self.active = self.total - model.num_hidden_layers * idle_experts * an_expert
@@ -89,7 +91,7 @@ class ParameterCounter:
         def bytes_of(array: Any, sharding: Any) -> int:
             return padded_bytes(sharding.shard_shape(array.shape), array.dtype, platform == "tpu", free=True)
 
-        local = jax.tree.map(bytes_of, self._arrays(), param_shardings(self._abstract, layout))
+        local = jax.tree.map(bytes_of, self._arrays(), param_shardings(self.abstract, layout))
         frozen, trained = split_adapters(local)
         if config.lora is None:
             frozen, trained = {}, frozen
@@ -101,16 +103,16 @@ class ParameterCounter:
     def _opt_state(self, config: RunConfig) -> list[tuple[jax.ShapeDtypeStruct, Axes]]:
         """The optimizer's arrays and their axes, without its counters; kept, because they depend on no mesh."""
         if config.optimizer not in self._opt_states:
-            optimizer = run_optimizer(config, self._abstract)
-            params = trained_params(self._abstract, config.lora)
-            arrays = jax.tree.map(nnx.Variable.get_value, params, is_leaf=lambda node: isinstance(node, nnx.Variable))
-            state = jax.tree.leaves(jax.eval_shape(optimizer.init, arrays))
-            pairs = zip(state, jax.tree.leaves(opt_state_axes(optimizer, params)), strict=True)
+            optimizer = run_optimizer(config, self.abstract)
+            base, adapters = split_adapters(self._arrays())
+            state = jax.eval_shape(optimizer.init, base if config.lora is None else adapters)
+            axes = opt_state_axes(optimizer, trained_params(self.abstract, config.lora))
+            pairs = zip(jax.tree.leaves(state), jax.tree.leaves(axes), strict=True)
             self._opt_states[config.optimizer] = [(array, axes) for array, axes in pairs if array.shape]
         return self._opt_states[config.optimizer]
 
     def _arrays(self) -> Any:
-        return nnx.to_pure_dict(self._abstract, extract_fn=lambda variable: variable.get_value())
+        return nnx.to_pure_dict(self.abstract, extract_fn=lambda variable: variable.get_value())
 
 
 def _total(tree: Any) -> int:

@@ -12,6 +12,7 @@ from stellarbyte_jax.model.attention.splash import LANES, block_of
 from stellarbyte_jax.model.flops import StepFlops, head_flops, kernel_flops, step_flops
 from stellarbyte_jax.planning.layer_traces import LayerTraces, SavedByLayers
 from stellarbyte_jax.planning.memory import Memory, predict_memory, tokens_a_chip
+from stellarbyte_jax.planning.muon_work import muon_flops
 from stellarbyte_jax.planning.parameters import ParameterCounter
 from stellarbyte_jax.planning.program import kernel_of, layout_of
 from stellarbyte_jax.planning.roofline import Roofline, busiest_share, predict_time, received_bytes
@@ -178,6 +179,7 @@ class Planner:
         # The base below adapters gets no gradient, so one of the head's three matmuls is not done.
         passes = 2 if frozen else 3
         head = passes * training.batch_size * length * head_flops(config.model)
-        executed = layers * chips + attention + head
-        busiest = layers + (attention * busiest_share(config, layout) + head) / chips
+        update = muon_flops(config, self._parameters.abstract, layout)
+        executed = layers * chips + attention + head + update * chips
+        busiest = layers + (attention * busiest_share(config, layout) + head) / chips + update
         return dataclasses.replace(flops, executed=executed), busiest

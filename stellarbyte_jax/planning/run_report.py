@@ -22,6 +22,7 @@ from stellarbyte_jax.data.unfinished import load_position, load_recipe
 from stellarbyte_jax.planning.parameters import ParameterCounter
 from stellarbyte_jax.planning.program import layout_of
 from stellarbyte_jax.sharding import axis_across_slices, make_mesh, mesh_sizes
+from stellarbyte_jax.training.optimizer import run_optimizer
 from stellarbyte_jax.training.start import check_init_from, check_same_run
 
 Facts = dict[str, Any]
@@ -31,13 +32,14 @@ def report_on(config: RunConfig) -> DryRun:
     """The config with its mesh as it would be here, and the report.
 
     Raises:
-        UserError: a template of records that cannot be read, an adapter's module that the model does not have, or a
-            mesh that cannot train this model, on whatever devices.
+        UserError: a template of records that cannot be read, an adapter's module or a parameter that the model does
+            not have, or a mesh that cannot train this model, on whatever devices.
     """
     if config.data.kind == "text":
         for source in config.data.sources:
             RecordText(source)
     counter = ParameterCounter(config.model, config.lora)
+    run_optimizer(config, counter.abstract)
     sizes, mesh = _mesh(config, counter)
     tokenizer, of_tokenizer = _tokenizer(config)
     manifest, data = _data(config, tokenizer)

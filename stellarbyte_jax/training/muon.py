@@ -1,6 +1,7 @@
 """Muon: the momentum of each matrix, orthogonalised."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -47,11 +48,8 @@ def scale_by_muon(momentum: float, layout: Layout = ONE_DEVICE) -> optax.Gradien
 
 def _orthogonalised(stacks: list[jax.Array], layout: Layout) -> list[jax.Array]:
     """The scaled updates; all matrices of one shape, or of that shape transposed, are worked on in one batch."""
-    by_shape: dict[tuple[int, ...], list[int]] = {}
-    for index, x in enumerate(stacks):
-        by_shape.setdefault(tuple(sorted(x.shape[-2:])), []).append(index)
     done = list(stacks)
-    for (few, many), members in by_shape.items():
+    for (few, many), members in by_shape([x.shape for x in stacks]).items():
         tall = {index: stacks[index].shape[-2] > few for index in members}
         parts = [_turned(stacks[index], tall[index]).reshape(-1, few, many) for index in members]
         ends = [sum(len(part) for part in parts[: i + 1]) for i in range(len(parts) - 1)]
@@ -59,6 +57,15 @@ def _orthogonalised(stacks: list[jax.Array], layout: Layout) -> list[jax.Array]:
         for index, part in zip(members, jnp.split(batch, ends), strict=True):
             done[index] = _turned(part.reshape(*stacks[index].shape[:-2], few, many), tall[index])
     return done
+
+
+def by_shape(stacks: Sequence[tuple[int, ...]]) -> dict[tuple[int, int], list[int]]:
+    """(few, many) -> which of these shapes [..., few, many] or [..., many, few] are worked on in one batch."""
+    batches: dict[tuple[int, int], list[int]] = {}
+    for index, shape in enumerate(stacks):
+        few, many = sorted(shape[-2:])
+        batches.setdefault((few, many), []).append(index)
+    return batches
 
 
 def _turned(matrices: jax.Array, tall: bool) -> jax.Array:
@@ -72,10 +79,8 @@ def newton_schulz(x_nab: jax.Array, layout: Layout = ONE_DEVICE) -> jax.Array:
     On a mesh, whole matrices are dealt out to the devices that share out parameters, with zeros where these do not
     divide n, so that they are sent once there and once back, and no product in between waits for another device.
     """
-    axes = tuple(name for name, size in layout.mesh.shape.items() if name != "data" and size > 1)
-    n, (first, second, third) = len(x_nab), COEFFICIENTS
+    (axes, parts), n, (first, second, third) = _sharing(layout), len(x_nab), COEFFICIENTS
     if axes:
-        parts = math.prod(layout.mesh.shape[name] for name in axes)
         x_nab = layout.deal(jnp.pad(x_nab, ((0, -n % parts), (0, 0), (0, 0))), axes)
     norm_n11 = jnp.sqrt(jnp.sum(x_nab * x_nab, axis=(1, 2), keepdims=True))
 
@@ -85,3 +90,14 @@ def newton_schulz(x_nab: jax.Array, layout: Layout = ONE_DEVICE) -> jax.Array:
 
     x_nab = jax.lax.fori_loop(0, ITERATIONS, iterate, x_nab / jnp.maximum(norm_n11, _SMALLEST_NORM))
     return x_nab[:n]
+
+
+def newton_schulz_flops(n: int, few: int, many: int, layout: Layout) -> int:
+    """FLOPs that the busiest device spends on `n` matrices [few, many]."""
+    return ITERATIONS * -(-n // _sharing(layout)[1]) * (4 * few * few * many + 2 * few**3)
+
+
+def _sharing(layout: Layout) -> tuple[tuple[str, ...], int]:
+    """(the mesh axes that share out matrices, which are those that share out parameters; how many parts they make)."""
+    axes = tuple(name for name, size in layout.mesh.shape.items() if name != "data" and size > 1)
+    return axes, math.prod(layout.mesh.shape[name] for name in axes)

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from stellarbyte_jax.checkpoints.adapter_trees import split_adapters
 from stellarbyte_jax.config import OptimizerConfig, RunConfig
 from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 from stellarbyte_jax.training.adafactor import scale_by_adafactor
 from stellarbyte_jax.training.muon import scale_by_muon
-from stellarbyte_jax.training.param_traits import check_pattern, param_traits
+from stellarbyte_jax.training.param_traits import param_traits, trained_params
 from stellarbyte_jax.training.schedules import learning_rate_schedule
 
 
@@ -24,10 +23,7 @@ def run_optimizer(
     Raises:
         UserError: `optimizer.learning_rate_pattern` has an entry that fits none of them.
     """
-    traits = param_traits(abstract_params, config.optimizer.learning_rate_pattern)
-    if config.lora is not None:
-        traits = split_adapters(traits)[1]
-    check_pattern(config.optimizer.learning_rate_pattern, traits)
+    traits = param_traits(trained_params(abstract_params, config.lora), config.optimizer.learning_rate_pattern)
     return make_optimizer(config.optimizer, config.training.max_steps, traits, layout)
 
 

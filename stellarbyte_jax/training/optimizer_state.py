@@ -8,8 +8,6 @@ import jax
 import optax
 from flax import nnx
 
-from stellarbyte_jax.checkpoints.adapter_trees import split_adapters
-
 # No array of a state has an axis of such a length if it does not come from a parameter.
 _FIRST_LENGTH = 2**20
 
@@ -19,12 +17,6 @@ class Axes:
     """An array's logical axes; None for one that is not split."""
 
     names: tuple[str | None, ...]
-
-
-def trained_params(abstract_params: nnx.State, lora: object | None) -> dict[str, Any]:
-    """The abstract parameters that a run trains, as a plain nested dict of nnx variables: with `lora`, the adapters."""
-    base, adapters = split_adapters(nnx.to_pure_dict(abstract_params, extract_fn=lambda variable: variable))
-    return base if lora is None else adapters
 
 
 def opt_state_axes(optimizer: optax.GradientTransformation, params: dict[str, Any]) -> Any:

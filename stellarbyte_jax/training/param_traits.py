@@ -8,6 +8,13 @@ import jax
 from flax import nnx
 
 from stellarbyte.errors import UserError
+from stellarbyte_jax.checkpoints.adapter_trees import split_adapters
+
+
+def trained_params(abstract_params: nnx.State, lora: object | None) -> dict[str, Any]:
+    """The abstract parameters that a run trains, as a plain nested dict of nnx variables: with `lora`, the adapters."""
+    base, adapters = split_adapters(nnx.to_pure_dict(abstract_params, extract_fn=lambda variable: variable))
+    return base if lora is None else adapters
 
 
 @dataclass(frozen=True)
@@ -25,14 +32,17 @@ class Trait:
     rate: float = 1.0
 
 
-def param_traits(abstract_params: nnx.State, rates: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """The trait of each parameter of an abstract model, as a plain nested dict like the parameters.
+def param_traits(params: dict[str, Any], rates: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """The trait of each parameter, as a tree like these `trained_params`.
 
     rates: as optimizer.learning_rate_pattern.
 
     Each parameter's declaration says whether it decays: matrices do (projections, embeddings, experts, routers,
     adapters); norms, biases, LayerScale's gains and XPos's zeta do not. Muon's matrices are those of the layers but for
-    routers: embeddings and the head look tokens up, and a router scores experts (https://kellerjordan.github.io/posts/muon).
+    routers: embeddings and head look tokens up, and a router scores experts (https://kellerjordan.github.io/posts/muon).
+
+    Raises:
+        UserError: an entry of `rates` fits no parameter; the sentence names the parameters.
     """
 
     def trait(path: Any, variable: nnx.Variable) -> Trait:
@@ -48,23 +58,15 @@ def param_traits(abstract_params: nnx.State, rates: Mapping[str, float] | None =
             rate=next((rate for words, rate in (rates or {}).items() if _fits(words, _name(path))), 1.0),
         )
 
-    variables = nnx.to_pure_dict(abstract_params, extract_fn=lambda variable: variable)
-    return jax.tree_util.tree_map_with_path(trait, variables, is_leaf=lambda node: isinstance(node, nnx.Variable))
-
-
-def check_pattern(rates: Mapping[str, float], traits: dict[str, Any]) -> None:
-    """Refuses an optimizer.learning_rate_pattern with an entry that fits none of the parameters which are trained.
-
-    Raises:
-        UserError: there is such an entry; the sentence names the parameters.
-    """
+    traits = jax.tree_util.tree_map_with_path(trait, params, is_leaf=lambda node: isinstance(node, nnx.Variable))
     names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(traits)]
-    for words in rates:
+    for words in rates or {}:
         if not any(_fits(words, name) for name in names):
             raise UserError(
                 f"optimizer.learning_rate_pattern.{words} fits no parameter that is trained: these are "
                 f"{', '.join(sorted(names))}"
             )
+    return traits
 
 
 def _name(path: Any) -> str:

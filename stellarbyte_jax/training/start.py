@@ -37,7 +37,8 @@ from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.processes.joined import ALONE, Processes
 from stellarbyte_jax.run_folder import check_is_run
 from stellarbyte_jax.sharding import Layout, param_shardings
-from stellarbyte_jax.training.optimizer_state import opt_state_axes, trained_params
+from stellarbyte_jax.training.optimizer_state import opt_state_axes
+from stellarbyte_jax.training.param_traits import trained_params
 from stellarbyte_jax.training.state import Params, TrainState, init_params, init_state
 
 # Fields that may change when a run goes on. None of them changes the losses: the data's content is compared without

@@ -56,6 +56,18 @@ def test_each_optimizers_state_is_counted(fsdp, planned_run):
     assert found["adafactor"] == L * (7 * D + 2 * N + 2 * K + 3 * F) + 2 * (V + D) + norms
 
 
+def test_muons_work_is_counted(planned_run):
+    """Five iterations of three products for every matrix; on a mesh a chip has whole matrices, and some may have none."""
+    config = planned_run(mesh={"data": 1, "fsdp": 4})
+    muon = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, optim="muon"))
+    ours, adams = (make_plan(each, parse_topology("v5e:2x2")) for each in (muon, config))
+    # Two layers of q and o, of k and v, and of gate, up and down: 4, 4 and 6 matrices for 4 chips.
+    work = [(1, 16, 16), (1, 8, 16), (2, 16, 24)]
+    busiest = sum(5 * n * (4 * few**2 * many + 2 * few**3) for n, few, many in work)
+    assert ours.flops.executed - adams.flops.executed == 4 * busiest
+    assert ours.flops.model == adams.flops.model and ours.roofline.compute > adams.roofline.compute
+
+
 def test_the_parts_are_the_whole(planned_run):
     plan = make_plan(planned_run(training={"gradient_accumulation_steps": 2}), ONE_CHIP)
     memory = plan.memory

@@ -13,8 +13,8 @@ from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata, re
 from stellarbyte_jax.config import LoRAConfig, MeshConfig, OptimizerConfig
 from stellarbyte_jax.sharding import Layout, make_mesh, param_shardings
 from stellarbyte_jax.training.optimizer import make_optimizer
-from stellarbyte_jax.training.optimizer_state import opt_state_axes, trained_params
-from stellarbyte_jax.training.param_traits import param_traits
+from stellarbyte_jax.training.optimizer_state import opt_state_axes
+from stellarbyte_jax.training.param_traits import param_traits, trained_params
 from stellarbyte_jax.training.state import abstract_model
 from test_jax.tiny import tiny_config
 
@@ -28,7 +28,7 @@ MESH = MeshConfig(data=1, fsdp=2, expert=2, tensor=2)
 
 def optimizer_of(optim: Any, layout: Layout | None = None) -> optax.GradientTransformation:
     config = OptimizerConfig(0.01, warmup_steps=2, optim=optim)
-    return make_optimizer(config, 10, param_traits(ABSTRACT), *([] if layout is None else [layout]))
+    return make_optimizer(config, 10, param_traits(PARAMS), *([] if layout is None else [layout]))
 
 
 def shapes() -> Any:

@@ -9,7 +9,7 @@ import pytest
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import LoRAConfig, OptimizerConfig, TrainingConfig
 from stellarbyte_jax.training.optimizer import run_optimizer
-from stellarbyte_jax.training.param_traits import Trait, param_traits
+from stellarbyte_jax.training.param_traits import Trait, param_traits, trained_params
 from stellarbyte_jax.training.state import abstract_model
 from test_jax.runs import run_config_of
 from test_jax.tiny import tiny_config
@@ -25,7 +25,7 @@ def abstract(lora: LoRAConfig | None = None) -> Any:
 
 
 def traits(lora: LoRAConfig | None = None, **rates: float) -> dict[str, Trait]:
-    leaves = jax.tree_util.tree_leaves_with_path(param_traits(abstract(lora), rates))
+    leaves = jax.tree_util.tree_leaves_with_path(param_traits(trained_params(abstract(lora), lora), rates))
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
@@ -38,7 +38,7 @@ def test_decay_is_for_matrices_alone() -> None:
 
 
 def test_muon_takes_the_matrices_of_layers_but_for_routers() -> None:
-    found = traits(LoRAConfig(("q_proj",)))
+    found = traits() | traits(LoRAConfig(("q_proj",)))
     matrices = {name.removeprefix("model.layers."): trait.stack for name, trait in found.items() if trait.matrix}
     projections = [f"self_attn.{name}_proj.kernel" for name in "qkvo"]
     projections += [f"mlp.shared_experts.{name}_proj.kernel" for name in ("gate", "up", "down")]
@@ -50,7 +50,7 @@ def test_muon_takes_the_matrices_of_layers_but_for_routers() -> None:
 
 
 def test_the_first_entry_that_fits_counts() -> None:
-    found = traits(**{"self_attn.q_proj": 3.0, "self_attn": 0.5, "embed_tokens": 0.0, "layer": 7.0})
+    found = traits(**{"self_attn.q_proj": 3.0, "self_attn": 0.5, "embed_tokens": 0.0})
     rates = {name: trait.rate for name, trait in found.items() if trait.rate != 1}
     of_attention = [name for name in found if ".self_attn." in name]
     assert rates == dict.fromkeys(of_attention, 0.5) | {
