@@ -57,7 +57,7 @@ def test_each_optimizers_state_is_counted(fsdp, planned_run):
 
 
 def test_muons_work_is_counted(planned_run):
-    """Five iterations of three products for every matrix; on a mesh a chip has whole matrices, and some may have none."""
+    """Five iterations of three products for every matrix; on a mesh each chip has whole matrices."""
     config = planned_run(mesh={"data": 1, "fsdp": 4})
     muon = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, optim="muon"))
     ours, adams = (make_plan(each, parse_topology("v5e:2x2")) for each in (muon, config))
