@@ -44,6 +44,16 @@ class TrainingConfig:
     devices, as the planner predicts.
     """
 
+    label_smoothing_factor: float = 0.0
+    """Share of a label's weight that training spreads evenly over the vocabulary, from 0 to less than 1. The losses
+    that are told, and validation, are without it.
+    """
+
+    z_loss_coef: float = 0.0
+    """Weight of the square of the logits' logsumexp in what training makes small, such as 1e-4, so that logits do not
+    drift (Chowdhery et al. 2022, arXiv:2204.02311). The losses that are told, and validation, are without it.
+    """
+
     eval_steps: int = 100
     """Number of steps from one validation to the next; the last step is always followed by one."""
 
@@ -63,6 +73,9 @@ class TrainingConfig:
             check_whole(f"training.{name}", getattr(self, name), 1)
         if self.eval_batches is not None:
             check_whole("training.eval_batches", self.eval_batches, 1, otherwise=" or null")
+        smoothing = self.label_smoothing_factor
+        require(0 <= smoothing < 1, "training.label_smoothing_factor", smoothing, "must be in [0, 1)")
+        check_number("training.z_loss_coef", self.z_loss_coef, least=0)
         require(
             self.batch_size % self.gradient_accumulation_steps == 0,
             "training.batch_size",

@@ -18,7 +18,7 @@ from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training.optimizer import run_optimizer
 from stellarbyte_jax.training.start import placed, state_shardings
 from stellarbyte_jax.training.state import init_params, init_state, run_model
-from stellarbyte_jax.training.step import make_train_step, on_mesh
+from stellarbyte_jax.training.step import on_mesh, run_train_step
 
 
 def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
@@ -29,8 +29,7 @@ def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
     graphdef, abstract_params = run_model(config, layout, "tpu")
     optimizer = run_optimizer(config, abstract_params, layout)
     shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
-    step = make_train_step(graphdef, optimizer, training.gradient_accumulation_steps, config.seed)
-    step = on_mesh(step, layout, shardings, frozen_shardings)
+    step = on_mesh(run_train_step(config, graphdef, optimizer), layout, shardings, frozen_shardings)
     state = placed(jax.eval_shape(lambda: init_state(config.model, optimizer, config.seed, config.lora)), shardings)
     frozen = {}
     if config.lora is not None:

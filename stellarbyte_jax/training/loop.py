@@ -33,7 +33,7 @@ from stellarbyte_jax.training.optimizer import run_optimizer
 from stellarbyte_jax.training.schedules import learning_rate_schedule
 from stellarbyte_jax.training.start import check_start, identity, start, state_shardings
 from stellarbyte_jax.training.state import Params, run_model
-from stellarbyte_jax.training.step import make_eval_step, make_train_step, on_mesh
+from stellarbyte_jax.training.step import make_eval_step, on_mesh, run_train_step
 from stellarbyte_jax.training.watching.compile_watch import CompileWatch
 from stellarbyte_jax.training.watching.diagnostics import Diagnostics
 from stellarbyte_jax.training.watching.metrics import MetricsLog
@@ -95,8 +95,7 @@ def _train(
     optimizer = run_optimizer(config, abstract_params, layout)
     shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
     everywhere = layout.sharding()
-    train_step = make_train_step(graphdef, optimizer, config.training.gradient_accumulation_steps, config.seed)
-    train_step = on_mesh(train_step, layout, shardings, frozen_shardings)
+    train_step = on_mesh(run_train_step(config, graphdef, optimizer), layout, shardings, frozen_shardings)
     weights_shardings = join(frozen_shardings, shardings.params)
     eval_step = jax.jit(
         make_eval_step(graphdef),

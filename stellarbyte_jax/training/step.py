@@ -11,9 +11,10 @@ from flax import nnx
 
 from stellarbyte.labels import IGNORED_LABEL
 from stellarbyte_jax.checkpoints.adapter_trees import join
+from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.sharding import Layout
-from stellarbyte_jax.training.loss import LossSums, token_loss
+from stellarbyte_jax.training.loss import PLAIN, LossSums, Regularization, token_loss
 from stellarbyte_jax.training.router_loss import RouterSums, router_loss, router_metrics, router_sums
 from stellarbyte_jax.training.state import Params, TrainState
 
@@ -26,11 +27,23 @@ EvalStep = Callable[[Params, jax.Array, Any], tuple[LossSums, jax.Array]]
 _DROPOUT_STREAM = 0xD207
 
 
+def run_train_step(
+    config: RunConfig, graphdef: nnx.GraphDef[ByteForCausalLM], optimizer: optax.GradientTransformation
+) -> TrainStep:
+    """The train step of a run; see make_train_step."""
+    training = config.training
+    regularization = Regularization(training.label_smoothing_factor, training.z_loss_coef)
+    return make_train_step(
+        graphdef, optimizer, training.gradient_accumulation_steps, config.seed, regularization=regularization
+    )
+
+
 def make_train_step(
     graphdef: nnx.GraphDef[ByteForCausalLM],
     optimizer: optax.GradientTransformation,
     gradient_accumulation_steps: int = 1,
     seed: int = 0,
+    regularization: Regularization = PLAIN,
 ) -> TrainStep:
     """A function (state, batch, frozen) -> (state, metrics), which applies the gradient of the batch's mean loss once.
 
@@ -38,8 +51,8 @@ def make_train_step(
 
     The mean is over labelled tokens. Each weighs the same in whatever micro-batch it is, so accumulation changes only
     the memory. A model with experts adds its routers' losses, which are means over all tokens that are not padding; in
-    the metrics, `loss` is the cross-entropy without them. Dropout and DropPath depend on `seed`, the step and the
-    micro-batch, and on nothing else.
+    the metrics, `loss` is the cross-entropy without them and without `regularization`. Dropout and DropPath depend on
+    `seed`, the step and the micro-batch, and on nothing else.
 
     `frozen` holds the model's parameters that are not in the state, which are the base below adapters; by default there
     are none. A batch holds int32 [B, T] arrays: input_ids, labels and, if documents are packed, position_ids and
@@ -54,8 +67,10 @@ def make_train_step(
         def mean_loss(
             params: Params, rows: Batch, dropout_key: jax.Array | None
         ) -> tuple[jax.Array, tuple[LossSums, RouterSums | None]]:
-            sums, router = _forward(graphdef, join(frozen, params), rows, dropout_key, training=True)
-            loss = sums.loss / jnp.maximum(tokens, 1)
+            sums, router = _forward(
+                graphdef, join(frozen, params), rows, dropout_key, training=True, regularization=regularization
+            )
+            loss = sums.objective / jnp.maximum(tokens, 1)
             if router is not None:
                 loss += router_loss(config, router, batch)
             return loss, (sums, router)
@@ -116,6 +131,7 @@ def _forward(
     batch: Batch,
     dropout_key: jax.Array | None,
     training: bool,
+    regularization: Regularization = PLAIN,
 ) -> tuple[LossSums, RouterSums | None]:
     model = nnx.merge(graphdef, params)
     output = model.model(
@@ -127,7 +143,15 @@ def _forward(
     )
     head, head_axes = model.head
     layout, platform = model.execution.layout, model.execution.platform
-    sums = token_loss(output.hidden, head, batch["labels"], head_axes, layout=layout, platform=platform)
+    sums = token_loss(
+        output.hidden,
+        head,
+        batch["labels"],
+        head_axes,
+        layout=layout,
+        platform=platform,
+        regularization=regularization,
+    )
     return sums, None if output.router is None else router_sums(output.router, batch)
 
 

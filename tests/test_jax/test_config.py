@@ -90,6 +90,8 @@ def test_xpos_range_is_that_of_the_compute_dtype() -> None:
             SMALL | {"attention_block_size": 256, "attention_kernel": "cudnn"},
             "attention_block_size 256 is for attention_kernel splash: set that instead of cudnn, or leave this out",
         ),
+        (TrainingConfig, SMALL | {"label_smoothing_factor": 1.0}, "training.label_smoothing_factor 1.0 must be in"),
+        (TrainingConfig, SMALL | {"z_loss_coef": -1.0}, "training.z_loss_coef -1.0 must be at least 0"),
         (OptimizerConfig, {"learning_rate": -1.0}, "optimizer.learning_rate -1.0"),
         (OptimizerConfig, {"adam_beta2": 1.0}, "optimizer.adam_beta2 1.0"),
         (OptimizerConfig, {"min_learning_rate_ratio": 2.0}, "optimizer.min_learning_rate_ratio"),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from stellarbyte.labels import IGNORED_LABEL
 from stellarbyte_jax.config import MeshConfig
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training import loss as loss_module
-from stellarbyte_jax.training.loss import token_loss
+from stellarbyte_jax.training.loss import PLAIN, Regularization, token_loss
 from test_jax.tiny import relative_error
 
 D, V = 8, 50
@@ -77,17 +78,23 @@ def test_chunks_are_of_the_size_asked_for(B: int, T: int) -> None:
     assert 1 <= size <= T and B * size <= max(1.5 * loss_module.TOKENS_PER_CHUNK + B, B)
 
 
-@pytest.mark.parametrize("axes", ["DV", "VD"])
 @pytest.mark.parametrize(
-    "mesh",
+    ("mesh", "axes", "on"),
     [
-        MeshConfig(data=2, fsdp=2, tensor=2),
-        MeshConfig(data=1, context=4, tensor=2),
-        MeshConfig(fsdp=2, context=2, expert=2),
-        MeshConfig(data=4, tensor=2, rules={"vocab": ()}),
+        (MeshConfig(data=2, fsdp=2, tensor=2), "DV", Regularization(0.1, 0.01)),
+        *(
+            (mesh, axes, PLAIN)
+            for axes in ("DV", "VD")
+            for mesh in (
+                MeshConfig(data=2, fsdp=2, tensor=2),
+                MeshConfig(data=1, context=4, tensor=2),
+                MeshConfig(fsdp=2, context=2, expert=2),
+                MeshConfig(data=4, tensor=2, rules={"vocab": ()}),
+            )
+        ),
     ],
 )
-def test_a_mesh_changes_nothing_and_gathers_no_logits(mesh: MeshConfig, axes: str) -> None:
+def test_a_mesh_changes_nothing_and_gathers_no_logits(mesh: MeshConfig, axes: str, on: Regularization) -> None:
     layout = Layout.of(mesh, make_mesh(mesh))
     hidden, head, labels = inputs(8, 48, 0.2, seed=2)
     labels[0, 0] = V - 1
@@ -95,8 +102,8 @@ def test_a_mesh_changes_nothing_and_gathers_no_logits(mesh: MeshConfig, axes: st
 
     def run(layout: Layout):
         def loss(*args):
-            sums = token_loss(*args, labels, axes, layout=layout, platform="tpu")
-            return sums.loss, sums.correct
+            sums = token_loss(*args, labels, axes, layout=layout, platform="tpu", regularization=on)
+            return sums.objective, sums.correct
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
 
@@ -111,6 +118,45 @@ def test_a_mesh_changes_nothing_and_gathers_no_logits(mesh: MeshConfig, axes: st
     assert gradients[0].sharding.is_equivalent_to(layout.sharding("batch", "length", None), 3)
     # Sixteen tokens a chunk, each with this device's part of the vocabulary and never more.
     assert set(re.findall(r"f32\[16,(\d{2})\]", spread.as_text())) == {str(V // layout.parts("vocab"))}
+
+
+@functools.cache
+def regularized(factor: float, coef: float):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_module, "TOKENS_PER_CHUNK", 16)
+        on = Regularization(factor, coef)
+
+        def objective(*args):
+            sums = token_loss(*args, regularization=on)
+            return sums.objective, sums.loss
+
+        return jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(*map(jnp.asarray, inputs(3, 17, 0.3, 4)))
+
+
+@pytest.mark.parametrize(("factor", "coef"), [(0.1, 0.0), (0.0, 0.01), (0.2, 0.05)])
+def test_smoothing_is_torchs_and_z_loss_its_formula(factor: float, coef: float) -> None:
+    (value, plain), gradients = regularized(factor, coef)
+    hidden, head, labels = (torch.from_numpy(x) for x in inputs(3, 17, 0.3, 4))
+    hidden.requires_grad_(), head.requires_grad_()
+    logits, flat = (hidden @ head).reshape(-1, V), labels.flatten().long()
+    expected = torch.nn.functional.cross_entropy(logits, flat, label_smoothing=factor, reduction="sum")
+    expected = expected + coef * logits.logsumexp(-1)[flat != IGNORED_LABEL].square().sum()
+    expected.backward()
+    assert float(value) == pytest.approx(expected.item(), rel=1e-5)
+    for ours, theirs in zip(gradients, (hidden.grad, head.grad), strict=True):
+        assert relative_error(ours, theirs.numpy()) < 1e-5
+    # Perplexity comes from the loss without them.
+    assert float(plain) == pytest.approx(float(optax_loss(*inputs(3, 17, 0.3, 4))), rel=1e-5)
+
+
+def test_what_is_off_costs_nothing() -> None:
+    """Without smoothing and z-loss there is one loss, and the program is that of the loss alone."""
+    args = inputs(2, 20, 0.2, seed=0)
+    off = [
+        str(jax.make_jaxpr(jax.grad(lambda *args, kw=kw: token_loss(*args, **kw).objective, argnums=(0, 1)))(*args))
+        for kw in ({}, {"regularization": Regularization(0.0, 0.0)})
+    ]
+    assert off[0] == off[1] and token_loss(*args).regularized is None
 
 
 def test_the_program_does_not_grow_with_the_batch() -> None:
