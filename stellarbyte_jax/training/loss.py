@@ -166,12 +166,13 @@ def _device_gradients(hidden_BTD, head, labels_BT, *, sharding, regularization):
         # d loss / d logits = softmax - one_hot, 0 where there is no label.
         is_label_MV = place_M[:, None] == jnp.arange(logits_MV.shape[1])
         probs_MV = jnp.exp(logits_MV - log_total_M[:, None])
+        ignored_M1 = (labels_M == IGNORED_LABEL)[:, None]
         difference_MV = probs_MV - is_label_MV
         if regularization:
             smoothing, z = regularization.label_smoothing_factor, regularization.z_loss_coef
             uniform = 1 / (logits_MV.shape[1] * sharding.layout.parts("vocab"))
             difference_MV += smoothing * (is_label_MV - uniform) + 2 * z * log_total_M[:, None] * probs_MV
-        d_logits_MV = jnp.where((labels_M == IGNORED_LABEL)[:, None], 0.0, difference_MV)
+        d_logits_MV = jnp.where(ignored_M1, 0.0, difference_MV)
         d_logits_MV = d_logits_MV.astype(head.dtype)
         hidden_MD = hidden_BUD.reshape(-1, hidden_BUD.shape[-1])
         d_hidden_MD = _sum(jnp.einsum(f"MV,{sharding.head_axes}->MD", d_logits_MV, head), sharding.vocab)
