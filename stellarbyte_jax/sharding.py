@@ -114,10 +114,6 @@ class Layout:
         )
         return jax.lax.with_sharding_constraint(x, self.sharding(*even))
 
-    def deal(self, x: jax.Array, mesh_axes: tuple[str, ...]) -> jax.Array:
-        """x with its first axis, whose length they must divide, dealt out over all these mesh axes; the rest whole."""
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(mesh_axes)))
-
     def map(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         """`function`, run on each device's own part of the arrays; on one device `function` itself."""
         if self.mesh.size == 1:

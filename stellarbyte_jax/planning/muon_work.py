@@ -7,7 +7,7 @@ from flax import nnx
 
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.sharding import Layout
-from stellarbyte_jax.training.muon import by_shape, newton_schulz_flops
+from stellarbyte_jax.training.muon import ITERATIONS, batches
 from stellarbyte_jax.training.param_traits import param_traits, trained_params
 
 
@@ -17,9 +17,12 @@ def muon_flops(config: RunConfig, abstract_params: nnx.State, layout: Layout) ->
         return 0
     params = trained_params(abstract_params, config.lora)
     variables = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, nnx.Variable))
-    traits = jax.tree.leaves(param_traits(params))
-    shapes = [each.get_value().shape for each, trait in zip(variables, traits, strict=True) if trait.matrix]
-    return sum(
-        newton_schulz_flops(sum(math.prod(shapes[index][:-2]) for index in members), few, many, layout)
-        for (few, many), members in by_shape(shapes).items()
-    )
+    pairs = zip(variables, jax.tree.leaves(param_traits(params)), strict=True)
+    shapes, traits = zip(*((each.get_value().shape, trait) for each, trait in pairs if trait.matrix), strict=True)
+    here = [layout.sharding(*trait.axes).shard_shape(shape) for shape, trait in zip(shapes, traits, strict=True)]
+    flops = 0
+    for batch, members in batches(shapes, [layout.spec(*trait.axes) for trait in traits]).items():
+        matrices = sum(math.prod(here[member.index][:-2]) for member in members)
+        share = -(-matrices // batch.parts(layout))
+        flops += share * ITERATIONS * (4 * batch.few**2 * batch.many + 2 * batch.few**3)
+    return flops

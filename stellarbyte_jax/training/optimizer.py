@@ -59,7 +59,7 @@ def _direction(config: OptimizerConfig, traits: Any, layout: Layout) -> optax.Gr
     adam = optax.scale_by_adam(b1=config.adam_beta1, b2=config.adam_beta2, eps=config.adam_epsilon)
     if config.optim == "muon":
         labels = jax.tree.map(lambda trait: "muon" if trait.matrix else "adam", traits)
-        return optax.partition({"muon": scale_by_muon(config.muon_momentum, layout), "adam": adam}, labels)
+        return optax.partition({"muon": scale_by_muon(config.muon_momentum, traits, layout), "adam": adam}, labels)
     return adam
 
 

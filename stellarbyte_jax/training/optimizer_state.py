@@ -8,6 +8,8 @@ import jax
 import optax
 from flax import nnx
 
+from stellarbyte_jax.training.param_traits import full_axes
+
 # No array of a state has an axis of such a length if it does not come from a parameter.
 _FIRST_LENGTH = 2**20
 
@@ -28,11 +30,10 @@ def opt_state_axes(optimizer: optax.GradientTransformation, params: dict[str, An
     lengths, axes = itertools.count(_FIRST_LENGTH), dict[int, str]()
 
     def with_own_lengths(variable: nnx.Variable) -> jax.ShapeDtypeStruct:
-        value, declared = variable.get_value(), variable.get_metadata()["axes"]
-        names = ("layers",) * (len(value.shape) - len(declared)) + declared  # stacked layers have one axis more
+        names = full_axes(variable)
         shape = tuple(itertools.islice(lengths, len(names)))
         axes.update(zip(shape, names, strict=True))
-        return jax.ShapeDtypeStruct(shape, value.dtype)
+        return jax.ShapeDtypeStruct(shape, variable.get_value().dtype)
 
     marked = jax.tree.map(with_own_lengths, params, is_leaf=lambda node: isinstance(node, nnx.Variable))
     state = jax.eval_shape(optimizer.init, marked)

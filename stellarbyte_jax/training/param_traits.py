@@ -17,16 +17,23 @@ def trained_params(abstract_params: nnx.State, lora: object | None) -> dict[str,
     return base if lora is None else adapters
 
 
+def full_axes(variable: nnx.Variable) -> tuple[str, ...]:
+    """The logical axes of a parameter, with that of stacked layers, which its declaration does not name."""
+    declared: tuple[str, ...] = variable.get_metadata()["axes"]
+    return ("layers",) * (len(variable.get_value().shape) - len(declared)) + declared
+
+
 @dataclass(frozen=True)
 class Trait:
     """How the optimizer treats one parameter.
 
-    decays: whether weight decay acts on it. stack: how many of its leading axes only count arrays of the same kind:
-    one for layers, two for the experts of layers. matrix: whether Muon orthogonalises the arrays in the stack, which
-    then are matrices [in, out]. rate: a factor on its learning rate.
+    decays: whether weight decay acts on it. axes: its logical axes. stack: how many of these, from the first on, only
+    count arrays of the same kind: one for layers, two for the experts of layers. matrix: whether Muon orthogonalises
+    the arrays in the stack, which then are matrices [in, out]. rate: a factor on its learning rate.
     """
 
     decays: bool = True
+    axes: tuple[str, ...] = ()
     stack: int = 0
     matrix: bool = False
     rate: float = 1.0
@@ -47,14 +54,13 @@ def param_traits(params: dict[str, Any], rates: Mapping[str, float] | None = Non
 
     def trait(path: Any, variable: nnx.Variable) -> Trait:
         metadata = variable.get_metadata()
-        axes = metadata["axes"]
-        # The layers' axis is not declared.
-        stack = len(variable.get_value().shape) - len(axes) + (axes[0] == "expert")
-        own = axes[1:] if axes[0] == "expert" else axes
+        axes = full_axes(variable)
+        stack = sum(name in ("layers", "expert") for name in axes)
         return Trait(
             decays=metadata["decays"],
+            axes=axes,
             stack=stack,
-            matrix=len(own) == 2 and not {"vocab", "router"} & set(own),
+            matrix=len(axes) == stack + 2 and not {"vocab", "router"} & set(axes),
             rate=next((rate for words, rate in (rates or {}).items() if _fits(words, _name(path))), 1.0),
         )
 

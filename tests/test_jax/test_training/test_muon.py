@@ -1,5 +1,6 @@
 """Muon is PyTorch's for every matrix of a stack, whose matrices know nothing of each other, on a mesh as well."""
 
+import re
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import torch
 
 from stellarbyte_jax.config import MeshConfig, OptimizerConfig
 from stellarbyte_jax.sharding import Layout, make_mesh
-from stellarbyte_jax.training.muon import newton_schulz, scale_by_muon
+from stellarbyte_jax.training.muon import scale_by_muon
 from stellarbyte_jax.training.optimizer import make_optimizer
 from stellarbyte_jax.training.param_traits import Trait
 
@@ -25,6 +26,9 @@ SHAPES = {
     "embed": (5, 6),
 }
 TRAITS = {name: Trait(stack=len(shape) - 2, matrix=name != "embed") for name, shape in SHAPES.items()}
+
+
+MATRIX = scale_by_muon(0.9, {"it": Trait(matrix=True)})
 
 
 def random_tree(rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -73,39 +77,55 @@ def test_eight_updates_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_matrix_of_a_stack_is_treated_as_if_it_were_alone() -> None:
     rng = np.random.default_rng(1)
     gradients = {name: array for name, array in random_tree(rng).items() if name != "embed"}
-    muon = scale_by_muon(0.9)
+    muon = scale_by_muon(0.9, TRAITS)
     together, _ = jax.jit(muon.update)(gradients, muon.init(gradients))
     for (name, index), alone in matrices(together).items():
         gradient = {"it": jnp.asarray(matrices(gradients)[name, index])}
-        expected, _ = muon.update(gradient, muon.init(gradient))
+        expected, _ = MATRIX.update(gradient, MATRIX.init(gradient))
         np.testing.assert_allclose(alone, expected["it"], rtol=1e-4, atol=1e-5, err_msg=f"{name} {index}")
 
 
 def test_an_update_is_nearly_orthogonal_and_as_large_as_adams() -> None:
     gradient = np.random.default_rng(2).normal(size=(1, 64, 24)).astype(np.float32)
-    muon = scale_by_muon(0.9)
-    updates, _ = muon.update({"w": gradient}, muon.init({"w": gradient}))
+    updates, _ = MATRIX.update({"it": gradient}, MATRIX.init({"it": gradient}))
     u, _, v = np.linalg.svd(gradient[0], full_matrices=False)
-    turned = u.T @ np.asarray(updates["w"])[0] @ v.T / (0.2 * 64**0.5)
+    turned = u.T @ np.asarray(updates["it"])[0] @ v.T / (0.2 * 64**0.5)
     assert (np.diag(turned) > 0.6).all() and (np.diag(turned) < 1.3).all()
     np.testing.assert_allclose(turned - np.diag(np.diag(turned)), 0, atol=1e-4)
-    assert np.sqrt(np.mean(np.square(updates["w"]))) == pytest.approx(0.2, rel=0.2)
+    assert np.sqrt(np.mean(np.square(updates["it"]))) == pytest.approx(0.2, rel=0.2)
 
 
 def test_no_gradient_is_no_update() -> None:
     """As that of adapters in a layer that has none."""
     gradient = np.zeros((2, 4, 4), np.float32)
     gradient[1] = np.eye(4)
-    muon = scale_by_muon(0.9)
-    updates, _ = muon.update({"w": gradient}, muon.init({"w": gradient}))
-    assert not np.any(updates["w"][0]) and np.all(np.isfinite(updates["w"])) and np.any(updates["w"][1])
+    updates, _ = MATRIX.update({"it": gradient}, MATRIX.init({"it": gradient}))
+    assert not np.any(updates["it"][0]) and np.all(np.isfinite(updates["it"])) and np.any(updates["it"][1])
 
 
 def test_whole_matrices_are_dealt_out_so_that_no_product_waits() -> None:
-    """Five matrices, spread over fsdp and tensor as parameters are, on eight devices: sent there and back."""
-    layout = Layout(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
-    batch = np.random.default_rng(3).normal(size=(5, 8, 16)).astype(np.float32)
-    lies = layout.sharding(None, "hidden", "feed_forward")
-    compiled = jax.jit(lambda x: newton_schulz(x, layout), in_shardings=lies, out_shardings=lies).lower(batch).compile()
-    assert "all-reduce" not in compiled.as_text()
-    np.testing.assert_allclose(compiled(jax.device_put(batch, lies)), newton_schulz(batch), rtol=1e-4, atol=1e-5)
+    """On eight devices: what they have of matrices is sent there and back once, and nothing is made whole."""
+    layout = Layout(make_mesh(MeshConfig(data=1, fsdp=2, expert=2, tensor=2)))
+    axes = {
+        "q": ("layers", "hidden", "heads"),
+        "o": ("layers", "heads", "hidden"),
+        "down": ("layers", "feed_forward", "hidden"),
+        "experts": ("layers", "expert", "hidden", "feed_forward"),
+    }
+    shapes = {"q": (3, 8, 8), "o": (3, 8, 8), "down": (3, 16, 8), "experts": (3, 2, 8, 12)}
+    traits = {name: Trait(axes=names, stack=len(names) - 2, matrix=True) for name, names in axes.items()}
+    rng = np.random.default_rng(3)
+    gradients = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+    def program(muon: optax.GradientTransformation) -> Any:
+        return jax.jit(lambda gradients: muon.update(gradients, muon.init(gradients))[0])
+
+    lie = {name: layout.sharding(*names) for name, names in axes.items()}
+    spread = program(scale_by_muon(0.9, traits, layout)).lower(jax.device_put(gradients, lie)).compile()
+    sent = re.findall(r"= .* (all-[\w-]+|reduce-scatter|collective-[\w-]+)\(", spread.as_text())
+    # Three batches, q with o; by fsdp and by tensor, there and back.
+    assert sent == ["all-to-all"] * (3 * 2 * 2)
+    expected = program(scale_by_muon(0.9, traits))(gradients)
+    for name, ours in spread(jax.device_put(gradients, lie)).items():
+        np.testing.assert_allclose(ours, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        assert ours.sharding.is_equivalent_to(lie[name], ours.ndim)
