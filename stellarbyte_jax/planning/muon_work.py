@@ -22,7 +22,7 @@ def muon_flops(config: RunConfig, abstract_params: nnx.State, layout: Layout) ->
     here = [layout.sharding(*trait.axes).shard_shape(shape) for shape, trait in zip(shapes, traits, strict=True)]
     flops = 0
     for batch, members in batches(shapes, [layout.spec(*trait.axes) for trait in traits]).items():
-        matrices = sum(math.prod(here[member.index][:-2]) for member in members)
+        matrices = sum(math.prod(here[member.which][:-2]) for member in members)
         share = -(-matrices // batch.parts(layout))
         flops += share * ITERATIONS * (4 * batch.few**2 * batch.many + 2 * batch.few**3)
     return flops

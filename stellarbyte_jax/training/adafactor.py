@@ -12,13 +12,13 @@ _EXPONENT = 0.8
 
 
 class AdafactorState(NamedTuple):
-    """Updates done, and running means of squared gradients.
+    """The number of updates done, and running means of squared gradients.
 
     rows: of a matrix [in, out] the means over out, of a vector the squares. columns: of a matrix the means over in, of
     a vector nothing.
     """
 
-    count: jax.Array
+    done: jax.Array
     rows: optax.Updates
     columns: optax.Updates
 
@@ -50,8 +50,8 @@ def scale_by_adafactor(traits: Any) -> optax.GradientTransformation:
         gradients: optax.Updates, state: AdafactorState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, AdafactorState]:
         del params
-        count = optax.safe_increment(state.count)
-        decay = 1 - count.astype(jnp.float32) ** -_EXPONENT
+        done = optax.safe_increment(state.done)
+        decay = 1 - done.astype(jnp.float32) ** -_EXPONENT
 
         def one(gradient: jax.Array, rows: jax.Array, columns: Any, trait: Any) -> tuple[Any, ...]:
             square = gradient * gradient + _SMALLEST_SQUARE
@@ -67,10 +67,8 @@ def scale_by_adafactor(traits: Any) -> optax.GradientTransformation:
             rms = jnp.sqrt(jnp.mean(updated * updated, axis=own_axes, keepdims=True))
             return updated / jnp.maximum(rms, 1), rows, columns
 
-        leaves, tree = jax.tree.flatten(gradients)
-        others = (tree.flatten_up_to(each) for each in (state.rows, state.columns, traits))
-        results = [one(*each) for each in zip(leaves, *others, strict=True)]
-        updates, rows, columns = (tree.unflatten(each) for each in zip(*results, strict=True))
-        return updates, AdafactorState(count, rows, columns)
+        results = jax.tree.map(one, gradients, state.rows, state.columns, traits)
+        updates, *means = (jax.tree.map(lambda _, each, i=i: each[i], gradients, results) for i in range(3))
+        return updates, AdafactorState(done, *means)
 
     return optax.GradientTransformation(init, update)

@@ -48,12 +48,12 @@ def scale_by_muon(momentum: float, traits: Any, layout: Layout = ONE_DEVICE) -> 
         stacks, tree = jax.tree.flatten(ahead)
         done = list(stacks)
         for batch, members in batches([x.shape for x in stacks], specs).items():
-            places = tuple(specs[member.index] for member in members)
+            places = tuple(specs[member.which] for member in members)
             work = functools.partial(_orthogonalised, batch=batch, members=members, layout=layout)
-            results = layout.map(work, places, places)(*(stacks[member.index] for member in members))
+            results = layout.map(work, places, places)(*(stacks[member.which] for member in members))
             for member, result in zip(members, results, strict=True):
-                done[member.index] = result
-        return tree.unflatten(done), MuonState(mu)
+                done[member.which] = result
+        return jax.tree.unflatten(tree, done), MuonState(mu)
 
     return optax.GradientTransformation(init, update)
 
@@ -74,7 +74,7 @@ class Batch(NamedTuple):
 class Member(NamedTuple):
     """A stack of matrices in a batch, and whether its matrices are transposed there."""
 
-    index: int
+    which: int
     turned: bool
 
 

@@ -130,7 +130,7 @@ def regularized(factor: float, coef: float):
             sums = token_loss(*args, regularization=on)
             return sums.objective, sums.loss
 
-        return jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(*map(jnp.asarray, inputs(3, 17, 0.3, 4)))
+        return jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))(*inputs(3, 17, 0.3, 4))
 
 
 @pytest.mark.parametrize(("factor", "coef"), [(0.1, 0.0), (0.0, 0.01), (0.2, 0.05)])

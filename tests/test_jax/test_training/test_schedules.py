@@ -75,11 +75,11 @@ def test_transformers_has_the_same(case: str) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
     scheduler = get_scheduler(name, optimizer, WARMUP, STEPS, scheduler_specific_kwargs=kwargs)
     theirs = []
-    for _ in range(STEPS + 3):
+    for _ in range(STEPS + 1):
         theirs.append(scheduler.get_last_lr()[0])
         optimizer.step()
         scheduler.step()
-    np.testing.assert_allclose(rates(ours, STEPS + 2)[WARMUP - 1 :], theirs[WARMUP:], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(rates(ours)[WARMUP - 1 :], theirs[WARMUP:], rtol=1e-5, atol=1e-6)
 
 
 def linear(t: int) -> float:
@@ -110,7 +110,7 @@ def test_closed_forms(optimizer: OptimizerConfig, closed_form: Callable[[int], f
     np.testing.assert_allclose(rates(optimizer), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [24, 100, 12345, 1_000_000])
+@pytest.mark.parametrize("steps", [64, 100, 12345, 1_000_000])
 @pytest.mark.parametrize("cycles", [3, 7, 16])
 def test_a_cycle_begins_at_its_peak(cycles: int, steps: int) -> None:
     optimizer = config("cosine_with_restarts", num_cycles=cycles, cycle_decay=0.9)
