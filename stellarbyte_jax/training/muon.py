@@ -104,6 +104,9 @@ def _orthogonalised(
     n = len(x_nab)
     x_nab = jnp.pad(x_nab, ((0, -n % batch.parts(layout)), (0, 0), (0, 0)))
     sides = [(axis, names) for axis, names in ((1, batch.rows), (2, batch.columns)) if names]
+    if sides:
+        # XLA would trade the stacks themselves, in several memory layouts, which its own verifier then refuses.
+        x_nab = jax.lax.optimization_barrier(x_nab)
     for axis, names in sides:
         x_nab = jax.lax.all_to_all(x_nab, names, split_axis=0, concat_axis=axis, tiled=True)
     x_nab = 0.2 * batch.many**0.5 * newton_schulz(x_nab)
