@@ -116,9 +116,8 @@ def test_law_6_with_micro_batches_and_two_interruptions(run_config: MakeConfig, 
     assert bits(config.output_dir) == bits(whole.output_dir)
 
 
-@pytest.mark.parametrize(
-    "optim", ["muon", *(pytest.param(name, marks=pytest.mark.long) for name in ("lion", "adafactor"))]
-)
+@pytest.mark.long  # The short tier saves, restores and goes on with each state alone: test_optimizer_state.py.
+@pytest.mark.parametrize("optim", ["muon", "lion", "adafactor"])
 @pytest.mark.usefixtures("one_device")
 def test_law_6_with_other_optimizers(optim: str, run_config: MakeConfig, disturb: Callable) -> None:
     """With a factor on some rates, and restarts between the two."""
