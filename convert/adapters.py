@@ -88,6 +88,7 @@ def from_peft(adapter_dir: Path, run_dir: Path, base_dir: Path) -> Conversion:
             broken; `base_dir` is no run of a whole model; `run_dir` exists; the disk is full.
     """
     from stellarbyte_jax.checkpoints.checkpoint import Base, RunMetadata, fingerprint, load_metadata, save_imported
+    from stellarbyte_jax.checkpoints.needed import note_needed
 
     run_dir = run_dir.resolve()
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
@@ -109,6 +110,7 @@ def from_peft(adapter_dir: Path, run_dir: Path, base_dir: Path) -> Conversion:
         save_config(config, folder / "model.yaml")
         about = {"model": to_dict(config), "lora": to_dict(lora)}
         save_imported(folder, adapters, RunMetadata(about, metadata.tokenizer_files, base=base))
+    note_needed(base_dir, step, run_dir)
     return conversion
 
 

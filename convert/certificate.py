@@ -81,7 +81,8 @@ def verify(
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise UserError(f"{hf_dir / hf_config.CONFIG} names the dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
     stored = given_weights.one_of_tied(shards.read(hf_dir), config, str(hf_dir))
-    checkpoint = run_checkpoint.load(run_dir, _exported_step(hf_dir) if step is None else step)
+    ema = (staged_folder.read_manifest(hf_dir) or {}).get("ema") is True
+    checkpoint = run_checkpoint.load(run_dir, _exported_step(hf_dir) if step is None else step, ema=ema)
     folded = layer_scale.is_folded(checkpoint.config, config)
     expected = layer_scale.without_layer_scale(checkpoint.config) if folded else checkpoint.config
     derived = (layer_scale.to_hf_folded if folded else weights.to_hf)(checkpoint.params, checkpoint.config, dtype)
@@ -96,6 +97,7 @@ def verify(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         "layer_scale_folded": folded,
+        "ema": ema,
         "tensors": hashes,
     }
     if config == expected and derived.keys() == stored.keys():
@@ -118,6 +120,7 @@ def summary(certificate: Mapping[str, Any]) -> str:
         return f"different: {differences[0]}{others}"
     logits = certificate["logits"]
     folded = " (LayerScale folded in)" if certificate["layer_scale_folded"] else ""
+    folded += " (the average of the weights)" if certificate["ema"] else ""
     return (
         f"equal: {len(certificate['tensors'])} tensors bit for bit{folded}, "
         f"logits at {logits['positions']} positions within {logits['max_relative_error']:.1e} of the largest, "

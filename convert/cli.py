@@ -38,6 +38,9 @@ def convert(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="multiply LayerScale into o_proj and down_proj, so that the export needs none; its weights then differ",
     )
+    to_hf.add_argument(
+        "--ema", action="store_true", help="export the average of the weights that training.ema_decay keeps"
+    )
     to_hf.set_defaults(run=_told(_to_hf))
 
     about = "make a run directory of a Hugging Face folder"
@@ -115,6 +118,7 @@ def _to_hf(options: argparse.Namespace) -> int:
             max_shard_size=options.max_shard_size,
             force=options.force,
             fold_layer_scale=options.fold_layer_scale,
+            ema=options.ema,
             progress=update,
         )
     print(f"{options.hf_dir}: step {done.step}, {done.parameters:,} parameters, {_megabytes(done.nbytes)} of weights")

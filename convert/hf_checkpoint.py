@@ -52,6 +52,7 @@ def to_hf(
     max_shard_size: str = "5GB",
     force: bool = False,
     fold_layer_scale: bool = False,
+    ema: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
     """Writes a run's checkpoint as a folder that transformers loads; needs neither torch nor transformers.
@@ -65,6 +66,7 @@ def to_hf(
         force: whether to replace the files of a model in `hf_dir` that no export wrote; other files stay in any case.
         fold_layer_scale: whether to multiply LayerScale into the projections before it. The export then has no
             LayerScale and computes the same function up to rounding, with weights that are not the run's own.
+        ema: whether to export the moving average of the weights that training.ema_decay keeps.
         progress: is called with the bytes written and the bytes in all.
 
     Raises:
@@ -74,7 +76,7 @@ def to_hf(
     shard_bytes = shards.parse_size(max_shard_size)
     hf_dir = hf_dir.resolve()
     keep = staged_folder.check_replaceable(hf_dir, force)
-    checkpoint = run_checkpoint.load(run_dir, step)
+    checkpoint = run_checkpoint.load(run_dir, step, ema=ema)
     where = f"the checkpoint of step {checkpoint.step} in {run_dir}"
     config = checkpoint.config
     if fold_layer_scale:
@@ -92,12 +94,15 @@ def to_hf(
         Tokenizer.save_files(tokenizer_files, folder)
         for path in modeling_files():
             shutil.copyfile(path, folder / path.name)
-        figures = model_card.read_figures(run_dir / "metrics.jsonl", checkpoint.step)
+        figures = {}
+        if checkpoint.has_figures:
+            figures = model_card.read_figures(run_dir / "metrics.jsonl", checkpoint.step)
         card = model_card.render(hf_dir.name, checkpoint, dtype, conversion.parameters, figures, fold_layer_scale)
         write_text(folder / "README.md", card)
         shards.write(tensors, folder, shard_bytes, _counting(progress, conversion.nbytes))
         about = {"stellarbyte": version("stellarbyte"), "step": checkpoint.step, "dtype": dtype}
         about |= {"layer_scale": "folded into the projections"} if fold_layer_scale else {}
+        about |= {"ema": True} if ema else {}
         staged_folder.write_manifest(folder, about)
     return conversion
 

@@ -12,16 +12,22 @@ from stellarbyte_jax.config_file import model_config_from_dict, save_config, to_
 
 @dataclass(frozen=True)
 class RunCheckpoint:
-    """The content of one checkpoint of a run; `tokenizer_files` maps file names to texts."""
+    """The content of one checkpoint of a run; `tokenizer_files` maps file names to texts.
+
+    has_figures: whether the run's validations measured these parameters, and not their average or the reverse.
+    """
 
     params: Params
     config: ByteConfig
     tokenizer_files: Mapping[str, str]
     step: int
+    has_figures: bool = True
 
 
-def load(run_dir: Path, step: int | None = None) -> RunCheckpoint:
+def load(run_dir: Path, step: int | None = None, *, ema: bool = False) -> RunCheckpoint:
     """The checkpoint of `step`, or the newest, with adapters merged into their base; no model is built.
+
+    ema: whether to load the moving average of the parameters instead of them.
 
     Raises:
         UserError: there is no such run or step, or the checkpoint is broken.
@@ -31,9 +37,12 @@ def load(run_dir: Path, step: int | None = None) -> RunCheckpoint:
 
     if not run_dir.is_dir():
         raise UserError(f"{run_dir} is not a folder: give the output_dir of a run")
-    params, metadata, found = load_weights(run_dir, step)
+    params, metadata, found = load_weights(run_dir, step, ema=ema)
     where = f"the checkpoint of step {found} in {run_dir}"
-    return RunCheckpoint(params, model_config_from_dict(metadata.model, where), metadata.tokenizer_files, found)
+    training = metadata.config.get("training")
+    measured_ema = isinstance(training, dict) and training.get("eval_ema") is True
+    config = model_config_from_dict(metadata.model, where)
+    return RunCheckpoint(params, config, metadata.tokenizer_files, found, has_figures=ema == measured_ema)
 
 
 def save(run_dir: Path, checkpoint: RunCheckpoint) -> None:

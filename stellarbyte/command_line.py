@@ -79,7 +79,7 @@ def report(program: str, error: BaseException) -> int:
         return _say(f"{program}: error: {one_line(str(error))}", USER_ERROR)
     if isinstance(error, KeyboardInterrupt):
         number = getattr(error, "number", None)
-        return _say(ending(program, number), exit_code(number))
+        return _say(ending(program, number, getattr(error, "state", "")), exit_code(number))
     if isinstance(error, BrokenPipeError):  # the reader knows
         return READER_GONE
     if isinstance(error, SystemExit) and isinstance(error.code, int | None):  # argparse's

@@ -48,6 +48,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("pretrain", "train a model, or go on training it", "stellarbyte_jax.cli:pretrain"),
         Command("schedule", "print and draw the learning rate of a config", "stellarbyte_jax.cli:schedule"),
         Command("plan", "foresee memory, speed and cost on a machine that is not here", "stellarbyte_jax.cli:plan"),
+        Command("checkpoints", "list a run's checkpoints, verify or delete them", "stellarbyte_jax.cli:checkpoints"),
         Command("evaluate", "measure a run's model on its validation split", "stellarbyte_jax.cli:evaluate"),
         Command("plot", "draw the curves of one or several runs", "stellarbyte.cli:plot"),
         Command("prune", "take out a run's least important attention heads", "stellarbyte_jax.cli:prune"),

@@ -1,4 +1,4 @@
-"""Handles Ctrl-C, SIGTERM and a closed terminal: they end a program at once, or make it save and stop."""
+"""Handles Ctrl-C, SIGTERM, SIGUSR1 and a closed terminal: they end a program at once, or make it save and stop."""
 
 import os
 import signal
@@ -10,8 +10,9 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
-# SIGHUP comes when the terminal is closed or the connection is lost; Windows has none.
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+# SIGHUP comes when the terminal is closed or the connection is lost, SIGUSR1 when a SLURM job nears its end; Windows
+# has neither.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 _HANGUP = getattr(signal, "SIGHUP", None)
 
 # For each signal, how many the work itself has handled; the watching thread must not answer these as well.
@@ -19,40 +20,44 @@ _taken: Counter[int] = Counter()
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has ended the work; `number` is the signal's."""
+    """A signal has ended the work; `number` is the signal's, and `state` says in words what is left, if anything."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, state: str = "") -> None:
         super().__init__(signal.Signals(number).name)
-        self.number = number
+        self.number, self.state = number, state
 
 
 def exit_code(number: int | None) -> int:
     """The exit code of a process that a signal has ended, even if it saved its work: 128 plus the signal's number.
 
-    That is 129 after SIGHUP, 130 after Ctrl-C, 143 after SIGTERM. None stands for Python's own KeyboardInterrupt, which
-    carries no number and comes from Ctrl-C.
+    That is 129 after SIGHUP, 130 after Ctrl-C, 138 after SIGUSR1, 143 after SIGTERM. None stands for Python's own
+    KeyboardInterrupt, which carries no number and comes from Ctrl-C.
     """
     return 128 + (signal.SIGINT if number is None else number)
 
 
-def ending(program: str, number: int | None) -> str:
+def ending(program: str, number: int | None, state: str = "") -> str:
     """The line that a program prints when a signal has ended it; it names the signal unless that was Ctrl-C's."""
     by = "" if number in (None, signal.SIGINT) else f" by {signal.Signals(number).name}"
-    return f"{program}: interrupted{by}"
+    return f"{program}: interrupted{by}" + (f": {state}" if state else "")
 
 
 class AtOnce:
     """A handler that ends the process, called by whichever thread notices the signal first."""
 
-    def __init__(self, leave: Callable[[int], NoReturn]) -> None:
+    def __init__(self, leave: Callable[[Interrupted], NoReturn]) -> None:
         self._leave = leave
         self._taken = threading.Lock()
 
     def __call__(self, number: int, frame: FrameType | None = None) -> None:  # noqa: ARG002 - a handler's signature
         """Ends the process."""
+        self.leave(Interrupted(number))
+
+    def leave(self, interrupted: Interrupted) -> NoReturn:
+        """Ends the process, and says what is left."""
         if not self._taken.acquire(blocking=False):
             threading.Event().wait()  # another thread is ending it
-        self._leave(number)
+        self._leave(interrupted)
 
 
 def leave_at_once(program: str) -> None:
@@ -67,9 +72,9 @@ def leave_at_once(program: str) -> None:
     if _leaves_at_once():
         return  # the door has already called this
 
-    def leave(number: int) -> NoReturn:
-        _say(ending(program, number))
-        os._exit(exit_code(number))
+    def leave(interrupted: Interrupted) -> NoReturn:
+        _say(ending(program, interrupted.number, interrupted.state))
+        os._exit(exit_code(interrupted.number))
 
     take_signals(AtOnce(leave))
     reading, writing = os.pipe()
@@ -88,8 +93,8 @@ def hold_signals() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
-def leave_by(leave: Callable[[int], NoReturn]) -> None:
-    """Makes signals end the process by `leave`, called with the signal's number, if they end it at once so far."""
+def leave_by(leave: Callable[[Interrupted], NoReturn]) -> None:
+    """Makes signals end the process by `leave` if they end it at once so far."""
     if _leaves_at_once():
         take_signals(AtOnce(leave))
 
@@ -104,7 +109,10 @@ def _watch(reading: int) -> None:
         for number in os.read(reading, 64):
             came[number] += 1
             handler = signal.getsignal(number)
-            if isinstance(handler, AtOnce) and came[number] > _taken[number]:
+            asked = getattr(handler, "__self__", None)
+            if isinstance(asked, Interrupt):
+                asked.notice(number)
+            elif isinstance(handler, AtOnce) and came[number] > _taken[number]:
                 handler(number)
 
 
@@ -177,6 +185,9 @@ class Interrupt:
     A loop that sees `requested` saves and leaves. Leaving the context restores the earlier handlers. In a thread other
     than the main one, where Python allows no handlers, entering changes nothing. program: the name at the beginning of
     the message to the user; None for no message.
+
+    In a program of its own, signals are also noticed while the main thread is in a compiler or waits for a device:
+    see `leave_at_once`.
     """
 
     def __init__(self, program: str | None = "stellarbyte") -> None:
@@ -184,6 +195,9 @@ class Interrupt:
         self.requested = False
         self.number: int | None = None
         self._before: dict[int, Any] = {}
+        self._first = threading.Lock()  # held by whoever answers the first signal
+        self._noticed = 0
+        self._asked, self._left = threading.Event(), threading.Event()
 
     def __enter__(self) -> Self:
         self._before = take_signals(self._handle)
@@ -194,14 +208,48 @@ class Interrupt:
     ) -> None:
         give_back(self._before)
         self._before = {}
+        self._left.set()
+        self._asked.set()
+
+    def give_up_after(self, seconds: float | None, give_up: Callable[[], str]) -> None:
+        """Ends the process if the context is not left within `seconds` of the first signal; None for no bound.
+
+        Only a program of its own is ended. give_up: called before that, in another thread; it tidies up, and says what
+        is left.
+        """
+        if seconds is None:
+            return
+
+        def watch() -> None:
+            self._asked.wait()
+            if self._left.wait(seconds) or self.number is None:
+                return
+            at_once = self._before.get(self.number)
+            if isinstance(at_once, AtOnce):
+                at_once.leave(Interrupted(self.number, give_up()))
+
+        threading.Thread(target=watch, name="grace", daemon=True).start()
+
+    def notice(self, number: int) -> None:
+        """Answers a signal in the watching thread, as the main thread may not come to it for long."""
+        self._noticed += 1
+        at_once = self._before.get(number)
+        if self._noticed == 1:
+            self._request(number)
+        elif number != _HANGUP and isinstance(at_once, AtOnce):
+            at_once(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
         _taken[number] += 1
-        if self.requested:
-            return
-        self.requested, self.number = True, number
         # A closing terminal sends SIGHUP more than once, as shells do, so even a second one only asks.
         give_back({other: handler for other, handler in self._before.items() if other != _HANGUP})
+        self._request(number)
+
+    def _request(self, number: int) -> None:
+        if not self._first.acquire(blocking=False):
+            return
+        self.number, self.requested = number, True
+        self._asked.set()
         if self.program is not None:
             name = signal.Signals(number).name
             _say(f"{self.program}: {name}: finishing this step, then saving; once more to stop at once")

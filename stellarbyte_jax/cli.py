@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stellarbyte.interrupt import hold_signals
-from stellarbyte_jax import commands
+from stellarbyte_jax import checkpoint_commands, commands
 from stellarbyte_jax.machine.compile_cache import cache_settings
 from stellarbyte_jax.machine.xla_flags import Platform, flag_settings, platform_here
 
@@ -149,10 +149,25 @@ def plan(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
+def checkpoints(parser: argparse.ArgumentParser) -> None:
+    """The options of `stellarbyte checkpoints`."""
+    parser.description = "List a run's checkpoints: step, age, size, figures, and why each is kept."
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the output_dir of a pretraining run")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--verify", action="store_true", help="read all files, and say which checkpoints are damaged")
+    what.add_argument("--delete", type=int, metavar="STEP", help="delete the checkpoint of this step")
+    parser.add_argument(
+        "--force", action="store_true", help="delete it even if it is the only one, or adapters stand on it"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=checkpoint_commands.checkpoints)
+
+
 def evaluate(parser: argparse.ArgumentParser) -> None:
     """The options of `stellarbyte evaluate`."""
     _run_dir_options(parser)
     _shards_option(parser)
+    parser.add_argument("--ema", action="store_true", help="measure the average of the weights (training.ema_decay)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_compiling(commands.evaluate))
 

@@ -186,7 +186,7 @@ def evaluate(options: argparse.Namespace) -> None:
     with progress("evaluating, batches") as update:
         from stellarbyte_jax.training.evaluation import evaluate_run
 
-        figures, step = evaluate_run(options.run_dir, options.step, update, options.shards)
+        figures, step = evaluate_run(options.run_dir, options.step, update, options.shards, ema=options.ema)
     if options.json:
         print(json.dumps({"step": step, **figures}))
         return

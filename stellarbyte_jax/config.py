@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from stellarbyte.architecture import ByteConfig, RopeScaling
 from stellarbyte.files import check_path
 from stellarbyte_jax.bounds import MOST_DEVICES, check_seed, check_whole, require
+from stellarbyte_jax.checkpoint_config import CheckpointConfig
 from stellarbyte_jax.data_config import DataConfig, SourceConfig
 from stellarbyte_jax.distributed_config import DistributedConfig
 from stellarbyte_jax.lora_config import LoRAConfig
@@ -79,21 +80,6 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
-    """When to save, and how many checkpoints to keep."""
-
-    save_steps: int = 100
-    """Number of steps from one checkpoint to the next; the last step is always followed by one."""
-
-    save_total_limit: int = 2
-    """Number of checkpoints that are kept, the newest ones."""
-
-    def __post_init__(self) -> None:
-        for name in ("save_steps", "save_total_limit"):
-            check_whole(f"checkpoint.{name}", getattr(self, name), 1)
-
-
-@dataclass(frozen=True)
 class RunConfig:
     """A whole pretraining run: enough, with the sources' text, to do it again."""
 
@@ -117,7 +103,7 @@ class RunConfig:
     """How many devices lie along each axis; one axis may be -1, for all devices that the others leave."""
 
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """When the run is saved, and how many checkpoints are kept."""
+    """When the run is saved, and which checkpoints are kept."""
 
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """How several processes that train one run find each other; one process needs nothing here."""
@@ -157,6 +143,8 @@ class RunConfig:
             f"is longer than model.max_position_embeddings {self.model.max_position_embeddings}",
         )
         self.optimizer.check_steps(self.training.max_steps)
+        if self.checkpoint.keep_best is not None:
+            self._check_best_can_be_told(self.checkpoint.keep_best)
         self.model.check_xpos_range(self.training.dtype)
         require(
             not self.model.attention_dropout or self.training.attention_kernel not in ("cudnn", "splash"),
@@ -164,4 +152,21 @@ class RunConfig:
             self.training.attention_kernel,
             f"has no dropout, but model.attention_dropout is {self.model.attention_dropout}: use auto, reference or "
             "chunked, or set model.attention_dropout to 0",
+        )
+
+    def _check_best_can_be_told(self, keep_best: int) -> None:
+        """Refuses to keep the best checkpoints of a run that is not validated wherever it is saved."""
+        save_steps, eval_steps = self.checkpoint.save_steps, self.training.eval_steps
+        require(
+            self.data.validation_fraction > 0,
+            "checkpoint.keep_best",
+            keep_best,
+            "needs a validation split to judge by, but data.validation_fraction is 0: set it, or leave keep_best out",
+        )
+        require(
+            save_steps is not None and save_steps % eval_steps == 0,
+            "checkpoint.keep_best",
+            keep_best,
+            "needs a validation wherever the run is saved: make checkpoint.save_steps (now "
+            f"{'null' if save_steps is None else save_steps}) a multiple of training.eval_steps {eval_steps}",
         )

@@ -68,7 +68,23 @@ class TrainingConfig:
     project: str = "stellarbyte"
     """The project in which wandb, swanlab and trackio show the run."""
 
+    ema_decay: float | None = None
+    """Decay of an exponential moving average of the weights, which is kept and saved beside them, from 0 to less than
+    1; null for none. After n steps it is at most (1 + n) / (10 + n), so that the average follows the first steps.
+    """
+
+    eval_ema: bool = False
+    """Whether a validation measures the average that ema_decay keeps instead of the weights."""
+
     def __post_init__(self) -> None:
+        if self.ema_decay is not None:
+            require(0 <= self.ema_decay < 1, "training.ema_decay", self.ema_decay, "must be in [0, 1), or null")
+        require(
+            not self.eval_ema or self.ema_decay is not None,
+            "training.eval_ema",
+            "true",
+            "measures the average of the weights, which training.ema_decay keeps: set that, such as to 0.999",
+        )
         for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "eval_steps"):
             check_whole(f"training.{name}", getattr(self, name), 1)
         if self.eval_batches is not None:

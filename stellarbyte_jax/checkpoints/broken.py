@@ -8,6 +8,8 @@ from pathlib import Path
 from stellarbyte.errors import UserError, one_line
 from stellarbyte_jax.checkpoints.metadata import Stored
 
+BROKEN = ".broken"  # ends the name of a checkpoint that was set aside
+
 
 def cannot_be_read(folder: Path, steps: Sequence[int], step: int | None, complaints: Mapping[int, str]) -> UserError:
     """The error for a `folder` of which no checkpoint, or not that of `step`, can be read.
@@ -41,7 +43,7 @@ def warn_of_unchecked(stored: Stored, checkpoint: Path) -> None:
 
 def set_aside(broken: Path) -> None:
     """Renames a checkpoint that cannot be read, so that its step can be written anew."""
-    aside = broken.with_name(f"{broken.name}.broken")
+    aside = broken.with_name(f"{broken.name}{BROKEN}")
     shutil.rmtree(aside, ignore_errors=True)
     broken.rename(aside)
     print(f"stellarbyte: warning: going on from an older checkpoint; the broken one is now {aside}", file=sys.stderr)

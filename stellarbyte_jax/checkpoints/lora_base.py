@@ -15,6 +15,7 @@ from stellarbyte_jax.checkpoints.checkpoint import (
     load_params,
     restore_params,
 )
+from stellarbyte_jax.checkpoints.needed import note_needed
 from stellarbyte_jax.config_file import lora_config_from_dict
 from stellarbyte_jax.processes.joined import ALONE, Processes
 from stellarbyte_jax.run_folder import moved_along
@@ -26,7 +27,7 @@ def restore_base(
     """(the base's parameters, sharded like the abstract ones, and the checkpoint that they are from).
 
     This is the newest checkpoint in `run_dir` or, if `known` is given, the one of that step, which is below the
-    adapters in `adapters_dir`.
+    adapters in `adapters_dir`. `run_dir` is told that it is needed.
 
     Raises:
         UserError: the checkpoint is gone, has changed, or cannot be read.
@@ -34,18 +35,22 @@ def restore_base(
     if known is not None:
         here = Base(run_dir, known.step, known.fingerprint)  # the run may have been moved since
         _check(here, adapters_dir)
+        if processes.index == 0:
+            note_needed(run_dir, here.step, adapters_dir)
         return restore_params(run_dir, abstract_params, here.step, processes)[0], here
     params, step = restore_params(run_dir, abstract_params, processes=processes)
     check_finite_weights(params, f"init_from {run_dir}/checkpoints/{step}")
+    if processes.index == 0:
+        note_needed(run_dir, step, adapters_dir)  # before the fingerprint, which fails if it has been deleted by now
     return params, Base(run_dir, step, fingerprint(run_dir, step))
 
 
-def load_weights(run_dir: str | Path, step: int | None = None) -> tuple[Tree, RunMetadata, int]:
+def load_weights(run_dir: str | Path, step: int | None = None, *, ema: bool = False) -> tuple[Tree, RunMetadata, int]:
     """(parameters of the whole model as numpy arrays, metadata, step): adapters are merged into their base.
 
     For the rest it does the same as `load_params`, which returns adapters alone if the checkpoint holds only these.
     """
-    params, metadata, step = load_params(run_dir, step)
+    params, metadata, step = load_params(run_dir, step, ema=ema)
     if metadata.base is None:
         return params, metadata, step
     below = _found_again(metadata.base, metadata.config.get("output_dir"), Path(run_dir))

@@ -17,7 +17,7 @@ from stellarbyte_jax.data.tokenizer import TOKENIZER_FILES
 METADATA = "metadata"  # the checkpoint's item
 
 # Items of arrays that a checkpoint may hold.
-_ITEMS = {"params", "opt_state"}
+_ITEMS = {"params", "opt_state", "ema"}
 
 _FIELDS = {"config", "tokenizer_files", "data_position", "base", "data", "checksums"}
 

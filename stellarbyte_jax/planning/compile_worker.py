@@ -17,7 +17,7 @@ from stellarbyte_jax.planning.program import abstract_batch
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training.optimizer import run_optimizer
 from stellarbyte_jax.training.start import placed, state_shardings
-from stellarbyte_jax.training.state import init_params, init_state, run_model
+from stellarbyte_jax.training.state import init_params, run_model, run_state
 from stellarbyte_jax.training.step import on_mesh, run_train_step
 
 
@@ -30,7 +30,7 @@ def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
     optimizer = run_optimizer(config, abstract_params, layout)
     shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
     step = on_mesh(run_train_step(config, graphdef, optimizer), layout, shardings, frozen_shardings)
-    state = placed(jax.eval_shape(lambda: init_state(config.model, optimizer, config.seed, config.lora)), shardings)
+    state = placed(jax.eval_shape(lambda: run_state(config, optimizer)), shardings)
     frozen = {}
     if config.lora is not None:
         frozen = placed(jax.eval_shape(lambda: init_params(config.model, config.seed)), frozen_shardings)

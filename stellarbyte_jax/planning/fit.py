@@ -104,8 +104,9 @@ def _check_host(config: RunConfig, sizes: dict[str, int], devices: int) -> None:
         return
     layout = layout_of(config, sizes)
     parameters = ParameterCounter(config.model, config.lora).local(config, sizes, "cpu")
-    # Trained parameters have a gradient.
-    state = 2 * parameters.trained + parameters.optimizer + parameters.frozen
+    # Trained parameters have a gradient, and perhaps an average.
+    state = (2 if config.training.ema_decay is None else 3) * parameters.trained
+    state += parameters.optimizer + parameters.frozen
     rows, length = tokens_a_chip(config, layout)
     tokens = rows * length * (16 * config.training.gradient_accumulation_steps + 4 * config.model.hidden_size)
     needed = devices * (state + tokens)

@@ -86,7 +86,8 @@ def predict_memory(
     always = {
         "parameters": parameters.trained,
         "frozen": parameters.frozen,
-        "optimizer": parameters.optimizer,
+        # The average of the weights counts as the optimizer's.
+        "optimizer": parameters.optimizer + (0 if training.ema_decay is None else parameters.trained),
         "batch": len(BATCH_ARRAYS) * micro_batches * padded_bytes((rows, length), jnp.int32, pad),
         "micro_batches": parameters.trained if micro_batches > 1 else 0,
         "activations": saved.activations,

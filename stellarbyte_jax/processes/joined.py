@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from stellarbyte.errors import UserError
 from stellarbyte.files import sha256_of_json
-from stellarbyte.interrupt import Interrupted, leave_by
+from stellarbyte.interrupt import leave_by
 from stellarbyte_jax.distributed_config import DistributedConfig
 from stellarbyte_jax.processes.client_abort import call_at_abort, keep_from_native_code
 from stellarbyte_jax.processes.cluster import Place, find_place
@@ -135,7 +135,7 @@ class _Ending:
     def take_signals(self) -> None:
         """Handles signals here, also after JAX's preemption sync has taken SIGTERM, or libtpu several, at its start."""
         self._catch_abort()
-        leave_by(lambda number: self.leave(Interrupted(number)))
+        leave_by(self.leave)
 
     def leave(self, error: BaseException) -> NoReturn:
         """Reports why this process ends, tells the others, and ends it."""

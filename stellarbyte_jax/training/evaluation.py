@@ -55,17 +55,19 @@ def evaluate_run(
     step: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     shards: str | None = None,
+    *,
+    ema: bool = False,
 ) -> tuple[dict[str, float], int]:
     """(figures over the run's validation split, step of the checkpoint).
 
     progress: called with (batches done, number of all batches). shards: a folder of token shards to use instead of the
-    run's own.
+    run's own. ema: whether to measure the moving average of the weights.
 
     Raises:
         UserError: there is no checkpoint; the token shards are gone or damaged, hold other data than the run's, or were
             made with another tokenizer; or the loss is not finite.
     """
-    run = load_trained_run(run_dir, step, shards)
+    run = load_trained_run(run_dir, step, shards, ema=ema)
     graphdef, _ = abstract_model(run.config.model, Execution(run.config.training.dtype))
     batches = run.validation_batches(progress=progress)
     figures = evaluate(
@@ -100,9 +102,11 @@ class TrainedRun:
         return validation_batches(self.config.data, self.manifest, batch_size, max_batches, progress=progress)
 
 
-def load_trained_run(run_dir: str | Path, step: int | None = None, shards: str | None = None) -> TrainedRun:
+def load_trained_run(
+    run_dir: str | Path, step: int | None = None, shards: str | None = None, *, ema: bool = False
+) -> TrainedRun:
     """The checkpoint of `step`, or the newest, with the token shards that fit it; raises as `evaluate_run` does."""
-    params, metadata, step = load_weights(run_dir, step)
+    params, metadata, step = load_weights(run_dir, step, ema=ema)
     config = _run_config(metadata, run_dir)
     check_weights(params, config.model, f"{run_dir}/checkpoints/{step}")
     tokenizer = Tokenizer(metadata.tokenizer_files, str(run_dir))

@@ -30,6 +30,7 @@ from stellarbyte_jax.training.evaluation import byte_lengths, evaluate
 from stellarbyte_jax.training.failures import Failures, ReadAhead
 from stellarbyte_jax.training.finite import FiniteWatch, NotFinite, check_finite
 from stellarbyte_jax.training.optimizer import run_optimizer
+from stellarbyte_jax.training.save_times import SaveTimes
 from stellarbyte_jax.training.schedules import learning_rate_schedule
 from stellarbyte_jax.training.start import check_start, identity, start, state_shardings
 from stellarbyte_jax.training.state import Params, run_model
@@ -108,18 +109,25 @@ def _train(
     state, step, frozen, base = start(config, optimizer, shardings, frozen_shardings, processes)
     if processes.index == 0:
         save_config(config, run_dir / "config.yaml")
-    max_steps, saved, finite, failures = config.training.max_steps, step, FiniteWatch(), Failures()
+    max_steps, eval_ema = config.training.max_steps, config.training.eval_ema
+    saved, finite, failures = step, FiniteWatch(), Failures()
     trackers = Trackers(config.training.report_to, config.training.project, run_dir, to_dict(config), step)
+    log = MetricsLog(run_dir, step, max_steps, Utilization.of(config, mesh), display, failures, trackers)
+    save_times = SaveTimes(config.checkpoint, step, processes)
 
     with (
         interrupt,  # until the last save is on disk, a signal only asks for the end
-        Checkpointer(run_dir, config.checkpoint.save_total_limit) as checkpointer,
-        MetricsLog(run_dir, step, max_steps, Utilization.of(config, mesh), display, failures, trackers) as log,
+        Checkpointer(run_dir, config.checkpoint, log.validations) as checkpointer,
+        log,
         CompileWatch(log.compiled, log.doing) as compile_watch,
         Profile(diagnostics.profile, run_dir, log) as profile,
         closing(loader.batches(step)) as read,
     ):
         batches = ReadAhead(read, max_steps - step, failures)
+        grace = config.checkpoint.grace_seconds
+        interrupt.give_up_after(
+            grace, lambda: f"not saved within checkpoint.grace_seconds {grace}; {checkpointer.give_up()}"
+        )
 
         def failed() -> bool:
             return failures.first is not None
@@ -131,7 +139,7 @@ def _train(
             # A signal that came before the end of the last step stops no training, so it stops no validation either.
             heeded = step < max_steps or not any(processes.share(interrupt.requested))
             with log.paused(), log.doing("validating") as progress:
-                weights = join(frozen, state.params)
+                weights = join(frozen, state.params if state.ema is None or not eval_ema else state.ema)
                 rows = _validation(config, manifest, placement, progress)
                 rows = _until(lambda: (heeded and interrupt.requested) or failed(), rows, processes, failures)
                 try:
@@ -145,8 +153,9 @@ def _train(
             with log.paused(), log.doing("saving"):
                 check_finite((state.params, state.opt_state), step)
                 metadata = RunMetadata(to_dict(config), tokenizer_files, {"step": step}, base, data)
-                checkpointer.save(step, state.params, state.opt_state, metadata)
+                checkpointer.save(step, state.params, state.opt_state, metadata, state.ema)
             saved = step
+            save_times.saved(step)
 
         train_step = compile_watch.watch(train_step, diagnostics.dump_hlo)
         eval_step = compile_watch.watch(eval_step)
@@ -177,7 +186,7 @@ def _train(
                     finite.catch_up()
                     stopping = not validate()
                 stopping = stopping or (not last and processes.stop_after(step, interrupt.requested or failed()))
-                if not last and (step % config.checkpoint.save_steps == 0 or stopping):
+                if not last and (stopping or save_times.due(step)):
                     finite.catch_up()
                     save()
         except NotFinite as error:
@@ -190,6 +199,8 @@ def _train(
             raise UserError(f"{error}{intact}") from None
         with log.doing("saving"):
             checkpointer.wait()
+            if processes.index == 0:
+                checkpointer.delete_what_nothing_keeps()
         ends = processes.share([interrupt.number, None if failures.first is None else str(failures.first)])
         signals = [number for number, _ in ends if number is not None]
         failing = [index for index, (_, failure) in enumerate(ends) if failure is not None]

@@ -39,7 +39,7 @@ from stellarbyte_jax.run_folder import check_is_run
 from stellarbyte_jax.sharding import Layout, param_shardings
 from stellarbyte_jax.training.optimizer_state import opt_state_axes
 from stellarbyte_jax.training.param_traits import trained_params
-from stellarbyte_jax.training.state import Params, TrainState, init_params, init_state
+from stellarbyte_jax.training.state import Params, TrainState, init_params, run_state
 
 # Fields that may change when a run goes on. None of them changes the losses: the data's content is compared without
 # these fields.
@@ -110,11 +110,16 @@ def state_shardings(
         frozen = {}
     else:
         params = adapters
-    abstract = jax.eval_shape(lambda: init_state(config.model, optimizer, config.seed, config.lora))
+    abstract = jax.eval_shape(lambda: run_state(config, optimizer))
     axes = opt_state_axes(optimizer, trained_params(abstract_params, config.lora))
     opt_state = jax.tree.map(lambda axes: layout.sharding(*axes.names), axes)
     return dataclasses.replace(
-        abstract, step=layout.sharding(), params=params, opt_state=opt_state, finite=layout.sharding()
+        abstract,
+        step=layout.sharding(),
+        params=params,
+        opt_state=opt_state,
+        finite=layout.sharding(),
+        ema=None if abstract.ema is None else params,
     ), frozen
 
 
@@ -132,12 +137,14 @@ def start(
     """
 
     def create() -> TrainState:
-        return init_state(config.model, optimizer, config.seed, config.lora)
+        return run_state(config, optimizer)
 
     abstract = placed(jax.eval_shape(create), shardings)
-    metadata, opt_state, step = None, None, 0
+    metadata, opt_state, ema, step = None, None, None, 0
     if latest_step(config.output_dir) is not None:
-        params, opt_state, metadata, step = restore(config.output_dir, abstract.params, abstract.opt_state, processes)
+        params, opt_state, metadata, step, ema = restore(
+            config.output_dir, abstract.params, abstract.opt_state, processes, abstract.ema
+        )
     elif config.init_from is not None and config.lora is None:
         params, found = restore_params(config.init_from, abstract.params, processes=processes)
         check_finite_weights(params, f"init_from {config.init_from}/checkpoints/{found}")
@@ -146,8 +153,10 @@ def start(
         params = jax.jit(lambda: create().params, out_shardings=shardings.params)()
     if opt_state is None:  # new parameters, or those of an imported model
         opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
+    if ema is None and shardings.ema is not None:  # a copy: the train step is given each array for good
+        ema = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.ema)(params)
     done = jax.device_put(jnp.asarray(step, jnp.int32), shardings.step)
-    state = TrainState(done, params, opt_state, jax.device_put(jnp.asarray(True), shardings.finite))
+    state = TrainState(done, params, opt_state, jax.device_put(jnp.asarray(True), shardings.finite), ema)
     if config.lora is None:
         return Start(state, step, {}, None)
 

@@ -28,12 +28,14 @@ class TrainState:
 
     finite: whether every step so far had a finite loss and gradient. From the first step that had not, no step changes
     the rest of the state, so that the last good one can still be saved.
+    ema: the exponential moving average of the parameters; None if the run keeps none.
     """
 
     step: jax.Array
     params: Params
     opt_state: optax.OptState
     finite: jax.Array | bool = True
+    ema: Params | None = None
 
 
 def abstract_model(
@@ -88,8 +90,19 @@ def init_adapters(config: ByteConfig, lora: LoRAConfig, seed: int) -> Params:
 
 
 def init_state(
-    config: ByteConfig, optimizer: optax.GradientTransformation, seed: int, lora: LoRAConfig | None = None
+    config: ByteConfig,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    lora: LoRAConfig | None = None,
+    *,
+    ema: bool = False,
 ) -> TrainState:
-    """The state before the first step; with `lora`, its parameters are the adapters."""
+    """The state before the first step; with `lora`, its parameters are adapters; with `ema`, it has their average."""
     params = init_params(config, seed) if lora is None else init_adapters(config, lora, seed)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema=params if ema else None)
+
+
+def run_state(config: RunConfig, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state of a run before its first step."""
+    ema = config.training.ema_decay is not None
+    return init_state(config.model, optimizer, config.seed, config.lora, ema=ema)

@@ -34,7 +34,12 @@ def run_train_step(
     training = config.training
     regularization = Regularization(training.label_smoothing_factor, training.z_loss_coef)
     return make_train_step(
-        graphdef, optimizer, training.gradient_accumulation_steps, config.seed, regularization=regularization
+        graphdef,
+        optimizer,
+        training.gradient_accumulation_steps,
+        config.seed,
+        regularization,
+        training.ema_decay,
     )
 
 
@@ -44,6 +49,7 @@ def make_train_step(
     gradient_accumulation_steps: int = 1,
     seed: int = 0,
     regularization: Regularization = PLAIN,
+    ema_decay: float | None = None,
 ) -> TrainStep:
     """A function (state, batch, frozen) -> (state, metrics), which applies the gradient of the batch's mean loss once.
 
@@ -53,6 +59,8 @@ def make_train_step(
     the memory. A model with experts adds its routers' losses, which are means over all tokens that are not padding; in
     the metrics, `loss` is the cross-entropy without them and without `regularization`. Dropout and DropPath depend on
     `seed`, the step and the micro-batch, and on nothing else.
+
+    With `ema_decay` the state's average of the parameters follows them: see `moving_average`.
 
     `frozen` holds the model's parameters that are not in the state, which are the base below adapters; by default there
     are none. A batch holds int32 [B, T] arrays: input_ids, labels and, if documents are packed, position_ids and
@@ -92,11 +100,22 @@ def make_train_step(
         if router is not None:
             metrics |= router_metrics(config, router)
         finite = state.finite & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-        after = TrainState(state.step + 1, params, opt_state, state.finite)
+        ema = state.ema if ema_decay is None else moving_average(state.ema, params, state.step + 1, ema_decay)
+        after = TrainState(state.step + 1, params, opt_state, state.finite, ema)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
         return dataclasses.replace(kept, finite=finite), metrics
 
     return train_step
+
+
+def moving_average(ema: Params | None, params: Params, step: jax.Array, decay: float) -> Params:
+    """The exponential moving average of the parameters after step n: d · ema + (1 - d) · params, float32.
+
+    d = min(decay, (1 + n) / (10 + n)), so that the first, random parameters are soon forgotten (as in TensorFlow's
+    ExponentialMovingAverage with num_updates).
+    """
+    share = 1 - jnp.minimum(decay, (1 + step) / (10 + step)).astype(jnp.float32)
+    return jax.tree.map(lambda average, new: average + share * (new - average), ema, params)
 
 
 def on_mesh(train_step: TrainStep, layout: Layout, shardings: Any, frozen_shardings: Params) -> Any:

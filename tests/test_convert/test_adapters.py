@@ -23,6 +23,7 @@ from stellarbyte_jax.checkpoints.checkpoint import (
     load_params,
     save_imported,
 )
+from stellarbyte_jax.checkpoints.needed import needed_by
 from stellarbyte_jax.config import LoRAConfig
 from stellarbyte_jax.config_file import to_dict
 from stellarbyte_jax.training.load import load_model
@@ -200,6 +201,7 @@ def test_adapters_say_what_base_they_are_for(run_dir, lora_run, exported, tmp_pa
     adapters.to_peft(lora_run, tmp_path / "adapter")
     load_lora(ByteModel.from_pretrained(exported), tmp_path / "adapter")
     adapters.from_peft(tmp_path / "adapter", tmp_path / "run", run_dir)
+    assert str(tmp_path / "run") in needed_by(run_dir)[load_metadata(run_dir)[1]]
     path = tmp_path / "adapter" / BASE_FILE
     about = json.loads(path.read_text())
     about["config"]["rms_norm_eps"] = 0.5

@@ -13,7 +13,7 @@ from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata
-from stellarbyte_jax.config import RopeScaling
+from stellarbyte_jax.config import CheckpointConfig, RopeScaling
 from stellarbyte_jax.config_file import to_dict
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from test_convert.models import sensible_params, tiny
@@ -150,7 +150,7 @@ def test_another_tokenizer(run_dir, export, tmp_path):
 def test_the_exported_step_is_compared_though_training_went_on(run_dir, tmp_path):
     before = run_checkpoint.load(run_dir)
     metadata = RunMetadata({"model": to_dict(before.config)}, dict(before.tokenizer_files))
-    with Checkpointer(tmp_path / "run", save_total_limit=2) as checkpointer:
+    with Checkpointer(tmp_path / "run", CheckpointConfig()) as checkpointer:
         checkpointer.save(1, before.params, None, metadata)
         changed = {**before.params, "lm_head": {"kernel": before.params["lm_head"]["kernel"] + 1}}
         checkpointer.save(2, changed, None, metadata)
@@ -158,6 +158,23 @@ def test_the_exported_step_is_compared_though_training_went_on(run_dir, tmp_path
     certificate = certificates.verify(tmp_path / "run", tmp_path / "hf")
     assert (certificate["verdict"], certificate["step"]) == ("equal", 1)
     assert certificates.verify(tmp_path / "run", tmp_path / "hf", step=2)["verdict"] == "different"
+
+
+@pytest.mark.usefixtures("no_models")
+def test_the_average_of_the_weights_is_exported_and_certified(run_dir, tmp_path):
+    before = run_checkpoint.load(run_dir)
+    metadata = RunMetadata({"model": to_dict(before.config)}, dict(before.tokenizer_files))
+    average = {**before.params, "lm_head": {"kernel": before.params["lm_head"]["kernel"] + 1}}
+    with Checkpointer(tmp_path / "run", CheckpointConfig()) as checkpointer:
+        checkpointer.save(1, before.params, None, metadata, ema=average)
+    assert main(["convert", "to-hf", str(tmp_path / "run"), str(tmp_path / "hf"), "--ema"]) == 0
+    exported = shards.read(tmp_path / "hf")["lm_head.weight"].read()
+    assert np.array_equal(exported, average["lm_head"]["kernel"].T)
+    certificate = certificates.verify(tmp_path / "run", tmp_path / "hf")
+    assert (certificate["verdict"], certificate["ema"]) == ("equal", True)
+    assert "the average of the weights" in certificates.summary(certificate)
+    with pytest.raises(UserError, match=r"holds no moving average of its weights, because training\.ema_decay is not"):
+        hf_checkpoint.to_hf(run_dir, tmp_path / "none", ema=True)
 
 
 class NotANumber:

@@ -294,7 +294,7 @@ def test_a_full_disk_while_saving_leaves_the_earlier_checkpoint(
 
 
 def test_other_exceptions_are_bugs_and_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("stellarbyte_jax.training.evaluation.evaluate_run", fail)

@@ -92,6 +92,8 @@ def test_xpos_range_is_that_of_the_compute_dtype() -> None:
         ),
         (TrainingConfig, SMALL | {"label_smoothing_factor": 1.0}, "training.label_smoothing_factor 1.0 must be in"),
         (TrainingConfig, SMALL | {"z_loss_coef": -1.0}, "training.z_loss_coef -1.0 must be at least 0"),
+        (TrainingConfig, SMALL | {"ema_decay": 1.0}, r"training.ema_decay 1.0 must be in \[0, 1\), or null"),
+        (TrainingConfig, SMALL | {"eval_ema": True}, "training.eval_ema true measures the average of the weights"),
         (OptimizerConfig, {"learning_rate": -1.0}, "optimizer.learning_rate -1.0"),
         (OptimizerConfig, {"adam_beta2": 1.0}, "optimizer.adam_beta2 1.0"),
         (OptimizerConfig, {"min_learning_rate_ratio": 2.0}, "optimizer.min_learning_rate_ratio"),
@@ -118,6 +120,21 @@ def test_xpos_range_is_that_of_the_compute_dtype() -> None:
         (MeshConfig, {"data": 0}, "mesh.data 0"),
         (MeshConfig, {"data": -1, "fsdp": -1}, "more than one -1"),
         (CheckpointConfig, {"save_total_limit": 0}, "checkpoint.save_total_limit 0"),
+        (CheckpointConfig, {"save_steps": None}, "checkpoint.save_steps null leaves a run without checkpoints"),
+        (CheckpointConfig, {"save_minutes": 0.0}, "checkpoint.save_minutes 0.0 must be greater than 0"),
+        (
+            CheckpointConfig,
+            {"grace_seconds": 1e9},
+            "checkpoint.grace_seconds 1000000000.0 must be at most 604800, or n",
+        ),
+        (CheckpointConfig, {"keep_best": 0}, "checkpoint.keep_best 0 must be at least 1 or null"),
+        (CheckpointConfig, {"metric_for_best_model": "validation_accuracy"}, "validation_accuracy is for keep_best: s"),
+        (CheckpointConfig, {"keep_every_steps": 150}, "keep_every_steps 150 must be a multiple of save_steps, .* 100:"),
+        (
+            CheckpointConfig,
+            {"save_steps": None, "save_minutes": 5.0, "keep_every_steps": 10},
+            "keep_every_steps 10 must be a multiple of save_steps, which is null",
+        ),
         # What no machine holds, and what is no number of this kind.
         (ByteConfig, {"hidden_size": 10**12}, "hidden_size 1000000000000 must be at most 1048576"),
         (ByteConfig, {"hidden_size": 2**42, "num_attention_heads": 4}, "^hidden_size 4398046511104 must be at most"),
@@ -193,6 +210,33 @@ def test_run_rejections_across_sections() -> None:
         UserError, match=r"optimizer\.num_cycles 6 is more than the 5 steps that optimizer\.warmup_steps"
     ):
         RunConfig("runs/x", ByteConfig(), DATA, training, OptimizerConfig(warmup_steps=5, num_cycles=6, **RESTARTS))
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "data", "message"),
+    [
+        (
+            CheckpointConfig(150, keep_best=1),
+            DATA,
+            r"keep_best 1 .*save_steps \(now 150\) a multiple of .*eval_steps 100",
+        ),
+        (
+            CheckpointConfig(None, 5.0, keep_best=1),
+            DATA,
+            r"save_steps \(now null\) a multiple of training.eval_steps 100",
+        ),
+        (
+            CheckpointConfig(keep_best=2),
+            dataclasses.replace(DATA, validation_fraction=0.0),
+            r"keep_best 2 needs a validation split to judge by, but data\.validation_fraction is 0",
+        ),
+    ],
+)
+def test_the_best_is_kept_where_it_can_be_told(checkpoint: CheckpointConfig, data: DataConfig, message: str) -> None:
+    training, warm = TrainingConfig(max_steps=10, batch_size=1), OptimizerConfig(warmup_steps=5)
+    with pytest.raises(UserError, match=message):
+        RunConfig("runs/x", ByteConfig(), data, training, warm, checkpoint=checkpoint)
+    RunConfig("runs/x", ByteConfig(), DATA, training, warm, checkpoint=CheckpointConfig(200, keep_best=2))
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**32 + 1, 10**20, True])

@@ -36,7 +36,18 @@ run_program("program", run)
 """
 
 SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "interrupted by SIGTERM")]
-SIGNALS += [(signal.SIGHUP, 129, "interrupted by SIGHUP")]
+SIGNALS += [(signal.SIGHUP, 129, "interrupted by SIGHUP"), (signal.SIGUSR1, 138, "interrupted by SIGUSR1")]
+
+# As a compiler or a device may keep it: the main thread never comes back to Python, where handlers run.
+STUCK = """
+    import ctypes, threading
+    with Interrupt("program") as interrupt:
+        {first}
+        mutex, library = ctypes.create_string_buffer(128), ctypes.CDLL(None)
+        library.pthread_mutex_lock(mutex)
+        threading.Timer(0.2, print, ("ready",), dict(flush=True)).start()  # by then it is there
+        library.pthread_mutex_lock(mutex)
+"""
 
 
 def program(body: str, **options: Any) -> subprocess.Popen[str]:
@@ -111,6 +122,41 @@ def test_a_second_signal_leaves_at_once() -> None:
     asked, left = errors.splitlines()
     assert asked == "program: SIGTERM: finishing this step, then saving; once more to stop at once"
     assert left == "program: interrupted"
+
+
+def test_signals_are_answered_while_the_main_thread_is_stuck_and_the_second_leaves_at_once() -> None:
+    with program(STUCK.format(first="pass")) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGUSR1)
+        assert process.stderr.readline() == (
+            "program: SIGUSR1: finishing this step, then saving; once more to stop at once\n"
+        )
+        process.send_signal(signal.SIGHUP)  # more of these only ask
+        process.send_signal(signal.SIGUSR1)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (138, "program: interrupted by SIGUSR1\n")
+
+
+def test_who_is_not_done_in_time_is_ended_with_one_line() -> None:
+    first = "interrupt.give_up_after(0.05, lambda: 'not saved; step 4 stands')"
+    code, errors = signalled(STUCK.format(first=first), signal.SIGTERM)
+    assert code == 143
+    assert errors.splitlines()[1:] == ["program: interrupted by SIGTERM: not saved; step 4 stands"]
+
+
+def test_who_is_done_in_time_is_not_ended() -> None:
+    body = """
+    with Interrupt("program") as interrupt:
+        interrupt.give_up_after(0.2, lambda: "not saved")
+        print("ready", flush=True)
+        while not interrupt.requested:
+            time.sleep(0.01)
+    time.sleep(0.4)
+    return exit_code(interrupt.number)
+    """
+    code, errors = signalled(body, signal.SIGTERM)
+    assert (code, errors.count("\n")) == (143, 1)
 
 
 def test_a_terminal_that_closes_asks_however_often_it_does() -> None:
@@ -234,7 +280,9 @@ def test_what_is_said_of_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert report("program", UserError("mend it")) == 2
     assert report("program", KeyboardInterrupt()) == 130
     assert report("program", Interrupted(signal.SIGTERM)) == 143
+    assert report("program", Interrupted(signal.SIGINT, "step 4 stands")) == 130
     said = "program: error: mend it\nprogram: interrupted\nprogram: interrupted by SIGTERM\n"
+    said += "program: interrupted: step 4 stands\n"
     assert capsys.readouterr().err == said
 
 

@@ -6,17 +6,17 @@ import threading
 
 import pytest
 
-from stellarbyte.interrupt import Interrupt
+from stellarbyte.interrupt import SIGNALS, Interrupt
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_the_first_signal_only_asks(number: int, capfd: pytest.CaptureFixture[str]) -> None:
-    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(each) for each in SIGNALS]
     with Interrupt() as interrupt:
         assert not interrupt.requested
         os.kill(os.getpid(), number)
         assert interrupt.requested
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(each) for each in SIGNALS] == before
     assert f"{signal.Signals(number).name}: finishing this step" in capfd.readouterr().err
 
 
@@ -44,3 +44,12 @@ def test_outside_the_main_thread_it_does_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [(False, signal.getsignal(signal.SIGINT))]
+
+
+def test_a_program_that_is_not_our_own_is_never_ended() -> None:
+    with Interrupt(program=None) as interrupt:
+        interrupt.give_up_after(0.01, lambda: "not saved")
+        os.kill(os.getpid(), signal.SIGTERM)
+        grace = next(thread for thread in threading.enumerate() if thread.name == "grace")
+        grace.join(10)
+        assert not grace.is_alive() and interrupt.number == signal.SIGTERM

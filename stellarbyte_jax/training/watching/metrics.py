@@ -66,7 +66,7 @@ class MetricsLog:
         self._pending: list[tuple[int, dict[str, Any]]] = []
         self._compilations: dict[str, float | str] = {}
         self._shown: dict[str, Any] = {}
-        self._validated_steps: set[int] = set()
+        self._validations: dict[int, Mapping[str, Any]] = {}
         self._bits_per_byte: float | None = None
         self._compiled = False
         self._clock: float | None = None
@@ -131,9 +131,9 @@ class MetricsLog:
         numbers = _numbers({**values, **self._taken_compilations()})
         numbers = {f"validation_{name}": number for name, number in numbers.items()}
         self._bits_per_byte = numbers.get("validation_bits_per_byte", self._bits_per_byte)
-        if step not in self._validated_steps:
+        if step not in self._validations:
             self._write({"step": step, **numbers})
-            self._validated_steps.add(step)
+            self._validations[step] = numbers
         self.say(f"step {step}/{self._max_steps}  validation  {'  '.join(_in_words(numbers, 'validation_'))}")
         self._clock = time.monotonic()
 
@@ -153,7 +153,12 @@ class MetricsLog:
 
     def lacks_validation(self, step: int) -> bool:
         """Whether metrics.jsonl has no validation of this step, as far as this process has read and written it."""
-        return step not in self._validated_steps
+        return step not in self._validations
+
+    @property
+    def validations(self) -> Mapping[int, Mapping[str, Any]]:
+        """The records of all validations so far, by step: those that this process has read or written."""
+        return self._validations
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -230,7 +235,7 @@ class MetricsLog:
 
     def _note_validated(self, record: Mapping[str, Any]) -> None:
         if "validation_loss" in record:
-            self._validated_steps.add(record["step"])
+            self._validations[record["step"]] = record
 
     def _show(self) -> None:
         self._shown_at = time.monotonic()

@@ -28,7 +28,7 @@ from stellarbyte_jax.checkpoints.checkpoint import (
     restore,
     save_imported,
 )
-from stellarbyte_jax.config import OptimizerConfig
+from stellarbyte_jax.config import CheckpointConfig, OptimizerConfig
 from stellarbyte_jax.training.optimizer import make_optimizer
 
 METADATA = RunMetadata({"seed": 3, "model": {"vocab_size": 7}}, {"tokenizer.json": '{"é": 1}'}, {"step": 30})
@@ -63,7 +63,7 @@ def same_bits(a: Any, b: Any) -> bool:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("saved") / "run"
-    with Checkpointer(run, save_total_limit=2) as checkpointer:
+    with Checkpointer(run, CheckpointConfig()) as checkpointer:
         for step in (10, 20, 30):
             checkpointer.save(step, *state_of(step), METADATA)
     return run
@@ -83,7 +83,7 @@ def test_round_trip(run: Path) -> None:
     restored = restore(run, abstract(params), abstract(opt_state))
     assert same_bits(restored[0], params)
     assert same_bits(restored[1], opt_state)
-    assert restored[2:] == (METADATA, 30)
+    assert restored[2:] == (METADATA, 30, None)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(restored[:2]))
 
 
@@ -110,7 +110,7 @@ def test_saving_does_not_stop_donation_and_donation_does_not_touch_the_save(tmp_
     params, opt_state = state_of(1, width=256)
     expected = jax.tree.map(lambda x: np.array(x, copy=True), params)
     step = jax.jit(decay, donate_argnums=0)
-    with Checkpointer(tmp_path, save_total_limit=1) as checkpointer:
+    with Checkpointer(tmp_path, CheckpointConfig(save_total_limit=1)) as checkpointer:
         checkpointer.save(1, params, opt_state, METADATA)
         for _ in range(20):
             params = step(params)
@@ -118,7 +118,7 @@ def test_saving_does_not_stop_donation_and_donation_does_not_touch_the_save(tmp_
 
 
 def test_a_step_that_is_there_stays(run: Path) -> None:
-    with Checkpointer(run, save_total_limit=2) as checkpointer:
+    with Checkpointer(run, CheckpointConfig()) as checkpointer:
         checkpointer.save(30, *state_of(99), METADATA)
     assert same_bits(load_params(run)[0], state_of(30)[0])
 
@@ -167,10 +167,31 @@ def test_a_damaged_checkpoint_falls_back_and_says_so(
     assert warnings[1].endswith("checkpoints/30.broken")
 
     # Training goes on and writes the step anew.
-    with Checkpointer(run, save_total_limit=2) as checkpointer:
+    with Checkpointer(run, CheckpointConfig()) as checkpointer:
         checkpointer.save(30, *state_of(31), METADATA)
     assert steps(run) == ["20", "30", "30.broken"]
     assert same_bits(load_params(run)[0], state_of(31)[0])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("damage", [delete, halve, flip])
+def test_whatever_file_is_damaged_what_comes_back_is_what_was_saved(
+    saved: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """Of some files nothing is read; of the others damage is seen. And training goes on in either case."""
+    inside = saved / "checkpoints" / "30"
+    found = set()
+    for number, file in enumerate(path for path in sorted(inside.rglob("*")) if path.is_file()):
+        run = Path(shutil.copytree(saved, tmp_path / str(number)))
+        damage(run / "checkpoints" / "30" / file.relative_to(inside))
+        params, opt_state = state_of(30)
+        restored = restore(run, abstract(params), abstract(opt_state))
+        found.add(restored[3])
+        assert same_bits(restored[:2], state_of(restored[3]))
+        with Checkpointer(run, CheckpointConfig()) as checkpointer:
+            checkpointer.save(40, *state_of(40), METADATA)
+        assert latest_step(run) == 40
+    assert found == {20, 30}
 
 
 def test_reading_alone_moves_nothing(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -223,7 +244,7 @@ def test_leftovers_of_a_crash_are_no_checkpoint(run: Path) -> None:
     shutil.copytree(run / "checkpoints" / "30", leftover)
     assert latest_step(run) == 30
     assert load_params(run)[2] == 30
-    with Checkpointer(run, save_total_limit=2) as checkpointer:
+    with Checkpointer(run, CheckpointConfig()) as checkpointer:
         checkpointer.save(40, *state_of(40), METADATA)
     assert steps(run) == ["30", "40"]
 
@@ -262,7 +283,7 @@ def test_a_failed_save_is_one_sentence_and_leaves_the_last_one(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def train() -> None:
-        with Checkpointer(tmp_path, save_total_limit=1) as checkpointer:
+        with Checkpointer(tmp_path, CheckpointConfig(save_total_limit=1)) as checkpointer:
             checkpointer.save(1, *state_of(1, width=8), METADATA)
             checkpointer.save(2, *state_of(2, width=256), METADATA)
 
@@ -281,7 +302,7 @@ def test_a_failed_save_is_one_sentence_and_leaves_the_last_one(
 
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Checkpointer(tmp_path, save_total_limit=1) as checkpointer:
+    with Checkpointer(tmp_path, CheckpointConfig(save_total_limit=1)) as checkpointer:
 
         def full() -> None:
             raise OSError(28, "No space left on device")
@@ -295,7 +316,7 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(UserError, match="checkpoints cannot be saved: Not a directory"):
-        Checkpointer(tmp_path / "run", save_total_limit=1)
+        Checkpointer(tmp_path / "run", CheckpointConfig(save_total_limit=1))
 
 
 def test_an_imported_model_is_step_0_without_an_optimizer(tmp_path: Path) -> None:
@@ -326,10 +347,11 @@ import sys, jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata, load_params, restore
+from stellarbyte_jax.config import CheckpointConfig
 def mesh(a, b): return jax.make_mesh((a, b), ("x", "y"), axis_types=(AxisType.Auto, AxisType.Auto))
 values = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
 first = NamedSharding(mesh(2, 4), P("x", "y"))
-with Checkpointer(sys.argv[1], 1) as checkpointer:
+with Checkpointer(sys.argv[1], CheckpointConfig()) as checkpointer:
     checkpointer.save(1, {"kernel": jax.device_put(values, first)}, None, RunMetadata({}, {}))
 for sharding in (NamedSharding(mesh(8, 1), P("x")), NamedSharding(mesh(4, 2), P("y", "x")), None):
     target = {"kernel": jax.ShapeDtypeStruct((8, 16), jnp.float32, sharding=sharding)}
@@ -352,7 +374,7 @@ def test_folders_that_no_run_has_made_are_passed_over(run: Path, name: str) -> N
     assert load_params(run)[2] == 30
     restored = restore(run, *map(abstract, state_of(30)))
     assert restored[3] == 30
-    with Checkpointer(run, save_total_limit=2) as checkpointer:
+    with Checkpointer(run, CheckpointConfig()) as checkpointer:
         checkpointer.save(40, *state_of(40), METADATA)
     assert load_params(run)[2] == 40
     assert (run / "checkpoints" / name).is_dir()

@@ -24,6 +24,7 @@ from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoints.adapter_trees import join, merge_adapters
 from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, load_metadata, load_params, save_imported
 from stellarbyte_jax.checkpoints.lora_base import load_weights
+from stellarbyte_jax.checkpoints.needed import needed_by
 from stellarbyte_jax.config import LoRAConfig, MeshConfig, RunConfig
 from stellarbyte_jax.config_file import run_config_from_dict, to_dict
 from stellarbyte_jax.sharding import Layout, make_mesh
@@ -86,6 +87,7 @@ def test_adapters_learn_and_are_all_that_is_saved(adapted_run: RunConfig, finish
     metadata, step = load_metadata(adapted_run.output_dir)
     assert step == 12 and metadata.base is not None
     assert (metadata.base.run_dir, metadata.base.step) == (str(finished_run), 12)
+    assert adapted_run.output_dir in needed_by(finished_run)[12], "which does not delete what they stand on"
     assert run_config_from_dict(metadata.config, "there").lora == LORA
 
 

@@ -12,6 +12,7 @@ import pytest
 from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata, load_metadata, load_params
 from stellarbyte_jax.checkpoints.metadata import Base, read_metadata
+from stellarbyte_jax.config import CheckpointConfig
 
 METADATA = RunMetadata(
     {"model": {"rms_norm_eps": 1e-05}, "lora": {"r": 2}}, {"tokenizer.json": '{"é": 1}'}, {"step": 3}, Base("x", 1, "f")
@@ -21,7 +22,7 @@ METADATA = RunMetadata(
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("saved") / "run"
-    with Checkpointer(run, save_total_limit=2) as checkpointer:
+    with Checkpointer(run, CheckpointConfig()) as checkpointer:
         for step in (1, 2):
             checkpointer.save(step, {"a": np.arange(6, dtype=np.float32)}, None, METADATA)
     return run

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stellarbyte_jax.checkpoints.checkpoint import latest_step
+from stellarbyte_jax.checkpoints.checkpoint import checkpoint_steps, latest_step
 from stellarbyte_jax.config import DataConfig, RunConfig, SourceConfig
 from stellarbyte_jax.config_file import save_config
 from stellarbyte_jax.data.prepare import prepare
@@ -64,3 +64,13 @@ def test_law_6_two_processes_go_on_as_two(kind: str, run_config: Callable[..., R
     run_job(config, tmp_path, [0, 0])
     assert records(config.output_dir) == records(whole.output_dir)
     assert bits(config.output_dir) == bits(whole.output_dir)
+
+
+@pytest.mark.long
+def test_two_processes_save_by_the_clock_of_one(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """They would wait for each other for ever if they did not agree on the steps."""
+    checkpoint = {"save_steps": None, "save_minutes": 0.005, "save_total_limit": 1000}
+    config = run_config(mesh={"data": 2}, training={"max_steps": 300, "eval_steps": 300}, checkpoint=checkpoint)
+    run_job(config, tmp_path, [0, 0])
+    saved = checkpoint_steps(config.output_dir)
+    assert saved[-1] == 300 and len(saved) >= 3

@@ -15,7 +15,16 @@ import pytest
 
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
-from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, latest_step, load_metadata, load_params, save_imported
+from stellarbyte_jax.checkpoints.array_files import checksums
+from stellarbyte_jax.checkpoints.checkpoint import (
+    Checkpointer,
+    RunMetadata,
+    checkpoint_steps,
+    latest_step,
+    load_metadata,
+    load_params,
+    save_imported,
+)
 from stellarbyte_jax.config import MeshConfig, RunConfig
 from stellarbyte_jax.config_file import load_run_config
 from stellarbyte_jax.data.manifest import Manifest
@@ -101,6 +110,57 @@ def test_law_6_interrupted_equals_uninterrupted(
     assert pretrain(config)
     assert records(config.output_dir) == records(finished_run)
     assert bits(config.output_dir) == bits(finished_run)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_the_best_and_every_sixth_stay_across_an_interruption(
+    run_config: MakeConfig, disturb: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figures of the first part count in the second, and those of the last step, saved before it is validated."""
+    accuracies = {0: 0.1, 2: 0.3, 4: 0.9, 6: 0.2, 8: 0.5, 10: 0.4, 12: 0.8}
+    evaluated = iter(accuracies.values())
+    monkeypatch.setattr(
+        loop, "evaluate", lambda *_: {"loss": 1.0, "accuracy": next(evaluated), "bits_per_byte": 1.0, "tokens": 1.0}
+    )
+    rules = {"keep_best": 2, "metric_for_best_model": "validation_accuracy", "keep_every_steps": 6}
+    config = run_config(training={"eval_steps": 2}, checkpoint={"save_steps": 2, "save_total_limit": 1, **rules})
+    disturb(7, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    assert not pretrain(config)
+    assert checkpoint_steps(config.output_dir) == [2, 4, 6, 7]
+    assert pretrain(config)
+    assert checkpoint_steps(config.output_dir) == [4, 6, 12]
+
+
+@pytest.mark.usefixtures("one_device")
+def test_law_6_with_an_average_of_the_weights_which_changes_no_step(
+    run_config: MakeConfig, finished_run: Path, disturb: Callable
+) -> None:
+    config = run_config(training={"ema_decay": 0.7, "eval_ema": True})
+    whole = dataclasses.replace(config, output_dir=config.output_dir + "-whole")
+    assert pretrain(whole)
+    disturb(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert not pretrain(config)
+    assert pretrain(config)
+    assert records(config.output_dir) == records(whole.output_dir)
+    averages = [load_params(each.output_dir, ema=True)[0] for each in (config, whole)]
+    assert checksums(averages[0]) == checksums(averages[1]) != checksums(load_params(config.output_dir)[0])
+    assert losses(config.output_dir) == losses(finished_run) and bits(config.output_dir) == bits(finished_run)
+    measured, step = evaluate_run(config.output_dir, ema=True)
+    last = records(config.output_dir)[-1]
+    assert step == 12 and last["validation_loss"] == pytest.approx(measured["loss"], rel=1e-6)
+    assert last["validation_loss"] != records(finished_run)[-1]["validation_loss"]
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_run_is_saved_by_the_clock(run_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    save = Checkpointer.save
+    monkeypatch.setattr(Checkpointer, "save", lambda self, step, *rest: saved.append(step) or save(self, step, *rest))
+    config = run_config(
+        training={"max_steps": 3}, checkpoint={"save_steps": None, "save_minutes": 1e-9, "grace_seconds": None}
+    )
+    assert pretrain(config)
+    assert saved == [1, 2, 3]
 
 
 @pytest.mark.usefixtures("one_device")

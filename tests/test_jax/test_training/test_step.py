@@ -15,7 +15,7 @@ from stellarbyte.labels import IGNORED_LABEL
 from stellarbyte_jax.config import ByteConfig, OptimizerConfig
 from stellarbyte_jax.training.optimizer import make_optimizer
 from stellarbyte_jax.training.state import TrainState, abstract_model
-from stellarbyte_jax.training.step import batch_loss, make_eval_step, make_train_step
+from stellarbyte_jax.training.step import batch_loss, make_eval_step, make_train_step, moving_average
 from test_jax.tiny import random_tokens, relative_error, segments, tiny_config, tiny_params
 
 CONFIG = tiny_config(xpos_learnable=True)
@@ -225,3 +225,29 @@ def test_a_model_that_drops_nothing_draws_nothing() -> None:
     optimizer = optax.sgd(1.0)
     program = str(jax.make_jaxpr(make_train_step(GRAPHDEF, optimizer, 2, seed=1))(start(CONFIG, optimizer), batch()))
     assert "random" not in program and "threefry" not in program
+
+
+def test_the_average_of_the_weights_is_optaxs_with_a_share_that_falls() -> None:
+    """Over the first steps all count; then as many as the decay says."""
+    generator = np.random.default_rng(0)
+    average = expected = {"a": np.zeros(5, np.float32)}
+    shares = []
+    for step in range(1, 40):
+        params = {"a": generator.normal(size=5).astype(np.float32)}
+        shares.append(max(0.25, 9 / (10 + step)))
+        average = moving_average(average, params, jnp.int32(step), decay=0.75)
+        expected = optax.incremental_update(params, expected, shares[-1])
+        assert np.allclose(average["a"], expected["a"], rtol=1e-5, atol=1e-6)
+    assert shares[0] == 9 / 11 and shares[-1] == 0.25
+
+
+def test_the_average_of_the_weights_stops_with_the_last_good_step() -> None:
+    optimizer = make_optimizer(OptimizerConfig(warmup_steps=1, learning_rate=1e-2), 10)
+    train_step = jax.jit(make_train_step(GRAPHDEF, optimizer, ema_decay=0.9))
+    state = dataclasses.replace(start(CONFIG, optimizer), ema=tiny_params(CONFIG))
+    after, _ = train_step(state, batch())
+    ema = after.ema
+    assert max(errors(ema, moving_average(state.ema, after.params, jnp.int32(1), 0.9)).values()) < 1e-6
+    broken = dataclasses.replace(after, params=jax.tree.map(lambda x: x * np.nan, after.params))
+    stopped = train_step(broken, batch())[0].ema
+    assert all(map(np.array_equal, jax.tree.leaves(stopped), jax.tree.leaves(ema)))

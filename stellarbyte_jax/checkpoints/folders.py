@@ -1,0 +1,45 @@
+"""The folders in which a run keeps its checkpoints: which there are, and how one is deleted."""
+
+import re
+import shutil
+from pathlib import Path
+
+from stellarbyte.errors import UserError
+
+# A folder whose name has this is not whole, by Orbax's convention: the next run clears it away.
+UNFINISHED = ".orbax-checkpoint-tmp"
+
+_STEP = re.compile(r"0|[1-9][0-9]{0,17}")
+
+
+def checkpoints_of(run_dir: str | Path) -> Path:
+    """The folder of a run's checkpoints, each of which is a folder named like its step."""
+    return Path(run_dir) / "checkpoints"
+
+
+def checkpoint_steps(run_dir: str | Path) -> list[int]:
+    """The steps of all checkpoints, readable or not, ascending."""
+    # A checkpoint that is being written, or that a crash left half-written, has a longer name than its step.
+    folder = checkpoints_of(run_dir)
+    names = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if _STEP.fullmatch(name))
+
+
+def latest_step(run_dir: str | Path) -> int | None:
+    """The step of the newest checkpoint, readable or not; None if there is none."""
+    return max(checkpoint_steps(run_dir), default=None)
+
+
+def delete_whole(checkpoint: Path) -> None:
+    """Deletes a checkpoint's folder so that it is there whole or not at all, even if this is cut short.
+
+    Raises:
+        UserError: it is not there, or cannot be deleted.
+    """
+    doomed = checkpoint.with_name(f"{checkpoint.name.partition('.')[0]}{UNFINISHED}-deleted")
+    shutil.rmtree(doomed, ignore_errors=True)
+    try:
+        checkpoint.rename(doomed)
+    except OSError as error:
+        raise UserError(f"{checkpoint} cannot be deleted: {error.strerror or error}") from error
+    shutil.rmtree(doomed, ignore_errors=True)

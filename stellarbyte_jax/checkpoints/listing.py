@@ -1,0 +1,162 @@
+"""Tells of the checkpoints of a run: their age, size and figures, why each is kept, and whether it is damaged."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from stellarbyte.config.build import build
+from stellarbyte.config.nodes import Node, read_yaml
+from stellarbyte.errors import UserError
+from stellarbyte.folder_lock import folder_lock
+from stellarbyte.metrics_file import records
+from stellarbyte.reading import read_json_object
+from stellarbyte_jax.checkpoint_config import CheckpointConfig
+from stellarbyte_jax.checkpoints.array_files import (
+    check_plain_files,
+    is_about_files,
+    quieten_orbax,
+    read_numpy_arrays,
+    reason,
+)
+from stellarbyte_jax.checkpoints.broken import BROKEN
+from stellarbyte_jax.checkpoints.folders import UNFINISHED, checkpoint_steps, checkpoints_of, delete_whole
+from stellarbyte_jax.checkpoints.metadata import read_metadata
+from stellarbyte_jax.checkpoints.needed import forget_needed, needed_by
+from stellarbyte_jax.checkpoints.retention import Retention
+from stellarbyte_jax.run_folder import check_is_run, model_files
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A checkpoint of a run.
+
+    saved_at: the time at which it was whole; None if its files do not say. metrics: the figures of the validation at
+    its step, empty without one. kept_by: the rules that keep it; if there is none, the next save deletes it. damage:
+    what is wrong with it; None if nothing is, or it was not verified.
+    """
+
+    step: int
+    saved_at: datetime | None
+    bytes: int
+    metrics: dict[str, Any] = field(default_factory=dict)
+    kept_by: list[str] = field(default_factory=list)
+    damage: str | None = None
+
+
+def list_checkpoints(
+    run_dir: Path, *, verify: bool = False, progress: Callable[[int, int], None] = lambda *_: None
+) -> list[Listed]:
+    """The checkpoints of a run, ascending by step. Nothing in its folder changes.
+
+    verify: whether to read all files of each checkpoint and hold them against their checksums. progress: called with
+    the number of checkpoints that are verified, and of all.
+
+    Raises:
+        UserError: the folder is no pretraining run's, or its config or metrics cannot be read.
+    """
+    check_is_run(run_dir, "RUN_DIR")
+    steps = checkpoint_steps(run_dir)
+    figures: dict[int, dict[str, Any]] = {}
+    for _, record in records(run_dir / "metrics.jsonl"):
+        if "validation_loss" in record:
+            figures[record["step"]] = {name: value for name, value in record.items() if name != "step"}
+    reasons = Retention(_config(run_dir), run_dir, figures).reasons(steps)
+    listed = []
+    for done, step in enumerate(steps):
+        folder = checkpoints_of(run_dir) / str(step)
+        if verify:
+            progress(done, len(steps))
+        damage = damage_of(folder) if verify else None
+        if not folder.is_dir():  # the run is in training, and has deleted it
+            continue
+        listed.append(Listed(step, _saved_at(folder), _size(folder), figures.get(step, {}), reasons[step], damage))
+    return listed
+
+
+def beside_checkpoints(run_dir: Path) -> dict[str, str]:
+    """What else is in the folder of a run's checkpoints: name -> what it is."""
+    folder = checkpoints_of(run_dir)
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    steps = set(map(str, checkpoint_steps(run_dir)))
+    return {
+        name: "being written, or left by a run that was killed: the next run clears it away"
+        if UNFINISHED in name
+        else "broken, set aside by a run that went on from an older one: nothing needs it"
+        for name in names
+        if name not in steps and (UNFINISHED in name or name.endswith(BROKEN))
+    }
+
+
+def damage_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, in a few words; None if all that is read of it is what was saved.
+
+    Its arrays are read on one host, an item at a time.
+    """
+    quieten_orbax()
+    try:
+        check_plain_files(checkpoint)
+        for item, sums in read_metadata(checkpoint).sums.items():
+            try:
+                read_numpy_arrays(checkpoint.absolute() / item, sums)
+            except Exception as error:
+                if not is_about_files(error):
+                    raise
+                return f"{item}: {reason(error)}"
+    except (OSError, ValueError) as error:
+        return reason(error)
+    return None
+
+
+def delete_checkpoint(run_dir: Path, step: int, *, force: bool = False) -> None:
+    """Deletes a checkpoint of a run that nobody is training.
+
+    force: whether to delete it even if it is the only one, or adapters stand on it.
+
+    Raises:
+        UserError: there is no such checkpoint, it must not be deleted, or the run is in training.
+    """
+    check_is_run(run_dir, "RUN_DIR")
+    with folder_lock(run_dir, doing="checkpoints --delete"):
+        steps = checkpoint_steps(run_dir)
+        if step not in steps:
+            there = f"only of {', '.join(map(str, steps))}" if steps else "and no other"
+            raise UserError(f"--delete {step}: {checkpoints_of(run_dir)} holds no checkpoint of that step, {there}")
+        adapters = needed_by(run_dir).get(step)
+        if adapters and not force:
+            raise UserError(
+                f"--delete {step}: the adapters in {', '.join(adapters)} stand on this checkpoint and are of no use "
+                "without it; if they are not needed any more, add --force"
+            )
+        if steps == [step] and not force:
+            raise UserError(f"--delete {step}: it is the run's only checkpoint; to delete it all the same, add --force")
+        delete_whole(checkpoints_of(run_dir) / str(step))
+        forget_needed(run_dir, step)
+
+
+def _config(run_dir: Path) -> CheckpointConfig:
+    """How the run keeps its checkpoints; an imported model has only its first."""
+    whole, _ = model_files(run_dir)
+    if not whole.is_file():
+        return CheckpointConfig()
+    section = read_yaml(whole).value.get("checkpoint")
+    return build(CheckpointConfig, section or Node({}, str(whole)), "checkpoint")
+
+
+def _saved_at(checkpoint: Path) -> datetime | None:
+    """By Orbax's own record: the time of a file is that of its last copy."""
+    with suppress(UserError):
+        committed = read_json_object(checkpoint / "_CHECKPOINT_METADATA").get("commit_timestamp_nsecs")
+        if isinstance(committed, int) and 0 < committed < 2**63:
+            return datetime.fromtimestamp(committed / 1e9, UTC)
+    return None
+
+
+def _size(checkpoint: Path) -> int:
+    size = 0
+    for path in checkpoint.rglob("*"):
+        with suppress(FileNotFoundError):  # the run is in training, and is deleting it
+            size += path.stat().st_size if path.is_file() else 0
+    return size

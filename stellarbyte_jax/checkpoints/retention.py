@@ -1,0 +1,96 @@
+"""The rule by which a run's checkpoints are kept: Orbax's preservation policies, any of which keeps one."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    BestN,
+    CustomSteps,
+    EveryNSteps,
+    LatestN,
+    PolicyCheckpointInfo,
+    PreservationContext,
+    PreservationPolicy,
+)
+
+from stellarbyte_jax.checkpoint_config import CheckpointConfig
+from stellarbyte_jax.checkpoints.needed import needed_by
+
+# A validation's step -> its figures, such as {"validation_loss": 2.1}.
+Validations = Mapping[int, Mapping[str, Any]]
+
+
+class Retention(PreservationPolicy):
+    """Keeps the newest checkpoints, the best, every M-th, and those that adapters stand on.
+
+    A checkpoint is judged by the validation of its own step. One that is saved before it is validated is the newest
+    until the next is saved, and a run that goes on validates it first: so none is deleted before its figures are known.
+
+    Args:
+        config: how many to keep of each kind.
+        run_dir: the run's folder, in which other runs note that they need a checkpoint.
+        validations: the run's validations so far; it may grow. Without those of the run's other processes, which do not
+            write metrics.jsonl: only process 0 deletes, so only its view counts.
+    """
+
+    def __init__(self, config: CheckpointConfig, run_dir: str | Path, validations: Validations) -> None:
+        self._config, self._run_dir, self._validations = config, Path(run_dir), validations
+
+    def should_preserve(
+        self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
+    ) -> Sequence[bool]:
+        """Which of the checkpoints, ascending by step, any of the rules keeps."""
+        rules = list(self._rules().values())
+        kept: Sequence[bool] = AnyPreservationPolicy(rules).should_preserve(checkpoints, context=context)
+        return kept
+
+    def reasons(self, steps: Iterable[int]) -> dict[int, list[str]]:
+        """Step -> what keeps its checkpoint, in words; nothing if none of the rules does."""
+        infos = [_Info(step, None) for step in sorted(steps)]
+        reasons: dict[int, list[str]] = {info.step: [] for info in infos}
+        for words, rule in self._rules().items():
+            for info, kept in zip(infos, rule.should_preserve(infos, context=PreservationContext()), strict=True):
+                if kept:
+                    reasons[info.step].append(words)
+        return reasons
+
+    def _rules(self) -> dict[str, PreservationPolicy]:
+        config = self._config
+        rules: dict[str, PreservationPolicy] = {f"newest {config.save_total_limit}": LatestN(config.save_total_limit)}
+        if config.keep_best is not None:
+            rules[f"best {config.keep_best} by {config.metric_for_best_model}"] = _Best(config, self._validations)
+        if config.keep_every_steps is not None:
+            rules[f"every {config.keep_every_steps} steps"] = EveryNSteps(config.keep_every_steps)
+        needed = needed_by(self._run_dir)
+        return rules | ({"adapters stand on it": CustomSteps(list(needed))} if needed else {})
+
+
+class _Info(NamedTuple):
+    step: int
+    metrics: dict[str, Any] | None
+    time: datetime = datetime.min.replace(tzinfo=UTC)  # none of our rules looks at it
+
+
+class _Best(PreservationPolicy):
+    """BestN over the checkpoints that were validated; it would keep all others for ever, or count them as worst."""
+
+    def __init__(self, config: CheckpointConfig, validations: Validations) -> None:
+        metric = config.metric_for_best_model
+        self._rule = BestN(
+            get_metric_fn=lambda metrics: float(metrics[metric]),
+            reverse=not config.greater_is_better,
+            n=config.keep_best,
+        )
+        # A figure that is not finite is stored as null.
+        self._known = {step: dict(each) for step, each in validations.items() if each.get(metric) is not None}
+
+    def should_preserve(
+        self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
+    ) -> Sequence[bool]:
+        validated = [_Info(info.step, self._known[info.step]) for info in checkpoints if info.step in self._known]
+        kept = self._rule.should_preserve(validated, context=context)
+        best = {info.step for info, is_kept in zip(validated, kept, strict=True) if is_kept}
+        return [info.step in best for info in checkpoints]

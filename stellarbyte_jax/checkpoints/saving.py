@@ -1,0 +1,154 @@
+"""Saves the checkpoints of a run in the background, whole or not at all, and deletes those that nothing keeps."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import orbax.checkpoint as ocp
+
+from stellarbyte.errors import UserError
+from stellarbyte_jax.checkpoint_config import CheckpointConfig
+from stellarbyte_jax.checkpoints.array_files import (
+    Tree,
+    checksums,
+    is_from_system,
+    quieten_orbax,
+    reason,
+    tensorstore_silenced,
+)
+from stellarbyte_jax.checkpoints.folders import UNFINISHED, checkpoint_steps, checkpoints_of, delete_whole, latest_step
+from stellarbyte_jax.checkpoints.metadata import METADATA, RunMetadata, to_stored
+from stellarbyte_jax.checkpoints.retention import Retention, Validations
+
+_SECONDS_TO_CLEAR = 1.0
+
+
+class Checkpointer:
+    """Writes the checkpoints of one run, in the background, and keeps those that one of the config's rules keeps.
+
+    An older checkpoint is deleted only after a newer one is whole on disk. Each is written under another name, then
+    renamed into place. validations: see Retention.
+
+    Raises:
+        UserError: from any method, if the folder cannot be written; earlier checkpoints stay as they are.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        config: CheckpointConfig,
+        validations: Validations = {},  # noqa: B006 - nothing changes it
+    ) -> None:
+        quieten_orbax()
+        self._folder = checkpoints_of(run_dir)
+        self._retention = Retention(config, run_dir, validations)
+        self._saving: int | None = None
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._retention,
+            cleanup_tmp_directories=True,
+            lightweight_initialize=True,  # what it would read of the older checkpoints may be damaged
+        )
+        with self._explained():
+            self._manager = ocp.CheckpointManager(self._folder.absolute(), options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def save(
+        self, step: int, params: Tree, opt_state: Tree | None, metadata: RunMetadata, ema: Tree | None = None
+    ) -> None:
+        """Starts saving; the arrays may be donated as soon as this returns. A step that is saved already is left alone.
+
+        If the save before this one has failed, its error is raised here.
+        """
+        self.wait()
+        if step in self._manager.all_steps():
+            return
+        arrays = {"params": params, "opt_state": opt_state, "ema": ema}
+        arrays = {item: tree for item, tree in arrays.items() if tree is not None}
+        sums = {item: checksums(tree) for item, tree in arrays.items()}
+        items = {item: ocp.args.StandardSave(tree) for item, tree in arrays.items()}
+        items[METADATA] = ocp.args.JsonSave(to_stored(metadata, sums))
+        self._saving = step
+        with self._explained():
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk; raises its error if it has failed."""
+        with self._explained():
+            self._manager.wait_until_finished()
+
+    def delete_what_nothing_keeps(self) -> None:
+        """Applies the retention once more, after the last save: a validation since may have changed what is best.
+
+        Of several processes, process 0 calls it.
+        """
+        self.wait()
+        for step, reasons in self._retention.reasons(checkpoint_steps(self._folder.parent)).items():
+            if not reasons:
+                delete_whole(self._folder / str(step))
+
+    def give_up(self) -> str:
+        """Leaves a save that takes too long, from any thread: nothing half-written remains where the disk allows that.
+
+        Returns:
+            Which checkpoint stands, in words.
+        """
+        found: list[int | None] = []
+
+        def clear() -> None:
+            found.append(latest_step(self._folder.parent))
+            for partial in list(self._folder.glob(f"{self._saving}{UNFINISHED}*")):
+                with suppress(UserError):  # it has become whole: then it has another name
+                    delete_whole(partial)
+            found.append(latest_step(self._folder.parent))
+
+        clearing = threading.Thread(target=clear, name="give up", daemon=True)
+        clearing.start()
+        clearing.join(_SECONDS_TO_CLEAR)  # the disk may hang, and the process is to end
+        step = next((step for step in reversed(found) if step is not None), None)
+        return "no checkpoint is there" if step is None else f"the checkpoint of step {step} stands"
+
+    def close(self) -> None:
+        """Waits, then ends the background threads."""
+        with self._explained():
+            self._manager.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            with tensorstore_silenced():
+                yield
+        except Exception as error:
+            if not is_from_system(error):
+                raise
+            for partial in self._folder.glob(f"{self._saving}{UNFINISHED}*"):
+                shutil.rmtree(partial, ignore_errors=True)
+            what = "checkpoints" if self._saving is None else f"the checkpoint of step {self._saving}"
+            kept = latest_step(self._folder.parent)
+            safe = "" if kept is None else f"; that of step {kept} is intact, and the next run goes on from it"
+            raise UserError(f"{self._folder}: {what} cannot be saved: {reason(error)}{safe}") from error
+
+
+def save_imported(run_dir: str | Path, params: Tree, metadata: RunMetadata) -> None:
+    """Writes a model that was trained elsewhere as step 0 of a new run, without an optimizer state.
+
+    Raises:
+        UserError: the run has checkpoints already, or the folder cannot be written.
+    """
+    step = latest_step(run_dir)
+    if step is not None:
+        raise UserError(
+            f"{checkpoints_of(run_dir)} holds a checkpoint of step {step} already: choose another run directory"
+        )
+    with Checkpointer(run_dir, CheckpointConfig()) as checkpointer:
+        checkpointer.save(0, params, None, metadata)
