@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata, restore
-from stellarbyte_jax.config import LoRAConfig, MeshConfig, OptimizerConfig
+from stellarbyte_jax.config import CheckpointConfig, LoRAConfig, MeshConfig, OptimizerConfig
 from stellarbyte_jax.sharding import Layout, make_mesh, param_shardings
 from stellarbyte_jax.training.optimizer import make_optimizer
 from stellarbyte_jax.training.optimizer_state import opt_state_axes
@@ -107,7 +107,7 @@ def test_laws_5_and_6(optim: str, tmp_path: Path) -> None:
     start = random_params(0), jax.jit(optimizer_of(optim).init)(random_params(0))
     half = updated(alone, *start, range(2))
     whole = updated(alone, *half, range(2, 4))
-    with Checkpointer(tmp_path, 1) as checkpointer:
+    with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
         checkpointer.save(2, *half, RunMetadata({}, {}, {"step": 2}))
     params, state, *_ = restore(tmp_path, *jax.eval_shape(lambda: half))
     again = updated(alone, params, state, range(2, 4))
