@@ -17,6 +17,7 @@ from stellarbyte_jax.training.step import make_train_step
 from test_convert.adapting import peft_fields
 from test_convert.models import sensible_params, tiny
 from test_convert.torch_side import TorchModel
+from tiers import short_tier
 
 STEPS, B, T = 20, 4, 12
 
@@ -53,7 +54,7 @@ def batches(vocab_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return rows * 4
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", short_tier(list(CASES), 0))
 def test_losses_over_twenty_steps(case: str, record_property: Callable[[str, object], None]) -> None:
     config, lora = CASES[case]
     base = sensible_params(config)

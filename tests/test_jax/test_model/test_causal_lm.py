@@ -15,6 +15,7 @@ from stellarbyte_jax.model.kv_cache import KVCache
 from stellarbyte_jax.sharding import LOGICAL_AXIS_RULES
 from stellarbyte_jax.training.state import abstract_model, init_params
 from test_jax.tiny import random_tokens, relative_error, segments, tiny_config, tiny_model, tiny_params
+from tiers import short_tier
 
 # Every token of a row is another one, so that a row of the embedding is the input at one position.
 VOCAB = 256
@@ -83,7 +84,7 @@ def test_packed_documents_equal_documents_alone() -> None:
     assert relative_error(packed[:, 90:140], forward(state, ids[:, 90:140])) < 1e-5
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", short_tier([False, True], 1))
 def test_unstacked_equals_stacked(tied: bool) -> None:
     config = tiny_config(tie_word_embeddings=tied, num_hidden_layers=3)
     model, ids = tiny_model(config), random_tokens(config, 2, 9)

@@ -163,6 +163,7 @@ def test_a_run_is_saved_by_the_clock(run_config: MakeConfig, monkeypatch: pytest
     assert saved == [1, 2, 3]
 
 
+@pytest.mark.long  # the run with experts is interrupted as well, and has micro-batches
 @pytest.mark.usefixtures("one_device")
 def test_law_6_with_micro_batches_and_two_interruptions(run_config: MakeConfig, disturb: Callable) -> None:
     config = run_config(training={"gradient_accumulation_steps": 2})

@@ -117,7 +117,7 @@ def test_law_5(name: str, mesh: str) -> None:
 @pytest.mark.parametrize(
     ("name", "optim", "mesh"),
     [
-        ("dense", "muon", "fsdp x tensor"),
+        pytest.param("dense", "muon", "fsdp x tensor", marks=pytest.mark.long),  # test_optimizer_state.py has it
         pytest.param("moe", "muon", "all for experts", marks=pytest.mark.long),
         pytest.param("moe", "adafactor", "all for experts", marks=pytest.mark.long),
     ],
@@ -129,6 +129,7 @@ def test_law_5_with_other_optimizers(name: str, optim: str, mesh: str) -> None:
     assert not np.allclose(expected, alone(name)[0], rtol=1e-5, atol=0), "another optimizer than AdamW"
 
 
+@pytest.mark.long  # test_loop.py has a whole run that goes on over other devices
 def test_a_state_goes_on_on_another_mesh() -> None:
     _, state = train("windowed", layout_of("fsdp x tensor"), steps=range(2), remat="full")
     losses, _ = train("windowed", layout_of("context x tensor"), jax.device_get(state), range(2, STEPS))

@@ -17,6 +17,7 @@ from stellarbyte_jax.training.optimizer import make_optimizer
 from stellarbyte_jax.training.state import TrainState, abstract_model
 from stellarbyte_jax.training.step import batch_loss, make_eval_step, make_train_step, moving_average
 from test_jax.tiny import random_tokens, relative_error, segments, tiny_config, tiny_params
+from tiers import short_tier
 
 CONFIG = tiny_config(xpos_learnable=True)
 GRAPHDEF, _ = abstract_model(CONFIG)
@@ -80,7 +81,7 @@ def gradients_of_a_step(micro_batches: int, config: ByteConfig = CONFIG) -> tupl
     return state.opt_state.trace, metrics
 
 
-@pytest.mark.parametrize("micro_batches", [2, MICRO_BATCHES])
+@pytest.mark.parametrize("micro_batches", short_tier([2, MICRO_BATCHES], 1))
 def test_law_8_micro_batches_equal_one_batch(micro_batches: int) -> None:
     whole, whole_metrics = gradients_of_a_step(1)
     parts, metrics = gradients_of_a_step(micro_batches)

@@ -52,7 +52,7 @@ def test_bfloat16_gradients_add_up_in_float32() -> None:
 
 
 # The kernel of TPUs, interpreted: groups within a tile, over several, and with rows behind the last that are nobody's.
-@pytest.mark.parametrize(("sizes", "behind"), [([100, 0, 130, 26], 0), ([0, 300], 7)], ids=str)
+@pytest.mark.parametrize(("sizes", "behind"), short_tier([([100, 0, 130, 26], 0), ([0, 300], 7)], 0), ids=str)
 def test_the_kernel_of_tpus(sizes: list[int], behind: int) -> None:
     x_MD, w_EDF, sizes_E, d_MF = operands(sizes)
     expected, pull_back = jax.vjp(lambda x, w: jax.lax.ragged_dot(x, w, sizes_E), x_MD, w_EDF)
