@@ -314,6 +314,7 @@ def stellarbyte(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.long  # test_processes/test_joined.py has a signal to a process of its own
 def test_ctrl_c_saves_and_the_same_command_goes_on(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = run_config(training={"max_steps": 100_000}, checkpoint={"save_steps": 100_000})
     save_config(config, tmp_path / "config.yaml")

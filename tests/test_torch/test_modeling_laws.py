@@ -78,7 +78,7 @@ def cache_for(kind: str, model: Any) -> StaticCache | None:
     return StaticCache(config=model.config, max_cache_len=LENGTH + 3) if kind == "static" else None
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("kind", [pytest.param("dynamic", marks=pytest.mark.long), "static"])
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("switch", ALL)
 @torch.no_grad()

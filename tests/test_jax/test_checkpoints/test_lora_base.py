@@ -127,6 +127,7 @@ def test_law_5_eight_devices_equal_one(
     assert set(frozen["model"]["layers"]["self_attn"]["o_proj"]) == {"kernel"}
 
 
+@pytest.mark.long  # the step is that of test_step.py, which has the law
 @pytest.mark.usefixtures("one_device")
 def test_law_8_micro_batches_equal_one_batch(run_config: MakeConfig, finished_run: Path) -> None:
     plain = dataclasses.replace(LORA, lora_dropout=0.0)  # what is dropped depends on the micro-batch

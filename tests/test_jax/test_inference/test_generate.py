@@ -273,8 +273,7 @@ def broken(layer_gain: float) -> ByteModel:
             (float("nan"), Sampling()),
             (3e38, Sampling(temperature=1.0)),
             (3e38, Sampling(repetition_penalty=1.5)),
-        ],
-        1,
+        ]
     ),
 )
 def test_no_token_is_drawn_by_what_is_no_number(gain: float, sampling: Sampling) -> None:

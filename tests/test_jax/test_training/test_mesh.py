@@ -104,7 +104,7 @@ def layout_of(mesh: str) -> Layout:
         *(("dense", mesh) for mesh in ("tensor", "two slices", "context")),
         *(("windowed", mesh) for mesh in ("fsdp x tensor", "context x tensor")),
         ("moe", "expert"),
-        ("moe", "data"),
+        pytest.param("moe", "data", marks=pytest.mark.long),
         ("capacity", "all for experts"),
         ("capacity", "context x tensor"),
     ],

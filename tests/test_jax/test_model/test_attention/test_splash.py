@@ -39,7 +39,7 @@ def run(layout: Layout, T: int, window: int | None, packed: bool, kernel: str = 
             (MeshConfig(data=1, context=2, tensor=2), 512, None, True),
             (MeshConfig(data=2, context=2), 512, 130, True),
         ],
-        *(1, 2),
+        2,
     ),
 )
 def test_a_mesh_changes_nothing(mesh: MeshConfig, T: int, window: int | None, packed: bool) -> None:
