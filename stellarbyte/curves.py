@@ -67,11 +67,11 @@ def read_curves(run_dir: Path) -> dict[str, Curve]:
     tokens = 0
     for _, record in records(path):
         if "loss" in record:
-            tokens += _whole(record.get("tokens"))
+            tokens += int(_number(record.get("tokens")) or 0)
         for figure, keys in FIGURES.items():
-            value = next((record[key] for key in keys if key in record), None)
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-                points.setdefault(figure, []).append((record["step"], tokens, float(value)))
+            value = _number(next((record[key] for key in keys if key in record), None))
+            if value is not None:
+                points.setdefault(figure, []).append((record["step"], tokens, value))
     if not points:
         raise UserError(f"{path} has recorded no figure yet: it is drawn once the run has done a step")
     return {figure: Curve(*map(np.array, zip(*found, strict=True))) for figure, found in points.items()}
@@ -96,9 +96,10 @@ def thinned(values: np.ndarray, most: int) -> np.ndarray:
     return np.array(sorted(kept))
 
 
-def _whole(value: Any) -> int:
+def _number(value: Any) -> float | None:
+    """The value if it is a finite number; somebody may have written anything into the file."""
     finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return int(value) if finite else 0
+    return float(value) if finite else None
 
 
 def _names(run_dirs: Iterable[Path]) -> list[str]:

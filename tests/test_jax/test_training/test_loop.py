@@ -41,6 +41,19 @@ from test_jax.shards import train_loader
 MakeConfig = Callable[..., RunConfig]
 
 
+def as_uninterrupted(config: RunConfig, disturb: Callable, *at: int) -> RunConfig:
+    """The config of the same run without the signals at these steps, once law 6 has been seen to hold for the two."""
+    whole = dataclasses.replace(config, output_dir=config.output_dir + "-whole")
+    assert pretrain(whole)
+    for step in at:
+        disturb(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert not pretrain(config)
+    assert pretrain(config)
+    assert records(config.output_dir) == records(whole.output_dir)
+    assert bits(config.output_dir) == bits(whole.output_dir)
+    return whole
+
+
 def config_of(run_dir: Path) -> RunConfig:
     return load_run_config(run_dir / "config.yaml")
 
@@ -136,12 +149,7 @@ def test_law_6_with_an_average_of_the_weights_which_changes_no_step(
     run_config: MakeConfig, finished_run: Path, disturb: Callable
 ) -> None:
     config = run_config(training={"ema_decay": 0.7, "eval_ema": True})
-    whole = dataclasses.replace(config, output_dir=config.output_dir + "-whole")
-    assert pretrain(whole)
-    disturb(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert not pretrain(config)
-    assert pretrain(config)
-    assert records(config.output_dir) == records(whole.output_dir)
+    whole = as_uninterrupted(config, disturb, 7)
     averages = [load_params(each.output_dir, ema=True)[0] for each in (config, whole)]
     assert checksums(averages[0]) == checksums(averages[1]) != checksums(load_params(config.output_dir)[0])
     assert losses(config.output_dir) == losses(finished_run) and bits(config.output_dir) == bits(finished_run)
@@ -167,14 +175,7 @@ def test_a_run_is_saved_by_the_clock(run_config: MakeConfig, monkeypatch: pytest
 @pytest.mark.usefixtures("one_device")
 def test_law_6_with_micro_batches_and_two_interruptions(run_config: MakeConfig, disturb: Callable) -> None:
     config = run_config(training={"gradient_accumulation_steps": 2})
-    whole = dataclasses.replace(config, output_dir=config.output_dir + "-whole")
-    assert pretrain(whole)
-    for at in (4, 9):
-        disturb(at, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert not pretrain(config)
-    assert pretrain(config)
-    assert records(config.output_dir) == records(whole.output_dir)
-    assert bits(config.output_dir) == bits(whole.output_dir)
+    as_uninterrupted(config, disturb, 4, 9)
 
 
 @pytest.mark.long  # The short tier saves, restores and goes on with each state alone: test_optimizer_state.py.
@@ -185,13 +186,7 @@ def test_law_6_with_other_optimizers(optim: str, run_config: MakeConfig, disturb
     schedule = {"lr_scheduler_type": "cosine_with_restarts", "num_cycles": 3}
     optimizer = {"optim": optim, "learning_rate_pattern": {"self_attn": 0.5}, **schedule}
     config = run_config(optimizer=optimizer, training={"eval_steps": 12})
-    whole = dataclasses.replace(config, output_dir=config.output_dir + "-whole")
-    assert pretrain(whole)
-    disturb(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert not pretrain(config)
-    assert pretrain(config)
-    assert records(config.output_dir) == records(whole.output_dir)
-    assert bits(config.output_dir) == bits(whole.output_dir)
+    as_uninterrupted(config, disturb, 7)
     assert losses(config.output_dir)[-1] < 0.9 * losses(config.output_dir)[0]
 
 
@@ -202,20 +197,16 @@ def test_laws_5_and_6_with_experts_and_all_that_is_drawn(run_config: MakeConfig,
         "hidden_dropout": 0.1, "attention_dropout": 0.1, "residual_dropout": 0.1, "drop_path_rate": 0.3,
     }  # fmt: skip
     config = run_config(model=model, training={"gradient_accumulation_steps": 2})
-    whole, spread = (dataclasses.replace(config, output_dir=config.output_dir + name) for name in ("-whole", "-spread"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
-        assert pretrain(whole)
-        disturb(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert not pretrain(config)
-        assert pretrain(config)
-    assert records(config.output_dir) == records(whole.output_dir)
-    assert bits(config.output_dir) == bits(whole.output_dir)
+        whole = as_uninterrupted(config, disturb, 7)
     last = records(whole.output_dir)[-2]
     assert len(last["expert_load"]) == 4 and sum(last["expert_load"]) == pytest.approx(1)
     assert last["balance_loss"] >= 1 and last["dropped_share"] > 0
 
-    assert pretrain(dataclasses.replace(spread, mesh=MeshConfig(data=1, fsdp=2, tensor=4)))
+    mesh = MeshConfig(data=1, fsdp=2, tensor=4)
+    spread = dataclasses.replace(config, output_dir=config.output_dir + "-spread", mesh=mesh)
+    assert pretrain(spread)
     assert np.allclose(losses(spread.output_dir), losses(whole.output_dir), rtol=1e-5, atol=0)
 
 

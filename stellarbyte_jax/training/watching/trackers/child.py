@@ -1,6 +1,7 @@
 """A tracker's own process: it reads a run and then its records, one JSON object a line, from stdin until that ends."""
 
 import json
+import os
 import sys
 import threading
 from importlib import import_module
@@ -23,16 +24,10 @@ def main(name: str) -> None:
             break  # the run was killed while it wrote
         record = json.loads(line)
         tracker.log(record["step"], record["figures"])
-    last = threading.Timer(_LONGEST_GOODBYE, _give_up)
+    last = threading.Timer(_LONGEST_GOODBYE, os._exit, [1])
     last.daemon = True
     last.start()
     tracker.close()
-
-
-def _give_up() -> None:
-    import os
-
-    os._exit(1)
 
 
 if __name__ == "__main__":
