@@ -46,7 +46,7 @@ assert "stellarbyte_torch" not in sys.modules and answers[0] == answers[1]
 endef
 export SIGNATURES STOCK
 
-.PHONY: quickstart finetune-demo test test-all lint format bench clean
+.PHONY: quickstart finetune-demo test test-all lint format bench torture clean
 
 quickstart: $(INSTALLED)
 	stellarbyte corpus stdlib --force $(RUN)/corpus.jsonl
@@ -146,6 +146,10 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	python -m tests.bench
+
+# A hundred runs that signals end at any moment, held against one that nothing ends.
+torture: $(INSTALLED)
+	python -m tests.torture
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
