@@ -9,7 +9,7 @@ PROMPT := def __init__(self
 
 # The fine-tuning demo, and what it asks; a question of its own each, so that no answer leans on the one before.
 DEMO := runs/finetune-demo
-DEMO_STEPS := 120
+DEMO_STEPS := 230
 QUESTION := What does the function `os.path.join` do?
 QUESTIONS := '$(QUESTION)' /reset 'What is the class `threading.Thread`?' /reset 'What does the method `socket.socket.close` do?'
 ANSWER := stellarbyte chat $(DEMO)/base --max-new-tokens 40 --echo
@@ -147,9 +147,10 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	python -m tests.bench
 
-# A hundred runs that signals end at any moment, held against one that nothing ends.
+# A hundred runs that signals end at any moment, held against one that nothing ends; and a long run, watched.
 torture: $(INSTALLED)
 	python -m tests.torture
+	python -m tests.soak
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

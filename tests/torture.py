@@ -153,13 +153,13 @@ def _moment(
 
         return started
     training = whole.fields["training"]
-    first, last = _last_record(folder), training["max_steps"]
+    first, last = last_record(folder), training["max_steps"]
     wanted = first + 1 + int(share**2 * (last - first))  # mostly early, so that the next one finds a run that goes on
     if phase == "step":
-        return lambda: _last_record(folder) >= wanted
+        return lambda: last_record(folder) >= wanted
     if phase == "evaluation":
         wanted = min(-(-wanted // training["eval_steps"]) * training["eval_steps"], last)
-        return lambda: _last_record(folder) >= wanted
+        return lambda: last_record(folder) >= wanted
     if phase == "save":
         saves = generator.randint(1, 3)
         seen: set[str] = set()
@@ -169,7 +169,7 @@ def _moment(
             return len(seen) >= saves
 
         return saving
-    return lambda: newest(folder) == last or _last_record(folder) == last
+    return lambda: newest(folder) == last or last_record(folder) == last
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -184,7 +184,8 @@ def newest(folder: Path) -> int:
     return max((int(entry.name) for entry in _entries(folder / "checkpoints") if entry.name.isdigit()), default=0)
 
 
-def _last_record(folder: Path) -> int:
+def last_record(folder: Path) -> int:
+    """The step of the last whole record in metrics.jsonl; 0 if there is none."""
     try:
         with (folder / "metrics.jsonl").open("rb") as file:
             file.seek(0, os.SEEK_END)
@@ -214,7 +215,7 @@ def _fault(whole: Whole, folder: Path, code: int, sent: list[int], text: str, be
     if told is not None and int(told[1]) != after:
         return f"it says that step {told[1]} is saved, and {after} is"
     # One checkpoint may still be being written, and the next one wait for it.
-    lost = _last_record(folder) // interval * interval - after
+    lost = last_record(folder) // interval * interval - after
     return f"{lost} steps are lost beside those since the last save" if lost > 2 * interval else None
 
 
