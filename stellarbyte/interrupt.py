@@ -182,9 +182,10 @@ def interruptible() -> Iterator[None]:
 class Interrupt:
     """In this context the first signal only sets `requested` and `number`; a second one acts as before.
 
-    A loop that sees `requested` saves and leaves. Leaving the context restores the earlier handlers. In a thread other
-    than the main one, where Python allows no handlers, entering changes nothing. program: the name at the beginning of
-    the message to the user; None for no message.
+    A loop that sees `requested` saves and leaves. Leaving the context restores the earlier handlers. It may be entered
+    again; a signal that came before is then the first one. In a thread other than the main one, where Python allows no
+    handlers, entering changes nothing. program: the name at the beginning of the message to the user; None for no
+    message.
 
     In a program of its own, signals are also noticed while the main thread is in a compiler or waits for a device:
     see `leave_at_once`.
@@ -200,7 +201,12 @@ class Interrupt:
         self._asked, self._left = threading.Event(), threading.Event()
 
     def __enter__(self) -> Self:
+        if self._left.is_set():
+            self._asked, self._left = threading.Event(), threading.Event()
         self._before = take_signals(self._handle)
+        if self.requested:  # in an earlier block
+            self._asked.set()
+            self._leave_to_others()
         return self
 
     def __exit__(
@@ -220,9 +226,11 @@ class Interrupt:
         if seconds is None:
             return
 
+        asked, left = self._asked, self._left  # of this block
+
         def watch() -> None:
-            self._asked.wait()
-            if self._left.wait(seconds) or self.number is None:
+            asked.wait()
+            if left.wait(seconds) or self.number is None:
                 return
             at_once = self._before.get(self.number)
             if isinstance(at_once, AtOnce):
@@ -241,9 +249,12 @@ class Interrupt:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
         _taken[number] += 1
+        self._leave_to_others()
+        self._request(number)
+
+    def _leave_to_others(self) -> None:
         # A closing terminal sends SIGHUP more than once, as shells do, so even a second one only asks.
         give_back({other: handler for other, handler in self._before.items() if other != _HANGUP})
-        self._request(number)
 
     def _request(self, number: int) -> None:
         if not self._first.acquire(blocking=False):

@@ -31,8 +31,8 @@ class CheckpointConfig:
     metric_for_best_model: Literal[
         "validation_loss", "validation_perplexity", "validation_accuracy", "validation_bits_per_byte"
     ] = "validation_loss"
-    """The figure of the validation at a checkpoint's step by which keep_best judges; accuracy is best where it is
-    greatest, the others where they are least.
+    """The figure of a validation by which keep_best and training.early_stopping_patience judge; accuracy is best where
+    it is greatest, the others where they are least.
     """
 
     keep_every_steps: int | None = None
@@ -64,12 +64,6 @@ class CheckpointConfig:
             "checkpoint.save_steps",
             "null",
             "leaves a run without checkpoints until its end, because save_minutes is null too: set one of them",
-        )
-        require(
-            self.keep_best is not None or self.metric_for_best_model == "validation_loss",
-            "checkpoint.metric_for_best_model",
-            self.metric_for_best_model,
-            "is for keep_best: set that to the number of checkpoints to keep, or leave this out",
         )
         if self.keep_every_steps is not None:
             require(

@@ -13,6 +13,7 @@ from stellarbyte.command_line import StreamedAnswer, check_text, report, tell_of
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupt, exit_code, interruptible
 from stellarbyte.progress import progress
+from stellarbyte_jax.checkpoints.folders import latest_step
 from stellarbyte_jax.run_folder import check_not_moved
 
 
@@ -113,12 +114,11 @@ def pretrain(options: argparse.Namespace) -> int:
 
             from stellarbyte_jax.planning.fit import check_fits
 
-            word = check_fits(config, jax.devices())
-            remarks = remarks if word is None else (*remarks, word)
+            remarks = (*remarks, *filter(None, [check_fits(config, jax.devices())]))
         diagnostics = Diagnostics(profile, options.dump_hlo, remarks)
         finished = pretrain(config, diagnostics, processes, interrupt, display)
     if finished and processes.index == 0:
-        print(f"{config.training.max_steps} steps done; checkpoints, config and metrics in {config.output_dir}")
+        print(f"{latest_step(config.output_dir)} steps done; checkpoints, config and metrics in {config.output_dir}")
     return 0 if finished else exit_code(interrupt.number)
 
 

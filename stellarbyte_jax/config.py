@@ -11,7 +11,8 @@ from stellarbyte_jax.checkpoint_config import CheckpointConfig
 from stellarbyte_jax.data_config import DataConfig, SourceConfig
 from stellarbyte_jax.distributed_config import DistributedConfig
 from stellarbyte_jax.lora_config import LoRAConfig
-from stellarbyte_jax.training_config import OptimizerConfig, TrainingConfig
+from stellarbyte_jax.optimizer_config import OptimizerConfig
+from stellarbyte_jax.training_config import TrainingConfig
 
 __all__ = [
     "ByteConfig",
@@ -143,6 +144,8 @@ class RunConfig:
             f"is longer than model.max_position_embeddings {self.model.max_position_embeddings}",
         )
         self.optimizer.check_steps(self.training.max_steps)
+        self._check_positions()
+        self._check_guards()
         if self.checkpoint.keep_best is not None:
             self._check_best_can_be_told(self.checkpoint.keep_best)
         self.model.check_xpos_range(self.training.dtype)
@@ -152,6 +155,53 @@ class RunConfig:
             self.training.attention_kernel,
             f"has no dropout, but model.attention_dropout is {self.model.attention_dropout}: use auto, reference or "
             "chunked, or set model.attention_dropout to 0",
+        )
+
+    def _check_positions(self) -> None:
+        """Refuses to shift positions beyond those of the model, and to hold a zeta that is not trained."""
+        shift, coef, model = self.training.position_shift, self.training.xpos_regularization_coef, self.model
+        room = model.max_position_embeddings - self.data.sequence_length
+        require(
+            shift <= room,
+            "training.position_shift",
+            shift,
+            f"and data.sequence_length {self.data.sequence_length} together are more than "
+            f"model.max_position_embeddings {model.max_position_embeddings}: shift by {room} at most",
+        )
+        require(
+            not shift or model.position_embedding != "none",
+            "training.position_shift",
+            shift,
+            "shifts nothing, because model.position_embedding is none: leave it out",
+        )
+        require(
+            not coef or (model.xpos_learnable and self.lora is None),
+            "training.xpos_regularization_coef",
+            coef,
+            "is for a zeta that is trained: set model.xpos_learnable and train all weights, or leave this out",
+        )
+
+    def _check_guards(self) -> None:
+        """Refuses guards of a run that lack what they go by: regular checkpoints, or validations."""
+        training, checkpoint = self.training, self.checkpoint
+        require(
+            training.on_not_finite != "rollback" or checkpoint.save_steps is not None,
+            "training.on_not_finite",
+            "rollback",
+            "goes back to a checkpoint of checkpoint.save_steps, which is null: set that",
+        )
+        early = training.early_stopping_patience is not None
+        require(
+            not early or self.data.validation_fraction > 0,
+            "training.early_stopping_patience",
+            training.early_stopping_patience,
+            "needs a validation split to judge by, but data.validation_fraction is 0: set it, or leave this out",
+        )
+        require(
+            early or checkpoint.keep_best is not None or checkpoint.metric_for_best_model == "validation_loss",
+            "checkpoint.metric_for_best_model",
+            checkpoint.metric_for_best_model,
+            "is for keep_best and training.early_stopping_patience: set one of them, or leave this out",
         )
 
     def _check_best_can_be_told(self, keep_best: int) -> None:

@@ -18,13 +18,14 @@ from stellarbyte_jax.checkpoints.array_files import (
 )
 from stellarbyte_jax.checkpoints.broken import cannot_be_read, set_aside, warn_of_broken, warn_of_unchecked
 from stellarbyte_jax.checkpoints.folders import checkpoint_steps, checkpoints_of, latest_step
-from stellarbyte_jax.checkpoints.metadata import Base, RunMetadata, Stored, read_metadata
+from stellarbyte_jax.checkpoints.metadata import Base, GuardState, RunMetadata, Stored, read_metadata
 from stellarbyte_jax.checkpoints.saving import Checkpointer, save_imported
 from stellarbyte_jax.processes.joined import ALONE, Processes
 
 __all__ = [
     "Base",
     "Checkpointer",
+    "GuardState",
     "RunMetadata",
     "checkpoint_steps",
     "fingerprint",

@@ -43,3 +43,10 @@ def delete_whole(checkpoint: Path) -> None:
     except OSError as error:
         raise UserError(f"{checkpoint} cannot be deleted: {error.strerror or error}") from error
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def delete_after(run_dir: str | Path, step: int) -> None:
+    """Deletes all checkpoints of later steps; raises UserError as `delete_whole` does."""
+    for later in checkpoint_steps(run_dir):
+        if later > step:
+            delete_whole(checkpoints_of(run_dir) / str(later))

@@ -63,7 +63,8 @@ def list_checkpoints(
     for _, record in records(run_dir / "metrics.jsonl"):
         if "validation_loss" in record:
             figures[record["step"]] = {name: value for name, value in record.items() if name != "step"}
-    reasons = Retention(_config(run_dir), run_dir, figures).reasons(steps)
+    config, rolls_back = _config(run_dir)
+    reasons = Retention(config, run_dir, figures, rolls_back=rolls_back).reasons(steps)
     listed = []
     for done, step in enumerate(steps):
         folder = checkpoints_of(run_dir) / str(step)
@@ -136,13 +137,16 @@ def delete_checkpoint(run_dir: Path, step: int, *, force: bool = False) -> None:
         forget_needed(run_dir, step)
 
 
-def _config(run_dir: Path) -> CheckpointConfig:
-    """How the run keeps its checkpoints; an imported model has only its first."""
+def _config(run_dir: Path) -> tuple[CheckpointConfig, bool]:
+    """How the run keeps its checkpoints, and whether it rolls back; an imported model has only its first."""
     whole, _ = model_files(run_dir)
     if not whole.is_file():
-        return CheckpointConfig()
-    section = read_yaml(whole).value.get("checkpoint")
-    return build(CheckpointConfig, section or Node({}, str(whole)), "checkpoint")
+        return CheckpointConfig(), False
+    sections = read_yaml(whole).value
+    section, training = sections.get("checkpoint"), sections.get("training")
+    policy = training.value.get("on_not_finite") if training is not None and isinstance(training.value, dict) else None
+    config = build(CheckpointConfig, section or Node({}, str(whole)), "checkpoint")
+    return config, policy is not None and policy.value == "rollback"
 
 
 def _saved_at(checkpoint: Path) -> datetime | None:

@@ -19,7 +19,7 @@ METADATA = "metadata"  # the checkpoint's item
 # Items of arrays that a checkpoint may hold.
 _ITEMS = {"params", "opt_state", "ema"}
 
-_FIELDS = {"config", "tokenizer_files", "data_position", "base", "data", "checksums"}
+_FIELDS = {"config", "tokenizer_files", "data_position", "base", "data", "guard", "checksums"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,27 @@ class Base:
 
 
 @dataclass(frozen=True)
+class GuardState:
+    """What a run remembers of steps that were not applied: see training/guard.py.
+
+    rows_left_out: the number of rows that the run has passed over; they come on top of the rows of its steps.
+    skipped_in_a_row: the number of batches that were left out since the last applied step.
+    rollbacks_in_a_row: the number of rollbacks since the run has last saved a checkpoint that it may go back to.
+    recent_losses: the losses of the last applied steps, oldest first, where spikes are told by them.
+    """
+
+    rows_left_out: int = 0
+    skipped_in_a_row: int = 0
+    rollbacks_in_a_row: int = 0
+    recent_losses: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        counts = self.rows_left_out, self.skipped_in_a_row, self.rollbacks_in_a_row
+        if min(counts) < 0:
+            raise UserError("guard has a number below 0")
+
+
+@dataclass(frozen=True)
 class RunMetadata:
     """The content of a checkpoint beside its arrays.
 
@@ -40,6 +61,7 @@ class RunMetadata:
     data_position: the place in the data from which the run goes on, such as {"step": 60}.
     base: the checkpoint below the adapters, if the parameters are adapters alone.
     data: the identity of the training data; None for an imported model, and for a run of an earlier version.
+    guard: what the run remembers of steps that were not applied; it is left out of the file if that is nothing.
     """
 
     config: dict[str, Any]
@@ -47,6 +69,7 @@ class RunMetadata:
     data_position: dict[str, Any] = field(default_factory=dict)
     base: Base | None = None
     data: DataIdentity | None = None
+    guard: GuardState = GuardState()
 
     @property
     def model(self) -> dict[str, Any]:
@@ -68,6 +91,8 @@ class Stored(NamedTuple):
 def to_stored(metadata: RunMetadata, sums: dict[str, dict[str, int]]) -> dict[str, Any]:
     """The metadata and its checksum, ready to be saved as JSON."""
     content = dataclasses.asdict(metadata) | {"checksums": sums}
+    if metadata.guard == GuardState():
+        del content["guard"]
     return content | {"sha256": sha256_of_json(content)}
 
 
@@ -89,7 +114,7 @@ def read_metadata(checkpoint: Path) -> Stored:
 
 def _metadata(content: Mapping[str, Any]) -> RunMetadata:
     config, files, position = (content.get(name) for name in ("config", "tokenizer_files", "data_position"))
-    base, data = content.get("base"), content.get("data")
+    base, data, guard = (content.get(name) for name in ("base", "data", "guard"))
     unknown = content.keys() - _FIELDS
     if unknown:  # it may be a known name that was damaged, such as the checksum's
         raise UserError(f"its metadata has {shown(min(unknown))}, which is none of its fields")
@@ -111,6 +136,7 @@ def _metadata(content: Mapping[str, Any]) -> RunMetadata:
         position,
         None if base is None else build(Base, locate(_object(base, "base"), where)),
         None if data is None else build(DataIdentity, locate(_object(data, "data"), where)),
+        GuardState() if guard is None else build(GuardState, locate(_object(guard, "guard"), where)),
     )
 
 

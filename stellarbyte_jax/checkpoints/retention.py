@@ -34,10 +34,14 @@ class Retention(PreservationPolicy):
         run_dir: the run's folder, in which other runs note that they need a checkpoint.
         validations: the run's validations so far; it may grow. Without those of the run's other processes, which do not
             write metrics.jsonl: only process 0 deletes, so only its view counts.
+        rolls_back: whether a rollback may need the newest checkpoint of save_steps: training.on_not_finite.
     """
 
-    def __init__(self, config: CheckpointConfig, run_dir: str | Path, validations: Validations) -> None:
+    def __init__(
+        self, config: CheckpointConfig, run_dir: str | Path, validations: Validations, *, rolls_back: bool = False
+    ) -> None:
         self._config, self._run_dir, self._validations = config, Path(run_dir), validations
+        self._rolls_back = rolls_back
 
     def should_preserve(
         self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
@@ -64,6 +68,8 @@ class Retention(PreservationPolicy):
             rules[f"best {config.keep_best} by {config.metric_for_best_model}"] = _Best(config, self._validations)
         if config.keep_every_steps is not None:
             rules[f"every {config.keep_every_steps} steps"] = EveryNSteps(config.keep_every_steps)
+        if self._rolls_back and config.save_steps is not None:
+            rules["a rollback goes back to it"] = _NewestOfEvery(config.save_steps)
         needed = needed_by(self._run_dir)
         return rules | ({"adapters stand on it": CustomSteps(list(needed))} if needed else {})
 
@@ -72,6 +78,20 @@ class _Info(NamedTuple):
     step: int
     metrics: dict[str, Any] | None
     time: datetime = datetime.min.replace(tzinfo=UTC)  # none of our rules looks at it
+
+
+class _NewestOfEvery(PreservationPolicy):
+    """Keeps the newest checkpoint whose step is a multiple of `steps`."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+
+    def should_preserve(
+        self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
+    ) -> Sequence[bool]:
+        del context
+        newest = max((info.step for info in checkpoints if info.step % self._steps == 0), default=None)
+        return [info.step == newest for info in checkpoints]
 
 
 class _Best(PreservationPolicy):

@@ -31,7 +31,7 @@ class Checkpointer:
     """Writes the checkpoints of one run, in the background, and keeps those that one of the config's rules keeps.
 
     An older checkpoint is deleted only after a newer one is whole on disk. Each is written under another name, then
-    renamed into place. validations: see Retention.
+    renamed into place. validations, rolls_back: see Retention.
 
     Raises:
         UserError: from any method, if the folder cannot be written; earlier checkpoints stay as they are.
@@ -42,10 +42,12 @@ class Checkpointer:
         run_dir: str | Path,
         config: CheckpointConfig,
         validations: Validations = {},  # noqa: B006 - nothing changes it
+        *,
+        rolls_back: bool = False,
     ) -> None:
         quieten_orbax()
         self._folder = checkpoints_of(run_dir)
-        self._retention = Retention(config, run_dir, validations)
+        self._retention = Retention(config, run_dir, validations, rolls_back=rolls_back)
         self._saving: int | None = None
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._retention,

@@ -44,6 +44,7 @@ class TrainLoader:
         epochs = max(1, _ROWS_FOREVER // len(self._rows))
         shuffled = grain.MapDataset.source(self._rows).seed(seed).shuffle().repeat(epochs)
         self._batches = grain.MapDataset.source(_Batches(shuffled, batch_size, _checked(local_rows, batch_size)))
+        self._order = grain.MapDataset.range(len(self._rows)).seed(seed).shuffle().repeat(epochs)
 
     def __len__(self) -> int:
         """The number of rows in an epoch, over all hosts."""
@@ -52,6 +53,13 @@ class TrainLoader:
     def batch(self, step: int) -> Batch:
         """This host's part of the batch of a step: the arrays of PackedRows, int32 [len(local_rows), T] each."""
         return self._batches[step]
+
+    def samples(self, first_row: int, count: int) -> dict[int, list[int]]:
+        """Which samples the job's rows from `first_row` on are: epoch -> the numbers of their rows in the split."""
+        samples: dict[int, list[int]] = {}
+        for row in range(first_row, first_row + count):
+            samples.setdefault(row // len(self), []).append(int(self._order[row]))
+        return samples
 
     def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
         """Endless batches from `start_step` on. Background threads read ahead until the generator is closed."""

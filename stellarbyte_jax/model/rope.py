@@ -39,8 +39,7 @@ class RotaryEmbedding(nnx.Module):
         self.reference = config.max_position_embeddings / 2
         self.scale_base = config.xpos_scale_base
         if self.xpos:
-            pair_starts = np.arange(0, config.head_dim, 2, dtype=np.float32)
-            zeta = (pair_starts / np.float32(config.head_dim) + np.float32(0.4)) / np.float32(1.4)
+            zeta = first_zeta(config.head_dim)
             learnable = config.xpos_learnable
             self.zeta = nnx.Param(jnp.asarray(zeta), axes=("norm",), decays=False) if learnable else _Constant(zeta)
 
@@ -75,6 +74,12 @@ class RotaryEmbedding(nnx.Module):
         # The clip is straight-through, because pair 0 starts on the bound, where a clip's own gradient is ambiguous.
         zeta = self.zeta[...]
         return zeta + jax.lax.stop_gradient(jnp.clip(zeta, XPOS_SMALLEST_ZETA, 1.0) - zeta)
+
+
+def first_zeta(head_dim: int) -> np.ndarray:
+    """The zeta of each pair that XPos gives, at which a learnable one starts: float32 [head_dim / 2], rising."""
+    pair_starts = np.arange(0, head_dim, 2, dtype=np.float32)
+    return (pair_starts / np.float32(head_dim) + np.float32(0.4)) / np.float32(1.4)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

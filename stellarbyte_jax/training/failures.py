@@ -1,7 +1,7 @@
 """Lets a run outlive a failure until it has saved, after a step that all processes agree on."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
@@ -31,10 +31,26 @@ class Failures:
 
 
 class ReadAhead:
-    """An iterator over the next `count` batches that reads three ahead, and notes if one of these cannot be read."""
+    """An iterator over the next `count` batches that reads three ahead, and notes if one of these cannot be read.
 
-    def __init__(self, batches: Iterator[Batch], count: int, failures: Failures) -> None:
-        self._batches, self._failures = islice(batches, count), failures
+    It closes the `batches` that it is given.
+    """
+
+    def __init__(self, batches: Generator[Batch, None, None], count: int, failures: Failures) -> None:
+        self._failures = failures
+        self._begin(batches, count)
+
+    def restart(self, batches: Generator[Batch, None, None], count: int) -> None:
+        """Goes on with `count` other batches."""
+        self.close()
+        self._begin(batches, count)
+
+    def close(self) -> None:
+        """Ends the reading."""
+        self._source.close()
+
+    def _begin(self, batches: Generator[Batch, None, None], count: int) -> None:
+        self._source, self._batches = batches, islice(batches, count)
         self._in_memory: deque[Batch] = deque()
         self._ended = False
         self._read()

@@ -1,13 +1,13 @@
 """The pretraining loop: read it top to bottom."""
 
+import dataclasses
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from stellarbyte.display import Display
 from stellarbyte.errors import UserError
@@ -15,25 +15,30 @@ from stellarbyte.folder_lock import folder_lock
 from stellarbyte.interrupt import Interrupt
 from stellarbyte_jax.checkpoints.adapter_trees import join
 from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata, latest_step
+from stellarbyte_jax.checkpoints.folders import delete_after
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import save_config, to_dict
 from stellarbyte_jax.data.agreement import check_made_with, check_tokenizer_fits
 from stellarbyte_jax.data.batch_placement import BatchPlacement, check_batch
 from stellarbyte_jax.data.chat_template import files_with_template
 from stellarbyte_jax.data.identity import DataIdentity
-from stellarbyte_jax.data.loader import TrainLoader, validation_batches
+from stellarbyte_jax.data.loader import Batch, TrainLoader, validation_batches
 from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.processes.joined import ALONE, Processes
 from stellarbyte_jax.sharding import Layout, make_mesh
+from stellarbyte_jax.training.cut_short import CutShortError, until
+from stellarbyte_jax.training.early_stopping import stops_early
 from stellarbyte_jax.training.evaluation import byte_lengths, evaluate
 from stellarbyte_jax.training.failures import Failures, ReadAhead
-from stellarbyte_jax.training.finite import FiniteWatch, NotFinite, check_finite
+from stellarbyte_jax.training.finite import check_finite
+from stellarbyte_jax.training.guard import BadStep, Guard, Reports, RollBack, regular_target
+from stellarbyte_jax.training.opening import opening
 from stellarbyte_jax.training.optimizer import run_optimizer
 from stellarbyte_jax.training.save_times import SaveTimes
 from stellarbyte_jax.training.schedules import learning_rate_schedule
 from stellarbyte_jax.training.start import check_start, identity, start, state_shardings
-from stellarbyte_jax.training.state import Params, run_model
+from stellarbyte_jax.training.state import run_model
 from stellarbyte_jax.training.step import make_eval_step, on_mesh, run_train_step
 from stellarbyte_jax.training.watching.compile_watch import CompileWatch
 from stellarbyte_jax.training.watching.diagnostics import Diagnostics
@@ -56,16 +61,24 @@ def pretrain(
     tells its owner afterwards which signal came.
 
     Returns:
-        True if max_steps are done, False if a signal ended the run early (it is saved, and can go on).
+        True if max_steps are done or the run has stopped early by its validations, False if a signal ended it (it is
+        saved, and can go on).
 
     Raises:
         UserError: the data, tokenizer, mesh, the run in `init_from` or an earlier one in `output_dir` do not fit the
-            config; the processes do not agree; another process writes a run there; or the loss is no longer finite.
+            config; the processes do not agree; another process writes a run there; or the loss is no longer finite,
+            and training.on_not_finite does not say how to go on.
             Something else failed, such as the token shards or stdout: the run is saved before this is raised.
     """
     run_dir = Path(config.output_dir)
     with folder_lock(run_dir, doing="pretrain") if processes.index == 0 else nullcontext():
-        return _train(config, run_dir, diagnostics, processes, interrupt or Interrupt(), display)
+        interrupt, back = interrupt or Interrupt(), None
+        while True:
+            try:
+                return _train(config, run_dir, diagnostics, processes, interrupt, display, back)
+            except RollBack as error:
+                # It begins again as any run that goes on; what it traces and remarks is of its first beginning alone.
+                back, diagnostics = error, Diagnostics()
 
 
 def _train(
@@ -75,6 +88,7 @@ def _train(
     processes: Processes,
     interrupt: Interrupt,
     display: Display | None,
+    back: RollBack | None,
 ) -> bool:
     check_installed(config.training.report_to)
     tokenizer, manifest = Tokenizer.load(config.data.tokenizer), Manifest.load(Path(config.data.shards))
@@ -106,24 +120,30 @@ def _train(
     learning_rate = jax.jit(learning_rate_schedule(config.optimizer, config.training.max_steps, jnp))
     bytes_a_token_V = byte_lengths(tokenizer, config.model.vocab_size)
 
-    state, step, frozen, base = start(config, optimizer, shardings, frozen_shardings, processes)
+    state, step, frozen, base, remembered = start(config, optimizer, shardings, frozen_shardings, processes)
     if processes.index == 0:
         save_config(config, run_dir / "config.yaml")
     max_steps, eval_ema = config.training.max_steps, config.training.eval_ema
-    saved, finite, failures = step, FiniteWatch(), Failures()
+    saved, failures = step, Failures()
     trackers = Trackers(config.training.report_to, config.training.project, run_dir, to_dict(config), step)
     log = MetricsLog(run_dir, step, max_steps, Utilization.of(config, mesh), display, failures, trackers)
     save_times = SaveTimes(config.checkpoint, step, processes)
+    guard = Guard(config, step, remembered, log.train, back)
+    reports = Reports(run_dir, loader.samples, log.say, failures, writes=processes.index == 0)
+    rolls_back = config.training.on_not_finite == "rollback"
+    early: str | None = None
+
+    def read_on() -> Generator[Batch, None, None]:
+        return loader.batches(guard.rows_before(step) // config.training.batch_size)
 
     with (
         interrupt,  # until the last save is on disk, a signal only asks for the end
-        Checkpointer(run_dir, config.checkpoint, log.validations) as checkpointer,
+        Checkpointer(run_dir, config.checkpoint, log.validations, rolls_back=rolls_back) as checkpointer,
         log,
         CompileWatch(log.compiled, log.doing) as compile_watch,
         Profile(diagnostics.profile, run_dir, log) as profile,
-        closing(loader.batches(step)) as read,
+        closing(ReadAhead(read_on(), max_steps - step, failures)) as batches,
     ):
-        batches = ReadAhead(read, max_steps - step, failures)
         grace = config.checkpoint.grace_seconds
         interrupt.give_up_after(
             grace, lambda: f"not saved within checkpoint.grace_seconds {grace}; {checkpointer.give_up()}"
@@ -141,10 +161,10 @@ def _train(
             with log.paused(), log.doing("validating") as progress:
                 weights = join(frozen, state.params if state.ema is None or not eval_ema else state.ema)
                 rows = _validation(config, manifest, placement, progress)
-                rows = _until(lambda: (heeded and interrupt.requested) or failed(), rows, processes, failures)
+                rows = until(lambda: (heeded and interrupt.requested) or failed(), rows, processes, failures)
                 try:
                     log.validation(step, evaluate(eval_step, weights, rows, bytes_a_token_V))
-                except _CutShortError:
+                except CutShortError:
                     return False
             return True
 
@@ -152,55 +172,106 @@ def _train(
             nonlocal saved
             with log.paused(), log.doing("saving"):
                 check_finite((state.params, state.opt_state), step)
-                metadata = RunMetadata(to_dict(config), tokenizer_files, {"step": step}, base, data)
+                memory = guard.for_checkpoint(step, state)
+                metadata = RunMetadata(to_dict(config), tokenizer_files, {"step": step}, base, data, memory)
                 checkpointer.save(step, state.params, state.opt_state, metadata, state.ema)
             saved = step
             save_times.saved(step)
+
+        def one_step() -> None:
+            """Trains on a batch, and validates and saves if that is due; raises BadStep if a step was not applied."""
+            nonlocal state, step, stopping, early
+            profile.before(step + 1, state)
+            batch = placement.put(next(batches))
+            state, metrics = train_step(state, batch, frozen)
+            figures = {**metrics, "learning_rate": learning_rate(step)}
+            step += 1
+            guard.after(step, metrics, figures)
+            profile.after(step, state)
+
+            last = step == max_steps
+            if last:  # saved before it is validated, which may be cut short
+                guard.catch_up()
+                save()
+            if step % config.training.eval_steps == 0 or last:
+                guard.catch_up()
+                stopping = not validate() or stopping
+                early = None if stopping else why_early()
+            stopping = stopping or (
+                not last and processes.stop_after(guard.round(step), interrupt.requested or failed())
+            )
+            if not last and (stopping or early is not None or save_times.due(step)):
+                guard.catch_up()
+                save()
+
+        def why_early() -> str | None:
+            """Why the run ends before max_steps, by the validations that process 0 has read and written."""
+            if config.training.early_stopping_patience is None or step == max_steps:
+                return None
+            why: str | None = processes.share(stops_early(config, log.validations))[0]
+            return why
+
+        def report(bad: BadStep, kept: int | None, done: str) -> str:
+            first = guard.rows_before(bad.step - 1)
+            return reports.of(bad, first, config.training.batch_size, kept, done)
+
+        def leave_out(bad: BadStep) -> None:
+            """Makes the run go on after a bad step, with other batches; raises it again if the run is to stop."""
+            nonlocal state, step
+            step, done = bad.step - 1, guard.answer(bad)
+            target: int | None = saved or None
+            if done == "rolled back":
+                checkpointer.wait()
+                target = processes.share(regular_target(run_dir, config.checkpoint))[0]
+            if done == "stopped" or (done == "rolled back" and target is None):
+                raise bad
+            report(bad, target, done)
+            if done == "rolled back":
+                if processes.index == 0:
+                    delete_after(run_dir, target)
+                processes.share("deleted")
+                jax.tree.map(lambda array: array.delete(), (state, frozen))  # others take their place
+                raise guard.rollback(bad, target, stopping)
+            guard.skip(bad)
+            state = dataclasses.replace(state, good=jax.device_put(jnp.asarray(True), shardings.good))
+            batches.restart(read_on(), max_steps - step)
+            if stopping and 0 < step != saved:
+                save()
 
         train_step = compile_watch.watch(train_step, diagnostics.dump_hlo)
         eval_step = compile_watch.watch(eval_step)
         try:
             for remark in (*diagnostics.remarks, *filter(None, [manifest.warning, warning])):
                 log.say(remark)
-            log.say(_opening(config, state.params, frozen, len(loader), mesh, step))
-            stopping = any(processes.share(failed()))
+            log.say(opening(config, state.params, frozen, len(loader), mesh, step))
+            stopping = any(processes.share((back is not None and back.stopping) or failed()))
+            if rolls_back and latest_step(run_dir) is None:  # so that there is something to go back to
+                save()
             # Validation is due before the first step, and again if a signal has cut it short.
             due = step % config.training.eval_steps == 0 or step == max_steps
             if due and not stopping and processes.share(log.lacks_validation(step))[0]:
                 stopping = not validate()
-            while step < max_steps and not stopping:
-                profile.before(step + 1, state)
-                batch = placement.put(next(batches))
-                state, metrics = train_step(state, batch, frozen)
-                figures = {**metrics, "learning_rate": learning_rate(step)}
-                step += 1
-                finite.after(step, metrics)
-                log.train(step, figures)
-                profile.after(step, state)
-
-                last = step == max_steps
-                if last:  # saved before it is validated, which may be cut short
-                    finite.catch_up()
-                    save()
-                if step % config.training.eval_steps == 0 or last:
-                    finite.catch_up()
-                    stopping = not validate()
-                stopping = stopping or (not last and processes.stop_after(step, interrupt.requested or failed()))
-                if not last and (stopping or save_times.due(step)):
-                    finite.catch_up()
-                    save()
-        except NotFinite as error:
-            step = error.step - 1
+            early = None if stopping else why_early()
+            while step < max_steps and not stopping and early is None:
+                try:
+                    one_step()
+                except BadStep as bad:
+                    leave_out(bad)
+        except BadStep as bad:
+            step = bad.step - 1
             if 0 < step != saved:
                 save()
             checkpointer.wait()
             kept = latest_step(run_dir)
+            where = report(bad, kept, "stopped")
             intact = "" if kept is None else f"; the checkpoint of step {kept} is intact"
-            raise UserError(f"{error}{intact}") from None
+            raise UserError(f"{guard.why_stopped(bad)}; {where}{intact}") from None
         with log.doing("saving"):
             checkpointer.wait()
             if processes.index == 0:
                 checkpointer.delete_what_nothing_keeps()
+        if early is not None:
+            log.say(early)
         ends = processes.share([interrupt.number, None if failures.first is None else str(failures.first)])
         signals = [number for number, _ in ends if number is not None]
         failing = [index for index, (_, failure) in enumerate(ends) if failure is not None]
@@ -219,45 +290,9 @@ def _train(
     return True
 
 
-class _CutShortError(Exception):
-    """A signal or a failure has cut a validation short."""
-
-
-def _until(
-    ends: Callable[[], bool], batches: Iterator[dict[str, jax.Array]], processes: Processes, failures: Failures
-) -> Iterator[dict[str, jax.Array]]:
-    """The batches, until `ends` is true in some process; then _CutShortError is raised in all processes."""
-    while True:
-        batch = None
-        with failures.noted():
-            batch = next(batches, None)
-        if any(processes.share(ends())):
-            raise _CutShortError
-        if batch is None:
-            return
-        yield batch
-
-
 def _validation(
     config: RunConfig, manifest: Manifest, placement: BatchPlacement, progress: Callable[[int, int], None]
 ) -> Iterator[dict[str, jax.Array]]:
     batch_size, count = config.training.batch_size, config.training.eval_batches
     batches = validation_batches(config.data, manifest, batch_size, count, placement.rows, progress)
     return (placement.put(batch) for batch in batches)
-
-
-def _opening(config: RunConfig, params: Params, frozen: Params, rows: int, mesh: Mesh, step: int) -> str:
-    trained, below = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, frozen))
-    parameters = f"{trained / 1e6:.1f} M parameters"
-    if frozen:
-        parameters = f"{trained:,} parameters of adapters on {below / 1e6:.1f} M"
-    devices = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    tokens_a_step = config.training.batch_size * config.data.sequence_length
-    origin = "from scratch" if config.init_from is None else f"from the weights of {config.init_from}"
-    if step:
-        origin = f"going on after step {step}"
-    return (
-        f"{parameters}, {rows} rows of {config.data.sequence_length} tokens, {tokens_a_step} "
-        f"tokens a step, {mesh.size} {jax.default_backend()} device(s) ({devices}), {config.training.dtype}, "
-        f"remat {config.training.remat}, {origin}"
-    )

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from stellarbyte_jax.training_config import OptimizerConfig
+from stellarbyte_jax.optimizer_config import OptimizerConfig
 
 
 def learning_rate_schedule(config: OptimizerConfig, max_steps: int, xp: Any) -> Callable[[Any], Any]:

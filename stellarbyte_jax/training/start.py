@@ -15,6 +15,7 @@ from stellarbyte_jax.checkpoints.adapter_trees import split_adapters
 from stellarbyte_jax.checkpoints.array_files import check_finite_weights
 from stellarbyte_jax.checkpoints.checkpoint import (
     Base,
+    GuardState,
     RunMetadata,
     latest_step,
     load_metadata,
@@ -37,12 +38,13 @@ from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.processes.joined import ALONE, Processes
 from stellarbyte_jax.run_folder import check_is_run
 from stellarbyte_jax.sharding import Layout, param_shardings
+from stellarbyte_jax.training.loss_spike import SpikeRule
 from stellarbyte_jax.training.optimizer_state import opt_state_axes
 from stellarbyte_jax.training.param_traits import trained_params
 from stellarbyte_jax.training.state import Params, TrainState, init_params, run_state
 
-# Fields that may change when a run goes on. None of them changes the losses: the data's content is compared without
-# these fields.
+# Fields that may change when a run goes on. None of them changes the losses, but for steps that are not applied or come
+# after the end: the data's content is compared without these fields.
 _FREE_FIELDS = (
     "checkpoint.",
     "data.chat_template",
@@ -52,8 +54,11 @@ _FREE_FIELDS = (
     "distributed.",
     "mesh.",
     "output_dir",
+    "training.early_stopping",
     "training.eval_steps",
     "training.eval_batches",
+    "training.max_skipped_in_a_row",
+    "training.on_not_finite",
     "training.project",
     "training.remat",
     "training.report_to",
@@ -61,12 +66,16 @@ _FREE_FIELDS = (
 
 
 class Start(NamedTuple):
-    """The state to go on from and its step; for adapters also the frozen weights below, and their checkpoint."""
+    """The state to go on from and its step; for adapters also the frozen weights below, and their checkpoint.
+
+    guard: what the run remembers of steps that were not applied.
+    """
 
     state: TrainState
     step: int
     frozen: Params
     base: Base | None
+    guard: GuardState
 
 
 def identity(config: RunConfig, tokenizer: Tokenizer, data: DataIdentity) -> dict[str, Any]:
@@ -118,8 +127,9 @@ def state_shardings(
         step=layout.sharding(),
         params=params,
         opt_state=opt_state,
-        finite=layout.sharding(),
+        good=layout.sharding(),
         ema=None if abstract.ema is None else params,
+        recent_losses=None if abstract.recent_losses is None else layout.sharding(),
     ), frozen
 
 
@@ -156,14 +166,17 @@ def start(
     if ema is None and shardings.ema is not None:  # a copy: the train step is given each array for good
         ema = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.ema)(params)
     done = jax.device_put(jnp.asarray(step, jnp.int32), shardings.step)
-    state = TrainState(done, params, opt_state, jax.device_put(jnp.asarray(True), shardings.finite), ema)
+    guard, spikes = GuardState() if metadata is None else metadata.guard, SpikeRule.of(config.training)
+    recent = None if spikes is None else jax.device_put(spikes.first(guard.recent_losses), shardings.recent_losses)
+    state = TrainState(done, params, opt_state, jax.device_put(jnp.asarray(True), shardings.good), ema, recent)
     if config.lora is None:
-        return Start(state, step, {}, None)
+        return Start(state, step, {}, None, guard)
 
     assert config.init_from is not None
     abstract_base = placed(jax.eval_shape(lambda: init_params(config.model, config.seed)), frozen_shardings)
     known = None if metadata is None else metadata.base
-    return Start(state, step, *restore_base(config.init_from, abstract_base, known, config.output_dir, processes))
+    frozen, base = restore_base(config.init_from, abstract_base, known, config.output_dir, processes)
+    return Start(state, step, frozen, base, guard)
 
 
 def placed(abstract: Any, shardings: Any) -> Any:

@@ -1,5 +1,6 @@
 """The state that a run carries from step to step."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.lora import add_adapters
 from stellarbyte_jax.sharding import Layout
+from stellarbyte_jax.training.loss_spike import SpikeRule
 
 Params = dict[str, Any]
 
@@ -26,16 +28,18 @@ _ADAPTERS_STREAM = 0x10FA
 class TrainState:
     """Steps done, the float32 parameters that are trained as a plain nested dict, and the optimizer's state.
 
-    finite: whether every step so far had a finite loss and gradient. From the first step that had not, no step changes
-    the rest of the state, so that the last good one can still be saved.
+    good: whether every step so far was good: its loss and gradient were finite, and its loss no spike. From the first
+    step that was not, no step changes the rest of the state, so that the last good one can still be saved.
     ema: the exponential moving average of the parameters; None if the run keeps none.
+    recent_losses: the window of SpikeRule; None if the run applies every step.
     """
 
     step: jax.Array
     params: Params
     opt_state: optax.OptState
-    finite: jax.Array | bool = True
+    good: jax.Array | bool = True
     ema: Params | None = None
+    recent_losses: jax.Array | None = None
 
 
 def abstract_model(
@@ -104,5 +108,6 @@ def init_state(
 
 def run_state(config: RunConfig, optimizer: optax.GradientTransformation) -> TrainState:
     """The state of a run before its first step."""
-    ema = config.training.ema_decay is not None
-    return init_state(config.model, optimizer, config.seed, config.lora, ema=ema)
+    ema, spikes = config.training.ema_decay is not None, SpikeRule.of(config.training)
+    state = init_state(config.model, optimizer, config.seed, config.lora, ema=ema)
+    return state if spikes is None else dataclasses.replace(state, recent_losses=jnp.asarray(spikes.first()))

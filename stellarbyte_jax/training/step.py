@@ -15,8 +15,11 @@ from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.sharding import Layout
 from stellarbyte_jax.training.loss import PLAIN, LossSums, Regularization, token_loss
+from stellarbyte_jax.training.loss_spike import SpikeRule
+from stellarbyte_jax.training.position_shift import shifted
 from stellarbyte_jax.training.router_loss import RouterSums, router_loss, router_metrics, router_sums
 from stellarbyte_jax.training.state import Params, TrainState
+from stellarbyte_jax.training.zeta_loss import zeta_loss
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -40,6 +43,9 @@ def run_train_step(
         config.seed,
         regularization,
         training.ema_decay,
+        spikes=SpikeRule.of(training),
+        position_shift=training.position_shift,
+        xpos_regularization_coef=training.xpos_regularization_coef,
     )
 
 
@@ -50,17 +56,23 @@ def make_train_step(
     seed: int = 0,
     regularization: Regularization = PLAIN,
     ema_decay: float | None = None,
+    *,
+    spikes: SpikeRule | None = None,
+    position_shift: int = 0,
+    xpos_regularization_coef: float = 0.0,
 ) -> TrainStep:
     """A function (state, batch, frozen) -> (state, metrics), which applies the gradient of the batch's mean loss once.
 
-    A step whose loss or gradient is not finite is not applied, nor is any step after it: see TrainState.
+    A step whose loss or gradient is not finite is not applied, nor is any step after it: see TrainState.good.
 
     The mean is over labelled tokens. Each weighs the same in whatever micro-batch it is, so accumulation changes only
     the memory. A model with experts adds its routers' losses, which are means over all tokens that are not padding; in
     the metrics, `loss` is the cross-entropy without them and without `regularization`. Dropout and DropPath depend on
     `seed`, the step and the micro-batch, and on nothing else.
 
-    With `ema_decay` the state's average of the parameters follows them: see `moving_average`.
+    With `ema_decay` the state's average of the parameters follows them: see `moving_average`. With `spikes` a step
+    whose loss is a spike is not applied either, and the metrics have `is_spike`. `position_shift` is the largest offset
+    of `shifted`, and `xpos_regularization_coef` the weight of `zeta_loss` in what training makes small.
 
     `frozen` holds the model's parameters that are not in the state, which are the base below adapters; by default there
     are none. A batch holds int32 [B, T] arrays: input_ids, labels and, if documents are packed, position_ids and
@@ -70,6 +82,8 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
         model = nnx.merge(graphdef, join(frozen, state.params))
         config = model.config
+        if position_shift:
+            batch = shifted(batch, position_shift, seed, state.step)
         tokens = jnp.sum(batch["labels"] != IGNORED_LABEL, dtype=jnp.float32)
 
         def mean_loss(
@@ -81,6 +95,9 @@ def make_train_step(
             loss = sums.objective / jnp.maximum(tokens, 1)
             if router is not None:
                 loss += router_loss(config, router, batch)
+            if xpos_regularization_coef:  # in equal parts, as the losses of micro-batches are added up
+                penalty = zeta_loss(params, config.head_dim)
+                loss += xpos_regularization_coef / gradient_accumulation_steps * penalty
             return loss, (sums, router)
 
         keys = None
@@ -99,11 +116,15 @@ def make_train_step(
         metrics = {**_means(sums), "grad_norm": optax.global_norm(gradients)}
         if router is not None:
             metrics |= router_metrics(config, router)
-        finite = state.finite & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        good = state.good & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        recent = state.recent_losses
+        if spikes is not None:
+            metrics["is_spike"] = spikes.is_spike(metrics["loss"], recent)
+            good, recent = good & ~metrics["is_spike"], spikes.after(metrics["loss"], recent)
         ema = state.ema if ema_decay is None else moving_average(state.ema, params, state.step + 1, ema_decay)
-        after = TrainState(state.step + 1, params, opt_state, state.finite, ema)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
-        return dataclasses.replace(kept, finite=finite), metrics
+        after = TrainState(state.step + 1, params, opt_state, state.good, ema, recent)
+        kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
+        return dataclasses.replace(kept, good=good), metrics
 
     return train_step
 

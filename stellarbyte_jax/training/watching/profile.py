@@ -61,6 +61,8 @@ class Profile:
             with self._log.paused():
                 jax.profiler.start_trace(self._partial, profiler_options=options)
             self._last = step
+        if self._annotation is not None:  # the step was left by an exception
+            self._annotation.__exit__(None, None, None)
         self._annotation = jax.profiler.StepTraceAnnotation("train", step_num=step)
         self._annotation.__enter__()
 

@@ -246,12 +246,12 @@ def test_processes_that_differ_all_end(count: int, run_config: MakeConfig, tmp_p
 
 
 BROKEN = """
-from stellarbyte_jax.training.finite import FiniteWatch
+from stellarbyte_jax.training.guard import Guard
 
-def after(self, step, metrics):
+def after(self, step, metrics, figures):
     raise RuntimeError("a fault of ours")
 
-FiniteWatch.after = after
+Guard.after = after
 """
 
 

@@ -1,0 +1,25 @@
+"""Says in a line what a run is about to train, on what, and from where."""
+
+import jax
+from jax.sharding import Mesh
+
+from stellarbyte_jax.config import RunConfig
+from stellarbyte_jax.training.state import Params
+
+
+def opening(config: RunConfig, params: Params, frozen: Params, rows: int, mesh: Mesh, step: int) -> str:
+    """The line that a run begins with. rows: of an epoch. step: the number of steps that are done."""
+    trained, below = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, frozen))
+    parameters = f"{trained / 1e6:.1f} M parameters"
+    if frozen:
+        parameters = f"{trained:,} parameters of adapters on {below / 1e6:.1f} M"
+    devices = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    tokens_a_step = config.training.batch_size * config.data.sequence_length
+    origin = "from scratch" if config.init_from is None else f"from the weights of {config.init_from}"
+    if step:
+        origin = f"going on after step {step}"
+    return (
+        f"{parameters}, {rows} rows of {config.data.sequence_length} tokens, {tokens_a_step} "
+        f"tokens a step, {mesh.size} {jax.default_backend()} device(s) ({devices}), {config.training.dtype}, "
+        f"remat {config.training.remat}, {origin}"
+    )
