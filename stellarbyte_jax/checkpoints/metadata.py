@@ -19,6 +19,8 @@ METADATA = "metadata"  # the checkpoint's item
 # Items of arrays that a checkpoint may hold.
 _ITEMS = {"params", "opt_state", "ema"}
 
+_MOST_COUNT = 2**48  # of rows
+
 _FIELDS = {"config", "tokenizer_files", "data_position", "base", "data", "guard", "checksums"}
 
 
@@ -48,8 +50,8 @@ class GuardState:
 
     def __post_init__(self) -> None:
         counts = self.rows_left_out, self.skipped_in_a_row, self.rollbacks_in_a_row
-        if min(counts) < 0:
-            raise UserError("guard has a number below 0")
+        if not all(0 <= count < _MOST_COUNT for count in counts):
+            raise UserError("its metadata has a guard with numbers that no run counts to")
 
 
 @dataclass(frozen=True)

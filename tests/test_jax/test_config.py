@@ -94,6 +94,24 @@ def test_xpos_range_is_that_of_the_compute_dtype() -> None:
         (TrainingConfig, SMALL | {"z_loss_coef": -1.0}, "training.z_loss_coef -1.0 must be at least 0"),
         (TrainingConfig, SMALL | {"ema_decay": 1.0}, r"training.ema_decay 1.0 must be in \[0, 1\), or null"),
         (TrainingConfig, SMALL | {"eval_ema": True}, "training.eval_ema true measures the average of the weights"),
+        (
+            TrainingConfig,
+            SMALL | {"max_skipped_in_a_row": 3},
+            "max_skipped_in_a_row 3 is for on_not_finite skip or",
+        ),
+        (TrainingConfig, SMALL | {"loss_spike_window": 64}, "loss_spike_window 64 is for loss_spike_zscore: set that"),
+        (TrainingConfig, SMALL | {"loss_spike_zscore": 0.0}, "loss_spike_zscore 0.0 must be greater than 0"),
+        (
+            TrainingConfig,
+            SMALL | {"early_stopping_patience": 0},
+            "early_stopping_patience 0 must be at least 1 or nul",
+        ),
+        (
+            TrainingConfig,
+            SMALL | {"early_stopping_threshold": 0.1},
+            "threshold 0.1 is for early_stopping_patience: s",
+        ),
+        (TrainingConfig, SMALL | {"position_shift": -1}, "training.position_shift -1 must be at least 0"),
         (OptimizerConfig, {"learning_rate": -1.0}, "optimizer.learning_rate -1.0"),
         (OptimizerConfig, {"adam_beta2": 1.0}, "optimizer.adam_beta2 1.0"),
         (OptimizerConfig, {"min_learning_rate_ratio": 2.0}, "optimizer.min_learning_rate_ratio"),
@@ -128,7 +146,6 @@ def test_xpos_range_is_that_of_the_compute_dtype() -> None:
             "checkpoint.grace_seconds 1000000000.0 must be at most 604800, or n",
         ),
         (CheckpointConfig, {"keep_best": 0}, "checkpoint.keep_best 0 must be at least 1 or null"),
-        (CheckpointConfig, {"metric_for_best_model": "validation_accuracy"}, "validation_accuracy is for keep_best: s"),
         (CheckpointConfig, {"keep_every_steps": 150}, "keep_every_steps 150 must be a multiple of save_steps, .* 100:"),
         (
             CheckpointConfig,
@@ -237,6 +254,51 @@ def test_the_best_is_kept_where_it_can_be_told(checkpoint: CheckpointConfig, dat
     with pytest.raises(UserError, match=message):
         RunConfig("runs/x", ByteConfig(), data, training, warm, checkpoint=checkpoint)
     RunConfig("runs/x", ByteConfig(), DATA, training, warm, checkpoint=CheckpointConfig(200, keep_best=2))
+
+
+@pytest.mark.parametrize(
+    ("training", "sections", "message"),
+    [
+        ({"position_shift": 1985}, {}, r"position_shift 1985 and data\.sequence_length 64 .* shift by 1984 at most"),
+        (
+            {"position_shift": 1},
+            {"model": ByteConfig(position_embedding="none")},
+            "position_shift 1 shifts nothing, ",
+        ),
+        ({"xpos_regularization_coef": 0.1}, {}, r"xpos_regularization_coef 0\.1 is for a zeta that is trained: set"),
+        (
+            {"xpos_regularization_coef": 0.1},
+            {"model": ByteConfig(xpos_learnable=True), "init_from": "x", "lora": LoRAConfig(**LORA)},
+            r"xpos_regularization_coef 0\.1 is for a zeta that is trained: set",
+        ),
+        (
+            {"on_not_finite": "rollback"},
+            {"checkpoint": CheckpointConfig(None, 5.0)},
+            r"training\.on_not_finite rollback goes back to a checkpoint of checkpoint\.save_steps, which is null",
+        ),
+        (
+            {"early_stopping_patience": 2},
+            {"data": dataclasses.replace(DATA, validation_fraction=0.0)},
+            r"early_stopping_patience 2 needs a validation split to judge by",
+        ),
+        (
+            {},
+            {"checkpoint": CheckpointConfig(metric_for_best_model="validation_accuracy")},
+            r"validation_accuracy is for keep_best and training\.early_stopping_patience: set one of them",
+        ),
+    ],
+)
+def test_guards_and_positions_fit_the_rest(training: dict, sections: dict, message: str) -> None:
+    known = {"model": ByteConfig(), "data": DATA, "optimizer": OptimizerConfig(warmup_steps=5)} | sections
+    with pytest.raises(UserError, match=message):
+        RunConfig("runs/x", training=TrainingConfig(max_steps=10, batch_size=1, **training), **known)
+
+
+def test_what_guards_need_is_enough() -> None:
+    training = TrainingConfig(10, 1, position_shift=1984, xpos_regularization_coef=0.1, early_stopping_patience=2)
+    checkpoint = CheckpointConfig(metric_for_best_model="validation_accuracy")
+    model, warm = ByteConfig(xpos_learnable=True), OptimizerConfig(warmup_steps=5)
+    RunConfig("runs/x", model, DATA, training, warm, checkpoint=checkpoint)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**32 + 1, 10**20, True])

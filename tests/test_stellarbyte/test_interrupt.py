@@ -53,3 +53,18 @@ def test_a_program_that_is_not_our_own_is_never_ended() -> None:
         grace = next(thread for thread in threading.enumerate() if thread.name == "grace")
         grace.join(10)
         assert not grace.is_alive() and interrupt.number == signal.SIGTERM
+
+
+def test_a_block_that_is_entered_again_still_knows_of_the_first_signal() -> None:
+    before = [signal.getsignal(each) for each in SIGNALS]
+    interrupt = Interrupt(program=None)
+    with interrupt:
+        pass
+    with interrupt:
+        assert not interrupt.requested
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert interrupt.requested
+    with interrupt:
+        assert interrupt.requested and interrupt.number == signal.SIGUSR1
+        assert signal.getsignal(signal.SIGTERM) == before[SIGNALS.index(signal.SIGTERM)], "the next one is the second"
+    assert [signal.getsignal(each) for each in SIGNALS] == before

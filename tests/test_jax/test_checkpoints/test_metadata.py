@@ -1,5 +1,6 @@
 """What a checkpoint says of itself is checked, for it may be damaged or a stranger's."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata, load_metadata, load_params
-from stellarbyte_jax.checkpoints.metadata import Base, read_metadata
+from stellarbyte_jax.checkpoints.metadata import Base, GuardState, read_metadata
 from stellarbyte_jax.config import CheckpointConfig
 
 METADATA = RunMetadata(
@@ -39,6 +40,14 @@ def file_of(run: Path, step: int = 2) -> Path:
 
 def test_it_comes_back(run: Path) -> None:
     assert load_metadata(run) == (METADATA, 2)
+
+
+def test_what_a_run_remembers_of_bad_steps_comes_back_and_nothing_is_written_of_nothing(run: Path) -> None:
+    guard = GuardState(rows_left_out=8, skipped_in_a_row=1, recent_losses=(0.1, float(np.float32(1 / 3))))
+    with Checkpointer(run, CheckpointConfig()) as checkpointer:
+        checkpointer.save(3, {"a": np.zeros(1, np.float32)}, None, dataclasses.replace(METADATA, guard=guard))
+    assert load_metadata(run)[0].guard == guard
+    assert "guard" not in json.loads(file_of(run).read_text("utf-8"))
 
 
 def test_every_flipped_bit_is_found_and_an_older_checkpoint_taken(run: Path) -> None:
@@ -84,6 +93,7 @@ def put(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         *(put("data_position", value) for value in (None, 3)),
         *(put("base", value) for value in ([], {"run_dir": 3}, {"run_dir": "x", "step": "1", "fingerprint": "f"})),
         *(put("data", value) for value in ([], {}, {"kind": "text"}, "x")),
+        *(put("guard", value) for value in ([], {"rows_left_out": -1}, {"recent_losses": ["x"]}, {"rows": 1})),
         *(
             put("checksums", value)
             for value in (None, [], {}, {"params": None}, {"params": {"a": "1"}}, {"params": {}})

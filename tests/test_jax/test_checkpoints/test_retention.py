@@ -50,6 +50,13 @@ def test_what_adapters_stand_on_is_kept_and_what_keeps_each_is_told(tmp_path: Pa
     }
 
 
+def test_what_a_rollback_goes_back_to_is_kept(tmp_path: Path) -> None:
+    """A signal has saved step 12 and the clock step 14."""
+    config = CheckpointConfig(5, save_total_limit=1)
+    reasons = Retention(config, tmp_path, {}, rolls_back=True).reasons([5, 10, 12, 14])
+    assert reasons == {5: [], 10: ["a rollback goes back to it"], 12: [], 14: ["newest 1"]}
+
+
 def test_orbax_deletes_the_rest_and_a_last_validation_counts(tmp_path: Path) -> None:
     """The best is known before the next save, as in a run; the last step is saved before it is validated."""
     config = CheckpointConfig(1, save_total_limit=1, keep_best=1, keep_every_steps=3)

@@ -329,7 +329,15 @@ def test_a_run_that_explodes_ends_at_once_with_its_last_good_step_saved(
     with pytest.raises(UserError, match=r"lower optimizer\.learning_rate or raise optimizer\.warmup_steps") as refused:
         pretrain(config)
     assert "the gradient of step 2 is nan" in str(refused.value)
-    assert str(refused.value).endswith("the checkpoint of step 1 is intact")
+    file = Path(config.output_dir) / "divergence.jsonl"
+    assert str(refused.value).endswith(f"; {file} has its samples; the checkpoint of step 1 is intact")
+    incident = json.loads(file.read_text(encoding="utf-8"))
+    assert (incident["step"], incident["what"], incident["checkpoint"], incident["done"]) == (
+        2,
+        "gradient",
+        1,
+        "stopped",
+    )
     params, _, step = load_params(config.output_dir)
     assert step == 1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
