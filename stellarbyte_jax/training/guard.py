@@ -44,15 +44,16 @@ class RollBack(Exception):
     """The run is to begin again from the newest checkpoint, with other batches.
 
     target: that checkpoint's step; checkpoints of later steps lead to the bad one. rows: the number of rows that the
-    run has passed over by then, with those of its steps. rollbacks: how many there have been in a row. rounds: the
-    number of batches that were begun so far. stopping: whether the run is to stop at once.
+    run has passed over by then, with those of its steps. rollbacks: how many there have been in a row. rounds: see
+    Guard.next_round. reached: the last step that was begun. stopping: whether the run is to stop at once.
     """
 
     target: int
     rows: int
     rollbacks: int
     rounds: int
-    stopping: bool = False
+    reached: int
+    stopping: bool
 
 
 class Guard:
@@ -87,19 +88,19 @@ class Guard:
         self._record = record
         self._latest: tuple[int, Figures, Figures] | None = None
         self._state = state
-        self._idle = 0  # batches that were begun without a step
+        self._rounds = step if back is None else back.rounds
         if back is not None:
             left_out = back.rows - self._rows_of(step)
             self._state = replace(state, rows_left_out=left_out, skipped_in_a_row=0, rollbacks_in_a_row=back.rollbacks)
-            self._idle = back.rounds - step
 
     def rows_before(self, step: int) -> int:
         """The number of rows that the run has passed over when `step` steps are done."""
         return self._rows_of(step) + self._state.rows_left_out
 
-    def round(self, step: int) -> int:
-        """The number of batches begun when `step` steps are; it rises even if a step is done again."""
-        return step + self._idle
+    def next_round(self) -> int:
+        """A number for Processes.stop_after: that of the step, but one more each time even if steps are done again."""
+        self._rounds += 1
+        return self._rounds
 
     def after(self, step: int, metrics: Mapping[str, jax.Array], figures: Figures) -> None:
         """Checks the step before this one; call it after each step. `figures` are to be recorded for this one.
@@ -153,23 +154,19 @@ class Guard:
             rows_left_out=self.rows_before(bad.step) - self._rows_of(bad.step - 1),
             skipped_in_a_row=self._state.skipped_in_a_row + 1,
         )
-        self._idle += 1
 
     def rollback(self, bad: BadStep, target: int, stopping: bool) -> RollBack:
         """How the run begins again from the checkpoint of step `target`, with the batches after the bad one."""
-        rounds = self.round(bad.step + 1)  # the step after the bad one may have been begun, too
-        return RollBack(target, self.rows_before(bad.step), self._state.rollbacks_in_a_row + 1, rounds, stopping)
+        rows, in_a_row = self.rows_before(bad.step), self._state.rollbacks_in_a_row + 1
+        return RollBack(target, rows, in_a_row, self._rounds, bad.step + 1, stopping)
 
     def why_stopped(self, bad: BadStep) -> str:
         """What a run that stops has to say about it, in a sentence without its end."""
-        state = self._state
-        if state.skipped_in_a_row or state.rollbacks_in_a_row:
-            times = (
-                f"{state.skipped_in_a_row} batches before it were left out"
-                if state.skipped_in_a_row
-                else f"the run went back {state.rollbacks_in_a_row} times"
-            )
-            return f"{bad}, and {times}, the most that training.max_skipped_in_a_row allows: {ADVICE}"
+        state, most = self._state, "the most that training.max_skipped_in_a_row allows"
+        if state.skipped_in_a_row >= self._limit:
+            return f"{bad}, and {state.skipped_in_a_row} batches before it were left out, {most}: {ADVICE}"
+        if state.rollbacks_in_a_row >= self._limit:
+            return f"{bad}, and the run went back {state.rollbacks_in_a_row} times, {most}: {ADVICE}"
         return f"{bad}: {ADVICE}, or leave such batches out with training.on_not_finite skip"
 
     def for_checkpoint(self, step: int, train_state: TrainState) -> GuardState:

@@ -77,8 +77,8 @@ def pretrain(
             try:
                 return _train(config, run_dir, diagnostics, processes, interrupt, display, back)
             except RollBack as error:
-                # It begins again as any run that goes on; what it traces and remarks is of its first beginning alone.
-                back, diagnostics = error, Diagnostics()
+                # It begins again as any run that goes on. A copy has no traceback, which would keep what it leaves.
+                back, diagnostics = dataclasses.replace(error), diagnostics.after(error.reached)
 
 
 def _train(
@@ -198,7 +198,7 @@ def _train(
                 stopping = not validate() or stopping
                 early = None if stopping else why_early()
             stopping = stopping or (
-                not last and processes.stop_after(guard.round(step), interrupt.requested or failed())
+                not last and processes.stop_after(guard.next_round(), interrupt.requested or failed())
             )
             if not last and (stopping or early is not None or save_times.due(step)):
                 guard.catch_up()

@@ -1,8 +1,10 @@
 """What the command line asks a run to record beside its metrics. Reading the request does not need JAX."""
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from stellarbyte.errors import UserError
 
@@ -22,6 +24,11 @@ class Diagnostics:
     profile: tuple[int, int] | None = None
     dump_hlo: Path | None = None
     remarks: tuple[str, ...] = ()
+
+    def after(self, step: int) -> Self:
+        """What is still to be recorded by a run that has begun this step, and begins again."""
+        profile = self.profile if self.profile is not None and self.profile[0] > step else None
+        return dataclasses.replace(self, profile=profile, dump_hlo=None, remarks=())
 
     def check_start(self, step: int, max_steps: int, run_dir: str | Path) -> None:
         """Refuses to trace steps that are done already; the run has done `step` of its `max_steps` steps.

@@ -82,9 +82,9 @@ def test_a_bad_step_is_seen_one_step_later_and_never_recorded_under_a_policy_tha
     with pytest.raises(BadStep, match="the gradient of step 2 is inf") as bad:
         tell(guard, 3)
     assert guard.answer(bad.value) == "skipped"
-    assert (guard.rows_before(1), guard.round(3)) == (4, 3)
+    assert (guard.rows_before(1), guard.next_round()) == (4, 1)
     guard.skip(bad.value)
-    assert (guard.rows_before(1), guard.round(2)) == (8, 3)
+    assert (guard.rows_before(1), guard.next_round()) == (8, 2)
     tell(guard, 2, loss=NAN)
     with pytest.raises(BadStep, match="the loss of step 2 is nan"):
         guard.catch_up()
@@ -119,7 +119,7 @@ def test_a_rollback_leaves_out_all_up_to_the_bad_batch_until_a_regular_checkpoin
     back = guard.rollback(bad, 5, stopping=False)
     again, _ = guard_of(config, step=5, state=GuardState(rows_left_out=4, skipped_in_a_row=1), back=back)
     assert again.rows_before(5) == guard.rows_before(9) == 36
-    assert again.round(6) > guard.round(10)
+    assert again.next_round() == guard.next_round() == 8, "a number that is left out might be the one to stop at"
     older, _ = guard_of(config, step=0, back=back)  # that of step 5 was broken
     assert older.rows_before(0) == 36
 
