@@ -13,7 +13,7 @@ import pytest
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoints.checkpoint import GuardState, checkpoint_steps, latest_step, load_metadata
-from stellarbyte_jax.config import CheckpointConfig, RunConfig
+from stellarbyte_jax.config import CheckpointConfig, LoRAConfig, RunConfig
 from stellarbyte_jax.config_file import save_config
 from stellarbyte_jax.training.failures import Failures
 from stellarbyte_jax.training.guard import BadStep, Guard, Reports, regular_target
@@ -183,6 +183,16 @@ def test_a_run_that_rolls_back_equals_one_without_the_batches(run_config: MakeCo
     train(config, 6)
     assert_equal(config, train_without(config, 5, 6))
     assert [(each["step"], each["done"]) for each in incidents(config.output_dir)] == [(7, "rolled back")]
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("one_device")
+def test_adapters_roll_back_with_the_weights_below(run_config: MakeConfig, finished_run: Path) -> None:
+    """From step 0, since no step is saved before the bad one; the base is read again."""
+    config = run_config(training={"on_not_finite": "rollback", "ema_decay": 0.9})
+    config = dataclasses.replace(config, init_from=str(finished_run), lora=LoRAConfig("all-linear", r=2))
+    train(config, 2)
+    assert_equal(config, train_without(config, 0, 1, 2))
 
 
 def interrupted(config: RunConfig, disturb: Callable, *bad: int, added: float = NAN, at: tuple[int, ...]) -> RunConfig:
