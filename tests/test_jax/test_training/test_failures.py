@@ -5,7 +5,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ MakeConfig = Callable[..., RunConfig]
 Disturb = Callable[[int, Callable[[], None]], None]
 
 
-def batches_until(bad: int) -> Iterator[dict[str, np.ndarray]]:
+def batches_until(bad: int) -> Generator[dict[str, np.ndarray], None, None]:
     for number in range(bad):
         yield {"number": np.array(number)}
     raise UserError("a shard is damaged")
@@ -50,6 +50,15 @@ def test_batches_are_read_ahead_but_no_further_than_they_are_needed() -> None:
     ]
     assert [int(next(ahead)["number"]) for _ in range(2)] == [3, 4]
     assert str(failures.first) == "a shard is damaged"
+
+
+def test_other_batches_take_the_place_of_those_ahead() -> None:
+    first = batches_until(9)
+    ahead = ReadAhead(first, 9, Failures())
+    next(ahead)
+    ahead.restart(({"number": np.array(number)} for number in range(20, 30)), 2)
+    assert [int(next(ahead)["number"]) for _ in range(2)] == [20, 21]
+    assert first.gi_frame is None, "closed, so that its threads end"
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -91,3 +91,9 @@ def test_an_exception_in_a_traced_step_keeps_the_trace(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="device lost"):
         fail()
     assert list(traces(tmp_path)) == ["steps-2-2"]
+
+
+def test_a_run_that_begins_again_records_what_it_has_not_reached() -> None:
+    asked = Diagnostics((10, 12), Path("dump"), ("a remark",))
+    assert asked.after(9) == Diagnostics((10, 12))
+    assert asked.after(10) == Diagnostics()
