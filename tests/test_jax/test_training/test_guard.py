@@ -13,7 +13,7 @@ import pytest
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoints.checkpoint import GuardState, checkpoint_steps, latest_step, load_metadata
-from stellarbyte_jax.config import CheckpointConfig, LoRAConfig, RunConfig
+from stellarbyte_jax.config import CheckpointConfig, LoRAConfig, MeshConfig, RunConfig
 from stellarbyte_jax.config_file import save_config
 from stellarbyte_jax.training.failures import Failures
 from stellarbyte_jax.training.guard import BadStep, Guard, Reports, regular_target
@@ -306,6 +306,7 @@ poison(pytest.MonkeyPatch(), FINGERPRINTS)
 
 @pytest.mark.long
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
+@pytest.mark.usefixtures("one_device")
 def test_two_processes_decide_alike(policy: str, run_config: MakeConfig, tmp_path: Path) -> None:
     """And a signal between two bad steps is heard by both."""
     training = {"on_not_finite": policy, "max_steps": 40, "eval_steps": 20}
@@ -322,7 +323,7 @@ def test_two_processes_decide_alike(policy: str, run_config: MakeConfig, tmp_pat
     with Job(tmp_path / "config.yaml", count=2, devices=1, first=first) as job:
         ends = job.ends()
     assert [code for code, *_ in ends] == [0, 0], ends
-    alone = beside(config, "alone")
+    alone = dataclasses.replace(beside(config, "alone"), mesh=MeshConfig(data=1))
     with pytest.MonkeyPatch.context() as patch:
         poison(patch, bad)
         assert pretrain(alone)
