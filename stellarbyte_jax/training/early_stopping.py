@@ -1,5 +1,6 @@
 """Ends a run whose validations do not get better any more."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,10 +26,9 @@ def stops_early(config: RunConfig, validations: Mapping[int, Mapping[str, Any]])
     best_step, without = 0, 0
     for step, figures in sorted(validations.items()):
         value = figures.get(metric)
-        better = value is not None and (best is None or sign * (value - best) > 0)
-        improved = better and (best is None or abs(value - best) > threshold)
-        without = 0 if improved else without + 1
-        if better:
+        gain = 0.0 if value is None else math.inf if best is None else sign * (value - best)
+        without = 0 if gain > threshold else without + 1
+        if gain > 0:
             best, best_step = value, step
         if without >= patience:
             times = "the last validation has" if patience == 1 else f"{patience} validations in a row have"

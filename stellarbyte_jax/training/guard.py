@@ -97,6 +97,10 @@ class Guard:
         """The number of rows that the run has passed over when `step` steps are done."""
         return self._rows_of(step) + self._state.rows_left_out
 
+    def batch_of(self, step: int) -> tuple[int, int]:
+        """(first row, number of rows) of the batch of a step."""
+        return self.rows_before(step - 1), self._rows_of(step) - self._rows_of(step - 1)
+
     def next_round(self) -> int:
         """A number for Processes.stop_after: that of the step, but one more each time even if steps are done again."""
         self._rounds += 1
@@ -151,7 +155,7 @@ class Guard:
         """Leaves the batch of a bad step out."""
         self._state = replace(
             self._state,
-            rows_left_out=self.rows_before(bad.step) - self._rows_of(bad.step - 1),
+            rows_left_out=self._state.rows_left_out + self.batch_of(bad.step)[1],
             skipped_in_a_row=self._state.skipped_in_a_row + 1,
         )
 
@@ -216,10 +220,10 @@ class Reports:
         self._samples, self._say, self._failures, self._writes = samples, say, failures, writes
         self._told = False
 
-    def of(self, bad: BadStep, first_row: int, rows: int, checkpoint: int | None, done: str) -> str:
+    def of(self, bad: BadStep, batch: tuple[int, int], checkpoint: int | None, done: str) -> str:
         """Records a bad step; returns where its record is, in words.
 
-        first_row, rows: its batch. checkpoint: the last good checkpoint. done: what was done about it.
+        batch: its first row, and the number of its rows. checkpoint: the last good one. done: what was done about it.
         """
         where = f"{self._log.path} has its samples"
         if not self._writes:
@@ -228,7 +232,7 @@ class Reports:
             "step": bad.step,
             "what": "loss spike" if bad.is_spike else _WORDS[bad.what],
             **{name: value if np.isfinite(value) else str(value) for name, value in bad.figures.items()},
-            "samples": {str(epoch): list(numbers) for epoch, numbers in self._samples(first_row, rows).items()},
+            "samples": {str(epoch): list(numbers) for epoch, numbers in self._samples(*batch).items()},
             "checkpoint": checkpoint,
             "done": done,
         }

@@ -66,9 +66,9 @@ def pretrain(
 
     Raises:
         UserError: the data, tokenizer, mesh, the run in `init_from` or an earlier one in `output_dir` do not fit the
-            config; the processes do not agree; another process writes a run there; or the loss is no longer finite,
-            and training.on_not_finite does not say how to go on.
-            Something else failed, such as the token shards or stdout: the run is saved before this is raised.
+            config; the processes do not agree; another process writes a run there; or the loss is not finite, and
+            training.on_not_finite lets it not go on. Something else failed, such as the token shards or stdout: the
+            run is saved before this is raised.
     """
     run_dir = Path(config.output_dir)
     with folder_lock(run_dir, doing="pretrain") if processes.index == 0 else nullcontext():
@@ -132,6 +132,7 @@ def _train(
     reports = Reports(run_dir, loader.samples, log.say, failures, writes=processes.index == 0)
     rolls_back = config.training.on_not_finite == "rollback"
     early: str | None = None
+    stopping = False
 
     def read_on() -> Generator[Batch, None, None]:
         return loader.batches(guard.rows_before(step) // config.training.batch_size)
@@ -211,32 +212,33 @@ def _train(
             why: str | None = processes.share(stops_early(config, log.validations))[0]
             return why
 
-        def report(bad: BadStep, kept: int | None, done: str) -> str:
-            first = guard.rows_before(bad.step - 1)
-            return reports.of(bad, first, config.training.batch_size, kept, done)
-
         def leave_out(bad: BadStep) -> None:
             """Makes the run go on after a bad step, with other batches; raises it again if the run is to stop."""
             nonlocal state, step
             step, done = bad.step - 1, guard.answer(bad)
-            target: int | None = saved or None
             if done == "rolled back":
-                checkpointer.wait()
-                target = processes.share(regular_target(run_dir, config.checkpoint))[0]
-            if done == "stopped" or (done == "rolled back" and target is None):
+                roll_back(bad)
+            if done != "skipped":
                 raise bad
-            report(bad, target, done)
-            if done == "rolled back":
-                if processes.index == 0:
-                    delete_after(run_dir, target)
-                processes.share("deleted")
-                jax.tree.map(lambda array: array.delete(), (state, frozen))  # others take their place
-                raise guard.rollback(bad, target, stopping)
+            reports.of(bad, guard.batch_of(bad.step), saved or None, done)
             guard.skip(bad)
             state = dataclasses.replace(state, good=jax.device_put(jnp.asarray(True), shardings.good))
             batches.restart(read_on(), max_steps - step)
             if stopping and 0 < step != saved:
                 save()
+
+        def roll_back(bad: BadStep) -> None:
+            """Raises RollBack, with nothing left in its way; returns if there is no checkpoint to go back to."""
+            checkpointer.wait()
+            target: int | None = processes.share(regular_target(run_dir, config.checkpoint))[0]
+            if target is None:
+                return
+            reports.of(bad, guard.batch_of(bad.step), target, "rolled back")
+            if processes.index == 0:
+                delete_after(run_dir, target)
+            processes.share("deleted")
+            jax.tree.map(lambda array: array.delete(), (state, frozen))  # others take their place
+            raise guard.rollback(bad, target, stopping)
 
         train_step = compile_watch.watch(train_step, diagnostics.dump_hlo)
         eval_step = compile_watch.watch(eval_step)
@@ -263,7 +265,7 @@ def _train(
                 save()
             checkpointer.wait()
             kept = latest_step(run_dir)
-            where = report(bad, kept, "stopped")
+            where = reports.of(bad, guard.batch_of(bad.step), kept, "stopped")
             intact = "" if kept is None else f"; the checkpoint of step {kept} is intact"
             raise UserError(f"{guard.why_stopped(bad)}; {where}{intact}") from None
         with log.doing("saving"):

@@ -96,6 +96,7 @@ def make_train_step(
             if router is not None:
                 loss += router_loss(config, router, batch)
             if xpos_regularization_coef:  # in equal parts, as the losses of micro-batches are added up
+                assert config.head_dim is not None
                 penalty = zeta_loss(params, config.head_dim)
                 loss += xpos_regularization_coef / gradient_accumulation_steps * penalty
             return loss, (sums, router)
@@ -119,6 +120,7 @@ def make_train_step(
         good = state.good & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         recent = state.recent_losses
         if spikes is not None:
+            assert recent is not None
             metrics["is_spike"] = spikes.is_spike(metrics["loss"], recent)
             good, recent = good & ~metrics["is_spike"], spikes.after(metrics["loss"], recent)
         ema = state.ema if ema_decay is None else moving_average(state.ema, params, state.step + 1, ema_decay)

@@ -148,7 +148,7 @@ def test_reports_are_kept_once_and_told_ever_less_often(tmp_path: Path) -> None:
         )
         for step in range(1, 10):
             bad = BadStep(step, "loss", {"loss": NAN, "grad_norm": 2.0})
-            where = reports.of(bad, 4 * step, 4, checkpoint=step // 5, done="skipped")
+            where = reports.of(bad, (4 * step, 4), checkpoint=step // 5, done="skipped")
         told = [sentence.split()[4] for sentence in said]
         assert told in (["1", "2", "4", "8"], ["1"])
     written = incidents(tmp_path)
