@@ -1,26 +1,18 @@
 """Reads the figures of a run as curves over its steps or its tokens."""
 
-import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from stellarbyte.errors import UserError
+from stellarbyte.figures import finite, value_of
 from stellarbyte.metrics_file import records
 
-# The names of one figure in the records of pretraining and of fine-tuning.
-FIGURES: dict[str, tuple[str, ...]] = {
-    "loss": ("loss",),
-    "validation loss": ("validation_loss", "eval_loss"),
-    "validation bits per byte": ("validation_bits_per_byte",),
-    "learning rate": ("learning_rate",),
-    "gradient norm": ("grad_norm",),
-    "tokens per second": ("tokens_per_second",),
-}
+# The figures that are read as curves.
+DRAWN = ("loss", "validation_loss", "validation_bits_per_byte", "learning_rate", "grad_norm", "tokens_per_second")
 
 
 @dataclass(frozen=True)
@@ -37,7 +29,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class RunCurves:
-    """The curves of a run, by the names in FIGURES; a figure that the run has never recorded is not there."""
+    """The curves of a run, by the names in DRAWN; a figure that the run has never recorded is not there."""
 
     name: str
     curves: dict[str, Curve]
@@ -66,15 +58,15 @@ def read_curves(run_dir: Path) -> dict[str, Curve]:
     points: dict[str, list[tuple[int, int, float]]] = {}
     tokens = 0
     for _, record in records(path):
-        if "loss" in record:
-            tokens += int(_number(record.get("tokens")) or 0)
-        for figure, keys in FIGURES.items():
-            value = _number(next((record[key] for key in keys if key in record), None))
+        if "loss" in record:  # older runs have not recorded their sum
+            tokens = int(finite(record.get("tokens_seen")) or tokens + (finite(record.get("tokens")) or 0))
+        for name in DRAWN:
+            value = finite(value_of(record, name))
             if value is not None:
-                points.setdefault(figure, []).append((record["step"], tokens, value))
+                points.setdefault(name, []).append((record["step"], tokens, value))
     if not points:
         raise UserError(f"{path} has recorded no figure yet: it is drawn once the run has done a step")
-    return {figure: Curve(*map(np.array, zip(*found, strict=True))) for figure, found in points.items()}
+    return {name: Curve(*map(np.array, zip(*found, strict=True))) for name, found in points.items()}
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
@@ -94,12 +86,6 @@ def thinned(values: np.ndarray, most: int) -> np.ndarray:
     for stretch in np.array_split(np.arange(len(values)), (most - 2) // 2):
         kept |= {int(stretch[np.argmin(values[stretch])]), int(stretch[np.argmax(values[stretch])])}
     return np.array(sorted(kept))
-
-
-def _number(value: Any) -> float | None:
-    """The value if it is a finite number; somebody may have written anything into the file."""
-    finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if finite else None
 
 
 def _names(run_dirs: Iterable[Path]) -> list[str]:

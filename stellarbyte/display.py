@@ -1,5 +1,6 @@
-"""Shows what a command is doing: on a terminal in a few live lines with a spinner, elsewhere in plain lines."""
+"""Shows what a command is doing: on a terminal in a few live lines with bars, elsewhere in plain lines."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,19 +19,25 @@ from rich.text import Text
 from stellarbyte.errors import UserError
 
 _SECONDS_BETWEEN_FRAMES = 0.1
+# A terminal of fewer columns gets plain lines.
+_LEAST_COLUMNS = 60
+_STYLES = {"better": "green", "worse": "red"}
 
 
 class Display:
     """A context that shows the lines of a long run: its progress, its figures, and what it is doing.
 
     quiet: whether to show nothing, for all but one of several processes. stderr: whether to use stderr instead of
-    stdout. console: another console to use.
+    stdout. console: another console to use. level: the least that is shown, as a level of Python's logging; lines that
+    begin with `warning:` are warnings, and all others are of level INFO.
 
     Raises:
         UserError: from `say` and `update`, if the output cannot be written: its reader is gone, or the disk is full.
     """
 
-    def __init__(self, *, quiet: bool = False, stderr: bool = False, console: Console | None = None) -> None:
+    def __init__(
+        self, *, quiet: bool = False, stderr: bool = False, console: Console | None = None, level: int = logging.INFO
+    ) -> None:
         self._console = console or _Console(quiet=quiet, stderr=stderr, highlight=False, markup=False)
         self._starting = _Activity("starting")
         self._spinner = Spinner("dots")
@@ -39,20 +46,32 @@ class Display:
         self._done = self._total = 0
         self._words: Sequence[str] = ()
         self._seconds_left: float | None = None
+        self._epoch: tuple[float, float] | None = None
+        self._level, self._prefix, self._has_ended = level, "", False
+        self._record: Callable[[int, str], None] | None = None
         self._entered = 0
         self._ended = threading.Event()
         self._broken: OSError | None = None
         self._live = Live(get_renderable=self._render, console=self._console, auto_refresh=False)
 
-    def silence(self) -> None:
-        """Stops showing anything; to be called if it turns out that another process speaks."""
-        self._live.stop()
-        self._console.quiet = True
+    def speak_as(self, index: int, *, speaks: bool) -> None:
+        """To be called where several processes train: says who speaks, in plain lines, unless that is process 0.
+
+        speaks: whether this process says anything from now on.
+        """
+        if index or not speaks:
+            self._live.stop()
+            self._console.quiet, self._prefix = not speaks, f"process {index}: "
+
+    def record_in(self, write: Callable[[int, str], None] | None) -> None:
+        """Hands whatever is said to `write` as well, with its level; None for nobody."""
+        self._record = write
 
     @property
     def live(self) -> bool:
-        """Whether the output is a terminal, on which lines change in place."""
-        return self._console.is_terminal and not self._console.quiet
+        """Whether lines change in place: on a terminal that is wide enough."""
+        shows = not self._console.quiet and not self._prefix and self._level <= logging.INFO
+        return shows and self._console.is_terminal and self._console.width >= _LEAST_COLUMNS
 
     def __enter__(self) -> Self:
         self._entered += 1
@@ -74,22 +93,68 @@ class Display:
 
     def say(self, text: str) -> None:
         """Prints a line above the live ones. On a terminal it is broken only between words."""
+        level = logging.WARNING if text.startswith("warning:") else logging.INFO
+        self._note(level, text)
+        if level >= self._level:
+            self._print(self._prefix + text)
+
+    def report(self, line: str, title: str, rows: Sequence[Sequence[str]]) -> None:
+        """Prints a table above the live lines; where there are none, `line`, which says the same."""
+        if not self.live:
+            self.say(line)
+            return
+        self._note(logging.INFO, line)
+        table = Table.grid(padding=(0, 2))
+        for row in rows:
+            table.add_row("", *(Text(cell, style=_STYLES.get(cell.rpartition(" ")[2], "")) for cell in row))
         with self._explained():
-            # Only words longer than a line are folded; "ignore" would leave line breaks to the terminal.
-            self._console.print(text, soft_wrap=not self.live, overflow="fold" if self.live else "ignore", crop=False)
+            self._console.print(Text(title, style="bold"), table)
+
+    def end(self, text: str) -> None:
+        """Prints the last words, and shows no progress after them."""
+        self._has_ended = True
+        if self.live:
+            with self._explained():
+                self._live.refresh()
+        self.say(text)
 
     def begin(self, done: int, total: int) -> None:
         """Ends the start: from now on the live lines show how many of all steps are done."""
         self._done, self._total = done, total
 
-    def update(self, done: int, total: int, words: Sequence[str], seconds_left: float | None) -> None:
-        """Shows how many of all steps are done, and figures in `words`, none of which is broken over two lines."""
+    def update(
+        self,
+        done: int,
+        total: int,
+        words: Sequence[str],
+        seconds_left: float | None,
+        epoch: tuple[float, float] | None = None,
+    ) -> None:
+        """Shows how many of all steps are done, and figures in `words`, none of which is broken over two lines.
+
+        epoch: how many epochs are done, and how many all steps make.
+        """
+        if self._has_ended:
+            return
         self._done, self._total, self._words, self._seconds_left = done, total, words, seconds_left
+        self._epoch = epoch
+        words = (f"step {done}/{total}", *words, f"ETA {_clock(seconds_left)}")
+        self._note(logging.DEBUG, "  ".join(words))
         if self.live:
             with self._explained():
                 self._live.refresh()
-        else:
-            self.say("  ".join((f"step {done}/{total}", *words, f"ETA {_clock(seconds_left)}")))
+        elif self._level <= logging.INFO:
+            narrow = self._console.is_terminal
+            self._print(self._prefix + "\n".join(_filled(words, self._console.width) if narrow else ["  ".join(words)]))
+
+    def _note(self, level: int, text: str) -> None:
+        if self._record is not None:
+            self._record(level, text)
+
+    def _print(self, text: str) -> None:
+        broken = self._console.is_terminal  # only words longer than a line are folded
+        with self._explained():
+            self._console.print(text, soft_wrap=not broken, overflow="fold" if broken else "ignore", crop=False)
 
     @contextmanager
     def doing(self, what: str) -> Iterator[Callable[[int, int | None], None]]:
@@ -120,34 +185,50 @@ class Display:
             raise UserError(f"the output cannot be written: {error.strerror or error}") from error
 
     def _render(self) -> RenderableType:
-        lines: list[RenderableType] = []
-        if self._total:
-            head = Table.grid(expand=True, padding=(0, 1))
-            for ratio in (None, None, 1, None):
-                head.add_column(no_wrap=True, ratio=ratio)
-            bar = ProgressBar(total=self._total, completed=self._done)
-            times = f"{_clock(time.monotonic() - self._began)}, ETA {_clock(self._seconds_left)}"
-            head.add_row(self._spinner, f"step {self._done}/{self._total}", bar, times)
-            lines += [head, *(Text(line, no_wrap=True) for line in _filled(self._words, self._console.width))]
-            lines += [Text(str(activity), no_wrap=True) for activity in self._activities[-1:]]
-        else:
+        if self._has_ended:
+            return Group()
+        activity = (self._activities or [None])[-1]
+        if not self._total:
             row = Table.grid(padding=(0, 1))
-            row.add_row(self._spinner, str((self._activities or [self._starting])[-1]))
-            lines.append(row)
+            row.add_row(self._spinner, str(activity or self._starting))
+            return row
+        bars = Table.grid(expand=True, padding=(0, 1))
+        for ratio in (None, None, 1, None):
+            bars.add_column(no_wrap=True, ratio=ratio)
+        times = f"{_clock(time.monotonic() - self._began)}, ETA {_clock(self._seconds_left)}"
+        step = f"step {self._done}/{self._total}"
+        bars.add_row(self._spinner, step, ProgressBar(total=self._total, completed=self._done), times)
+        if self._epoch is not None:
+            done, total = self._epoch
+            bar = ProgressBar(total=1.0, completed=done % 1)
+            bars.add_row("", f"epoch {int(done) + 1}", bar, f"{done:.2f} of {total:.2f}")
+        lines: list[RenderableType] = [bars]
+        if activity is not None and activity.share is not None:
+            bars.add_row("", activity.amount, ProgressBar(total=1.0, completed=activity.share), activity.time)
+        elif activity is not None:
+            lines.append(Text(str(activity), no_wrap=True))
+        lines[1:1] = (Text(line, no_wrap=True) for line in _filled(self._words, self._console.width))
         return Group(*lines)
 
 
 class _Activity:
+    """What is going on beside the steps. share: the part of it that is done; None if that is unknown."""
+
     def __init__(self, what: str) -> None:
-        self.what = what
+        self.amount = self._what = what
+        self.share: float | None = None
         self._began = time.monotonic()
-        self._amount = ""
 
     def progress(self, done: int, total: int | None) -> None:
-        self._amount = f" {done}" if total is None else f" {done}/{total}"
+        self.amount = f"{self._what} {done}" if total is None else f"{self._what} {done}/{total}"
+        self.share = done / total if total else None
+
+    @property
+    def time(self) -> str:
+        return _clock(time.monotonic() - self._began)
 
     def __str__(self) -> str:
-        return f"{self.what}{self._amount} … {_clock(time.monotonic() - self._began)}"
+        return f"{self.amount} … {self.time}"
 
 
 class _Console(Console):

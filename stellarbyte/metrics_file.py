@@ -2,11 +2,12 @@
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from stellarbyte.errors import UserError
+from stellarbyte.figures import finite
 from stellarbyte.files import written_whole
 from stellarbyte.reading import MIB, parse_json
 
@@ -61,6 +62,28 @@ def drop_records_after(
             if step > 0 and record["step"] <= step - (lacks_validation and "loss" not in record):
                 file.write(f"{line}\n")
                 kept(record)
+
+
+class TokensSeen:
+    """The sum of the tokens of all steps, by the steps' records in their order.
+
+    total: the sum; None if a step's record is missing, until a later one tells the sum.
+    """
+
+    def __init__(self) -> None:
+        self.total: int | None = 0
+        self._step = 0
+
+    def add(self, record: Mapping[str, Any], steps: int = 1) -> None:
+        """Adds the tokens of a record, which is over so many steps; one that tells the sum itself is believed."""
+        told, tokens = finite(record.get("tokens_seen")), finite(record.get("tokens"))
+        if told is not None:
+            self.total = int(told)
+        elif record["step"] != self._step + steps or tokens is None:
+            self.total = None
+        elif self.total is not None:
+            self.total += int(tokens)
+        self._step = record["step"]
 
 
 def _lines(path: Path) -> Iterator[bytes]:

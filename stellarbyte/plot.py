@@ -123,11 +123,11 @@ def _figure(runs: Sequence[RunCurves], by: str, window: int | None) -> Any:
 
 # Title, the figure that is a line, the one that is points joined by dashes, and whether the axis is logarithmic.
 _PANELS = (
-    ("loss (validation dashed)", "loss", "validation loss", False),
-    ("validation bits per byte", "", "validation bits per byte", False),
-    ("learning rate", "learning rate", "", False),
-    ("gradient norm", "gradient norm", "", True),
-    ("tokens per second", "tokens per second", "", False),
+    ("loss (validation dashed)", "loss", "validation_loss", False),
+    ("validation bits per byte", "", "validation_bits_per_byte", False),
+    ("learning rate", "learning_rate", "", False),
+    ("gradient norm", "grad_norm", "", True),
+    ("tokens per second", "tokens_per_second", "", False),
 )
 
 
@@ -148,7 +148,7 @@ def _draw(axes: Any, panel: tuple[str, str, str, bool], runs: Sequence[RunCurves
         look: dict[str, Any] = {"color": _COLOURS[number % len(_COLOURS)], "linewidth": 1.6}
         curve = run.curves.get(line)
         if curve is not None:
-            mean = smoothed(curve.values, _window(curve, window) if line != "learning rate" else 1)
+            mean = smoothed(curve.values, _window(curve, window) if line != "learning_rate" else 1)
             _line(axes, curve, mean, by, label=run.name, **look)
             if (mean != curve.values).any():
                 _line(axes, curve, curve.values, by, **look | {"alpha": 0.25, "linewidth": 0.8})
@@ -189,11 +189,11 @@ def _cells(run: RunCurves) -> list[str]:
     cells = [run.name, f"{run.steps:,}", *[""] * 6]
     if loss := run.curves.get("loss"):
         cells[2:4] = f"{int(loss.tokens[-1]):,}", f"{smoothed(loss.values, _window(loss, None))[-1]:.4f}"
-    if validation := run.curves.get("validation loss"):
+    if validation := run.curves.get("validation_loss"):
         best = int(np.argmin(validation.values))
         cells[4:6] = f"{validation.values[best]:.4f}", f"{int(validation.steps[best]):,}"
-    if bits := run.curves.get("validation bits per byte"):
+    if bits := run.curves.get("validation_bits_per_byte"):
         cells[6] = f"{bits.values.min():.4f}"
-    if rate := run.curves.get("tokens per second"):
+    if rate := run.curves.get("tokens_per_second"):
         cells[7] = f"{float(np.median(rate.values)):,.0f}"
     return cells

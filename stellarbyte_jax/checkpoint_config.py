@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from stellarbyte.figures import greater_is_better
 from stellarbyte_jax.bounds import check_number, check_whole, require
 
 _A_WEEK = 7 * 24 * 3600  # seconds
@@ -46,7 +47,7 @@ class CheckpointConfig:
     @property
     def greater_is_better(self) -> bool:
         """Whether metric_for_best_model is best where it is greatest."""
-        return self.metric_for_best_model == "validation_accuracy"
+        return greater_is_better(self.metric_for_best_model)
 
     def __post_init__(self) -> None:
         check_whole("checkpoint.save_total_limit", self.save_total_limit, 1)

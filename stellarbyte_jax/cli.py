@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stellarbyte.interrupt import hold_signals
+from stellarbyte.log_settings import log_options
 from stellarbyte_jax import checkpoint_commands, commands
 from stellarbyte_jax.machine.compile_cache import cache_settings
 from stellarbyte_jax.machine.xla_flags import Platform, flag_settings, platform_here
@@ -85,10 +86,9 @@ def pretrain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dump-hlo", type=Path, metavar="DIR", help="write the train step's HLO, before and after optimisation"
     )
-    parser.add_argument(
-        "--no-memory-check", action="store_true", help="try a run that does not fit its devices by the planner"
-    )
+    parser.add_argument("--no-memory-check", action="store_true", help="try a run that the planner says does not fit")
     _xla_flags_option(parser)
+    log_options(parser)
 
     def run(options: argparse.Namespace) -> int:
         if options.own_process:

@@ -12,8 +12,8 @@ from typing import Any
 from stellarbyte.command_line import StreamedAnswer, check_text, report, tell_of_full_context
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupt, exit_code, interruptible
+from stellarbyte.log_settings import LEVELS, log_settings
 from stellarbyte.progress import progress
-from stellarbyte_jax.checkpoints.folders import latest_step
 from stellarbyte_jax.run_folder import check_not_moved
 
 
@@ -90,7 +90,8 @@ def pretrain(options: argparse.Namespace) -> int:
         check_dump_folder(options.dump_hlo)
     from stellarbyte.display import Display
 
-    interrupt, display = Interrupt(), Display()
+    settings = log_settings(options)
+    interrupt, display = Interrupt(), Display(level=LEVELS[settings.level])
     with ExitStack() as stack:
         stack.enter_context(display)
         # JAX is imported only now: a mistake in the config need not wait for it.
@@ -99,8 +100,7 @@ def pretrain(options: argparse.Namespace) -> int:
         from stellarbyte_jax.training.loop import pretrain
 
         processes = stack.enter_context(joined(config.distributed, functools.partial(report, "stellarbyte")))
-        if processes.index != 0:
-            display.silence()
+        display.speak_as(processes.index, speaks=settings.includes(processes.index))
         config = dataclasses.replace(config, distributed=DistributedConfig())  # who trains a run is no part of it
         if config.training.remat == "auto":
             import jax
@@ -115,10 +115,8 @@ def pretrain(options: argparse.Namespace) -> int:
             from stellarbyte_jax.planning.fit import check_fits
 
             remarks = (*remarks, *filter(None, [check_fits(config, jax.devices())]))
-        diagnostics = Diagnostics(profile, options.dump_hlo, remarks)
+        diagnostics = Diagnostics(profile, options.dump_hlo, remarks, settings)
         finished = pretrain(config, diagnostics, processes, interrupt, display)
-    if finished and processes.index == 0:
-        print(f"{latest_step(config.output_dir)} steps done; checkpoints, config and metrics in {config.output_dir}")
     return 0 if finished else exit_code(interrupt.number)
 
 

@@ -70,6 +70,11 @@ class TrainingConfig:
     project: str = "stellarbyte"
     """The project in which wandb, swanlab and trackio show the run."""
 
+    log_norms: bool = False
+    """Whether metrics.jsonl also holds the norms of gradients and updates of each group of weights: embeddings,
+    attention, feed_forward, norms, head, experts and adapters.
+    """
+
     ema_decay: float | None = None
     """Decay of an exponential moving average of the weights, which is kept and saved beside them, from 0 to less than
     1; null for none. After n steps it is at most (1 + n) / (10 + n), so that the average follows the first steps.

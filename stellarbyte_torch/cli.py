@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stellarbyte.log_settings import log_options
 from stellarbyte_torch import commands
 
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ def finetune(parser: argparse.ArgumentParser) -> None:
         help="[--section.field value …] override its fields; `stellarbyte config --help finetune` tells of them",
     )
     parser.add_argument("--json", action="store_true", help="print the closing figures as one JSON object")
+    log_options(parser)
 
     def run(options: argparse.Namespace) -> int:
-        options.speaks = os.environ.get("RANK", "0") == "0"  # one of the processes that torchrun or accelerate starts
+        options.process = int(os.environ.get("RANK", "0"))  # of those that torchrun or accelerate starts
         return commands.finetune(options)
 
     parser.set_defaults(run=run, takes_overrides=True)

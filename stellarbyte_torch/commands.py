@@ -16,6 +16,7 @@ from stellarbyte.command_line import (
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte.interrupt import exit_code, interruptible
+from stellarbyte.log_settings import LEVELS, log_settings
 from stellarbyte_torch.library_words import hear_libraries
 
 if TYPE_CHECKING:
@@ -90,24 +91,30 @@ def finetune(options: argparse.Namespace) -> int:
     """Train a model on chat data; the exit code says whether it was interrupted."""
     from stellarbyte.display import Display
 
-    speaks = options.speaks
+    settings, is_first = log_settings(options), options.process == 0
+    speaks = settings.includes(options.process)
     # Libraries print as they please, and of JSON stdout takes nothing else.
     printed = redirect_stdout(sys.stderr) if options.json else nullcontext()
-    with printed, Display(quiet=not speaks, stderr=options.json) as display:
+    with printed, Display(quiet=not speaks, stderr=options.json, level=LEVELS[settings.level]) as display:
+        display.speak_as(options.process, speaks=speaks)
         with display.doing("starting"):
             hear_libraries("stellarbyte", speaks=speaks)
+            from stellarbyte.run_log import RunLog
             from stellarbyte_torch.finetune.config import load_finetune_config
             from stellarbyte_torch.finetune.interrupt import Interrupt
             from stellarbyte_torch.finetune.report import closing_table
             from stellarbyte_torch.finetune.run import finetune
         config = load_finetune_config(options.config, options.overrides)
         # Of the processes that train one run, one writes.
-        with folder_lock(config.output_dir, doing="finetune") if speaks else nullcontext():
-            summary = finetune(config, display, interrupt := Interrupt(speaks=speaks))
-    if options.json and speaks:
+        with (
+            folder_lock(config.output_dir, doing="finetune") if is_first else nullcontext(),
+            RunLog(config.output_dir, display, settings, options.process),
+        ):
+            summary = finetune(config, display, interrupt := Interrupt(speaks=is_first))
+            if summary["finished"] and is_first and not options.json:
+                display.end(closing_table(summary))
+    if options.json and is_first:
         print(json.dumps(summary))
-    elif summary["finished"]:
-        display.say(closing_table(summary))
     if not summary["finished"] and interrupt.number is None:
         return USER_ERROR  # another process has failed, and says how
     return 0 if summary["finished"] else exit_code(interrupt.number)

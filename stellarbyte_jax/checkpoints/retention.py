@@ -1,6 +1,6 @@
 """The rule by which a run's checkpoints are kept: Orbax's preservation policies, any of which keeps one."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +16,9 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
+from stellarbyte.validation_table import Validations
 from stellarbyte_jax.checkpoint_config import CheckpointConfig
 from stellarbyte_jax.checkpoints.needed import needed_by
-
-# A validation's step -> its figures, such as {"validation_loss": 2.1}.
-Validations = Mapping[int, Mapping[str, Any]]
 
 
 class Retention(PreservationPolicy):

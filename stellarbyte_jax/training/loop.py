@@ -2,7 +2,7 @@
 
 import dataclasses
 import signal
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing, nullcontext
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from stellarbyte.display import Display
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte.interrupt import Interrupt
+from stellarbyte.run_log import RunLog
 from stellarbyte_jax.checkpoints.adapter_trees import join
 from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata, latest_step
 from stellarbyte_jax.checkpoints.folders import delete_after
@@ -44,6 +45,7 @@ from stellarbyte_jax.training.watching.compile_watch import CompileWatch
 from stellarbyte_jax.training.watching.diagnostics import Diagnostics
 from stellarbyte_jax.training.watching.metrics import MetricsLog
 from stellarbyte_jax.training.watching.profile import Profile
+from stellarbyte_jax.training.watching.summary import summary
 from stellarbyte_jax.training.watching.trackers.trackers import Trackers, check_installed
 from stellarbyte_jax.training.watching.utilization import Utilization
 
@@ -70,8 +72,11 @@ def pretrain(
             training.on_not_finite lets it not go on. Something else failed, such as the token shards or stdout: the
             run is saved before this is raised.
     """
-    run_dir = Path(config.output_dir)
-    with folder_lock(run_dir, doing="pretrain") if processes.index == 0 else nullcontext():
+    run_dir, display = Path(config.output_dir), display or Display(quiet=processes.index != 0)
+    with (
+        folder_lock(run_dir, doing="pretrain") if processes.index == 0 else nullcontext(),
+        RunLog(run_dir, display, diagnostics.log, processes.index),
+    ):
         interrupt, back = interrupt or Interrupt(), None
         while True:
             try:
@@ -87,7 +92,7 @@ def _train(
     diagnostics: Diagnostics,
     processes: Processes,
     interrupt: Interrupt,
-    display: Display | None,
+    display: Display,
     back: RollBack | None,
 ) -> bool:
     check_installed(config.training.report_to)
@@ -159,9 +164,11 @@ def _train(
                 return True
             # A signal that came before the end of the last step stops no training, so it stops no validation either.
             heeded = step < max_steps or not any(processes.share(interrupt.requested))
-            with log.paused(), log.doing("validating") as progress:
+            with log.paused("validation"), log.doing("validating") as progress:
                 weights = join(frozen, state.params if state.ema is None or not eval_ema else state.ema)
-                rows = _validation(config, manifest, placement, progress)
+                counts = config.training.batch_size, config.training.eval_batches
+                read = validation_batches(config.data, manifest, *counts, placement.rows, progress)
+                rows = map(placement.put, read)
                 rows = until(lambda: (heeded and interrupt.requested) or failed(), rows, processes, failures)
                 try:
                     log.validation(step, evaluate(eval_step, weights, rows, bytes_a_token_V))
@@ -171,7 +178,7 @@ def _train(
 
         def save() -> None:
             nonlocal saved
-            with log.paused(), log.doing("saving"):
+            with log.paused("checkpoint"), log.doing("saving"):
                 check_finite((state.params, state.opt_state), step)
                 memory = guard.for_checkpoint(step, state)
                 metadata = RunMetadata(to_dict(config), tokenizer_files, {"step": step}, base, data, memory)
@@ -183,9 +190,11 @@ def _train(
             """Trains on a batch, and validates and saves if that is due; raises BadStep if a step was not applied."""
             nonlocal state, step, stopping, early
             profile.before(step + 1, state)
-            batch = placement.put(next(batches))
+            with log.clock.waiting():
+                batch = placement.put(next(batches))
             state, metrics = train_step(state, batch, frozen)
-            figures = {**metrics, "learning_rate": learning_rate(step)}
+            epoch = (guard.rows_before(step) + config.training.batch_size) / len(loader)
+            figures = {**metrics, "learning_rate": learning_rate(step), "epoch": epoch}
             step += 1
             guard.after(step, metrics, figures)
             profile.after(step, state)
@@ -268,12 +277,12 @@ def _train(
             where = reports.of(bad, guard.batch_of(bad.step), kept, "stopped")
             intact = "" if kept is None else f"; the checkpoint of step {kept} is intact"
             raise UserError(f"{guard.why_stopped(bad)}; {where}{intact}") from None
-        with log.doing("saving"):
+        with log.paused("checkpoint"), log.doing("saving"):
             checkpointer.wait()
             if processes.index == 0:
                 checkpointer.delete_what_nothing_keeps()
-        if early is not None:
-            log.say(early)
+        if not stopping:
+            log.conclude("\n".join(filter(None, [early, summary(config, log, step, has_ended=True)])))
         ends = processes.share([interrupt.number, None if failures.first is None else str(failures.first)])
         signals = [number for number, _ in ends if number is not None]
         failing = [index for index, (_, failure) in enumerate(ends) if failure is not None]
@@ -282,7 +291,8 @@ def _train(
         if signals and (stopping or failing):  # a terminal that is closed sends a signal, and makes stdout fail
             interrupt.number = signals[0]
             where = f"stopped after step {step}, saved in {run_dir}" if step else "stopped before the first step"
-            log.say(f"{where}: the same command goes on from there")
+            done = [summary(config, log, step, has_ended=False)] if step > log.first_step else []
+            log.conclude("\n".join([*done, f"{where}: the same command goes on from there"]))
             return False
         if failing:
             if failures.first is None or processes.index != failing[0]:
@@ -290,11 +300,3 @@ def _train(
             where = f"; saved after step {step}: the same command goes on from there" if step else ""
             raise UserError(f"{failures.first}{where}") from failures.first
     return True
-
-
-def _validation(
-    config: RunConfig, manifest: Manifest, placement: BatchPlacement, progress: Callable[[int, int], None]
-) -> Iterator[dict[str, jax.Array]]:
-    batch_size, count = config.training.batch_size, config.training.eval_batches
-    batches = validation_batches(config.data, manifest, batch_size, count, placement.rows, progress)
-    return (placement.put(batch) for batch in batches)

@@ -57,6 +57,7 @@ _FREE_FIELDS = (
     "training.early_stopping",
     "training.eval_steps",
     "training.eval_batches",
+    "training.log_norms",
     "training.max_skipped_in_a_row",
     "training.on_not_finite",
     "training.project",

@@ -14,6 +14,7 @@ from stellarbyte_jax.checkpoints.adapter_trees import join
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.sharding import Layout
+from stellarbyte_jax.training.group_norms import group_norms
 from stellarbyte_jax.training.loss import PLAIN, LossSums, Regularization, token_loss
 from stellarbyte_jax.training.loss_spike import SpikeRule
 from stellarbyte_jax.training.position_shift import shifted
@@ -46,6 +47,7 @@ def run_train_step(
         spikes=SpikeRule.of(training),
         position_shift=training.position_shift,
         xpos_regularization_coef=training.xpos_regularization_coef,
+        log_norms=training.log_norms,
     )
 
 
@@ -60,6 +62,7 @@ def make_train_step(
     spikes: SpikeRule | None = None,
     position_shift: int = 0,
     xpos_regularization_coef: float = 0.0,
+    log_norms: bool = False,
 ) -> TrainStep:
     """A function (state, batch, frozen) -> (state, metrics), which applies the gradient of the batch's mean loss once.
 
@@ -67,8 +70,9 @@ def make_train_step(
 
     The mean is over labelled tokens. Each weighs the same in whatever micro-batch it is, so accumulation changes only
     the memory. A model with experts adds its routers' losses, which are means over all tokens that are not padding; in
-    the metrics, `loss` is the cross-entropy without them and without `regularization`. Dropout and DropPath depend on
-    `seed`, the step and the micro-batch, and on nothing else.
+    the metrics, `loss` is the cross-entropy without them and without `regularization`, and `objective` is with them.
+    Dropout and DropPath depend on `seed`, the step and the micro-batch, and on nothing else. `log_norms` adds the norms
+    of the groups of parameters.
 
     With `ema_decay` the state's average of the parameters follows them: see `moving_average`. With `spikes` a step
     whose loss is a spike is not applied either, and the metrics have `is_spike`. `position_shift` is the largest offset
@@ -117,6 +121,13 @@ def make_train_step(
         metrics = {**_means(sums), "grad_norm": optax.global_norm(gradients)}
         if router is not None:
             metrics |= router_metrics(config, router)
+        if regularization or router is not None or xpos_regularization_coef:
+            extra = 0.0 if router is None else router_loss(config, router, batch)
+            if xpos_regularization_coef:
+                extra += xpos_regularization_coef * zeta_loss(state.params, config.head_dim)
+            metrics["objective"] = sums.objective / jnp.maximum(tokens, 1) + extra
+        if log_norms:
+            metrics |= group_norms(gradients, "grad") | group_norms(updates, "update")
         good = state.good & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         recent = state.recent_losses
         if spikes is not None:

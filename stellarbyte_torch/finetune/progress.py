@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from stellarbyte.display import Display
 from stellarbyte.errors import UserError
-from stellarbyte.metrics_file import drop_records_after
+from stellarbyte.figures import in_words, value_of
+from stellarbyte.host_memory import resident_bytes
+from stellarbyte.metrics_file import TokensSeen, drop_records_after
+from stellarbyte.validation_table import line_words, table_rows
 from stellarbyte_torch.finetune.interrupt import Interrupt
 
 # If the output is not a terminal: often enough to show that the run is alive, rarely enough for a log file.
@@ -21,6 +24,8 @@ _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_FRAMES = 0.1
 # The weight of one step in the displayed rates, which so are averages over about the last ten steps.
 _SHARE_OF_A_STEP = 0.1
+# exp of a larger one is beyond all numbers.
+_LARGEST_LOSS = 700.0
 
 
 class NotFiniteError(UserError):
@@ -51,6 +56,8 @@ class FinetuneProgress(TrainerCallback):
         self._step = self._max_steps = self._first_step = self._logged_step = 0
         self._shown: dict[str, Any] = {}
         self._eval_loss: float | None = None
+        self._validations: dict[int, Mapping[str, Any]] = {}
+        self._tokens_seen = TokensSeen()
         self._clock: float | None = None
         self._step_seconds: float | None = None
         self._speed: float | None = None
@@ -79,7 +86,7 @@ class FinetuneProgress(TrainerCallback):
         **_: Any,
     ) -> None:
         """Opens the file and the display."""
-        self._step = self._first_step = state.global_step
+        self._step = self._first_step = self._logged_step = state.global_step
         self._max_steps = state.max_steps
         if self._is_main:
             self._open(state.global_step)
@@ -120,12 +127,18 @@ class FinetuneProgress(TrainerCallback):
         record: dict[str, Any] = {
             name: logs[name] for name in ("loss", "grad_norm", "learning_rate", "tokens") if name in logs
         }
-        record["tokens_per_second"] = None
+        steps = max(state.global_step - self._logged_step, 1)
+        record |= {"tokens_per_second": None, "step_seconds": None}
         if state.global_step > self._first_step + 1:
             record["tokens_per_second"] = logs["tokens"] / max(self._since_log, 1e-9)
             self.seconds += self._since_log
             self.tokens += logs["tokens"]
-            self._smooth(self._since_log, logs["tokens"], max(state.global_step - self._logged_step, 1))
+            self._smooth(self._since_log, logs["tokens"], steps)
+            record["step_seconds"] = self._since_log / steps
+        self._tokens_seen.add({"step": state.global_step, "tokens": logs["tokens"]}, steps)
+        record["tokens_seen"] = self._tokens_seen.total
+        if (resident := resident_bytes()) is not None:
+            record["host_bytes"] = resident
         self._since_log, self._logged_step = 0.0, state.global_step
         self._shown = record
         interval = _SECONDS_BETWEEN_FRAMES if self._display.live else _SECONDS_BETWEEN_LINES
@@ -158,10 +171,18 @@ class FinetuneProgress(TrainerCallback):
         self._validating.close()
         self._batches = 0
         metrics: dict[str, float] = event["metrics"]
-        self._eval_loss = metrics["eval_loss"]
+        self._eval_loss = loss = metrics["eval_loss"]
+        perplexity = math.exp(loss) if loss < _LARGEST_LOSS else math.inf
+        record = {"validation_loss": loss, "validation_perplexity": perplexity}
+        record = {name: number if math.isfinite(number) else None for name, number in record.items()}
+        earlier = {step: each for step, each in self._validations.items() if step < state.global_step}
+        self._validations[state.global_step] = record
+        at = f"step {state.global_step}/{self._max_steps}"
+        line = "  ".join((f"{at}  validation", *line_words(state.global_step, record, earlier)))
         with self._failures():
-            self._write({"step": state.global_step, "eval_loss": self._eval_loss})
-            self.say(f"step {state.global_step}/{self._max_steps}  validation loss {self._eval_loss:.4f}")
+            self._write({"step": state.global_step, **record})
+            if self._is_main:
+                self._display.report(line, f"validation at {at}", table_rows(state.global_step, record, earlier))
         self._clock = time.monotonic()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
@@ -196,10 +217,16 @@ class FinetuneProgress(TrainerCallback):
     def _open(self, step: int) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            drop_records_after(self._path, step, lacks_validation=self._lacks_validation)
+            drop_records_after(self._path, step, self._note, lacks_validation=self._lacks_validation)
             self._file = self._path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
             raise UserError(f"{self._path} cannot be written: {error.strerror}") from error
+
+    def _note(self, record: dict[str, Any]) -> None:
+        if "loss" in record:
+            self._tokens_seen.add(record)
+        elif (loss := value_of(record, "validation_loss")) is not None:
+            self._validations[record["step"]] = record | {"validation_loss": loss}
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._file is None:
@@ -216,9 +243,7 @@ class FinetuneProgress(TrainerCallback):
             self._display.update(self._step, self._max_steps, self._words(), left)
 
     def _words(self) -> list[str]:
-        words = [f"loss {self._shown['loss']:.4f}"] if self._shown else []
-        if self._speed is not None:
-            words.append(f"{self._speed:,.0f} tokens/s")
+        words = in_words(self._shown | {"tokens_per_second": self._speed}) if self._shown else []
         if self._eval_loss is not None:
             words.append(f"validation loss {self._eval_loss:.4f}")
         return words

@@ -1,7 +1,6 @@
 """Words and figures about a fine-tuning run, before it starts and after it has ended."""
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import TrainingArguments
 
+from stellarbyte.host_memory import peak_resident_bytes
 from stellarbyte.lora_values import is_number, is_whole
 from stellarbyte_torch.finetune.progress import FinetuneProgress
 from stellarbyte_torch.finetune.trainer import FinetuneTrainer
@@ -114,14 +114,7 @@ def closing_rows(summary: Summary) -> dict[str, str]:
 
 
 def _peak_memory(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        return None
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident_bytes()
 
 
 def _perplexity(loss: float) -> str:

@@ -13,7 +13,7 @@ from stellarbyte_jax.config import ByteConfig, DataConfig, OptimizerConfig, RunC
 
 def records(run_dir: str | Path) -> list[dict[str, Any]]:
     """metrics.jsonl without the figures that the clock and the compiler make."""
-    timed = re.compile(r"(validation_)?(\w+_per_second|\w+_seconds|compile_cache)")
+    timed = re.compile(r"(validation_)?(\w+_per_second|\w+_seconds|host_bytes|compile_cache)")
     lines = (Path(run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if not timed.fullmatch(k)} for line in lines]
 

@@ -7,7 +7,7 @@ import pytest
 
 from stellarbyte import metrics_file
 from stellarbyte.errors import UserError
-from stellarbyte.metrics_file import drop_records_after, record_of, records
+from stellarbyte.metrics_file import TokensSeen, drop_records_after, record_of, records
 
 
 def test_a_record() -> None:
@@ -54,3 +54,19 @@ def test_what_is_no_file_or_too_large_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=complaint):
             list(records(tmp_path / name))
+
+
+def test_tokens_are_summed_or_believed() -> None:
+    seen = TokensSeen()
+    for step in (1, 2):
+        seen.add({"step": step, "tokens": 10.0})
+    assert seen.total == 20
+    seen.add({"step": 4, "tokens": 10.0})
+    assert seen.total is None, "step 3 is lost"
+    seen.add({"step": 5, "tokens": 10.0})
+    assert seen.total is None
+    seen.add({"step": 6, "tokens": 10.0, "tokens_seen": 70})
+    seen.add({"step": 16, "tokens": 100.0}, steps=10)
+    assert seen.total == 170
+    seen.add({"step": 17, "tokens": "many", "tokens_seen": float("inf")})
+    assert seen.total is None

@@ -34,12 +34,12 @@ def test_what_is_read(tmp_path: Path) -> None:
     assert list(curves["loss"].steps) == list(range(1, 41))
     assert list(curves["loss"].tokens) == [50 * step for step in range(1, 41)]
     assert curves["loss"].values == pytest.approx([8 * n**-0.5 + 5 * (n == 7) for n in range(1, 41)])
-    assert list(curves["validation loss"].steps) == [10, 20, 30, 40]
-    assert list(curves["validation loss"].tokens) == [500, 1000, 1500, 2000]
-    assert list(curves["tokens per second"].steps) == list(range(2, 41)), "a step that compiles has no rate"
-    assert "validation bits per byte" not in curves
+    assert list(curves["validation_loss"].steps) == [10, 20, 30, 40]
+    assert list(curves["validation_loss"].tokens) == [500, 1000, 1500, 2000]
+    assert list(curves["tokens_per_second"].steps) == list(range(2, 41)), "a step that compiles has no rate"
+    assert "validation_bits_per_byte" not in curves
     tuned = read_curves(write_run(tmp_path / "tuned", names=("eval_loss", "grad_norm")))
-    assert list(tuned["validation loss"].steps) == [10, 20, 30, 40]
+    assert list(tuned["validation_loss"].steps) == [10, 20, 30, 40]
 
 
 def test_smoothing_is_a_mean_of_neighbours() -> None:

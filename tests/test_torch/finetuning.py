@@ -56,4 +56,5 @@ def run(config: FinetuneConfig) -> tuple[dict[str, Any], str]:
 def metrics(output_dir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, without what the clock made of them."""
     records = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name != "tokens_per_second"} for record in records]
+    clocked = {"tokens_per_second", "step_seconds", "host_bytes"}
+    return [{name: value for name, value in record.items() if name not in clocked} for record in records]

@@ -41,6 +41,11 @@ class Compilation:
     folder: str | None = None
     again: str | None = None
 
+    @property
+    def seconds(self) -> float:
+        """The time of all three."""
+        return self.trace_seconds + self.lower_seconds + self.compile_seconds
+
     def figures(self) -> dict[str, float | str]:
         """The figures for a record of the metrics."""
         seconds = {"trace": self.trace_seconds, "lower": self.lower_seconds, "compile": self.compile_seconds}

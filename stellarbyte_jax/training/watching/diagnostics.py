@@ -1,12 +1,13 @@
-"""What the command line asks a run to record beside its metrics. Reading the request does not need JAX."""
+"""What the command line asks a run to record and to say. Reading the request does not need JAX."""
 
 import dataclasses
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from stellarbyte.errors import UserError
+from stellarbyte.log_settings import LogSettings
 
 # The train step's program, before and after optimisation.
 HLO_FILES = ("train_step.before_optimization.hlo.txt", "train_step.after_optimization.hlo.txt")
@@ -14,16 +15,18 @@ HLO_FILES = ("train_step.before_optimization.hlo.txt", "train_step.after_optimiz
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What a run records beside its metrics; nothing by default.
+    """What a run records beside its metrics, which is nothing by default, and what it says.
 
     profile: the first and the last step to trace, both included.
     dump_hlo: a folder for the train step's program as text.
     remarks: lines to print at the start, about the environment that the run was given.
+    log: what is said, and where.
     """
 
     profile: tuple[int, int] | None = None
     dump_hlo: Path | None = None
     remarks: tuple[str, ...] = ()
+    log: LogSettings = field(default_factory=LogSettings)
 
     def after(self, step: int) -> Self:
         """What is still to be recorded by a run that has begun this step, and begins again."""

@@ -3,7 +3,6 @@
 import json
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -15,18 +14,20 @@ import numpy as np
 
 from stellarbyte.display import Display
 from stellarbyte.errors import UserError
-from stellarbyte.metrics_file import drop_records_after
+from stellarbyte.figures import VALIDATION, in_words
+from stellarbyte.host_memory import resident_bytes
+from stellarbyte.metrics_file import TokensSeen, drop_records_after
+from stellarbyte.validation_table import line_words, table_rows
 from stellarbyte_jax.machine.chips import GIB
 from stellarbyte_jax.training.failures import Failures
 from stellarbyte_jax.training.watching.compile_watch import Compilation
+from stellarbyte_jax.training.watching.step_clock import StepClock
 from stellarbyte_jax.training.watching.trackers.trackers import Trackers
 from stellarbyte_jax.training.watching.utilization import Utilization
 
 # If stdout is not a terminal, lines come often enough to show that the run lives, and seldom enough for a log file.
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_FRAMES = 0.1
-# The rate that is shown is the mean over this many steps; the record of a step has the rate of this step alone.
-_STEPS_IN_RATE = 10
 
 
 class MetricsLog:
@@ -35,8 +36,8 @@ class MetricsLog:
     Steps count from 1: step n is the n-th update. `first_step` updates were done before; records of later steps, which
     an interrupted run has left, are dropped, so that the file holds each step once. Only process 0 writes and shows.
 
-    A value that the device is still computing is fetched one step late, so the device never waits for the log. Time
-    inside `paused()` is not training time. Steps that compile, such as the first, have no tokens_per_second.
+    A value that the device is still computing is fetched one step late, so the device never waits for the log. `clock`
+    tells what the run's time went into. The names of all figures are those of stellarbyte/figures.py.
 
     `trackers` get the records as well.
 
@@ -57,6 +58,9 @@ class MetricsLog:
         failures: Failures | None = None,
         trackers: Trackers | None = None,
     ) -> None:
+        self.clock = StepClock()
+        self.first_step = first_step
+        self._tokens_seen = TokensSeen()
         self._path = Path(run_dir) / "metrics.jsonl"
         self._max_steps = max_steps
         self._utilization = utilization
@@ -68,12 +72,8 @@ class MetricsLog:
         self._shown: dict[str, Any] = {}
         self._validations: dict[int, Mapping[str, Any]] = {}
         self._bits_per_byte: float | None = None
-        self._compiled = False
-        self._clock: float | None = None
-        self._step_seconds: float | None = None
         self._shown_at = -math.inf
         self._printed_step = first_step
-        self._recent: deque[tuple[float, float]] = deque(maxlen=_STEPS_IN_RATE)
         self._display = display or Display(quiet=not self._writes)
         self._failures = failures or Failures()
         self._trackers = trackers if self._writes else None
@@ -82,7 +82,7 @@ class MetricsLog:
         if self._writes:
             with _blaming(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                drop_records_after(self._path, self._step, self._note_validated)
+                drop_records_after(self._path, self._step, self._note)
                 self._file = self._path.open("a", encoding="utf-8", buffering=1)
         if self._trackers is not None:
             self._trackers.open()
@@ -110,11 +110,11 @@ class MetricsLog:
     def train(self, step: int, values: Mapping[str, Any]) -> None:
         """Records an update's values, numbers or jax arrays: loss, accuracy, grad_norm, learning_rate, tokens, ….
 
-        The record also gets `perplexity`, from `loss`; `tokens_per_second`, from `tokens` and the clock; the figures of
-        Utilization; and those of the compilations since the step before.
+        The record also gets `perplexity`, from `loss`; `tokens_seen`; `tokens_per_second` and the parts of the step's
+        time, from the clock; memory; the figures of Utilization; and those of the compilations since the step before.
         """
         if self._compilations:  # the time of the step before would contain them
-            self._clock = None
+            self.clock.leave_out()
         values = {**values, **self._taken_compilations()}
         arrays = (value for value in values.values() if isinstance(value, jax.Array))
         if all(array.is_ready() for array in arrays):  # type: ignore[attr-defined]
@@ -125,21 +125,27 @@ class MetricsLog:
             self._pending.append((step, values))
 
     def validation(self, step: int, values: Mapping[str, Any]) -> None:
-        """Records and prints values over the validation split, under names with `validation_` before them."""
-        self._clock = None  # if this is not in `paused()`, the time of the step before would contain the validation
+        """Records and shows values over the validation split, under names with `validation_` before them."""
+        self.clock.leave_out()  # if this is not in `paused`, the time of the step before would contain the validation
         self._flush()
-        numbers = _numbers({**values, **self._taken_compilations()})
-        numbers = {f"validation_{name}": number for name, number in numbers.items()}
+        seconds = {} if self.clock.paused_for is None else {"seconds": self.clock.paused_for}
+        numbers = _numbers({**values, **seconds, **self._taken_compilations()})
+        numbers = {VALIDATION + name: number for name, number in numbers.items()}
         self._bits_per_byte = numbers.get("validation_bits_per_byte", self._bits_per_byte)
+        earlier = {before: each for before, each in self._validations.items() if before < step}
         if step not in self._validations:
             self._write({"step": step, **numbers})
             self._validations[step] = numbers
-        self.say(f"step {step}/{self._max_steps}  validation  {'  '.join(_in_words(numbers, 'validation_'))}")
-        self._clock = time.monotonic()
+        at = f"step {step}/{self._max_steps}"
+        line = "  ".join((f"{at}  validation", *line_words(step, numbers, earlier)))
+        with self._failures.noted():
+            self._display.report(line, f"validation at {at}", table_rows(step, numbers, earlier))
+        self.clock.restart()
 
     def compiled(self, compilation: Compilation) -> None:
         """Prints how long a step took to compile; the figures go into the next record."""
         self._compilations |= compilation.figures()
+        self.clock.compiled(compilation.seconds)
         self.say(str(compilation))
 
     def say(self, text: str) -> None:
@@ -160,14 +166,24 @@ class MetricsLog:
         """The records of all validations so far, by step: those that this process has read or written."""
         return self._validations
 
+    @property
+    def tokens_seen(self) -> int | None:
+        """Tokens of all steps that are recorded; None if the records of some are missing."""
+        return self._tokens_seen.total
+
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """A context for validating and saving. It records the last step first; its own time is not training time."""
+    def paused(self, part: str = "other") -> Iterator[None]:
+        """A context for `validation`, `checkpoint` and the like. It records the last step first; see StepClock."""
         self._flush()
-        try:
+        with self.clock.paused(part):
             yield
-        finally:
-            self._clock = time.monotonic()
+
+    def conclude(self, text: str) -> None:
+        """Records and shows the last step, and prints the run's last words."""
+        self._flush()
+        self._show()
+        with self._failures.noted():
+            self._display.end(text)
 
     def _taken_compilations(self) -> dict[str, float | str]:
         taken, self._compilations = self._compilations, {}
@@ -178,25 +194,21 @@ class MetricsLog:
             return
         fetched = [(step, _numbers(values)) for step, values in self._pending]
         self._pending = []
-        now = time.monotonic()
-        seconds = None
-        if self._compiled and self._clock is not None:
-            # Steps that are fetched together get equal shares of the time since the last fetch.
-            seconds = max(now - self._clock, 1e-9) / len(fetched)
-            # Smoothed over about ten steps, for the ETA.
-            self._step_seconds = 0.9 * (self._step_seconds or seconds) + 0.1 * seconds
-        self._compiled = True
-        self._clock = now
+        seconds, parts = self.clock.steps_done([numbers.get("tokens") or 0 for _, numbers in fetched])
         memory = {} if self._utilization is None else self._utilization.memory()
         for step, numbers in fetched:
+            self._tokens_seen.add({"step": step, **numbers})
+            numbers["tokens_seen"] = self._tokens_seen.total
             numbers["tokens_per_second"] = None if seconds is None else (numbers.get("tokens") or 0) / seconds
+            numbers |= {"step_seconds": seconds, **parts}
+            parts.pop("checkpoint_seconds", None)  # it was before the first of them
             if seconds is not None:
-                self._recent.append((numbers.get("tokens") or 0, seconds))
                 numbers |= self._speed(seconds)
-            numbers |= memory
+            numbers |= memory | ({} if (resident := resident_bytes()) is None else {"host_bytes": resident})
             self._write({"step": step, **numbers})
             self._step, self._shown = step, numbers | self._recent_speed()
-        if now - self._shown_at >= (_SECONDS_BETWEEN_FRAMES if self._display.live else _SECONDS_BETWEEN_LINES):
+        interval = _SECONDS_BETWEEN_FRAMES if self._display.live else _SECONDS_BETWEEN_LINES
+        if time.monotonic() - self._shown_at >= interval:
             self._show()
 
     def _speed(self, seconds: float) -> dict[str, float]:
@@ -204,10 +216,8 @@ class MetricsLog:
 
     def _recent_speed(self) -> dict[str, float]:
         """Tokens per second, and the figures of Utilization, over the last steps that had a rate."""
-        if not self._recent:
-            return {}
-        tokens, seconds = (sum(values) for values in zip(*self._recent, strict=True))
-        return {"tokens_per_second": tokens / seconds, **self._speed(seconds / len(self._recent))}
+        rate = self.clock.recent_rate()
+        return {} if rate is None else {"tokens_per_second": rate[0], **self._speed(rate[1])}
 
     def _write(self, record: Mapping[str, Any]) -> None:
         if self._file is None:
@@ -233,7 +243,9 @@ class MetricsLog:
             with self._failures.noted(), _blaming(self._path):
                 self._file.close()
 
-    def _note_validated(self, record: Mapping[str, Any]) -> None:
+    def _note(self, record: Mapping[str, Any]) -> None:
+        if "loss" in record:
+            self._tokens_seen.add(record)
         if "validation_loss" in record:
             self._validations[record["step"]] = record
 
@@ -241,12 +253,14 @@ class MetricsLog:
         self._shown_at = time.monotonic()
         if self._display.live or self._printed_step != self._step:
             self._printed_step = self._step
-            left = None if self._step_seconds is None else self._step_seconds * (self._max_steps - self._step)
+            left = self.clock.seconds_left(self._max_steps - self._step)
+            epoch = self._shown.get("epoch")
+            epochs = None if epoch is None else (epoch, epoch * self._max_steps / self._step)
             with self._failures.noted():
-                self._display.update(self._step, self._max_steps, self._words(), left)
+                self._display.update(self._step, self._max_steps, self._words(), left, epochs)
 
     def _words(self) -> list[str]:
-        words = _in_words(self._shown, "")
+        words = in_words(self._shown)
         if "hbm_peak_bytes" in self._shown and "hbm_limit_bytes" in self._shown:
             peak, limit = (self._shown[name] / GIB for name in ("hbm_peak_bytes", "hbm_limit_bytes"))
             words.append(f"HBM {peak:.1f} of {limit:.1f} GiB")
@@ -263,28 +277,6 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     if "loss" in fetched and "perplexity" not in fetched:
         fetched["perplexity"] = math.exp(fetched["loss"]) if fetched["loss"] < 700 else math.inf
     return jax.tree.map(lambda number: number if math.isfinite(number) else None, fetched) | words
-
-
-def _in_words(numbers: Mapping[str, Any], prefix: str) -> list[str]:
-    formats = {
-        "loss": "loss {:.4f}",
-        "perplexity": "perplexity {:.2f}",
-        "accuracy": "accuracy {:.3f}",
-        "bits_per_byte": "bits/byte {:.4f}",
-        "balance_loss": "balance {:.3f}",
-        "dropped_share": "dropped {:.3f}",
-        "grad_norm": "gradient {:.2f}",
-        "learning_rate": "rate {:.2e}",
-        "tokens_per_second": "{:,.0f} tokens/s",
-        "mfu": "MFU {:.1%}",
-    }
-    known = ((text, numbers.get(prefix + name)) for name, text in formats.items() if prefix + name in numbers)
-    # A first step has no rate; any other number that is missing is not finite, and should be seen.
-    return [
-        text.format(number) if number is not None else text.split(" ")[0] + " not finite"
-        for text, number in known
-        if number is not None or not text.endswith("tokens/s")
-    ]
 
 
 @contextmanager

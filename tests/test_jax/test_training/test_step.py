@@ -178,10 +178,11 @@ def test_experts_add_their_routers_losses_to_the_gradient_and_not_to_the_loss() 
         )
         return cross_entropy + 0.5 * balance + 0.1 * z, (cross_entropy, output.router)
 
-    expected, (cross_entropy, router) = jax.jit(jax.grad(losses, has_aux=True))(params)
+    (objective, (cross_entropy, router)), expected = jax.jit(jax.value_and_grad(losses, has_aux=True))(params)
     gradients, metrics = gradients_of_a_step(1, EXPERTS)
     assert max(errors(gradients, expected).values()) < 1e-5
     assert metrics["loss"] == pytest.approx(float(cross_entropy), rel=1e-5)
+    assert metrics["objective"] == pytest.approx(float(objective), rel=1e-5) != pytest.approx(metrics["loss"], rel=1e-3)
     row_weight_B = real_BT.sum(axis=1) / real_BT.sum()
     assert metrics["expert_load"] == pytest.approx(
         np.einsum("LBE,B->E", router.load_BE, row_weight_B) / EXPERTS.num_hidden_layers, rel=1e-5
@@ -242,13 +243,40 @@ def test_the_average_of_the_weights_is_optaxs_with_a_share_that_falls() -> None:
     assert shares[0] == 9 / 11 and shares[-1] == 0.25
 
 
+ADAMW = make_optimizer(OptimizerConfig(warmup_steps=1, learning_rate=1e-2), 10)
+
+
+@functools.cache
+def with_everything() -> Any:
+    """A step with an average of the weights, and with norms."""
+    return jax.jit(make_train_step(GRAPHDEF, ADAMW, ema_decay=0.9, log_norms=True))
+
+
 def test_the_average_of_the_weights_stops_with_the_last_good_step() -> None:
-    optimizer = make_optimizer(OptimizerConfig(warmup_steps=1, learning_rate=1e-2), 10)
-    train_step = jax.jit(make_train_step(GRAPHDEF, optimizer, ema_decay=0.9))
-    state = dataclasses.replace(start(CONFIG, optimizer), ema=tiny_params(CONFIG))
-    after, _ = train_step(state, batch())
+    state = dataclasses.replace(start(CONFIG, ADAMW), ema=tiny_params(CONFIG))
+    after, _ = with_everything()(state, batch())
     ema = after.ema
     assert max(errors(ema, moving_average(state.ema, after.params, jnp.int32(1), 0.9)).values()) < 1e-6
     broken = dataclasses.replace(after, params=jax.tree.map(lambda x: x * np.nan, after.params))
-    stopped = train_step(broken, batch())[0].ema
+    stopped = with_everything()(broken, batch())[0].ema
     assert all(map(np.array_equal, jax.tree.leaves(stopped), jax.tree.leaves(ema)))
+
+
+def test_norms_of_groups_are_numpys() -> None:
+    """What a step adds is the difference of the weights; and the groups' gradients are the whole gradient's parts."""
+    state = dataclasses.replace(start(CONFIG, ADAMW), ema=tiny_params(CONFIG))
+    after, metrics = with_everything()(state, batch())
+    added = jax.tree.map(lambda new, old: np.asarray(new, np.float64) - old, after.params, state.params)["model"]
+    layers = added["layers"]
+    norms = ("input_layernorm", "post_attention_layernorm")
+    parts = {
+        "embeddings": added["embed_tokens"],
+        "attention": layers["self_attn"],
+        "feed_forward": layers["mlp"],
+        "norms": (added["norm"], added["rotary_emb"], *(layers[name] for name in norms)),
+    }
+    expected = {f"update_norm_{n}": np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(parts[n]))) for n in parts}
+    assert {name: float(metrics[name]) for name in expected} == pytest.approx(expected, rel=1e-3)
+    gradients = [float(metrics[f"grad_norm_{name}"]) for name in parts]
+    assert np.linalg.norm(gradients) == pytest.approx(float(metrics["grad_norm"]), rel=1e-6)
+    assert len([name for name in metrics if "_norm_" in name]) == 2 * len(parts)

@@ -57,7 +57,7 @@ def test_lines_and_a_closing_table(config: str, tmp_path: Path) -> None:
     lines = result.stdout.splitlines()
     assert "parameters, 3,712 (9.35%) of them trained, on 1 cpu device(s)" in lines[0]
     assert lines[1].startswith("50 records: 40 training and 10 validation samples")
-    assert lines[2].startswith("step 0/4  validation loss ")
+    assert lines[2].startswith("step 0/4  validation  loss ")
     assert any(line.startswith("step 4/4  loss ") and " tokens/s " in line for line in lines)
     table = [line.split("  ")[0] for line in lines[-6:]]
     assert table == ["trained", "validation loss", "training loss", "speed", "peak memory", "saved in"]
@@ -331,7 +331,7 @@ def test_deepspeed(stage: int, lora: list[str], config: str, script: Path, tmp_p
     zero = processes(2, script, *words, DS_ACCELERATOR="cpu")
     assert zero.returncode == 0, zero.stderr
     for one, other in zip(metrics(tmp_path / "plain"), metrics(tmp_path / "zero"), strict=True):
-        name = "loss" if "loss" in one else "eval_loss"
+        name = "loss" if "loss" in one else "validation_loss"
         assert other[name] == pytest.approx(one[name], rel=1e-5)
     result = "model/model.safetensors" if lora else "adapter/adapter_model.safetensors"
     ours, theirs = (load_file(tmp_path / name / result) for name in ("zero", "plain"))

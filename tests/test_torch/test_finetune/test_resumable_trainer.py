@@ -115,7 +115,7 @@ def test_a_stop_amid_an_epoch_is_not_its_end(folder: Path, tmp_path: Path, monke
     run(config(folder, tmp_path / "whole", training=EPOCHS))
     signal_at("on_step_end", 3, monkeypatch)
     run(config(folder, tmp_path / "parts", training=EPOCHS))
-    assert [record["step"] for record in metrics(tmp_path / "parts") if "eval_loss" in record] == [0]
+    assert [record["step"] for record in metrics(tmp_path / "parts") if "validation_loss" in record] == [0]
     monkeypatch.undo()
     run(config(folder, tmp_path / "parts", training=EPOCHS))
     assert_alike(tmp_path / "parts", tmp_path / "whole")

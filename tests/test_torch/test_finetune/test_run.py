@@ -63,7 +63,7 @@ def test_lora_leaves_a_stock_peft_folder(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(model(ids).logits, newest(ids).logits)
     # Each step once, the validation before the first step, and after the last though 3 does not divide 8.
     assert [record["step"] for record in metrics(tmp_path) if "loss" in record] == list(range(1, 9))
-    assert [record["step"] for record in metrics(tmp_path) if "eval_loss" in record] == [0, 3, 6, 8]
+    assert [record["step"] for record in metrics(tmp_path) if "validation_loss" in record] == [0, 3, 6, 8]
     assert not list(tmp_path.rglob("training_args.bin"))
 
 
@@ -189,7 +189,7 @@ def test_early_stopping_keeps_the_best(folder: Path, tmp_path: Path) -> None:
     # So high a rate that validation gets worse again soon.
     training = {"max_steps": 40, "eval_steps": 1, "learning_rate": 0.3, "warmup_steps": 0, "max_grad_norm": 0.0}
     summary, _ = run(config(folder, tmp_path, early_stopping_patience=2, training=training))
-    losses = [record["eval_loss"] for record in metrics(tmp_path) if "eval_loss" in record]
+    losses = [record["validation_loss"] for record in metrics(tmp_path) if "validation_loss" in record]
     assert summary["steps"] < 40
     assert summary["validation_loss_after"] == min(losses[1:])
     assert summary["best_step"] == losses.index(min(losses[1:]), 1) == summary["steps"] - 2
@@ -283,7 +283,7 @@ def test_a_loss_that_is_not_finite(logging_steps: int, folder: Path, tmp_path: P
     training = {"learning_rate": 1e30, "warmup_steps": 0, "logging_steps": logging_steps}
     with pytest.raises(UserError, match=r"of step \d+ is (nan|inf): lower training.learning_rate") as error:
         run(config(folder, tmp_path, lora=None, dtype="float32", training=training))
-    assert all(record.get("loss") is not None or "eval_loss" in record for record in metrics(tmp_path))
+    assert all(record.get("loss") is not None or "validation_loss" in record for record in metrics(tmp_path))
     # It stops before the step is taken: the model of the last good one is whole, and finite.
     (step,) = re.findall(r"of step (\d+), the last good one, is saved in", str(error.value))
     checkpoint = newest_checkpoint(tmp_path)
@@ -381,7 +381,7 @@ def test_drop_last_is_about_training_alone(folder: Path, tmp_path: Path) -> None
     run(config(folder, tmp_path / "all", training=training))
     run(config(folder, tmp_path / "dropped", training={**training, "dataloader_drop_last": True}))
     whole, dropped = metrics(tmp_path / "all"), metrics(tmp_path / "dropped")
-    assert whole[0] == dropped[0] and "eval_loss" in whole[0]
+    assert whole[0] == dropped[0] and "validation_loss" in whole[0]
     assert max(record["step"] for record in whole) == 6 and max(record["step"] for record in dropped) == 5
 
 

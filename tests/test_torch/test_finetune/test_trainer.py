@@ -106,7 +106,7 @@ def test_the_validation_loss_is_a_mean_over_tokens(folder: Path, tmp_path: Path)
         logits, labels = model(item["input_ids"]).logits[0, :-1], item["labels"][0, 1:]
         total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
         count += int((labels != -100).sum())
-    assert metrics(tmp_path)[0]["eval_loss"] == pytest.approx(total / count, rel=1e-5)
+    assert metrics(tmp_path)[0]["validation_loss"] == pytest.approx(total / count, rel=1e-5)
 
 
 @pytest.mark.parametrize("packing", [False, True])

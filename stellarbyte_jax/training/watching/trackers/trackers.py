@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stellarbyte.errors import UserError
+from stellarbyte.figures import split_name
 from stellarbyte.files import write_json
 from stellarbyte.reading import read_json_object
 from stellarbyte_jax.training_config import TrackerName
@@ -186,8 +187,8 @@ def _figures(record: Mapping[str, Any]) -> dict[str, float]:
     for name, value in record.items():
         if name == "step":
             continue
-        place, _, short = name.partition("_")
-        named = f"validation/{short}" if place == "validation" else f"train/{name}"
+        is_validation, short = split_name(name)
+        named = f"{'validation' if is_validation else 'train'}/{short}"
         if isinstance(value, list):
             figures |= {f"{named}/{i}": float(each) for i, each in enumerate(value) if isinstance(each, int | float)}
         elif isinstance(value, int | float) and not isinstance(value, bool):
