@@ -69,13 +69,14 @@ class Display:
 
     @property
     def live(self) -> bool:
-        """Whether lines change in place: on a terminal that is wide enough."""
-        shows = not self._console.quiet and not self._prefix and self._level <= logging.INFO
-        return shows and self._console.is_terminal and self._console.width >= _LEAST_COLUMNS
+        """Whether lines change in place: between entering and leaving, on a terminal that was wide enough then."""
+        return self._live.is_started
 
     def __enter__(self) -> Self:
         self._entered += 1
-        if self.live and self._entered == 1:
+        shows = not self._console.quiet and not self._prefix and self._level <= logging.INFO
+        wide = self._console.is_terminal and self._console.width >= _LEAST_COLUMNS
+        if shows and wide and self._entered == 1:
             with self._explained():
                 self._live.start()
             # Not rich's own thread, which would print a traceback if the terminal is gone.

@@ -4,8 +4,6 @@ import argparse
 from dataclasses import dataclass
 from typing import Literal
 
-Level = Literal["debug", "info", "warning", "error", "none"]
-
 LEVELS: dict[str, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40, "none": 99}
 
 
@@ -13,12 +11,13 @@ LEVELS: dict[str, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40, "
 class LogSettings:
     """What a run says, and where.
 
-    level: the least that the terminal shows. file_level: the least that goes into the file. processes: those that
+    level: the least that the terminal shows; with error nothing but the error that ends a command. file_level: the
+    least that goes into the file; debug has the lines of progress too, and none makes no file. processes: those that
     speak and write; None for all.
     """
 
-    level: Level = "info"
-    file_level: Level = "info"
+    level: Literal["info", "warning", "error"] = "info"
+    file_level: Literal["debug", "info", "warning", "error", "none"] = "info"
     processes: tuple[int, ...] | None = (0,)
 
     def includes(self, index: int) -> bool:
@@ -28,12 +27,17 @@ class LogSettings:
 
 def log_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that make LogSettings."""
-    levels = tuple(LEVELS)
     parser.add_argument(
-        "--log-level", choices=levels, default="info", help="the least that the terminal shows (default: info)"
+        "--log-level",
+        choices=("info", "warning", "error"),
+        default="info",
+        help="the least that the terminal shows (default: info)",
     )
     parser.add_argument(
-        "--log-file-level", choices=levels, default="info", help="the least that goes into RUN/log.txt (default: info)"
+        "--log-file-level",
+        choices=tuple(LEVELS),
+        default="info",
+        help="the least that goes into RUN/log.txt (default: info)",
     )
     parser.add_argument(
         "--log-processes",

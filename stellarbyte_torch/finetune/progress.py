@@ -58,6 +58,7 @@ class FinetuneProgress(TrainerCallback):
         self._eval_loss: float | None = None
         self._validations: dict[int, Mapping[str, Any]] = {}
         self._tokens_seen = TokensSeen()
+        self._epoch: tuple[float, float] | None = None
         self._clock: float | None = None
         self._step_seconds: float | None = None
         self._speed: float | None = None
@@ -127,6 +128,9 @@ class FinetuneProgress(TrainerCallback):
         record: dict[str, Any] = {
             name: logs[name] for name in ("loss", "grad_norm", "learning_rate", "tokens") if name in logs
         }
+        if state.epoch is not None:
+            record["epoch"] = state.epoch
+            self._epoch = (state.epoch, state.epoch * state.max_steps / state.global_step)
         steps = max(state.global_step - self._logged_step, 1)
         record |= {"tokens_per_second": None, "step_seconds": None}
         if state.global_step > self._first_step + 1:
@@ -240,7 +244,7 @@ class FinetuneProgress(TrainerCallback):
         self._shown_at = time.monotonic()
         if self._is_main:
             left = None if self._step_seconds is None else self._step_seconds * (self._max_steps - self._step)
-            self._display.update(self._step, self._max_steps, self._words(), left)
+            self._display.update(self._step, self._max_steps, self._words(), left, self._epoch)
 
     def _words(self) -> list[str]:
         words = in_words(self._shown | {"tokens_per_second": self._speed}) if self._shown else []

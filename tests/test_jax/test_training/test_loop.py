@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from stellarbyte.errors import UserError
+from stellarbyte.figures import figure_of
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte_jax.checkpoints.array_files import checksums
 from stellarbyte_jax.checkpoints.checkpoint import (
@@ -70,6 +71,10 @@ def test_a_run_learns_and_leaves_its_papers(finished_run: Path) -> None:
     assert config_of(finished_run).output_dir == str(finished_run)
     train = [record for record in written if "loss" in record]
     lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(figure_of(key) is not None for line in lines for key in line if key != "step"), "all are in the table"
+    assert [line["tokens_seen"] for line in lines if "loss" in line] == list(
+        np.cumsum([line["tokens"] for line in lines if "loss" in line])
+    )
     assert [line["step"] for line in lines if "compile_seconds" in line] == [1], "the train step is compiled once"
     assert [line["step"] for line in lines if "validation_compile_seconds" in line] == [0]
     assert all(line["tflops_per_second"] > 0 for line in lines if line.get("tokens_per_second"))

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stellarbyte.errors import UserError
+from stellarbyte.figures import figure_of
 from stellarbyte.file_manifest import MANIFEST, write_manifest
 from stellarbyte_torch.finetune.checkpoints import newest_checkpoint
 from stellarbyte_torch.finetune.config import load_finetune_config
@@ -64,6 +65,9 @@ def test_lora_leaves_a_stock_peft_folder(folder: Path, tmp_path: Path) -> None:
     # Each step once, the validation before the first step, and after the last though 3 does not divide 8.
     assert [record["step"] for record in metrics(tmp_path) if "loss" in record] == list(range(1, 9))
     assert [record["step"] for record in metrics(tmp_path) if "validation_loss" in record] == [0, 3, 6, 8]
+    assert all(figure_of(key) is not None for record in metrics(tmp_path) for key in record if key != "step")
+    steps = [record for record in metrics(tmp_path) if "loss" in record]
+    assert steps[-1]["tokens_seen"] == sum(record["tokens"] for record in steps)
     assert not list(tmp_path.rglob("training_args.bin"))
 
 

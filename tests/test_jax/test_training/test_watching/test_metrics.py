@@ -156,9 +156,41 @@ def test_resuming_keeps_each_step_once(tmp_path: Path) -> None:
             log.train(step, values(10 * step))
     assert [(r["step"], r["loss"]) for r in records(tmp_path) if "loss" in r] == [(1, 1), (2, 2), (3, 30), (4, 40)]
     assert [r["step"] for r in records(tmp_path) if "validation_loss" in r] == [0, 2]
+    assert [r["tokens_seen"] for r in records(tmp_path) if "loss" in r] == [1000, 2000, 3000, 4000]
+    (tmp_path / "metrics.jsonl").unlink()
+    with MetricsLog(tmp_path, 4, 5) as log:
+        log.train(5, values())
+    assert records(tmp_path)[0]["tokens_seen"] is None, "what was before is not known"
     with MetricsLog(tmp_path, 0, 4):
         pass
     assert records(tmp_path) == []
+
+
+def test_a_validation_and_a_save_have_times_of_their_own(
+    tmp_path: Path, clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with MetricsLog(tmp_path, 0, 2) as log:
+        log.train(1, values())
+        with log.paused("checkpoint"):
+            clock[0] += 3
+        with log.paused("validation"):
+            clock[0] += 7
+            log.validation(1, {"loss": 1.0})
+            clock[0] += 1
+        with log.clock.waiting():
+            clock[0] += 0.5
+        clock[0] += 1.5
+        log.train(2, values())
+        log.validation(2, {"loss": 1.5})
+        log.conclude("the end")
+    first, validation, second, _ = records(tmp_path)
+    assert first["step_seconds"] is None and "checkpoint_seconds" not in first
+    assert validation["validation_seconds"] == 7
+    assert (second["step_seconds"], second["data_seconds"], second["checkpoint_seconds"]) == (2, 0.5, 3)
+    assert second["host_bytes"] > 1 << 20
+    lines = capsys.readouterr().out.splitlines()
+    assert "step 2/2  validation  loss 1.5000 (+0.5000)  perplexity 4.48 (+1.76)  best loss 1.0000 at step 1" in lines
+    assert len([line for line in lines if line.startswith("step 2/2  loss")]) == 1 and lines[-1] == "the end"
 
 
 def test_numbers_that_are_none_are_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
