@@ -188,7 +188,7 @@ class Display:
     def _render(self) -> RenderableType:
         if self._has_ended:
             return Group()
-        activity = (self._activities or [None])[-1]
+        activity = self._activities[-1] if self._activities else None
         if not self._total:
             row = Table.grid(padding=(0, 1))
             row.add_row(self._spinner, str(activity or self._starting))

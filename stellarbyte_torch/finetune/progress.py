@@ -177,8 +177,8 @@ class FinetuneProgress(TrainerCallback):
         metrics: dict[str, float] = event["metrics"]
         self._eval_loss = loss = metrics["eval_loss"]
         perplexity = math.exp(loss) if loss < _LARGEST_LOSS else math.inf
-        record = {"validation_loss": loss, "validation_perplexity": perplexity}
-        record = {name: number if math.isfinite(number) else None for name, number in record.items()}
+        figures = {"validation_loss": loss, "validation_perplexity": perplexity}
+        record = {name: number if math.isfinite(number) else None for name, number in figures.items()}
         earlier = {step: each for step, each in self._validations.items() if step < state.global_step}
         self._validations[state.global_step] = record
         at = f"step {state.global_step}/{self._max_steps}"

@@ -1,7 +1,7 @@
 """Divides a run's time into its parts: steps, waiting for data, validating, saving, compiling."""
 
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,12 +21,12 @@ class StepClock:
     """
 
     def __init__(self) -> None:
-        self.totals: Counter[str] = Counter()
+        self.totals: dict[str, float] = defaultdict(float)
         self.steps, self.tokens = 0, 0.0
         self._began = time.monotonic()
         self._at: float | None = None
         self._compiled = False
-        self._since: Counter[str] = Counter()
+        self._since: dict[str, float] = defaultdict(float)
         self._pause_began: float | None = None
         self._recent: deque[tuple[float, float]] = deque(maxlen=_STEPS_IN_RATE)
         self._smooth: float | None = None
