@@ -266,14 +266,15 @@ def test_norms_of_groups_are_numpys() -> None:
     """What a step adds is the difference of the weights; and the groups' gradients are the whole gradient's parts."""
     state = dataclasses.replace(start(CONFIG, ADAMW), ema=tiny_params(CONFIG))
     after, metrics = with_everything()(state, batch())
-    added = jax.tree.map(lambda new, old: np.asarray(new, np.float64) - old, after.params, state.params)["model"]
-    layers = added["layers"]
+    added = jax.tree.map(lambda new, old: np.asarray(new, np.float64) - old, after.params, state.params)
+    model, layers = added["model"], added["model"]["layers"]
     norms = ("input_layernorm", "post_attention_layernorm")
     parts = {
-        "embeddings": added["embed_tokens"],
+        "head": added["lm_head"],
+        "embeddings": model["embed_tokens"],
         "attention": layers["self_attn"],
         "feed_forward": layers["mlp"],
-        "norms": (added["norm"], added["rotary_emb"], *(layers[name] for name in norms)),
+        "norms": (model["norm"], model["rotary_emb"], *(layers[name] for name in norms)),
     }
     expected = {f"update_norm_{n}": np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(parts[n]))) for n in parts}
     assert {name: float(metrics[name]) for name in expected} == pytest.approx(expected, rel=1e-3)

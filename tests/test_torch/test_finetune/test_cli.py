@@ -73,7 +73,7 @@ def test_json_is_all_there_is_on_stdout(
     summary = json.loads(output.out)
     assert list(summary)[:6] == SUMMARY
     assert (summary["steps"], summary["trainable_parameters"]) == (2, 1856)
-    assert "step 0/2  validation loss " in output.err
+    assert "step 0/2  validation  loss " in output.err
 
 
 @pytest.mark.long
