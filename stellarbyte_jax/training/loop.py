@@ -168,8 +168,8 @@ def _train(
                 weights = join(frozen, state.params if state.ema is None or not eval_ema else state.ema)
                 counts = config.training.batch_size, config.training.eval_batches
                 read = validation_batches(config.data, manifest, *counts, placement.rows, progress)
-                rows = map(placement.put, read)
-                rows = until(lambda: (heeded and interrupt.requested) or failed(), rows, processes, failures)
+                placed = map(placement.put, read)
+                rows = until(lambda: (heeded and interrupt.requested) or failed(), placed, processes, failures)
                 try:
                     log.validation(step, evaluate(eval_step, weights, rows, bytes_a_token_V))
                 except CutShortError:

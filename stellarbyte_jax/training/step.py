@@ -124,6 +124,7 @@ def make_train_step(
         if regularization or router is not None or xpos_regularization_coef:
             extra = 0.0 if router is None else router_loss(config, router, batch)
             if xpos_regularization_coef:
+                assert config.head_dim is not None
                 extra += xpos_regularization_coef * zeta_loss(state.params, config.head_dim)
             metrics["objective"] = sums.objective / jnp.maximum(tokens, 1) + extra
         if log_norms:
