@@ -55,7 +55,11 @@ def train_without(config: RunConfig, *numbers: int) -> RunConfig:
 
 
 def assert_equal(config: RunConfig, other: RunConfig) -> None:
-    assert records(config.output_dir) == records(other.output_dir)
+    ours, theirs = (
+        [{name: value for name, value in record.items() if name != "epoch"} for record in records(run)]
+        for run in (config.output_dir, other.output_dir)
+    )  # the rows that were left out count in our epochs
+    assert ours == theirs
     assert bits(config.output_dir) == bits(other.output_dir)
 
 
