@@ -6,7 +6,7 @@ from typing import Literal
 
 from stellarbyte.chat.formats import RecordFormat
 from stellarbyte.files import check_path
-from stellarbyte_jax.bounds import MOST_TOKENS_PER_SHARD, check_whole, require
+from stellarbyte_jax.bounds import MOST_TOKENS_PER_SHARD, check_number, check_whole, require
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,15 @@ class SourceConfig:
     that it has.
     """
 
+    weight: float | None = None
+    """The weight of this source among all, such as 0.3 beside 0.7: its share of the tokens that are trained on. It may
+    be set or changed without preparing again. By default sources are mixed as large as they are; either all or none
+    have a weight.
+    """
+
     def __post_init__(self) -> None:
+        if self.weight is not None:
+            check_number("weight", self.weight, above=0)
         if self.fields is None:
             object.__setattr__(self, "fields", _template_fields(self.template or "") or ("text",))
         require(bool(self.fields), "fields", list(self.fields), "must name at least one field of the records")
@@ -98,10 +106,23 @@ class DataConfig:
     trained token is left out; all of this is counted.
     """
 
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """The weight of each source; None if they have none."""
+        weights = tuple(source.weight for source in self.sources if source.weight is not None)
+        return weights or None
+
     def __post_init__(self) -> None:
         for name in ("tokenizer", "shards"):
             check_path(getattr(self, name), f"data.{name}")
         require(bool(self.sources), "data.sources", list(self.sources), "must name at least one source of text")
+        weightless = next((source.path for source in self.sources if source.weight is None), None)
+        require(
+            self.weights is None or weightless is None,
+            "data.sources",
+            weightless,
+            "has no weight, but others have: give all sources a weight, or none",
+        )
         check_whole("data.sequence_length", self.sequence_length, 2)
         check_whole("data.tokens_per_shard", self.tokens_per_shard, 1, MOST_TOKENS_PER_SHARD)
         require(

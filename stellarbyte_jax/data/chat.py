@@ -30,6 +30,7 @@ SAMPLE_DTYPE = np.dtype([("token", np.int32), ("trained", np.bool_)])
 class _ChatBatch:
     position: Position
     chats: list[RenderedChat] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)  # of each chat
     chars: int = 0
 
 
@@ -62,12 +63,13 @@ def _rendered(
     batch = _ChatBatch(Position())
     for file_index, count, (record, where, bytes_read) in unread(files, position, bad_records, read):
         try:
-            source = data.sources[files[file_index][0]]
-            chat = encoder.render(parse_record(record, where, source.format), data.loss_on)
+            source = files[file_index][0]
+            chat = encoder.render(parse_record(record, where, data.sources[source].format), data.loss_on)
         except RecordError as error:
             bad_records.add(str(error))
             continue
         batch.chats.append(chat)
+        batch.sources.append(source)
         batch.chars += len(chat.text)
         if batch.chars >= batch_chars:
             batch.position = Position(file_index, count, bytes_read, False, bad_records.count, bad_records.first)
@@ -81,15 +83,17 @@ def _encode(data: DataConfig, encoder: ChatEncoder, byte_lengths: np.ndarray, ba
     """The batch's samples; its position counts the samples of this batch alone."""
     samples: list[np.ndarray] = []
     in_validation: list[bool] = []
+    sources: list[int] = []
     too_long = cut_tokens = untrained = 0
     told = sum((chat.told for chat in batch.chats), start=Told())
-    for chat, sample in zip(batch.chats, encoder.encode(batch.chats), strict=True):
+    for chat, source, sample in zip(batch.chats, batch.sources, encoder.encode(batch.chats), strict=True):
         pieces = sample.fitting(data.sequence_length, data.on_too_long)
         too_long += len(sample) > data.sequence_length
         cut_tokens += len(sample) - sum(map(len, pieces))
         trained = [_as_items(piece) for piece in pieces if piece.trained.any()]
         untrained += len(pieces) - len(trained)
         samples += trained
+        sources += [source] * len(trained)
         # The whole conversation decides, so that all samples made of it are in the same split.
         in_validation += [is_validation(chat.text.encode(), data.validation_fraction)] * len(trained)
 
@@ -105,6 +109,7 @@ def _encode(data: DataConfig, encoder: ChatEncoder, byte_lengths: np.ndarray, ba
         begins=np.ones(len(samples), bool),
         in_validation=np.array(in_validation, bool),
         text_bytes=np.array([byte_lengths[sample["token"]].sum() for sample in samples], np.int64),
+        sources=np.array(sources, np.int64),
         position=replace(batch.position, samples=counts),
     )
 

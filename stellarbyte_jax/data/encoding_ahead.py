@@ -47,7 +47,8 @@ class TokenBatch:
     """Tokens of some pieces of documents, with bos and eos.
 
     The other arrays say of each piece where in `tokens` it starts, whether it begins a document, whether it is for
-    validation, and how many bytes its text has. `position` is the place to go on from after this batch.
+    validation, how many bytes its text has, and the number of its source. `position` is the place to go on from after
+    this batch.
     """
 
     tokens: np.ndarray
@@ -55,6 +56,7 @@ class TokenBatch:
     begins: np.ndarray
     in_validation: np.ndarray
     text_bytes: np.ndarray
+    sources: np.ndarray
     position: Position
 
 
@@ -66,14 +68,16 @@ class _TextBatch:
     ends: list[bool] = field(default_factory=list)
     in_validation: list[bool] = field(default_factory=list)
     text_bytes: list[int] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)
     chars: int = 0
 
-    def add(self, document: Document, in_validation: bool, text_bytes: int) -> None:
+    def add(self, document: Document, in_validation: bool, text_bytes: int, source: int) -> None:
         self.texts.append(document.text)
         self.begins.append(document.begins)
         self.ends.append(document.ends)
         self.in_validation.append(in_validation)
         self.text_bytes.append(text_bytes)
+        self.sources.append(source)
         self.chars += len(document.text)
 
 
@@ -151,15 +155,16 @@ def _text_batches(
         return read_documents(path, record_texts[source_index], bad_records)
 
     for file_index, count, document in unread(files, position, bad_records, read):
+        source = files[file_index][0]
         if passages is not None:
             for text, in_validation in passages.parts(document.text):
                 part = Document(text, document.origin, document.bytes_read)
-                batch.add(part, in_validation, len(text.encode()))
+                batch.add(part, in_validation, len(text.encode()), source)
         else:
             utf8 = document.text.encode()
             if document.begins:
                 in_validation = is_validation(utf8, data.validation_fraction)
-            batch.add(document, in_validation, len(utf8))
+            batch.add(document, in_validation, len(utf8), source)
         if batch.chars >= batch_chars:
             batch.position = Position(
                 file_index,
@@ -203,5 +208,6 @@ def _encode(tokenizer: Tokenizer, batch: _TextBatch) -> TokenBatch:
         begins,
         np.array(batch.in_validation, bool),
         np.array(batch.text_bytes, np.int64),
+        np.array(batch.sources, np.int64),
         batch.position,
     )

@@ -18,6 +18,7 @@ class DataIdentity:
 
     sources_sha256: a hash of the sources' contents, formats, fields and templates, in their order.
     checksums_sha256: a hash of all the shards' checksums; None for shards of an earlier version, which have none.
+    source_tokens: the tokens of each source in the training split; None for shards of an earlier version.
     """
 
     kind: Literal["text", "chat"]
@@ -29,6 +30,7 @@ class DataIdentity:
     chat: ChatRecipe | None
     splits: Mapping[str, SplitCounts]
     checksums_sha256: str | None
+    source_tokens: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, manifest: Manifest) -> "DataIdentity":
@@ -47,6 +49,7 @@ class DataIdentity:
             chat=recipe.chat,
             splits=manifest.splits,
             checksums_sha256=None if manifest.checksums is None else sha256_of_json(manifest.checksums),
+            source_tokens=None if manifest.source_tokens is None else tuple(manifest.source_tokens["train"]),
         )
 
     @property
@@ -54,11 +57,14 @@ class DataIdentity:
         """A hash of all fields."""
         return sha256_of_json(dataclasses.asdict(self))
 
-    def differences(self, other: "DataIdentity") -> str | None:
+    def differences(self, other: "DataIdentity", *, mixed: bool = False) -> str | None:
         """How this data differs from `other`, in words; None if both are the same data.
 
         Equal checksums mean equal data, whatever it was made from. If one side has no checksums, all fields decide.
+        mixed: whether sources are mixed by weights, so that it matters too where each begins.
         """
+        if mixed and self.source_tokens != other.source_tokens:
+            return "the sources begin elsewhere"
         known = self.checksums_sha256 is not None and other.checksums_sha256 is not None
         if known and (self.kind, self.splits, self.checksums_sha256) == (
             other.kind,

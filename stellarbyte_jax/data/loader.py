@@ -1,6 +1,6 @@
 """Serves batches of packed rows; each is a pure function of the seed and the step, however many hosts share it."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import grain
@@ -9,16 +9,22 @@ import numpy as np
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.manifest import Manifest
+from stellarbyte_jax.data.mixture import Segment
 from stellarbyte_jax.data.packing import PackedRows
+from stellarbyte_jax.data.sample_order import SampleOrder, SampleId
 from stellarbyte_jax.data.sample_packing import PackedSamples
 from stellarbyte_jax.data.token_shards import TokenShards
 
-Batch = dict[str, np.ndarray]
+_THREADS, _BATCHES_AHEAD = 2, 8
 
-# By default grain repeats until sys.maxsize rows, which its batching rounds up to more than len() may return.
+# grain's iterators end where len() says; no run comes near. Its batching rounds up to more than len() may return.
 _ROWS_FOREVER = 1 << 50
 
-_THREADS, _BATCHES_AHEAD = 2, 8
+
+class Batch(dict[str, np.ndarray]):
+    """Rows of a batch: arrays by name, [rows, T] each. `ids` says which samples they are, one SampleId a row."""
+
+    ids: tuple[SampleId, ...] = ()
 
 
 class TrainLoader:
@@ -28,8 +34,11 @@ class TrainLoader:
     `local_rows` of these, such as BatchPlacement.rows; by default it reads all. Each row comes exactly once an epoch.
     `manifest` is the manifest of the folder data.shards.
 
+    If the sources have weights, each is a stream of rows and epochs of its own, and `order` mixes them.
+
     Raises:
-        UserError: the split holds no rows or was prepared for another config.
+        UserError: the split holds no rows or was prepared for another config; or the sources have weights, and the
+            shards do not say where each begins, or one of them has no rows.
     """
 
     def __init__(
@@ -40,25 +49,44 @@ class TrainLoader:
         seed: int,
         local_rows: Sequence[int] | None = None,
     ) -> None:
-        self._rows = _packed_rows(data, manifest, "train")
-        epochs = max(1, _ROWS_FOREVER // len(self._rows))
-        shuffled = grain.MapDataset.source(self._rows).seed(seed).shuffle().repeat(epochs)
-        self._batches = grain.MapDataset.source(_Batches(shuffled, batch_size, _checked(local_rows, batch_size)))
-        self._order = grain.MapDataset.range(len(self._rows)).seed(seed).shuffle().repeat(epochs)
+        self._data = data
+        segments = () if data.weights is None else (Segment(0, data.weights),)
+        self._streams = _source_rows(data, manifest) if segments else [_packed_rows(data, manifest, "train")]
+        self.order = SampleOrder([len(stream) for stream in self._streams], seed, segments)
+        batches = _Batches(self._streams, self.order, batch_size, _checked(local_rows, batch_size))
+        self._batches = grain.MapDataset.source(batches)
 
     def __len__(self) -> int:
-        """The number of rows in an epoch, over all hosts."""
-        return len(self._rows)
+        """The number of rows in all sources, over all hosts."""
+        return sum(self.order.rows)
+
+    def repeats(self, samples: int) -> Iterator[str]:
+        """How often the first `samples` rows of the order read each source: a line for each that has a weight.
+
+        Without weights it is one line, if rows come more than once.
+        """
+        epochs = self.order.epochs(samples)
+        if self.order.mixture is None:
+            if epochs[0] > 1:
+                yield f"{len(self):,} rows, {epochs[0]:.1f} epochs"
+            return
+        for source, rows, often in zip(self._data.sources, self.order.rows, epochs, strict=True):
+            yield f"{source.path}: {rows:,} rows, {often * rows / samples:.1%} of tokens, {often:.1f} epochs"
 
     def batch(self, step: int) -> Batch:
         """This host's part of the batch of a step: the arrays of PackedRows, int32 [len(local_rows), T] each."""
         return self._batches[step]
 
-    def samples(self, first_row: int, count: int) -> dict[int, list[int]]:
-        """Which samples the job's rows from `first_row` on are: epoch -> the numbers of their rows in the split."""
-        samples: dict[int, list[int]] = {}
-        for row in range(first_row, first_row + count):
-            samples.setdefault(row // len(self), []).append(int(self._order[row]))
+    def samples(self, first_row: int, count: int) -> dict[str, list[int]]:
+        """Which samples the job's rows from `first_row` on are: epoch -> the numbers of their rows in the split.
+
+        Of sources with weights it is "SOURCE EPOCH" -> the numbers of their rows in the source.
+        """
+        samples: dict[str, list[int]] = {}
+        for number in range(first_row, first_row + count):
+            source, epoch, row = self.order[number]
+            name = f"{epoch}" if self.order.mixture is None else f"{self._data.sources[source].path} {epoch}"
+            samples.setdefault(name, []).append(row)
         return samples
 
     def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
@@ -72,17 +100,26 @@ class TrainLoader:
 
 
 class _Batches:
-    """Batches by their step, read from a long list of rows."""
+    """Batches by their step, read from sources' rows in an endless order."""
 
-    def __init__(self, rows: Sequence[Batch], batch_size: int, local_rows: Sequence[int]) -> None:
-        self._rows, self._batch_size, self._local_rows = rows, batch_size, local_rows
+    def __init__(
+        self,
+        streams: Sequence[PackedRows | PackedSamples],
+        order: SampleOrder,
+        batch_size: int,
+        local_rows: Sequence[int],
+    ) -> None:
+        self._streams, self._order, self._batch_size, self._local_rows = streams, order, batch_size, local_rows
 
     def __len__(self) -> int:
-        return len(self._rows) // self._batch_size
+        return _ROWS_FOREVER // self._batch_size
 
     def __getitem__(self, step: int) -> Batch:
         first = step * self._batch_size
-        return _stack([self._rows[first + row] for row in self._local_rows])
+        ids = tuple(self._order[first + row] for row in self._local_rows)
+        batch = _stack([self._streams[source][row] for source, _, row in ids])
+        batch.ids = ids
+        return batch
 
 
 def validation_batches(
@@ -112,10 +149,45 @@ def validation_batches(
             progress(step + 1, count)
 
 
+def _source_rows(data: DataConfig, manifest: Manifest) -> list[PackedRows | PackedSamples]:
+    """The rows of each source in the training split, for sources that are mixed by weights.
+
+    Raises:
+        UserError: as TrainLoader.
+    """
+    manifest.recipe.check_serves(data)
+    if manifest.source_tokens is None:
+        raise UserError(
+            f"data.sources have weights, but data.shards {data.shards} was prepared by an earlier version, which did "
+            "not note where each source begins: prepare into another folder, or leave the weights out"
+        )
+    tokens = manifest.source_tokens["train"]
+    if len(tokens) != len(data.sources):
+        raise UserError(
+            f"data.sources are {len(data.sources)} with weights, but data.shards {data.shards} was prepared from "
+            f"{len(tokens)}: name these, or prepare into another folder"
+        )
+    shards = TokenShards(Path(data.shards), "train", manifest)
+    streams, begin = [], 0
+    for index, (source, count) in enumerate(zip(data.sources, tokens, strict=True)):
+        rows = _ROWS[data.kind](shards, data.sequence_length, range(begin, begin + count))
+        if len(rows) == 0:
+            raise UserError(
+                f"data.sources.{index}.weight is {source.weight}, but {source.path} has no text in the training split: "
+                "leave the source out, and prepare again"
+            )
+        streams.append(rows)
+        begin += count
+    return streams
+
+
+_ROWS: dict[str, type[PackedRows] | type[PackedSamples]] = {"text": PackedRows, "chat": PackedSamples}
+
+
 def _packed_rows(data: DataConfig, manifest: Manifest, split: str) -> PackedRows | PackedSamples:
     manifest.recipe.check_serves(data)
     shards = TokenShards(Path(data.shards), split, manifest)
-    rows = (PackedRows if data.kind == "text" else PackedSamples)(shards, data.sequence_length)
+    rows = _ROWS[data.kind](shards, data.sequence_length)
     if len(rows) == 0:
         fix = "raise data.validation_fraction, or add documents" if split == "validation" else "add documents"
         raise UserError(f"the {split} split of {data.shards} holds no text: {fix}, and prepare it again")
@@ -130,5 +202,5 @@ def _checked(local_rows: Sequence[int] | None, batch_size: int) -> Sequence[int]
     return local_rows
 
 
-def _stack(rows: list[Batch]) -> Batch:
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+def _stack(rows: list[dict[str, np.ndarray]]) -> Batch:
+    return Batch({name: np.stack([row[name] for row in rows]) for name in rows[0]})

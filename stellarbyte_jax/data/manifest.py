@@ -71,6 +71,8 @@ class Manifest:
 
     checksums: file name -> the CRC-32 of each of the file's blocks, in hexadecimal; None in folders of an earlier
         version.
+    source_tokens: split -> the tokens of each source, which follow each other in the split; None in folders of an
+        earlier version.
     """
 
     recipe: Recipe
@@ -80,6 +82,7 @@ class Manifest:
     first_bad_records: tuple[str, ...] = ()
     empty_records: int = 0
     checksums: Mapping[str, str] | None = None
+    source_tokens: Mapping[str, tuple[int, ...]] | None = None
 
     def __post_init__(self) -> None:
         if set(self.splits) != set(SPLITS):
@@ -87,6 +90,9 @@ class Manifest:
         for name, counts in self.splits.items():
             if min(astuple(counts)) < 0:
                 raise UserError(f"splits.{name} {counts} must not be negative")
+        for name, tokens in (self.source_tokens or {}).items():
+            if name not in self.splits or min(tokens, default=0) < 0 or sum(tokens) != self.splits[name].tokens:
+                raise UserError(f"source_tokens.{name} {tokens} are not the tokens of the split")
 
     @property
     def bad_records(self) -> BadRecords:

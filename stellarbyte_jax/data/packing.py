@@ -10,15 +10,18 @@ class PackedRows:
     """Rows of a split by random access. Row i is tokens [i·T, (i+1)·T) of the split's stream; the last row is padded.
 
     So every token is an input once, and it is a label once unless it begins a document. A document that runs across
-    rows starts anew in each row.
+    rows starts anew in each row. Memory does not depend on the number of rows.
+
+    tokens: the part of the stream that rows are made of, from one document's start to another's; by default all.
     """
 
-    def __init__(self, shards: TokenShards, sequence_length: int) -> None:
+    def __init__(self, shards: TokenShards, sequence_length: int, tokens: range | None = None) -> None:
         self._shards, self._sequence_length = shards, sequence_length
+        self._tokens = range(shards.tokens) if tokens is None else tokens
         self._pad_token_id = shards.manifest.recipe.pad_token_id
 
     def __len__(self) -> int:
-        return -(-self._shards.tokens // self._sequence_length)
+        return -(-len(self._tokens) // self._sequence_length)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """The arrays of row `index`, int32 [T] each.
@@ -31,10 +34,10 @@ class PackedRows:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         length, shards = self._sequence_length, self._shards
-        start = index * length
-        stop = min(start + length, shards.tokens)
+        start, end = self._tokens.start + index * length, self._tokens.stop
+        stop = min(start + length, end)
         count = stop - start
-        tokens = shards.read(start, min(stop + 1, shards.tokens)).astype(np.int32)
+        tokens = shards.read(start, min(stop + 1, end)).astype(np.int32)
 
         # Borders are where a document starts inside the row or right after it; the split's end is a border, too.
         borders = shards.starts_within(start, stop) - start  # from 1 to count

@@ -1,6 +1,6 @@
 """Turns text into token shards, and goes on from where it stopped if it was interrupted."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -79,7 +79,8 @@ def _finished(data: DataConfig, tokenizer: Tokenizer, files: list[tuple[int, Pat
     if not (folder / MANIFEST_NAME).exists():
         return None
     manifest = Manifest.load(folder)
-    _check_same(folder, manifest.recipe, Recipe.make(data, tokenizer, files, manifest.recipe))
+    recipe = Recipe.make(data, tokenizer, files, manifest.recipe)
+    _check_same(folder, manifest.recipe, recipe, grouping=data.weights is not None)
     _check_policy(data, folder, manifest.bad_records)
     return manifest
 
@@ -98,11 +99,13 @@ def _make(
     if known is not None and reached is not None:
         states = reached[1]
         if sum(state.tokens for state in states.values()) >= _TOKENS_PER_CHECKPOINT:
-            _check_same(folder, known, recipe)
-        elif any(recipe.differences(known)):
+            _check_same(folder, known, recipe, grouping=True)
+        elif any(recipe.differences(known)) or any(recipe.regrouped(known)):
             reached = None  # the sources may have been mended; starting over loses only seconds
     if reached is not None:
         position, states = reached
+        if known is not None and known.source_file_counts is None:  # begun by an earlier version
+            recipe = replace(recipe, source_file_counts=None)
         _check_policy(data, folder, BadRecords("skip", position.bad_record_count, position.first_bad_records))
     else:
         position, states = Position(), {split: SplitState() for split in SPLITS}
@@ -136,6 +139,7 @@ def _make(
         bad_record_count=position.bad_record_count,
         first_bad_records=position.first_bad_records,
         empty_records=position.empty_records,
+        source_tokens=_source_tokens(recipe, states),
     )
     manifest.save(folder)
     unfinished = (sums_path(folder, split) for split in SPLITS)
@@ -191,6 +195,7 @@ def _append(batch: TokenBatch, writers: dict[str, ShardWriter]) -> None:
         tokens = batch.tokens if chosen.all() else batch.tokens[np.repeat(chosen, lengths)]
         starts = np.cumsum(lengths[chosen]) - lengths[chosen]
         writers[split].append(tokens, starts, batch.begins[chosen], batch.text_bytes[chosen])
+        writers[split].state.add_to_sources(batch.sources[chosen], lengths[chosen])
 
 
 def _fill_empty_split(writers: dict[str, ShardWriter], recipe: Recipe, position: Position, folder: Path) -> None:
@@ -203,9 +208,12 @@ def _fill_empty_split(writers: dict[str, ShardWriter], recipe: Recipe, position:
     else:
         return
     moved = source.state
+    length, from_source = moved.tokens - moved.last_start, np.flatnonzero(moved.source_tokens)[-1:]
     for index, block in enumerate(source.last_document()):
         text_bytes = moved.last_bytes if index == 0 else 0
         target.append(block, np.zeros(1, np.int64), np.array([index == 0]), np.array([text_bytes]))
+    target.state.add_to_sources(from_source, np.array([length]))
+    moved.add_to_sources(from_source, np.array([-length]))
     moved.tokens = moved.last_start
     moved.documents -= 1
     moved.bytes -= moved.last_bytes
@@ -214,12 +222,23 @@ def _fill_empty_split(writers: dict[str, ShardWriter], recipe: Recipe, position:
     source.cut_back()
 
 
+def _source_tokens(recipe: Recipe, states: Mapping[str, SplitState]) -> dict[str, tuple[int, ...]] | None:
+    """Split -> the tokens of each source; None if the folder was begun by a version that did not count them."""
+    if recipe.source_file_counts is None:
+        return None
+    sources = len(recipe.source_file_counts)
+    return {
+        split: (*state.source_tokens, *(0,) * (sources - len(state.source_tokens))) for split, state in states.items()
+    }
+
+
 def _states(writers: dict[str, ShardWriter]) -> dict[str, SplitState]:
     return {split: replace(writer.state) for split, writer in writers.items()}
 
 
-def _check_same(folder: Path, known: Recipe, wanted: Recipe) -> None:
-    differences = "; ".join(wanted.differences(known))
+def _check_same(folder: Path, known: Recipe, wanted: Recipe, *, grouping: bool) -> None:
+    """Refuses a folder that was made of something else; `grouping`: also one of the same files as other sources."""
+    differences = "; ".join([*wanted.differences(known), *(wanted.regrouped(known) if grouping else ())])
     if differences:
         raise UserError(
             f"{folder} holds token shards made of something else ({differences}): "

@@ -80,7 +80,10 @@ _CHAT_SETTINGS = ("loss_on", "on_too_long", "sequence_length")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the shards' content, to the last byte."""
+    """Everything that decides the shards' content, to the last byte.
+
+    source_file_counts: the number of files of each source; None in folders of an earlier version.
+    """
 
     format_version: int
     dtype: Literal["uint16", "uint32"]
@@ -94,6 +97,7 @@ class Recipe:
     source_files: tuple[SourceFile, ...]
     chat: ChatRecipe | None = None
     passages: PassageSplit | None = None
+    source_file_counts: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
@@ -152,6 +156,9 @@ class Recipe:
             tokens_per_shard=data.tokens_per_shard,
             source_files=tuple(source_files),
             chat=ChatRecipe.make(data, tokenizer) if data.kind == "chat" else None,
+            source_file_counts=tuple(
+                np.bincount([source for source, _ in files], minlength=len(data.sources)).tolist()
+            ),
         )
         if (
             known is not None
@@ -229,6 +236,19 @@ class Recipe:
         if self.passages != other.passages:
             parts, others = ("passages" if recipe.passages else "whole documents" for recipe in (self, other))
             yield f"the validation split is of {parts}, not {others}" if parts != others else "its passages are others"
+
+    def regrouped(self, other: "Recipe") -> Iterator[str]:
+        """The difference between how the files are shared out among sources here and in `other`, in words, if any.
+
+        It changes no token, only where each source begins, which weights go by.
+        """
+        ours, theirs = self.source_file_counts, other.source_file_counts
+        if None not in (ours, theirs) and ours != theirs:
+            yield f"the sources have {_numbers(ours)} files, not {_numbers(theirs)}"
+
+
+def _numbers(counts: Sequence[int] | None) -> str:
+    return ", ".join(map(str, counts or ()))
 
 
 def _source_file(file: Any, where: str) -> SourceFile:

@@ -31,13 +31,25 @@ def sums_path(folder: Path, split: str) -> Path:
 
 @dataclass
 class SplitState:
-    """How much of a split is written. With the last document's start and bytes, that document can be removed again."""
+    """How much of a split is written. With the last document's start and bytes, that document can be removed again.
+
+    source_tokens: the tokens of each source, as far as sources have been read; they follow each other in the split.
+    """
 
     tokens: int = 0
     documents: int = 0
     bytes: int = 0
     last_start: int = 0
     last_bytes: int = 0
+    source_tokens: tuple[int, ...] = ()
+
+    def add_to_sources(self, sources: np.ndarray, lengths: np.ndarray) -> None:
+        """Counts pieces of these sources with these numbers of tokens."""
+        known = np.array(self.source_tokens, np.int64)
+        counts = np.zeros(max(len(known), sources.max(initial=-1) + 1), np.int64)
+        counts[: len(known)] = known
+        np.add.at(counts, sources, lengths)
+        self.source_tokens = tuple(counts.tolist())
 
 
 class ShardWriter:

@@ -210,7 +210,7 @@ class Reports:
     def __init__(
         self,
         run_dir: Path,
-        samples: Callable[[int, int], Mapping[int, Sequence[int]]],
+        samples: Callable[[int, int], Mapping[str, Sequence[int]]],
         say: Callable[[str], None],
         failures: Failures,
         *,
@@ -232,7 +232,7 @@ class Reports:
             "step": bad.step,
             "what": "loss spike" if bad.is_spike else _WORDS[bad.what],
             **{name: value if np.isfinite(value) else str(value) for name, value in bad.figures.items()},
-            "samples": {str(epoch): list(numbers) for epoch, numbers in self._samples(*batch).items()},
+            "samples": {epoch: list(numbers) for epoch, numbers in self._samples(*batch).items()},
             "checkpoint": checkpoint,
             "done": done,
         }

@@ -255,6 +255,8 @@ def _train(
             for remark in (*diagnostics.remarks, *filter(None, [manifest.warning, warning])):
                 log.say(remark)
             log.say(opening(config, state.params, frozen, len(loader), mesh, step))
+            for line in loader.repeats(max_steps * config.training.batch_size):
+                log.say(line)
             stopping = any(processes.share((back is not None and back.stopping) or failed()))
             if rolls_back and latest_step(run_dir) is None:  # so that there is something to go back to
                 save()

@@ -48,6 +48,7 @@ from stellarbyte_jax.training.state import Params, TrainState, init_params, run_
 _FREE_FIELDS = (
     "checkpoint.",
     "data.chat_template",
+    "data.ledger",
     "data.on_bad_record",
     "data.shards",
     "data.tokenizer",
@@ -220,7 +221,8 @@ def check_same_run(config: RunConfig, tokenizer: Tokenizer, data: DataIdentity) 
             f"{run_dir} holds a checkpoint of step {newest}, where the run has {config.training.max_steps} steps: "
             "no run wrote it under that name, so move it away"
         )
-    changed = None if metadata.data is None else data.differences(metadata.data)
+    mixed = config.data.weights is not None
+    changed = None if metadata.data is None else data.differences(metadata.data, mixed=mixed)
     if changed is not None:
         raise UserError(
             f"{run_dir} holds a run on other data than data.shards {config.data.shards} has now ({changed}): name the "
@@ -235,11 +237,18 @@ def check_same_run(config: RunConfig, tokenizer: Tokenizer, data: DataIdentity) 
 def _says_where(name: str, was: Any, now: Any, metadata: RunMetadata, config: RunConfig) -> bool:
     """Whether a field only says where something lies. Its content is then compared in another way."""
     if name.startswith("data.sources"):
+        if name.endswith(".weight") or any("weight" in source and source["weight"] for source in _sources(was, now)):
+            return False
         return metadata.data is not None or name.endswith(".path")
     if name == "init_from" and config.lora is None:
         # The run's own checkpoint has the weights by now; the run that was named may have been moved.
         return was is not None and now is not None and latest_step(was) is None
     return name == "init_from"  # weights below adapters are compared when they are read
+
+
+def _sources(*values: Any) -> list[dict[str, Any]]:
+    """The sources in lists of them; none in other values."""
+    return [source for value in values if isinstance(value, list) for source in value if isinstance(source, dict)]
 
 
 def check_init_from(config: RunConfig, run_dir: str, tokenizer: Tokenizer) -> None:

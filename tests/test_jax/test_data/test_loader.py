@@ -1,8 +1,10 @@
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 
+import grain
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,9 +12,12 @@ from hypothesis import strategies as st
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig, SourceConfig
+from stellarbyte_jax.data.loader import TrainLoader
+from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.packing import PackedRows
 from stellarbyte_jax.data.prepare import prepare
-from test_jax.shards import open_shards, train_loader, validation_batches
+from stellarbyte_jax.data.tokenizer import Tokenizer
+from test_jax.shards import manifest_of, open_shards, train_loader, validation_batches
 
 from .conftest import write_jsonl
 
@@ -174,3 +179,105 @@ def test_unprepared_data_is_refused(data: DataConfig, tmp_path: Path) -> None:
     missing = DataConfig(sources=data.sources, tokenizer=data.tokenizer, shards=str(tmp_path))
     with pytest.raises(UserError, match="make them with `stellarbyte prepare`"):
         train_loader(missing, 2, 0)
+
+
+def test_without_weights_the_order_is_grains(data: DataConfig) -> None:
+    """Old runs go on with the batches that they would have had."""
+    rows = PackedRows(open_shards(data, "train"), data.sequence_length)
+    shuffled = grain.MapDataset.source(rows).seed(5).shuffle().repeat(4)
+    loader = train_loader(data, 3, seed=5)
+    for step in range(len(rows)):
+        expected = [shuffled[3 * step + row]["input_ids"] for row in range(3)]
+        assert np.array_equal(loader.batch(step)["input_ids"], expected)
+
+
+def weighted(data: DataConfig, *weights: float | None) -> DataConfig:
+    sources = zip(data.sources, weights, strict=True)
+    return replace(data, sources=tuple(replace(source, weight=weight) for source, weight in sources))
+
+
+@pytest.fixture(scope="module")
+def mixed(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """Two sources: words of one letter, and numbers."""
+    folder = tmp_path_factory.mktemp("mixed")
+    write_jsonl(folder / "letters.jsonl", [f"{chr(97 + n)} " * 9 for n in range(10)])
+    write_jsonl(folder / "numbers.jsonl", [f"{n * 7919}" for n in range(60)])
+    data = DataConfig(
+        sources=(SourceConfig(str(folder / "letters.jsonl")), SourceConfig(str(folder / "numbers.jsonl"))),
+        tokenizer=str(tokenizer_folder),
+        shards=str(folder / "shards"),
+        sequence_length=16,
+        validation_fraction=0.1,
+        tokens_per_shard=100,
+    )
+    prepare(data)
+    return data
+
+
+@pytest.mark.parametrize("hosts", [1, 4])
+def test_weights_decide_each_sources_share_and_every_row_comes_once_a_source_epoch(
+    mixed: DataConfig, tokenizer: Tokenizer, hosts: int
+) -> None:
+    loaders = [
+        (rows, train_loader(weighted(mixed, 0.75, 0.25), 8, seed=1, local_rows=rows)) for rows in shares(8, hosts)
+    ]
+    letters, numbers = loaders[0][1].order.rows
+    steps = -(-3 * letters // 6)
+    seen: list[list[bytes]] = [[], []]
+    for step in range(steps):
+        batch: dict[int, tuple[int, bytes]] = {}
+        for rows, loader in loaders:
+            read = loader.batch(step)
+            batch |= dict(zip(rows, zip((s for s, _, _ in read.ids), keys(read), strict=True), strict=True))
+        for _, (source, key) in sorted(batch.items()):
+            seen[source].append(key)
+    assert abs(len(seen[0]) - 0.75 * 8 * steps) < 1
+    assert len(set(seen[0])) == letters and len(set(seen[1])) == min(numbers, len(seen[1]))
+    epochs = [seen[0][n * letters : (n + 1) * letters] for n in range(3)]
+    assert len({tuple(sorted(epoch)) for epoch in epochs}) == 1 and len({tuple(epoch) for epoch in epochs}) == 3
+    for source, found in enumerate(seen):
+        for key in found:
+            text = tokenizer.decode([token for token in np.frombuffer(key, np.int32).tolist() if token > 2])
+            assert any(character.isdigit() for character in text) == bool(source)
+
+
+def test_the_ids_are_those_of_the_rows_that_were_read(mixed: DataConfig) -> None:
+    data = weighted(mixed, 1.0, 2.0)
+    batch = train_loader(data, 6, seed=3).batch(40)
+    tokens = manifest_of(data).source_tokens
+    assert tokens is not None
+    begins = (0, tokens["train"][0])
+    shards = open_shards(data, "train")
+    for (source, _, row), read in zip(batch.ids, batch["input_ids"], strict=True):
+        start = begins[source] + 16 * row
+        expected = shards.read(start, min(start + 16, begins[source] + tokens["train"][source]))
+        assert np.array_equal(read[: len(expected)], expected)
+
+
+def test_repeats_are_told(mixed: DataConfig, data: DataConfig) -> None:
+    loader = train_loader(weighted(mixed, 0.6, 0.4), 8, seed=1)
+    letters, numbers = loader.order.rows
+    assert list(loader.repeats(100)) == [
+        f"{mixed.sources[0].path}: {letters} rows, 60.0% of tokens, {60 / letters:.1f} epochs",
+        f"{mixed.sources[1].path}: {numbers} rows, 40.0% of tokens, {40 / numbers:.1f} epochs",
+    ]
+    one = train_loader(data, 8, seed=1)
+    assert list(one.repeats(len(one))) == []
+    assert list(one.repeats(5 * len(one))) == [f"{len(one)} rows, 5.0 epochs"]
+
+
+def test_weights_that_the_shards_cannot_serve_are_refused(mixed: DataConfig) -> None:
+    data = weighted(mixed, 1.0, 2.0)
+    manifest = manifest_of(data)
+    with pytest.raises(UserError, match="prepared by an earlier version, which did not note where each source begins"):
+        loader_of(data, replace(manifest, source_tokens=None))
+    with pytest.raises(UserError, match="data.sources are 2 with weights, but .* was prepared from 1"):
+        loader_of(data, replace(manifest, source_tokens={"train": (manifest.splits["train"].tokens,)}))
+    with pytest.raises(UserError, match=r"data.sources.1.weight is 2.0, but .*numbers.jsonl has no text"):
+        loader_of(data, replace(manifest, source_tokens={"train": (manifest.splits["train"].tokens, 0)}))
+    with pytest.raises(UserError, match=r"numbers.jsonl has no weight, but others have: give all sources a weight"):
+        weighted(mixed, 1.0, None)
+
+
+def loader_of(data: DataConfig, manifest: Manifest) -> TrainLoader:
+    return TrainLoader(data, manifest, 4, 0)

@@ -415,3 +415,34 @@ def test_a_second_process_is_kept_out(data: DataConfig) -> None:
         prepare(data, again)
     prepare(data)
     assert not list(Path(data.shards).parent.glob("**/*lock"))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1e-9, 0.3, 0.999999])
+def test_the_manifest_says_where_each_source_begins(data: DataConfig, tokenizer: Tokenizer, fraction: float) -> None:
+    """Also if the last document has moved to the split that was empty, and after an interruption."""
+    folder = Path(data.sources[0].path)
+    sources = tuple(SourceConfig(str(folder / name)) for name in ("c.jsonl", "a.jsonl", "b.txt"))
+    data = replace(data, sources=sources, validation_fraction=fraction)
+    with pytest.raises(Stop):
+        prepare(data, interrupt_late)
+    manifest = prepare(data)
+    assert manifest.recipe.source_file_counts == (1, 1, 1) and manifest.source_tokens is not None
+    for split, counts in manifest.source_tokens.items():
+        starts, begin = open_shards(data, split).starts, 0
+        found = texts(data, tokenizer, split)
+        assert len(counts) == 3 and sum(counts) == manifest.splits[split].tokens
+        for marker, count in zip(("third", "first", "long"), counts, strict=True):
+            of_source = found[slice(*np.searchsorted(starts, [begin, begin + count]))]
+            assert bool(of_source) == bool(count) and all(marker in text for text in of_source)
+            begin += count
+
+
+def test_files_may_be_regrouped_only_without_weights(data: DataConfig) -> None:
+    prepare(data)
+    folder = Path(data.sources[0].path)
+    names = ("a.jsonl", "b.txt", "c.jsonl")
+    regrouped = replace(data, sources=tuple(SourceConfig(str(folder / name)) for name in names))
+    prepare(regrouped)
+    weighted = replace(regrouped, sources=tuple(replace(source, weight=1.0) for source in regrouped.sources))
+    with pytest.raises(UserError, match="the sources have 1, 1, 1 files, not 3"):
+        prepare(weighted)
