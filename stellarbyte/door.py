@@ -59,7 +59,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     ),
     "fine-tuning": (
         Command("finetune", "train a Hugging Face model on chat data", "stellarbyte_torch.cli:finetune"),
-        Command("data", "look at fine-tuning data", "stellarbyte_torch.cli:data"),
+        Command("data", "look at fine-tuning data, or audit what a run has read", "stellarbyte.cli:data"),
         Command("merge", "merge an adapter into its base", "stellarbyte_torch.cli:merge"),
     ),
     "conversion": (

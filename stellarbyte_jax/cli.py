@@ -163,6 +163,13 @@ def checkpoints(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=checkpoint_commands.checkpoints)
 
 
+def audit(parser: argparse.ArgumentParser) -> None:
+    """The options of `stellarbyte data audit`."""
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a pretraining run with data.ledger true")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=commands.audit)
+
+
 def evaluate(parser: argparse.ArgumentParser) -> None:
     """The options of `stellarbyte evaluate`."""
     _run_dir_options(parser)

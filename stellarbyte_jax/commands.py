@@ -14,7 +14,8 @@ from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupt, exit_code, interruptible
 from stellarbyte.log_settings import LEVELS, log_settings
 from stellarbyte.progress import progress
-from stellarbyte_jax.run_folder import check_not_moved
+from stellarbyte_jax.checkpoints.folders import latest_step
+from stellarbyte_jax.run_folder import check_is_run, check_not_moved
 
 
 def corpus(options: argparse.Namespace) -> None:
@@ -73,6 +74,17 @@ def prepare(options: argparse.Namespace) -> None:
     if manifest.samples is not None:
         print(manifest.samples.summary())
     print(f"token shards in {config.data.shards}")
+
+
+def audit(options: argparse.Namespace) -> int:
+    """Prove from a run's ledger that every sample came once an epoch; the exit code says whether it did."""
+    from stellarbyte_jax.data.audit import audit, audit_json, audit_text
+
+    check_is_run(options.run_dir, "RUN_DIR")
+    with interruptible():
+        found = audit(options.run_dir, latest_step(options.run_dir))
+    print(json.dumps(audit_json(found)) if options.json else audit_text(found))
+    return 1 if found.fault_count else 0
 
 
 def pretrain(options: argparse.Namespace) -> int:

@@ -106,6 +106,11 @@ class DataConfig:
     trained token is left out; all of this is counted.
     """
 
+    ledger: bool = False
+    """Whether the run writes down in its folder `ledger` which samples each step has consumed, for `stellarbyte data
+    audit`; some 10 bytes a sample.
+    """
+
     @property
     def weights(self) -> tuple[float, ...] | None:
         """The weight of each source; None if they have none."""

@@ -46,21 +46,17 @@ def finetune(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run, takes_overrides=True)
 
 
-def data(parser: argparse.ArgumentParser) -> None:
+def preview(parser: argparse.ArgumentParser) -> None:
     """The options of `stellarbyte data preview`."""
-    preview = parser.add_subparsers(title="commands", metavar="COMMAND", required=True).add_parser(
-        "preview",
-        help="print samples as the model will see them",
-        description="Print samples as the model will see them: trained tokens green, or between ⟦ and ⟧.",
-    )
-    preview.add_argument(
+    parser.description = "Print samples as the model will see them: trained tokens green, or between ⟦ and ⟧."
+    parser.add_argument(
         "config",
         metavar="CONFIG.yaml",
         type=Path,
         help="a fine-tuning config: its data and model; [--section.field value …] override its fields",
     )
-    preview.add_argument("--samples", type=_count, default=3, metavar="N", help="how many samples (default 3)")
-    preview.set_defaults(run=_offline(commands.preview), takes_overrides=True, colour=not os.environ.get("NO_COLOR"))
+    parser.add_argument("--samples", type=_count, default=3, metavar="N", help="how many samples (default 3)")
+    parser.set_defaults(run=_offline(commands.preview), takes_overrides=True, colour=not os.environ.get("NO_COLOR"))
 
 
 def merge(parser: argparse.ArgumentParser) -> None:

@@ -29,7 +29,7 @@ _OUR_FILES = {
     *("manifest.json", "recipe.json", "position.json"),
     *("config.json", "generation_config.json", "model.safetensors.index.json", "adapter_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
-    *("merges.txt", "trainer_state.json", "metrics.jsonl", "summary.json", "checkpoints"),
+    *("merges.txt", "trainer_state.json", "metrics.jsonl", "summary.json", "checkpoints", "ledger"),
     "divergence.jsonl",
 }
 

@@ -1,17 +1,19 @@
 """Serves batches of packed rows; each is a pure function of the seed and the step, however many hosts share it."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig
+from stellarbyte_jax.data.ledger import facts
 from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.mixture import Segment
 from stellarbyte_jax.data.packing import PackedRows
-from stellarbyte_jax.data.sample_order import SampleOrder, SampleId
+from stellarbyte_jax.data.sample_order import SampleId, SampleOrder
 from stellarbyte_jax.data.sample_packing import PackedSamples
 from stellarbyte_jax.data.token_shards import TokenShards
 
@@ -22,9 +24,9 @@ _ROWS_FOREVER = 1 << 50
 
 
 class Batch(dict[str, np.ndarray]):
-    """Rows of a batch: arrays by name, [rows, T] each. `ids` says which samples they are, one SampleId a row."""
+    """Rows of a batch: arrays by name, [rows, T] each. `samples` says which they are, by their number in the order."""
 
-    ids: tuple[SampleId, ...] = ()
+    samples: Mapping[int, SampleId] = {}
 
 
 class TrainLoader:
@@ -59,6 +61,11 @@ class TrainLoader:
     def __len__(self) -> int:
         """The number of rows in all sources, over all hosts."""
         return sum(self.order.rows)
+
+    def facts(self, data_sha256: str) -> dict[str, Any]:
+        """What a ledger says of the data, which `data_sha256` identifies."""
+        mixed = self.order.mixture is not None
+        return facts([s.path for s in self._data.sources] if mixed else [self._data.shards], self.order, data_sha256)
 
     def repeats(self, samples: int) -> Iterator[str]:
         """How often the first `samples` rows of the order read each source: a line for each that has a weight.
@@ -116,9 +123,9 @@ class _Batches:
 
     def __getitem__(self, step: int) -> Batch:
         first = step * self._batch_size
-        ids = tuple(self._order[first + row] for row in self._local_rows)
-        batch = _stack([self._streams[source][row] for source, _, row in ids])
-        batch.ids = ids
+        samples = {first + row: self._order[first + row] for row in self._local_rows}
+        batch = _stack([self._streams[source][row] for source, _, row in samples.values()])
+        batch.samples = samples
         return batch
 
 

@@ -23,6 +23,7 @@ from stellarbyte_jax.data.agreement import check_made_with, check_tokenizer_fits
 from stellarbyte_jax.data.batch_placement import BatchPlacement, check_batch
 from stellarbyte_jax.data.chat_template import files_with_template
 from stellarbyte_jax.data.identity import DataIdentity
+from stellarbyte_jax.data.ledger import Ledger
 from stellarbyte_jax.data.loader import Batch, TrainLoader, validation_batches
 from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.tokenizer import Tokenizer
@@ -133,7 +134,9 @@ def _train(
     trackers = Trackers(config.training.report_to, config.training.project, run_dir, to_dict(config), step)
     log = MetricsLog(run_dir, step, max_steps, Utilization.of(config, mesh), display, failures, trackers)
     save_times = SaveTimes(config.checkpoint, step, processes)
-    guard = Guard(config, step, remembered, log.train, back)
+    consumed = loader.facts(data.sha256) if config.data.ledger else None
+    ledger = Ledger(run_dir, step, processes, consumed, failures.noted, rolled_back=back is not None)
+    guard = Guard(config, step, remembered, ledger.after(log.train), back)
     reports = Reports(run_dir, loader.samples, log.say, failures, writes=processes.index == 0)
     rolls_back = config.training.on_not_finite == "rollback"
     early: str | None = None
@@ -148,6 +151,7 @@ def _train(
         log,
         CompileWatch(log.compiled, log.doing) as compile_watch,
         Profile(diagnostics.profile, run_dir, log) as profile,
+        ledger,
         closing(ReadAhead(read_on(), max_steps - step, failures)) as batches,
     ):
         grace = config.checkpoint.grace_seconds
@@ -180,6 +184,7 @@ def _train(
             nonlocal saved
             with log.paused("checkpoint"), log.doing("saving"):
                 check_finite((state.params, state.opt_state), step)
+                ledger.sync()
                 memory = guard.for_checkpoint(step, state)
                 metadata = RunMetadata(to_dict(config), tokenizer_files, {"step": step}, base, data, memory)
                 checkpointer.save(step, state.params, state.opt_state, metadata, state.ema)
@@ -191,11 +196,12 @@ def _train(
             nonlocal state, step, stopping, early
             profile.before(step + 1, state)
             with log.clock.waiting():
-                batch = placement.put(next(batches))
+                batch = placement.put(rows := next(batches))
             state, metrics = train_step(state, batch, frozen)
             epoch = (guard.rows_before(step) + config.training.batch_size) / len(loader)
             figures = {**metrics, "learning_rate": learning_rate(step), "epoch": epoch}
             step += 1
+            ledger.read(step, rows.samples)
             guard.after(step, metrics, figures)
             profile.after(step, state)
 
@@ -231,6 +237,7 @@ def _train(
                 raise bad
             reports.of(bad, guard.batch_of(bad.step), saved or None, done)
             guard.skip(bad)
+            ledger.skip(bad.step)
             state = dataclasses.replace(state, good=jax.device_put(jnp.asarray(True), shardings.good))
             batches.restart(read_on(), max_steps - step)
             if stopping and 0 < step != saved:
@@ -246,17 +253,17 @@ def _train(
             if processes.index == 0:
                 delete_after(run_dir, target)
             processes.share("deleted")
+            ledger.roll_back(target, bad.step)
             jax.tree.map(lambda array: array.delete(), (state, frozen))  # others take their place
             raise guard.rollback(bad, target, stopping)
 
         train_step = compile_watch.watch(train_step, diagnostics.dump_hlo)
         eval_step = compile_watch.watch(eval_step)
         try:
-            for remark in (*diagnostics.remarks, *filter(None, [manifest.warning, warning])):
+            repeats = loader.repeats(max_steps * config.training.batch_size)
+            for remark in (*diagnostics.remarks, *filter(None, [manifest.warning, warning]), *repeats):
                 log.say(remark)
             log.say(opening(config, state.params, frozen, len(loader), mesh, step))
-            for line in loader.repeats(max_steps * config.training.batch_size):
-                log.say(line)
             stopping = any(processes.share((back is not None and back.stopping) or failed()))
             if rolls_back and latest_step(run_dir) is None:  # so that there is something to go back to
                 save()

@@ -228,7 +228,9 @@ def test_weights_decide_each_sources_share_and_every_row_comes_once_a_source_epo
         batch: dict[int, tuple[int, bytes]] = {}
         for rows, loader in loaders:
             read = loader.batch(step)
-            batch |= dict(zip(rows, zip((s for s, _, _ in read.ids), keys(read), strict=True), strict=True))
+            batch |= dict(
+                zip(rows, zip((s for s, _, _ in read.samples.values()), keys(read), strict=True), strict=True)
+            )
         for _, (source, key) in sorted(batch.items()):
             seen[source].append(key)
     assert abs(len(seen[0]) - 0.75 * 8 * steps) < 1
@@ -248,7 +250,7 @@ def test_the_ids_are_those_of_the_rows_that_were_read(mixed: DataConfig) -> None
     assert tokens is not None
     begins = (0, tokens["train"][0])
     shards = open_shards(data, "train")
-    for (source, _, row), read in zip(batch.ids, batch["input_ids"], strict=True):
+    for (source, _, row), read in zip(batch.samples.values(), batch["input_ids"], strict=True):
         start = begins[source] + 16 * row
         expected = shards.read(start, min(start + 16, begins[source] + tokens["train"][source]))
         assert np.array_equal(read[: len(expected)], expected)
@@ -271,7 +273,7 @@ def test_weights_that_the_shards_cannot_serve_are_refused(mixed: DataConfig) -> 
     manifest = manifest_of(data)
     with pytest.raises(UserError, match="prepared by an earlier version, which did not note where each source begins"):
         loader_of(data, replace(manifest, source_tokens=None))
-    with pytest.raises(UserError, match="data.sources are 2 with weights, but .* was prepared from 1"):
+    with pytest.raises(UserError, match=r"data.sources are 2 with weights, but .* was prepared from 1"):
         loader_of(data, replace(manifest, source_tokens={"train": (manifest.splits["train"].tokens,)}))
     with pytest.raises(UserError, match=r"data.sources.1.weight is 2.0, but .*numbers.jsonl has no text"):
         loader_of(data, replace(manifest, source_tokens={"train": (manifest.splits["train"].tokens, 0)}))

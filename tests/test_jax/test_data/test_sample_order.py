@@ -13,7 +13,7 @@ HUGE = 10**10
 
 # grain's cipher has 16 bits or more, and walks until it meets a row: of very few rows it takes long.
 @given(rows=st.lists(st.integers(20, 40), min_size=2, max_size=4), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=settings.default.max_examples // 8)
+@settings(max_examples=settings.default.max_examples // 20)
 def test_each_row_comes_once_an_epoch_of_its_source(rows: list[int], seed: int) -> None:
     segments = [Segment(0, tuple(1.0 + n for n in range(len(rows)))), Segment(37, (1.0,) * len(rows))]
     order = SampleOrder(rows, seed, segments)
@@ -38,7 +38,7 @@ def test_sources_of_one_size_have_orders_of_their_own() -> None:
     assert len(set(orders.values())) == 4
 
 
-@pytest.mark.parametrize("rows", [2**31 + 11, 2**32, 2**32 + 1, HUGE])
+@pytest.mark.parametrize("rows", [2**31 + 100, 2**32, 2**32 + 1, HUGE])
 def test_rows_beyond_32_bits_are_all_reached(rows: int) -> None:
     """No part of the order falls back to 32 bits, and both ends of an epoch are inside it."""
     order = SampleOrder([rows], 3)
@@ -50,7 +50,7 @@ def test_rows_beyond_32_bits_are_all_reached(rows: int) -> None:
     assert len({row for _, _, row in found}) == len(set(samples))
     assert order[rows].epoch == 1 and order[2 * rows - 1].epoch == 1
     # If only the lowest 32 bits of a number counted, these would be equal.
-    assert len({order[sample % (rows - 2**31) + 2**31 * top].row for sample in range(50) for top in (0, 1)}) == 100
+    assert len({order[sample + 2**31 * top].row for sample in range(50) for top in range(rows >> 31)}) >= 100
 
 
 @pytest.mark.long
