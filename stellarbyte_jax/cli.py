@@ -74,6 +74,11 @@ def tokenizer(parser: argparse.ArgumentParser) -> None:
 def prepare(parser: argparse.ArgumentParser) -> None:
     """The options of `stellarbyte prepare`."""
     _config_argument(parser)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--part", metavar="3/64", help="only the third of 64 parts, as an independent job; --merge 64 joins them"
+    )
+    what.add_argument("--merge", type=int, metavar="64", help="make the shards of all 64 parts, and delete these")
     parser.set_defaults(run=commands.prepare)
 
 

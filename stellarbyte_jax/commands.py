@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from stellarbyte.command_line import StreamedAnswer, check_text, report, tell_of_full_context
@@ -63,17 +64,29 @@ def tokenizer_train(options: argparse.Namespace) -> None:
 def prepare(options: argparse.Namespace) -> None:
     """Turn text or chat into token shards."""
     from stellarbyte_jax.config_file import load_run_config
+    from stellarbyte_jax.data.parts import Part, merge, prepare_part
     from stellarbyte_jax.data.prepare import prepare
 
-    config = load_run_config(options.config, options.overrides)
-    with interruptible(), progress("bytes of sources", "B") as update:
-        manifest = prepare(config.data, lambda done: update(done.bytes_done, done.bytes_total))
+    config, folder = load_run_config(options.config, options.overrides), None
+    part = None if options.part is None else Part.parse(options.part)
+    with interruptible(), progress(*("tokens",) if options.merge else ("bytes of sources", "B")) as update:
+
+        def tell(done: Any) -> None:
+            update(done.bytes_done, done.bytes_total)
+
+        if part is not None:
+            manifest = prepare_part(config.data, part, tell)
+            folder = part.folder(Path(config.data.shards)) if manifest.part is not None else None
+        elif options.merge is not None:
+            manifest = merge(config.data, options.merge, tell)
+        else:
+            manifest = prepare(config.data, tell)
     unit = "samples" if manifest.samples is not None else "passages" if manifest.recipe.passages else "documents"
     for name, split in manifest.splits.items():
         print(f"{name}: {split.documents} {unit}, {split.tokens} tokens, {split.bytes} bytes of text")
     if manifest.samples is not None:
         print(manifest.samples.summary())
-    print(f"token shards in {config.data.shards}")
+    print(f"token shards in {folder or config.data.shards}")
 
 
 def audit(options: argparse.Namespace) -> int:

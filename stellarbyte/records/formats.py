@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from stellarbyte.errors import UserError, shown_path
@@ -37,22 +38,31 @@ def file_format(path: Path) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
 
 
-def read_records(path: Path, bad_records: BadRecords, columns: Sequence[str] | None = None) -> Iterator[Record]:
+def can_be_split(path: Path) -> bool:
+    """Whether a part of the file can be read alone: it is not compressed, and has one record a line."""
+    return path.suffix.lower() in (".jsonl", ".ndjson")
+
+
+def read_records(
+    path: Path, bad_records: BadRecords, columns: Sequence[str] | None = None, span: range | None = None
+) -> Iterator[Record]:
     """The records of a file, in order; a text file is a single record with one field, "text".
 
     Memory is bounded, whatever the file holds. A NaN in the place of a text becomes null. columns: the only columns of
-    a table that are read; None for all.
+    a table that are read; None for all. span: of a file that `can_be_split`, the bytes in which the records begin.
 
     Raises:
         UserError: the file cannot be read, lacks a column, or holds a bad record that `bad_records` does not skip.
     """
     suffix = file_format(path)
     assert suffix is not None, path
-    with complaints(path, bad_records):
+    # What is wrong with a file as a whole is told with its beginning.
+    with complaints(path, bad_records if span is None or not span.start else BadRecords("skip")):
         if suffix in TEXT_FORMATS:
             yield _whole_text(path)
             return
-        for found in _READERS[suffix](path, bad_records, columns):
+        reader = _READERS[suffix] if span is None else partial(read_jsonl, span=span)
+        for found in reader(path, bad_records, columns):
             if isinstance(found.fields, dict):
                 yield found
             else:

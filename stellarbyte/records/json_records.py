@@ -43,18 +43,28 @@ _CONSTANTS = {"NaN": None, "Infinity": float("inf"), "-Infinity": float("-inf")}
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_CONSTANTS.__getitem__)
 
 
-def read_jsonl(path: Path, bad_records: BadRecords, _: Sequence[str] | None) -> Iterator[Record]:
-    """The records of a file with one a line; empty lines are skipped."""
+def read_jsonl(
+    path: Path, bad_records: BadRecords, _: Sequence[str] | None, span: range | None = None
+) -> Iterator[Record]:
+    """The records of a file with one a line; empty lines are skipped.
+
+    span: of a file that is not compressed, the bytes in which the lines begin. Lines are then counted from there, and
+        a record is at file:+1, unless the span begins with the file.
+    """
     with open_text(path) as (raw, stream):
-        number = 0
-        while line := stream.readline(record.MAX_RECORD_BYTES + 1):
+        number, sign = 0, ""
+        if span is not None and span.start:
+            sign = "+"
+            stream.seek(span.start - 1)  # a line end there ends the line before the span
+            _pass_over(stream, stream.readline(BLOCK_BYTES))
+        while (span is None or stream.tell() < span.stop) and (line := stream.readline(record.MAX_RECORD_BYTES + 1)):
             number += 1
-            where = f"{shown_path(path)}:{number}"
+            where = f"{shown_path(path)}:{sign}{number}"
             if len(line) > record.MAX_RECORD_BYTES:
                 _pass_over(stream, line)
                 bad_records.add(too_long(where))
                 continue
-            if number == 1:
+            if number == 1 and not sign:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 continue

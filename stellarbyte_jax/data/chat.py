@@ -18,7 +18,15 @@ from stellarbyte.records.record import Record
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.chat_template import chat_tokenizer
 from stellarbyte_jax.data.documents import PIECE_CHARS
-from stellarbyte_jax.data.encoding_ahead import BATCH_CHARS, Position, TokenBatch, encoded_ahead, is_validation, unread
+from stellarbyte_jax.data.encoding_ahead import (
+    BATCH_CHARS,
+    Position,
+    TokenBatch,
+    WorkFile,
+    encoded_ahead,
+    is_validation,
+    unread,
+)
 from stellarbyte_jax.data.manifest import SampleCounts
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
@@ -35,7 +43,7 @@ class _ChatBatch:
 
 
 def tokenized_chat(
-    data: DataConfig, tokenizer: Tokenizer, files: Sequence[tuple[int, Path]], position: Position
+    data: DataConfig, tokenizer: Tokenizer, files: Sequence[WorkFile], position: Position
 ) -> Generator[TokenBatch, None, None]:
     """Like `tokenized`, but for conversations: each sample is a document, and its tokens are SAMPLE_DTYPE.
 
@@ -52,13 +60,13 @@ def tokenized_chat(
 
 
 def _rendered(
-    data: DataConfig, encoder: ChatEncoder, files: Sequence[tuple[int, Path]], position: Position
+    data: DataConfig, encoder: ChatEncoder, files: Sequence[WorkFile], position: Position
 ) -> Iterator[_ChatBatch]:
     bad_records = BadRecords(data.on_bad_record, position.bad_record_count, position.first_bad_records)
     batch_chars = max(BATCH_CHARS, PIECE_CHARS * (os.cpu_count() or 1))
 
-    def read(_: int, path: Path) -> Iterator[Record]:
-        return read_records(path, bad_records)
+    def read(_: int, path: Path, span: range | None) -> Iterator[Record]:
+        return read_records(path, bad_records, span=span)
 
     batch = _ChatBatch(Position())
     for file_index, count, (record, where, bytes_read) in unread(files, position, bad_records, read):

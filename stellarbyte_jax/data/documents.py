@@ -109,10 +109,13 @@ def _unescaped(template: str) -> str:
     return "".join(parts)
 
 
-def read_documents(path: Path, record_text: RecordText, bad_records: BadRecords) -> Iterator[Document]:
+def read_documents(
+    path: Path, record_text: RecordText, bad_records: BadRecords, span: range | None = None
+) -> Iterator[Document]:
     """The documents of a file, in order; empty ones are left out, long ones come in pieces.
 
-    Memory is bounded: a text file of any length is streamed, and a record has at most record.MAX_RECORD_BYTES.
+    Memory is bounded: a text file of any length is streamed, and a record has at most record.MAX_RECORD_BYTES. span:
+    see read_records.
 
     Raises:
         UserError: the file cannot be read, lacks a column, or holds a bad record that `bad_records` does not skip.
@@ -121,7 +124,7 @@ def read_documents(path: Path, record_text: RecordText, bad_records: BadRecords)
         with complaints(path, bad_records):
             yield from _read_text(path)
         return
-    for record, where, bytes_read in read_records(path, bad_records, record_text.fields):
+    for record, where, bytes_read in read_records(path, bad_records, record_text.fields, span):
         try:
             text = record_text(record, where)
         except RecordError as error:

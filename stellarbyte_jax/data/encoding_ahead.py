@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,8 @@ class Position:
 
     The other fields are needed to read on: the split of a document that may be unfinished, and the bad records, empty
     records and samples so far.
+
+    parts: the number of parts that are merged; then `file` counts parts, and `pieces` tokens. 0 where sources are read.
     """
 
     file: int = 0
@@ -40,6 +42,15 @@ class Position:
     first_bad_records: tuple[str, ...] = ()
     samples: SampleCounts = field(default_factory=SampleCounts)
     empty_records: int = 0
+    parts: int = 0
+
+
+class WorkFile(NamedTuple):
+    """A file to read, with the number of its source; `span` are the bytes in which its records begin, None for all."""
+
+    source: int
+    path: Path
+    span: range | None = None
 
 
 @dataclass(frozen=True)
@@ -84,13 +95,13 @@ class _TextBatch:
 def tokenized(
     data: DataConfig,
     tokenizer: Tokenizer,
-    files: Sequence[tuple[int, Path]],
+    files: Sequence[WorkFile],
     position: Position,
     passages: PassageSplit | None = None,
 ) -> Generator[TokenBatch, None, None]:
     """Token batches of everything after `position`; the last one ends at the end of the sources.
 
-    `files` has (index of its source, path) for each file. With `passages`, each part of a document that lies in one
+    With `passages`, each part of a document that lies in one
     split becomes a document of its own. Memory is that of a few batches, whatever the size of the sources.
     """
     return encoded_ahead(_text_batches(data, files, position, passages), partial(_encode, tokenizer))
@@ -124,12 +135,12 @@ def encoded_ahead(
 
 
 def unread(
-    files: Sequence[tuple[int, Path]],
+    files: Sequence[WorkFile],
     position: Position,
     bad_records: BadRecords,
-    read: Callable[[int, Path], Iterator[_Item]],
+    read: Callable[[int, Path, range | None], Iterator[_Item]],
 ) -> Iterator[tuple[int, int, _Item]]:
-    """(file, number of its items read so far, item) for each item after `position` that `read(source, path)` gives."""
+    """(file, number of its items read so far, item) for each item after `position`, as `read` gives those of a file."""
     for file_index in range(position.file, len(files)):
         done = position.pieces if file_index == position.file else 0
         for count, item in enumerate(read(*files[file_index]), 1):
@@ -141,7 +152,7 @@ def unread(
 
 
 def _text_batches(
-    data: DataConfig, files: Sequence[tuple[int, Path]], position: Position, passages: PassageSplit | None
+    data: DataConfig, files: Sequence[WorkFile], position: Position, passages: PassageSplit | None
 ) -> Generator[_TextBatch, None, None]:
     record_texts = [RecordText(source) for source in data.sources]
     bad_records = BadRecords(
@@ -151,8 +162,8 @@ def _text_batches(
     in_validation = position.in_validation
     batch = _TextBatch(position)
 
-    def read(source_index: int, path: Path) -> Iterator[Document]:
-        return read_documents(path, record_texts[source_index], bad_records)
+    def read(source_index: int, path: Path, span: range | None) -> Iterator[Document]:
+        return read_documents(path, record_texts[source_index], bad_records, span)
 
     for file_index, count, document in unread(files, position, bad_records, read):
         source = files[file_index][0]

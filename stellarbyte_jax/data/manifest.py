@@ -12,6 +12,7 @@ from stellarbyte.files import sha256_of_json, write_json
 from stellarbyte.reading import read_json_object
 from stellarbyte.records.bad_records import BadRecords
 from stellarbyte_jax.data.recipe import Recipe
+from stellarbyte_jax.data.shard_writer import SplitState
 
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "validation")
@@ -66,6 +67,15 @@ class SampleCounts:
 
 
 @dataclass(frozen=True)
+class PartFacts:
+    """The number of a part, from 1; the number of all parts; and what was written of each split."""
+
+    number: int
+    count: int
+    splits: Mapping[str, SplitState]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A finished folder of token shards: its recipe, the size of each split, and the bad records that were skipped.
 
@@ -73,6 +83,7 @@ class Manifest:
         version.
     source_tokens: split -> the tokens of each source, which follow each other in the split; None in folders of an
         earlier version.
+    part: which part of a whole folder this one is; None for a whole one.
     """
 
     recipe: Recipe
@@ -83,6 +94,7 @@ class Manifest:
     empty_records: int = 0
     checksums: Mapping[str, str] | None = None
     source_tokens: Mapping[str, tuple[int, ...]] | None = None
+    part: PartFacts | None = None
 
     def __post_init__(self) -> None:
         if set(self.splits) != set(SPLITS):

@@ -1,6 +1,6 @@
 """Turns text into token shards, and goes on from where it stopped if it was interrupted."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -15,8 +15,8 @@ from stellarbyte.records.sources import status_of
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.chat import tokenized_chat
 from stellarbyte_jax.data.corpus import files_of
-from stellarbyte_jax.data.encoding_ahead import Position, TokenBatch, tokenized
-from stellarbyte_jax.data.manifest import MANIFEST_NAME, SPLITS, Manifest, SplitCounts
+from stellarbyte_jax.data.encoding_ahead import Position, TokenBatch, WorkFile, tokenized
+from stellarbyte_jax.data.manifest import MANIFEST_NAME, SPLITS, Manifest, PartFacts, SplitCounts
 from stellarbyte_jax.data.recipe import Recipe
 from stellarbyte_jax.data.shard_writer import ShardWriter, SplitState, sums_path
 from stellarbyte_jax.data.tokenizer import Tokenizer
@@ -27,6 +27,8 @@ from stellarbyte_jax.data.unfinished import (
     load_recipe,
     save_position,
 )
+
+PARTS_NAME = "parts"  # the folder of parts, inside that of the whole
 
 _TOKENS_PER_CHECKPOINT = 1 << 23
 
@@ -62,26 +64,37 @@ def prepare(
     tokenizer = Tokenizer.load(data.tokenizer)
     files = files_of(data.sources, report)
     folder = Path(data.shards)
-    manifest = _finished(data, tokenizer, files, folder)
+    manifest = finished(data, tokenizer, files, folder)
     if manifest is not None:
         return manifest
     try:
         with folder_lock(folder, doing="prepare"):
             folder.mkdir(parents=True, exist_ok=True)
             # Another process may have finished since.
-            manifest = _finished(data, tokenizer, files, folder)
-            return manifest or _make(data, tokenizer, files, folder, progress, report)
+            manifest = finished(data, tokenizer, files, folder)
+            if manifest is None:
+                manifest = _make(data, tokenizer, files, folder, progress, report)
+                tell_of_bad_records(manifest, report)
+            return manifest
     except OSError as error:
         raise UserError(f"the token shards cannot be written to {folder}: {error.strerror or error}") from None
 
 
-def _finished(data: DataConfig, tokenizer: Tokenizer, files: list[tuple[int, Path]], folder: Path) -> Manifest | None:
+def tell_of_bad_records(manifest: Manifest, report: Callable[[str], None]) -> None:
+    """Reports the records that were left out, if there are any."""
+    summary = manifest.bad_records.summary()
+    if summary is not None:
+        report(summary)
+
+
+def finished(data: DataConfig, tokenizer: Tokenizer, files: list[tuple[int, Path]], folder: Path) -> Manifest | None:
+    """The manifest of a finished folder; None if it is not finished. Raises UserError if it is of something else."""
     if not (folder / MANIFEST_NAME).exists():
         return None
     manifest = Manifest.load(folder)
     recipe = Recipe.make(data, tokenizer, files, manifest.recipe)
-    _check_same(folder, manifest.recipe, recipe, grouping=data.weights is not None)
-    _check_policy(data, folder, manifest.bad_records)
+    check_same(folder, manifest.recipe, recipe, grouping=data.weights is not None)
+    check_policy(data, folder, manifest.bad_records)
     return manifest
 
 
@@ -93,39 +106,98 @@ def _make(
     progress: Callable[[PrepareProgress], None] | None,
     report: Callable[[str], None],
 ) -> Manifest:
+    if any((folder / PARTS_NAME).glob("*")):
+        raise UserError(
+            f"{folder / PARTS_NAME} holds parts of these token shards: merge them with --merge and their number, or "
+            "delete it"
+        )
+    work = [WorkFile(*file) for file in files]
+
+    def batches(recipe: Recipe, position: Position) -> Generator[TokenBatch, None, None]:
+        return source_batches(data, tokenizer, work, position, recipe)
+
+    job = Job(
+        data,
+        folder,
+        recipe=lambda known: Recipe.make(data, tokenizer, files, known),
+        batches=batches,
+        sizes=lambda recipe: [file.size for file in recipe.source_files],
+        files=tuple(path for _, path in files),
+    )
+    return make_shards(job, progress, report)
+
+
+def source_batches(
+    data: DataConfig, tokenizer: Tokenizer, files: Sequence[WorkFile], position: Position, recipe: Recipe
+) -> Generator[TokenBatch, None, None]:
+    """The tokens of files of sources from a position on."""
+    if data.kind == "text":
+        return tokenized(data, tokenizer, files, position, recipe.passages)
+    return tokenized_chat(data, tokenizer, files, position)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A folder of token shards to make, and what of.
+
+    recipe: gives the folder's recipe; what it is called with is the recipe that the unfinished folder has, if any.
+    batches: gives the tokens from a position on.
+    sizes: the bytes of each thing that Position.file counts, for the progress.
+    files: the sources' files in the order of the recipe; None for those that are not read here.
+    parts: the number of parts that are merged; 0 if the sources are read themselves.
+    part: (its number, the number of all parts) if only a part is made, which may lack a split, or all text.
+    exact: makes of a complaint about a record the one that users see.
+    """
+
+    data: DataConfig
+    folder: Path
+    recipe: Callable[[Recipe | None], Recipe]
+    batches: Callable[[Recipe, Position], Generator[TokenBatch, None, None]]
+    sizes: Callable[[Recipe], Sequence[int]]
+    files: tuple[Path | None, ...]
+    parts: int = 0
+    part: tuple[int, int] | None = None
+    exact: Callable[[str], str] = str
+
+
+def make_shards(
+    job: Job, progress: Callable[[PrepareProgress], None] | None, report: Callable[[str], None]
+) -> Manifest:
+    """Makes the folder, from where it was left if it is unfinished. The caller has locked it. Raises as `prepare`."""
+    data, folder = job.data, job.folder
     known = load_recipe(folder, report)
-    recipe = Recipe.make(data, tokenizer, files, known)
+    recipe = job.recipe(known)
     reached = None if known is None else load_position(folder, known, report)
     if known is not None and reached is not None:
         states = reached[1]
         if sum(state.tokens for state in states.values()) >= _TOKENS_PER_CHECKPOINT:
-            _check_same(folder, known, recipe, grouping=True)
-        elif any(recipe.differences(known)) or any(recipe.regrouped(known)):
+            check_same(folder, known, recipe, grouping=True)
+            _check_same_work(folder, reached[0], job)
+        elif any(recipe.differences(known)) or any(recipe.regrouped(known)) or reached[0].parts != job.parts:
             reached = None  # the sources may have been mended; starting over loses only seconds
     if reached is not None:
         position, states = reached
         if known is not None and known.source_file_counts is None:  # begun by an earlier version
             recipe = replace(recipe, source_file_counts=None)
-        _check_policy(data, folder, BadRecords("skip", position.bad_record_count, position.first_bad_records))
+        check_policy(data, folder, BadRecords("skip", position.bad_record_count, position.first_bad_records))
     else:
-        position, states = Position(), {split: SplitState() for split in SPLITS}
+        position, states = Position(parts=job.parts), {split: SplitState() for split in SPLITS}
         (folder / POSITION_NAME).unlink(missing_ok=True)  # before its recipe is overwritten
         write_json(folder / RECIPE_NAME, asdict(recipe))
     writers = {
         split: ShardWriter(folder, split, recipe.item_dtype, recipe.tokens_per_shard, states[split]) for split in SPLITS
     }
     try:
-        if data.kind == "text":
-            batches = tokenized(data, tokenizer, files, position, recipe.passages)
-        else:
-            batches = tokenized_chat(data, tokenizer, files, position)
-        position = _write_splits(batches, recipe, position, folder, writers, progress)
-        if not any(state.documents for state in states.values()):
+        batches = job.batches(recipe, position)
+        position = _write_splits(batches, job.sizes(recipe), position, folder, writers, progress)
+        if job.part is None and not any(state.documents for state in states.values()):
             paths = ", ".join(source.path for source in data.sources)
             found = "hold no text" if data.kind == "text" else f"give no sample ({position.samples.summary()})"
             raise UserError(f"data.sources {paths} {found}: name a source that has some")
-        _check_unchanged(recipe, files, folder)
-        _fill_empty_split(writers, recipe, position, folder)
+        _check_unchanged(recipe, job.files, folder)
+        written = _states(writers)
+        if job.part is None:
+            _fill_empty_split(writers, recipe, position, folder)
         sums = {name: blocks for writer in writers.values() for name, blocks in writer.finish().items()}
     finally:
         for writer in writers.values():
@@ -137,30 +209,28 @@ def _make(
         checksums={name: blocks.astype(">u4").tobytes().hex() for name, blocks in sums.items()},
         samples=position.samples if data.kind == "chat" else None,
         bad_record_count=position.bad_record_count,
-        first_bad_records=position.first_bad_records,
+        first_bad_records=tuple(map(job.exact, position.first_bad_records)),
         empty_records=position.empty_records,
         source_tokens=_source_tokens(recipe, states),
+        part=None if job.part is None else PartFacts(*job.part, written),
     )
     manifest.save(folder)
     unfinished = (sums_path(folder, split) for split in SPLITS)
     for path in (folder / RECIPE_NAME, folder / POSITION_NAME, *unfinished):
         path.unlink(missing_ok=True)
-    summary = manifest.bad_records.summary()
-    if summary is not None:
-        report(summary)
     return manifest
 
 
 def _write_splits(
     batches: Generator[TokenBatch, None, None],
-    recipe: Recipe,
+    sizes: Sequence[int],
     position: Position,
     folder: Path,
     writers: dict[str, ShardWriter],
     progress: Callable[[PrepareProgress], None] | None,
 ) -> Position:
     """Appends all batches; if anything ends this early, the position reached is saved nevertheless."""
-    bytes_before = [0, *accumulate(file.size for file in recipe.source_files)]
+    bytes_before = [0, *accumulate(sizes)]
     since_checkpoint = 0
     states = _states(writers)
     try:
@@ -236,7 +306,7 @@ def _states(writers: dict[str, ShardWriter]) -> dict[str, SplitState]:
     return {split: replace(writer.state) for split, writer in writers.items()}
 
 
-def _check_same(folder: Path, known: Recipe, wanted: Recipe, *, grouping: bool) -> None:
+def check_same(folder: Path, known: Recipe, wanted: Recipe, *, grouping: bool) -> None:
     """Refuses a folder that was made of something else; `grouping`: also one of the same files as other sources."""
     differences = "; ".join([*wanted.differences(known), *(wanted.regrouped(known) if grouping else ())])
     if differences:
@@ -246,14 +316,25 @@ def _check_same(folder: Path, known: Recipe, wanted: Recipe, *, grouping: bool) 
         )
 
 
-def _check_unchanged(recipe: Recipe, files: list[tuple[int, Path]], folder: Path) -> None:
-    for known, (_, path) in zip(recipe.source_files, files, strict=True):
+def _check_same_work(folder: Path, position: Position, job: Job) -> None:
+    if position.parts != job.parts:
+        doing = [
+            f"merge of {parts} parts" if parts else "prepare of the sources" for parts in (position.parts, job.parts)
+        ]
+        raise UserError(f"{folder} holds an unfinished {doing[0]}: go on with that, or delete the folder to {doing[1]}")
+
+
+def _check_unchanged(recipe: Recipe, files: Sequence[Path | None], folder: Path) -> None:
+    for known, path in zip(recipe.source_files, files, strict=True):
+        if path is None:
+            continue
         status = status_of(path)
         if (status.st_size, status.st_mtime_ns) != (known.size, known.mtime_ns):
             raise UserError(f"{known.path} was changed while it was read: delete {folder} and prepare again")
 
 
-def _check_policy(data: DataConfig, folder: Path, bad_records: BadRecords) -> None:
+def check_policy(data: DataConfig, folder: Path, bad_records: BadRecords) -> None:
+    """Refuses a folder in which bad records were left out, if the config says that one is to fail."""
     summary = bad_records.summary()
     if bad_records.count and data.on_bad_record == "fail":
         raise UserError(

@@ -1,7 +1,7 @@
 """Records everything that decides the content of token shards, so that no folder of them is taken for another."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,9 @@ from stellarbyte_jax.data.passages import PassageSplit, choose_passages
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
+
+# The beginning of the sha256 of a file that is read by other parts of the whole.
+UNREAD = "unread"
 
 
 @dataclass(frozen=True)
@@ -125,10 +128,12 @@ class Recipe:
         tokenizer: Tokenizer,
         files: Sequence[tuple[int, Path]],
         known: "Recipe | None",
+        unread: Container[Path] = (),
     ) -> "Recipe":
         """The recipe for `data` as it is now; `files` has (index of its source, path) for each file.
 
-        A file is not read again if `known` has it with the same path, size and modification time.
+        A file is not read again if `known` has it with the same path, size and modification time. `unread` files are
+        not read at all: other parts of the whole read them, and see UNREAD.
         """
         known_files = {(file.path, file.size, file.mtime_ns): file for file in known.source_files} if known else {}
         record_texts = [RecordText(source) for source in data.sources]
@@ -138,7 +143,10 @@ class Recipe:
             try:
                 status = path.stat()
                 before = known_files.get((name, status.st_size, status.st_mtime_ns))
-                sha256 = before.sha256 if before else sha256_of(path)
+                if path in unread:
+                    sha256 = f"{UNREAD}, {status.st_size} bytes"
+                else:
+                    sha256 = before.sha256 if before and not before.sha256.startswith(UNREAD) else sha256_of(path)
             except OSError as error:
                 raise UserError(f"{name} cannot be read: {error.strerror}") from None
             source_files.append(

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import grain
 import numpy as np
 
 from stellarbyte_jax.data.mixture import Mixture, Segment
+from stellarbyte_jax.data.permutation import Permutation
 
 
 class SampleId(NamedTuple):
@@ -20,9 +20,8 @@ class SampleId(NamedTuple):
 class SampleOrder:
     """The endless order of a run's samples: a pure function of the seed and the sample's number.
 
-    Each row of a source comes once in each of the source's epochs, in an order that the seed and the epoch decide. The
-    order is grain's, which computes a permutation (a block cipher) instead of storing it: memory and time are the same
-    for ten billion rows as for ten.
+    Each row of a source comes once in each of the source's epochs, in an order that the seed and the epoch decide. It
+    is computed, not stored: see permutation.py. Memory and time are the same for ten billion rows as for a thousand.
 
     Args:
         rows: the number of rows of each source.
@@ -35,9 +34,7 @@ class SampleOrder:
         self.rows = tuple(rows)
         self.mixture = Mixture(segments) if segments else None
         seeds = [_seed_of(seed, source) for source in range(len(rows))] if segments else [seed]
-        self._orders = [
-            grain.MapDataset.source(range(count)).seed(own).shuffle() for count, own in zip(rows, seeds, strict=True)
-        ]
+        self._orders = [Permutation(count, own) for count, own in zip(rows, seeds, strict=True)]
 
     def __getitem__(self, sample: int) -> SampleId:
         source, number = (0, sample) if self.mixture is None else self.mixture.place(sample)

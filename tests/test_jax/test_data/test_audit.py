@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import zlib
 from collections.abc import Sequence
 from functools import cache
@@ -188,7 +189,7 @@ def test_what_is_wrong_is_named(run: Path, name: str) -> None:
     break_(run)
     found = audit(run, 75)
     assert found.fault_count > 0
-    assert any(__import__("re").search(expected, fault) for fault in found.faults), found.faults
+    assert any(re.search(expected, fault) for fault in found.faults), found.faults
     assert "faults" in audit_text(found) and not audit_json(found)["clean"]
 
 
@@ -218,7 +219,7 @@ def test_a_million_samples_take_a_dozen_megabytes(tmp_path: Path) -> None:
 
 
 def test_no_ledger_and_no_run_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="has no ledger: a run writes one with data.ledger true"):
+    with pytest.raises(UserError, match=r"has no ledger: a run writes one with data.ledger true"):
         audit(tmp_path, 3)
     assert main(["data", "audit", str(tmp_path)]) == 2
     assert "holds no checkpoints" in capsys.readouterr().err

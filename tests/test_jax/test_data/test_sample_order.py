@@ -13,7 +13,7 @@ HUGE = 10**10
 
 # grain's cipher has 16 bits or more, and walks until it meets a row: of very few rows it takes long.
 @given(rows=st.lists(st.integers(20, 40), min_size=2, max_size=4), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=settings.default.max_examples // 20)
+@settings(max_examples=settings.default.max_examples // 50)
 def test_each_row_comes_once_an_epoch_of_its_source(rows: list[int], seed: int) -> None:
     segments = [Segment(0, tuple(1.0 + n for n in range(len(rows)))), Segment(37, (1.0,) * len(rows))]
     order = SampleOrder(rows, seed, segments)
@@ -49,17 +49,9 @@ def test_rows_beyond_32_bits_are_all_reached(rows: int) -> None:
     assert sum(row >= rows // 2 for _, _, row in found) == pytest.approx(1000, abs=150)
     assert len({row for _, _, row in found}) == len(set(samples))
     assert order[rows].epoch == 1 and order[2 * rows - 1].epoch == 1
-    # If only the lowest 32 bits of a number counted, these would be equal.
-    assert len({order[sample + 2**31 * top].row for sample in range(50) for top in range(rows >> 31)}) >= 100
-
-
-@pytest.mark.long
-def test_no_two_of_300_000_samples_of_4_billion_are_one_row() -> None:
-    """Random numbers would be equal about ten times: this is a permutation."""
-    rows = 2**32 + 1
-    order = SampleOrder([rows], 1)
-    samples = random.Random(1).sample(range(rows), 300_000)
-    assert len({order[sample].row for sample in samples}) == len(samples)
+    # If only the lowest 31 or 32 bits of a number counted, these would be equal.
+    tops = range(rows >> 31)
+    assert len({order[sample + 2**31 * top].row for sample in range(50) for top in tops}) == 50 * len(tops)
 
 
 def test_memory_does_not_grow_with_the_rows() -> None:

@@ -1,0 +1,72 @@
+"""Whole runs on sources that are mixed by weights: resumed bit-equal, audited clean, and refused if weights change."""
+
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stellarbyte.door import main
+from stellarbyte.errors import UserError
+from stellarbyte_jax.config import RunConfig, SourceConfig
+from stellarbyte_jax.data.prepare import prepare
+from stellarbyte_jax.training.loop import pretrain
+from test_jax.runs import bits, records
+
+MakeConfig = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def mixed_run(run_config: MakeConfig, tmp_path: Path) -> RunConfig:
+    """Twelve steps of two sources, the smaller of which is read several times; with a ledger."""
+    config = run_config()
+    lines = Path(config.data.sources[0].path).read_text(encoding="utf-8").splitlines(keepends=True)
+    for name, part in (("small", lines[:4]), ("large", lines[4:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(part), encoding="utf-8")
+    sources = (
+        SourceConfig(str(tmp_path / "small.jsonl"), weight=0.5),
+        SourceConfig(str(tmp_path / "large.jsonl"), weight=0.5),
+    )
+    data = dataclasses.replace(config.data, sources=sources, shards=str(tmp_path / "shards"), ledger=True)
+    prepare(data, report=lambda _: None)
+    return dataclasses.replace(config, data=data)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("one_device")
+def test_a_mixed_run_is_resumed_bit_equal_and_its_ledger_is_clean(
+    mixed_run: RunConfig, disturb: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = dataclasses.replace(mixed_run, output_dir=mixed_run.output_dir + "-whole")
+    assert pretrain(whole)
+    told = capsys.readouterr().out
+    assert "small.jsonl: " in told and "50.0% of tokens" in told and "epochs" in told
+    for step in (3, 8):
+        disturb(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert not pretrain(mixed_run)
+    assert pretrain(mixed_run)
+    assert records(mixed_run.output_dir) == records(whole.output_dir)
+    assert bits(mixed_run.output_dir) == bits(whole.output_dir)
+    capsys.readouterr()
+    for run in (mixed_run, whole):
+        assert main(["data", "audit", run.output_dir, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["clean"], found["first_step"], found["last_step"], found["samples"]) == (True, 1, 12, 48)
+        assert [source["samples"] for source in found["sources"]] == [24, 24]
+        assert found["starts"] == (3 if run is mixed_run else 1)
+
+    first, second = mixed_run.data.sources
+    for weights in ((0.9, 0.1), (None, None)):
+        sources = tuple(dataclasses.replace(s, weight=w) for s, w in zip((first, second), weights, strict=True))
+        other = dataclasses.replace(mixed_run, data=dataclasses.replace(mixed_run.data, sources=sources))
+        with pytest.raises(UserError, match=r"data.sources.0.weight \(was 0.5, now"):
+            pretrain(other)
+    # The ledger and the sources' paths may change.
+    os.rename(first.path, first.path + "l.jsonl")
+    moved = (SourceConfig(first.path + "l.jsonl", weight=0.5), second)
+    assert pretrain(
+        dataclasses.replace(mixed_run, data=dataclasses.replace(mixed_run.data, sources=moved, ledger=False))
+    )
