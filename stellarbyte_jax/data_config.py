@@ -108,7 +108,7 @@ class DataConfig:
 
     ledger: bool = False
     """Whether the run writes down in its folder `ledger` which samples each step has consumed, for `stellarbyte data
-    audit`; some 10 bytes a sample.
+    audit`; 8 to 12 bytes a sample.
     """
 
     @property
