@@ -84,12 +84,15 @@ def info(parser: argparse.ArgumentParser) -> None:
 
 def data(parser: argparse.ArgumentParser) -> None:
     """The options of `stellarbyte data`, whose commands are of different wings."""
+    from stellarbyte.door import CommandParser
+
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, summary, door in (
         ("preview", "print samples as a fine-tuned model will see them", "stellarbyte_torch.cli:preview"),
         ("audit", "prove from a run's ledger that every sample came once an epoch", "stellarbyte_jax.cli:audit"),
     ):
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        assert isinstance(command, CommandParser)
         command.door = door
 
 

@@ -16,19 +16,10 @@ from stellarbyte.records.sources import status_of
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.corpus import files_of
 from stellarbyte_jax.data.encoding_ahead import Position, TokenBatch, WorkFile
+from stellarbyte_jax.data.making import Job, PrepareProgress, check_policy, check_same, make_shards
 from stellarbyte_jax.data.manifest import MANIFEST_NAME, SPLITS, Manifest
 from stellarbyte_jax.data.merging import merged_batches
-from stellarbyte_jax.data.prepare import (
-    PARTS_NAME,
-    Job,
-    PrepareProgress,
-    check_policy,
-    check_same,
-    finished,
-    make_shards,
-    source_batches,
-    tell_of_bad_records,
-)
+from stellarbyte_jax.data.prepare import PARTS_NAME, finished, source_batches, tell_of_bad_records
 from stellarbyte_jax.data.recipe import UNREAD, Recipe
 from stellarbyte_jax.data.tokenizer import Tokenizer
 

@@ -17,8 +17,7 @@ from stellarbyte.errors import UserError
 from stellarbyte.files import sha256_of_json
 from stellarbyte_jax import commands
 from stellarbyte_jax.config import DataConfig, RunConfig, SourceConfig
-from stellarbyte_jax.data import chat
-from stellarbyte_jax.data import prepare as prepare_module
+from stellarbyte_jax.data import chat, making
 from stellarbyte_jax.data.manifest import Manifest, SampleCounts
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer import Tokenizer
@@ -139,7 +138,7 @@ def test_an_interrupted_one_goes_on_to_the_same_bytes(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chat, "BATCH_CHARS", 150)
         patch.setattr(chat, "PIECE_CHARS", 0)
-        patch.setattr(prepare_module, "_TOKENS_PER_CHECKPOINT", 100)
+        patch.setattr(making, "_TOKENS_PER_CHECKPOINT", 100)
         whole = quietly(data)
         assert whole.bad_record_count == 30
         assert whole.samples is not None and whole.samples.too_long > 3

@@ -3,7 +3,7 @@
 import gzip
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from stellarbyte.door import main
 from stellarbyte.errors import UserError
-from stellarbyte_jax.config import DataConfig, SourceConfig
-from stellarbyte_jax.data import documents, merging
+from stellarbyte_jax.config import DataConfig, RunConfig, SourceConfig
+from stellarbyte_jax.config_file import save_config
+from stellarbyte_jax.data import documents, making, merging
 from stellarbyte_jax.data import encoding_ahead as tokenized
-from stellarbyte_jax.data import prepare as prepare_module
 from stellarbyte_jax.data.parts import Part, merge, prepare_part
 from stellarbyte_jax.data.prepare import PrepareProgress, prepare
+from tiers import short_tier
 
 from .conftest import write_jsonl
 
@@ -29,7 +30,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenized, "PIECE_CHARS", 0)
     monkeypatch.setattr(documents, "PIECE_CHARS", 150)
     monkeypatch.setattr(merging, "_TOKENS_AT_ONCE", 90)
-    monkeypatch.setattr(prepare_module, "_TOKENS_PER_CHECKPOINT", 100)
+    monkeypatch.setattr(making, "_TOKENS_PER_CHECKPOINT", 100)
 
 
 def corpus(folder: Path) -> tuple[SourceConfig, ...]:
@@ -96,6 +97,13 @@ def check_same(data: DataConfig, count: int, seed: int = 0, stop: int = 2) -> No
     assert contents(data.shards) == contents(whole.shards)
 
 
+@pytest.mark.parametrize("count", short_tier([1, 4, 40], 1))
+def test_parts_in_any_order_are_one_job(tmp_path: Path, tokenizer_folder: Path, count: int) -> None:
+    """With bad records counted once and named by their lines, and the validation split."""
+    check_same(configure(tmp_path, tokenizer_folder, corpus(tmp_path)), count, seed=1)
+
+
+@pytest.mark.long
 @given(
     count=st.integers(1, 9),
     seed=st.integers(0, 99),
@@ -113,14 +121,14 @@ def test_parts_in_any_order_with_interruptions_are_one_job(
     tokens_per_shard: int,
     fraction: float,
 ) -> None:
-    """With bad records counted once and named by their lines, the validation split, and the rule for an empty one."""
+    """Also with the rule for a split that stays empty, and shards that are cut elsewhere."""
     folder = tmp_path_factory.mktemp("parts")
     sources = corpus(folder)
     data = configure(folder, tokenizer_folder, sources, tokens_per_shard=tokens_per_shard, validation_fraction=fraction)
     check_same(data, count, seed, stop)
 
 
-@pytest.mark.parametrize("count", [2, 5])
+@pytest.mark.parametrize("count", short_tier([2, 5], 1))
 def test_passages_are_those_of_one_job(tmp_path: Path, tokenizer_folder: Path, count: int) -> None:
     texts = [f"{n} words of a text that goes on and on, line by line\n" * 80 for n in range(3)]
     write_jsonl(tmp_path / "few.jsonl", texts)
@@ -255,8 +263,15 @@ def test_parts_at_the_same_time_do_not_disturb_each_other(data: DataConfig) -> N
     merge(data, 3, report=lambda _: None)
 
 
-def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = tmp_path / "run.yaml"
-    config.write_text("output_dir: x\n")
-    assert main(["prepare", str(config), "--part", "1/2", "--merge", "2"]) == 2
-    assert "not allowed with" in capsys.readouterr().err
+def test_the_commands(run_config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = run_config()
+    save_config(replace(config, data=replace(config.data, shards=str(tmp_path / "shards"))), tmp_path / "run.yaml")
+    for part in ("2/2", "1/2"):
+        assert main(["prepare", str(tmp_path / "run.yaml"), "--part", part]) == 0
+    assert f"token shards in {tmp_path}/shards/parts/00001-of-00002" in capsys.readouterr().out
+    assert main(["prepare", str(tmp_path / "run.yaml"), "--merge", "2"]) == 0
+    assert f"token shards in {tmp_path}/shards\n" in capsys.readouterr().out
+    assert contents(str(tmp_path / "shards")) == contents(config.data.shards)
+    for wrong, sentence in ((["--part", "3/2"], "names no part"), (["--merge", "0"], "is no number of parts")):
+        assert main(["prepare", str(tmp_path / "run.yaml"), *wrong]) == 2
+        assert sentence in capsys.readouterr().err

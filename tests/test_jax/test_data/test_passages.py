@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig, SourceConfig
-from stellarbyte_jax.data import documents
+from stellarbyte_jax.data import documents, making
 from stellarbyte_jax.data import encoding_ahead as tokenized
-from stellarbyte_jax.data import prepare as prepare_module
 from stellarbyte_jax.data.manifest import MANIFEST_NAME, Manifest
 from stellarbyte_jax.data.passages import FEW_DOCUMENTS, PassageSplit
 from stellarbyte_jax.data.prepare import PrepareProgress, prepare
@@ -101,7 +100,7 @@ def test_interrupted_and_resumed_is_the_same(
     monkeypatch.setattr(tokenized, "BATCH_CHARS", 200)
     monkeypatch.setattr(tokenized, "PIECE_CHARS", 0)
     monkeypatch.setattr(documents, "PIECE_CHARS", 1000)
-    monkeypatch.setattr(prepare_module, "_TOKENS_PER_CHECKPOINT", 100)
+    monkeypatch.setattr(making, "_TOKENS_PER_CHECKPOINT", 100)
     data = configure([book("book")])
     whole = replace(data, shards=data.shards + "-whole")
     prepare(whole)

@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig, SourceConfig
-from stellarbyte_jax.data import documents
+from stellarbyte_jax.data import documents, making
 from stellarbyte_jax.data import encoding_ahead as tokenized
 from stellarbyte_jax.data import prepare as prepare_module
 from stellarbyte_jax.data.manifest import Manifest
@@ -57,7 +57,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenized, "BATCH_CHARS", 200)
     monkeypatch.setattr(tokenized, "PIECE_CHARS", 0)
     monkeypatch.setattr(documents, "PIECE_CHARS", 150)
-    monkeypatch.setattr(prepare_module, "_TOKENS_PER_CHECKPOINT", 100)
+    monkeypatch.setattr(making, "_TOKENS_PER_CHECKPOINT", 100)
 
 
 def contents(data: DataConfig) -> dict[str, bytes]:
@@ -170,9 +170,9 @@ def test_killed_and_resumed_is_the_same_to_the_byte(data: DataConfig, tmp_path: 
     code = f"""
 import os, signal
 from stellarbyte_jax.config import DataConfig, SourceConfig
-from stellarbyte_jax.data import documents, prepare
+from stellarbyte_jax.data import documents, making, prepare
 from stellarbyte_jax.data import encoding_ahead as tokenized
-tokenized.BATCH_CHARS, tokenized.PIECE_CHARS, documents.PIECE_CHARS, prepare._TOKENS_PER_CHECKPOINT = 200, 0, 150, 100
+tokenized.BATCH_CHARS, tokenized.PIECE_CHARS, documents.PIECE_CHARS, making._TOKENS_PER_CHECKPOINT = 200, 0, 150, 100
 prepare.prepare({data!r}, lambda p: os.kill(os.getpid(), signal.SIGKILL) if p.documents > 15 else None)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
@@ -190,7 +190,7 @@ def test_a_failure_while_writing_is_mended_by_resuming(
     data = replace(data, validation_fraction=1e-9)  # so that the last document moves
     whole = replace(data, shards=str(tmp_path / "whole"))
     prepare(whole)
-    done = getattr(prepare_module.ShardWriter, failing)
+    done = getattr(making.ShardWriter, failing)
     calls = 0
 
     def fail(self: object, *arguments: object) -> None:
@@ -201,7 +201,7 @@ def test_a_failure_while_writing_is_mended_by_resuming(
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module.ShardWriter, failing, fail)
+        patch.setattr(making.ShardWriter, failing, fail)
         with pytest.raises(UserError, match=r"cannot be written to .*shards: No space left on device"):
             prepare(data)
     prepare(data)
@@ -292,7 +292,7 @@ def test_a_folder_made_of_something_else_is_refused(data: DataConfig, name: str,
 def test_a_folder_that_is_just_begun_may_become_something_else(
     data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(prepare_module, "_TOKENS_PER_CHECKPOINT", 10_000)
+    monkeypatch.setattr(making, "_TOKENS_PER_CHECKPOINT", 10_000)
 
     def interrupt(_: PrepareProgress) -> None:
         raise Stop

@@ -65,7 +65,7 @@ def test_a_mixed_run_is_resumed_bit_equal_and_its_ledger_is_clean(
         with pytest.raises(UserError, match=r"data.sources.0.weight \(was 0.5, now"):
             pretrain(other)
     # The ledger and the sources' paths may change.
-    os.rename(first.path, first.path + "l.jsonl")
+    Path(first.path).rename(first.path + "l.jsonl")
     moved = (SourceConfig(first.path + "l.jsonl", weight=0.5), second)
     assert pretrain(
         dataclasses.replace(mixed_run, data=dataclasses.replace(mixed_run.data, sources=moved, ledger=False))
