@@ -14,6 +14,7 @@ from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RunConfig, SourceConfig
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.training.loop import pretrain
+from test_jax.poison import batches_of, poison
 from test_jax.runs import bits, records
 
 MakeConfig = Callable[..., RunConfig]
@@ -70,3 +71,25 @@ def test_a_mixed_run_is_resumed_bit_equal_and_its_ledger_is_clean(
     assert pretrain(
         dataclasses.replace(mixed_run, data=dataclasses.replace(mixed_run.data, sources=moved, ledger=False))
     )
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_what_a_guard_leaves_out_is_in_the_ledger(
+    mixed_run: RunConfig, policy: str, disturb: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Batch 7 is bad: it is step 8 (the run was saved at 5); and the run is interrupted and resumed afterwards."""
+    training = dataclasses.replace(mixed_run.training, on_not_finite=policy)
+    config = dataclasses.replace(mixed_run, training=training)
+    with pytest.MonkeyPatch.context() as patch:
+        poison(patch, batches_of(config, 7))
+        disturb(9, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert not pretrain(config)
+        assert pretrain(config)
+    capsys.readouterr()
+    assert main(["data", "audit", config.output_dir, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    left_out = {"skip": 1, "rollback": 3}[policy]
+    assert found["last_step"] == 12 and found["samples"] == 4 * (12 + left_out)
+    assert sum(source["skipped"] for source in found["sources"]) == 4 * left_out
