@@ -89,7 +89,11 @@ def data(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, summary, door in (
         ("preview", "print samples as a fine-tuned model will see them", "stellarbyte_torch.cli:preview"),
-        ("audit", "prove from a run's ledger that every sample came once an epoch", "stellarbyte_jax.cli:audit"),
+        (
+            "audit",
+            "prove from a run's ledger that every sample came once an epoch",
+            "stellarbyte_jax.data_commands:audit",
+        ),
     ):
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         assert isinstance(command, CommandParser)

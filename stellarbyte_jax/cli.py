@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from stellarbyte.interrupt import hold_signals
 from stellarbyte.log_settings import log_options
-from stellarbyte_jax import checkpoint_commands, commands
+from stellarbyte_jax import checkpoint_commands, commands, data_commands
 from stellarbyte_jax.machine.compile_cache import cache_settings
 from stellarbyte_jax.machine.xla_flags import Platform, flag_settings, platform_here
 
@@ -74,12 +74,8 @@ def tokenizer(parser: argparse.ArgumentParser) -> None:
 def prepare(parser: argparse.ArgumentParser) -> None:
     """The options of `stellarbyte prepare`."""
     _config_argument(parser)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--part", metavar="3/64", help="only the third of 64 parts, as an independent job; --merge 64 joins them"
-    )
-    what.add_argument("--merge", type=int, metavar="64", help="make the shards of all 64 parts, and delete these")
-    parser.set_defaults(run=commands.prepare)
+    data_commands.add_part_options(parser)
+    parser.set_defaults(run=data_commands.prepare)
 
 
 def pretrain(parser: argparse.ArgumentParser) -> None:
@@ -166,13 +162,6 @@ def checkpoints(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=checkpoint_commands.checkpoints)
-
-
-def audit(parser: argparse.ArgumentParser) -> None:
-    """The options of `stellarbyte data audit`."""
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a pretraining run with data.ledger true")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=commands.audit)
 
 
 def evaluate(parser: argparse.ArgumentParser) -> None:

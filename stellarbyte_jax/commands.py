@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from stellarbyte.command_line import StreamedAnswer, check_text, report, tell_of_full_context
@@ -16,7 +15,7 @@ from stellarbyte.interrupt import Interrupt, exit_code, interruptible
 from stellarbyte.log_settings import LEVELS, log_settings
 from stellarbyte.progress import progress
 from stellarbyte_jax.checkpoints.folders import latest_step
-from stellarbyte_jax.run_folder import check_is_run, check_not_moved
+from stellarbyte_jax.run_folder import check_not_moved
 
 
 def corpus(options: argparse.Namespace) -> None:
@@ -59,45 +58,6 @@ def tokenizer_train(options: argparse.Namespace) -> None:
             force=options.force,
         )
     print(f"{tokenizer.vocab_size} tokens in {options.output}")
-
-
-def prepare(options: argparse.Namespace) -> None:
-    """Turn text or chat into token shards."""
-    from stellarbyte_jax.config_file import load_run_config
-    from stellarbyte_jax.data.parts import Part, merge, prepare_part
-    from stellarbyte_jax.data.prepare import prepare
-
-    config, folder = load_run_config(options.config, options.overrides), None
-    part = None if options.part is None else Part.parse(options.part)
-    with interruptible(), progress(*("tokens",) if options.merge else ("bytes of sources", "B")) as update:
-
-        def tell(done: Any) -> None:
-            update(done.bytes_done, done.bytes_total)
-
-        if part is not None:
-            manifest = prepare_part(config.data, part, tell)
-            folder = part.folder(Path(config.data.shards)) if manifest.part is not None else None
-        elif options.merge is not None:
-            manifest = merge(config.data, options.merge, tell)
-        else:
-            manifest = prepare(config.data, tell)
-    unit = "samples" if manifest.samples is not None else "passages" if manifest.recipe.passages else "documents"
-    for name, split in manifest.splits.items():
-        print(f"{name}: {split.documents} {unit}, {split.tokens} tokens, {split.bytes} bytes of text")
-    if manifest.samples is not None:
-        print(manifest.samples.summary())
-    print(f"token shards in {folder or config.data.shards}")
-
-
-def audit(options: argparse.Namespace) -> int:
-    """Prove from a run's ledger that every sample came once an epoch; the exit code says whether it did."""
-    from stellarbyte_jax.data.audit import audit, audit_json, audit_text
-
-    check_is_run(options.run_dir, "RUN_DIR")
-    with interruptible():
-        found = audit(options.run_dir, latest_step(options.run_dir))
-    print(json.dumps(audit_json(found)) if options.json else audit_text(found))
-    return 1 if found.fault_count else 0
 
 
 def pretrain(options: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from typing import IO, Any, BinaryIO, Self
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.data.sample_order import SampleId, SampleOrder
+from stellarbyte_jax.processes.joined import Processes
 
 FOLDER = "ledger"
 
@@ -34,8 +35,7 @@ class Ledger:
     Args:
         run_dir: the output_dir of the run.
         after: the number of steps that are done.
-        process: the number of this process.
-        processes: the number of all processes.
+        processes: those that train the run, of which this is one.
         facts: the facts of this start, see `facts`; None to write nothing from here on.
         noted: gives a context that notes a UserError, for errors that come once training has begun.
         rolled_back: whether the run begins again after `roll_back`, so that there is nothing to remove.
@@ -48,14 +48,14 @@ class Ledger:
         self,
         run_dir: str | Path,
         after: int,
-        process: int,
-        processes: int,
+        processes: Processes,
         facts: Mapping[str, Any] | None,
         noted: Callable[[], AbstractContextManager[None]] = nullcontext,
         *,
         rolled_back: bool = False,
     ) -> None:
-        self._folder, self._after, self._process, self._processes = Path(run_dir) / FOLDER, after, process, processes
+        self._folder, self._after = Path(run_dir) / FOLDER, after
+        self._process, self._processes = processes.index, processes.count
         self._facts, self._noted, self._rolled_back = facts, noted, rolled_back
         self._file: IO[str] | None = None
         self._read: dict[int, Mapping[int, SampleId]] = {}  # of steps that are not known to be applied yet
@@ -87,9 +87,14 @@ class Ledger:
         if self._file is not None:
             self._read[step] = samples
 
-    def applied(self, step: int) -> None:
-        """Writes down the samples of a step that was applied."""
-        self._write(step, skipped=False)
+    def after(self, record: Callable[[int, Mapping[str, Any]], None]) -> Callable[[int, Mapping[str, Any]], None]:
+        """A function that records an applied step with its figures by `record`, and then its samples here."""
+
+        def applied(step: int, figures: Mapping[str, Any]) -> None:
+            record(step, figures)
+            self._write(step, skipped=False)
+
+        return applied
 
     def skip(self, step: int) -> None:
         """Writes down the samples of a step that is left out; what was read for later steps will come again."""

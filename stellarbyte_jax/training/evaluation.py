@@ -15,6 +15,7 @@ from stellarbyte_jax.checkpoints.checkpoint import RunMetadata
 from stellarbyte_jax.checkpoints.lora_base import load_weights
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import run_config_from_dict
+from stellarbyte_jax.data.batch_placement import BatchPlacement
 from stellarbyte_jax.data.loader import Batch, validation_batches
 from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.tokenizer import Tokenizer
@@ -125,3 +126,12 @@ def _run_config(metadata: RunMetadata, run_dir: str | Path) -> RunConfig:
     if "data" not in metadata.config:
         raise UserError(f"{run_dir} holds an imported model, which has no validation split of its own")
     return run_config_from_dict(metadata.config, str(run_dir))
+
+
+def validation_rows(
+    config: RunConfig, manifest: Manifest, placement: BatchPlacement, progress: Callable[[int, int], None]
+) -> Iterator[dict[str, jax.Array]]:
+    """The batches of a run's validations, on its devices; `progress` as of validation_batches."""
+    batch_size, count = config.training.batch_size, config.training.eval_batches
+    batches = validation_batches(config.data, manifest, batch_size, count, placement.rows, progress)
+    return (placement.put(batch) for batch in batches)

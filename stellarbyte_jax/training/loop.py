@@ -24,14 +24,14 @@ from stellarbyte_jax.data.batch_placement import BatchPlacement, check_batch
 from stellarbyte_jax.data.chat_template import files_with_template
 from stellarbyte_jax.data.identity import DataIdentity
 from stellarbyte_jax.data.ledger import Ledger
-from stellarbyte_jax.data.loader import Batch, TrainLoader, validation_batches
+from stellarbyte_jax.data.loader import Batch, TrainLoader
 from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.processes.joined import ALONE, Processes
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training.cut_short import CutShortError, until
 from stellarbyte_jax.training.early_stopping import stops_early
-from stellarbyte_jax.training.evaluation import byte_lengths, evaluate
+from stellarbyte_jax.training.evaluation import byte_lengths, evaluate, validation_rows
 from stellarbyte_jax.training.failures import Failures, ReadAhead
 from stellarbyte_jax.training.finite import check_finite
 from stellarbyte_jax.training.guard import BadStep, Guard, Reports, RollBack, regular_target
@@ -170,10 +170,8 @@ def _train(
             heeded = step < max_steps or not any(processes.share(interrupt.requested))
             with log.paused("validation"), log.doing("validating") as progress:
                 weights = join(frozen, state.params if state.ema is None or not eval_ema else state.ema)
-                counts = config.training.batch_size, config.training.eval_batches
-                read = validation_batches(config.data, manifest, *counts, placement.rows, progress)
-                placed = map(placement.put, read)
-                rows = until(lambda: (heeded and interrupt.requested) or failed(), placed, processes, failures)
+                rows = validation_rows(config, manifest, placement, progress)
+                rows = until(lambda: (heeded and interrupt.requested) or failed(), rows, processes, failures)
                 try:
                     log.validation(step, evaluate(eval_step, weights, rows, bytes_a_token_V))
                 except CutShortError:

@@ -16,6 +16,7 @@ from stellarbyte_jax.data.audit import audit, audit_json, audit_text
 from stellarbyte_jax.data.ledger import Ledger, facts
 from stellarbyte_jax.data.mixture import Segment
 from stellarbyte_jax.data.sample_order import SampleId, SampleOrder
+from stellarbyte_jax.processes.joined import Processes
 
 ROWS, BATCH = (130, 70), 8
 FIRST, CHANGED = Segment(0, (0.7, 0.3)), Segment(240, (0.4, 0.6))
@@ -26,6 +27,23 @@ def sample(number: int) -> SampleId:
     return SampleOrder(ROWS, 5, [FIRST, CHANGED])[number]
 
 
+class Member(Processes):
+    """One of several processes."""
+
+    def __init__(self, index: int, count: int) -> None:
+        self.index, self.count = index, count
+
+
+def open_ledger(
+    run: Path, after: int, told: dict, process: int = 0, processes: int = 1, *, rolled_back: bool = False
+) -> Ledger:
+    return Ledger(run, after, Member(process, processes), told, rolled_back=rolled_back)
+
+
+def applied(ledger: Ledger, step: int) -> None:
+    ledger.after(lambda *_: None)(step, {})
+
+
 def told_of(segments: Sequence[Segment]) -> dict:
     return facts(["words", "numbers"], SampleOrder(ROWS, 5, segments), "data")
 
@@ -34,11 +52,11 @@ def work(run: Path, start: int, stop: int, processes: int = 1, segments: Sequenc
     """One start of a run: steps `start` + 1 to `stop`, the batch dealt out to processes."""
     told = told_of(segments)
     for process in range(processes):
-        with Ledger(run, start, process, processes, told) as ledger:
+        with open_ledger(run, start, told, process, processes) as ledger:
             for step in range(start + 1, stop + 1):
                 mine = range((step - 1) * BATCH + process, step * BATCH, processes)
                 ledger.read(step, {number: sample(number) for number in mine})
-                ledger.applied(step)
+                applied(ledger, step)
             ledger.sync()
 
 
@@ -94,16 +112,16 @@ def batch(number: int) -> dict[int, SampleId]:
 
 def test_a_skipped_step_uses_its_samples_up(tmp_path: Path) -> None:
     """The batch after the bad one was read as well, and comes again."""
-    with Ledger(tmp_path, 0, 0, 1, told_of([FIRST])) as ledger:
+    with open_ledger(tmp_path, 0, told_of([FIRST])) as ledger:
         for number, step in ((0, 1), (1, 2)):
             ledger.read(step, batch(number))
-            ledger.applied(step)
+            applied(ledger, step)
         ledger.read(3, batch(2))
         ledger.read(4, batch(3))
         ledger.skip(3)
         for number, step in ((3, 3), (4, 4)):
             ledger.read(step, batch(number))
-            ledger.applied(step)
+            applied(ledger, step)
     found = audit(tmp_path, 4)
     assert found.faults == [] and sum(source.skipped for source in found.sources) == BATCH
     assert "of them skipped" in audit_text(found)
@@ -112,22 +130,22 @@ def test_a_skipped_step_uses_its_samples_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize("resumed_after", [None, 3, 5])
 def test_a_rollback_skips_what_it_passes_over(tmp_path: Path, resumed_after: int | None) -> None:
     """Steps 3 to 5 are undone, and 5 was bad; then the run goes on from step 2, and may be killed and resumed."""
-    with Ledger(tmp_path, 0, 0, 1, told_of([FIRST])) as ledger:
+    with open_ledger(tmp_path, 0, told_of([FIRST])) as ledger:
         for step in range(1, 5):
             ledger.read(step, batch(step - 1))
-            ledger.applied(step)
+            applied(ledger, step)
         ledger.read(5, batch(4))
         ledger.read(6, batch(5))
         ledger.roll_back(2, 5)
-    with Ledger(tmp_path, 2, 0, 1, told_of([FIRST]), rolled_back=True) as ledger:
+    with open_ledger(tmp_path, 2, told_of([FIRST]), rolled_back=True) as ledger:
         for step in range(3, 7):
             ledger.read(step, batch(step + 2))
-            ledger.applied(step)
+            applied(ledger, step)
     if resumed_after is not None:
-        with Ledger(tmp_path, resumed_after, 0, 1, told_of([FIRST])) as ledger:
+        with open_ledger(tmp_path, resumed_after, told_of([FIRST])) as ledger:
             for step in range(resumed_after + 1, 7):
                 ledger.read(step, batch(step + 2))
-                ledger.applied(step)
+                applied(ledger, step)
     found = audit(tmp_path, 6)
     assert found.faults == [] and sum(source.skipped for source in found.sources) == 3 * BATCH
     assert found.samples == 9 * BATCH
@@ -201,10 +219,10 @@ def test_a_mixture_that_is_not_the_weights_is_found(tmp_path: Path) -> None:
 def test_an_epoch_that_ends_early_is_found(tmp_path: Path) -> None:
     rows = random.Random(0).sample(range(20), 18)
     ids = [SampleId(0, 0, row) for row in rows] + [SampleId(0, 1, row) for row in rows]
-    with Ledger(tmp_path, 0, 0, 1, facts(["one"], SampleOrder([20], 0), "data")) as ledger:
+    with open_ledger(tmp_path, 0, facts(["one"], SampleOrder([20], 0), "data")) as ledger:
         for step in range(1, 5):
             ledger.read(step, {n: ids[n] for n in range((step - 1) * 9, step * 9)})
-            ledger.applied(step)
+            applied(ledger, step)
     (fault,) = audit(tmp_path, 4).faults
     assert "step 3: epoch 1 of one ended without 2 of its 20 rows" in fault
 
@@ -212,9 +230,9 @@ def test_an_epoch_that_ends_early_is_found(tmp_path: Path) -> None:
 def test_a_million_samples_take_a_dozen_megabytes(tmp_path: Path) -> None:
     """As docs/data.md says: the bytes of one sample, of sources of some 10 million rows."""
     order = SampleOrder([10**7], 0)
-    with Ledger(tmp_path, 0, 0, 1, facts(["one"], order, "data")) as ledger:
+    with open_ledger(tmp_path, 0, facts(["one"], order, "data")) as ledger:
         ledger.read(1, {number: order[number] for number in range(1000)})
-        ledger.applied(1)
+        applied(ledger, 1)
     assert len(lines(tmp_path)[1]) < 9000
 
 

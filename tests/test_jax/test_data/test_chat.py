@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from stellarbyte.errors import UserError
 from stellarbyte.files import sha256_of_json
-from stellarbyte_jax import commands
+from stellarbyte_jax import data_commands
 from stellarbyte_jax.config import DataConfig, RunConfig, SourceConfig
 from stellarbyte_jax.data import chat, making
 from stellarbyte_jax.data.manifest import Manifest, SampleCounts
@@ -378,9 +378,9 @@ def test_prepare_prints_what_became_of_the_samples(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = configure(records(3), sequence_length=40)
-    options = type("Options", (), {"config": tmp_path / "x.yaml", "overrides": []})()
+    options = type("Options", (), {"config": tmp_path / "x.yaml", "overrides": [], "part": None, "merge": None})()
     monkeypatch.setattr("stellarbyte_jax.config_file.load_run_config", lambda *_: type("Run", (), {"data": data})())
-    commands.prepare(options)
+    data_commands.prepare(options)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("train: 3 samples, ")
     assert " tokens trained on; " in lines[2]
