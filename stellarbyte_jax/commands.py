@@ -14,7 +14,6 @@ from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupt, exit_code, interruptible
 from stellarbyte.log_settings import LEVELS, log_settings
 from stellarbyte.progress import progress
-from stellarbyte_jax.checkpoints.folders import latest_step
 from stellarbyte_jax.run_folder import check_not_moved
 
 
