@@ -62,8 +62,10 @@ class TrainLoader:
         """The number of rows in all sources, over all hosts."""
         return sum(self.order.rows)
 
-    def facts(self, data_sha256: str) -> dict[str, Any]:
-        """What a ledger says of the data, which `data_sha256` identifies."""
+    def facts(self, data_sha256: str) -> dict[str, Any] | None:
+        """What a ledger says of the data, which `data_sha256` identifies; None if data.ledger is false."""
+        if not self._data.ledger:
+            return None
         mixed = self.order.mixture is not None
         return facts([s.path for s in self._data.sources] if mixed else [self._data.shards], self.order, data_sha256)
 

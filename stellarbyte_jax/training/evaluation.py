@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoints.checkpoint import RunMetadata
@@ -126,6 +127,16 @@ def _run_config(metadata: RunMetadata, run_dir: str | Path) -> RunConfig:
     if "data" not in metadata.config:
         raise UserError(f"{run_dir} holds an imported model, which has no validation split of its own")
     return run_config_from_dict(metadata.config, str(run_dir))
+
+
+def eval_step_on_mesh(graphdef: nnx.GraphDef, weights_shardings: Params, placement: BatchPlacement) -> EvalStep:
+    """The compiled evaluation step for batches of this placement; the weights lie as their shardings say."""
+    everywhere = placement.layout.sharding()
+    return jax.jit(
+        make_eval_step(graphdef),
+        in_shardings=(weights_shardings, everywhere, placement.sharding),
+        out_shardings=everywhere,
+    )
 
 
 def validation_rows(

@@ -31,7 +31,7 @@ from stellarbyte_jax.processes.joined import ALONE, Processes
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training.cut_short import CutShortError, until
 from stellarbyte_jax.training.early_stopping import stops_early
-from stellarbyte_jax.training.evaluation import byte_lengths, evaluate, validation_rows
+from stellarbyte_jax.training.evaluation import byte_lengths, eval_step_on_mesh, evaluate, validation_rows
 from stellarbyte_jax.training.failures import Failures, ReadAhead
 from stellarbyte_jax.training.finite import check_finite
 from stellarbyte_jax.training.guard import BadStep, Guard, Reports, RollBack, regular_target
@@ -41,7 +41,7 @@ from stellarbyte_jax.training.save_times import SaveTimes
 from stellarbyte_jax.training.schedules import learning_rate_schedule
 from stellarbyte_jax.training.start import check_start, identity, start, state_shardings
 from stellarbyte_jax.training.state import run_model
-from stellarbyte_jax.training.step import make_eval_step, on_mesh, run_train_step
+from stellarbyte_jax.training.step import on_mesh, run_train_step
 from stellarbyte_jax.training.watching.compile_watch import CompileWatch
 from stellarbyte_jax.training.watching.diagnostics import Diagnostics
 from stellarbyte_jax.training.watching.metrics import MetricsLog
@@ -115,14 +115,8 @@ def _train(
     graphdef, abstract_params = run_model(config, layout)
     optimizer = run_optimizer(config, abstract_params, layout)
     shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
-    everywhere = layout.sharding()
     train_step = on_mesh(run_train_step(config, graphdef, optimizer), layout, shardings, frozen_shardings)
-    weights_shardings = join(frozen_shardings, shardings.params)
-    eval_step = jax.jit(
-        make_eval_step(graphdef),
-        in_shardings=(weights_shardings, everywhere, placement.sharding),
-        out_shardings=everywhere,
-    )
+    eval_step = eval_step_on_mesh(graphdef, join(frozen_shardings, shardings.params), placement)
     learning_rate = jax.jit(learning_rate_schedule(config.optimizer, config.training.max_steps, jnp))
     bytes_a_token_V = byte_lengths(tokenizer, config.model.vocab_size)
 
@@ -130,17 +124,15 @@ def _train(
     if processes.index == 0:
         save_config(config, run_dir / "config.yaml")
     max_steps, eval_ema = config.training.max_steps, config.training.eval_ema
-    saved, failures = step, Failures()
+    saved, failures, stopping = step, Failures(), False
     trackers = Trackers(config.training.report_to, config.training.project, run_dir, to_dict(config), step)
     log = MetricsLog(run_dir, step, max_steps, Utilization.of(config, mesh), display, failures, trackers)
     save_times = SaveTimes(config.checkpoint, step, processes)
-    consumed = loader.facts(data.sha256) if config.data.ledger else None
-    ledger = Ledger(run_dir, step, processes, consumed, failures.noted, rolled_back=back is not None)
+    ledger = Ledger(run_dir, step, processes, loader.facts(data.sha256), failures.noted, rolled_back=back is not None)
     guard = Guard(config, step, remembered, ledger.after(log.train), back)
     reports = Reports(run_dir, loader.samples, log.say, failures, writes=processes.index == 0)
     rolls_back = config.training.on_not_finite == "rollback"
     early: str | None = None
-    stopping = False
 
     def read_on() -> Generator[Batch, None, None]:
         return loader.batches(guard.rows_before(step) // config.training.batch_size)
@@ -258,10 +250,9 @@ def _train(
         train_step = compile_watch.watch(train_step, diagnostics.dump_hlo)
         eval_step = compile_watch.watch(eval_step)
         try:
-            repeats = loader.repeats(max_steps * config.training.batch_size)
-            for remark in (*diagnostics.remarks, *filter(None, [manifest.warning, warning]), *repeats):
+            for remark in (*diagnostics.remarks, *filter(None, [manifest.warning, warning])):
                 log.say(remark)
-            log.say(opening(config, state.params, frozen, len(loader), mesh, step))
+            log.say(opening(config, state.params, frozen, loader, mesh, step))
             stopping = any(processes.share((back is not None and back.stopping) or failed()))
             if rolls_back and latest_step(run_dir) is None:  # so that there is something to go back to
                 save()

@@ -1,14 +1,15 @@
-"""Says in a line what a run is about to train, on what, and from where."""
+"""Says what a run is about to train, on what, and from where."""
 
 import jax
 from jax.sharding import Mesh
 
 from stellarbyte_jax.config import RunConfig
+from stellarbyte_jax.data.loader import TrainLoader
 from stellarbyte_jax.training.state import Params
 
 
-def opening(config: RunConfig, params: Params, frozen: Params, rows: int, mesh: Mesh, step: int) -> str:
-    """The line that a run begins with. rows: of an epoch. step: the number of steps that are done."""
+def opening(config: RunConfig, params: Params, frozen: Params, loader: TrainLoader, mesh: Mesh, step: int) -> str:
+    """The line that a run begins with, and how often it reads each source. step: the number of steps that are done."""
     trained, below = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, frozen))
     parameters = f"{trained / 1e6:.1f} M parameters"
     if frozen:
@@ -18,8 +19,9 @@ def opening(config: RunConfig, params: Params, frozen: Params, rows: int, mesh: 
     origin = "from scratch" if config.init_from is None else f"from the weights of {config.init_from}"
     if step:
         origin = f"going on after step {step}"
-    return (
-        f"{parameters}, {rows} rows of {config.data.sequence_length} tokens, {tokens_a_step} "
+    line = (
+        f"{parameters}, {len(loader)} rows of {config.data.sequence_length} tokens, {tokens_a_step} "
         f"tokens a step, {mesh.size} {jax.default_backend()} device(s) ({devices}), {config.training.dtype}, "
         f"remat {config.training.remat}, {origin}"
     )
+    return "\n".join([line, *loader.repeats(config.training.max_steps * config.training.batch_size)])

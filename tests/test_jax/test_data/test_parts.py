@@ -271,7 +271,8 @@ def test_the_commands(run_config: Callable[..., RunConfig], tmp_path: Path, caps
     assert f"token shards in {tmp_path}/shards/parts/00001-of-00002" in capsys.readouterr().out
     assert main(["prepare", str(tmp_path / "run.yaml"), "--merge", "2"]) == 0
     assert f"token shards in {tmp_path}/shards\n" in capsys.readouterr().out
-    assert contents(str(tmp_path / "shards")) == contents(config.data.shards)
+    prepare(replace(config.data, shards=str(tmp_path / "whole")), report=lambda _: None)
+    assert contents(str(tmp_path / "shards")) == contents(str(tmp_path / "whole"))
     for wrong, sentence in ((["--part", "3/2"], "names no part"), (["--merge", "0"], "is no number of parts")):
         assert main(["prepare", str(tmp_path / "run.yaml"), *wrong]) == 2
         assert sentence in capsys.readouterr().err
