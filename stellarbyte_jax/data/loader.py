@@ -24,7 +24,10 @@ _ROWS_FOREVER = 1 << 50
 
 
 class Batch(dict[str, np.ndarray]):
-    """Rows of a batch: arrays by name, [rows, T] each. `samples` says which they are, by their number in the order."""
+    """Rows of a batch: arrays by name, [rows, T] each. `samples` says which they are, by their number in the order.
+
+    BatchPlacement.put makes global arrays of it; JAX does not take it for a dict.
+    """
 
     samples: Mapping[int, SampleId] = {}
 
@@ -126,7 +129,7 @@ class _Batches:
     def __getitem__(self, step: int) -> Batch:
         first = step * self._batch_size
         samples = {first + row: self._order[first + row] for row in self._local_rows}
-        batch = _stack([self._streams[source][row] for source, _, row in samples.values()])
+        batch = Batch(_stack([self._streams[source][row] for source, _, row in samples.values()]))
         batch.samples = samples
         return batch
 
@@ -138,7 +141,7 @@ def validation_batches(
     max_batches: int | None = None,
     local_rows: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Generator[Batch, None, None]:
+) -> Generator[dict[str, np.ndarray], None, None]:
     """The `local_rows` (by default all) of each batch of the validation split, in order, once.
 
     The last batch is filled up with rows of padding. `manifest` is the manifest of the folder data.shards. `progress`
@@ -211,5 +214,5 @@ def _checked(local_rows: Sequence[int] | None, batch_size: int) -> Sequence[int]
     return local_rows
 
 
-def _stack(rows: list[dict[str, np.ndarray]]) -> Batch:
-    return Batch({name: np.stack([row[name] for row in rows]) for name in rows[0]})
+def _stack(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -4,6 +4,8 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data import loader
 from stellarbyte_jax.data.manifest import Manifest
@@ -26,5 +28,5 @@ def train_loader(
 
 def validation_batches(
     data: DataConfig, batch_size: int, *args: Any, **options: Any
-) -> Generator[loader.Batch, None, None]:
+) -> Generator[dict[str, np.ndarray], None, None]:
     return loader.validation_batches(data, manifest_of(data), batch_size, *args, **options)
