@@ -17,7 +17,7 @@ from stellarbyte_jax.checkpoints.lora_base import load_weights
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import run_config_from_dict
 from stellarbyte_jax.data.batch_placement import BatchPlacement
-from stellarbyte_jax.data.loader import Batch, validation_batches
+from stellarbyte_jax.data.loader import validation_batches
 from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.model.execution import Execution
@@ -98,7 +98,7 @@ class TrainedRun:
 
     def validation_batches(
         self, max_batches: int | None = None, progress: Callable[[int, int], None] | None = None
-    ) -> Iterator[Batch]:
+    ) -> Iterator[dict[str, np.ndarray]]:
         """Batches of the validation split, of the run's batch size."""
         batch_size = self.config.training.batch_size
         return validation_batches(self.config.data, self.manifest, batch_size, max_batches, progress=progress)

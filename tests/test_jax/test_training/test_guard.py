@@ -175,7 +175,7 @@ def test_a_run_that_skips_equals_one_without_the_batch(run_config: MakeConfig, c
     (incident,) = incidents(config.output_dir)
     assert incident["step"] == 7 and incident["done"] == "skipped" and incident["loss"] == "nan"
     loader = train_loader(config.data, 4, config.seed)
-    rows = [loader._rows[row]["input_ids"] for row in incident["samples"]["0"]]
+    rows = [loader._streams[0][row]["input_ids"] for row in incident["samples"]["0"]]
     assert np.array_equal(rows, loader.batch(6)["input_ids"])
     assert said.count("divergence.jsonl") == 1
     assert load_metadata(config.output_dir)[0].guard == GuardState(rows_left_out=4)
