@@ -150,7 +150,7 @@ def test_config_checks_shows_and_explains(capsys: CapSys, tmp_path: Path) -> Non
     assert "  max_steps: 700\n" in said and "  remat: none\n" in said and "\nshapes\n" in said
     assert main(["config", quickstart, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["config"]["model"]["hidden_size"] == 256 and found["report"]["shapes"]["parameters"] == 5475584
+    assert found["config"]["model"]["hidden_size"] == 256 and found["report"]["shapes"]["parameters"] == 3262208
     assert "training.max_step" in complaint(capsys, "config", quickstart, "--training.max_step", "7")
     tuning = str(Path(quickstart).parents[1] / "finetune" / "quickstart.yaml")
     assert main(["config", tuning, "--json", "--output_dir", str(tmp_path / "run")]) == 0

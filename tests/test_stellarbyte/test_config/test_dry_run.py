@@ -27,7 +27,7 @@ def test_the_text_is_the_config_as_yaml_and_then_the_report():
         "              much longer than a line of one hundred columns",
         "",
         "shapes",
-        "  parameters  5,475,584",
+        "  parameters  3,262,208",
         "  of these    norms 3, head 4",
         "  fits        yes",
         "  epochs      0.123",
