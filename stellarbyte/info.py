@@ -92,6 +92,7 @@ def _run(path: Path) -> Facts:
     )
     facts |= _latest(path / "metrics.jsonl")
     facts |= {"checkpoints": steps}
+    facts |= {"amendments": found} if (found := _amendments(path / "amendments.jsonl")) else {}
     results = [name for name in ("adapter", "model", "hf") if (path / name).is_dir()]
     return facts | ({"result": [f"{path}/{name}" for name in results]} if results else {})
 
@@ -222,6 +223,16 @@ def _latest(metrics: Path) -> Facts:
         facts["step"] = record["step"]
         facts |= {name: record[name] for name in ("loss", "validation_loss") if name in record}
     return facts
+
+
+def _amendments(file: Path) -> list[str]:
+    """The changes of the config while the run went on, each in words."""
+    found = []
+    for _, record in records(file):
+        changes = _section(record, "changes").items()
+        told = ", ".join(f"{name} {' -> '.join(map(str, pair))}" for name, pair in changes if isinstance(pair, list))
+        found.append(f"after step {record['step']} on {str(record.get('date'))[:10]}: {told}")
+    return found
 
 
 def _is_trainers(name: str) -> bool:

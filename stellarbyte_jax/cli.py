@@ -87,6 +87,7 @@ def pretrain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dump-hlo", type=Path, metavar="DIR", help="write the train step's HLO, before and after optimisation"
     )
+    parser.add_argument("--amend", action="store_true", help="let a run go on with another config, and record it")
     parser.add_argument("--no-memory-check", action="store_true", help="try a run that the planner says does not fit")
     _xla_flags_option(parser)
     log_options(parser)
@@ -107,16 +108,16 @@ def pretrain(parser: argparse.ArgumentParser) -> None:
 
 def schedule(parser: argparse.ArgumentParser) -> None:
     """The options of `stellarbyte schedule`."""
-    parser.description = "Print and draw the learning rate that a config gives each step; nothing is trained."
-    _config_argument(parser)
+    parser.description = "Print and draw the learning rate of each step, by a config or of a run; nothing is trained."
+    _config_argument(parser, "CONFIG.yaml or RUN_DIR")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
     def run(options: argparse.Namespace) -> None:
-        from stellarbyte_jax.config_file import load_run_config
+        from stellarbyte_jax.planning.run_parts import parts_of
         from stellarbyte_jax.planning.schedule_report import schedule_facts, schedule_text
 
-        config = load_run_config(options.config, options.overrides)
-        print(json.dumps(schedule_facts(config)) if options.json else schedule_text(config))
+        parts = parts_of(options.config, options.overrides)
+        print(json.dumps(schedule_facts(parts)) if options.json else schedule_text(parts))
 
     parser.set_defaults(run=run)
 
@@ -255,11 +256,11 @@ def _compiling(command: Callable[[argparse.Namespace], None]) -> Callable[[argpa
     return run
 
 
-def _config_argument(parser: argparse.ArgumentParser) -> None:
+def _config_argument(parser: argparse.ArgumentParser, metavar: str = "CONFIG.yaml") -> None:
     parser.add_argument(
         "config",
         type=Path,
-        metavar="CONFIG.yaml",
+        metavar=metavar,
         help="[--section.field value …] override its fields; `stellarbyte config --help` tells of them",
     )
     parser.set_defaults(takes_overrides=True)

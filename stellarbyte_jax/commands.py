@@ -100,7 +100,7 @@ def pretrain(options: argparse.Namespace) -> int:
 
             remarks = (*remarks, *filter(None, [check_fits(config, jax.devices())]))
         diagnostics = Diagnostics(profile, options.dump_hlo, remarks, settings)
-        finished = pretrain(config, diagnostics, processes, interrupt, display)
+        finished = pretrain(config, diagnostics, processes, interrupt, display, amend=options.amend)
     return 0 if finished else exit_code(interrupt.number)
 
 

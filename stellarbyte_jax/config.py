@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from stellarbyte.architecture import ByteConfig, RopeScaling
 from stellarbyte.files import check_path
+from stellarbyte_jax.batch_stages import Growth, Stage, merged
 from stellarbyte_jax.bounds import MOST_DEVICES, check_seed, check_whole, require
 from stellarbyte_jax.checkpoint_config import CheckpointConfig
 from stellarbyte_jax.data_config import DataConfig, SourceConfig
@@ -143,6 +144,13 @@ class RunConfig:
             self.data.sequence_length,
             f"is longer than model.max_position_embeddings {self.model.max_position_embeddings}",
         )
+        self._length_growth.check("training", "sequence_length", "data.sequence_length", self.training.max_steps)
+        require(
+            self.training.initial_sequence_length is None or self.data.kind == "text",
+            "training.initial_sequence_length",
+            self.training.initial_sequence_length,
+            "cuts rows, and with data.kind chat rows hold whole samples: leave it out",
+        )
         self.optimizer.check_steps(self.training.max_steps)
         self._check_positions()
         self._check_guards()
@@ -156,6 +164,18 @@ class RunConfig:
             f"has no dropout, but model.attention_dropout is {self.model.attention_dropout}: use auto, reference or "
             "chunked, or set model.attention_dropout to 0",
         )
+
+    @property
+    def _length_growth(self) -> Growth:
+        training = self.training
+        return Growth(
+            training.initial_sequence_length, self.data.sequence_length, training.sequence_length_warmup_steps
+        )
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The sizes of the run's batches, one after the other."""
+        return merged(self.training.batch_growth, self._length_growth)
 
     def _check_positions(self) -> None:
         """Refuses to shift positions beyond those of the model, and to hold a zeta that is not trained."""

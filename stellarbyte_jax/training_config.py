@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from stellarbyte_jax.batch_stages import Growth
 from stellarbyte_jax.bounds import check_number, check_whole, require
 
 # The losses of the window are kept in every checkpoint's metadata.
@@ -25,6 +26,23 @@ class TrainingConfig:
     """Number of parts into which a step's batch is split, one after the other, to save memory; it must divide
     batch_size. The losses do not change.
     """
+
+    initial_batch_size: int | None = None
+    """Number of rows in the first steps, which doubles until it is batch_size (Smith et al. 2018, arXiv:1711.00489): a
+    half, a quarter, an eighth … of that; null for batch_size from the start.
+    """
+
+    batch_size_warmup_steps: int = 0
+    """For initial_batch_size: number of steps until batch_size is reached; each size before it has as many of them."""
+
+    initial_sequence_length: int | None = None
+    """Number of tokens in a row of the first steps, which doubles until it is data.sequence_length (Li et al. 2022,
+    arXiv:2108.06084): a half, a quarter … of that; null for whole rows from the start. Rows are cut, so a step has more
+    rows and as many tokens as before.
+    """
+
+    sequence_length_warmup_steps: int = 0
+    """For initial_sequence_length: number of steps until rows are whole; each length before has as many of them."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type of computation. Parameters, norms, softmax, loss and router are float32 in either case."""
@@ -149,6 +167,13 @@ class TrainingConfig:
             self.batch_size,
             f"is not divisible by gradient_accumulation_steps {self.gradient_accumulation_steps}",
         )
+        self.batch_growth.check("training", "batch_size", "training.batch_size", self.max_steps)
+        require(
+            self.batch_growth.smallest % self.gradient_accumulation_steps == 0,
+            "training.initial_batch_size",
+            self.initial_batch_size,
+            f"is not divisible by gradient_accumulation_steps {self.gradient_accumulation_steps}",
+        )
         size = self.attention_block_size
         power_of_two = 128 <= size <= 2**16 and size & (size - 1) == 0
         expected = "must be a power of two of at least 128 and at most 65536"
@@ -159,6 +184,11 @@ class TrainingConfig:
             size,
             f"is for attention_kernel splash: set that instead of {self.attention_kernel}, or leave this out",
         )
+
+    @property
+    def batch_growth(self) -> Growth:
+        """How batches grow, in rows."""
+        return Growth(self.initial_batch_size, self.batch_size, self.batch_size_warmup_steps)
 
     def _check_what_guards(self) -> None:
         """Refuses fields about steps that are left out, and about an early end, that say nothing without another."""

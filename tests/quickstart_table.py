@@ -113,14 +113,14 @@ def _llama(config_path: str, seconds: float, warmup_share: float) -> dict[str, f
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from stellarbyte_jax.config_file import load_run_config
-    from stellarbyte_jax.data.loader import TrainLoader, validation_batches
+    from stellarbyte_jax.data.loader import Take, TrainLoader, validation_batches
     from stellarbyte_jax.data.manifest import Manifest
     from stellarbyte_jax.data.tokenizer import Tokenizer
 
     run = load_run_config(config_path)
     shape, training, optim = run.model, run.training, run.optimizer
     manifest = Manifest.load(Path(run.data.shards))
-    loader = TrainLoader(run.data, manifest, training.batch_size, run.seed)
+    loader = TrainLoader(run.data, manifest, run.seed)
 
     def fresh() -> tuple[LlamaForCausalLM, torch.optim.Optimizer]:
         torch.manual_seed(0)
@@ -150,7 +150,9 @@ def _llama(config_path: str, seconds: float, warmup_share: float) -> dict[str, f
     def train(steps: int, warmup: int) -> tuple[LlamaForCausalLM, list[float]]:
         model, optimizer = fresh()
         times = []
-        for step, batch in zip(range(steps), loader.batches(), strict=False):
+        size = training.batch_size
+        batches = loader.batches(lambda step: Take(step * size, range(size)))
+        for step, batch in zip(range(steps), batches, strict=False):
             began = time.perf_counter()
             rate = min((step + 1) / max(warmup, 1), (steps - step) / max(steps - warmup, 1)) * ADAMW_RATE
             for group in optimizer.param_groups:

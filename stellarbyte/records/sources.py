@@ -30,7 +30,7 @@ _OUR_FILES = {
     *("config.json", "generation_config.json", "model.safetensors.index.json", "adapter_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
     *("merges.txt", "trainer_state.json", "metrics.jsonl", "summary.json", "checkpoints", "ledger"),
-    "divergence.jsonl",
+    *("divergence.jsonl", "amendments.jsonl"),
 }
 
 _NAMES_SHOWN, _KINDS_SHOWN = 3, 8

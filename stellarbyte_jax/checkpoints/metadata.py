@@ -1,6 +1,7 @@
 """The metadata of a checkpoint: written with a checksum, and read with distrust, as a stranger may have made it."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,10 @@ class RunMetadata:
 
     config: `to_dict` of the RunConfig. For an imported model it has only "model", for imported adapters also "lora".
     tokenizer_files: file name -> text, as in `Tokenizer.files`.
-    data_position: the place in the data from which the run goes on, such as {"step": 60}.
+    data_position: the place in the data from which the run goes on, such as {"step": 60, "rows": 480}: the steps done,
+        and the rows of the data that these took since it began; a run of an earlier version has no rows, which were
+        then step times batch size. With {"amendments": 2}, its config has the first two amendments of the run. If the
+        sources' weights have changed, "mixture" has [the first row, the weights] of each.
     base: the checkpoint below the adapters, if the parameters are adapters alone.
     data: the identity of the training data; None for an imported model, and for a run of an earlier version.
     guard: what the run remembers of steps that were not applied; it is left out of the file if that is nothing.
@@ -124,6 +128,11 @@ def _metadata(content: Mapping[str, Any]) -> RunMetadata:
         raise UserError("its metadata has no config")
     if not isinstance(position, dict):
         raise UserError("its metadata has no position in the data")
+    for name in ("rows", "amendments"):
+        if type(count := position.get(name, 0)) is not int or not 0 <= count < _MOST_COUNT:
+            raise UserError(f"its metadata has the position in the data {name} {shown(count)}, which counts nothing")
+    if "mixture" in position and not _is_mixture(position["mixture"]):
+        raise UserError(f"its metadata has the weights of sources {shown(position['mixture'])}, which are none")
     if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
         raise UserError("its metadata has no tokenizer")
     for name in files:  # an export copies all of them, so an unknown file could become its code or its config
@@ -140,6 +149,21 @@ def _metadata(content: Mapping[str, Any]) -> RunMetadata:
         None if data is None else build(DataIdentity, locate(_object(data, "data"), where)),
         GuardState() if guard is None else build(GuardState, locate(_object(guard, "guard"), where)),
     )
+
+
+def _is_mixture(value: Any) -> bool:
+    """Whether it is a list of [first row, weights], ascending from row 0."""
+    if not isinstance(value, list) or not value:
+        return False
+    for segment in value:
+        if not isinstance(segment, list) or len(segment) != 2 or not isinstance(segment[1], list) or not segment[1]:
+            return False
+        if type(segment[0]) is not int or not all(
+            type(weight) in (int, float) and 0 < weight < math.inf for weight in segment[1]
+        ):
+            return False
+    firsts, counts = [first for first, _ in value], {len(weights) for _, weights in value}
+    return firsts[0] == 0 and firsts == sorted(set(firsts)) and firsts[-1] < _MOST_COUNT and len(counts) == 1
 
 
 def _sums(sums: Any) -> dict[str, dict[str, int]]:

@@ -79,6 +79,7 @@ class _Walk:
     def __init__(self, found: Audit) -> None:
         self._found = found
         self._beginning: Beginning | None = None
+        self._sources: list[SourceAudit] = []  # of the data of this part of the run
         self._next = 0  # the number of the next sample
         self._counts: dict[int, np.ndarray] = {}  # first row of a segment -> samples of each source in it
 
@@ -106,18 +107,23 @@ class _Walk:
             found.fault(f"step {step}: sample {at} is {'missing' if at not in numbers else 'not the next one'}")
         self._next = int(numbers[-1]) + 1
         found.samples += len(ids)
-        for source, audited in enumerate(found.sources):
+        for source, audited in enumerate(self._sources):
             self._rows(audited, ids[ids[:, 1] == source], step, skipped=of_step[0].skipped)
-        self._share(beginning, ids)
+        self._count(beginning, ids)
 
     def _begin(self, beginning: Beginning) -> None:
         found, before = self._found, self._beginning
         found.starts += 1
         if beginning.processes not in found.process_counts:
             found.process_counts.append(beginning.processes)
-        if before is None or (before.data, before.rows) != (beginning.data, beginning.rows):
-            # Other data: their epochs are counted anew.
-            found.sources = [SourceAudit(*both) for both in zip(beginning.sources, beginning.rows, strict=True)]
+        if before is not None and before.part != beginning.part:  # the run was amended: its samples are counted anew
+            self._shares()
+            self._next, self._counts = 0, {}
+        if before is None or any(
+            getattr(before, name) != getattr(beginning, name) for name in ("data", "rows", "part")
+        ):  # other data, or other rows of it: their epochs are counted anew
+            self._sources = [SourceAudit(*both) for both in zip(beginning.sources, beginning.rows, strict=True)]
+            found.sources += self._sources
         self._beginning = beginning
 
     def _rows(self, source: SourceAudit, ids: np.ndarray, step: int, *, skipped: bool) -> None:
@@ -154,7 +160,7 @@ class _Walk:
         source.epoch = epoch
         source.seen[:] = False
 
-    def _share(self, beginning: Beginning, ids: np.ndarray) -> None:
+    def _count(self, beginning: Beginning, ids: np.ndarray) -> None:
         for segment, end in _with_ends(beginning.segments):
             inside = ids[(ids[:, 0] >= segment.first) & (ids[:, 0] < end), 1]
             if len(inside):
@@ -168,13 +174,18 @@ class _Walk:
         if last < saved_step:
             missing = f"step {saved_step}" if last + 1 == saved_step else f"steps {last + 1} to {saved_step}"
             found.fault(f"no ledger has {missing}, but the newest checkpoint is of step {saved_step}")
+        self._shares()
+
+    def _shares(self) -> None:
+        """Compares the sources' samples with their weights, in this part of the run."""
+        found = self._found
         for segment, _ in _with_ends(() if self._beginning is None else self._beginning.segments):
             counts = self._counts.get(segment.first)
             if counts is None:
                 continue
             total = int(counts.sum())
             for source, (count, share) in enumerate(zip(counts.tolist(), segment.shares, strict=True)):
-                name = found.sources[source].name
+                name = self._sources[source].name
                 told = {"from_sample": segment.first, "source": name, "samples": count}
                 found.shares.append(told | {"share": count / total, "weight": share})
                 if abs(count - share * total) >= _TOLERANCE:

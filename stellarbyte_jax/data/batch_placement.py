@@ -59,11 +59,11 @@ def check_batch(training: TrainingConfig, length: int, layout: Layout) -> None:
         UserError: the mesh cannot; the error names the sizes and a number whose multiples would do.
     """
     check_micro_batch(training, {name: layout.mesh.shape[name] for name in layout.mesh_axes("batch")})
-    if length % layout.parts("length"):
-        axes = " x ".join(f"mesh.{name} {layout.mesh.shape[name]}" for name in layout.mesh_axes("length"))
-        raise UserError(
-            f"data.sequence_length {length} is not divisible by {axes}: use a multiple of {layout.parts('length')}"
-        )
+    lengths = {"data.sequence_length": length, "training.initial_sequence_length": training.initial_sequence_length}
+    for field, tokens in lengths.items():
+        if tokens is not None and tokens % layout.parts("length"):
+            axes = " x ".join(f"mesh.{name} {layout.mesh.shape[name]}" for name in layout.mesh_axes("length"))
+            raise UserError(f"{field} {tokens} is not divisible by {axes}: use a multiple of {layout.parts('length')}")
 
 
 def check_micro_batch(training: TrainingConfig, axes: Mapping[str, int]) -> int:
@@ -73,11 +73,13 @@ def check_micro_batch(training: TrainingConfig, axes: Mapping[str, int]) -> int:
         UserError: the axes do not split a micro-batch evenly.
     """
     steps, parts = training.gradient_accumulation_steps, math.prod(axes.values())
-    micro_batch = training.batch_size // steps
-    if micro_batch % parts:
-        names = " x ".join(f"mesh.{name} {size}" for name, size in axes.items() if size > 1)
-        raise UserError(
-            f"training.batch_size {training.batch_size} makes micro-batches of {micro_batch} rows, which {names} "
-            f"do not divide: use a multiple of {parts * steps}"
-        )
-    return micro_batch // parts
+    sizes = {"training.batch_size": training.batch_size, "training.initial_batch_size": training.batch_growth.smallest}
+    for field, rows in sizes.items():
+        micro_batch = rows // steps
+        if micro_batch % parts:
+            names = " x ".join(f"mesh.{name} {size}" for name, size in axes.items() if size > 1)
+            raise UserError(
+                f"{field} {rows} makes micro-batches of {micro_batch} rows, which {names} "
+                f"do not divide: use a multiple of {parts * steps}"
+            )
+    return training.batch_size // steps // parts

@@ -153,14 +153,16 @@ class Ledger:
         return self._folder / f"process-{process:05d}.jsonl"
 
 
-def facts(sources: Sequence[str], order: SampleOrder, data_sha256: str) -> dict[str, Any]:
+def facts(sources: Sequence[str], order: SampleOrder, data_sha256: str, part: int = 0) -> dict[str, Any]:
     """What the ledger says of a start: the names and rows of the sources, their weights, and which data they are of.
 
-    sources: the name of each source; for a single stream that is not mixed, any name.
+    sources: the name of each source; for a single stream that is not mixed, any name. part: a number that grows where
+    the run goes on with other data, whose samples are counted from 0 again.
     """
     segments = () if order.mixture is None else order.mixture.segments
     weights = [[segment.first, list(segment.weights)] for segment in segments]
-    return {"sources": list(sources), "rows": list(order.rows), "weights": weights, "data": data_sha256}
+    data = {"sources": list(sources), "rows": list(order.rows), "weights": weights, "data": data_sha256}
+    return data | ({"part": part} if part else {})
 
 
 def _number(path: Path) -> int:

@@ -28,6 +28,7 @@ class Beginning:
     rows: tuple[int, ...]
     segments: tuple[Segment, ...]
     data: str
+    part: int = 0
 
 
 class Consumed(NamedTuple):
@@ -50,9 +51,9 @@ def consumed(run_dir: Path, damaged: Callable[[str], None]) -> Iterator[list[Con
     if not paths:
         raise UserError(f"{run_dir} has no ledger: a run writes one with data.ledger true")
     files = [_records(path, damaged) for path in paths]
-    # Every batch has later samples than the one before, also if steps are done again after a rollback.
-    in_order = heapq.merge(*files, key=lambda record: int(record.ids[0, 0]))
-    for _, of_step in groupby(in_order, key=lambda record: (record.step, record.skipped)):
+    # Every batch has later samples of its part than the one before, also if steps are done again after a rollback.
+    in_order = heapq.merge(*files, key=lambda record: (record.beginning.part, int(record.ids[0, 0])))
+    for _, of_step in groupby(in_order, key=lambda record: (record.beginning.part, record.step, record.skipped)):
         yield list(of_step)
 
 
@@ -92,7 +93,8 @@ def _beginning(record: dict[str, Any]) -> Beginning:
     rows, sources = tuple(map(int, record["rows"])), tuple(map(str, record["sources"]))
     if min(rows) < 1 or len(sources) != len(rows) or any(len(s.weights) != len(rows) for s in segments):
         raise ValueError("its sources, rows and weights do not go together")
-    return Beginning(int(record["after"]), int(record["processes"]), sources, rows, segments, str(record["data"]))
+    after, processes, part = int(record["after"]), int(record["processes"]), int(record.get("part", 0))
+    return Beginning(after, processes, sources, rows, segments, str(record["data"]), part)
 
 
 def _consumed(record: dict[str, Any], beginning: Beginning, where: str) -> Consumed:

@@ -1,8 +1,9 @@
-"""Serves batches of packed rows; each is a pure function of the seed and the step, however many hosts share it."""
+"""Serves batches of packed rows; each is a pure function of the seed and its place, however many hosts share it."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -12,15 +13,15 @@ from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.ledger import facts
 from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.mixture import Segment
-from stellarbyte_jax.data.packing import PackedRows
+from stellarbyte_jax.data.packing import PackedRows, cut
 from stellarbyte_jax.data.sample_order import SampleId, SampleOrder
 from stellarbyte_jax.data.sample_packing import PackedSamples
 from stellarbyte_jax.data.token_shards import TokenShards
 
 _THREADS, _BATCHES_AHEAD = 2, 8
 
-# grain's iterators end where len() says; no run comes near. Its batching rounds up to more than len() may return.
-_ROWS_FOREVER = 1 << 50
+# grain's iterators end where len() says; no run comes near.
+_STEPS_FOREVER = 1 << 40
 
 
 class Batch(dict[str, np.ndarray]):
@@ -32,12 +33,24 @@ class Batch(dict[str, np.ndarray]):
     samples: Mapping[int, SampleId] = {}
 
 
+class Take(NamedTuple):
+    """What a host reads for one step.
+
+    first: the place of the step's first row among all rows of all epochs, in their order.
+    rows: the numbers of this host's rows within the step, such as BatchPlacement.rows.
+    pieces: the number of shorter rows that each row is cut into.
+    """
+
+    first: int
+    rows: Sequence[int]
+    pieces: int = 1
+
+
 class TrainLoader:
     """Training batches. Rows are shuffled anew in each epoch, and a batch may hold rows of two epochs.
 
-    Step s of the whole job takes rows [s·B, (s+1)·B) in this order, where B = batch_size. A host reads only its
-    `local_rows` of these, such as BatchPlacement.rows; by default it reads all. Each row comes exactly once an epoch.
-    `manifest` is the manifest of the folder data.shards.
+    Each row comes exactly once an epoch. Which of them a step takes is decided by a function from the number of steps
+    done to a Take. `manifest` is the manifest of the folder data.shards.
 
     If the sources have weights, each is a stream of rows and epochs of its own, and `order` mixes them.
 
@@ -46,31 +59,32 @@ class TrainLoader:
             shards do not say where each begins, or one of them has no rows.
     """
 
-    def __init__(
-        self,
-        data: DataConfig,
-        manifest: Manifest,
-        batch_size: int,
-        seed: int,
-        local_rows: Sequence[int] | None = None,
-    ) -> None:
-        self._data = data
+    def __init__(self, data: DataConfig, manifest: Manifest, seed: int) -> None:
+        self._data, self._seed = data, seed
         segments = () if data.weights is None else (Segment(0, data.weights),)
         self._streams = _source_rows(data, manifest) if segments else [_packed_rows(data, manifest, "train")]
         self.order = SampleOrder([len(stream) for stream in self._streams], seed, segments)
-        batches = _Batches(self._streams, self.order, batch_size, _checked(local_rows, batch_size))
-        self._batches = grain.MapDataset.source(batches)
+
+    def mixed_by(self, segments: Sequence[Segment]) -> "TrainLoader":
+        """This loader, but with weights that change; for data that are not mixed, no segments."""
+        loader = copy(self)
+        loader.order = SampleOrder(self.order.rows, self._seed, segments)
+        return loader
 
     def __len__(self) -> int:
         """The number of rows in all sources, over all hosts."""
         return sum(self.order.rows)
 
-    def facts(self, data_sha256: str) -> dict[str, Any] | None:
-        """What a ledger says of the data, which `data_sha256` identifies; None if data.ledger is false."""
+    def facts(self, data_sha256: str, part: int = 0) -> dict[str, Any] | None:
+        """What a ledger says of the data, which `data_sha256` identifies; None if data.ledger is false.
+
+        part: a number that grows where the run goes on with other data.
+        """
         if not self._data.ledger:
             return None
         mixed = self.order.mixture is not None
-        return facts([s.path for s in self._data.sources] if mixed else [self._data.shards], self.order, data_sha256)
+        names = [source.path for source in self._data.sources] if mixed else [self._data.shards]
+        return facts(names, self.order, data_sha256, part)
 
     def repeats(self, samples: int) -> Iterator[str]:
         """How often the first `samples` rows of the order read each source: a line for each that has a weight.
@@ -78,16 +92,20 @@ class TrainLoader:
         Without weights it is one line, if rows come more than once.
         """
         epochs = self.order.epochs(samples)
-        if self.order.mixture is None:
+        if self.order.mixture is None or samples == 0:
             if epochs[0] > 1:
                 yield f"{len(self):,} rows, {epochs[0]:.1f} epochs"
             return
         for source, rows, often in zip(self._data.sources, self.order.rows, epochs, strict=True):
             yield f"{source.path}: {rows:,} rows, {often * rows / samples:.1%} of tokens, {often:.1f} epochs"
 
-    def batch(self, step: int) -> Batch:
-        """This host's part of the batch of a step: the arrays of PackedRows, int32 [len(local_rows), T] each."""
-        return self._batches[step]
+    def batch(self, take: Take) -> Batch:
+        """This host's part of a step's batch: the arrays of PackedRows, int32 [rows · pieces, T / pieces] each."""
+        samples = {take.first + row: self.order[take.first + row] for row in take.rows}
+        rows = _stack([self._streams[source][row] for source, _, row in samples.values()])
+        batch = Batch(cut(rows, take.pieces))
+        batch.samples = samples
+        return batch
 
     def samples(self, first_row: int, count: int) -> dict[str, list[int]]:
         """Which samples the job's rows from `first_row` on are: epoch -> the numbers of their rows in the split.
@@ -101,10 +119,11 @@ class TrainLoader:
             samples.setdefault(name, []).append(row)
         return samples
 
-    def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
+    def batches(self, takes: Callable[[int], Take], start_step: int = 0) -> Generator[Batch, None, None]:
         """Endless batches from `start_step` on. Background threads read ahead until the generator is closed."""
         options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
-        iterator = iter(self._batches[start_step:].to_iter_dataset(options))
+        steps = grain.MapDataset.source(_Batches(self, takes))
+        iterator = iter(steps[start_step:].to_iter_dataset(options))
         try:
             yield from iterator
         finally:
@@ -112,26 +131,16 @@ class TrainLoader:
 
 
 class _Batches:
-    """Batches by their step, read from sources' rows in an endless order."""
+    """Batches by the number of steps before them."""
 
-    def __init__(
-        self,
-        streams: Sequence[PackedRows | PackedSamples],
-        order: SampleOrder,
-        batch_size: int,
-        local_rows: Sequence[int],
-    ) -> None:
-        self._streams, self._order, self._batch_size, self._local_rows = streams, order, batch_size, local_rows
+    def __init__(self, loader: TrainLoader, takes: Callable[[int], Take]) -> None:
+        self._loader, self._takes = loader, takes
 
     def __len__(self) -> int:
-        return _ROWS_FOREVER // self._batch_size
+        return _STEPS_FOREVER
 
     def __getitem__(self, step: int) -> Batch:
-        first = step * self._batch_size
-        samples = {first + row: self._order[first + row] for row in self._local_rows}
-        batch = Batch(_stack([self._streams[source][row] for source, _, row in samples.values()]))
-        batch.samples = samples
-        return batch
+        return self._loader.batch(self._takes(step))
 
 
 def validation_batches(

@@ -67,6 +67,19 @@ class PackedRows:
         return padding_row(self._sequence_length, self._pad_token_id)
 
 
+def cut(rows: dict[str, np.ndarray], pieces: int) -> dict[str, np.ndarray]:
+    """Rows [N, T] as shorter ones [N · pieces, T / pieces], which are those that PackedRows makes of that length."""
+    if pieces == 1:
+        return rows
+    short = {name: values.reshape(len(values) * pieces, -1) for name, values in rows.items()}
+    segments, positions = short["segment_ids"], short["position_ids"]
+    # The document in which a piece begins starts anew there.
+    continued = segments == segments[:, :1]
+    short["position_ids"] = np.where(continued, positions - positions[:, :1], positions)
+    short["segment_ids"] = np.where(segments == 0, 0, segments - segments[:, :1] + 1)
+    return short
+
+
 def padding_row(length: int, pad_token_id: int) -> dict[str, np.ndarray]:
     """The arrays of a row that holds only padding, int32 [T] each."""
     empty = np.zeros(length, np.int32)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from stellarbyte.config.dry_run import DryRun, source_facts, warned
+from stellarbyte_jax.batch_stages import rows_between
 from stellarbyte_jax.checkpoints.checkpoint import checkpoint_steps, latest_step
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import to_dict
@@ -23,7 +24,7 @@ from stellarbyte_jax.planning.parameters import ParameterCounter
 from stellarbyte_jax.planning.program import layout_of
 from stellarbyte_jax.sharding import axis_across_slices, make_mesh, mesh_sizes
 from stellarbyte_jax.training.optimizer import run_optimizer
-from stellarbyte_jax.training.start import check_init_from, check_same_run
+from stellarbyte_jax.training.same_run import check_init_from, check_same_run
 
 Facts = dict[str, Any]
 
@@ -162,7 +163,7 @@ def _shapes(
             rows = check_micro_batch(training, axes) * training.gradient_accumulation_steps
             facts["rows_a_device_and_step"] = rows
     facts["tokens_a_step"] = training.batch_size * length
-    facts["tokens_in_all_steps"] = training.max_steps * training.batch_size * length
+    facts["tokens_in_all_steps"] = rows_between(config.stages, 0, training.max_steps) * length
     if manifest is not None and manifest.splits["train"].tokens:
         facts["epochs"] = facts["tokens_in_all_steps"] / manifest.splits["train"].tokens
     return facts

@@ -16,11 +16,11 @@ from stellarbyte_jax.checkpoints.checkpoint import RunMetadata
 from stellarbyte_jax.checkpoints.lora_base import load_weights
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import run_config_from_dict
-from stellarbyte_jax.data.batch_placement import BatchPlacement
 from stellarbyte_jax.data.loader import validation_batches
 from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.model.execution import Execution
+from stellarbyte_jax.sharding import Layout
 from stellarbyte_jax.training.load import check_weights
 from stellarbyte_jax.training.own_shards import with_own_shards
 from stellarbyte_jax.training.state import Params, abstract_model
@@ -129,20 +129,11 @@ def _run_config(metadata: RunMetadata, run_dir: str | Path) -> RunConfig:
     return run_config_from_dict(metadata.config, str(run_dir))
 
 
-def eval_step_on_mesh(graphdef: nnx.GraphDef, weights_shardings: Params, placement: BatchPlacement) -> EvalStep:
-    """The compiled evaluation step for batches of this placement; the weights lie as their shardings say."""
-    everywhere = placement.layout.sharding()
+def eval_step_on_mesh(graphdef: nnx.GraphDef, weights_shardings: Params, layout: Layout) -> EvalStep:
+    """The compiled evaluation step for batches that lie by this layout; the weights lie as their shardings say."""
+    everywhere = layout.sharding()
     return jax.jit(
         make_eval_step(graphdef),
-        in_shardings=(weights_shardings, everywhere, placement.sharding),
+        in_shardings=(weights_shardings, everywhere, layout.sharding("batch", "length")),
         out_shardings=everywhere,
     )
-
-
-def validation_rows(
-    config: RunConfig, manifest: Manifest, placement: BatchPlacement, progress: Callable[[int, int], None]
-) -> Iterator[dict[str, jax.Array]]:
-    """The batches of a run's validations, on its devices; `progress` as of validation_batches."""
-    batch_size, count = config.training.batch_size, config.training.eval_batches
-    batches = validation_batches(config.data, manifest, batch_size, count, placement.rows, progress)
-    return (placement.put(batch) for batch in batches)

@@ -69,6 +69,7 @@ class Guard:
         config: the run's.
         step: the number of steps that are done.
         state: what the run remembers, from its checkpoint.
+        rows_of: a function from a number of steps to the number of rows that so many steps take, as Feed.rows.
         record: called with the number and the figures of each applied step, as MetricsLog.train.
         back: the rollback from which the run begins again, if it does.
     """
@@ -78,12 +79,13 @@ class Guard:
         config: RunConfig,
         step: int,
         state: GuardState,
+        rows_of: Callable[[int], int],
         record: Callable[[int, Figures], None],
         back: RollBack | None = None,
     ) -> None:
         training = config.training
         self._policy, self._limit = training.on_not_finite, training.max_skipped_in_a_row
-        self._batch_size, self._save_steps = training.batch_size, config.checkpoint.save_steps
+        self._rows_of, self._save_steps = rows_of, config.checkpoint.save_steps
         self._waits = self._policy != "stop" or training.loss_spike_zscore is not None
         self._record = record
         self._latest: tuple[int, Figures, Figures] | None = None
@@ -92,6 +94,11 @@ class Guard:
         if back is not None:
             left_out = back.rows - self._rows_of(step)
             self._state = replace(state, rows_left_out=left_out, skipped_in_a_row=0, rollbacks_in_a_row=back.rollbacks)
+
+    @property
+    def rows_left_out(self) -> int:
+        """The number of rows that the run has left out so far."""
+        return self._state.rows_left_out
 
     def rows_before(self, step: int) -> int:
         """The number of rows that the run has passed over when `step` steps are done."""
@@ -180,9 +187,6 @@ class Guard:
         recent = train_state.recent_losses
         losses = () if recent is None else tuple(x for x in jax.device_get(recent).tolist() if np.isfinite(x))
         return replace(self._state, recent_losses=losses)
-
-    def _rows_of(self, step: int) -> int:
-        return step * self._batch_size
 
 
 def is_regular(step: int, save_steps: int | None) -> bool:

@@ -1,8 +1,6 @@
 """The pretraining loop: read it top to bottom."""
 
 import dataclasses
-import signal
-from collections.abc import Generator
 from contextlib import closing, nullcontext
 from pathlib import Path
 
@@ -20,18 +18,21 @@ from stellarbyte_jax.checkpoints.folders import delete_after
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import save_config, to_dict
 from stellarbyte_jax.data.agreement import check_made_with, check_tokenizer_fits
-from stellarbyte_jax.data.batch_placement import BatchPlacement, check_batch
+from stellarbyte_jax.data.batch_placement import check_batch
 from stellarbyte_jax.data.chat_template import files_with_template
+from stellarbyte_jax.data.feed import Feed
 from stellarbyte_jax.data.identity import DataIdentity
 from stellarbyte_jax.data.ledger import Ledger
-from stellarbyte_jax.data.loader import Batch, TrainLoader
+from stellarbyte_jax.data.loader import TrainLoader
 from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.processes.joined import ALONE, Processes
 from stellarbyte_jax.sharding import Layout, make_mesh
+from stellarbyte_jax.training.amending import resume
 from stellarbyte_jax.training.cut_short import CutShortError, until
 from stellarbyte_jax.training.early_stopping import stops_early
-from stellarbyte_jax.training.evaluation import byte_lengths, eval_step_on_mesh, evaluate, validation_rows
+from stellarbyte_jax.training.ending import conclude
+from stellarbyte_jax.training.evaluation import byte_lengths, eval_step_on_mesh, evaluate
 from stellarbyte_jax.training.failures import Failures, ReadAhead
 from stellarbyte_jax.training.finite import check_finite
 from stellarbyte_jax.training.guard import BadStep, Guard, Reports, RollBack, regular_target
@@ -46,7 +47,6 @@ from stellarbyte_jax.training.watching.compile_watch import CompileWatch
 from stellarbyte_jax.training.watching.diagnostics import Diagnostics
 from stellarbyte_jax.training.watching.metrics import MetricsLog
 from stellarbyte_jax.training.watching.profile import Profile
-from stellarbyte_jax.training.watching.summary import summary
 from stellarbyte_jax.training.watching.trackers.trackers import Trackers, check_installed
 from stellarbyte_jax.training.watching.utilization import Utilization
 
@@ -57,11 +57,14 @@ def pretrain(
     processes: Processes = ALONE,
     interrupt: Interrupt | None = None,
     display: Display | None = None,
+    *,
+    amend: bool = False,
 ) -> bool:
     """Trains until max_steps, from the newest checkpoint in `output_dir` if there is one: see start.py.
 
     Several `processes` train one run if each calls this with the same config. `interrupt` must not be entered yet; it
-    tells its owner afterwards which signal came.
+    tells its owner afterwards which signal came. `amend` lets a run go on with another config, as far as same_run.py
+    allows, and records the change.
 
     Returns:
         True if max_steps are done or the run has stopped early by its validations, False if a signal ended it (it is
@@ -81,10 +84,10 @@ def pretrain(
         interrupt, back = interrupt or Interrupt(), None
         while True:
             try:
-                return _train(config, run_dir, diagnostics, processes, interrupt, display, back)
+                return _train(config, run_dir, diagnostics, processes, interrupt, display, amend, back)
             except RollBack as error:
                 # It begins again as any run that goes on. A copy has no traceback, which would keep what it leaves.
-                back, diagnostics = dataclasses.replace(error), diagnostics.after(error.reached)
+                amend, back, diagnostics = False, dataclasses.replace(error), diagnostics.after(error.reached)
 
 
 def _train(
@@ -94,6 +97,7 @@ def _train(
     processes: Processes,
     interrupt: Interrupt,
     display: Display,
+    amend: bool,
     back: RollBack | None,
 ) -> bool:
     check_installed(config.training.report_to)
@@ -103,39 +107,40 @@ def _train(
     data = DataIdentity.of(manifest)
     template_sha256 = None if manifest.recipe.chat is None else manifest.recipe.chat.chat_template_sha256
     tokenizer_files, warning = files_with_template(tokenizer, config.data, template_sha256)
-    processes.compare(identity(config, tokenizer, data))
-    check_start(config, tokenizer, manifest.recipe, data)
+    processes.compare(identity(config, tokenizer, data, amend=amend))
+    going_on = check_start(config, tokenizer, manifest.recipe, data, amend=amend)
     diagnostics.check_start(latest_step(run_dir) or 0, config.training.max_steps, run_dir)
     mesh = make_mesh(config.mesh)
     layout = Layout.of(config.mesh, mesh)
     check_batch(config.training, config.data.sequence_length, layout)
-    placement = BatchPlacement(layout, config.training.batch_size, config.data.sequence_length)
-    loader = TrainLoader(config.data, manifest, config.training.batch_size, config.seed, placement.rows)
+    loader = TrainLoader(config.data, manifest, config.seed)
 
     graphdef, abstract_params = run_model(config, layout)
     optimizer = run_optimizer(config, abstract_params, layout)
     shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
     train_step = on_mesh(run_train_step(config, graphdef, optimizer), layout, shardings, frozen_shardings)
-    eval_step = eval_step_on_mesh(graphdef, join(frozen_shardings, shardings.params), placement)
+    eval_step = eval_step_on_mesh(graphdef, join(frozen_shardings, shardings.params), layout)
     learning_rate = jax.jit(learning_rate_schedule(config.optimizer, config.training.max_steps, jnp))
     bytes_a_token_V = byte_lengths(tokenizer, config.model.vocab_size)
 
-    state, step, frozen, base, remembered = start(config, optimizer, shardings, frozen_shardings, processes)
+    state, step, frozen, base, metadata = start(config, optimizer, shardings, frozen_shardings, processes)
+    resumed = resume(config, data, metadata, step, going_on, amend=amend, writes=processes.index == 0)
+    loader = loader.mixed_by(resumed.segments)
+    feed = Feed(config, loader, layout, step, resumed.rows)
+    utilizations = {stage: Utilization.of(config, mesh, stage) for stage in feed.stages}
     if processes.index == 0:
         save_config(config, run_dir / "config.yaml")
     max_steps, eval_ema = config.training.max_steps, config.training.eval_ema
     saved, failures, stopping = step, Failures(), False
     trackers = Trackers(config.training.report_to, config.training.project, run_dir, to_dict(config), step)
-    log = MetricsLog(run_dir, step, max_steps, Utilization.of(config, mesh), display, failures, trackers)
+    log = MetricsLog(run_dir, step, max_steps, utilizations[feed.stage(step)], display, failures, trackers)
     save_times = SaveTimes(config.checkpoint, step, processes)
-    ledger = Ledger(run_dir, step, processes, loader.facts(data.sha256), failures.noted, rolled_back=back is not None)
-    guard = Guard(config, step, remembered, ledger.after(log.train), back)
+    facts = loader.facts(data.sha256, resumed.part)
+    ledger = Ledger(run_dir, step, processes, facts, failures.noted, rolled_back=back is not None)
+    guard = Guard(config, step, resumed.guard, feed.rows, ledger.after(log.train), back)
     reports = Reports(run_dir, loader.samples, log.say, failures, writes=processes.index == 0)
     rolls_back = config.training.on_not_finite == "rollback"
     early: str | None = None
-
-    def read_on() -> Generator[Batch, None, None]:
-        return loader.batches(guard.rows_before(step) // config.training.batch_size)
 
     with (
         interrupt,  # until the last save is on disk, a signal only asks for the end
@@ -144,7 +149,7 @@ def _train(
         CompileWatch(log.compiled, log.doing) as compile_watch,
         Profile(diagnostics.profile, run_dir, log) as profile,
         ledger,
-        closing(ReadAhead(read_on(), max_steps - step, failures)) as batches,
+        closing(ReadAhead(feed.batches(step, guard.rows_left_out), max_steps - step, failures)) as batches,
     ):
         grace = config.checkpoint.grace_seconds
         interrupt.give_up_after(
@@ -162,7 +167,7 @@ def _train(
             heeded = step < max_steps or not any(processes.share(interrupt.requested))
             with log.paused("validation"), log.doing("validating") as progress:
                 weights = join(frozen, state.params if state.ema is None or not eval_ema else state.ema)
-                rows = validation_rows(config, manifest, placement, progress)
+                rows = feed.validation(manifest, progress)
                 rows = until(lambda: (heeded and interrupt.requested) or failed(), rows, processes, failures)
                 try:
                     log.validation(step, evaluate(eval_step, weights, rows, bytes_a_token_V))
@@ -176,7 +181,8 @@ def _train(
                 check_finite((state.params, state.opt_state), step)
                 ledger.sync()
                 memory = guard.for_checkpoint(step, state)
-                metadata = RunMetadata(to_dict(config), tokenizer_files, {"step": step}, base, data, memory)
+                position = resumed.position(step, feed.rows(step))
+                metadata = RunMetadata(to_dict(config), tokenizer_files, position, base, data, memory)
                 checkpointer.save(step, state.params, state.opt_state, metadata, state.ema)
             saved = step
             save_times.saved(step)
@@ -185,10 +191,12 @@ def _train(
             """Trains on a batch, and validates and saves if that is due; raises BadStep if a step was not applied."""
             nonlocal state, step, stopping, early
             profile.before(step + 1, state)
+            stage = feed.stage(step)
             with log.clock.waiting():
-                batch = placement.put(rows := next(batches))
-            state, metrics = train_step(state, batch, frozen)
-            epoch = (guard.rows_before(step) + config.training.batch_size) / len(loader)
+                batch = feed.put(step, rows := next(batches))
+            state, metrics = train_steps[stage](state, batch, frozen)
+            log.utilization, log.last_epoch = utilizations[stage], guard.rows_before(max_steps) / len(loader)
+            epoch = guard.rows_before(step + 1) / len(loader)
             figures = {**metrics, "learning_rate": learning_rate(step), "epoch": epoch}
             step += 1
             ledger.read(step, rows.samples)
@@ -229,7 +237,7 @@ def _train(
             guard.skip(bad)
             ledger.skip(bad.step)
             state = dataclasses.replace(state, good=jax.device_put(jnp.asarray(True), shardings.good))
-            batches.restart(read_on(), max_steps - step)
+            batches.restart(feed.batches(step, guard.rows_left_out), max_steps - step)
             if stopping and 0 < step != saved:
                 save()
 
@@ -247,12 +255,14 @@ def _train(
             jax.tree.map(lambda array: array.delete(), (state, frozen))  # others take their place
             raise guard.rollback(bad, target, stopping)
 
-        train_step = compile_watch.watch(train_step, diagnostics.dump_hlo)
+        # A batch of another size needs another program, which is not to be warned of.
+        train_steps = {stage: compile_watch.watch(train_step) for stage in feed.stages}
+        train_steps[feed.stage(step)] = compile_watch.watch(train_step, diagnostics.dump_hlo)
         eval_step = compile_watch.watch(eval_step)
         try:
-            for remark in (*diagnostics.remarks, *filter(None, [manifest.warning, warning])):
+            for remark in filter(None, (*diagnostics.remarks, manifest.warning, warning, *resumed.remarks)):
                 log.say(remark)
-            log.say(opening(config, state.params, frozen, loader, mesh, step))
+            log.say(opening(config, state.params, frozen, loader, feed, mesh, step))
             stopping = any(processes.share((back is not None and back.stopping) or failed()))
             if rolls_back and latest_step(run_dir) is None:  # so that there is something to go back to
                 save()
@@ -279,22 +289,4 @@ def _train(
             checkpointer.wait()
             if processes.index == 0:
                 checkpointer.delete_what_nothing_keeps()
-        if not stopping:
-            log.conclude("\n".join(filter(None, [early, summary(config, log, step, has_ended=True)])))
-        ends = processes.share([interrupt.number, None if failures.first is None else str(failures.first)])
-        signals = [number for number, _ in ends if number is not None]
-        failing = [index for index, (_, failure) in enumerate(ends) if failure is not None]
-        if stopping and not failing and not signals:  # JAX's preemption sync took the signal before our handler was set
-            signals = [signal.SIGTERM]
-        if signals and (stopping or failing):  # a terminal that is closed sends a signal, and makes stdout fail
-            interrupt.number = signals[0]
-            where = f"stopped after step {step}, saved in {run_dir}" if step else "stopped before the first step"
-            done = [summary(config, log, step, has_ended=False)] if step > log.first_step else []
-            log.conclude("\n".join([*done, f"{where}: the same command goes on from there"]))
-            return False
-        if failing:
-            if failures.first is None or processes.index != failing[0]:
-                processes.await_end()
-            where = f"; saved after step {step}: the same command goes on from there" if step else ""
-            raise UserError(f"{failures.first}{where}") from failures.first
-    return True
+        return conclude(config, log, step, early, processes, interrupt, failures, stopping=stopping)

@@ -1,6 +1,6 @@
 """Makes training meet batches whose loss is not finite."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax.numpy as jnp
@@ -41,10 +41,12 @@ def batches_of(config: RunConfig, *numbers: int) -> list[int]:
 
 def without(patch: pytest.MonkeyPatch, *numbers: int) -> None:
     """Makes runs read all batches but those with these numbers."""
-    from stellarbyte_jax.data.loader import TrainLoader
+    from stellarbyte_jax.data.loader import Take, TrainLoader
 
-    def batches(self: TrainLoader, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    def batches(
+        self: TrainLoader, takes: Callable[[int], Take], start: int = 0
+    ) -> Generator[dict[str, np.ndarray], None, None]:
         left = [number for number in range(60) if number not in numbers]
-        yield from (self.batch(number) for number in left[start:])
+        yield from (self.batch(takes(number)) for number in left[start:])
 
     patch.setattr(TrainLoader, "batches", batches)

@@ -39,7 +39,8 @@ class MetricsLog:
     A value that the device is still computing is fetched one step late, so the device never waits for the log. `clock`
     tells what the run's time went into. The names of all figures are those of stellarbyte/figures.py.
 
-    `trackers` get the records as well.
+    `trackers` get the records as well. `utilization` is that of a step of the present size, and `last_epoch` is how many
+    epochs are done at the last step.
 
     If metrics.jsonl or stdout cannot be written any more, `failures` notes it, because a run is saved before it ends.
     Only entering and leaving the log raise it.
@@ -63,7 +64,8 @@ class MetricsLog:
         self._tokens_seen = TokensSeen()
         self._path = Path(run_dir) / "metrics.jsonl"
         self._max_steps = max_steps
-        self._utilization = utilization
+        self.utilization = utilization
+        self.last_epoch: float | None = None
         self._step = first_step
         self._writes = jax.process_index() == 0
         self._file: IO[str] | None = None
@@ -195,7 +197,7 @@ class MetricsLog:
         fetched = [(step, _numbers(values)) for step, values in self._pending]
         self._pending = []
         seconds, parts = self.clock.steps_done([numbers.get("tokens") or 0 for _, numbers in fetched])
-        memory = {} if self._utilization is None else self._utilization.memory()
+        memory = {} if self.utilization is None else self.utilization.memory()
         for step, numbers in fetched:
             self._tokens_seen.add({"step": step, **numbers})
             numbers["tokens_seen"] = self._tokens_seen.total
@@ -212,7 +214,7 @@ class MetricsLog:
             self._show()
 
     def _speed(self, seconds: float) -> dict[str, float]:
-        return {} if self._utilization is None else self._utilization.speed(seconds)
+        return {} if self.utilization is None else self.utilization.speed(seconds)
 
     def _recent_speed(self) -> dict[str, float]:
         """Tokens per second, and the figures of Utilization, over the last steps that had a rate."""
@@ -255,7 +257,7 @@ class MetricsLog:
             self._printed_step = self._step
             left = self.clock.seconds_left(self._max_steps - self._step)
             epoch = self._shown.get("epoch")
-            epochs = None if epoch is None else (epoch, epoch * self._max_steps / self._step)
+            epochs = None if epoch is None or self.last_epoch is None else (epoch, self.last_epoch)
             with self._failures.noted():
                 self._display.update(self._step, self._max_steps, self._words(), left, epochs)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import Mesh
 
+from stellarbyte_jax.batch_stages import Stage
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.machine.chips import chip_of
 from stellarbyte_jax.model.flops import step_flops
@@ -27,14 +28,13 @@ class Utilization:
     local: Sequence[jax.Device]
 
     @classmethod
-    def of(cls, config: RunConfig, mesh: Mesh) -> "Utilization":
-        """The utilization of a run's steps on a mesh."""
-        training = config.training
-        flops = step_flops(
-            config.model, training.batch_size, config.data.sequence_length, frozen=config.lora is not None
-        )
+    def of(cls, config: RunConfig, mesh: Mesh, stage: Stage | None = None) -> "Utilization":
+        """The utilization of a run's steps on a mesh: those of a stage, by default of the last one."""
+        stage = stage or config.stages[-1]
+        rows = stage.batch_size * config.data.sequence_length // stage.sequence_length
+        flops = step_flops(config.model, rows, stage.sequence_length, frozen=config.lora is not None)
         chip = chip_of(mesh.devices.flat[0].device_kind)
-        peak = None if chip is None else chip.peak_flops[training.dtype]
+        peak = None if chip is None else chip.peak_flops[config.training.dtype]
         return cls(flops.model, mesh.size, peak, mesh.local_devices)
 
     def speed(self, seconds: float) -> dict[str, float]:

@@ -116,6 +116,9 @@ CHECKPOINT: dict[str, Damage] = {
             "10^30": {"data_position": {"step": 10**30}},
             "text": {"data_position": {"step": "x"}},
             "nothing": {"data_position": {}},
+            "-5 rows": {"data_position/rows": -5},
+            "10^30 rows": {"data_position/rows": 10**30},
+            "no number of amendments": {"data_position/amendments": [1]},
             "names that lead out": {"tokenizer_files": {"../evil.txt": "x"}},
             "no tokenizer": {"tokenizer_files": {"tokenizer.json": "x"}},
             "no files": {"tokenizer_files": {}},
@@ -174,6 +177,9 @@ BESIDE: dict[str, Damage] = {
     "a checkpoint that links to itself": lambda folder: (folder / "checkpoints/9").symlink_to("9"),
     "a checkpoint that links to another": lambda folder: (folder / "checkpoints/9").symlink_to("4"),
 }
+AMENDMENT: dict[str, Any] = {
+    **{"number": 1, "step": 2, "date": "2026-11-30", "changes": {}, "rows": 8, "before": {}, "config": {}, "data": None}
+}
 METRICS: dict[str, Damage] = {
     **{f"metrics: {what}": _bytes("metrics.jsonl", content) for what, content in NOT_JSON.items()},
     **{f"metrics: {what}": _instead("metrics.jsonl", put) for what, put in PLACES.items()},
@@ -186,6 +192,21 @@ METRICS: dict[str, Damage] = {
     ),
     "metrics: infinities": _bytes("metrics.jsonl", b'{"step": 4, "loss": NaN, "validation_loss": Infinity}\n'),
     "metrics: figures of 10^400": _bytes("metrics.jsonl", b'{"step": 4, "validation_loss": 1%s}\n' % (b"0" * 400)),
+}
+AMENDMENTS: dict[str, Damage] = {
+    **{f"amendments: {what}": _bytes("amendments.jsonl", content) for what, content in NOT_JSON.items()},
+    **{f"amendments: {what}": _instead("amendments.jsonl", put) for what, put in PLACES.items()},
+    "amendments: of another form": _bytes("amendments.jsonl", b'{"number": 1, "step": 2}\n'),
+    **{
+        f"amendments: {what}": _bytes("amendments.jsonl", json.dumps(AMENDMENT | changes).encode() + b"\n")
+        for what, changes in {
+            "a config of nothing": {"config": {}},
+            "of step 10^30": {"step": 10**30},
+            "of step -1": {"step": -1},
+            "changes of no form": {"changes": {"training.max_steps": 3}},
+            "of data of no form": {"data": {"zzz": 1}},
+        }.items()
+    },
 }
 CONFIG: dict[str, Damage] = {
     **{f"config.yaml: {what}": _bytes("config.yaml", content) for what, content in NOT_JSON.items()},
@@ -393,6 +414,7 @@ def cases() -> Cases:
         (CHECKPOINT, True, ("evaluate", "generate", "to-hf", "pretrain", "start from", "prune", "lora on")),
         (BESIDE, False, ("to-hf", "pretrain", "evaluate", "generate", "start from")),
         (METRICS, False, ("pretrain", "to-hf")),
+        (AMENDMENTS, False, ("pretrain",)),
         (CONFIG, False, ("lora on",)),
     )
     for damages, alone, commands in pretraining:
@@ -428,6 +450,8 @@ ACCEPTED: dict[str, str] = {
     "run, a checkpoint that links to itself": "it is nowhere",
     "run, a checkpoint that links to another": "it is that one under two names",
     "run, metrics": _NO_RECORD,
+    "run, amendments: a link to itself": "it is nowhere",
+    "run, amendments: nothing": "without a line there is no amendment",
     "shards, manifest: splits/train/documents of 10^15 documents (evaluate)": "validating reads no training text",
     "shards, manifest: splits/validation/bytes of 0 bytes": "other data than the run's, as is told",
     "shards, manifest: checksums/train-00000.npy of too short (evaluate)": "validating reads no training text",

@@ -282,4 +282,4 @@ def test_weights_that_the_shards_cannot_serve_are_refused(mixed: DataConfig) -> 
 
 
 def loader_of(data: DataConfig, manifest: Manifest) -> TrainLoader:
-    return TrainLoader(data, manifest, 4, 0)
+    return TrainLoader(data, manifest, 0)

@@ -18,7 +18,7 @@ from stellarbyte.interrupt import Interrupt
 from stellarbyte_jax.checkpoints.checkpoint import latest_step
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import save_config
-from stellarbyte_jax.data.loader import TrainLoader
+from stellarbyte_jax.data.loader import Take, TrainLoader
 from stellarbyte_jax.processes.joined import JoinedProcesses
 from stellarbyte_jax.training.failures import Failures, ReadAhead
 from stellarbyte_jax.training.loop import pretrain
@@ -119,8 +119,8 @@ def test_validation_shards_that_are_gone(
 def test_a_batch_that_cannot_be_read(
     run_config: MakeConfig, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def batches(self: TrainLoader, start: int) -> Iterator[dict[str, np.ndarray]]:
-        yield from (self.batch(step) for step in range(start, 8))
+    def batches(self: TrainLoader, takes: Callable[[int], Take], start: int) -> Iterator[dict[str, np.ndarray]]:
+        yield from (self.batch(takes(step)) for step in range(start, 8))
         raise UserError("a shard is damaged")
 
     config = run_config(checkpoint={"save_steps": 100})
@@ -129,7 +129,7 @@ def test_a_batch_that_cannot_be_read(
         with pytest.raises(UserError, match=r"^a shard is damaged; saved after step 6: the same command goes on from"):
             pretrain(config)
         assert latest_step(config.output_dir) == 6
-        patch.setattr(TrainLoader, "batches", lambda self, start: batches(self, start + 8))
+        patch.setattr(TrainLoader, "batches", lambda self, takes, start: batches(self, takes, start + 8))
         with pytest.raises(UserError, match=r"^a shard is damaged; saved after step 6: "):
             pretrain(config)
         with pytest.raises(UserError, match=r"^a shard is damaged$"):
@@ -187,8 +187,8 @@ CANNOT_READ_BATCH_8 = """
 from stellarbyte.errors import UserError
 from stellarbyte_jax.data.loader import TrainLoader
 
-def batches(self, start):
-    yield from (self.batch(step) for step in range(start, 8))
+def batches(self, takes, start):
+    yield from (self.batch(takes(step)) for step in range(start, 8))
     raise UserError("a shard is damaged")
 
 TrainLoader.batches = batches

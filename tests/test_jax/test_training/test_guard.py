@@ -68,7 +68,8 @@ def assert_equal(config: RunConfig, other: RunConfig) -> None:
 
 def guard_of(config: RunConfig, step: int = 0, state: GuardState | None = None, **more: Any) -> tuple[Guard, list[int]]:
     recorded: list[int] = []
-    return Guard(config, step, state or GuardState(), lambda step, _: recorded.append(step), **more), recorded
+    state, rows_of = state or GuardState(), lambda step: step * config.training.batch_size
+    return Guard(config, step, state, rows_of, lambda step, _: recorded.append(step), **more), recorded
 
 
 def tell(guard: Guard, step: int, loss: float = 1.0, grad_norm: float = 1.0, **more: Any) -> None:
@@ -175,7 +176,7 @@ def test_a_run_that_skips_equals_one_without_the_batch(run_config: MakeConfig, c
     (incident,) = incidents(config.output_dir)
     assert incident["step"] == 7 and incident["done"] == "skipped" and incident["loss"] == "nan"
     loader = train_loader(config.data, 4, config.seed)
-    rows = [loader._streams[0][row]["input_ids"] for row in incident["samples"]["0"]]
+    rows = [loader._loader._streams[0][row]["input_ids"] for row in incident["samples"]["0"]]
     assert np.array_equal(rows, loader.batch(6)["input_ids"])
     assert said.count("divergence.jsonl") == 1
     assert load_metadata(config.output_dir)[0].guard == GuardState(rows_left_out=4)

@@ -67,7 +67,7 @@ def test_a_run_learns_and_leaves_its_papers(finished_run: Path) -> None:
     assert written[-1]["validation_loss"] < 0.8 * written[0]["validation_loss"]
     assert sorted(entry.name for entry in (finished_run / "checkpoints").iterdir()) == ["10", "12"]
     metadata, step = load_metadata(finished_run)
-    assert step == 12 and metadata.data_position == {"step": 12}
+    assert step == 12 and metadata.data_position == {"step": 12, "rows": 48}
     assert config_of(finished_run).output_dir == str(finished_run)
     train = [record for record in written if "loss" in record]
     lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
