@@ -132,7 +132,7 @@ def _segments(
     if metadata is None or "data" not in metadata.config:
         return () if config.data.weights is None else (Segment(0, config.data.weights),)
     weights = run_config_from_dict(metadata.config, "the checkpoint").data.weights
-    segments = () if weights is None else (Segment(0, weights),)
+    segments: tuple[Segment, ...] = () if weights is None else (Segment(0, weights),)
     if "mixture" in metadata.data_position:
         segments = tuple(Segment(first, tuple(each)) for first, each in metadata.data_position["mixture"])
     for amendment in pending_amendments(metadata, amendments):

@@ -39,7 +39,7 @@ class MetricsLog:
     A value that the device is still computing is fetched one step late, so the device never waits for the log. `clock`
     tells what the run's time went into. The names of all figures are those of stellarbyte/figures.py.
 
-    `trackers` get the records as well. `utilization` is that of a step of the present size, and `last_epoch` is how many
+    `trackers` get the records as well. `utilization` is that of a step of the present size, and `last_epoch` how many
     epochs are done at the last step.
 
     If metrics.jsonl or stdout cannot be written any more, `failures` notes it, because a run is saved before it ends.

@@ -151,6 +151,27 @@ def test_a_rollback_skips_what_it_passes_over(tmp_path: Path, resumed_after: int
     assert found.samples == 9 * BATCH
 
 
+def test_an_amended_run_begins_its_new_data_anew(tmp_path: Path) -> None:
+    """On two processes: samples are counted from 0 again, and both parts are proved."""
+    counts = {0: 5, 2: 9}  # the part of a run -> its last step
+    orders = {0: SampleOrder([50], 1), 2: SampleOrder([20], 1)}
+    for process in range(2):
+        done = 0
+        for part, last in counts.items():
+            told = facts(["one"], orders[part], f"data {part}", part)
+            with open_ledger(tmp_path, done, told, process, 2) as ledger:
+                for step in range(done + 1, last + 1):
+                    first = (step - 1 - done) * BATCH
+                    ledger.read(step, {n: orders[part][n] for n in range(first + process, first + BATCH, 2)})
+                    applied(ledger, step)
+            done = last
+    found = audit(tmp_path, 9)
+    assert found.faults == [] and found.samples == 9 * BATCH
+    assert [(source.samples, source.whole_epochs) for source in found.sources] == [(40, 0), (32, 1)]
+    put(tmp_path, [line for line in lines(tmp_path) if '"step":7,' not in line])
+    assert any("step 7: sample 8 is missing" in fault for fault in audit(tmp_path, 9).faults)
+
+
 def change(line: str, **fields: object) -> str:
     return signed(json.loads(line) | fields)
 

@@ -11,11 +11,12 @@ import pytest
 
 from stellarbyte.door import main
 from stellarbyte.errors import UserError
+from stellarbyte_jax.checkpoints.checkpoint import load_metadata
 from stellarbyte_jax.config import RunConfig, SourceConfig
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.training.loop import pretrain
 from test_jax.poison import batches_of, poison
-from test_jax.runs import bits, records
+from test_jax.runs import Crash, bits, crash, records
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -71,6 +72,47 @@ def test_a_mixed_run_is_resumed_bit_equal_and_its_ledger_is_clean(
     assert pretrain(
         dataclasses.replace(mixed_run, data=dataclasses.replace(mixed_run.data, sources=moved, ledger=False))
     )
+
+
+def reweighted(config: RunConfig, *weights: float) -> RunConfig:
+    sources = (dataclasses.replace(s, weight=w) for s, w in zip(config.data.sources, weights, strict=True))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, sources=tuple(sources)))
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("one_device")
+def test_law_6_of_a_mixture_that_is_amended_twice(
+    mixed_run: RunConfig, disturb: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every sample still comes once in its source's epochs, which the audit proves; other data begin anew after it."""
+    whole = dataclasses.replace(mixed_run, output_dir=mixed_run.output_dir + "-whole")
+    stop = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    for config in (whole, mixed_run):
+        disturb(4, stop)
+        assert not pretrain(config)
+        disturb(9, stop)
+        assert not pretrain(reweighted(config, 0.9, 0.1), amend=True)
+        if config is mixed_run:
+            with pytest.raises(UserError, match="it was amended after step"):
+                pretrain(config)
+            disturb(9, crash)  # amended, and killed before it has saved anything since
+            with pytest.raises(Crash):
+                pretrain(reweighted(config, 0.2, 0.8), amend=True)
+        assert pretrain(reweighted(config, 0.2, 0.8), amend=config is whole)
+    assert records(mixed_run.output_dir) == records(whole.output_dir)
+    assert bits(mixed_run.output_dir) == bits(whole.output_dir)
+    position = load_metadata(mixed_run.output_dir)[0].data_position
+    assert [weights for _, weights in position["mixture"]] == [[0.5, 0.5], [0.9, 0.1], [0.2, 0.8]]
+
+    shorter = dataclasses.replace(mixed_run.training, max_steps=16)
+    longer = dataclasses.replace(reweighted(mixed_run, 0.2, 0.8), training=shorter)
+    longer = dataclasses.replace(longer, data=dataclasses.replace(longer.data, sequence_length=12))
+    assert pretrain(longer, amend=True)
+    capsys.readouterr()
+    assert main(["data", "audit", mixed_run.output_dir, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["clean"], found["last_step"], found["samples"]) == (True, 16, 64)
+    assert len(found["sources"]) == 4 and {told["weight"] for told in found["shares"]} == {0.5, 0.9, 0.1, 0.2, 0.8}
 
 
 @pytest.mark.long

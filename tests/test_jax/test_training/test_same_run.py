@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from stellarbyte.errors import UserError
-from stellarbyte_jax.amendments import append_amendment, read_amendments
+from stellarbyte_jax.amendments import Amendment, append_amendment, read_amendments
 from stellarbyte_jax.checkpoints.checkpoint import GuardState, RunMetadata, load_metadata
 from stellarbyte_jax.config import DataConfig, RunConfig, SourceConfig
-from stellarbyte_jax.config_file import load_run_config
+from stellarbyte_jax.config_file import load_run_config, to_dict
 from stellarbyte_jax.data.identity import DataIdentity
+from stellarbyte_jax.data.mixture import Segment
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.training.amending import Resumed, rate_told, resume
+from stellarbyte_jax.training.amending import Resumed, rate_told, remixed, resume
 from stellarbyte_jax.training.same_run import GoingOn, check_same_run
 from test_jax.shards import manifest_of
 
@@ -185,6 +186,60 @@ def test_other_data_goes_on_from_its_own_first_row(run: RunConfig, other_data: D
 def test_rows_of_another_length_begin_anew(run: RunConfig) -> None:
     going_on = checked(changed(run, data={"sequence_length": 12}), amend=True)
     assert going_on.restarts_data and [change[0] for change in going_on.changes] == ["data.sequence_length"]
+
+
+def amendment_of(rows: int, data: dict | None = None) -> Amendment:
+    return Amendment(1, 4, "2026-11-30", {}, rows, {}, {}, data)
+
+
+def test_other_weights_hold_from_the_row_of_their_amendment_on() -> None:
+    first, second, third = (0.5, 0.5), (0.9, 0.1), (0.2, 0.8)
+    segments = remixed((Segment(0, first),), amendment_of(48), second)
+    assert segments == (Segment(0, first), Segment(48, second))
+    assert remixed(segments, amendment_of(64), second) == segments, "another field has changed"
+    assert remixed(segments, amendment_of(48), third) == (Segment(0, first), Segment(48, third)), "no step was between"
+    assert remixed(segments, amendment_of(48), first) == (Segment(0, first),), "taken back at once"
+    assert remixed(segments, amendment_of(64), first) == (*segments, Segment(64, first))
+    assert remixed(segments, amendment_of(40), third) == (Segment(0, first), Segment(40, third)), "an older checkpoint"
+    assert remixed(segments, amendment_of(64, {"kind": "text"}), third) == (Segment(0, third),), "other data"
+    assert remixed((), amendment_of(64, {"kind": "text"}), third) == (Segment(0, third),), "weights have come"
+    assert remixed(segments, amendment_of(64, {"kind": "text"}), None) == ()
+
+
+def test_a_checkpoint_knows_the_weights_that_have_changed(run: RunConfig) -> None:
+    """With those of an amendment that it does not have yet."""
+    data = DataIdentity.of(manifest_of(run.data))
+
+    def weighted(weight: float) -> RunConfig:
+        source = dataclasses.replace(run.data.sources[0], weight=weight)
+        return dataclasses.replace(run, data=dataclasses.replace(run.data, sources=(source,)))
+
+    metadata, _ = load_metadata(run.output_dir)
+    metadata = dataclasses.replace(metadata, config=to_dict(weighted(1.0)))
+    assert resume(weighted(1.0), data, metadata, 12, GoingOn(), amend=False, writes=False).segments == (
+        Segment(0, (1.0,)),
+    )
+    amendment = Amendment(1, 12, "2026-11-30", {}, 48, {}, to_dict(weighted(3.0)))
+    pending = resume(weighted(3.0), data, metadata, 12, GoingOn((amendment,)), amend=False, writes=False)
+    assert pending.segments == (Segment(0, (1.0,)), Segment(48, (3.0,)))
+    position = pending.position(14, 56)
+    assert position == {"step": 14, "rows": 56, "amendments": 1, "mixture": [[0, [1.0]], [48, [3.0]]]}
+    later = dataclasses.replace(metadata, config=to_dict(weighted(3.0)), data_position=position)
+    again = resume(weighted(3.0), data, later, 14, GoingOn((amendment,)), amend=False, writes=False)
+    assert again.segments == pending.segments
+
+
+def test_weights_change_where_they_stand_and_begin_anew_where_they_come(run: RunConfig) -> None:
+    source = dataclasses.replace(run.data.sources[0], weight=1.0)
+    config = changed(run, data={"sources": (source,)})
+    with pytest.raises(UserError, match=r"data\.sources\.0\.weight \(was None, now 1\.0\)"):
+        checked(config)
+    assert checked(config, amend=True).restarts_data
+    amended(config)
+    assert checked(config).changes == ()
+    further = changed(run, data={"sources": (dataclasses.replace(source, weight=2.0),)})
+    going_on = checked(further, amend=True)
+    assert [name for name, *_ in going_on.changes] == ["data.sources.0.weight"] and not going_on.restarts_data
 
 
 def test_a_run_of_an_earlier_version_has_taken_its_batches(run: RunConfig) -> None:
