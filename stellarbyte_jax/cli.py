@@ -81,9 +81,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
 def pretrain(parser: argparse.ArgumentParser) -> None:
     """The options of `stellarbyte pretrain`."""
     _config_argument(parser)
-    parser.add_argument(
-        "--profile", metavar="START:STOP", help="trace these steps, both included, for xprof or TensorBoard"
-    )
+    parser.add_argument("--profile", metavar="START:STOP", help="trace these steps, both included, for xprof")
     parser.add_argument(
         "--dump-hlo", type=Path, metavar="DIR", help="write the train step's HLO, before and after optimisation"
     )
