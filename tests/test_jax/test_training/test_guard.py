@@ -149,7 +149,7 @@ def test_the_target_of_a_rollback_is_the_newest_that_interruptions_do_not_make(t
 def test_reports_are_kept_once_and_told_ever_less_often(tmp_path: Path) -> None:
     for said in ([], []):  # the run, and once more
         reports = Reports(
-            tmp_path, lambda first, count: {0: [*range(first, first + count)]}, said.append, Failures(), writes=True
+            tmp_path, lambda first, count: {"0": [*range(first, first + count)]}, said.append, Failures(), writes=True
         )
         for step in range(1, 10):
             bad = BadStep(step, "loss", {"loss": NAN, "grad_norm": 2.0})

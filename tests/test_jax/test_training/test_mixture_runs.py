@@ -95,7 +95,7 @@ def test_law_6_of_a_mixture_that_is_amended_twice(
         if config is mixed_run:
             with pytest.raises(UserError, match="it was amended after step"):
                 pretrain(config)
-            disturb(9, crash)  # amended, and killed before it has saved anything since
+            disturb(11, crash)  # amended, and killed before it has saved anything since
             with pytest.raises(Crash):
                 pretrain(reweighted(config, 0.2, 0.8), amend=True)
         assert pretrain(reweighted(config, 0.2, 0.8), amend=config is whole)
