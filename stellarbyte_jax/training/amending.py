@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.amendments import AMENDMENTS, Amendment, append_amendment
 from stellarbyte_jax.checkpoints.checkpoint import GuardState, RunMetadata
 from stellarbyte_jax.config import RunConfig
@@ -60,7 +61,7 @@ def resume(
     whether this process writes the record.
 
     Raises:
-        UserError: the record cannot be written.
+        UserError: the record cannot be written, or the checkpoint contradicts itself.
     """
     made = 0 if metadata is None else metadata.data_position.get("amendments", 0)
     made = max([made, *(amendment.number for amendment in going_on.amendments)])
@@ -135,6 +136,11 @@ def _segments(
     segments: tuple[Segment, ...] = () if weights is None else (Segment(0, weights),)
     if "mixture" in metadata.data_position:
         segments = tuple(Segment(first, tuple(each)) for first, each in metadata.data_position["mixture"])
+        if segments[-1].weights != weights:
+            raise UserError(
+                f"the checkpoint of {config.output_dir} says that its sources have the weights {segments[-1].weights}, "
+                f"but its config gives them {weights}: no run wrote it, so move it away"
+            )
     for amendment in pending_amendments(metadata, amendments):
         weights = run_config_from_dict(amendment.config, f"{config.output_dir}/{AMENDMENTS}").data.weights
         segments = remixed(segments, amendment, weights)

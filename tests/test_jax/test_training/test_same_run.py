@@ -227,6 +227,9 @@ def test_a_checkpoint_knows_the_weights_that_have_changed(run: RunConfig) -> Non
     later = dataclasses.replace(metadata, config=to_dict(weighted(3.0)), data_position=position)
     again = resume(weighted(3.0), data, later, 14, GoingOn((amendment,)), amend=False, writes=False)
     assert again.segments == pending.segments
+    with pytest.raises(UserError, match=r"sources have the weights \(3\.0,\), but its config gives them \(1\.0,\)"):
+        resume(weighted(1.0), data, dataclasses.replace(metadata, data_position=position), 12, GoingOn(), amend=False,
+               writes=False)  # fmt: skip
 
 
 def test_weights_change_where_they_stand_and_begin_anew_where_they_come(run: RunConfig) -> None:
