@@ -13,6 +13,7 @@ from stellarbyte.config.dry_run import DryRun
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RunConfig, SourceConfig
 from stellarbyte_jax.config_file import run_config_from_dict, save_config
+from stellarbyte_jax.data import making
 from stellarbyte_jax.data import prepare as preparing
 from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
@@ -110,7 +111,7 @@ def test_shards_that_are_unfinished(check, run_config, tmp_path, small_data, mon
         raise KeyboardInterrupt
 
     data = dataclasses.replace(small_data, shards=str(tmp_path / "shards"))
-    monkeypatch.setattr(preparing, "_check_unchanged", interrupt)
+    monkeypatch.setattr(making, "_check_unchanged", interrupt)
     with pytest.raises(KeyboardInterrupt):
         preparing.prepare(data, report=lambda _: None)
     shards = report(check(run_config(data={"shards": data.shards})), "data")["shards"]

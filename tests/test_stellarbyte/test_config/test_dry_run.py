@@ -13,7 +13,7 @@ def test_the_text_is_the_config_as_yaml_and_then_the_report():
             "warnings": ["a sentence that is much longer than a line of one hundred columns " * 2],
             "sources": [{"path": "x.jsonl", "files": 1, "bytes": 1234567}, {"path": "y", "files": 2, "state": "here"}],
         },
-        "shapes": {"parameters": 5_475_584, "of_these": {"norms": 3, "head": 4}, "fits": True, "epochs": 0.123456},
+        "shapes": {"parameters": 3_262_208, "of_these": {"norms": 3, "head": 4}, "fits": True, "epochs": 0.123456},
         "run": {"checkpoints": []},
     }
     text = DryRun(config, report).text()
