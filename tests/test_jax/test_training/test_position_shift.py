@@ -77,7 +77,8 @@ def test_rows_without_documents_are_shifted_whole() -> None:
 def test_no_score_feels_it(position_embedding: str) -> None:
     config = tiny_config(position_embedding=position_embedding)
     graphdef, _ = abstract_model(config)
-    loss = jax.jit(lambda rows: batch_loss(graphdef, tiny_params(config), rows).loss)
+    params = tiny_params(config)  # not inside the trace, whose tracers it would keep for others
+    loss = jax.jit(lambda rows: batch_loss(graphdef, params, rows).loss)
     rows = batch()
     there = float(loss(rows))
     assert float(loss(shifted(rows, MOST, 0, jnp.int32(3)))) == pytest.approx(there, rel=1e-5)
