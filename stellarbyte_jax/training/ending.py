@@ -34,7 +34,7 @@ def conclude(
         UserError: something failed in some process.
     """
     if not stopping:
-        log.conclude("\n".join(filter(None, [early, summary(config, log, step, has_ended=True)])))
+        log.conclude("\n".join(filter(None, [early, summary(config, log, step)])))
     ends = processes.share([interrupt.number, None if failures.first is None else str(failures.first)])
     signals = [number for number, _ in ends if number is not None]
     failing = [index for index, (_, failure) in enumerate(ends) if failure is not None]
@@ -43,8 +43,7 @@ def conclude(
     if signals and (stopping or failing):  # a terminal that is closed sends a signal, and makes stdout fail
         interrupt.number = signals[0]
         where = f"stopped after step {step}, saved in {config.output_dir}" if step else "stopped before the first step"
-        done = [summary(config, log, step, has_ended=False)] if step > log.first_step else []
-        log.conclude("\n".join([*done, f"{where}: the same command goes on from there"]))
+        log.conclude(f"{where}: the same command goes on from there")
         return False
     if failing:
         if failures.first is None or processes.index != failing[0]:

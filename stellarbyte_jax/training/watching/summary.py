@@ -15,8 +15,8 @@ _PARTS = {"steps": "steps", "validation": "validating", "checkpoint": "saving", 
 _WIDTH = 12
 
 
-def summary(config: RunConfig, log: MetricsLog, step: int, *, has_ended: bool) -> str:
-    """What a run has done, one figure a line. has_ended: whether it has, and will not go on from here."""
+def summary(config: RunConfig, log: MetricsLog, step: int) -> str:
+    """What a run that has ended has done, one figure a line, and what may come next."""
     clock, run_dir, done = log.clock, config.output_dir, step - log.first_step
     rows = {"trained": _trained(config, log, step)}
     if done:
@@ -29,8 +29,6 @@ def summary(config: RunConfig, log: MetricsLog, step: int, *, has_ended: bool) -
     if peak is not None and done:
         rows["peak memory"] = f"{peak / 2**20:,.0f} MiB of the process"
     text = "\n".join(f"{name:<{_WIDTH}} {value}" for name, value in rows.items())
-    if not has_ended:
-        return text
     head = f"{step} steps done; checkpoints, config and metrics in {run_dir}"
     return f"{head}\n{text}\n{'next':<{_WIDTH}} " + f"\n{'':<{_WIDTH}} ".join(_next(config))
 

@@ -31,7 +31,7 @@ def words(run_dir: Path, monkeypatch: pytest.MonkeyPatch, steps: int, **fields: 
             with log.paused("validation"):
                 now[0] += 1
                 log.validation(step, {"loss": [3.0, 1.0, 2.0][step - 1]})
-        return summary(config(run_dir, **fields), log, steps, has_ended=steps == 3).splitlines()
+        return summary(config(run_dir, **fields), log, steps).splitlines()
 
 
 def test_a_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,8 +50,7 @@ def test_a_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert export.endswith(f"stellarbyte convert to-hf {run} run-hf")
 
 
-def test_an_interrupted_run_of_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_adapters_that_stopped_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = words(tmp_path, monkeypatch, 2, lora=object())
-    assert lines[0] == "trained      2 of 3 steps, 2,000 tokens"
-    assert lines[-1].startswith("peak memory"), "the run itself says how it goes on"
-    assert any("convert adapter to-peft" in line for line in words(tmp_path, monkeypatch, 3, lora=object()))
+    assert lines[1] == "trained      2 of 3 steps, 2,000 tokens"
+    assert "convert adapter to-peft" in lines[-1]
