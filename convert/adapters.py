@@ -20,6 +20,7 @@ from stellarbyte.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_no
 from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import check_files
 from stellarbyte.files import write_json
+from stellarbyte.places import Place
 from stellarbyte.staged_folder import staged
 from stellarbyte_jax.config import ByteConfig, LoRAConfig
 from stellarbyte_jax.config_file import lora_config_from_dict, model_config_from_dict, save_config, to_dict
@@ -30,7 +31,7 @@ _KEY = re.compile(re.escape(_PREFIX) + r"(model\.layers\.(\d+)\.(.+))\.(lora_[AB
 
 
 def to_peft(
-    run_dir: Path, adapter_dir: Path, *, step: int | None = None, base_model: str | None = None, force: bool = False
+    run_dir: Place, adapter_dir: Path, *, step: int | None = None, base_model: str | None = None, force: bool = False
 ) -> Conversion:
     """Writes a run's adapters as a folder that stock PEFT loads; needs neither torch nor PEFT.
 
@@ -80,7 +81,7 @@ def to_peft(
     return _conversion(found, tensors.values())
 
 
-def from_peft(adapter_dir: Path, run_dir: Path, base_dir: Path) -> Conversion:
+def from_peft(adapter_dir: Path, run_dir: Place, base_dir: Place) -> Conversion:
     """Makes a run directory, step 0, of an adapter that PEFT saved, on the newest weights of the run in `base_dir`.
 
     Raises:

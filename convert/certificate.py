@@ -31,6 +31,7 @@ from convert.weights import DTYPES, Tensor
 from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
 from stellarbyte.files import holds, write_text
+from stellarbyte.places import Place
 from stellarbyte.reading import MIB, read_text
 from stellarbyte_jax.config_file import differing_fields
 from stellarbyte_jax.data.tokenizer import Tokenizer
@@ -54,7 +55,7 @@ _LIBRARIES = ("stellarbyte", "jax", "flax", "numpy", "safetensors", "tokenizers"
 
 
 def verify(
-    run_dir: Path, hf_dir: Path, *, step: int | None = None, prompts: Sequence[str] | None = None
+    run_dir: Place, hf_dir: Path, *, step: int | None = None, prompts: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Compares a run with its export, writes HF_DIR/certificate.json and returns its content.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stellarbyte.adapter_base import tell_warnings
+from stellarbyte.command_line import folder_or_bucket
 from stellarbyte.interrupt import interruptible
 
 
@@ -18,8 +19,8 @@ def convert(parser: argparse.ArgumentParser) -> None:
 
     about = "export a run's checkpoint as a folder that transformers loads"
     to_hf = commands.add_parser("to-hf", help=about, description=f"{about.capitalize()}.")
-    to_hf.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the output_dir of a run")
-    to_hf.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="the folder to write")
+    to_hf.add_argument("run_dir", metavar="RUN_DIR", type=folder_or_bucket, help="the output_dir of a run")
+    to_hf.add_argument("hf_dir", metavar="HF_DIR", type=folder_or_bucket, help="the folder to write")
     to_hf.add_argument("--step", type=int, metavar="N", help="the checkpoint of step N (default: the newest)")
     to_hf.add_argument(
         "--dtype",
@@ -45,14 +46,18 @@ def convert(parser: argparse.ArgumentParser) -> None:
 
     about = "make a run directory of a Hugging Face folder"
     from_hf = commands.add_parser("from-hf", help=about, description=f"{about.capitalize()}.")
-    from_hf.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="a folder that to-hf or save_pretrained wrote")
-    from_hf.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the run directory to make")
+    from_hf.add_argument(
+        "hf_dir", metavar="HF_DIR", type=folder_or_bucket, help="a folder that to-hf or save_pretrained wrote"
+    )
+    from_hf.add_argument("run_dir", metavar="RUN_DIR", type=folder_or_bucket, help="the run directory to make")
     from_hf.set_defaults(run=_told(_from_hf))
 
     about = "compare a run with its export: weights, logits and greedy continuations"
     verify = commands.add_parser("verify", help=about, description=f"{about.capitalize()}.")
-    verify.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the output_dir of a run")
-    verify.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="its export, which gets a certificate.json")
+    verify.add_argument("run_dir", metavar="RUN_DIR", type=folder_or_bucket, help="the output_dir of a run")
+    verify.add_argument(
+        "hf_dir", metavar="HF_DIR", type=folder_or_bucket, help="its export, which gets a certificate.json"
+    )
     verify.add_argument("--step", type=int, metavar="N", help="the checkpoint of step N (default: the exported one)")
     verify.add_argument("--prompts", type=Path, metavar="FILE", help="a file, one prompt a line (default: our own)")
     verify.add_argument("--json", action="store_true", help="print the certificate instead of a summary")
@@ -68,8 +73,10 @@ def _adapter_commands(commands: Any) -> None:
 
     about = "export a run's adapters as a folder that PEFT loads"
     to_peft = directions.add_parser("to-peft", help=about, description=f"{about[0].upper()}{about[1:]}.")
-    to_peft.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the output_dir of a run with `lora`")
-    to_peft.add_argument("adapter_dir", metavar="ADAPTER_DIR", type=Path, help="the folder to write")
+    to_peft.add_argument(
+        "run_dir", metavar="RUN_DIR", type=folder_or_bucket, help="the output_dir of a run with `lora`"
+    )
+    to_peft.add_argument("adapter_dir", metavar="ADAPTER_DIR", type=folder_or_bucket, help="the folder to write")
     to_peft.add_argument("--step", type=int, metavar="N", help="the checkpoint of step N (default: the newest)")
     to_peft.add_argument(
         "--base-model", metavar="HF_DIR", help="the model that the adapter is for, where PEFT will look for it"
@@ -81,10 +88,16 @@ def _adapter_commands(commands: Any) -> None:
 
     about = "make a run directory of an adapter that PEFT saved"
     from_peft = directions.add_parser("from-peft", help=about, description=f"{about[0].upper()}{about[1:]}.")
-    from_peft.add_argument("adapter_dir", metavar="ADAPTER_DIR", type=Path, help="a folder that to-peft or PEFT wrote")
-    from_peft.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the run directory to make")
     from_peft.add_argument(
-        "--base", metavar="RUN_DIR", type=Path, required=True, help="the run whose newest weights the adapter is for"
+        "adapter_dir", metavar="ADAPTER_DIR", type=folder_or_bucket, help="a folder that to-peft or PEFT wrote"
+    )
+    from_peft.add_argument("run_dir", metavar="RUN_DIR", type=folder_or_bucket, help="the run directory to make")
+    from_peft.add_argument(
+        "--base",
+        metavar="RUN_DIR",
+        type=folder_or_bucket,
+        required=True,
+        help="the run whose newest weights the adapter is for",
     )
     from_peft.set_defaults(run=_told(_from_peft))
 
@@ -107,12 +120,13 @@ def _told(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Na
 
 def _to_hf(options: argparse.Namespace) -> int:
     from convert import hf_checkpoint
+    from convert.bucket_folders import written_there
     from stellarbyte.progress import progress
 
-    with progress("writing weights", "B") as update:
+    with progress("writing weights", "B") as update, written_there(options.hf_dir, options.force) as folder:
         done = hf_checkpoint.to_hf(
             options.run_dir,
-            options.hf_dir,
+            folder,
             step=options.step,
             dtype=options.dtype,
             max_shard_size=options.max_shard_size,
@@ -127,9 +141,11 @@ def _to_hf(options: argparse.Namespace) -> int:
 
 def _from_hf(options: argparse.Namespace) -> int:
     from convert import export_files, hf_checkpoint
+    from convert.bucket_folders import read_here
 
-    done = hf_checkpoint.from_hf(options.hf_dir, options.run_dir)
-    changed = export_files.changed_since_export(options.hf_dir)
+    with read_here(options.hf_dir) as folder:
+        done = hf_checkpoint.from_hf(folder, options.run_dir)
+        changed = export_files.changed_since_export(folder)
     if changed:
         names = ", ".join(changed)
         print(f"stellarbyte: warning: {options.hf_dir} has changed since it was exported: {names}", file=sys.stderr)
@@ -139,14 +155,12 @@ def _from_hf(options: argparse.Namespace) -> int:
 
 def _to_peft(options: argparse.Namespace) -> int:
     from convert import adapters
+    from convert.bucket_folders import written_there
 
-    done = adapters.to_peft(
-        options.run_dir,
-        options.adapter_dir,
-        step=options.step,
-        base_model=options.base_model,
-        force=options.force,
-    )
+    with written_there(options.adapter_dir, options.force) as folder:
+        done = adapters.to_peft(
+            options.run_dir, folder, step=options.step, base_model=options.base_model, force=options.force
+        )
     size = f"{done.parameters:,} parameters, {_megabytes(done.nbytes)}"
     print(f"{options.adapter_dir}: step {done.step}, {size} of adapters")
     return 0
@@ -154,8 +168,10 @@ def _to_peft(options: argparse.Namespace) -> int:
 
 def _from_peft(options: argparse.Namespace) -> int:
     from convert import adapters
+    from convert.bucket_folders import read_here
 
-    done = adapters.from_peft(options.adapter_dir, options.run_dir, options.base)
+    with read_here(options.adapter_dir) as folder:
+        done = adapters.from_peft(folder, options.run_dir, options.base)
     print(f"{options.run_dir}: step {done.step}, {done.parameters:,} parameters of adapters on {options.base}")
     return 0
 
@@ -165,9 +181,13 @@ def _verify(options: argparse.Namespace) -> int:
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     from convert import certificate
+    from convert.bucket_folders import read_here
 
     prompts = certificate.read_prompts(options.prompts) if options.prompts else None
-    result = certificate.verify(options.run_dir, options.hf_dir, step=options.step, prompts=prompts)
+    with read_here(options.hf_dir) as folder:
+        result = certificate.verify(options.run_dir, folder, step=options.step, prompts=prompts)
+        if folder != options.hf_dir:
+            (options.hf_dir / certificate.CERTIFICATE).upload(folder / certificate.CERTIFICATE)
     equal = result["verdict"] == "equal"
     if options.json:
         print(certificate.to_json(result))

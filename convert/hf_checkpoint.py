@@ -22,6 +22,7 @@ from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import check_files
 from stellarbyte.files import write_json, write_text
+from stellarbyte.places import Place
 from stellarbyte.staged_folder import staged
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
@@ -44,7 +45,7 @@ class Conversion:
 
 
 def to_hf(
-    run_dir: Path,
+    run_dir: Place,
     hf_dir: Path,
     *,
     step: int | None = None,
@@ -107,7 +108,7 @@ def to_hf(
     return conversion
 
 
-def from_hf(hf_dir: Path, run_dir: Path) -> Conversion:
+def from_hf(hf_dir: Path, run_dir: Place) -> Conversion:
     """Makes a run directory of a Hugging Face folder: float32 parameters as step 0, config and tokenizer.
 
     Raises:

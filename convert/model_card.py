@@ -1,12 +1,12 @@
 """Writes the README.md of an export: what the model is, how to load it, and how well it did in training."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.architecture import ByteConfig
 from stellarbyte.metrics_file import records
+from stellarbyte.places import Place
 from stellarbyte_jax.data.tokenizer import BOS_TOKEN, Tokenizer
 
 _CARD = """\
@@ -54,7 +54,7 @@ _FIGURES = {
 }
 
 
-def read_figures(metrics_file: Path, step: int) -> dict[str, str]:
+def read_figures(metrics_file: Place, step: int) -> dict[str, str]:
     """Title -> value of what a run had measured by `step`; empty without metrics, as in imported runs."""
     last: dict[str, Any] = {}
     tokens = 0

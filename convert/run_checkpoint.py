@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from convert.weights import Params
 from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
+from stellarbyte.places import Place
 from stellarbyte_jax.config_file import model_config_from_dict, save_config, to_dict
 
 
@@ -24,7 +24,7 @@ class RunCheckpoint:
     has_figures: bool = True
 
 
-def load(run_dir: Path, step: int | None = None, *, ema: bool = False) -> RunCheckpoint:
+def load(run_dir: Place, step: int | None = None, *, ema: bool = False) -> RunCheckpoint:
     """The checkpoint of `step`, or the newest, with adapters merged into their base; no model is built.
 
     ema: whether to load the moving average of the parameters instead of them.
@@ -45,7 +45,7 @@ def load(run_dir: Path, step: int | None = None, *, ema: bool = False) -> RunChe
     return RunCheckpoint(params, config, metadata.tokenizer_files, found, has_figures=ema == measured_ema)
 
 
-def save(run_dir: Path, checkpoint: RunCheckpoint) -> None:
+def save(run_dir: Place, checkpoint: RunCheckpoint) -> None:
     """Writes a model that was trained elsewhere as the first checkpoint of a new run."""
     from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, save_imported
 

@@ -7,7 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from stellarbyte.command_line import folder_or_bucket
 from stellarbyte.errors import UserError
+from stellarbyte.places import Place, local
 from stellarbyte.sampling_options import add_sampling_options, sampling_of
 
 # The options that only one kind of model has, with the value that says that the user has not set them.
@@ -17,12 +19,17 @@ _OF_FOLDERS: dict[str, Any] = {"device": None, "adapter": []}
 
 def generate(parser: argparse.ArgumentParser) -> None:
     """The options of `stellarbyte generate`."""
-    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="a run, or a Hugging Face folder")
+    parser.add_argument(
+        "model", type=folder_or_bucket, nargs="?", metavar="MODEL", help="a run, or a Hugging Face folder"
+    )
     parser.add_argument("--prompt", required=True, metavar="TEXT", nargs="+", help="the text to continue, or several")
     add_sampling_options(parser, max_new_tokens=128)
     _add_model_options(parser)
     parser.add_argument(
-        "--draft", type=Path, metavar="RUN_DIR", help="of a run: a smaller run, to guess tokens that this one checks"
+        "--draft",
+        type=folder_or_bucket,
+        metavar="RUN_DIR",
+        help="of a run: a smaller run, to guess tokens that this one checks",
     )
     parser.add_argument(
         "--draft-tokens", type=int, metavar="N", help="of a run: tokens guessed between two checks (default 4)"
@@ -38,7 +45,9 @@ def chat(parser: argparse.ArgumentParser) -> None:
         "Talk with a chat model and swap its adapters meanwhile: /help there lists the commands. "
         "What is piped in is answered line by line."
     )
-    parser.add_argument("model", metavar="MODEL", type=Path, help="a run, or a causal language model's folder")
+    parser.add_argument(
+        "model", metavar="MODEL", type=folder_or_bucket, help="a run, or a causal language model's folder"
+    )
     parser.add_argument(
         "--adapter",
         action="append",
@@ -77,7 +86,7 @@ def config(parser: argparse.ArgumentParser) -> None:
 def info(parser: argparse.ArgumentParser) -> None:
     """The options of `stellarbyte info`."""
     parser.description = "Tell what a folder is: a run, a model, an adapter, token shards or a tokenizer."
-    parser.add_argument("path", metavar="FOLDER", type=Path)
+    parser.add_argument("path", metavar="FOLDER", type=folder_or_bucket)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_info)
 
@@ -105,7 +114,7 @@ def plot(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Draw loss, learning rate, gradient norm and throughput of one or several runs, of pretraining or fine-tuning."
     )
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="the output_dir of a run")
+    parser.add_argument("runs", metavar="RUN", type=folder_or_bucket, nargs="+", help="the output_dir of a run")
     parser.add_argument(
         "-o",
         "--output",
@@ -147,9 +156,9 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 def _generate(options: argparse.Namespace) -> int | None:
     rest = options.overrides
     if options.model is None and rest and not rest[0].startswith("-"):
-        options.model, rest = Path(rest[0]), rest[1:]
+        options.model, rest = folder_or_bucket(rest[0]), rest[1:]
     elif options.model is None and len(options.prompt) > 1:
-        options.model = Path(options.prompt.pop())
+        options.model = folder_or_bucket(options.prompt.pop())
     if rest:
         raise UserError(f"unrecognized arguments: {' '.join(rest)}")
     if options.model is None:
@@ -166,6 +175,8 @@ def _by_its_wing(command: str, options: argparse.Namespace) -> int | None:
     """Runs the command of the wing whose model it is. Raises UserError: it is no model, or lacks an option."""
     options.sampling = sampling_of(options)
     kind = _model_kind(options.model)
+    if kind == "model":
+        local(options.model, "MODEL", "Hugging Face folders are read from this machine: copy it here")
     others, whose = (_OF_FOLDERS, "Hugging Face folders") if kind == "run" else (_OF_RUNS, "runs")
     for name, unset in others.items():
         if getattr(options, name, unset) != unset:
@@ -178,7 +189,7 @@ def _by_its_wing(command: str, options: argparse.Namespace) -> int | None:
     return result
 
 
-def _model_kind(path: Path) -> Literal["run", "model"]:
+def _model_kind(path: Place) -> Literal["run", "model"]:
     from stellarbyte.info import folder_kind
 
     kind = folder_kind(path)
@@ -233,7 +244,9 @@ def _plot(options: argparse.Namespace) -> None:
 
     if options.smooth is not None and options.smooth < 1:
         raise UserError(f"--smooth {options.smooth} must be at least 1")
-    output = options.output or options.runs[0] / "curves.html"
+    output = options.output
+    if output is None:
+        output = local(options.runs[0], "RUN", "a drawing goes to this machine: name it with -o") / "curves.html"
     check_output(output)
     replaced = output.exists()
     plot(read_runs(options.runs), output, options.by, options.smooth)

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from stellarbyte.errors import UserError, one_line
 from stellarbyte.interrupt import ending, exit_code, leave_at_once
+from stellarbyte.places import Place, is_remote, place
 
 # The exit code of a mistake that the user can mend.
 USER_ERROR = 2
@@ -43,7 +44,19 @@ def _path(word: str) -> Path:
     """A path that is given as an option. Path would take an empty one, as of a variable not set, for this folder."""
     if not word:
         raise argparse.ArgumentTypeError("'' names no file and no folder: give a path, . for this folder")
+    if is_remote(word):
+        raise argparse.ArgumentTypeError(f"{word} is in a bucket: name a file or a folder of this machine")
     return Path(word)
+
+
+def folder_or_bucket(word: str) -> Place:
+    """The type of an option that names a folder of this machine, or one in a bucket (gs://, s3://)."""
+    if not is_remote(word):
+        return _path(word)
+    try:
+        return place(word)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def run_program(program: str, run: Callable[[], int]) -> NoReturn:

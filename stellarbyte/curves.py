@@ -10,6 +10,7 @@ import numpy as np
 from stellarbyte.errors import UserError
 from stellarbyte.figures import finite, value_of
 from stellarbyte.metrics_file import records
+from stellarbyte.places import Place
 
 # The figures that are read as curves.
 DRAWN = ("loss", "validation_loss", "validation_bits_per_byte", "learning_rate", "grad_norm", "tokens_per_second")
@@ -40,7 +41,7 @@ class RunCurves:
         return max(int(curve.steps[-1]) for curve in self.curves.values())
 
 
-def read_runs(run_dirs: Sequence[Path]) -> list[RunCurves]:
+def read_runs(run_dirs: Sequence[Place]) -> list[RunCurves]:
     """The curves of several runs, each under a name that no other of them has.
 
     Raises:
@@ -50,10 +51,10 @@ def read_runs(run_dirs: Sequence[Path]) -> list[RunCurves]:
     return [RunCurves(name, read_curves(run_dir)) for name, run_dir in zip(names, run_dirs, strict=True)]
 
 
-def read_curves(run_dir: Path) -> dict[str, Curve]:
+def read_curves(run_dir: Place) -> dict[str, Curve]:
     """The curves of the run in a folder; raises as `read_runs` does."""
     path = run_dir / "metrics.jsonl"
-    if not os.path.lexists(path):
+    if not (os.path.lexists(path) if isinstance(path, Path) else path.exists()):
         raise UserError(f"{run_dir} holds no metrics.jsonl: name the output_dir of a run that has trained")
     points: dict[str, list[tuple[int, int, float]]] = {}
     tokens = 0
@@ -88,9 +89,9 @@ def thinned(values: np.ndarray, most: int) -> np.ndarray:
     return np.array(sorted(kept))
 
 
-def _names(run_dirs: Iterable[Path]) -> list[str]:
+def _names(run_dirs: Iterable[Place]) -> list[str]:
     """The last part of each path, with as many parts before it as it takes to tell all apart."""
-    paths = [run_dir.resolve() for run_dir in run_dirs]
+    paths: list[Place] = [run_dir.resolve() for run_dir in run_dirs]
     for path in paths:
         if paths.count(path) > 1:
             raise UserError(f"{path} is named twice: name each run once")

@@ -17,6 +17,7 @@ PROGRAM = "stellarbyte"
 EXTRAS = {
     "jax": ("jax", "jaxlib", "ml_dtypes", "flax", "optax", "orbax", "grain", "safetensors"),
     "plots": ("matplotlib",),
+    "cloud": ("fsspec", "gcsfs", "s3fs"),
     "torch": ("torch", "transformers", "peft", "accelerate", "huggingface_hub"),
 }
 

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from stellarbyte.errors import UserError, shown
+from stellarbyte.places import BucketPath, Place, is_remote, local, place
 
 # Windows opens devices by these names, whatever the suffix, and a folder made on another system may be read there.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -30,7 +32,7 @@ def holds(path: Path, content: bytes) -> bool:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[TextIO]:
+def written_whole(path: Place) -> Iterator[TextIO]:
     """Yields a text file to fill (UTF-8, line ends as written), which replaces `path` once it is on disk.
 
     After an error, an interruption or a power failure, `path` has its old content. Missing folders are made.
@@ -38,6 +40,13 @@ def written_whole(path: Path) -> Iterator[TextIO]:
     Raises:
         UserError: the file cannot be written, for example because the disk is full.
     """
+    if isinstance(path, BucketPath):
+        written = io.BytesIO()
+        text = io.TextIOWrapper(written, encoding="utf-8", newline="")
+        yield text
+        text.flush()
+        path.write_bytes(written.getvalue())
+        return
     partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,13 +64,13 @@ def written_whole(path: Path) -> Iterator[TextIO]:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Place, text: str) -> None:
     """Replaces a file in one step. Raises UserError where `written_whole` does."""
     with written_whole(path) as file:
         file.write(text)
 
 
-def write_json(path: Path, content: object, *, sort_keys: bool = False) -> None:
+def write_json(path: Place, content: object, *, sort_keys: bool = False) -> None:
     """Replaces a JSON file in one step. Raises UserError where `written_whole` does."""
     write_text(path, json_text(content, sort_keys=sort_keys))
 
@@ -113,17 +122,23 @@ def check_plain_name(name: object, where: str) -> str:
     return name
 
 
-def check_path(path: str, field: str) -> str:
+def check_path(path: str, field: str, *, bucket: bool = False) -> str:
     """Returns a config's path if it can be intended; `field` names it in errors.
 
+    bucket: whether it may be in a bucket.
+
     Raises:
-        UserError: the path is empty, which would mean the current folder, or holds an unprintable character, so that
-            messages would show another path than the one used.
+        UserError: the path is in a bucket that it may not be in, or it is empty, which would mean the current folder,
+            or it holds an unprintable character, so that messages would show another path than the one used.
     """
     if not path:
         raise UserError(f"{field} is empty: name a folder or a file")
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in path):
         raise UserError(f"{field} {shown(path)} holds a character that cannot be printed: choose another name")
+    if bucket and is_remote(path):
+        place(path)
+    else:
+        local(path, field)
     return path
 
 

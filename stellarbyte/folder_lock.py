@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import shlex
@@ -9,13 +10,15 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from stellarbyte.bucket_lock import bucket_lock
 from stellarbyte.errors import UserError
+from stellarbyte.places import BucketPath, Place, place
 
 if sys.platform == "win32":
     fcntl = None
@@ -32,18 +35,27 @@ _LONGEST_COMMAND = 200
 
 
 @contextmanager
-def folder_lock(folder: str | Path, doing: str) -> Iterator[None]:
+def folder_lock(folder: str | Place, doing: str) -> Iterator[Callable[[], None]]:
     """Makes this process the only writer of `folder` inside the block; `doing`, such as "pretrain", is told to others.
 
     The lock is a file beside the folder, .NAME.lock, so that the folder's content stays as it is, and a folder that is
     renamed into place is protected too. The kernel releases the lock when the process dies, however that happens, and
     on network file systems with locks it holds for every host. If the file system has no locks, the file itself is the
-    lock: it is taken over if its process on this host is gone, but never from another host.
+    lock: it is taken over if its process on this host is gone, but never from another host. For a folder in a bucket
+    see bucket_lock.py.
+
+    Yields:
+        A function that raises UserError once another process has taken the lock over, which can happen in a bucket.
 
     Raises:
         UserError: another process or thread, named in the sentence, holds the lock; or the lock cannot be made.
     """
-    folder = Path(folder).resolve()
+    folder = place(folder).resolve()
+    if isinstance(folder, BucketPath):
+        refusal = functools.partial(_refusal, folder)
+        with bucket_lock(folder, _this_process(doing), _is_gone, refusal) as held:
+            yield lambda: held.check(refusal)
+        return
     for path in (folder.with_name(f".{folder.name}.lock"), folder / _INSIDE):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +65,7 @@ def folder_lock(folder: str | Path, doing: str) -> Iterator[None]:
             if error.errno not in _NOT_ABOVE or path.name == _INSIDE:
                 raise UserError(f"{folder} cannot be written: {error.strerror} ({path})") from error
     try:
-        yield
+        yield lambda: None
     finally:
         with contextlib.suppress(OSError):  # a file that stays behind blocks nobody
             path.unlink()
@@ -151,7 +163,7 @@ def _read(file: int) -> dict[str, Any]:
     return {}
 
 
-def _refusal(folder: Path, holder: dict[str, Any]) -> str:
+def _refusal(folder: Place, holder: Mapping[str, Any]) -> str:
     names = ("pid", "host", "doing", "started", "command")
     pid, host, doing, started, command = (_printable(holder.get(name)) for name in names)
     who = f"process {pid} on {host} ({doing} since {started}: {command})" if pid else "another process"

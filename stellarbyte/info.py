@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, Literal, NamedTuple
 
 from stellarbyte.config.nodes import read_yaml
 from stellarbyte.config.plain import plain
 from stellarbyte.errors import UserError
 from stellarbyte.metrics_file import records
+from stellarbyte.places import Place
 from stellarbyte.reading import read_json, read_json_object
 from stellarbyte.safetensors_header import read_header
 
@@ -16,7 +17,7 @@ Facts = dict[str, Any]
 Kind = Literal["run", "fine-tuning run", "model", "adapter", "shards", "tokenizer"]
 
 
-def info(path: Path) -> Facts:
+def info(path: Place) -> Facts:
     """Facts about the folder from its small files and the headers of its weights; `kind` comes first.
 
     Raises:
@@ -25,7 +26,7 @@ def info(path: Path) -> Facts:
     return _description(path)(path)
 
 
-def folder_kind(path: Path) -> Kind:
+def folder_kind(path: Place) -> Kind:
     """The kind of folder. Raises UserError where `info` does."""
     describe = _description(path)
     if describe is _run and not _read_run(path).is_pretraining:
@@ -33,7 +34,7 @@ def folder_kind(path: Path) -> Kind:
     return _NAMES[describe]
 
 
-def _description(path: Path) -> Callable[[Path], Facts]:
+def _description(path: Place) -> Callable[[Place], Facts]:
     if not path.is_dir():
         raise UserError(f"{path} is {'a file' if path.exists() else 'not there'}: name a folder")
     for name, describe in _KINDS.items():
@@ -62,7 +63,7 @@ class _Run(NamedTuple):
         return bool(self.steps) or "data" not in self.config or isinstance(self.config.get("model"), dict)
 
 
-def _read_run(path: Path) -> _Run:
+def _read_run(path: Place) -> _Run:
     steps = sorted(int(name) for name in _names(path / "checkpoints") if name.isdecimal())
     if (path / "config.yaml").exists():
         return _Run(plain(read_yaml(path / "config.yaml")), steps)
@@ -72,7 +73,7 @@ def _read_run(path: Path) -> _Run:
     raise UserError(f"{path} is a run without config.yaml and without checkpoints: nothing is known of it")
 
 
-def _run(path: Path) -> Facts:
+def _run(path: Place) -> Facts:
     """Facts about a pretraining or fine-tuning run: what it trains, its progress, and what it has saved."""
     run = _read_run(path)
     config, steps = run
@@ -97,7 +98,7 @@ def _run(path: Path) -> Facts:
     return facts | ({"result": [f"{path}/{name}" for name in results]} if results else {})
 
 
-def _model(path: Path) -> Facts:
+def _model(path: Place) -> Facts:
     """Facts about a Hugging Face model: architecture, weights and tokenizer."""
     config = read_json_object(path / "config.json")
     kind = "StellarByte model" if config.get("model_type") == "stellarbyte" else "Hugging Face model"
@@ -110,7 +111,7 @@ def _model(path: Path) -> Facts:
     return facts
 
 
-def _adapter(path: Path) -> Facts:
+def _adapter(path: Place) -> Facts:
     """Facts about an adapter in PEFT's format: its kind, base and size."""
     config = read_json_object(path / "adapter_config.json")
     facts: Facts = {"kind": "adapter", "peft_type": config.get("peft_type")}
@@ -122,7 +123,7 @@ def _adapter(path: Path) -> Facts:
     return facts | _weights(path, "adapter_model.safetensors")
 
 
-def _shards(path: Path) -> Facts:
+def _shards(path: Place) -> Facts:
     """Facts about token shards: their sources and their size."""
     manifest = read_json_object(path / "manifest.json")
     recipe, splits = _section(manifest, "recipe"), _section(manifest, "splits")
@@ -135,13 +136,13 @@ def _shards(path: Path) -> Facts:
     return facts | {"bad_records": manifest.get("bad_record_count"), "tokenizer_sha256": recipe.get("tokenizer_sha256")}
 
 
-def _tokenizer(path: Path) -> Facts:
+def _tokenizer(path: Place) -> Facts:
     """Facts about a tokenizer."""
     return {"kind": "tokenizer"} | _vocabulary(path)
 
 
 # The file by which a folder is recognised -> the function that describes it; the more specific files come first.
-_KINDS: dict[str, Callable[[Path], Facts]] = {
+_KINDS: dict[str, Callable[[Place], Facts]] = {
     "adapter_config.json": _adapter,
     "config.json": _model,
     "config.yaml": _run,
@@ -149,7 +150,7 @@ _KINDS: dict[str, Callable[[Path], Facts]] = {
     "manifest.json": _shards,
     "tokenizer.json": _tokenizer,
 }
-_NAMES: dict[Callable[[Path], Facts], Kind] = {
+_NAMES: dict[Callable[[Place], Facts], Kind] = {
     _adapter: "adapter",
     _model: "model",
     _run: "run",
@@ -172,13 +173,13 @@ def _architecture(fields: Mapping[str, Any]) -> str | None:
     return f"{text}, vocabulary {size('vocab_size')}"
 
 
-def _weights(path: Path, name: str) -> Facts:
+def _weights(path: Place, name: str) -> Facts:
     """Parameters, dtypes and bytes of a folder's safetensors files."""
     index = path / f"{name}.index.json"
     files = [path / name]
     if not files[0].exists() and index.exists():
         weight_map = _section(read_json_object(index), "weight_map")
-        files = [path / Path(str(file)).name for file in sorted(set(map(str, weight_map.values())))]
+        files = [path / PurePath(str(file)).name for file in sorted(set(map(str, weight_map.values())))]
     if not files[0].exists():
         return {"weights": "none in safetensors files"}
     tensors = [tensor for file in files for tensor in read_header(file).values()]
@@ -187,7 +188,7 @@ def _weights(path: Path, name: str) -> Facts:
     return {"parameters": count, "weights": f"{dtypes}, {sum(t.end - t.start for t in tensors):,} bytes"}
 
 
-def _orbax_parameters(checkpoint: Path) -> Facts:
+def _orbax_parameters(checkpoint: Place) -> Facts:
     if not (checkpoint / "params" / "_METADATA").is_file():
         return {}
     tree = _section(read_json_object(checkpoint / "params" / "_METADATA"), "tree_metadata")
@@ -197,7 +198,7 @@ def _orbax_parameters(checkpoint: Path) -> Facts:
     return {"parameters": sum(known)} if len(known) == len(shapes) else {}
 
 
-def _vocabulary(path: Path) -> Facts:
+def _vocabulary(path: Place) -> Facts:
     if not (path / "tokenizer.json").is_file():
         return {"tokenizer": "none"}
     tokenizer = read_json_object(path / "tokenizer.json")
@@ -214,7 +215,7 @@ def _vocabulary(path: Path) -> Facts:
     }
 
 
-def _latest(metrics: Path) -> Facts:
+def _latest(metrics: Place) -> Facts:
     """The last step and losses in a run's metrics."""
     if not metrics.is_file():
         return {"step": 0}
@@ -225,7 +226,7 @@ def _latest(metrics: Path) -> Facts:
     return facts
 
 
-def _amendments(file: Path) -> list[str]:
+def _amendments(file: Place) -> list[str]:
     """The changes of the config while the run went on, each in words."""
     found = []
     for _, record in records(file):
@@ -239,7 +240,7 @@ def _is_trainers(name: str) -> bool:
     return name.startswith("checkpoint-") and name.rpartition("-")[2].isdecimal()
 
 
-def _names(folder: Path) -> list[str]:
+def _names(folder: Place) -> list[str]:
     return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from stellarbyte.errors import UserError
 from stellarbyte.figures import finite
 from stellarbyte.files import written_whole
+from stellarbyte.places import Place
 from stellarbyte.reading import MIB, parse_json
 
 # Bounds that no run comes near: a line has about a hundred bytes, and there are one or two lines a step.
@@ -26,7 +27,7 @@ def record_of(line: str) -> dict[str, Any] | None:
     return record if isinstance(step, int) and not isinstance(step, bool) else None
 
 
-def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def records(path: Place) -> Iterator[tuple[str, dict[str, Any]]]:
     """The lines of the file that are records, each with its record; none if there is no file.
 
     Raises:
@@ -86,7 +87,7 @@ class TokensSeen:
         self._step = record["step"]
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _lines(path: Place) -> Iterator[bytes]:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stellarbyte.errors import UserError, shown, shown_path
+from stellarbyte.places import Place, place
 
 MIB = 1 << 20
 
@@ -23,14 +24,14 @@ def expanded(path: str | Path) -> Path:
         raise UserError(f"{shown_path(path)} cannot be found: {error}") from None
 
 
-def read_text(path: str | Path, most_bytes: int) -> str:
+def read_text(path: str | Place, most_bytes: int) -> str:
     """The text of a UTF-8 file of at most `most_bytes`, without a byte order mark.
 
     Raises:
         UserError: the file cannot be read, is not a regular file (a pipe might block and a device never end), is too
             large, or is not UTF-8.
     """
-    path = Path(path)
+    path = place(path)
     if "\0" in str(path):
         raise UserError(f"{shown(str(path))} is no file name: it holds a NUL character")
     try:
@@ -69,12 +70,12 @@ def parse_json(text: str, where: str) -> Any:
     return value
 
 
-def read_json(path: str | Path, most_bytes: int = MOST_JSON_BYTES) -> Any:
+def read_json(path: str | Place, most_bytes: int = MOST_JSON_BYTES) -> Any:
     """The value in a JSON file. Raises UserError where `read_text` and `parse_json` do."""
     return parse_json(read_text(path, most_bytes), str(path))
 
 
-def read_json_object(path: str | Path, most_bytes: int = MOST_JSON_BYTES) -> dict[str, Any]:
+def read_json_object(path: str | Place, most_bytes: int = MOST_JSON_BYTES) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError where `read_json` does, and if the file holds something else."""
     value = read_json(path, most_bytes)
     if not isinstance(value, dict):

@@ -3,10 +3,10 @@
 import math
 import stat
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from stellarbyte.errors import UserError, in_full
+from stellarbyte.places import Place
 from stellarbyte.reading import parse_json
 
 # The bytes of one element. Dtypes narrower than a byte are left out, because no weight of ours or PEFT's has one.
@@ -34,7 +34,7 @@ class TensorHeader:
     end: int
 
 
-def read_header(path: Path) -> dict[str, TensorHeader]:
+def read_header(path: Place) -> dict[str, TensorHeader]:
     """The name -> header of each tensor in a safetensors file, in the order of their bytes.
 
     Raises:
@@ -72,7 +72,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     return ordered
 
 
-def _parse(path: Path, text: bytes) -> dict[str, Any]:
+def _parse(path: Place, text: bytes) -> dict[str, Any]:
     try:
         header = parse_json(text.decode("utf-8"), "its header")
     except UnicodeDecodeError as error:
@@ -84,7 +84,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     return header
 
 
-def _tensor(path: Path, name: str, fields: Any) -> TensorHeader:
+def _tensor(path: Place, name: str, fields: Any) -> TensorHeader:
     if not name or len(name) > _MAX_NAME or not name.isprintable():
         raise _broken(
             path, f"it has a tensor called {in_full(name)}, where a name is up to {_MAX_NAME} plain characters"
@@ -108,5 +108,5 @@ def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value)
 
 
-def _broken(path: Path, why: str) -> UserError:
+def _broken(path: Place, why: str) -> UserError:
     return UserError(f"{path} is not a whole safetensors file: {why}; fetch or save it again")

@@ -3,27 +3,40 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
+from stellarbyte.places import BucketPath, Place
+
+Folder = TypeVar("Folder", Path, BucketPath, Place)
 
 
 @contextmanager
-def staged(target: Path, keep: frozenset[str] = frozenset(), *, is_locked: bool = False) -> Iterator[Path]:
+def staged(target: Folder, keep: frozenset[str] = frozenset(), *, is_locked: bool = False) -> Iterator[Folder]:
     """Yields a new folder beside `target` to fill, which replaces `target` if all goes well.
 
     The old content of `target` is then removed, except the entries named in `keep`: those move into the new folder
     unless it has an entry of that name. After an error, or an interruption before the last moment, `target` is as it
     was. Folders that a killed process left beside it are removed. is_locked: whether the caller already holds the
-    folder's lock.
+    folder's lock. In a bucket, where nothing can be renamed, an empty `target` is filled in its place, and emptied
+    after an error: what reads it knows by its last file that it is whole.
 
     Raises:
         UserError: the disk is full, the folder cannot be written, or another process is writing it.
     """
     with nullcontext() if is_locked else folder_lock(target, doing="export"):
-        yield from _staged(target, keep)
+        if isinstance(target, BucketPath):
+            try:
+                yield target
+            except BaseException:
+                with suppress(UserError):
+                    target.delete_below()
+                raise
+        else:
+            yield from _staged(target, keep)
 
 
 def _staged(target: Path, keep: frozenset[str]) -> Iterator[Path]:

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from stellarbyte.errors import UserError, shown
 from stellarbyte.files import written_whole
+from stellarbyte.places import Place, place
 from stellarbyte.reading import MIB, parse_json, read_text
 
 AMENDMENTS = "amendments.jsonl"
@@ -47,32 +47,32 @@ class Amendment:
         return f"after step {self.step} on {self.date[:10]}: {self.told}"
 
 
-def read_amendments(run_dir: str | Path) -> tuple[Amendment, ...]:
+def read_amendments(run_dir: str | Place) -> tuple[Amendment, ...]:
     """The amendments of the run in a folder, in their order; none if it has no such file.
 
     Raises:
         UserError: the file cannot be read, or a line of it is no amendment.
     """
-    path = Path(run_dir) / AMENDMENTS
+    path = place(run_dir) / AMENDMENTS
     if not path.exists():
         return ()
     return tuple(_amendment(line, f"{path}:{n}") for n, line in enumerate(_lines(path), 1))
 
 
-def append_amendment(run_dir: str | Path, amendment: Amendment) -> None:
+def append_amendment(run_dir: str | Place, amendment: Amendment) -> None:
     """Adds a line to the run's file in one step, so that no line is ever lost or half written.
 
     Raises:
         UserError: the file cannot be read or written.
     """
-    path = Path(run_dir) / AMENDMENTS
+    path = place(run_dir) / AMENDMENTS
     lines = _lines(path) if path.exists() else []
     with written_whole(path) as file:
         for line in [*lines, json.dumps(asdict(amendment))]:
             file.write(f"{line}\n")
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Place) -> list[str]:
     return read_text(path, _MOST_BYTES).splitlines()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stellarbyte.command_line import folder_or_bucket
 from stellarbyte.interrupt import hold_signals
 from stellarbyte.log_settings import log_options
 from stellarbyte_jax import checkpoint_commands, commands, data_commands
@@ -152,7 +153,7 @@ def plan(parser: argparse.ArgumentParser) -> None:
 def checkpoints(parser: argparse.ArgumentParser) -> None:
     """The options of `stellarbyte checkpoints`."""
     parser.description = "List a run's checkpoints: step, age, size, figures, and why each is kept."
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the output_dir of a pretraining run")
+    parser.add_argument("run_dir", type=folder_or_bucket, metavar="RUN_DIR", help="the output_dir of a pretraining run")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--verify", action="store_true", help="read all files, and say which checkpoints are damaged")
     what.add_argument("--delete", type=int, metavar="STEP", help="delete the checkpoint of this step")
@@ -295,5 +296,5 @@ def _shards_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_dir_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the output_dir of a pretraining run")
+    parser.add_argument("run_dir", type=folder_or_bucket, metavar="RUN_DIR", help="the output_dir of a pretraining run")
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of step N (default: the newest)")

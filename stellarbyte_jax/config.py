@@ -120,9 +120,9 @@ class RunConfig:
     """Adapters that are trained alone, on the frozen weights of init_from; null to train all weights."""
 
     def __post_init__(self) -> None:
-        check_path(self.output_dir, "output_dir")
+        check_path(self.output_dir, "output_dir", bucket=True)
         if self.init_from is not None:
-            check_path(self.init_from, "init_from")
+            check_path(self.init_from, "init_from", bucket=True)
         check_seed("seed", self.seed)
         require(
             self.init_from is None or os.path.normpath(self.init_from) != os.path.normpath(self.output_dir),

@@ -10,6 +10,7 @@ from stellarbyte.config.nodes import Node, locate, read_yaml
 from stellarbyte.config.overrides import override, parse_overrides
 from stellarbyte.config.plain import differing_fields, plain, save_yaml
 from stellarbyte.errors import UserError, shown
+from stellarbyte.places import Place, local, place
 from stellarbyte_jax.config import ByteConfig, LoRAConfig, RunConfig
 from stellarbyte_jax.run_folder import check_is_run, model_files
 
@@ -50,7 +51,7 @@ def load_model_config(path: str | Path) -> ByteConfig:
     return build(ByteConfig, read_yaml(Path(path)))
 
 
-def save_config(config: RunConfig | ByteConfig, path: str | Path) -> None:
+def save_config(config: RunConfig | ByteConfig, path: str | Place) -> None:
     """Writes the whole config of a run or a model as YAML, from which `load_…_config` makes an equal one."""
     save_yaml(config, path)
 
@@ -79,7 +80,7 @@ def _with_model(root: Node, folder: Path) -> Node:
     """The nodes with a mapping as `model`: a path is replaced by its file, a missing model by that of `init_from`."""
     model, init_from = (root.value.get(name) for name in ("model", "init_from"))
     if model is not None and isinstance(model.value, str):
-        path = (Path() if model.word is not None else folder) / model.value
+        path = (Path() if model.word is not None else folder) / local(model.value, f"{model.where}: model")
         if not path.is_file():
             raise UserError(f"{model.where}: model is {shown(model.value)}, but there is no file {path}")
         model = read_yaml(path)
@@ -89,7 +90,7 @@ def _with_model(root: Node, folder: Path) -> Node:
 
 
 def _model_of_run(init_from: Node) -> Node:
-    folder = Path(init_from.value)
+    folder = place(init_from.value)
     try:
         check_is_run(folder, "init_from")
     except UserError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stellarbyte.interrupt import interruptible
+from stellarbyte.places import local
 from stellarbyte.progress import progress
 from stellarbyte_jax.checkpoints.folders import latest_step
 from stellarbyte_jax.run_folder import check_is_run
@@ -34,6 +35,8 @@ def prepare(options: argparse.Namespace) -> None:
     from stellarbyte_jax.data.prepare import prepare
 
     config, folder = load_run_config(options.config, options.overrides), None
+    if options.part is not None or options.merge is not None:
+        local(config.data.shards, "data.shards", "parts are made and merged on a disk: name a folder that all jobs see")
     part = None if options.part is None else Part.parse(options.part)
     with interruptible(), progress(*("tokens",) if options.merge else ("bytes of sources", "B")) as update:
 

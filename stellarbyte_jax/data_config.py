@@ -6,6 +6,7 @@ from typing import Literal
 
 from stellarbyte.chat.formats import RecordFormat
 from stellarbyte.files import check_path
+from stellarbyte.places import local
 from stellarbyte_jax.bounds import MOST_TOKENS_PER_SHARD, check_number, check_whole, require
 
 
@@ -111,6 +112,15 @@ class DataConfig:
     audit`; 8 to 12 bytes a sample.
     """
 
+    cache_gb: float = 20.0
+    """The most that is kept on this machine's disk of token shards that lie in a bucket, in GB (10^9 bytes); with 0
+    everything is fetched each time that it is read.
+    """
+
+    cache_dir: str = "~/.cache/stellarbyte/shards"
+    """The folder on this machine in which they are kept; each process that trains has a bound of cache_gb for itself.
+    """
+
     @property
     def weights(self) -> tuple[float, ...] | None:
         """The weight of each source; None if they have none."""
@@ -118,8 +128,12 @@ class DataConfig:
         return weights or None
 
     def __post_init__(self) -> None:
-        for name in ("tokenizer", "shards"):
-            check_path(getattr(self, name), f"data.{name}")
+        check_path(self.tokenizer, "data.tokenizer")
+        check_path(self.shards, "data.shards", bucket=True)
+        check_path(self.cache_dir, "data.cache_dir")
+        check_number("data.cache_gb", self.cache_gb, least=0)
+        for source in self.sources:
+            local(source.path, "data.sources.path", "sources are read from this machine: copy them here")
         require(bool(self.sources), "data.sources", list(self.sources), "must name at least one source of text")
         weightless = next((source.path for source in self.sources if source.weight is None), None)
         require(

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stellarbyte.errors import UserError
+from stellarbyte.places import Place, is_remote
 
 
-def check_is_run(folder: Path, option: str) -> None:
+def check_is_run(folder: Place, option: str) -> None:
     """Raises a UserError that names the option if the folder is not a run's, such as a Hugging Face model's."""
     if (folder / "checkpoints").is_dir():
         return
@@ -34,12 +35,17 @@ def check_not_moved(config_file: Path, output_dir: str, folders: Mapping[str, st
         UserError: the run was moved; the error gives the command that goes on with it.
     """
     here = config_file.parent
-    if not (here / "checkpoints").is_dir() or config_file.name != "config.yaml" or Path(output_dir).exists():
+    if (
+        not (here / "checkpoints").is_dir()
+        or config_file.name != "config.yaml"
+        or is_remote(output_dir)
+        or Path(output_dir).exists()
+    ):
         return
     command = ["stellarbyte", "pretrain", str(config_file), "--output_dir", str(here)]
     for field, folder in folders.items():
         moved = moved_along(folder, output_dir, here)
-        if not Path(folder).exists() and moved.exists():
+        if not is_remote(folder) and not Path(folder).exists() and moved.exists():
             command += [f"--{field}", str(moved)]
     raise UserError(
         f"{config_file} belongs to a run that was moved here from output_dir {output_dir}: go on with it by "
@@ -47,7 +53,7 @@ def check_not_moved(config_file: Path, output_dir: str, folders: Mapping[str, st
     )
 
 
-def model_files(folder: Path) -> tuple[Path, Path]:
+def model_files(folder: Place) -> tuple[Place, Place]:
     """(the path of a trained run's whole config, the path of an imported or pruned run's model config).
 
     A run has one of the two.

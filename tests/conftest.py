@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from buckets import bucket, bucket_settings, gs, network, s3, s3_network  # noqa: F401 - fixtures
 from stellarbyte_jax.machine.xla_flags import known_flags, parsers
 
 # By environment, so that the commands which tests start in processes of their own are told as well; and here rather

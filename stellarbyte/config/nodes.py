@@ -3,12 +3,12 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from stellarbyte.errors import UserError, shown
+from stellarbyte.places import Place
 from stellarbyte.reading import MIB, read_text
 
 # Bounds that no real config comes near.
@@ -26,7 +26,7 @@ class Node:
     word: str | None = None
 
 
-def read_yaml(path: Path) -> Node:
+def read_yaml(path: Place) -> Node:
     """The nodes of a YAML file, which must hold a mapping; an empty file is an empty mapping.
 
     Raises:

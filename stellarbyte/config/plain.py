@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from stellarbyte.config.nodes import Node, is_word
 from stellarbyte.files import write_text
+from stellarbyte.places import Place, place
 
 
 def plain(value: Any) -> Any:
@@ -22,13 +22,13 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def save_yaml(config: Any, path: str | Path) -> None:
+def save_yaml(config: Any, path: str | Place) -> None:
     """Writes a whole config as YAML, from which `build` makes an equal config.
 
     Raises:
         UserError: the file cannot be written; an earlier file stays as it was.
     """
-    write_text(Path(path), yaml_text(config))
+    write_text(place(path), yaml_text(config))
 
 
 def yaml_text(config: Any, *, one_line: bool = False) -> str:

@@ -17,10 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
+from stellarbyte.bucket_errors import is_of_bucket
 from stellarbyte.errors import UserError
+from stellarbyte.places import BucketPath, Place
+from stellarbyte_jax.checkpoints.s3_arrays import teach_orbax_s3
 
 Tree = Any
+
+
+_OF_BUCKET = re.compile(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED|NOT_FOUND): ")
 
 
 def checksums(tree: Tree) -> dict[str, int]:
@@ -48,7 +55,7 @@ def _numpy_sum(array: np.ndarray) -> np.generic:
     return np.sum(bits * (2 * np.arange(bits.size, dtype=np.uint32) + 1), dtype=np.uint32)
 
 
-def read_arrays(folder: Path, abstract: Tree) -> Tree:
+def read_arrays(folder: Place, abstract: Tree) -> Tree:
     """The item in `folder` as a tree like `abstract` (jax.ShapeDtypeStruct leaves, or arrays), with its shardings.
 
     Each process reads only its own part, and waits for no other. `check_bits` then tells whether the bits are right.
@@ -66,7 +73,7 @@ def read_arrays(folder: Path, abstract: Tree) -> Tree:
     return _read(folder, jax.tree.map(target, abstract))
 
 
-def check_fits(stored: Tree, abstract: Tree, where: str | Path) -> None:
+def check_fits(stored: Tree, abstract: Tree, where: str | Place) -> None:
     """Refuses arrays that are missing, unknown, or of another shape or dtype than the abstract ones.
 
     Raises:
@@ -83,7 +90,7 @@ def check_fits(stored: Tree, abstract: Tree, where: str | Path) -> None:
             raise UserError(f"{where}: {name} is {there}, but this config makes it {here}")
 
 
-def check_finite_weights(params: Tree, where: str | Path) -> None:
+def check_finite_weights(params: Tree, where: str | Place) -> None:
     """Refuses weights that are nan or infinite; if several processes hold parts of them, all must call it.
 
     Raises:
@@ -97,7 +104,7 @@ def check_finite_weights(params: Tree, where: str | Path) -> None:
             )
 
 
-def read_numpy_arrays(folder: Path, sums: Mapping[str, int]) -> Tree:
+def read_numpy_arrays(folder: Place, sums: Mapping[str, int]) -> Tree:
     """The item in `folder` as nested dicts of numpy arrays of any names and shapes; raises as `read_arrays` does."""
 
     # A numpy target makes Orbax return numpy arrays. Its contents are never read, so one broadcast zero is enough.
@@ -135,14 +142,22 @@ def _reader() -> Iterator[ocp.StandardCheckpointer]:
         yield checkpointer
 
 
-def _read(folder: Path, target: Tree) -> Tree:
-    with _reader() as checkpointer:
-        return checkpointer.restore(folder, target)
+def orbax_path(folder: Place) -> epath.Path | Path:
+    """The folder as Orbax knows it."""
+    if not isinstance(folder, BucketPath):
+        return folder.absolute()
+    teach_orbax_s3()
+    return epath.Path(str(folder))
 
 
-def _stored_tree(folder: Path) -> Tree:
+def _read(folder: Place, target: Tree) -> Tree:
     with _reader() as checkpointer:
-        metadata = checkpointer.metadata(folder).item_metadata
+        return checkpointer.restore(orbax_path(folder), target)
+
+
+def _stored_tree(folder: Place) -> Tree:
+    with _reader() as checkpointer:
+        metadata = checkpointer.metadata(orbax_path(folder)).item_metadata
     if metadata is None:
         raise ValueError(f"no list of the arrays in {folder}")
     return metadata.tree
@@ -154,13 +169,15 @@ def _by_name(tree: Tree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def check_plain_files(folder: Path) -> None:
+def check_plain_files(folder: Place) -> None:
     """Refuses a checkpoint's folder that holds anything but files and folders: opening a pipe would wait for ever.
 
     Raises:
         OSError: an entry cannot be looked at.
         ValueError: an entry is neither a file nor a folder.
     """
+    if isinstance(folder, BucketPath):  # where there is nothing else
+        return
     for path in folder.rglob("*"):
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -175,9 +192,9 @@ def is_about_files(error: Exception) -> bool:
 
 
 def is_from_system(error: Exception) -> bool:
-    """Whether the operating system refused something: a full disk, say, or a lack of permission."""
-    # TensorStore reports the system's errors as a ValueError.
-    return isinstance(error, OSError) or "os_error_code" in str(error)
+    """Whether the operating system or a bucket refused something: a full disk, say, or a lack of permission."""
+    # TensorStore reports the system's errors as a ValueError, and those of a bucket by gRPC's words.
+    return is_of_bucket(error) or "os_error_code" in str(error) or _OF_BUCKET.search(str(error)) is not None
 
 
 def reason(error: Exception) -> str:

@@ -3,15 +3,16 @@
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from stellarbyte.errors import UserError, one_line
+from stellarbyte.places import BucketPath, Place
+from stellarbyte_jax.checkpoints.folders import WHOLE
 from stellarbyte_jax.checkpoints.metadata import Stored
 
 BROKEN = ".broken"  # ends the name of a checkpoint that was set aside
 
 
-def cannot_be_read(folder: Path, steps: Sequence[int], step: int | None, complaints: Mapping[int, str]) -> UserError:
+def cannot_be_read(folder: Place, steps: Sequence[int], step: int | None, complaints: Mapping[int, str]) -> UserError:
     """The error for a `folder` of which no checkpoint, or not that of `step`, can be read.
 
     complaints: step -> what is wrong with its checkpoint.
@@ -25,13 +26,13 @@ def cannot_be_read(folder: Path, steps: Sequence[int], step: int | None, complai
     return UserError(f"{folder}: none of its checkpoints can be read (steps {listed}), the newest because {why}")
 
 
-def warn_of_broken(folder: Path, complaints: Mapping[int, str]) -> None:
+def warn_of_broken(folder: Place, complaints: Mapping[int, str]) -> None:
     """Tells which checkpoints were passed over, and why."""
     for step, complaint in complaints.items():
         print(f"stellarbyte: warning: {folder / str(step)} is broken: {one_line(complaint)}", file=sys.stderr)
 
 
-def warn_of_unchecked(stored: Stored, checkpoint: Path) -> None:
+def warn_of_unchecked(stored: Stored, checkpoint: Place) -> None:
     """Warns that damage to the metadata cannot be seen, if it has no checksum."""
     if not stored.is_checked:
         print(
@@ -41,9 +42,19 @@ def warn_of_unchecked(stored: Stored, checkpoint: Path) -> None:
         )
 
 
-def set_aside(broken: Path) -> None:
+def set_aside(broken: Place) -> None:
     """Renames a checkpoint that cannot be read, so that its step can be written anew."""
-    aside = broken.with_name(f"{broken.name}{BROKEN}")
-    shutil.rmtree(aside, ignore_errors=True)
-    broken.rename(aside)
+    if isinstance(broken, BucketPath):
+        aside: Place = _moved_aside(broken)
+    else:
+        aside = broken.with_name(f"{broken.name}{BROKEN}")
+        shutil.rmtree(aside, ignore_errors=True)
+        broken.rename(aside)
     print(f"stellarbyte: warning: going on from an older checkpoint; the broken one is now {aside}", file=sys.stderr)
+
+
+def _moved_aside(broken: BucketPath) -> BucketPath:
+    (broken / WHOLE).unlink(missing_ok=True)  # from here on it is no checkpoint
+    aside = broken.parent.parent / "broken" / broken.name  # Orbax clears away what is none beside them
+    broken.move_below(aside)
+    return aside

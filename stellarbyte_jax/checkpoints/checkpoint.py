@@ -1,11 +1,11 @@
 """Checkpoints of a run: parameters, optimizer state and metadata, saved as one step and read back strictly."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from stellarbyte.errors import UserError
 from stellarbyte.files import sha256_of_json
+from stellarbyte.places import Place
 from stellarbyte_jax.checkpoints.array_files import (
     Tree,
     check_bits,
@@ -40,18 +40,18 @@ __all__ = [
 Result = TypeVar("Result")
 
 
-def fingerprint(run_dir: str | Path, step: int) -> str:
+def fingerprint(run_dir: str | Place, step: int) -> str:
     """A hash of a checkpoint's parameters, made of the checksums saved with them; raises as `load_params` does."""
     sums, _ = _read_newest(run_dir, step, lambda folder: read_metadata(folder).sums["params"])
     return sha256_of_json(sums)
 
 
-def load_metadata(run_dir: str | Path, step: int | None = None) -> tuple[RunMetadata, int]:
+def load_metadata(run_dir: str | Place, step: int | None = None) -> tuple[RunMetadata, int]:
     """(metadata, step) of the checkpoint of `step`, or of the newest readable one; raises as `load_params` does."""
     return _read_newest(run_dir, step, lambda folder: read_metadata(folder).metadata)
 
 
-def load_params(run_dir: str | Path, step: int | None = None, *, ema: bool = False) -> tuple[Tree, RunMetadata, int]:
+def load_params(run_dir: str | Place, step: int | None = None, *, ema: bool = False) -> tuple[Tree, RunMetadata, int]:
     """(parameters as nested dicts of numpy arrays, metadata, step), read on one host without the model's config.
 
     It reads the checkpoint of `step` or, by default, the newest; if that is broken, it warns and reads an older one.
@@ -62,7 +62,7 @@ def load_params(run_dir: str | Path, step: int | None = None, *, ema: bool = Fal
     """
     item = "ema" if ema else "params"
 
-    def read(folder: Path) -> tuple[Tree, Stored]:
+    def read(folder: Place) -> tuple[Tree, Stored]:
         stored = read_metadata(folder)
         if item not in stored.sums:
             raise UserError(
@@ -77,7 +77,7 @@ def load_params(run_dir: str | Path, step: int | None = None, *, ema: bool = Fal
 
 
 def restore(
-    run_dir: str | Path,
+    run_dir: str | Place,
     abstract_params: Tree,
     abstract_opt_state: Tree,
     processes: Processes = ALONE,
@@ -95,7 +95,7 @@ def restore(
     """
     wanted = {"params": abstract_params, "opt_state": abstract_opt_state, "ema": abstract_ema}
 
-    def read(folder: Path) -> tuple[dict[str, Tree], Stored]:
+    def read(folder: Place) -> tuple[dict[str, Tree], Stored]:
         stored = read_metadata(folder)
         return {item: read_arrays(folder / item, wanted[item]) for item in stored.sums}, stored
 
@@ -114,11 +114,11 @@ def restore(
 
 
 def restore_params(
-    run_dir: str | Path, abstract_params: Tree, step: int | None = None, processes: Processes = ALONE
+    run_dir: str | Place, abstract_params: Tree, step: int | None = None, processes: Processes = ALONE
 ) -> tuple[Tree, int]:
     """(parameters, step) of another run to start from, read as by `restore`; nothing in that run's folder changes."""
 
-    def read(folder: Path) -> tuple[Tree, dict[str, int]]:
+    def read(folder: Place) -> tuple[Tree, dict[str, int]]:
         return read_arrays(folder / "params", abstract_params), read_metadata(folder).sums["params"]
 
     (params, _), step = _read_newest(run_dir, step, read, lambda found: check_bits(*found), processes)
@@ -126,9 +126,9 @@ def restore_params(
 
 
 def _read_newest(
-    run_dir: str | Path,
+    run_dir: str | Place,
     step: int | None,
-    read: Callable[[Path], Result],
+    read: Callable[[Place], Result],
     check: Callable[[Result], None] = lambda _: None,
     processes: Processes = ALONE,
 ) -> tuple[Result, int]:

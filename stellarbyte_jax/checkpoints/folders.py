@@ -2,40 +2,50 @@
 
 import re
 import shutil
-from pathlib import Path
 
 from stellarbyte.errors import UserError
+from stellarbyte.places import BucketPath, Place, place
 
 # A folder whose name has this is not whole, by Orbax's convention: the next run clears it away.
 UNFINISHED = ".orbax-checkpoint-tmp"
 
+# What Orbax writes last into a checkpoint in a bucket, where nothing can be renamed.
+WHOLE = "commit_success.txt"
+
 _STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
-def checkpoints_of(run_dir: str | Path) -> Path:
+def checkpoints_of(run_dir: str | Place) -> Place:
     """The folder of a run's checkpoints, each of which is a folder named like its step."""
-    return Path(run_dir) / "checkpoints"
+    return place(run_dir) / "checkpoints"
 
 
-def checkpoint_steps(run_dir: str | Path) -> list[int]:
+def checkpoint_steps(run_dir: str | Place) -> list[int]:
     """The steps of all checkpoints, readable or not, ascending."""
     # A checkpoint that is being written, or that a crash left half-written, has a longer name than its step.
     folder = checkpoints_of(run_dir)
+    if isinstance(folder, BucketPath):
+        entries = (entry for entry in folder.iterdir() if _STEP.fullmatch(entry.name))
+        return sorted(int(entry.name) for entry in entries if (entry / WHOLE).exists())
     names = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
 
-def latest_step(run_dir: str | Path) -> int | None:
+def latest_step(run_dir: str | Place) -> int | None:
     """The step of the newest checkpoint, readable or not; None if there is none."""
     return max(checkpoint_steps(run_dir), default=None)
 
 
-def delete_whole(checkpoint: Path) -> None:
+def delete_whole(checkpoint: Place) -> None:
     """Deletes a checkpoint's folder so that it is there whole or not at all, even if this is cut short.
 
     Raises:
         UserError: it is not there, or cannot be deleted.
     """
+    if isinstance(checkpoint, BucketPath):
+        (checkpoint / WHOLE).unlink(missing_ok=True)  # from here on it is none
+        checkpoint.delete_below()
+        return
     doomed = checkpoint.with_name(f"{checkpoint.name.partition('.')[0]}{UNFINISHED}-deleted")
     shutil.rmtree(doomed, ignore_errors=True)
     try:
@@ -45,7 +55,7 @@ def delete_whole(checkpoint: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def delete_after(run_dir: str | Path, step: int) -> None:
+def delete_after(run_dir: str | Place, step: int) -> None:
     """Deletes all checkpoints of later steps; raises UserError as `delete_whole` does."""
     for later in checkpoint_steps(run_dir):
         if later > step:

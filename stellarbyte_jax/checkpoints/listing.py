@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from stellarbyte.config.build import build
@@ -12,6 +11,7 @@ from stellarbyte.config.nodes import Node, read_yaml
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte.metrics_file import records
+from stellarbyte.places import BucketPath, Place
 from stellarbyte.reading import read_json_object
 from stellarbyte_jax.checkpoint_config import CheckpointConfig
 from stellarbyte_jax.checkpoints.array_files import (
@@ -47,7 +47,7 @@ class Listed:
 
 
 def list_checkpoints(
-    run_dir: Path, *, verify: bool = False, progress: Callable[[int, int], None] = lambda *_: None
+    run_dir: Place, *, verify: bool = False, progress: Callable[[int, int], None] = lambda *_: None
 ) -> list[Listed]:
     """The checkpoints of a run, ascending by step. Nothing in its folder changes.
 
@@ -77,21 +77,22 @@ def list_checkpoints(
     return listed
 
 
-def beside_checkpoints(run_dir: Path) -> dict[str, str]:
+def beside_checkpoints(run_dir: Place) -> dict[str, str]:
     """What else is in the folder of a run's checkpoints: name -> what it is."""
     folder = checkpoints_of(run_dir)
     names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     steps = set(map(str, checkpoint_steps(run_dir)))
+    partial = (lambda name: name.isdecimal()) if isinstance(folder, BucketPath) else (lambda name: UNFINISHED in name)
     return {
         name: "being written, or left by a run that was killed: the next run clears it away"
-        if UNFINISHED in name
+        if partial(name)
         else "broken, set aside by a run that went on from an older one: nothing needs it"
         for name in names
-        if name not in steps and (UNFINISHED in name or name.endswith(BROKEN))
+        if name not in steps and (partial(name) or name.endswith(BROKEN))
     }
 
 
-def damage_of(checkpoint: Path) -> str | None:
+def damage_of(checkpoint: Place) -> str | None:
     """What is wrong with a checkpoint's files, in a few words; None if all that is read of it is what was saved.
 
     Its arrays are read on one host, an item at a time.
@@ -101,7 +102,7 @@ def damage_of(checkpoint: Path) -> str | None:
         check_plain_files(checkpoint)
         for item, sums in read_metadata(checkpoint).sums.items():
             try:
-                read_numpy_arrays(checkpoint.absolute() / item, sums)
+                read_numpy_arrays(checkpoint / item, sums)
             except Exception as error:
                 if not is_about_files(error):
                     raise
@@ -111,7 +112,7 @@ def damage_of(checkpoint: Path) -> str | None:
     return None
 
 
-def delete_checkpoint(run_dir: Path, step: int, *, force: bool = False) -> None:
+def delete_checkpoint(run_dir: Place, step: int, *, force: bool = False) -> None:
     """Deletes a checkpoint of a run that nobody is training.
 
     force: whether to delete it even if it is the only one, or adapters stand on it.
@@ -137,7 +138,7 @@ def delete_checkpoint(run_dir: Path, step: int, *, force: bool = False) -> None:
         forget_needed(run_dir, step)
 
 
-def _config(run_dir: Path) -> tuple[CheckpointConfig, bool]:
+def _config(run_dir: Place) -> tuple[CheckpointConfig, bool]:
     """How the run keeps its checkpoints, and whether it rolls back; an imported model has only its first."""
     whole, _ = model_files(run_dir)
     if not whole.is_file():
@@ -149,7 +150,7 @@ def _config(run_dir: Path) -> tuple[CheckpointConfig, bool]:
     return config, policy is not None and policy.value == "rollback"
 
 
-def _saved_at(checkpoint: Path) -> datetime | None:
+def _saved_at(checkpoint: Place) -> datetime | None:
     """By Orbax's own record: the time of a file is that of its last copy."""
     with suppress(UserError):
         committed = read_json_object(checkpoint / "_CHECKPOINT_METADATA").get("commit_timestamp_nsecs")
@@ -158,7 +159,9 @@ def _saved_at(checkpoint: Path) -> datetime | None:
     return None
 
 
-def _size(checkpoint: Path) -> int:
+def _size(checkpoint: Place) -> int:
+    if isinstance(checkpoint, BucketPath):
+        return checkpoint.bytes_below()
     size = 0
     for path in checkpoint.rglob("*"):
         with suppress(FileNotFoundError):  # the run is in training, and is deleting it

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stellarbyte.errors import UserError
+from stellarbyte.places import Place, is_remote, place
 from stellarbyte_jax.checkpoints.adapter_trees import check_adapters, kernel_shapes, merge_adapters
 from stellarbyte_jax.checkpoints.array_files import Tree, check_finite_weights
 from stellarbyte_jax.checkpoints.checkpoint import (
@@ -45,7 +46,7 @@ def restore_base(
     return params, Base(run_dir, step, fingerprint(run_dir, step))
 
 
-def load_weights(run_dir: str | Path, step: int | None = None, *, ema: bool = False) -> tuple[Tree, RunMetadata, int]:
+def load_weights(run_dir: str | Place, step: int | None = None, *, ema: bool = False) -> tuple[Tree, RunMetadata, int]:
     """(parameters of the whole model as numpy arrays, metadata, step): adapters are merged into their base.
 
     For the rest it does the same as `load_params`, which returns adapters alone if the checkpoint holds only these.
@@ -53,7 +54,7 @@ def load_weights(run_dir: str | Path, step: int | None = None, *, ema: bool = Fa
     params, metadata, step = load_params(run_dir, step, ema=ema)
     if metadata.base is None:
         return params, metadata, step
-    below = _found_again(metadata.base, metadata.config.get("output_dir"), Path(run_dir))
+    below = _found_again(metadata.base, metadata.config.get("output_dir"), place(run_dir))
     _check(below, run_dir)
     base, *_ = load_params(below.run_dir, below.step)
     where = f"{run_dir}/checkpoints/{step}"
@@ -62,10 +63,11 @@ def load_weights(run_dir: str | Path, step: int | None = None, *, ema: bool = Fa
     return merge_adapters(base, params, lora), metadata, step
 
 
-def _found_again(base: Base, old_run: Any, run_dir: Path) -> Base:
+def _found_again(base: Base, old_run: Any, run_dir: Place) -> Base:
     """The base with its present folder: the old one, one beside the adapters, or one that was moved with them."""
-    folders = [Path(base.run_dir), run_dir.parent / Path(base.run_dir).name]
-    if isinstance(old_run, str):
+    there = place(base.run_dir)
+    folders: list[Place] = [there, run_dir.parent / there.name]
+    if isinstance(old_run, str) and isinstance(run_dir, Path) and not is_remote(old_run) and not is_remote(there):
         folders.append(moved_along(base.run_dir, old_run, run_dir))
     for folder in folders:
         # A folder of the right name may hold another run, so the fingerprint decides.
@@ -74,7 +76,7 @@ def _found_again(base: Base, old_run: Any, run_dir: Path) -> Base:
     return base
 
 
-def _check(base: Base, adapters_dir: str | Path) -> None:
+def _check(base: Base, adapters_dir: str | Place) -> None:
     there = checkpoint_steps(base.run_dir)
     if base.step not in there:
         steps = f"only steps {', '.join(map(str, there))}" if there else "no checkpoint"

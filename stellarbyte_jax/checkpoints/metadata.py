@@ -4,13 +4,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from stellarbyte.config.build import build
 from stellarbyte.config.nodes import locate
 from stellarbyte.errors import UserError, shown
 from stellarbyte.files import sha256_of_json
+from stellarbyte.places import Place
 from stellarbyte.reading import read_json_object
 from stellarbyte_jax.data.identity import DataIdentity
 from stellarbyte_jax.data.tokenizer import TOKENIZER_FILES
@@ -102,7 +102,7 @@ def to_stored(metadata: RunMetadata, sums: dict[str, dict[str, int]]) -> dict[st
     return content | {"sha256": sha256_of_json(content)}
 
 
-def read_metadata(checkpoint: Path) -> Stored:
+def read_metadata(checkpoint: Place) -> Stored:
     """The metadata in a checkpoint's folder.
 
     Raises:

@@ -4,10 +4,10 @@ import re
 import sys
 from collections import defaultdict
 from contextlib import suppress
-from pathlib import Path
 
 from stellarbyte.errors import UserError, one_line
 from stellarbyte.files import sha256_of_json, write_json
+from stellarbyte.places import Place, place
 from stellarbyte.reading import read_json_object
 
 # In the run's folder; it holds one file for each run of adapters.
@@ -15,13 +15,13 @@ _FOLDER = "needed_by"
 _NOTE = re.compile(r"(0|[1-9][0-9]{0,17})-[0-9a-f]{16}\.json")
 
 
-def note_needed(run_dir: str | Path, step: int, adapters_dir: str | Path) -> None:
+def note_needed(run_dir: str | Place, step: int, adapters_dir: str | Place) -> None:
     """Notes in the run's folder that the adapters in `adapters_dir` stand on its checkpoint of `step`.
 
     It warns if the folder cannot be written, as that of somebody else's run.
     """
-    adapters = str(Path(adapters_dir).resolve())
-    note = Path(run_dir) / _FOLDER / f"{step}-{sha256_of_json(adapters)[:16]}.json"
+    adapters = str(place(adapters_dir).resolve())
+    note = place(run_dir) / _FOLDER / f"{step}-{sha256_of_json(adapters)[:16]}.json"
     if note.exists():
         return
     try:
@@ -34,10 +34,10 @@ def note_needed(run_dir: str | Path, step: int, adapters_dir: str | Path) -> Non
         )
 
 
-def needed_by(run_dir: str | Path) -> dict[int, list[str]]:
+def needed_by(run_dir: str | Place) -> dict[int, list[str]]:
     """Step -> the folders of the adapters that stand on this checkpoint, as they were when they began to."""
     needed: dict[int, list[str]] = defaultdict(list)
-    for step, note in _notes(Path(run_dir)):
+    for step, note in _notes(place(run_dir)):
         adapters = None
         with suppress(UserError):
             adapters = read_json_object(note).get("adapters")
@@ -45,14 +45,14 @@ def needed_by(run_dir: str | Path) -> dict[int, list[str]]:
     return dict(needed)
 
 
-def forget_needed(run_dir: str | Path, step: int) -> None:
+def forget_needed(run_dir: str | Place, step: int) -> None:
     """Removes the notes about a checkpoint that is to be deleted all the same."""
-    for noted, note in _notes(Path(run_dir)):
+    for noted, note in _notes(place(run_dir)):
         if noted == step:
             note.unlink(missing_ok=True)
 
 
-def _notes(run_dir: Path) -> list[tuple[int, Path]]:
+def _notes(run_dir: Place) -> list[tuple[int, Place]]:
     folder = run_dir / _FOLDER
-    notes = sorted(folder.iterdir()) if folder.is_dir() else []
+    notes: list[Place] = sorted(folder.iterdir()) if folder.is_dir() else []
     return [(int(match[1]), note) for note in notes if (match := _NOTE.fullmatch(note.name))]

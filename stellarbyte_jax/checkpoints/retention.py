@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from orbax.checkpoint.checkpoint_managers import (
@@ -16,6 +15,7 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
+from stellarbyte.places import Place, place
 from stellarbyte.validation_table import Validations
 from stellarbyte_jax.checkpoint_config import CheckpointConfig
 from stellarbyte_jax.checkpoints.needed import needed_by
@@ -36,9 +36,9 @@ class Retention(PreservationPolicy):
     """
 
     def __init__(
-        self, config: CheckpointConfig, run_dir: str | Path, validations: Validations, *, rolls_back: bool = False
+        self, config: CheckpointConfig, run_dir: str | Place, validations: Validations, *, rolls_back: bool = False
     ) -> None:
-        self._config, self._run_dir, self._validations = config, Path(run_dir), validations
+        self._config, self._run_dir, self._validations = config, place(run_dir), validations
         self._rolls_back = rolls_back
 
     def should_preserve(

@@ -11,11 +11,13 @@ from typing import Self
 import orbax.checkpoint as ocp
 
 from stellarbyte.errors import UserError
+from stellarbyte.places import BucketPath, Place
 from stellarbyte_jax.checkpoint_config import CheckpointConfig
 from stellarbyte_jax.checkpoints.array_files import (
     Tree,
     checksums,
     is_from_system,
+    orbax_path,
     quieten_orbax,
     reason,
     tensorstore_silenced,
@@ -39,7 +41,7 @@ class Checkpointer:
 
     def __init__(
         self,
-        run_dir: str | Path,
+        run_dir: str | Place,
         config: CheckpointConfig,
         validations: Validations = {},  # noqa: B006 - nothing changes it
         *,
@@ -47,15 +49,10 @@ class Checkpointer:
     ) -> None:
         quieten_orbax()
         self._folder = checkpoints_of(run_dir)
+        self._known = latest_step(run_dir) if isinstance(self._folder, BucketPath) else None
         self._retention = Retention(config, run_dir, validations, rolls_back=rolls_back)
         self._saving: int | None = None
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._retention,
-            cleanup_tmp_directories=True,
-            lightweight_initialize=True,  # what it would read of the older checkpoints may be damaged
-        )
-        with self._explained():
-            self._manager = ocp.CheckpointManager(self._folder.absolute(), options=options)
+        self.begin_anew()
 
     def __enter__(self) -> Self:
         return self
@@ -84,10 +81,31 @@ class Checkpointer:
         with self._explained():
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
+    def begin_anew(self) -> None:
+        """Makes a new manager of Orbax's, which knows nothing of a save that has failed."""
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._retention,
+            cleanup_tmp_directories=True,
+            lightweight_initialize=True,  # what it would read of the older checkpoints may be damaged
+        )
+        self._failure: str | None = None
+        with self._explained():
+            self._manager = ocp.CheckpointManager(orbax_path(self._folder), options=options)
+
+    def failure(self) -> str | None:
+        """What was wrong with the last save, once that has ended; None if it is whole. See `begin_anew`."""
+        try:
+            self.wait()
+        except UserError as error:
+            self._failure = str(error)
+        return self._failure
+
     def wait(self) -> None:
         """Waits until the last save is on disk; raises its error if it has failed."""
         with self._explained():
             self._manager.wait_until_finished()
+        if isinstance(self._folder, BucketPath) and self._saving is not None:
+            self._known = self._saving
 
     def delete_what_nothing_keeps(self) -> None:
         """Applies the retention once more, after the last save: a validation since may have changed what is best.
@@ -105,11 +123,11 @@ class Checkpointer:
         Returns:
             Which checkpoint stands, in words.
         """
-        found: list[int | None] = []
+        found: list[int | None] = [self._known]
 
         def clear() -> None:
             found.append(latest_step(self._folder.parent))
-            for partial in list(self._folder.glob(f"{self._saving}{UNFINISHED}*")):
+            for partial in self._partial():
                 with suppress(UserError):  # it has become whole: then it has another name
                     delete_whole(partial)
             found.append(latest_step(self._folder.parent))
@@ -125,6 +143,10 @@ class Checkpointer:
         with self._explained():
             self._manager.close()
 
+    def _partial(self) -> list[Path]:
+        """What is there of a save that is not whole; in a bucket the next run clears it away."""
+        return [] if isinstance(self._folder, BucketPath) else list(self._folder.glob(f"{self._saving}{UNFINISHED}*"))
+
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
@@ -133,15 +155,15 @@ class Checkpointer:
         except Exception as error:
             if not is_from_system(error):
                 raise
-            for partial in self._folder.glob(f"{self._saving}{UNFINISHED}*"):
+            for partial in self._partial():
                 shutil.rmtree(partial, ignore_errors=True)
             what = "checkpoints" if self._saving is None else f"the checkpoint of step {self._saving}"
-            kept = latest_step(self._folder.parent)
+            kept = self._known if isinstance(self._folder, BucketPath) else latest_step(self._folder.parent)
             safe = "" if kept is None else f"; that of step {kept} is intact, and the next run goes on from it"
             raise UserError(f"{self._folder}: {what} cannot be saved: {reason(error)}{safe}") from error
 
 
-def save_imported(run_dir: str | Path, params: Tree, metadata: RunMetadata) -> None:
+def save_imported(run_dir: str | Place, params: Tree, metadata: RunMetadata) -> None:
     """Writes a model that was trained elsewhere as step 0 of a new run, without an optimizer state.
 
     Raises:

@@ -3,12 +3,15 @@
 import os
 import threading
 import zlib
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from stellarbyte.errors import UserError
+from stellarbyte.places import Place
 
 # numpy leaves room in the header for the first axis to grow, so that every array of one axis has a header this long.
 HEADER_BYTES = 128
@@ -82,6 +85,16 @@ class ArrayWriter:
         self._file.close()
 
 
+class Source(Protocol):
+    """The items of a file that is not on this machine, by their bytes after the header."""
+
+    def read(self, first: int, last: int) -> bytes:
+        """The bytes from `first` to `last`, or fewer if the file is shorter. Raises FileNotFoundError or UserError."""
+
+    def forget(self) -> None:
+        """Drops what this machine keeps of them."""
+
+
 class ArrayReader:
     """Reads items of an array file by random access; it never returns a block that was damaged since it was written.
 
@@ -92,6 +105,7 @@ class ArrayReader:
         sums: the checksum of each block, uint32; None for a file that was written without checksums.
         checked: whether each block was found to have its checksum, bool. The caller keeps this array while the file is
             closed and opened again.
+        source: where the items come from if `path` is in a bucket.
 
     Raises:
         UserError: from any method, if the file is missing or damaged, or was cut short after it was opened.
@@ -100,13 +114,23 @@ class ArrayReader:
     # np.load would parse the header as Python code, which Python 3.11 cannot do in two threads at once. With a memory
     # map the system would kill the process if the file were cut short.
     def __init__(
-        self, path: Path, dtype: np.dtype, length: int, sums: np.ndarray | None, checked: np.ndarray | None
+        self,
+        path: Place,
+        dtype: np.dtype,
+        length: int,
+        sums: np.ndarray | None,
+        checked: np.ndarray | None,
+        source: Source | None = None,
     ) -> None:
-        check_size(path, dtype, length)
         self._path, self._dtype, self._nbytes = path, dtype, length * dtype.itemsize
         self._sums, self._checked = sums, checked
         assert sums is None or len(sums) == block_count(self._nbytes), (path, len(sums))
+        self._source = source
+        if source is not None:
+            return
+        check_size(path, dtype, length)
         self._lock = threading.Lock()
+        assert isinstance(path, Path)
         try:
             self._file = path.open("rb", buffering=0)
         except OSError as error:
@@ -122,19 +146,33 @@ class ArrayReader:
         blocks = range(first // BLOCK_BYTES, block_count(last))
         if self._checked[blocks.start : blocks.stop].all():
             return np.frombuffer(self._bytes(first, last), self._dtype)
-        begin = blocks.start * BLOCK_BYTES
-        data = memoryview(self._bytes(begin, min(blocks.stop * BLOCK_BYTES, self._nbytes)))
-        for number, block in enumerate(blocks):
-            if zlib.crc32(data[number * BLOCK_BYTES : (number + 1) * BLOCK_BYTES]) != self._sums[block]:
-                at = HEADER_BYTES + block * BLOCK_BYTES
-                raise damaged(
-                    self._path, f"is damaged: bytes {at} to {at + BLOCK_BYTES} are not all as they were written"
-                )
+        begin, end = blocks.start * BLOCK_BYTES, min(blocks.stop * BLOCK_BYTES, self._nbytes)
+        data = memoryview(self._bytes(begin, end))
+        if self._source is not None and self._damaged_block(data, blocks) is not None:
+            self._source.forget()  # it may be the copy on this machine that was damaged
+            data = memoryview(self._bytes(begin, end))
+        block = self._damaged_block(data, blocks)
+        if block is not None:
+            at = HEADER_BYTES + block * BLOCK_BYTES
+            raise damaged(self._path, f"is damaged: bytes {at} to {at + BLOCK_BYTES} are not all as they were written")
         self._checked[blocks.start : blocks.stop] = True
         return np.frombuffer(data[first - begin : last - begin], self._dtype)
 
+    def _damaged_block(self, data: memoryview, blocks: range) -> int | None:
+        assert self._sums is not None
+        for number, block in enumerate(blocks):
+            if zlib.crc32(data[number * BLOCK_BYTES : (number + 1) * BLOCK_BYTES]) != self._sums[block]:
+                return block
+        return None
+
     def _bytes(self, first: int, last: int) -> bytes:
-        data = self._at(HEADER_BYTES + first, last - first)
+        if self._source is not None:
+            try:
+                data = self._source.read(first, last)
+            except FileNotFoundError:
+                raise damaged(self._path, "is missing") from None
+        else:
+            data = self._at(HEADER_BYTES + first, last - first)
         if len(data) != last - first:
             raise damaged(self._path, "was cut short after it was opened")
         return data
@@ -157,15 +195,20 @@ class ArrayReader:
             return self._file.read(count)
 
 
-def check_size(path: Path, dtype: np.dtype, length: int) -> None:
-    """Refuses a file that cannot hold `length` items of `dtype`; raises UserError."""
+def check_size(path: Place, dtype: np.dtype, length: int, sizes: Mapping[str, int] | None = None) -> None:
+    """Refuses a file that cannot hold `length` items of `dtype`; raises UserError.
+
+    sizes: those of all files of its folder, if they are known.
+    """
     expected = HEADER_BYTES + length * dtype.itemsize
-    size = path.stat().st_size if path.is_file() else None
+    if sizes is None:
+        sizes = {path.name: path.stat().st_size} if path.is_file() else {}
+    size = sizes.get(path.name)
     if size != expected:
         raise damaged(path, "is missing" if size is None else f"has {size} bytes where the manifest says {expected}")
 
 
-def damaged(path: Path, why: str) -> UserError:
+def damaged(path: Place, why: str) -> UserError:
     """The error for a file of token shards that is not as `prepare` left it."""
     return UserError(f"{path} {why}: delete its folder and prepare it again, or bring back what was prepared")
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from copy import copy
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from stellarbyte.errors import UserError
+from stellarbyte.places import is_remote, place
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.ledger import facts
 from stellarbyte_jax.data.manifest import Manifest
@@ -16,7 +16,7 @@ from stellarbyte_jax.data.mixture import Segment
 from stellarbyte_jax.data.packing import PackedRows, cut
 from stellarbyte_jax.data.sample_order import SampleId, SampleOrder
 from stellarbyte_jax.data.sample_packing import PackedSamples
-from stellarbyte_jax.data.token_shards import TokenShards
+from stellarbyte_jax.data.token_shards import TokenShards, shard_cache
 
 _THREADS, _BATCHES_AHEAD = 2, 8
 
@@ -188,7 +188,7 @@ def _source_rows(data: DataConfig, manifest: Manifest) -> list[PackedRows | Pack
             f"data.sources are {len(data.sources)} with weights, but data.shards {data.shards} was prepared from "
             f"{len(tokens)}: name these, or prepare into another folder"
         )
-    shards = TokenShards(Path(data.shards), "train", manifest)
+    shards = _shards(data, "train", manifest)
     streams, begin = [], 0
     for index, (source, count) in enumerate(zip(data.sources, tokens, strict=True)):
         rows = _ROWS[data.kind](shards, data.sequence_length, range(begin, begin + count))
@@ -205,9 +205,14 @@ def _source_rows(data: DataConfig, manifest: Manifest) -> list[PackedRows | Pack
 _ROWS: dict[str, type[PackedRows] | type[PackedSamples]] = {"text": PackedRows, "chat": PackedSamples}
 
 
+def _shards(data: DataConfig, split: str, manifest: Manifest) -> TokenShards:
+    cache = shard_cache(data, manifest) if is_remote(data.shards) else None
+    return TokenShards(place(data.shards), split, manifest, cache)
+
+
 def _packed_rows(data: DataConfig, manifest: Manifest, split: str) -> PackedRows | PackedSamples:
     manifest.recipe.check_serves(data)
-    shards = TokenShards(Path(data.shards), split, manifest)
+    shards = _shards(data, split, manifest)
     rows = _ROWS[data.kind](shards, data.sequence_length)
     if len(rows) == 0:
         fix = "raise data.validation_fraction, or add documents" if split == "validation" else "add documents"

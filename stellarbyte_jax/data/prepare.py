@@ -5,6 +5,7 @@ from pathlib import Path
 
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
+from stellarbyte.places import local
 from stellarbyte_jax.config import DataConfig
 from stellarbyte_jax.data.chat import tokenized_chat
 from stellarbyte_jax.data.corpus import files_of
@@ -37,7 +38,12 @@ def prepare(
     """
     tokenizer = Tokenizer.load(data.tokenizer)
     files = files_of(data.sources, report)
-    folder = Path(data.shards)
+    folder = local(
+        data.shards,
+        "data.shards",
+        "`prepare` appends to files, which no bucket allows: prepare them into a folder of this machine, and copy that "
+        "(`gcloud storage cp -r`, `aws s3 cp --recursive`)",
+    )
     manifest = finished(data, tokenizer, files, folder)
     if manifest is not None:
         return manifest

@@ -3,23 +3,26 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from stellarbyte.places import BucketPath, Place
 from stellarbyte_jax.data.array_file import HEADER_BYTES, ArrayWriter, block_count
 
 DOCUMENT_DTYPE, SUM_DTYPE = np.dtype(np.int64), np.dtype(np.uint32)
 
 _COPY_TOKENS = 1 << 20
 
+Folder = TypeVar("Folder", Path, BucketPath, Place)
 
-def shard_path(folder: Path, split: str, index: int) -> Path:
+
+def shard_path(folder: Folder, split: str, index: int) -> Folder:
     """The file of a shard's tokens: Recipe.item_dtype [at most tokens_per_shard]."""
     return folder / f"{split}-{index:05d}.npy"
 
 
-def documents_path(folder: Path, split: str) -> Path:
+def documents_path(folder: Folder, split: str) -> Folder:
     """The file of the positions where documents start and, last, of the split's end: int64 [documents + 1]."""
     return folder / f"{split}-documents.npy"
 

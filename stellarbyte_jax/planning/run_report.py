@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from stellarbyte.config.dry_run import DryRun, source_facts, warned
+from stellarbyte.places import BucketPath, place
 from stellarbyte_jax.batch_stages import rows_between
 from stellarbyte_jax.checkpoints.checkpoint import checkpoint_steps, latest_step
 from stellarbyte_jax.config import RunConfig
@@ -76,7 +77,7 @@ def _tokenizer(config: RunConfig) -> tuple[Tokenizer | None, Facts]:
 
 
 def _data(config: RunConfig, tokenizer: Tokenizer | None) -> tuple[Manifest | None, Facts]:
-    data, folder = config.data, Path(config.data.shards)
+    data, folder = config.data, place(config.data.shards)
     manners = [(s.path, (s.fields, s.template) if data.kind == "text" else s.format) for s in data.sources]
     facts = source_facts(manners)
     missing = "warnings" in facts
@@ -84,6 +85,8 @@ def _data(config: RunConfig, tokenizer: Tokenizer | None) -> tuple[Manifest | No
     facts["shards"] = shards
     if not (folder / MANIFEST_NAME).exists():
         shards["state"] = "absent: `stellarbyte prepare` makes them"
+        if isinstance(folder, BucketPath):  # nothing is half prepared there
+            return None, facts
         with warned(facts):
             recipe = load_recipe(folder, _into(facts))
             reached = None if recipe is None else load_position(folder, recipe, _into(facts))

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from stellarbyte.errors import UserError
+from stellarbyte.places import Place, place
 from stellarbyte_jax.checkpoints.checkpoint import RunMetadata
 from stellarbyte_jax.checkpoints.lora_base import load_weights
 from stellarbyte_jax.config import RunConfig
@@ -53,7 +53,7 @@ def evaluate(
 
 
 def evaluate_run(
-    run_dir: str | Path,
+    run_dir: str | Place,
     step: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     shards: str | None = None,
@@ -105,14 +105,14 @@ class TrainedRun:
 
 
 def load_trained_run(
-    run_dir: str | Path, step: int | None = None, shards: str | None = None, *, ema: bool = False
+    run_dir: str | Place, step: int | None = None, shards: str | None = None, *, ema: bool = False
 ) -> TrainedRun:
     """The checkpoint of `step`, or the newest, with the token shards that fit it; raises as `evaluate_run` does."""
     params, metadata, step = load_weights(run_dir, step, ema=ema)
     config = _run_config(metadata, run_dir)
     check_weights(params, config.model, f"{run_dir}/checkpoints/{step}")
     tokenizer = Tokenizer(metadata.tokenizer_files, str(run_dir))
-    config, manifest = with_own_shards(config, metadata.data, Path(run_dir), tokenizer, shards)
+    config, manifest = with_own_shards(config, metadata.data, place(run_dir), tokenizer, shards)
     return TrainedRun(params, config, tokenizer, manifest, step)
 
 
@@ -123,7 +123,7 @@ def byte_lengths(tokenizer: Tokenizer, vocab_size: int) -> jax.Array:
     return jnp.asarray(lengths_V)
 
 
-def _run_config(metadata: RunMetadata, run_dir: str | Path) -> RunConfig:
+def _run_config(metadata: RunMetadata, run_dir: str | Place) -> RunConfig:
     if "data" not in metadata.config:
         raise UserError(f"{run_dir} holds an imported model, which has no validation split of its own")
     return run_config_from_dict(metadata.config, str(run_dir))

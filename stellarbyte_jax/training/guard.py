@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from stellarbyte.errors import UserError
+from stellarbyte.places import Place
 from stellarbyte_jax.checkpoints.checkpoint import GuardState, checkpoint_steps
 from stellarbyte_jax.checkpoints.needed import needed_by
 from stellarbyte_jax.config import CheckpointConfig, RunConfig
@@ -194,7 +195,7 @@ def is_regular(step: int, save_steps: int | None) -> bool:
     return save_steps is not None and step % save_steps == 0
 
 
-def regular_target(run_dir: str | Path, config: CheckpointConfig) -> int | None:
+def regular_target(run_dir: str | Place, config: CheckpointConfig) -> int | None:
     """The step of the checkpoint to which a rollback goes; None if the run has none.
 
     It is the newest regular one, so that interruptions, which save others, change nothing. A newer one that adapters

@@ -1,11 +1,10 @@
 """Loads a model and its tokenizer from a run's folder."""
 
-from pathlib import Path
-
 import jax
 from flax import nnx
 
 from stellarbyte.architecture import ByteConfig
+from stellarbyte.places import Place
 from stellarbyte_jax.checkpoints.array_files import check_finite_weights, check_fits
 from stellarbyte_jax.checkpoints.lora_base import load_weights
 from stellarbyte_jax.config_file import model_config_from_dict
@@ -16,7 +15,7 @@ from stellarbyte_jax.training.state import Params, abstract_model, init_params
 
 
 def load_model(
-    run_dir: str | Path, step: int | None = None, dtype: str = "float32"
+    run_dir: str | Place, step: int | None = None, dtype: str = "float32"
 ) -> tuple[ByteForCausalLM, Tokenizer, int]:
     """(model, tokenizer, step) of a run's checkpoint, by default the newest; adapters are merged into their base.
 

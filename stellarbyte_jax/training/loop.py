@@ -1,15 +1,13 @@
 """The pretraining loop: read it top to bottom."""
 
 import dataclasses
-from contextlib import closing, nullcontext
-from pathlib import Path
+from contextlib import closing
 
 import jax
 import jax.numpy as jnp
 
 from stellarbyte.display import Display
 from stellarbyte.errors import UserError
-from stellarbyte.folder_lock import folder_lock
 from stellarbyte.interrupt import Interrupt
 from stellarbyte.run_log import RunLog
 from stellarbyte_jax.checkpoints.adapter_trees import join
@@ -49,6 +47,7 @@ from stellarbyte_jax.training.watching.metrics import MetricsLog
 from stellarbyte_jax.training.watching.profile import Profile
 from stellarbyte_jax.training.watching.trackers.trackers import Trackers, check_installed
 from stellarbyte_jax.training.watching.utilization import Utilization
+from stellarbyte_jax.training.work_folder import WorkFolder, work_folder
 
 
 def pretrain(
@@ -76,15 +75,15 @@ def pretrain(
             training.on_not_finite lets it not go on. Something else failed, such as the token shards or stdout: the
             run is saved before this is raised.
     """
-    run_dir, display = Path(config.output_dir), display or Display(quiet=processes.index != 0)
+    display = display or Display(quiet=processes.index != 0)
     with (
-        folder_lock(run_dir, doing="pretrain") if processes.index == 0 else nullcontext(),
-        RunLog(run_dir, display, diagnostics.log, processes.index),
+        work_folder(config.output_dir, processes) as work,
+        RunLog(work.path, display, diagnostics.log, processes.index),
     ):
         interrupt, back = interrupt or Interrupt(), None
         while True:
             try:
-                return _train(config, run_dir, diagnostics, processes, interrupt, display, amend, back)
+                return _train(config, work, diagnostics, processes, interrupt, display, amend, back)
             except RollBack as error:
                 # It begins again as any run that goes on. A copy has no traceback, which would keep what it leaves.
                 amend, back, diagnostics = False, dataclasses.replace(error), diagnostics.after(error.reached)
@@ -92,7 +91,7 @@ def pretrain(
 
 def _train(
     config: RunConfig,
-    run_dir: Path,
+    work: WorkFolder,
     diagnostics: Diagnostics,
     processes: Processes,
     interrupt: Interrupt,
@@ -101,7 +100,8 @@ def _train(
     back: RollBack | None,
 ) -> bool:
     check_installed(config.training.report_to)
-    tokenizer, manifest = Tokenizer.load(config.data.tokenizer), Manifest.load(Path(config.data.shards))
+    run_dir = work.run_dir
+    tokenizer, manifest = Tokenizer.load(config.data.tokenizer), Manifest.load(config.data.shards)
     check_tokenizer_fits(config.model, tokenizer)
     check_made_with(config.data, manifest.recipe, tokenizer)
     data = DataIdentity.of(manifest)
@@ -109,7 +109,7 @@ def _train(
     tokenizer_files, warning = files_with_template(tokenizer, config.data, template_sha256)
     processes.compare(identity(config, tokenizer, data, amend=amend))
     going_on = check_start(config, tokenizer, manifest.recipe, data, amend=amend)
-    diagnostics.check_start(latest_step(run_dir) or 0, config.training.max_steps, run_dir)
+    diagnostics.check_start(latest_step(run_dir) or 0, config.training.max_steps, str(run_dir))
     mesh = make_mesh(config.mesh)
     layout = Layout.of(config.mesh, mesh)
     check_batch(config.training, config.data.sequence_length, layout)
@@ -129,16 +129,16 @@ def _train(
     feed = Feed(config, loader, layout, step, resumed.rows)
     utilizations = {stage: Utilization.of(config, mesh, stage) for stage in feed.stages}
     if processes.index == 0:
-        save_config(config, run_dir / "config.yaml")
+        save_config(config, work.path / "config.yaml")
     max_steps, eval_ema = config.training.max_steps, config.training.eval_ema
     saved, failures, stopping = step, Failures(), False
-    trackers = Trackers(config.training.report_to, config.training.project, run_dir, to_dict(config), step)
-    log = MetricsLog(run_dir, step, max_steps, utilizations[feed.stage(step)], display, failures, trackers)
+    trackers = Trackers(config.training.report_to, config.training.project, work.path, to_dict(config), step)
+    log = MetricsLog(work.path, step, max_steps, utilizations[feed.stage(step)], display, failures, trackers)
     save_times = SaveTimes(config.checkpoint, step, processes)
     facts = loader.facts(data.sha256, resumed.part)
-    ledger = Ledger(run_dir, step, processes, facts, failures.noted, rolled_back=back is not None)
+    ledger = Ledger(work.path, step, processes, facts, failures.noted, rolled_back=back is not None)
     guard = Guard(config, step, resumed.guard, feed.rows, ledger.after(log.train), back)
-    reports = Reports(run_dir, loader.samples, log.say, failures, writes=processes.index == 0)
+    reports = Reports(work.path, loader.samples, log.say, failures, writes=processes.index == 0)
     rolls_back = config.training.on_not_finite == "rollback"
     early: str | None = None
 
@@ -147,7 +147,7 @@ def _train(
         Checkpointer(run_dir, config.checkpoint, log.validations, rolls_back=rolls_back) as checkpointer,
         log,
         CompileWatch(log.compiled, log.doing) as compile_watch,
-        Profile(diagnostics.profile, run_dir, log) as profile,
+        Profile(diagnostics.profile, work.path, log) as profile,
         ledger,
         closing(ReadAhead(feed.batches(step, guard.rows_left_out), max_steps - step, failures)) as batches,
     ):
@@ -173,13 +173,16 @@ def _train(
                     log.validation(step, evaluate(eval_step, weights, rows, bytes_a_token_V))
                 except CutShortError:
                     return False
+                work.copy(log.say)
             return True
 
-        def save() -> None:
+        def save(final: bool = False) -> None:
             nonlocal saved
             with log.paused("checkpoint"), log.doing("saving"):
-                check_finite((state.params, state.opt_state), step)
                 ledger.sync()
+                if not work.ready_to_save(checkpointer, log.say, final=final):
+                    return
+                check_finite((state.params, state.opt_state), step)
                 memory = guard.for_checkpoint(step, state)
                 position = resumed.position(step, feed.rows(step))
                 metadata = RunMetadata(to_dict(config), tokenizer_files, position, base, data, memory)
@@ -206,7 +209,7 @@ def _train(
             last = step == max_steps
             if last:  # saved before it is validated, which may be cut short
                 guard.catch_up()
-                save()
+                save(final=True)
             if step % config.training.eval_steps == 0 or last:
                 guard.catch_up()
                 stopping = not validate() or stopping
@@ -216,7 +219,7 @@ def _train(
             )
             if not last and (stopping or early is not None or save_times.due(step)):
                 guard.catch_up()
-                save()
+                save(final=stopping or early is not None)
 
         def why_early() -> str | None:
             """Why the run ends before max_steps, by the validations that process 0 has read and written."""
@@ -239,7 +242,7 @@ def _train(
             state = dataclasses.replace(state, good=jax.device_put(jnp.asarray(True), shardings.good))
             batches.restart(feed.batches(step, guard.rows_left_out), max_steps - step)
             if stopping and 0 < step != saved:
-                save()
+                save(final=True)
 
         def roll_back(bad: BadStep) -> None:
             """Raises RollBack, with nothing left in its way; returns if there is no checkpoint to go back to."""
@@ -279,13 +282,14 @@ def _train(
         except BadStep as bad:
             step = bad.step - 1
             if 0 < step != saved:
-                save()
+                save(final=True)
             checkpointer.wait()
             kept = latest_step(run_dir)
             where = reports.of(bad, guard.batch_of(bad.step), kept, "stopped")
             intact = "" if kept is None else f"; the checkpoint of step {kept} is intact"
             raise UserError(f"{guard.why_stopped(bad)}; {where}{intact}") from None
         with log.paused("checkpoint"), log.doing("saving"):
+            work.settle(checkpointer, save)
             checkpointer.wait()
             if processes.index == 0:
                 checkpointer.delete_what_nothing_keeps()

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from stellarbyte.errors import UserError
+from stellarbyte.places import Place, is_remote, place
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.data.identity import DataIdentity
 from stellarbyte_jax.data.manifest import Manifest
@@ -13,7 +14,7 @@ from stellarbyte_jax.run_folder import moved_along
 
 
 def with_own_shards(
-    config: RunConfig, known: DataIdentity | None, run_dir: Path, tokenizer: Tokenizer, named: str | None
+    config: RunConfig, known: DataIdentity | None, run_dir: Place, tokenizer: Tokenizer, named: str | None
 ) -> tuple[RunConfig, Manifest]:
     """(the config with the present folder of the token shards, their manifest); tells the user of changes on stderr.
 
@@ -31,21 +32,23 @@ def with_own_shards(
             the run's data although the user did not ask for others.
     """
     if named is not None:
-        manifest = Manifest.load(Path(named))
+        manifest = Manifest.load(place(named))
         _check_tokenizer(manifest, named, tokenizer, run_dir)
         changed = None if known is None else DataIdentity.of(manifest).differences(known)
         if changed is not None:
             _say(f"--data.shards {named} holds other data than {run_dir} was trained on: {changed}")
         return _with(config, manifest, named)
 
-    folders = [config.data.shards, str(moved_along(config.data.shards, config.output_dir, run_dir))]
-    folders = list(dict.fromkeys(folder for folder in folders if (Path(folder) / "manifest.json").is_file()))
+    folders = [config.data.shards]
+    if not any(map(is_remote, (config.data.shards, config.output_dir, run_dir))):
+        folders.append(str(moved_along(config.data.shards, config.output_dir, Path(str(run_dir)))))
+    folders = list(dict.fromkeys(folder for folder in folders if (place(folder) / "manifest.json").is_file()))
     if not folders:
         raise UserError(
             f"data.shards {config.data.shards} of {run_dir} holds no finished token shards: name the folder they were "
             "moved to with --data.shards"
         )
-    manifests = {folder: Manifest.load(Path(folder)) for folder in folders}
+    manifests = {folder: Manifest.load(place(folder)) for folder in folders}
     changes = {
         folder: None if known is None else DataIdentity.of(manifest).differences(known)
         for folder, manifest in manifests.items()
@@ -63,7 +66,7 @@ def with_own_shards(
     return _with(config, manifests[own], own)
 
 
-def _check_tokenizer(manifest: Manifest, folder: str, tokenizer: Tokenizer, run_dir: Path) -> None:
+def _check_tokenizer(manifest: Manifest, folder: str, tokenizer: Tokenizer, run_dir: Place) -> None:
     if manifest.recipe.tokenizer_sha256 != tokenizer.sha256:
         raise UserError(
             f"data.shards {folder} was made with another tokenizer than that of {run_dir}: prepare it again"

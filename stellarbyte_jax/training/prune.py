@@ -10,6 +10,7 @@ import numpy as np
 
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
+from stellarbyte.places import Place, place
 from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, latest_step, save_imported
 from stellarbyte_jax.config_file import save_config, to_dict
 from stellarbyte_jax.model.execution import Execution
@@ -36,7 +37,7 @@ class Pruning:
 
 
 def prune_run(
-    run_dir: str | Path,
+    run_dir: str | Place,
     output_dir: str | Path,
     count: int,
     *,
@@ -60,12 +61,12 @@ def prune_run(
         raise UserError(f"eval_batches {eval_batches} must be at least 1: leave it out to take the whole split")
     with folder_lock(output_dir, doing="prune"):
         return _prune(
-            Path(run_dir), Path(output_dir), count, whole_groups, step, eval_batches, shards, _over_passes(progress, 3)
+            place(run_dir), Path(output_dir), count, whole_groups, step, eval_batches, shards, _over_passes(progress, 3)
         )
 
 
 def _prune(
-    run_dir: Path,
+    run_dir: Place,
     output_dir: Path,
     count: int,
     whole_groups: bool,

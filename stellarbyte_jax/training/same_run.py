@@ -1,12 +1,12 @@
 """Decides whether a config may go on with the run in its `output_dir`, as it began or amended."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from stellarbyte.config.build import build
 from stellarbyte.config.nodes import locate
 from stellarbyte.errors import UserError
+from stellarbyte.places import place
 from stellarbyte_jax.amendments import AMENDMENTS, Amendment, read_amendments
 from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, latest_step, load_metadata
 from stellarbyte_jax.config import RunConfig
@@ -27,6 +27,7 @@ Difference = tuple[str, Any, Any]
 # after the end: the data's content is compared without these fields.
 _FREE_FIELDS = (
     "checkpoint.",
+    "data.cache_",
     "data.chat_template",
     "data.ledger",
     "data.on_bad_record",
@@ -216,7 +217,7 @@ def _sources(*values: Any) -> list[dict[str, Any]]:
 
 def check_init_from(config: RunConfig, run_dir: str, tokenizer: Tokenizer) -> None:
     """Refuses a run whose weights are not for this config's model and tokenizer; raises UserError."""
-    check_is_run(Path(run_dir), "init_from")
+    check_is_run(place(run_dir), "init_from")
     metadata, _ = load_metadata(run_dir)
     if metadata.base is not None:
         raise UserError(
