@@ -58,7 +58,8 @@ def test_a_run_in_a_bucket_is_the_run_on_disk(
     assert records(fetched(config.output_dir, tmp_path / "fetched")) == records(whole.output_dir)
     assert bits(config.output_dir) == bits(whole.output_dir)
     run = place(config.output_dir)
-    assert sorted(entry.name for entry in run.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl"]
+    assert {"checkpoints", "config.yaml", "metrics.jsonl"} <= (there := {entry.name for entry in run.iterdir()})
+    assert ".stellarbyte.lock" not in there
     assert evaluate_run(config.output_dir)[0] == evaluate_run(whole.output_dir)[0]
     assert not Path("gs:").exists() and not Path("s3:").exists()
 
