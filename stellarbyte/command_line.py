@@ -41,18 +41,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def _path(word: str) -> Path:
-    """A path that is given as an option. Path would take an empty one, as of a variable not set, for this folder."""
-    if not word:
-        raise argparse.ArgumentTypeError("'' names no file and no folder: give a path, . for this folder")
+    """The type of an option that names a file or a folder of this machine."""
     if is_remote(word):
         raise argparse.ArgumentTypeError(f"{word} is in a bucket: name a file or a folder of this machine")
-    return Path(word)
+    found = folder_or_bucket(word)
+    assert isinstance(found, Path)
+    return found
 
 
 def folder_or_bucket(word: str) -> Place:
     """The type of an option that names a folder of this machine, or one in a bucket (gs://, s3://)."""
-    if not is_remote(word):
-        return _path(word)
+    if not word:  # as of a variable not set; Path would take it for this folder
+        raise argparse.ArgumentTypeError("'' names no file and no folder: give a path, . for this folder")
     try:
         return place(word)
     except UserError as error:

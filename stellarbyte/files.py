@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from stellarbyte.errors import UserError, shown
-from stellarbyte.places import BucketPath, Place, is_remote, local, place
+from stellarbyte.places import BucketPath, Place, local, place
 
 # Windows opens devices by these names, whatever the suffix, and a folder made on another system may be read there.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -135,10 +135,12 @@ def check_path(path: str, field: str, *, bucket: bool = False) -> str:
         raise UserError(f"{field} is empty: name a folder or a file")
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in path):
         raise UserError(f"{field} {shown(path)} holds a character that cannot be printed: choose another name")
-    if bucket and is_remote(path):
-        place(path)
-    else:
-        local(path, field)
+    try:
+        found = place(path)
+    except UserError as error:
+        raise UserError(f"{field} {error}") from None
+    if not bucket:
+        local(found, field)
     return path
 
 

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,10 @@ from stellarbyte.bucket_errors import patiently
 from stellarbyte.bucket_library import bucket_exists, file_system
 from stellarbyte.errors import UserError, shown
 
-SCHEMES = ("gs", "s3")
+_REMOTE = ("gs://", "s3://")
+
+# What is meant as a bucket and is written otherwise; as a path it would make a folder "gs:".
+_MISSPELT = re.compile(r"(gs|gcs|s3|s3a|s3n):/", re.IGNORECASE)
 
 # What one request reads of a file that is read in order.
 _READ_BYTES = 1 << 20
@@ -22,31 +26,33 @@ Result = TypeVar("Result")
 
 def is_remote(path: object) -> bool:
     """Whether this names something in a bucket."""
-    return isinstance(path, BucketPath) or (
-        isinstance(path, str) and path.startswith(tuple(f"{s}://" for s in SCHEMES))
-    )
+    return isinstance(path, BucketPath) or (isinstance(path, str) and path.startswith(_REMOTE))
 
 
 def place(path: "str | Path | BucketPath") -> "Place":
     """The path as an object: a BucketPath for gs://… and s3://…, a Path for everything else.
 
     Raises:
-        UserError: it names no bucket, or leads out of one.
+        UserError: it names no bucket, leads out of one, or is the misspelt name of one.
     """
     if isinstance(path, BucketPath):
         return path
-    assert not str(path).startswith(tuple(f"{scheme}:/" for scheme in SCHEMES)) or is_remote(path), path
-    return BucketPath(path) if isinstance(path, str) and is_remote(path) else Path(path)
+    if isinstance(path, str) and is_remote(path):
+        return BucketPath(path)
+    if _MISSPELT.match(str(path)):
+        why = "a folder in a bucket is written gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"
+        raise UserError(f"{shown(str(path))} is no path of this machine: {why}")
+    return Path(path)
 
 
 def local(
     path: "str | Path | BucketPath", field: str, why: str = "it has to be a folder or a file of this machine"
 ) -> Path:
     """The path, of a field or an option that takes no bucket; raises UserError for one in a bucket."""
-    if is_remote(path):
+    found = path if is_remote(path) else place(path)
+    if not isinstance(found, Path):
         raise UserError(f"{field} {path} is in a bucket, but {why}")
-    assert not isinstance(path, BucketPath)
-    return Path(path)
+    return found
 
 
 class BucketPath:
@@ -228,10 +234,6 @@ class BucketPath:
             moved = f"{target.key}/{file.key.removeprefix(self.key).lstrip('/')}"
             file._written(lambda fs, file=file, moved=moved: fs.cp_file(file.key, moved))  # type: ignore[misc]
         self.delete_below()
-
-    def check_bucket(self) -> None:
-        """Raises UserError if there is no such bucket, or it may not be read."""
-        self._listed()
 
     def _info(self) -> dict[str, Any] | None:
         try:

@@ -27,7 +27,7 @@ def test_each_python_has_one_set(python: str) -> None:
     assert chosen["jax"] == chosen["jaxlib"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
-    extras = ("jax", "torch", "quantization", "deepspeed", "dev")
+    extras = ("jax", "torch", "quantization", "cloud", "deepspeed", "dev")
     wanted = [*project["dependencies"], *(requirement for extra in extras for requirement in optional[extra])]
     for requirement in map(Requirement, wanted):
         if requirement.name != "stellarbyte":

@@ -77,6 +77,11 @@ def test_names() -> None:
     for url in ("gs://", "s3:///", "gs://b/../c"):
         with pytest.raises(UserError, match=r"write .*BUCKET/FOLDER"):
             place(url)
+    for url in ("gs:/b/c", Path("gs://b/c"), "GS://b", "s3a://b/c", "gcs://b"):
+        with pytest.raises(UserError, match=r"is no path of this machine: .* written gs://BUCKET/FOLDER"):
+            place(url)
+        with pytest.raises(UserError, match="is no path of this machine"):
+            local(url, "data.tokenizer")
 
 
 def test_nothing_takes_it_for_a_file_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
