@@ -102,7 +102,7 @@ def damage_of(checkpoint: Place) -> str | None:
         check_plain_files(checkpoint)
         for item, sums in read_metadata(checkpoint).sums.items():
             try:
-                read_numpy_arrays(checkpoint / item, sums)
+                read_numpy_arrays(checkpoint.absolute() / item, sums)
             except Exception as error:
                 if not is_about_files(error):
                     raise

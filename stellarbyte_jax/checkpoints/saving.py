@@ -52,6 +52,7 @@ class Checkpointer:
         self._known = latest_step(run_dir) if isinstance(self._folder, BucketPath) else None
         self._retention = Retention(config, run_dir, validations, rolls_back=rolls_back)
         self._saving: int | None = None
+        self._failure: str | None = None
         self.begin_anew()
 
     def __enter__(self) -> Self:
@@ -88,7 +89,7 @@ class Checkpointer:
             cleanup_tmp_directories=True,
             lightweight_initialize=True,  # what it would read of the older checkpoints may be damaged
         )
-        self._failure: str | None = None
+        self._saving, self._failure = None, None
         with self._explained():
             self._manager = ocp.CheckpointManager(orbax_path(self._folder), options=options)
 
@@ -104,7 +105,7 @@ class Checkpointer:
         """Waits until the last save is on disk; raises its error if it has failed."""
         with self._explained():
             self._manager.wait_until_finished()
-        if isinstance(self._folder, BucketPath) and self._saving is not None:
+        if isinstance(self._folder, BucketPath) and self._saving is not None and self._failure is None:
             self._known = self._saving
 
     def delete_what_nothing_keeps(self) -> None:

@@ -179,10 +179,10 @@ def _train(
         def save(final: bool = False) -> None:
             nonlocal saved
             with log.paused("checkpoint"), log.doing("saving"):
+                check_finite((state.params, state.opt_state), step)
                 ledger.sync()
                 if not work.ready_to_save(checkpointer, log.say, final=final):
                     return
-                check_finite((state.params, state.opt_state), step)
                 memory = guard.for_checkpoint(step, state)
                 position = resumed.position(step, feed.rows(step))
                 metadata = RunMetadata(to_dict(config), tokenizer_files, position, base, data, memory)

@@ -72,7 +72,11 @@ class WorkFolder:
         if isinstance(self.run_dir, BucketPath):
             self._temporary = Path(tempfile.mkdtemp(prefix="stellarbyte-"))
             self.path.mkdir()
-            self._fetch(self.run_dir)
+            try:
+                self._fetch(self.run_dir)
+            except BaseException:
+                shutil.rmtree(self._temporary, ignore_errors=True)
+                raise
         return self
 
     def __exit__(
