@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_run_config(path: str | Place, overrides: Sequence[str] = ()) -> RunConfig:
     """Reads a run's YAML file, with command-line overrides put over it.
 
     `overrides` are words as on a command line: `--seed 3`, `--training.max_steps=10`, `--data.sources.0.path X`. Values
@@ -37,13 +37,13 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
     Raises:
         UserError: a value is refused; the error names file:line or override, field, value and what was expected.
     """
-    folder = Path(path).parent
-    root = read_yaml(Path(path))
+    path = place(path)
+    root = read_yaml(path)
     for name, value in parse_overrides(overrides):
         if name.startswith("model."):
-            root = _with_model(root, folder)
+            root = _with_model(root, path.parent)
         root = override(root, name, value)
-    return build(RunConfig, _with_model(root, folder))
+    return build(RunConfig, _with_model(root, path.parent))
 
 
 def load_model_config(path: str | Path) -> ByteConfig:
@@ -76,7 +76,7 @@ def lora_config_from_dict(mapping: Mapping[str, Any], where: str) -> LoRAConfig:
     return build(LoRAConfig, locate(mapping, where), "lora", RunConfig)
 
 
-def _with_model(root: Node, folder: Path) -> Node:
+def _with_model(root: Node, folder: Place) -> Node:
     """The nodes with a mapping as `model`: a path is replaced by its file, a missing model by that of `init_from`."""
     model, init_from = (root.value.get(name) for name in ("model", "init_from"))
     if model is not None and isinstance(model.value, str):

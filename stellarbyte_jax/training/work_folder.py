@@ -14,11 +14,13 @@ from stellarbyte.bucket_lock import NAME as LOCK
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte.places import BucketPath, Place, place
+from stellarbyte_jax.amendments import AMENDMENTS
 from stellarbyte_jax.checkpoints.checkpoint import Checkpointer
 from stellarbyte_jax.processes.joined import ALONE, Processes
 
-# What lies in a run's folder and is no file that a run that goes on appends to.
-_NOT_FETCHED = {"checkpoints", "needed_by", "tensorboard", "profile", "broken", LOCK}
+# What lies in a run's folder and is no file that a run that goes on appends to. Amendments are written straight into
+# the bucket, since they have to be there before they have any effect.
+_NOT_FETCHED = {AMENDMENTS, "checkpoints", "needed_by", "tensorboard", "profile", "broken", LOCK}
 
 # So many saves in a row may fail before a run in a bucket ends.
 _MOST_FAILED = 3

@@ -13,12 +13,16 @@ from buckets import Network
 from stellarbyte import bucket_errors
 from stellarbyte.errors import UserError
 from stellarbyte.places import place
+from stellarbyte_jax.amendments import read_amendments
 from stellarbyte_jax.checkpoints import s3_arrays
-from stellarbyte_jax.checkpoints.checkpoint import checkpoint_steps
+from stellarbyte_jax.checkpoints.checkpoint import checkpoint_steps, latest_step
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.training.evaluation import evaluate_run
 from stellarbyte_jax.training.loop import pretrain
+from test_jax.poison import batches_of, poison
 from test_jax.runs import bits, records
+from test_jax.test_processes.test_going_on import STOPPED_IN_STEP_4, run_job
+from test_jax.test_training.test_guard import incidents
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_device")]
 
@@ -33,10 +37,16 @@ def in_bucket(folder: str | Path, target: str) -> str:
     return target
 
 
-def fetched(run_dir: str, here: Path) -> Path:
-    here.mkdir()
-    place(f"{run_dir}/metrics.jsonl").download(here / "metrics.jsonl")
+def fetched(run_dir: str, here: Path, *others: str) -> Path:
+    """A folder with the run's metrics.jsonl, and other files of it."""
+    for name in ("metrics.jsonl", *others):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        place(f"{run_dir}/{name}").download(here / name)
     return here
+
+
+def steps_of(ledger: Path) -> list[str]:
+    return [line for line in ledger.read_text().splitlines() if line.startswith('{"step"')]
 
 
 @both
@@ -62,6 +72,49 @@ def test_a_run_in_a_bucket_is_the_run_on_disk(
     assert ".stellarbyte.lock" not in there
     assert evaluate_run(config.output_dir)[0] == evaluate_run(whole.output_dir)[0]
     assert not Path("gs:").exists() and not Path("s3:").exists()
+
+
+@both
+def test_a_run_in_a_bucket_rolls_back_is_amended_and_keeps_a_ledger(
+    bucket: str, run_config: MakeConfig, disturb: Callable, tmp_path: Path
+) -> None:
+    config = run_config(training={"on_not_finite": "rollback"}, data={"ledger": True})
+    ledger = "ledger/process-00000.jsonl"
+    whole = dataclasses.replace(config, output_dir=str(tmp_path / "whole"))
+    config = dataclasses.replace(config, output_dir=f"{bucket}/run")
+    with pytest.MonkeyPatch.context() as patch:
+        poison(patch, batches_of(config, 6))
+        assert pretrain(whole)
+        disturb(8, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert not pretrain(config)
+        assert pretrain(config)
+    longer = {"training": dataclasses.replace(config.training, max_steps=14)}
+    for run in (config, whole):
+        with pytest.raises(UserError, match=r"training\.max_steps \(was 12, now 14\)"):
+            pretrain(dataclasses.replace(run, **longer))
+        assert pretrain(dataclasses.replace(run, **longer), amend=True)
+        assert pretrain(dataclasses.replace(run, **longer))
+    here = fetched(config.output_dir, tmp_path / "fetched", ledger, "divergence.jsonl")
+    assert records(here) == records(whole.output_dir)
+    assert bits(config.output_dir) == bits(whole.output_dir)
+    assert steps_of(here / ledger) == steps_of(tmp_path / "whole" / ledger)
+    assert [each["done"] for each in incidents(here)] == ["rolled back"] and incidents(here) == incidents(
+        whole.output_dir
+    )
+    (ours,), (theirs,) = read_amendments(config.output_dir), read_amendments(whole.output_dir)
+    assert (ours.step, ours.rows, ours.changes) == (theirs.step, theirs.rows, theirs.changes)
+
+
+def test_two_processes_share_a_run_in_a_bucket(gs: str, run_config: MakeConfig, tmp_path: Path) -> None:
+    config = run_config(mesh={"data": 2}, checkpoint={"save_steps": 100})
+    whole = dataclasses.replace(config, output_dir=str(tmp_path / "whole"))
+    run_job(whole, tmp_path, [0, 0])
+    config = dataclasses.replace(config, output_dir=f"{gs}/two/run")
+    run_job(config, tmp_path, [143, 143], first={1: STOPPED_IN_STEP_4})
+    assert latest_step(config.output_dir) in (4, 5, 6)
+    run_job(config, tmp_path, [0, 0])
+    assert records(fetched(config.output_dir, tmp_path / "fetched")) == records(whole.output_dir)
+    assert bits(config.output_dir) == bits(whole.output_dir)
 
 
 @pytest.mark.parametrize("state", ["busy", "away"])
