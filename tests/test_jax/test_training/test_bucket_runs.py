@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from buckets import Network
-from stellarbyte import bucket_errors
+from stellarbyte import bucket_errors, bucket_lock
 from stellarbyte.errors import UserError
 from stellarbyte.places import place
 from stellarbyte_jax.amendments import read_amendments
@@ -146,6 +146,7 @@ def test_a_bucket_that_stays_away_ends_the_run_with_a_sentence_and_its_last_chec
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bucket_errors, "SECONDS", 1.0)
+    monkeypatch.setattr(bucket_lock, "SILENT_SECONDS", 1.0)  # the lost run's lock stays behind
     monkeypatch.setattr(s3_arrays, "_RETRIES", {"max_retries": 1})
     config = run_config()
     whole = dataclasses.replace(config, output_dir=str(tmp_path / "whole"))
