@@ -80,7 +80,7 @@ def _with_model(root: Node, folder: Place) -> Node:
     """The nodes with a mapping as `model`: a path is replaced by its file, a missing model by that of `init_from`."""
     model, init_from = (root.value.get(name) for name in ("model", "init_from"))
     if model is not None and isinstance(model.value, str):
-        path = (Path() if model.word is not None else folder) / local(model.value, f"{model.where}: model")
+        path = (Path() if model.word is not None else folder) / str(local(model.value, f"{model.where}: model"))
         if not path.is_file():
             raise UserError(f"{model.where}: model is {shown(model.value)}, but there is no file {path}")
         model = read_yaml(path)
