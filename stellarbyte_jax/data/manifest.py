@@ -9,7 +9,7 @@ from stellarbyte.config.build import build
 from stellarbyte.config.nodes import locate
 from stellarbyte.errors import UserError
 from stellarbyte.files import sha256_of_json, write_json
-from stellarbyte.places import Place, place
+from stellarbyte.places import Place
 from stellarbyte.reading import read_json_object
 from stellarbyte.records.bad_records import BadRecords
 from stellarbyte_jax.data.recipe import Recipe
@@ -118,13 +118,13 @@ class Manifest:
         write_json(folder / MANIFEST_NAME, content | {"sha256": sha256_of_json(content)})
 
     @classmethod
-    def load(cls, folder: str | Place) -> "Manifest":
+    def load(cls, folder: Place) -> "Manifest":
         """The manifest of a finished folder.
 
         Raises:
             UserError: there is none, it cannot be read, or it is damaged.
         """
-        path = place(folder) / MANIFEST_NAME
+        path = folder / MANIFEST_NAME
         if not path.is_file():
             raise UserError(f"{folder} holds no finished token shards: make them with `stellarbyte prepare`")
         try:

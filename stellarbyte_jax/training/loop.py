@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from stellarbyte.display import Display
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupt
+from stellarbyte.places import place
 from stellarbyte.run_log import RunLog
 from stellarbyte_jax.checkpoints.adapter_trees import join
 from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata, latest_step
@@ -101,7 +102,7 @@ def _train(
 ) -> bool:
     check_installed(config.training.report_to)
     run_dir = work.run_dir
-    tokenizer, manifest = Tokenizer.load(config.data.tokenizer), Manifest.load(config.data.shards)
+    tokenizer, manifest = Tokenizer.load(config.data.tokenizer), Manifest.load(place(config.data.shards))
     check_tokenizer_fits(config.model, tokenizer)
     check_made_with(config.data, manifest.recipe, tokenizer)
     data = DataIdentity.of(manifest)
