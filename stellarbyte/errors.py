@@ -1,6 +1,7 @@
 """The one exception that tells a user what to change, and functions that show users' values in its sentences."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 # Longer values fill the terminal and hide the sentence around them.
@@ -40,6 +41,11 @@ def in_full(value: object) -> str:
         return shown(value)
     text = repr(list(value) if isinstance(value, tuple) else value)
     return text if len(text) <= 100 else shown(value)
+
+
+def first_of(items: Sequence[object], most: int) -> str:
+    """The first items of a list, at most `most`, for a sentence; "…" stands for the others."""
+    return ", ".join(map(str, items[:most])) + (", …" if len(items) > most else "")
 
 
 def shown_path(path: str | Path) -> str:

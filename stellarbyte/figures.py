@@ -148,11 +148,6 @@ def finite(value: Any) -> float | None:
     return None
 
 
-def metrics_for_best_model() -> tuple[str, ...]:
-    """The figures of a validation by which a model can be judged."""
-    return tuple(VALIDATION + figure.name for figure in FIGURES if figure.better and figure.of != "step")
-
-
 def greater_is_better(key: str) -> bool:
     """Whether more of this figure is better."""
     figure = figure_of(key)

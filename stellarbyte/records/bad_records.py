@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from stellarbyte.errors import UserError
+from stellarbyte.errors import UserError, first_of
 
 _FIRST_BAD_RECORDS = 5
 
@@ -89,5 +89,4 @@ def kind_of(value: object) -> str:
 
 def names_of(record: Mapping[Any, object]) -> str:
     """The names of a record's fields, as errors list them."""
-    names = [str(name) for name in record]
-    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") if names else "none"
+    return first_of(list(record), 8) if record else "none"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from stellarbyte.errors import first_of
 from stellarbyte_jax.data.ledger_reading import Beginning, Consumed, consumed
 from stellarbyte_jax.data.mixture import Segment
 
@@ -152,7 +153,7 @@ class _Walk:
         if epoch != source.epoch + 1:
             self._found.fault(f"step {step}: {source.name} goes from epoch {source.epoch + 1} to {epoch + 1}")
         elif len(missing):
-            named = ", ".join(map(str, missing[:_MOST_NAMED])) + (", …" if len(missing) > _MOST_NAMED else "")
+            named = first_of(missing.tolist(), _MOST_NAMED)
             self._found.fault(
                 f"step {step}: epoch {source.epoch + 1} of {source.name} ended without {len(missing)} of its "
                 f"{source.rows} rows ({named})"

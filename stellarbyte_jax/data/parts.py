@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
-from stellarbyte.errors import UserError, shown_path
+from stellarbyte.errors import UserError, first_of, shown_path
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte.records.compression import BLOCK_BYTES
 from stellarbyte.records.formats import can_be_split
@@ -171,7 +171,7 @@ def merge(
 def _manifests(folder: Path, parts: Sequence[Part]) -> list[Manifest]:
     missing = [part for part in parts if not (part.folder(folder) / MANIFEST_NAME).is_file()]
     if missing:
-        named = ", ".join(map(str, missing[:_PARTS_NAMED])) + (", …" if len(missing) > _PARTS_NAMED else "")
+        named = first_of(missing, _PARTS_NAMED)
         raise UserError(
             f"{folder / PARTS_NAME} lacks {len(missing)} of {len(parts)} parts, or they are unfinished ({named}): make "
             f"them with --part {missing[0]}"

@@ -1,10 +1,10 @@
 """Exports in a bucket: there and back by command, and what an upload may replace."""
 
-import fsspec
 import pytest
 
 from convert import run_checkpoint
 from convert.bucket_folders import read_here, written_there
+from memory_bucket import use_memory
 from stellarbyte import bucket_lock, places
 from stellarbyte.door import main
 from stellarbyte.errors import UserError
@@ -16,10 +16,7 @@ from test_convert.models import bits
 @pytest.fixture
 def memory(monkeypatch):
     """A folder in a bucket in memory."""
-    fs = fsspec.filesystem("memory")
-    fs.store.clear()
-    fs.pseudo_dirs[:] = ["", "/runs"]
-    monkeypatch.setattr(places, "file_system", lambda _: fs)
+    use_memory(monkeypatch)
     return place("gs://runs/model")
 
 

@@ -5,10 +5,10 @@ import os
 import threading
 from typing import Any
 
-import fsspec
 import pytest
 
-from stellarbyte import bucket_lock, places
+from memory_bucket import use_memory
+from stellarbyte import bucket_lock
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte.places import place
@@ -18,10 +18,7 @@ FOLDER = "gs://runs/run"
 
 @pytest.fixture(autouse=True)
 def memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    fs = fsspec.filesystem("memory")
-    fs.store.clear()
-    fs.pseudo_dirs[:] = ["", "/runs"]
-    monkeypatch.setattr(places, "file_system", lambda _: fs)
+    use_memory(monkeypatch)
     monkeypatch.setattr(bucket_lock, "REFRESH_SECONDS", 0.02)
     monkeypatch.setattr(bucket_lock, "SILENT_SECONDS", 0.5)
 

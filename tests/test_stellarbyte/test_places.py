@@ -6,6 +6,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from memory_bucket import use_memory
 from stellarbyte import bucket_errors, places
 from stellarbyte.errors import UserError
 from stellarbyte.files import check_path, write_json
@@ -17,11 +18,7 @@ from stellarbyte.reading import read_json_object
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> str:
     """s3://runs, in memory."""
-    fs = fsspec.filesystem("memory")
-    fs.store.clear()
-    fs.pseudo_dirs[:] = ["", "/runs"]
-    monkeypatch.setattr(places, "file_system", lambda _: fs)
-    monkeypatch.setattr(places, "_SEEN", set())
+    use_memory(monkeypatch)
     return "s3://runs"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from stellarbyte_jax.config import DataConfig, SourceConfig
+from stellarbyte_jax.data import documents, encoding_ahead, making
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
@@ -55,3 +56,12 @@ def make_shards(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory
 
 def write_jsonl(path: Path, documents: Sequence[str]) -> None:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), "utf-8")
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has `prepare` work in small batches and pieces, and save its position often."""
+    monkeypatch.setattr(encoding_ahead, "BATCH_CHARS", 200)
+    monkeypatch.setattr(encoding_ahead, "PIECE_CHARS", 0)
+    monkeypatch.setattr(documents, "PIECE_CHARS", 150)
+    monkeypatch.setattr(making, "_TOKENS_PER_CHECKPOINT", 100)

@@ -3,11 +3,10 @@
 import dataclasses
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 
-from stellarbyte import places
+from memory_bucket import use_memory
 from stellarbyte.errors import UserError
 from stellarbyte.places import BucketPath, place
 from stellarbyte_jax.config import DataConfig
@@ -23,10 +22,7 @@ BLOCKS = 5
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The bytes of each range that was fetched; the bucket s3://runs is in memory."""
-    fs = fsspec.filesystem("memory")
-    fs.store.clear()
-    fs.pseudo_dirs[:] = ["", "/runs"]
-    monkeypatch.setattr(places, "file_system", lambda _: fs)
+    use_memory(monkeypatch)
     fetched: list[int] = []
     read = BucketPath.read_range
 

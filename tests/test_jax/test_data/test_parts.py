@@ -15,22 +15,19 @@ from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig, RunConfig, SourceConfig
 from stellarbyte_jax.config_file import save_config
-from stellarbyte_jax.data import documents, making, merging
-from stellarbyte_jax.data import encoding_ahead as tokenized
+from stellarbyte_jax.data import merging
 from stellarbyte_jax.data.parts import Part, merge, prepare_part
 from stellarbyte_jax.data.prepare import PrepareProgress, prepare
 from tiers import short_tier
 
 from .conftest import write_jsonl
 
+pytestmark = pytest.mark.usefixtures("small_steps")
+
 
 @pytest.fixture(autouse=True)
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenized, "BATCH_CHARS", 200)
-    monkeypatch.setattr(tokenized, "PIECE_CHARS", 0)
-    monkeypatch.setattr(documents, "PIECE_CHARS", 150)
+def small_merges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merging, "_TOKENS_AT_ONCE", 90)
-    monkeypatch.setattr(making, "_TOKENS_PER_CHECKPOINT", 100)
 
 
 def corpus(folder: Path) -> tuple[SourceConfig, ...]:

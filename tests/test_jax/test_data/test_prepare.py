@@ -18,8 +18,7 @@ from pyarrow import parquet
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig, SourceConfig
-from stellarbyte_jax.data import documents, making
-from stellarbyte_jax.data import encoding_ahead as tokenized
+from stellarbyte_jax.data import making
 from stellarbyte_jax.data import prepare as prepare_module
 from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.prepare import PrepareProgress, prepare
@@ -29,6 +28,8 @@ from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from test_jax.shards import open_shards
 
 from .conftest import write_jsonl
+
+pytestmark = pytest.mark.usefixtures("small_steps")
 
 
 def configure(folder: Path, tokenizer_folder: Path, **settings: object) -> DataConfig:
@@ -50,14 +51,6 @@ def data(tmp_path: Path, tokenizer_folder: Path) -> DataConfig:
     (tmp_path / "corpus" / "b.txt").write_text("a long text of many words, line by line\n" * 40)
     write_jsonl(tmp_path / "corpus" / "c.jsonl", [f"the third file says {n} times {n}" for n in range(20)])
     return configure(tmp_path, tokenizer_folder)
-
-
-@pytest.fixture(autouse=True)
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenized, "BATCH_CHARS", 200)
-    monkeypatch.setattr(tokenized, "PIECE_CHARS", 0)
-    monkeypatch.setattr(documents, "PIECE_CHARS", 150)
-    monkeypatch.setattr(making, "_TOKENS_PER_CHECKPOINT", 100)
 
 
 def contents(data: DataConfig) -> dict[str, bytes]:

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 
-from stellarbyte import places
+from memory_bucket import use_memory
 from stellarbyte.bucket_errors import BucketError
 from stellarbyte.errors import UserError
 from stellarbyte.places import BucketPath, place
@@ -29,10 +28,7 @@ class Checkpointer:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> BucketPath:
-    fs = fsspec.filesystem("memory")
-    fs.store.clear()
-    fs.pseudo_dirs[:] = ["", "/runs"]
-    monkeypatch.setattr(places, "file_system", lambda _: fs)
+    use_memory(monkeypatch)
     path = place("gs://runs/mine")
     assert isinstance(path, BucketPath)
     return path
