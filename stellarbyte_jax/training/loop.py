@@ -9,39 +9,31 @@ import jax.numpy as jnp
 from stellarbyte.display import Display
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupt
-from stellarbyte.places import place
 from stellarbyte.run_log import RunLog
 from stellarbyte_jax.checkpoints.adapter_trees import join
 from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata, latest_step
 from stellarbyte_jax.checkpoints.folders import delete_after
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import save_config, to_dict
-from stellarbyte_jax.data.agreement import check_made_with, check_tokenizer_fits
 from stellarbyte_jax.data.batch_placement import check_batch
-from stellarbyte_jax.data.chat_template import files_with_template
 from stellarbyte_jax.data.feed import Feed
-from stellarbyte_jax.data.identity import DataIdentity
 from stellarbyte_jax.data.ledger import Ledger
 from stellarbyte_jax.data.loader import TrainLoader
-from stellarbyte_jax.data.manifest import Manifest
-from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.processes.joined import ALONE, Processes
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training.amending import resume
 from stellarbyte_jax.training.cut_short import CutShortError, until
 from stellarbyte_jax.training.early_stopping import stops_early
 from stellarbyte_jax.training.ending import conclude
-from stellarbyte_jax.training.evaluation import byte_lengths, eval_step_on_mesh, evaluate
+from stellarbyte_jax.training.evaluation import evaluate
 from stellarbyte_jax.training.failures import Failures, ReadAhead
 from stellarbyte_jax.training.finite import check_finite
+from stellarbyte_jax.training.given import Given
 from stellarbyte_jax.training.guard import BadStep, Guard, Reports, RollBack, regular_target
 from stellarbyte_jax.training.opening import opening
-from stellarbyte_jax.training.optimizer import run_optimizer
+from stellarbyte_jax.training.programs import Programs
 from stellarbyte_jax.training.save_times import SaveTimes
-from stellarbyte_jax.training.schedules import learning_rate_schedule
-from stellarbyte_jax.training.start import check_start, identity, start, state_shardings
-from stellarbyte_jax.training.state import run_model
-from stellarbyte_jax.training.step import on_mesh, run_train_step
+from stellarbyte_jax.training.start import check_start, identity, start
 from stellarbyte_jax.training.watching.compile_watch import CompileWatch
 from stellarbyte_jax.training.watching.diagnostics import Diagnostics
 from stellarbyte_jax.training.watching.metrics import MetricsLog
@@ -84,214 +76,255 @@ def pretrain(
         interrupt, back = interrupt or Interrupt(), None
         while True:
             try:
-                return _train(config, work, diagnostics, processes, interrupt, display, amend, back)
+                return Training(config, work, diagnostics, processes, interrupt, display, amend, back).run()
             except RollBack as error:
                 # It begins again as any run that goes on. A copy has no traceback, which would keep what it leaves.
                 amend, back, diagnostics = False, dataclasses.replace(error), diagnostics.after(error.reached)
 
 
-def _train(
-    config: RunConfig,
-    work: WorkFolder,
-    diagnostics: Diagnostics,
-    processes: Processes,
-    interrupt: Interrupt,
-    display: Display,
-    amend: bool,
-    back: RollBack | None,
-) -> bool:
-    check_installed(config.training.report_to)
-    run_dir = work.run_dir
-    tokenizer, manifest = Tokenizer.load(config.data.tokenizer), Manifest.load(place(config.data.shards))
-    check_tokenizer_fits(config.model, tokenizer)
-    check_made_with(config.data, manifest.recipe, tokenizer)
-    data = DataIdentity.of(manifest)
-    template_sha256 = None if manifest.recipe.chat is None else manifest.recipe.chat.chat_template_sha256
-    tokenizer_files, warning = files_with_template(tokenizer, config.data, template_sha256)
-    processes.compare(identity(config, tokenizer, data, amend=amend))
-    going_on = check_start(config, tokenizer, manifest.recipe, data, amend=amend)
-    diagnostics.check_start(latest_step(run_dir) or 0, config.training.max_steps, str(run_dir))
-    mesh = make_mesh(config.mesh)
-    layout = Layout.of(config.mesh, mesh)
-    check_batch(config.training, config.data.sequence_length, layout)
-    loader = TrainLoader(config.data, manifest, config.seed)
+class Training:
+    """A run from where it is: until it is done, or a signal or a failure ends it, or it has to be rolled back.
 
-    graphdef, abstract_params = run_model(config, layout)
-    optimizer = run_optimizer(config, abstract_params, layout)
-    shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
-    train_step = on_mesh(run_train_step(config, graphdef, optimizer), layout, shardings, frozen_shardings)
-    eval_step = eval_step_on_mesh(graphdef, join(frozen_shardings, shardings.params), layout)
-    learning_rate = jax.jit(learning_rate_schedule(config.optimizer, config.training.max_steps, jnp))
-    bytes_a_token_V = byte_lengths(tokenizer, config.model.vocab_size)
+    step: the number of steps that are done. saved: the step of the newest checkpoint. stopping: whether a signal or a
+    failure in some process ends the run. early: why it ends before max_steps, if it does by its validations.
+    """
 
-    state, step, frozen, base, metadata = start(config, optimizer, shardings, frozen_shardings, processes)
-    resumed = resume(config, data, metadata, step, going_on, amend=amend, writes=processes.index == 0)
-    loader = loader.mixed_by(resumed.segments)
-    feed = Feed(config, loader, layout, step, resumed.rows)
-    utilizations = {stage: Utilization.of(config, mesh, stage) for stage in feed.stages}
-    if processes.index == 0:
-        save_config(config, work.path / "config.yaml")
-    max_steps, eval_ema = config.training.max_steps, config.training.eval_ema
-    saved, failures, stopping = step, Failures(), False
-    trackers = Trackers(config.training.report_to, config.training.project, work.path, to_dict(config), step)
-    log = MetricsLog(work.path, step, max_steps, utilizations[feed.stage(step)], display, failures, trackers)
-    save_times = SaveTimes(config.checkpoint, step, processes)
-    facts = loader.facts(data.sha256, resumed.part)
-    ledger = Ledger(work.path, step, processes, facts, failures.noted, rolled_back=back is not None)
-    guard = Guard(config, step, resumed.guard, feed.rows, ledger.after(log.train), back)
-    reports = Reports(work.path, loader.samples, log.say, failures, writes=processes.index == 0)
-    rolls_back = config.training.on_not_finite == "rollback"
-    early: str | None = None
+    def __init__(
+        self,
+        config: RunConfig,
+        work: WorkFolder,
+        diagnostics: Diagnostics,
+        processes: Processes,
+        interrupt: Interrupt,
+        display: Display,
+        amend: bool,
+        back: RollBack | None,
+    ) -> None:
+        self.config, self.work, self.diagnostics, self.back = config, work, diagnostics, back
+        self.processes, self.interrupt, self.failures = processes, interrupt, Failures()
+        self.max_steps = config.training.max_steps
+        self.rolls_back = config.training.on_not_finite == "rollback"
+        check_installed(config.training.report_to)
+        self.given = given = Given.of(config)
+        processes.compare(identity(config, given.tokenizer, given.data, amend=amend))
+        going_on = check_start(config, given.tokenizer, given.manifest.recipe, given.data, amend=amend)
+        diagnostics.check_start(latest_step(work.run_dir) or 0, self.max_steps, str(work.run_dir))
+        self.mesh = make_mesh(config.mesh)
+        layout = Layout.of(config.mesh, self.mesh)
+        check_batch(config.training, config.data.sequence_length, layout)
+        loader = TrainLoader(config.data, given.manifest, config.seed)
 
-    with (
-        interrupt,  # until the last save is on disk, a signal only asks for the end
-        Checkpointer(run_dir, config.checkpoint, log.validations, rolls_back=rolls_back) as checkpointer,
-        log,
-        CompileWatch(log.compiled, log.doing) as compile_watch,
-        Profile(diagnostics.profile, work.path, log) as profile,
-        ledger,
-        closing(ReadAhead(feed.batches(step, guard.rows_left_out), max_steps - step, failures)) as batches,
-    ):
-        grace = config.checkpoint.grace_seconds
-        interrupt.give_up_after(
-            grace, lambda: f"not saved within checkpoint.grace_seconds {grace}; {checkpointer.give_up()}"
-        )
+        self.programs = programs = Programs.of(config, layout)
+        started = start(config, programs.optimizer, programs.shardings, programs.frozen_shardings, processes)
+        self.state, self.step, self.frozen, self.base, metadata = started
+        self.saved, self.stopping, self.early = self.step, False, None
 
-        def failed() -> bool:
-            return failures.first is not None
+        writes = processes.index == 0
+        self.resumed = resume(config, given.data, metadata, self.step, going_on, amend=amend, writes=writes)
+        self.loader = loader.mixed_by(self.resumed.segments)
+        self.feed = Feed(config, self.loader, layout, self.step, self.resumed.rows)
+        if writes:
+            save_config(config, work.path / "config.yaml")
+        self.utilizations = {stage: Utilization.of(config, self.mesh, stage) for stage in self.feed.stages}
+        trackers = Trackers(config.training.report_to, config.training.project, work.path, to_dict(config), self.step)
+        utilization = self.utilizations[self.feed.stage(self.step)]
+        self.log = MetricsLog(work.path, self.step, self.max_steps, utilization, display, self.failures, trackers)
+        self.save_times = SaveTimes(config.checkpoint, self.step, processes)
+        facts = self.loader.facts(given.data.sha256, self.resumed.part)
+        self.ledger = Ledger(work.path, self.step, processes, facts, self.failures.noted, rolled_back=back is not None)
+        record = self.ledger.after(self.log.train)
+        self.guard = Guard(config, self.step, self.resumed.guard, self.feed.rows, record, back)
+        self.reports = Reports(work.path, self.loader.samples, self.log.say, self.failures, writes=writes)
 
-        def validate() -> bool:
-            """Whether validation is complete. A signal or failure cuts it short; the resumed run does it again."""
-            if config.data.validation_fraction == 0:
-                return True
-            # A signal that came before the end of the last step stops no training, so it stops no validation either.
-            heeded = step < max_steps or not any(processes.share(interrupt.requested))
-            with log.paused("validation"), log.doing("validating") as progress:
-                weights = join(frozen, state.params if state.ema is None or not eval_ema else state.ema)
-                rows = feed.validation(manifest, progress)
-                rows = until(lambda: (heeded and interrupt.requested) or failed(), rows, processes, failures)
-                try:
-                    log.validation(step, evaluate(eval_step, weights, rows, bytes_a_token_V))
-                except CutShortError:
-                    return False
-                work.copy(log.say)
-            return True
+    def run(self) -> bool:
+        """Trains to the end; see `pretrain`.
 
-        def save(final: bool = False) -> None:
-            nonlocal saved
-            with log.paused("checkpoint"), log.doing("saving"):
-                check_finite((state.params, state.opt_state), step)
-                ledger.sync()
-                if not work.ready_to_save(checkpointer, log.say, final=final):
-                    return
-                memory = guard.for_checkpoint(step, state)
-                position = resumed.position(step, feed.rows(step))
-                metadata = RunMetadata(to_dict(config), tokenizer_files, position, base, data, memory)
-                checkpointer.save(step, state.params, state.opt_state, metadata, state.ema)
-            saved = step
-            save_times.saved(step)
-
-        def one_step() -> None:
-            """Trains on a batch, and validates and saves if that is due; raises BadStep if a step was not applied."""
-            nonlocal state, step, stopping, early
-            profile.before(step + 1, state)
-            stage = feed.stage(step)
-            with log.clock.waiting():
-                batch = feed.put(step, rows := next(batches))
-            state, metrics = train_steps[stage](state, batch, frozen)
-            log.utilization, log.last_epoch = utilizations[stage], guard.rows_before(max_steps) / len(loader)
-            epoch = guard.rows_before(step + 1) / len(loader)
-            figures = {**metrics, "learning_rate": learning_rate(step), "epoch": epoch}
-            step += 1
-            ledger.read(step, rows.samples)
-            guard.after(step, metrics, figures)
-            profile.after(step, state)
-
-            last = step == max_steps
-            if last:  # saved before it is validated, which may be cut short
-                guard.catch_up()
-                save(final=True)
-            if step % config.training.eval_steps == 0 or last:
-                guard.catch_up()
-                stopping = not validate() or stopping
-                early = None if stopping else why_early()
-            stopping = stopping or (
-                not last and processes.stop_after(guard.next_round(), interrupt.requested or failed())
+        Raises:
+            RollBack: the run is to begin again from its newest checkpoint.
+        """
+        config, log, left = self.config, self.log, self.max_steps - self.step
+        with (
+            self.interrupt,  # until the last save is on disk, a signal only asks for the end
+            Checkpointer(
+                self.work.run_dir, config.checkpoint, log.validations, rolls_back=self.rolls_back
+            ) as self.checkpointer,
+            log,
+            CompileWatch(log.compiled, log.doing) as compile_watch,
+            Profile(self.diagnostics.profile, self.work.path, log) as self.profile,
+            self.ledger,
+            closing(
+                ReadAhead(self.feed.batches(self.step, self.guard.rows_left_out), left, self.failures)
+            ) as self.batches,
+        ):
+            grace, checkpointer = config.checkpoint.grace_seconds, self.checkpointer
+            self.interrupt.give_up_after(
+                grace, lambda: f"not saved within checkpoint.grace_seconds {grace}; {checkpointer.give_up()}"
             )
-            if not last and (stopping or early is not None or save_times.due(step)):
-                guard.catch_up()
-                save(final=stopping or early is not None)
+            # A batch of another size needs another program, which is not to be warned of.
+            train_step = self.programs.train_step
+            self.train_steps = {stage: compile_watch.watch(train_step) for stage in self.feed.stages}
+            first = self.feed.stage(self.step)
+            self.train_steps[first] = compile_watch.watch(train_step, self.diagnostics.dump_hlo)
+            self.eval_step = compile_watch.watch(self.programs.eval_step)
+            try:
+                self._begin()
+                while self.step < self.max_steps and not self.stopping and self.early is None:
+                    try:
+                        self._one_step()
+                    except BadStep as bad:
+                        self._leave_out(bad)
+            except BadStep as bad:
+                raise self._stopped_by(bad) from None
+            with log.paused("checkpoint"), log.doing("saving"):
+                self.work.settle(checkpointer, self._save)
+                checkpointer.wait()
+                if self.processes.index == 0:
+                    checkpointer.delete_what_nothing_keeps()
+            return conclude(
+                config,
+                log,
+                self.step,
+                self.early,
+                self.processes,
+                self.interrupt,
+                self.failures,
+                stopping=self.stopping,
+            )
 
-        def why_early() -> str | None:
-            """Why the run ends before max_steps, by the validations that process 0 has read and written."""
-            if config.training.early_stopping_patience is None or step == max_steps:
-                return None
-            why: str | None = processes.share(stops_early(config, log.validations))[0]
-            return why
+    def _begin(self) -> None:
+        """Says what is about to be trained, and validates and saves if that is due before the first step."""
+        remarks = (*self.diagnostics.remarks, self.given.manifest.warning, self.given.warning, *self.resumed.remarks)
+        for remark in filter(None, remarks):
+            self.log.say(remark)
+        self.log.say(opening(self.config, self.state.params, self.frozen, self.loader, self.feed, self.mesh, self.step))
+        stopped_before = self.back is not None and self.back.stopping
+        self.stopping = any(self.processes.share(stopped_before or self._failed()))
+        if self.rolls_back and latest_step(self.work.run_dir) is None:  # so that there is something to go back to
+            self._save()
+        # Validation is due before the first step, and again if a signal has cut it short.
+        due = self.step % self.config.training.eval_steps == 0 or self.step == self.max_steps
+        if due and not self.stopping and self.processes.share(self.log.lacks_validation(self.step))[0]:
+            self.stopping = not self._validate()
+        self.early = None if self.stopping else self._why_early()
 
-        def leave_out(bad: BadStep) -> None:
-            """Makes the run go on after a bad step, with other batches; raises it again if the run is to stop."""
-            nonlocal state, step
-            step, done = bad.step - 1, guard.answer(bad)
-            if done == "rolled back":
-                roll_back(bad)
-            if done != "skipped":
-                raise bad
-            reports.of(bad, guard.batch_of(bad.step), saved or None, done)
-            guard.skip(bad)
-            ledger.skip(bad.step)
-            state = dataclasses.replace(state, good=jax.device_put(jnp.asarray(True), shardings.good))
-            batches.restart(feed.batches(step, guard.rows_left_out), max_steps - step)
-            if stopping and 0 < step != saved:
-                save(final=True)
+    def _one_step(self) -> None:
+        """Trains on a batch, and validates and saves if that is due; raises BadStep if a step was not applied."""
+        log, feed, guard = self.log, self.feed, self.guard
+        self.profile.before(self.step + 1, self.state)
+        stage = feed.stage(self.step)
+        with log.clock.waiting():
+            batch = feed.put(self.step, rows := next(self.batches))
+        self.state, metrics = self.train_steps[stage](self.state, batch, self.frozen)
+        log.utilization = self.utilizations[stage]
+        log.last_epoch = guard.rows_before(self.max_steps) / len(self.loader)
+        epoch = guard.rows_before(self.step + 1) / len(self.loader)
+        figures = {**metrics, "learning_rate": self.programs.learning_rate(self.step), "epoch": epoch}
+        self.step += 1
+        self.ledger.read(self.step, rows.samples)
+        guard.after(self.step, metrics, figures)
+        self.profile.after(self.step, self.state)
 
-        def roll_back(bad: BadStep) -> None:
-            """Raises RollBack, with nothing left in its way; returns if there is no checkpoint to go back to."""
-            checkpointer.wait()
-            target: int | None = processes.share(regular_target(run_dir, config.checkpoint))[0]
-            if target is None:
+        last = self.step == self.max_steps
+        if last:  # saved before it is validated, which may be cut short
+            guard.catch_up()
+            self._save(final=True)
+        if self.step % self.config.training.eval_steps == 0 or last:
+            guard.catch_up()
+            self.stopping = not self._validate() or self.stopping
+            self.early = None if self.stopping else self._why_early()
+        self.stopping = self.stopping or (
+            not last and self.processes.stop_after(guard.next_round(), self.interrupt.requested or self._failed())
+        )
+        ends = self.stopping or self.early is not None
+        if not last and (ends or self.save_times.due(self.step)):
+            guard.catch_up()
+            self._save(final=ends)
+
+    def _failed(self) -> bool:
+        return self.failures.first is not None
+
+    def _validate(self) -> bool:
+        """Whether validation is complete. A signal or failure cuts it short; the resumed run does it again."""
+        config, state, log = self.config, self.state, self.log
+        if config.data.validation_fraction == 0:
+            return True
+        # A signal that came before the end of the last step stops no training, so it stops no validation either.
+        heeded = self.step < self.max_steps or not any(self.processes.share(self.interrupt.requested))
+        with log.paused("validation"), log.doing("validating") as progress:
+            averaged = state.ema is not None and config.training.eval_ema
+            weights = join(self.frozen, state.ema if averaged else state.params)
+            rows = self.feed.validation(self.given.manifest, progress)
+            rows = until(
+                lambda: (heeded and self.interrupt.requested) or self._failed(), rows, self.processes, self.failures
+            )
+            try:
+                log.validation(self.step, evaluate(self.eval_step, weights, rows, self.given.bytes_a_token_V))
+            except CutShortError:
+                return False
+            self.work.copy(log.say)
+        return True
+
+    def _why_early(self) -> str | None:
+        """Why the run ends before max_steps, by the validations that process 0 has read and written."""
+        if self.config.training.early_stopping_patience is None or self.step == self.max_steps:
+            return None
+        why: str | None = self.processes.share(stops_early(self.config, self.log.validations))[0]
+        return why
+
+    def _save(self, final: bool = False) -> None:
+        state, step = self.state, self.step
+        with self.log.paused("checkpoint"), self.log.doing("saving"):
+            check_finite((state.params, state.opt_state), step)
+            self.ledger.sync()
+            if not self.work.ready_to_save(self.checkpointer, self.log.say, final=final):
                 return
-            reports.of(bad, guard.batch_of(bad.step), target, "rolled back")
-            if processes.index == 0:
-                delete_after(run_dir, target)
-            processes.share("deleted")
-            ledger.roll_back(target, bad.step)
-            jax.tree.map(lambda array: array.delete(), (state, frozen))  # others take their place
-            raise guard.rollback(bad, target, stopping)
+            memory = self.guard.for_checkpoint(step, state)
+            position = self.resumed.position(step, self.feed.rows(step))
+            fields, files = to_dict(self.config), self.given.tokenizer_files
+            metadata = RunMetadata(fields, files, position, self.base, self.given.data, memory)
+            self.checkpointer.save(step, state.params, state.opt_state, metadata, state.ema)
+        self.saved = step
+        self.save_times.saved(step)
 
-        # A batch of another size needs another program, which is not to be warned of.
-        train_steps = {stage: compile_watch.watch(train_step) for stage in feed.stages}
-        train_steps[feed.stage(step)] = compile_watch.watch(train_step, diagnostics.dump_hlo)
-        eval_step = compile_watch.watch(eval_step)
-        try:
-            for remark in filter(None, (*diagnostics.remarks, manifest.warning, warning, *resumed.remarks)):
-                log.say(remark)
-            log.say(opening(config, state.params, frozen, loader, feed, mesh, step))
-            stopping = any(processes.share((back is not None and back.stopping) or failed()))
-            if rolls_back and latest_step(run_dir) is None:  # so that there is something to go back to
-                save()
-            # Validation is due before the first step, and again if a signal has cut it short.
-            due = step % config.training.eval_steps == 0 or step == max_steps
-            if due and not stopping and processes.share(log.lacks_validation(step))[0]:
-                stopping = not validate()
-            early = None if stopping else why_early()
-            while step < max_steps and not stopping and early is None:
-                try:
-                    one_step()
-                except BadStep as bad:
-                    leave_out(bad)
-        except BadStep as bad:
-            step = bad.step - 1
-            if 0 < step != saved:
-                save(final=True)
-            checkpointer.wait()
-            kept = latest_step(run_dir)
-            where = reports.of(bad, guard.batch_of(bad.step), kept, "stopped")
-            intact = "" if kept is None else f"; the checkpoint of step {kept} is intact"
-            raise UserError(f"{guard.why_stopped(bad)}; {where}{intact}") from None
-        with log.paused("checkpoint"), log.doing("saving"):
-            work.settle(checkpointer, save)
-            checkpointer.wait()
-            if processes.index == 0:
-                checkpointer.delete_what_nothing_keeps()
-        return conclude(config, log, step, early, processes, interrupt, failures, stopping=stopping)
+    def _leave_out(self, bad: BadStep) -> None:
+        """Makes the run go on after a bad step, with other batches; raises it again if the run is to stop."""
+        self.step, done = bad.step - 1, self.guard.answer(bad)
+        if done == "rolled back":
+            self._roll_back(bad)
+        if done != "skipped":
+            raise bad
+        self.reports.of(bad, self.guard.batch_of(bad.step), self.saved or None, done)
+        self.guard.skip(bad)
+        self.ledger.skip(bad.step)
+        good = jax.device_put(jnp.asarray(True), self.programs.shardings.good)
+        self.state = dataclasses.replace(self.state, good=good)
+        batches = self.feed.batches(self.step, self.guard.rows_left_out)
+        self.batches.restart(batches, self.max_steps - self.step)
+        if self.stopping and 0 < self.step != self.saved:
+            self._save(final=True)
+
+    def _roll_back(self, bad: BadStep) -> None:
+        """Raises RollBack, with nothing left in its way; returns if there is no checkpoint to go back to."""
+        run_dir = self.work.run_dir
+        self.checkpointer.wait()
+        target: int | None = self.processes.share(regular_target(run_dir, self.config.checkpoint))[0]
+        if target is None:
+            return
+        self.reports.of(bad, self.guard.batch_of(bad.step), target, "rolled back")
+        if self.processes.index == 0:
+            delete_after(run_dir, target)
+        self.processes.share("deleted")
+        self.ledger.roll_back(target, bad.step)
+        jax.tree.map(lambda array: array.delete(), (self.state, self.frozen))  # others take their place
+        raise self.guard.rollback(bad, target, self.stopping)
+
+    def _stopped_by(self, bad: BadStep) -> UserError:
+        """What the user is told of a bad step that ends the run, which is saved as it was before."""
+        self.step = bad.step - 1
+        if 0 < self.step != self.saved:
+            self._save(final=True)
+        self.checkpointer.wait()
+        kept = latest_step(self.work.run_dir)
+        where = self.reports.of(bad, self.guard.batch_of(bad.step), kept, "stopped")
+        intact = "" if kept is None else f"; the checkpoint of step {kept} is intact"
+        return UserError(f"{self.guard.why_stopped(bad)}; {where}{intact}")
