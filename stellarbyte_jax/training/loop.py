@@ -117,7 +117,8 @@ class Training:
         self.programs = programs = Programs.of(config, layout)
         started = start(config, programs.optimizer, programs.shardings, programs.frozen_shardings, processes)
         self.state, self.step, self.frozen, self.base, metadata = started
-        self.saved, self.stopping, self.early = self.step, False, None
+        self.saved, self.stopping = self.step, False
+        self.early: str | None = None
 
         writes = processes.index == 0
         self.resumed = resume(config, given.data, metadata, self.step, going_on, amend=amend, writes=writes)
@@ -251,8 +252,7 @@ class Training:
         # A signal that came before the end of the last step stops no training, so it stops no validation either.
         heeded = self.step < self.max_steps or not any(self.processes.share(self.interrupt.requested))
         with log.paused("validation"), log.doing("validating") as progress:
-            averaged = state.ema is not None and config.training.eval_ema
-            weights = join(self.frozen, state.ema if averaged else state.params)
+            weights = join(self.frozen, state.params if state.ema is None or not config.training.eval_ema else state.ema)
             rows = self.feed.validation(self.given.manifest, progress)
             rows = until(
                 lambda: (heeded and self.interrupt.requested) or self._failed(), rows, self.processes, self.failures
@@ -280,7 +280,7 @@ class Training:
                 return
             memory = self.guard.for_checkpoint(step, state)
             position = self.resumed.position(step, self.feed.rows(step))
-            fields, files = to_dict(self.config), self.given.tokenizer_files
+            fields, files = to_dict(self.config), dict(self.given.tokenizer_files)
             metadata = RunMetadata(fields, files, position, self.base, self.given.data, memory)
             self.checkpointer.save(step, state.params, state.opt_state, metadata, state.ema)
         self.saved = step
