@@ -252,7 +252,8 @@ class Training:
         # A signal that came before the end of the last step stops no training, so it stops no validation either.
         heeded = self.step < self.max_steps or not any(self.processes.share(self.interrupt.requested))
         with log.paused("validation"), log.doing("validating") as progress:
-            weights = join(self.frozen, state.params if state.ema is None or not config.training.eval_ema else state.ema)
+            ema = state.ema if config.training.eval_ema else None
+            weights = join(self.frozen, state.params if ema is None else ema)
             rows = self.feed.validation(self.given.manifest, progress)
             rows = until(
                 lambda: (heeded and self.interrupt.requested) or self._failed(), rows, self.processes, self.failures
