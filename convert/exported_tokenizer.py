@@ -10,7 +10,8 @@ import tokenizers
 from stellarbyte.errors import UserError
 from stellarbyte.files import json_text
 from stellarbyte.reading import parse_json
-from stellarbyte_jax.data.tokenizer import BOS_TOKEN, Tokenizer
+from stellarbyte_jax.data.special_tokens import BOS_TOKEN
+from stellarbyte_jax.data.tokenizer import Tokenizer
 
 _TOKENIZER, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _MAX_LENGTH = "model_max_length"
@@ -23,12 +24,15 @@ def for_hugging_face(files: Mapping[str, str], context_length: int) -> dict[str,
     """The files of a run's tokenizer, with bos and truncation, which JAX's side does itself.
 
     Every document begins with bos in training, so the tokenizer puts it before a text. Chat templates write their own
-    bos, and transformers adds none to their texts. Truncation cuts at the model's context.
+    bos, and transformers adds none to their texts. Truncation cuts at the model's context. The tokenizer of a stock
+    model is carried as it is, byte for byte, because stock tools know it so.
 
     Raises:
         UserError: the files are damaged.
     """
     tokenizer = Tokenizer(files, "of the run")
+    if not tokenizer.is_ours:
+        return dict(files)
     processor = json.dumps(_processor(tokenizer.bos_token_id))
     content = _NO_PROCESSOR.sub(lambda match: f'"post_processor":{match[1]}{processor}', files[_TOKENIZER], count=1)
     return {**files, _TOKENIZER: content, _SETTINGS: _with_max_length(files, context_length)}
@@ -37,6 +41,8 @@ def for_hugging_face(files: Mapping[str, str], context_length: int) -> dict[str,
 def for_a_run(files: Mapping[str, str]) -> dict[str, str]:
     """The inverse of `for_hugging_face`, also for files that transformers' save_pretrained has written again."""
     tokenizer = Tokenizer(files, "of the export")
+    if not tokenizer.is_ours:
+        return dict(files)
     content = files[_TOKENIZER]
     ours = _processor(tokenizer.bos_token_id)
     if parse_json(content, _TOKENIZER).get("post_processor") == ours:

@@ -7,7 +7,7 @@ from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.architecture import ByteConfig
 from stellarbyte.metrics_file import records
 from stellarbyte.places import Place
-from stellarbyte_jax.data.tokenizer import BOS_TOKEN, Tokenizer
+from stellarbyte_jax.data.tokenizer import Tokenizer
 
 _CARD = """\
 ---
@@ -88,13 +88,14 @@ def render(
         figures: title -> value of what was measured in training; may be empty.
         fold_layer_scale: whether LayerScale is folded into the export's projections.
     """
-    adds_bos = Tokenizer(checkpoint.tokenizer_files, "of the run").adds_bos
+    tokenizer = Tokenizer(checkpoint.tokenizer_files, "of the run")
+    adds_bos = tokenizer.adds_bos
     return _CARD.format(
         name=name,
         parameters=parameters,
         dtype=dtype,
-        bos=BOS_TOKEN,
-        begin="" if adds_bos else BOS_TOKEN,
+        bos=tokenizer.bos_token,
+        begin="" if adds_bos else tokenizer.bos_token,
         how="the tokenizer puts it there" if adds_bos else "write it there, as the tokenizer does not",
         architecture=_table(_architecture(checkpoint.config, fold_layer_scale)),
         figures=_table({"Steps": f"{checkpoint.step:,}", **figures}),

@@ -158,6 +158,6 @@ def special_token_mistake(fields: Mapping[str, Any]) -> str | None:
         if not 0 <= value <= last:
             return f"{name} {value} must be inside the vocabulary: 0 to vocab_size - 1 = {last}"
     bos, eos, pad = ids.values()
-    if len({bos, eos, pad}) < len(ids):
-        return f"pad_token_id {pad} must differ from bos_token_id {bos} and eos_token_id {eos}, as they from each other"
+    if pad in (bos, eos):  # one token may both end a document and begin the next, as in GPT-2 and Qwen
+        return f"pad_token_id {pad} must differ from bos_token_id {bos} and eos_token_id {eos}"
     return None

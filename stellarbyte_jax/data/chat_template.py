@@ -1,17 +1,14 @@
 """Finds the chat template of a run: its tokenizer's own, or one that a config or an option names."""
 
 import hashlib
-import json
-from typing import Any
 
 from stellarbyte.chat.encoding import ChatTokenizer
 from stellarbyte.chat.template import read_template
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import DataConfig
-from stellarbyte_jax.data.tokenizer import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, Tokenizer
+from stellarbyte_jax.data.tokenizer import Tokenizer
 
 _TEMPLATE_FILE = "chat_template.jinja"
-_OUR_TOKENS = {"bos_token": BOS_TOKEN, "eos_token": EOS_TOKEN, "pad_token": PAD_TOKEN}
 
 
 def chat_tokenizer(tokenizer: Tokenizer, template: str | None, field: str = "data.chat_template") -> ChatTokenizer:
@@ -28,7 +25,7 @@ def chat_tokenizer(tokenizer: Tokenizer, template: str | None, field: str = "dat
     return ChatTokenizer(
         name=tokenizer.name,
         tokenizer_json=tokenizer.files["tokenizer.json"],
-        special_tokens=_OUR_TOKENS | _special_tokens(_hugging_face_config(tokenizer)),
+        special_tokens=tokenizer.special_tokens,
         template=chat_template(tokenizer, template, field),
     )
 
@@ -43,7 +40,7 @@ def chat_template(tokenizer: Tokenizer, template: str | None, field: str = "data
         return read_template(template, field)
     if _TEMPLATE_FILE in tokenizer.files:
         return tokenizer.files[_TEMPLATE_FILE]
-    own = _hugging_face_config(tokenizer).get("chat_template")
+    own = tokenizer.settings.get("chat_template")
     if not isinstance(own, str | None):
         raise UserError(
             f"{tokenizer.name}/tokenizer_config.json has a chat_template that is a {type(own).__name__}, not one "
@@ -75,20 +72,3 @@ def files_with_template(
             return {**tokenizer.files, _TEMPLATE_FILE: template}, None
         why = f"data.chat_template {data.chat_template} is not what the token shards were made by"
     return tokenizer.files, f"{why}: exports of this run carry the tokenizer's own template"
-
-
-def _hugging_face_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    try:
-        config = json.loads(tokenizer.files.get("tokenizer_config.json", "{}"))
-    except ValueError as error:
-        raise UserError(f"{tokenizer.name}/tokenizer_config.json is not JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{tokenizer.name}/tokenizer_config.json is not a JSON object")
-    return config
-
-
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Name -> text of bos_token and the like, which a config has as texts, or as objects around the texts."""
-    named = {name: value for name, value in config.items() if name.endswith("_token")}
-    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
-    return {name: text for name, text in texts.items() if isinstance(text, str)}

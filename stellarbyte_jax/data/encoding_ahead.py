@@ -200,7 +200,7 @@ def is_validation(text: bytes, fraction: float) -> bool:
 
 
 def _encode(tokenizer: Tokenizer, batch: _TextBatch) -> TokenBatch:
-    ids, lengths = tokenizer.encode_joined(batch.texts)
+    ids, lengths = tokenizer.encode_joined(batch.texts, batch.begins)
     begins, ends = np.array(batch.begins, bool), np.array(batch.ends, bool)
     whole_lengths = lengths + begins + ends
     starts = np.cumsum(whole_lengths) - whole_lengths

@@ -53,11 +53,18 @@ def prepare(
             # Another process may have finished since.
             manifest = finished(data, tokenizer, files, folder)
             if manifest is None:
+                tell_of_changes(tokenizer, report)
                 manifest = _make(data, tokenizer, files, folder, progress, report)
                 tell_of_bad_records(manifest, report)
             return manifest
     except OSError as error:
         raise UserError(f"the token shards cannot be written to {folder}: {error.strerror or error}") from None
+
+
+def tell_of_changes(tokenizer: Tokenizer, report: Callable[[str], None]) -> None:
+    """Reports what the tokenizer changes in texts, if it does; `Tokenizer.changes` tells."""
+    for change in tokenizer.changes:
+        report(f"The tokenizer {tokenizer.name} {change}, and bits per byte are of what it makes of a text.")
 
 
 def tell_of_bad_records(manifest: Manifest, report: Callable[[str], None]) -> None:

@@ -12,7 +12,8 @@ from stellarbyte.errors import UserError
 from stellarbyte.files import holds, json_text
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte_jax.bounds import MOST_TOKENS, check_whole
-from stellarbyte_jax.data.tokenizer import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, SPECIAL_TOKENS, Tokenizer
+from stellarbyte_jax.data.special_tokens import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, SPECIAL_TOKENS
+from stellarbyte_jax.data.tokenizer import Tokenizer
 
 _CJK = r"\p{Han}\p{Hiragana}\p{Katakana}ー"
 

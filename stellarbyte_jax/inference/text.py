@@ -7,7 +7,8 @@ import numpy as np
 
 from stellarbyte.sampling import Sampling
 from stellarbyte.stop_strings import StopCutter
-from stellarbyte_jax.data.tokenizer import StreamDecoder, Tokenizer
+from stellarbyte_jax.data.stream_decoder import StreamDecoder
+from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.inference.generate import Generator
 from stellarbyte_jax.inference.speculative import SpeculativeGenerator
 
@@ -18,9 +19,9 @@ class Answer:
 
     Attributes:
         text: the continuation, without the prompt.
-        prompt_tokens: the number of tokens in the prompt, with <|SBOS|>.
-        new_tokens: the number of tokens in the continuation. A token that completed a stop string counts, <|SEOS|>
-            does not.
+        prompt_tokens: the number of tokens in the prompt, with the one that begins a document.
+        new_tokens: the number of tokens in the continuation. A token that completed a stop string counts, the
+            one that ends a document does not.
         cut_at: the number of tokens for which the context had room, if the answer was cut off there; otherwise None.
     """
 
@@ -40,7 +41,7 @@ def generate_text(
     stop: Sequence[str] = (),
     on_text: Callable[[int, str], None] | None = None,
 ) -> list[Answer]:
-    """Continues <|SBOS|> and each prompt until <|SEOS|>, `max_new_tokens`, or the first of the stop strings.
+    """Continues documents that begin with the prompts until they end, `max_new_tokens`, or the first stop string.
 
     Args:
         generator: the model, ready to generate.
@@ -62,7 +63,8 @@ def generate_text(
     # The generator itself refuses a prompt that leaves no room at all.
     room = max(1, generator.context - max(map(len, prompt_ids)))
     count = min(max_new_tokens, room)
-    rows = [GrowingText(tokenizer, (generator.config.eos_token_id,), stop) for _ in prompts]
+    eos = (generator.config.eos_token_id,)
+    rows = [GrowingText(tokenizer, eos, stop, continues=bool(prompt)) for prompt in prompts]
 
     def take(tokens: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
         for index, (row, new) in enumerate(zip(rows, tokens, strict=True)):
@@ -97,6 +99,7 @@ class GrowingText:
         tokenizer: the model's tokenizer.
         end_ids: tokens that end the answer and do not belong to it.
         stop: strings; the answer ends before the first of them.
+        continues: whether the answer goes on from other text, instead of beginning one of its own.
 
     Attributes:
         text: the text so far, without the part that is held back because it may begin a stop string.
@@ -104,12 +107,14 @@ class GrowingText:
         ended: whether a token or a stop string has ended the answer.
     """
 
-    def __init__(self, tokenizer: Tokenizer, end_ids: Collection[int], stop: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, end_ids: Collection[int], stop: Sequence[str], *, continues: bool = False
+    ) -> None:
         self.text = ""
         self.new_tokens = 0
         self.ended = False
         self._end_ids = end_ids
-        self._decoder, self._cutter = StreamDecoder(tokenizer), StopCutter(stop)
+        self._decoder, self._cutter = StreamDecoder(tokenizer, continues=continues), StopCutter(stop)
 
     def take(self, token_ids: Sequence[int]) -> str:
         """Takes new tokens, and returns the next part of the text."""

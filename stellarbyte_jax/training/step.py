@@ -167,11 +167,18 @@ def make_eval_step(graphdef: nnx.GraphDef[ByteForCausalLM]) -> EvalStep:
     """A function (params, bytes of each token [V], batch) -> (loss sums, bytes of text that the labels stand for)."""
 
     def eval_step(params: Params, byte_lengths_V: jax.Array, batch: Batch) -> tuple[LossSums, jax.Array]:
-        labels = batch["labels"]
-        byte_counts = jnp.where(labels == IGNORED_LABEL, 0, byte_lengths_V[jnp.maximum(labels, 0)])
-        return batch_loss(graphdef, params, batch), jnp.sum(byte_counts, dtype=jnp.float32)
+        return batch_loss(graphdef, params, batch), text_bytes(byte_lengths_V, batch)
 
     return eval_step
+
+
+def text_bytes(byte_lengths_V: jax.Array, batch: Batch) -> jax.Array:
+    """The bytes of text that a batch's labels stand for, by the tokenizer's `byte_lengths`."""
+    labels_BT = batch["labels"]
+    bytes_BT = jnp.where(labels_BT == IGNORED_LABEL, 0, byte_lengths_V[jnp.maximum(labels_BT, 0)])
+    # The first token of a text may hold a blank that is not the text's: bos, before it, then has a length of -1.
+    before_BT = jnp.minimum(byte_lengths_V[batch["input_ids"]], 0)
+    return jnp.sum(bytes_BT + jnp.where(bytes_BT > 0, before_BT, 0), dtype=jnp.float32)
 
 
 def batch_loss(graphdef: nnx.GraphDef[ByteForCausalLM], params: Params, batch: Batch) -> LossSums:

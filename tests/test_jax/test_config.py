@@ -48,7 +48,7 @@ def test_given_values_stay() -> None:
         ({"head_dim": 3}, "head_dim 3 must be even"),
         ({"rms_norm_eps": 0.0}, "rms_norm_eps 0.0 must be greater than 0"),
         ({"vocab_size": 2}, "pad_token_id 2 must be inside the vocabulary"),
-        ({"eos_token_id": 0}, "must differ from bos_token_id 0"),
+        ({"pad_token_id": 0}, "must differ from bos_token_id 0"),
         ({"position_embedding": "rope", "xpos_learnable": True}, "xpos_learnable True needs position_embedding xpos"),
         ({"xpos_scale_base": 1.0}, "xpos_scale_base 1.0 lets XPos leave the range of float32"),
     ],

@@ -35,6 +35,7 @@ ACCEPTED: list[dict[str, Any]] = [
     {"xpos_learnable": True, "tie_word_embeddings": True},
     {"hidden_act": "gelu_pytorch_tanh"},
     {"vocab_size": 3, "bos_token_id": 2, "eos_token_id": 0, "pad_token_id": 1},
+    {"eos_token_id": 0},
     {"max_position_embeddings": 32768, "xpos_scale_base": 512},
     {"position_embedding": "none", "head_dim": 63},
     {"attention_bias": True, "qk_norm": True, "sliding_window": 1, "attention_dropout": 0.1},
@@ -132,7 +133,7 @@ TOKENS: list[dict[str, Any]] = [
     {"pad_token_id": 50000},
     {"vocab_size": 2},
     {"pad_token_id": 1},
-    {"eos_token_id": 0},
+    {"pad_token_id": 0},
 ]
 
 

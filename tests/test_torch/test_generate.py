@@ -7,7 +7,8 @@ import torch
 
 from stellarbyte.errors import UserError
 from stellarbyte.sampling import Sampling
-from stellarbyte_jax.data.tokenizer import StreamDecoder, Tokenizer
+from stellarbyte_jax.data.stream_decoder import StreamDecoder
+from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_torch.generate import generate, load
 
 from .exported import export

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.data import tokenizer_training
-from stellarbyte_jax.data.tokenizer import StreamDecoder, Tokenizer
+from stellarbyte_jax.data.stream_decoder import StreamDecoder
+from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 
 from .conftest import TEXTS
@@ -301,19 +302,31 @@ def test_a_broken_tokenizer_is_one_sentence(tmp_path: Path, content: str) -> Non
 
 
 _SPLIT = {"type": "Split", "pattern": {"Regex": " "}, "behavior": "Isolated", "invert": False}
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+def _sequence(step: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "pretokenizers": [step, _BYTES]}
 
 
 @pytest.mark.parametrize(
     ("part", "value", "complaint"),
     [
-        ("normalizer", {"type": "NFC"}, "has a normalizer, which changes texts"),
+        ("normalizer", {"type": "Lowercase"}, "has the normalizer 'Lowercase', which changes texts"),
+        ("normalizer", {"type": "Prepend", "prepend": "▁"}, "has the normalizer 'Prepend', which changes texts"),
         ("pre_tokenizer", None, "does not split texts into bytes"),
         ("pre_tokenizer", _SPLIT, "does not split texts into bytes"),
+        (
+            "pre_tokenizer",
+            _sequence(_SPLIT | {"behavior": "Removed"}),
+            r"drops parts of texts \(pre_tokenizer 'Split'\)",
+        ),
+        ("pre_tokenizer", _sequence({"type": "WhitespaceSplit"}), r"drops parts of texts"),
         ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}, "puts a blank before"),
         ("model.dropout", 0.5, "drops merges at random"),
         ("model.end_of_word_suffix", "</w>", "marks words"),
         ("model.vocab.zzz", 2**24, "expected 0 to 16777215"),
-        ("added_tokens", [], r"lacks the special token <\|SBOS\|>"),
+        ("added_tokens", [], r"names no token that ends a document"),
     ],
 )
 def test_texts_that_would_not_come_back_are_refused(
