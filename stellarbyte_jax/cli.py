@@ -12,6 +12,7 @@ from stellarbyte.command_line import folder_or_bucket
 from stellarbyte.interrupt import hold_signals
 from stellarbyte.log_settings import log_options
 from stellarbyte_jax import checkpoint_commands, commands, data_commands
+from stellarbyte_jax.data.pre_tokenizers import DEFAULT, PATTERNS
 from stellarbyte_jax.machine.compile_cache import cache_settings
 from stellarbyte_jax.machine.xla_flags import Platform, flag_settings, platform_here
 
@@ -67,6 +68,13 @@ def tokenizer(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--output", type=Path, required=True, metavar="DIR")
     train.add_argument(
         "--special-tokens", nargs="*", default=[], metavar="TOKEN", help="beside <|SBOS|> <|SEOS|> <|PAD|>"
+    )
+    train.add_argument(
+        "--pre-tokenizer",
+        choices=list(PATTERNS),
+        default=DEFAULT,
+        help=f"""the pattern of the words that no merge crosses (default: {DEFAULT}); a GGUF needs one that llama.cpp
+        knows: {", ".join(name for name in PATTERNS if name != "stellarbyte")}""",
     )
     train.add_argument("--force", action="store_true", help="replace another tokenizer that is in DIR")
     train.set_defaults(run=commands.tokenizer_train)

@@ -54,6 +54,7 @@ def tokenizer_train(options: argparse.Namespace) -> None:
             options.output,
             options.special_tokens,
             learning=lambda: learning(0, None),
+            pattern=options.pre_tokenizer,
             force=options.force,
         )
     print(f"{tokenizer.vocab_size} tokens in {options.output}")

@@ -5,45 +5,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from stellarbyte.chat.template import STELLARBYTE_TEMPLATE
 from stellarbyte.errors import UserError
 from stellarbyte.files import holds, json_text
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte_jax.bounds import MOST_TOKENS, check_whole
+from stellarbyte_jax.data.pre_tokenizers import DEFAULT, PATTERNS, pre_tokenizer
 from stellarbyte_jax.data.special_tokens import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, SPECIAL_TOKENS
 from stellarbyte_jax.data.tokenizer import Tokenizer
-
-_CJK = r"\p{Han}\p{Hiragana}\p{Katakana}ー"
 
 # Longer words are given to the trainer in parts. A merge reads each word that it changes from end to end, so unbroken
 # text (base64, a genome, a script without spaces) would cost its length times the vocabulary.
 _LONGEST_WORD = 256
-
-
-def _split(most: int | None = None) -> str:
-    """The pattern of the words that no merge crosses; each run in it has at most `most` characters.
-
-    It is the pattern of GPT-4 and Llama 3 with two changes. A CJK run neither goes on in a Latin word
-    ("使用Python代码") nor takes the space after a comma. An English contraction must end its word, so that the literal
-    'text' is not cut after 't. tests/tokenizer_table.py compares both patterns. documents.pieces relies on places where
-    this pattern always ends a match: change both together.
-    """
-    run = "+" if most is None else f"{{1,{most}}}"
-    some = "*" if most is None else f"{{0,{most}}}"
-    return "|".join(
-        (
-            r"(?i:'(?:s|t|re|ve|m|ll|d))(?!\p{L})",
-            rf"(?:(?<!,) |[^\s\p{{L}}\p{{N}}])?[{_CJK}]{run}",
-            rf"[^\r\n\p{{L}}\p{{N}}]?[[\p{{L}}\p{{M}}]&&[^{_CJK}]]{run}",  # a word, with the sign or space before it
-            r"\p{N}{1,3}",
-            rf" ?[^\s\p{{L}}\p{{N}}]{run}[\r\n]{some}",
-            rf"\s{some}[\r\n]{run}",
-            rf"\s{run}(?!\S)",  # indentation without its last space, which joins the word after it
-            rf"\s{run}",
-        )
-    )
 
 
 def train_tokenizer(
@@ -54,13 +29,15 @@ def train_tokenizer(
     report: Callable[[str], None] = print,
     learning: Callable[[], None] = lambda: None,
     *,
+    pattern: str = DEFAULT,
     force: bool = False,
 ) -> Tokenizer:
     """Learns a vocabulary of `vocab_size` tokens from a stream of texts, and writes the tokenizer's folder.
 
     Memory grows with the number of different words, not with the length of the stream. A corpus too small for
     `vocab_size` gives a smaller vocabulary, and `report` is told; a model's vocabulary may have the larger size.
-    `learning` is called several times a second once all texts are read. Only `force` replaces another tokenizer in
+    `learning` is called several times a second once all texts are read. `pattern` is a name in PATTERNS: no merge
+    crosses the words that it finds. Only `force` replaces another tokenizer in
     `output`, because token shards and runs may depend on it.
 
     Raises:
@@ -69,7 +46,7 @@ def train_tokenizer(
             written.
     """
     with folder_lock(output, doing="tokenizer train"):
-        files = _learn(texts, vocab_size, extra_special_tokens, report, learning)
+        files = _learn(texts, vocab_size, PATTERNS[pattern], extra_special_tokens, report, learning)
         if not _is_there(files, output, force):
             Tokenizer.save_files(files, output)
         else:
@@ -92,6 +69,7 @@ def _is_there(files: Mapping[str, str], output: Path, force: bool) -> bool:
 def _learn(
     texts: Iterable[str],
     vocab_size: int,
+    pattern: str,
     extra_special_tokens: Sequence[str],
     report: Callable[[str], None],
     learning: Callable[[], None],
@@ -106,7 +84,7 @@ def _learn(
             f"use at least {smallest}"
         )
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = _pre_tokenizer(_split())
+    tokenizer.pre_tokenizer = pre_tokenizer(pattern)
     tokenizer.decoder = decoders.ByteLevel()
     _check_special_tokens(tokenizer, special_tokens)
     trainer = trainers.BpeTrainer(
@@ -115,10 +93,10 @@ def _learn(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.pre_tokenizer = _pre_tokenizer(_split(_LONGEST_WORD))
+    tokenizer.pre_tokenizer = pre_tokenizer(pattern, _LONGEST_WORD)
     stream = _FirstError(texts)
     _train(tokenizer, stream, trainer, learning)
-    tokenizer.pre_tokenizer = _pre_tokenizer(_split())
+    tokenizer.pre_tokenizer = pre_tokenizer(pattern)
     if stream.count == 0:
         raise UserError("the tokenizer cannot be trained on an empty corpus: name an input that holds text")
     learned_size = tokenizer.get_vocab_size()
@@ -132,11 +110,6 @@ def _learn(
         "tokenizer_config.json": json_text(_hugging_face_config(extra_special_tokens)),
         "chat_template.jinja": STELLARBYTE_TEMPLATE,
     }
-
-
-def _pre_tokenizer(pattern: str) -> pre_tokenizers.PreTokenizer:
-    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 class _FirstError:

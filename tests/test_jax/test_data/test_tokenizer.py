@@ -88,7 +88,7 @@ def test_a_special_token_written_in_a_text_is_text(tokenizer: Tokenizer, name: s
 
 def test_merges_cross_no_border_of_the_pattern(tmp_path: Path) -> None:
     text = "def f(self, x=12345):\n        return 'text', it's, 使用Python代码 "
-    tokenizer = train_tokenizer([text * 50], 1000, tmp_path, report=lambda _: None)
+    tokenizer = train_tokenizer([text * 50], 1000, tmp_path, report=lambda _: None, pattern="stellarbyte")
     assert ids_as_text(tokenizer, text) == [
         *("def", " f", "(self", ",", " x", "=", "123", "45", "):\n", "       ", " return", " '", "text"),
         *("',", " it", "'s", ",", " ", "使用", "Python", "代码", " "),
@@ -97,7 +97,7 @@ def test_merges_cross_no_border_of_the_pattern(tmp_path: Path) -> None:
 
 def test_a_sign_or_space_joins_the_chinese_word_behind_it(tmp_path: Path) -> None:
     text = "这是, 一句。\n“好的，Web 服务。\n\n"  # noqa: RUF001 - full-width is meant
-    tokenizer = train_tokenizer([text * 50], 1000, tmp_path, report=lambda _: None)
+    tokenizer = train_tokenizer([text * 50], 1000, tmp_path, report=lambda _: None, pattern="stellarbyte")
     assert ids_as_text(tokenizer, text) == [
         *("这是", ",", " ", "一句", "。\n", "“好的", "，Web", " 服务", "。\n\n"),  # noqa: RUF001 - full-width is meant
     ]
