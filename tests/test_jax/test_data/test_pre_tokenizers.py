@@ -1,7 +1,7 @@
 """The patterns that cut texts into words, held against Transformers' and the tokenizers library's own."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
@@ -33,6 +33,7 @@ def test_gpt_2s_pattern_is_that_of_the_library(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", PATTERNS)
+@settings(max_examples=settings.default.max_examples // 4)
 @given(text=TEXT, chars=st.integers(1, 20))
 def test_a_long_text_is_cut_between_words(name: str, text: str, chars: int) -> None:
     places, at = set(), 0
