@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -148,6 +149,7 @@ class Tokenizer:
 
         begins: whether each text begins a document, or goes on from the one before it; by default all begin one.
         """
+        encodings: list[Any]
         with works(self.name):
             if begins is None or self._continuing is self._tokenizer:
                 encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
