@@ -1,12 +1,14 @@
 """The options of `stellarbyte convert …`, and what each of its commands does with them."""
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from convert.families.registry import FAMILIES
 from stellarbyte.adapter_base import tell_warnings
 from stellarbyte.command_line import folder_or_bucket
 from stellarbyte.interrupt import interruptible
@@ -42,12 +44,21 @@ def convert(parser: argparse.ArgumentParser) -> None:
     to_hf.add_argument(
         "--ema", action="store_true", help="export the average of the weights that training.ema_decay keeps"
     )
+    to_hf.add_argument(
+        "--as",
+        dest="family",
+        choices=tuple(FAMILIES),
+        help="as a model of Transformers' own, which loads without our code; `explain` says which ones it can be",
+    )
     to_hf.set_defaults(run=_told(_to_hf))
 
     about = "make a run directory of a Hugging Face folder"
     from_hf = commands.add_parser("from-hf", help=about, description=f"{about.capitalize()}.")
     from_hf.add_argument(
-        "hf_dir", metavar="HF_DIR", type=folder_or_bucket, help="a folder that to-hf or save_pretrained wrote"
+        "hf_dir",
+        metavar="HF_DIR",
+        type=folder_or_bucket,
+        help="a model's folder: ours, or a stock Llama and its kin",
     )
     from_hf.add_argument("run_dir", metavar="RUN_DIR", type=folder_or_bucket, help="the run directory to make")
     from_hf.set_defaults(run=_told(_from_hf))
@@ -62,6 +73,14 @@ def convert(parser: argparse.ArgumentParser) -> None:
     verify.add_argument("--prompts", type=Path, metavar="FILE", help="a file, one prompt a line (default: our own)")
     verify.add_argument("--json", action="store_true", help="print the certificate instead of a summary")
     verify.set_defaults(run=_told(_verify))
+
+    about = "tell which of Transformers' own architectures a model can be exported as, and why not as the others"
+    explain = commands.add_parser("explain", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    explain.add_argument(
+        "model", metavar="MODEL", type=folder_or_bucket, help="a run, a model's folder, or the YAML file of a config"
+    )
+    explain.add_argument("--json", action="store_true", help="print one JSON object")
+    explain.set_defaults(run=_told(_explain))
 
     _adapter_commands(commands)
 
@@ -133,6 +152,7 @@ def _to_hf(options: argparse.Namespace) -> int:
             force=options.force,
             fold_layer_scale=options.fold_layer_scale,
             ema=options.ema,
+            family=options.family,
             progress=update,
         )
     print(f"{options.hf_dir}: step {done.step}, {done.parameters:,} parameters, {_megabytes(done.nbytes)} of weights")
@@ -194,6 +214,14 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         print(certificate.summary(result), file=sys.stdout if equal else sys.stderr)
     return 0 if equal else 1
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from convert.explain import explain, explain_text
+
+    facts = explain(options.model)
+    print(json.dumps(facts) if options.json else explain_text(facts))
+    return 0
 
 
 def _megabytes(nbytes: int) -> str:

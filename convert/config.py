@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from convert.families import config_json
+from convert.families.family import Family
+from convert.families.registry import FAMILIES
 from convert.foreign_fields import architecture
 from stellarbyte import reading
 from stellarbyte.architecture import ByteConfig
@@ -96,21 +99,41 @@ def from_hf(mapping: Mapping[str, Any], where: str) -> ByteConfig:
     model_type = mapping.get("model_type")
     if model_type != MODEL_TYPE:
         found = f"of type {model_type!r}" if model_type else "that names no model_type"
-        raise UserError(f"{where} describes a model {found}, expected {MODEL_TYPE!r}: give a StellarByte export")
+        raise UserError(
+            f"{where} describes a model {found}, expected {MODEL_TYPE!r} or one of {', '.join(FAMILIES)}: give a "
+            "StellarByte export, or a model of one of these"
+        )
     return model_config_from_dict(architecture(_without_marks(mapping), where), where)
 
 
 def read_hf(folder: Path) -> ByteConfig:
-    """The model's config from `folder`/config.json. Raises UserError as `from_hf` does, and if the file is missing."""
+    """The model's config from `folder`/config.json, of our own architecture or of a family that has a place here.
+
+    Raises:
+        UserError: as `from_hf` does, and if the file is missing; or a stock model has a field that has no place here.
+    """
+    mapping, where = _read(folder), str(folder / CONFIG)
+    family = FAMILIES.get(str(mapping.get("model_type")))
+    if family is not None:
+        tokenizer = Tokenizer.load(folder)
+        return config_json.from_hf(family, mapping, {name: getattr(tokenizer, name) for name in _ID_DEFAULTS}, where)
+    if mapping.get("model_type") == MODEL_TYPE and not _has_three_ids(mapping):
+        mapping = _with_three_ids(mapping, Tokenizer.load(folder), where)
+    return from_hf(mapping, where)
+
+
+def family_of(folder: Path) -> Family | None:
+    """The family of the stock model in `folder`; None if it is no stock model that has a place here."""
+    return FAMILIES.get(str(_read(folder).get("model_type")))
+
+
+def _read(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give one that `stellarbyte convert to-hf` wrote")
     if not path.is_file():
         raise UserError(f"{folder} holds no {CONFIG}: give a folder that `stellarbyte convert to-hf` wrote")
-    mapping = read_json(path)
-    if mapping.get("model_type") == MODEL_TYPE and not _has_three_ids(mapping):
-        mapping = _with_three_ids(mapping, Tokenizer.load(folder), str(path))
-    return from_hf(mapping, str(path))
+    return read_json(path)
 
 
 def _has_three_ids(mapping: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from convert import config as hf_config
 from convert import (
     exported_tokenizer,
     given_weights,
+    hf_folder,
     layer_scale,
     model_card,
     run_checkpoint,
@@ -18,6 +19,9 @@ from convert import (
     staged_folder,
     weights,
 )
+from convert.families import config_json, fit
+from convert.families.registry import FAMILIES
+from convert.families.tensors import to_stock
 from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import check_files
@@ -54,6 +58,7 @@ def to_hf(
     force: bool = False,
     fold_layer_scale: bool = False,
     ema: bool = False,
+    family: str | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Writes a run's checkpoint as a folder that transformers loads; needs neither torch nor transformers.
@@ -68,42 +73,56 @@ def to_hf(
         fold_layer_scale: whether to multiply LayerScale into the projections before it. The export then has no
             LayerScale and computes the same function up to rounding, with weights that are not the run's own.
         ema: whether to export the moving average of the weights that training.ema_decay keeps.
+        family: the name in `FAMILIES` of the stock architecture to export the model as, with LayerScale folded in and
+            pruned heads gone; our own by default.
         progress: is called with the bytes written and the bytes in all.
 
     Raises:
         UserError: there is no such checkpoint, its weights are not those of its model or no finite numbers, `hf_dir`
-            holds files that no export wrote, there is no LayerScale to fold, or the disk is full.
+            holds files that no export wrote, there is no LayerScale to fold, the model is none of `family`, or the disk
+            is full.
     """
     shard_bytes = shards.parse_size(max_shard_size)
     hf_dir = hf_dir.resolve()
     keep = staged_folder.check_replaceable(hf_dir, force)
     checkpoint = run_checkpoint.load(run_dir, step, ema=ema)
     where = f"the checkpoint of step {checkpoint.step} in {run_dir}"
-    config = checkpoint.config
+    config, stock = checkpoint.config, None if family is None else FAMILIES[family]
+    if stock is not None:
+        fit.check_fits(stock, config, where)
+        fold_layer_scale |= config.layer_scale_init is not None
     if fold_layer_scale:
         config = layer_scale.without_layer_scale(config, where)
         tensors = layer_scale.to_hf_folded(checkpoint.params, checkpoint.config, dtype, where)
     else:
         tensors = weights.to_hf(checkpoint.params, config, dtype, where)
     tensors = given_weights.finite(tensors, where)
+    if stock is None:
+        fields = hf_config.to_hf(config, dtype)
+    else:
+        config, tensors = fit.exported(config), to_stock(tensors, stock)
+        fields = config_json.to_hf(stock, config, dtype)
     conversion = _describe(checkpoint.step, tensors)
     tokenizer_files = exported_tokenizer.for_hugging_face(checkpoint.tokenizer_files, config.context_length)
     checkpoint = replace(checkpoint, tokenizer_files=tokenizer_files)
     with staged(hf_dir, keep) as folder:
-        write_json(folder / hf_config.CONFIG, hf_config.to_hf(config, dtype), sort_keys=True)
+        write_json(folder / hf_config.CONFIG, fields, sort_keys=True)
         write_json(folder / hf_config.GENERATION_CONFIG, hf_config.generation_to_hf(config), sort_keys=True)
         Tokenizer.save_files(tokenizer_files, folder)
-        for path in modeling_files():
+        for path in modeling_files() if stock is None else ():
             shutil.copyfile(path, folder / path.name)
         figures = {}
         if checkpoint.has_figures:
             figures = model_card.read_figures(run_dir / "metrics.jsonl", checkpoint.step)
-        card = model_card.render(hf_dir.name, checkpoint, dtype, conversion.parameters, figures, fold_layer_scale)
+        card = model_card.render(
+            hf_dir.name, checkpoint, dtype, conversion.parameters, figures, fold_layer_scale, stock
+        )
         write_text(folder / "README.md", card)
         shards.write(tensors, folder, shard_bytes, _counting(progress, conversion.nbytes))
         about = {"stellarbyte": version("stellarbyte"), "step": checkpoint.step, "dtype": dtype}
         about |= {"layer_scale": "folded into the projections"} if fold_layer_scale else {}
         about |= {"ema": True} if ema else {}
+        about |= {"family": family} if family is not None else {}
         staged_folder.write_manifest(folder, about)
     return conversion
 
@@ -111,21 +130,23 @@ def to_hf(
 def from_hf(hf_dir: Path, run_dir: Place) -> Conversion:
     """Makes a run directory of a Hugging Face folder: float32 parameters as step 0, config and tokenizer.
 
+    The folder's model is ours or one of `FAMILIES`.
+
     Raises:
         UserError: the folder has another architecture; its weights are missing, unknown, misshapen, broken or not
-            finite; it has no tokenizer of ours, or one that does not fit; `run_dir` exists; the disk is full.
+            finite; it has no tokenizer that JAX can use, or one that does not fit; `run_dir` exists; the disk is full.
     """
     run_dir = run_dir.resolve()
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise UserError(f"{run_dir} exists already: name a new run directory")
     check_files(hf_dir)
-    config = hf_config.read_hf(hf_dir)
+    model = hf_folder.read(hf_dir)
+    config = model.config
     tokenizer = Tokenizer.load(hf_dir)
     tokenizer.check_fits(config.vocab_size)
-    tensors = given_weights.finite(given_weights.one_of_tied(shards.read(hf_dir), config, str(hf_dir)), str(hf_dir))
-    params = weights.from_hf(tensors, config, "float32", where=str(hf_dir))
-    conversion = _describe(0, tensors)
-    del tensors  # they keep the files in memory, and saving needs room for a copy
+    params = weights.from_hf(model.tensors, config, "float32", where=str(hf_dir))
+    conversion = _describe(0, model.tensors)
+    del model  # its tensors keep the files in memory, and saving needs room for a copy
     with staged(run_dir) as folder:
         files = exported_tokenizer.for_a_run(tokenizer.files)
         run_checkpoint.save(folder, RunCheckpoint(params, config, files, step=0))

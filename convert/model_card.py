@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from convert.families.family import Family
 from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.architecture import ByteConfig
 from stellarbyte.metrics_file import records
@@ -15,25 +16,24 @@ library_name: transformers
 pipeline_tag: text-generation
 tags:
 - stellarbyte
-- custom_code
----
+{tags}---
 
 # {name}
 
-A StellarByte decoder language model of {parameters:,} parameters in {dtype}, pretrained in JAX.
+A {kind} of {parameters:,} parameters in {dtype}, pretrained in JAX with StellarByte.
 
 ## Use
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})
+model = AutoModelForCausalLM.from_pretrained("{name}"{trust})
 inputs = tokenizer("{begin}…", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
 ```
 
-`trust_remote_code=True` runs the two Python files beside the weights; `import stellarbyte_torch` makes it unnecessary.
+{code}
 Documents began with {bos} in training, so a prompt should begin with it as well: {how}.
 
 ## Architecture
@@ -44,6 +44,11 @@ Documents began with {bos} in training, so a prompt should begin with it as well
 
 {figures}
 """
+
+_OUR_CODE = (
+    "`trust_remote_code=True` runs the two Python files beside the weights; `import stellarbyte_torch` makes it "
+    "unnecessary."
+)
 
 # Names in metrics.jsonl -> their titles on the card, and the formats of their values.
 _FIGURES = {
@@ -77,6 +82,7 @@ def render(
     parameters: int,
     figures: Mapping[str, str],
     fold_layer_scale: bool = False,
+    family: Family | None = None,
 ) -> str:
     """The card's Markdown, with YAML in front as the Hugging Face Hub reads it.
 
@@ -87,11 +93,16 @@ def render(
         parameters: the number of parameters.
         figures: title -> value of what was measured in training; may be empty.
         fold_layer_scale: whether LayerScale is folded into the export's projections.
+        family: the stock architecture that the model is exported as; None if it is our own.
     """
     tokenizer = Tokenizer(checkpoint.tokenizer_files, "of the run")
     adds_bos = tokenizer.adds_bos
     return _CARD.format(
         name=name,
+        tags="- custom_code\n" if family is None else "",
+        kind="StellarByte decoder language model" if family is None else f"`{family.architecture}`",
+        trust=", trust_remote_code=True" if family is None else "",
+        code=_OUR_CODE if family is None else f"Transformers has `{family.architecture}` itself: no other code is run.",
         parameters=parameters,
         dtype=dtype,
         bos=tokenizer.bos_token,

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -30,11 +30,14 @@ class Command:
         name: the word that a user types.
         summary: what it does, as --help says it.
         door: the import string of the function that gives its parser the options, and sets `run` there.
+        before: the import string of a function of another room, which the command itself may not import. The command
+            calls it, as `options.before`, with its options.
     """
 
     name: str
     summary: str
     door: str
+    before: str | None = None
 
 
 # By group, in the order of the path from text to a model that answers. A wing is imported when one of its commands is
@@ -46,7 +49,12 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("prepare", "turn text into token shards", "stellarbyte_jax.cli:prepare"),
     ),
     "pretraining": (
-        Command("pretrain", "train a model, or go on training it", "stellarbyte_jax.cli:pretrain"),
+        Command(
+            "pretrain",
+            "train a model, or go on training it",
+            "stellarbyte_jax.cli:pretrain",
+            before="convert.init_from:import_init_from",
+        ),
         Command("schedule", "print and draw the learning rate of a config", "stellarbyte_jax.cli:schedule"),
         Command("plan", "foresee memory, speed and cost on a machine that is not here", "stellarbyte_jax.cli:plan"),
         Command("checkpoints", "list a run's checkpoints, verify or delete them", "stellarbyte_jax.cli:checkpoints"),
@@ -97,7 +105,19 @@ def build_parser() -> Parser:
         description = f"{command.summary[0].upper()}{command.summary[1:]}."
         added = commands.add_parser(command.name, help=command.summary, description=description)
         added.door = command.door
+        if command.before is not None:
+            added.set_defaults(before=_imported_late(command.before))
     return parser
+
+
+def _imported_late(function: str) -> Callable[..., Any]:
+    """The function that an import string names; it is imported when it is called."""
+
+    def call(*arguments: Any) -> Any:
+        module, _, name = function.partition(":")
+        return getattr(import_module(module), name)(*arguments)
+
+    return call
 
 
 def _run(arguments: Sequence[str], own_process: bool) -> int:
@@ -133,9 +153,8 @@ class CommandParser(Parser):
     def fill(self) -> None:
         """Adds the options, once."""
         if self.door is not None:
-            module, _, function = self.door.partition(":")
-            self.door = None
-            getattr(import_module(module), function)(self)
+            door, self.door = self.door, None
+            _imported_late(door)(self)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """As argparse does, with the command's options."""

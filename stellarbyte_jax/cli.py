@@ -104,6 +104,7 @@ def pretrain(parser: argparse.ArgumentParser) -> None:
             _restart_with_tuned_malloc()
         _give_cpu_devices_threads()
         options.overrides = [*_distributed_by_environment(), *options.overrides]
+        options.before(options)
         options.remarks = _keep_compiled_programs()
         platform = platform_here(os.environ)
         if platform is not None and not options.no_xla_flags:

@@ -46,9 +46,9 @@ def load_run_config(path: str | Place, overrides: Sequence[str] = ()) -> RunConf
     return build(RunConfig, _with_model(root, path.parent))
 
 
-def load_model_config(path: str | Path) -> ByteConfig:
+def load_model_config(path: str | Place) -> ByteConfig:
     """Reads a model's YAML file; raises UserError as `load_run_config` does."""
-    return build(ByteConfig, read_yaml(Path(path)))
+    return build(ByteConfig, read_yaml(place(path)))
 
 
 def save_config(config: RunConfig | ByteConfig, path: str | Place) -> None:
