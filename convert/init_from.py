@@ -1,4 +1,4 @@
-"""Makes a run of the Hugging Face folder that a config's init_from names, before pretraining begins."""
+"""Makes a run of the Hugging Face folder that a config's init_from names, before its data is prepared or it trains."""
 
 import argparse
 import hashlib

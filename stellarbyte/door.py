@@ -40,21 +40,18 @@ class Command:
     before: str | None = None
 
 
+_IMPORT = "convert.init_from:import_init_from"
+
 # By group, in the order of the path from text to a model that answers. A wing is imported when one of its commands is
 # typed, so that the ground knows no wing, and --help is quick.
 GROUPS: dict[str, tuple[Command, ...]] = {
     "text and tokens": (
         Command("corpus", "write a corpus that is at hand on this machine", "stellarbyte_jax.cli:corpus"),
         Command("tokenizer", "train a tokenizer", "stellarbyte_jax.cli:tokenizer"),
-        Command("prepare", "turn text into token shards", "stellarbyte_jax.cli:prepare"),
+        Command("prepare", "turn text into token shards", "stellarbyte_jax.cli:prepare", before=_IMPORT),
     ),
     "pretraining": (
-        Command(
-            "pretrain",
-            "train a model, or go on training it",
-            "stellarbyte_jax.cli:pretrain",
-            before="convert.init_from:import_init_from",
-        ),
+        Command("pretrain", "train a model, or go on training it", "stellarbyte_jax.cli:pretrain", before=_IMPORT),
         Command("schedule", "print and draw the learning rate of a config", "stellarbyte_jax.cli:schedule"),
         Command("plan", "foresee memory, speed and cost on a machine that is not here", "stellarbyte_jax.cli:plan"),
         Command("checkpoints", "list a run's checkpoints, verify or delete them", "stellarbyte_jax.cli:checkpoints"),

@@ -84,7 +84,13 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     """The options of `stellarbyte prepare`."""
     _config_argument(parser)
     data_commands.add_part_options(parser)
-    parser.set_defaults(run=data_commands.prepare)
+
+    def run(options: argparse.Namespace) -> None:
+        if options.part is None:  # several jobs at once would all make it
+            options.before(options)
+        data_commands.prepare(options)
+
+    parser.set_defaults(run=run)
 
 
 def pretrain(parser: argparse.ArgumentParser) -> None:
