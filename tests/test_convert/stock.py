@@ -23,7 +23,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 7},
     "qwen2": {},
     "qwen3": {"head_dim": 16},
-    "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": None},
+    # Transformers computes dynamic and yarn from a head_dim that it does not derive for Mixtral.
+    "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": None, "head_dim": 8},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 12},
 }
 assert _OWN.keys() == FAMILIES.keys()

@@ -31,7 +31,7 @@ def config(tmp_path, folder) -> Path:
     fields = {
         "output_dir": str(tmp_path / "run"),
         "data": {**data, "shards": str(tmp_path / "shards"), "sequence_length": 32, "validation_fraction": 0.1},
-        "training": {"max_steps": 2, "batch_size": 2, "eval_every": 2},
+        "training": {"max_steps": 2, "batch_size": 2, "eval_steps": 2},
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(fields))
