@@ -84,13 +84,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     """The options of `stellarbyte prepare`."""
     _config_argument(parser)
     data_commands.add_part_options(parser)
-
-    def run(options: argparse.Namespace) -> None:
-        if options.part is None:  # several jobs at once would all make it
-            options.before(options)
-        data_commands.prepare(options)
-
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=data_commands.prepare)
 
 
 def pretrain(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +104,6 @@ def pretrain(parser: argparse.ArgumentParser) -> None:
             _restart_with_tuned_malloc()
         _give_cpu_devices_threads()
         options.overrides = [*_distributed_by_environment(), *options.overrides]
-        options.before(options)
         options.remarks = _keep_compiled_programs()
         platform = platform_here(os.environ)
         if platform is not None and not options.no_xla_flags:

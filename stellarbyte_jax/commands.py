@@ -64,6 +64,7 @@ def pretrain(options: argparse.Namespace) -> int:
     """Train a model; the exit code says whether it was interrupted."""
     from stellarbyte_jax.config_file import load_run_config
 
+    options.before(options)
     config = load_run_config(options.config, options.overrides)
     folders = {"data.shards": config.data.shards, "data.tokenizer": config.data.tokenizer}
     if not any(word.partition("=")[0] == "--output_dir" for word in options.overrides):

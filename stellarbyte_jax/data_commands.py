@@ -34,6 +34,8 @@ def prepare(options: argparse.Namespace) -> None:
     from stellarbyte_jax.data.parts import Part, merge, prepare_part
     from stellarbyte_jax.data.prepare import prepare
 
+    if options.part is None:  # several jobs at once would all make the run of init_from
+        options.before(options)
     config, folder = load_run_config(options.config, options.overrides), None
     if options.part is not None or options.merge is not None:
         local(config.data.shards, "data.shards", "parts are made and merged on a disk: name a folder that all jobs see")

@@ -130,7 +130,8 @@ def _read_window(family: Family, given: dict[str, Any], where: str) -> dict[str,
 
 
 def _check_known(family: Family, fields: Mapping[str, Any], where: str) -> None:
-    needed, known = NEEDED, {*_SHARED, *family.fields, *_POSITIONS}
+    needed: tuple[str, ...] = NEEDED
+    known = {*_SHARED, *family.fields, *_POSITIONS}
     if family.experts is not None:
         needed = (*needed, "num_experts_per_tok")
         known |= {*_COUNTS, family.experts.width}
