@@ -115,6 +115,11 @@ def read_hf(folder: Path) -> ByteConfig:
     mapping, where = _read(folder), str(folder / CONFIG)
     family = FAMILIES.get(str(mapping.get("model_type")))
     if family is not None:
+        if not (folder / "tokenizer.json").is_file():
+            raise UserError(
+                f"{folder} holds no tokenizer.json: write it with AutoTokenizer.from_pretrained({str(folder)!r})"
+                f".save_pretrained({str(folder)!r})"
+            )
         tokenizer = Tokenizer.load(folder)
         return config_json.from_hf(family, mapping, {name: getattr(tokenizer, name) for name in _ID_DEFAULTS}, where)
     if mapping.get("model_type") == MODEL_TYPE and not _has_three_ids(mapping):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 import stellarbyte_torch  # noqa: F401 - makes the Auto classes know the architecture
 from convert import config as hf_config
@@ -188,8 +188,11 @@ def test_the_card_describes_every_architecture(tokenizer):
 
 
 def test_other_architectures_are_refused(tmp_path):
+    GPT2Config().save_pretrained(tmp_path / "hf")
+    with pytest.raises(UserError, match="of type 'gpt2', expected 'stellarbyte' or one of llama, mistral"):
+        hf_checkpoint.from_hf(tmp_path / "hf", tmp_path / "run")
     LlamaConfig().save_pretrained(tmp_path / "hf")
-    with pytest.raises(UserError, match="of type 'llama', expected 'stellarbyte'"):
+    with pytest.raises(UserError, match=r"holds no tokenizer.json: write it with AutoTokenizer.from_pretrained\("):
         hf_checkpoint.from_hf(tmp_path / "hf", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

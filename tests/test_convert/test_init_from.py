@@ -31,7 +31,7 @@ def config(tmp_path, folder) -> Path:
     fields = {
         "output_dir": str(tmp_path / "run"),
         "data": {**data, "shards": str(tmp_path / "shards"), "sequence_length": 32, "validation_fraction": 0.1},
-        "training": {"max_steps": 2, "batch_size": 2, "eval_steps": 2},
+        "training": {"max_steps": 2, "batch_size": 8, "eval_steps": 2},
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(fields))
@@ -95,9 +95,8 @@ def test_a_stock_llama_is_trained_on_and_goes_out_again(config, folder, tmp_path
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    stellarbyte("prepare", config, "--init_from", folder)
-    assert "parameters from" in stellarbyte("pretrain", config, "--init_from", folder)
-    assert "parameters from" not in stellarbyte("pretrain", config, "--init_from", folder, "--training.max_steps", 2)
+    assert "parameters from" in stellarbyte("prepare", config, "--init_from", folder)
+    assert "parameters from" not in stellarbyte("pretrain", config, "--init_from", folder)
     stellarbyte("convert", "to-hf", tmp_path / "run", tmp_path / "hf", "--as", "llama")
     before, after = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (folder, tmp_path / "hf"))
     assert before.keys() == after.keys()
