@@ -1,6 +1,7 @@
 """Configs that combine the switches of the architecture, so that any two values of two switches meet in one of them.
 
-Of these are `rows` and `grid`, which both tiers of the tests go over; `more_rows` are further ones for the long tier.
+Of these are `rows` and `grid`, which both tiers of the tests go over; `few_rows` are those of them that what takes long
+goes over in the short tier, and `more_rows` are further ones for the long tier.
 """
 
 import functools
@@ -99,6 +100,19 @@ def rows() -> tuple[Row, ...]:
         best = max(candidates, key=lambda row: len(uncovered & pairs(row)))
         uncovered -= pairs(best)
         chosen.append(best)
+    return tuple(chosen)
+
+
+@functools.cache
+def few_rows() -> tuple[Row, ...]:
+    """Some of `rows`, in which each value of each switch stands at least twice; each brings as many as it can."""
+    missing = {(switch, value): 2 for switch, values in SWITCHES.items() for value in values}
+    left, chosen = list(rows()), []
+    while any(missing.values()):
+        best = max(left, key=lambda row: sum(missing[setting] > 0 for setting in row.items()))
+        left.remove(best)
+        chosen.append(best)
+        missing |= {setting: max(0, missing[setting] - 1) for setting in best.items()}
     return tuple(chosen)
 
 

@@ -16,8 +16,9 @@ from test_convert.parity import batches, parity, relative
 from test_convert.torch_side import TorchModel
 
 GRID = switches.grid()
-ROWS = [pytest.param(row, id=switches.name_of(row)) for row in switches.rows()]
-MORE = [pytest.param(row, id=switches.name_of(row), marks=pytest.mark.long) for row in switches.more_rows()]
+FEW = [pytest.param(row, id=switches.name_of(row)) for row in switches.few_rows()]
+OTHERS = [row for row in switches.rows() if row not in switches.few_rows()]
+LONG = [pytest.param(row, id=switches.name_of(row), marks=pytest.mark.long) for row in (*OTHERS, *switches.more_rows())]
 
 
 def above(errors, tolerance):
@@ -46,7 +47,26 @@ def test_any_two_switches_meet():
     assert len(GRID) == len(switches.rows()) == fewest == 40, "every position must meet every kind of experts"
 
 
-@pytest.mark.parametrize("row", [*ROWS, *MORE])
+def test_the_few_rows_have_every_value():
+    for switch, values in switches.SWITCHES.items():
+        stand = [row[switch] for row in switches.few_rows()]
+        assert all(stand.count(value) >= 2 for value in values), switch
+    assert len(FEW) + len(OTHERS) == len(GRID)
+
+
+@pytest.mark.parametrize("row", OTHERS, ids=switches.name_of)
+def test_the_same_logits(row):
+    """To compile gradients and caches takes four times as long, which these rows do in the long tier."""
+    config = switches.config_of(row)
+    jax_model, torch_model = both(config)
+    errors = {}
+    for name, batch in batches(config).items():
+        real = batch["segment_ids"] != 0
+        errors[name] = relative(jax_model.logits(batch)[real], torch_model.loss(batch)[0][real])
+    assert above(errors, 1e-5) == {}
+
+
+@pytest.mark.parametrize("row", [*FEW, *LONG])
 def test_laws_1_to_3(row):
     """One test for all three, for it is compiling that takes the time, and they share the programs."""
     found = parity(switches.config_of(row), row["prompt"] == "at once")
