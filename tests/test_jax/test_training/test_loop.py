@@ -195,6 +195,7 @@ def test_law_6_with_other_optimizers(optim: str, run_config: MakeConfig, disturb
     assert losses(config.output_dir)[-1] < 0.9 * losses(config.output_dir)[0]
 
 
+@pytest.mark.long  # test_mesh.py has law 5 with experts, and test_step.py has what draws depend on
 def test_laws_5_and_6_with_experts_and_all_that_is_drawn(run_config: MakeConfig, disturb: Callable) -> None:
     """Interrupted, over the same data and draws; and on eight devices, where rows lie elsewhere."""
     model = {

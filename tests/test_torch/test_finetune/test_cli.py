@@ -115,6 +115,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(config: str, tmp_path: Path) 
     assert not (tmp_path / "run" / "adapter").exists()
 
 
+@pytest.mark.long
 def test_two_processes_are_one(config: str, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     words = ["--training.per_device_train_batch_size", "2", "--training.per_device_eval_batch_size", "4", "--json"]
