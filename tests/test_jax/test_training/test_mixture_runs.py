@@ -7,16 +7,19 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoints.checkpoint import load_metadata
-from stellarbyte_jax.config import RunConfig, SourceConfig
+from stellarbyte_jax.config import MeshConfig, RunConfig, SourceConfig
+from stellarbyte_jax.config_file import save_config
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.training.loop import pretrain
+from test_jax.jobs import Job
 from test_jax.poison import batches_of, poison
-from test_jax.runs import Crash, bits, crash, records
+from test_jax.runs import Crash, bits, crash, losses, records
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -135,3 +138,61 @@ def test_what_a_guard_leaves_out_is_in_the_ledger(
     left_out = {"skip": 1, "rollback": 3}[policy]
     assert found["last_step"] == 12 and found["samples"] == 4 * (12 + left_out)
     assert sum(source["skipped"] for source in found["sources"]) == 4 * left_out
+
+
+# A signal as soon as this step is computed, in one of the processes; and what all of them are told to amend the run.
+STOPPED_IN_STEP = """
+import os, signal
+from stellarbyte_jax.training.watching.metrics import MetricsLog
+train = MetricsLog.train
+
+def train_then_stop(self, step, values):
+    train(self, step, values)
+    if step == {step}:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+MetricsLog.train = train_then_stop
+"""
+AMENDED = "import sys; sys.argv.append('--amend')"
+
+
+@pytest.mark.long
+def test_law_7_over_epochs_resumes_host_counts_and_mixtures(
+    mixed_run: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Six starts on 1, 2 and 4 hosts, the third with other weights, read what two starts on one host do: each sample of
+    each source once in each of its epochs."""
+    training = dataclasses.replace(mixed_run.training, max_steps=72, eval_steps=36)
+    mixed = dataclasses.replace(mixed_run, training=training, mesh=MeshConfig(data=4))
+    other = reweighted(mixed, 0.3, 0.7)
+
+    def start(config: RunConfig, name: str, hosts: int, stop: int | None, amend: bool = False) -> None:
+        save_config(dataclasses.replace(config, output_dir=str(tmp_path / name)), tmp_path / "config.yaml")
+        first = dict.fromkeys(range(hosts), AMENDED) if amend else {}
+        if stop is not None:
+            first[hosts - 1] = first.get(hosts - 1, "") + STOPPED_IN_STEP.format(step=stop)
+        with Job(tmp_path / "config.yaml", hosts, 4 // hosts, first=first) as job:
+            ends = job.ends(timeout=600)
+        assert [code for code, *_ in ends] == [0 if stop is None else 143] * hosts, ends
+
+    start(mixed, "often", 1, 9)
+    start(mixed, "often", 2, 20)
+    amended = load_metadata(tmp_path / "often")[1]
+    start(other, "often", 4, 33, amend=True)
+    start(other, "often", 2, 46)
+    start(other, "often", 1, 58)
+    start(other, "often", 4, None)
+    start(mixed, "twice", 1, amended)
+    assert load_metadata(tmp_path / "twice")[1] == amended
+    start(other, "twice", 1, None, amend=True)
+    assert np.allclose(losses(tmp_path / "often"), losses(tmp_path / "twice"), rtol=1e-5, atol=0)
+    capsys.readouterr()
+    found = {}
+    for name in ("often", "twice"):
+        assert main(["data", "audit", str(tmp_path / name), "--json"]) == 0
+        found[name] = json.loads(capsys.readouterr().out)
+        assert (found[name]["clean"], found[name]["last_step"], found[name]["samples"]) == (True, 72, 288)
+        assert all(source["whole_epochs"] >= 3 for source in found[name]["sources"]), found[name]["sources"]
+    assert (found["often"]["starts"], found["twice"]["starts"]) == (6, 2)
+    assert found["often"]["process_counts"] == [1, 2, 4]
+    assert found["often"]["sources"] == found["twice"]["sources"]
