@@ -20,6 +20,7 @@ from convert.families.tensors import to_stock
 from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig, RopeScaling
+from stock_tokenizers import STOCK, TEXTS
 from test_convert.jax_side import JaxModel
 from test_convert.models import bits, sensible_params, tiny
 from test_convert.parity import relative
@@ -166,6 +167,27 @@ def test_a_missing_tensor_is_named_as_its_file_names_it(stock_of, tokenizer, tmp
     with pytest.raises(UserError) as refusal:
         import_stock(folder)
     assert complaint in str(refusal.value)
+
+
+TOKENIZERS = [("llama", "llama-3"), ("qwen3", "qwen-2"), ("llama", "llama-2"), ("mistral", "mistral")]
+
+
+@pytest.mark.parametrize(("family", "name"), short_tier(TOKENIZERS, 1))
+def test_the_tokenizer_comes_in_and_goes_out_as_it_is(tmp_path, family: str, name: str) -> None:
+    model = stock_model(family, vocab_size=640)
+    model.save_pretrained(tmp_path / "stock")
+    STOCK[name](tmp_path / "stock")
+    hf_checkpoint.from_hf(tmp_path / "stock", tmp_path / "run")
+    hf_checkpoint.to_hf(tmp_path / "run", tmp_path / "hf", family=family)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "hf" / file).read_bytes() == (tmp_path / "stock" / file).read_bytes()
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "stock")
+    again = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    for text in TEXTS:
+        assert again(text)["input_ids"] == theirs(text)["input_ids"]
+    config = run_checkpoint.load(tmp_path / "run").config
+    assert config.eos_token_id == theirs.eos_token_id
+    assert config.bos_token_id == (theirs.eos_token_id if theirs.bos_token_id is None else theirs.bos_token_id)
 
 
 # Out: from a run to a stock folder.

@@ -14,12 +14,15 @@ from transformers import AutoModelForCausalLM
 from convert import init_from
 from stellarbyte.door import main
 from stellarbyte_jax.config_file import load_run_config
-from test_convert.stock import save, stock_model
+from stock_tokenizers import llama_3
+from test_convert.stock import stock_model
 
 
 @pytest.fixture
-def folder(tokenizer, tmp_path) -> Path:
-    return save(stock_model("llama", "llama3"), tokenizer, tmp_path / "llama")
+def folder(tmp_path) -> Path:
+    """A Llama 3 with its own tokenizer."""
+    stock_model("llama", "llama3", vocab_size=640).save_pretrained(tmp_path / "llama")
+    return llama_3(tmp_path / "llama")
 
 
 @pytest.fixture
