@@ -12,8 +12,10 @@ from safetensors.numpy import save_file
 from convert import adapter_config, given_weights, names, shards, staged_folder, weights
 from convert import config as hf_config
 from convert.adapter_config import Adapted
+from convert.given_folder import check_links
 from convert.hf_checkpoint import Conversion
 from convert.names import HFTensor
+from convert.run_checkpoint import Step, step_of
 from convert.weights import LazyTensor, Params
 from stellarbyte.adapter_base import AdapterBase, check_adapter
 from stellarbyte.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_not_pickled
@@ -31,16 +33,23 @@ _KEY = re.compile(re.escape(_PREFIX) + r"(model\.layers\.(\d+)\.(.+))\.(lora_[AB
 
 
 def to_peft(
-    run_dir: Place, adapter_dir: Path, *, step: int | None = None, base_model: str | None = None, force: bool = False
+    run_dir: Place,
+    adapter_dir: Path,
+    *,
+    step: Step | None = None,
+    base_model: str | None = None,
+    force: bool = False,
+    ema: bool = False,
 ) -> Conversion:
     """Writes a run's adapters as a folder that stock PEFT loads; needs neither torch nor PEFT.
 
     Args:
         run_dir: the output_dir of a run with `lora`, or a run directory that `from_peft` made.
         adapter_dir: the folder to write. It is written beside its place and renamed; an earlier export is replaced.
-        step: the step of the checkpoint; the newest by default.
+        step: the step of the checkpoint, or "best" by the run's validations; the newest by default.
         base_model: the Hugging Face folder or name of the base, where PEFT will look for it.
         force: whether to replace files of the same names in `adapter_dir` that no export wrote.
+        ema: whether to export the moving average of the adapters that training.ema_decay keeps.
 
     Raises:
         UserError: there is no such checkpoint, it is of a whole model, or its adapters are no finite numbers;
@@ -54,7 +63,7 @@ def to_peft(
         raise UserError("base_model '' names no model: leave it out, or name where PEFT will look for the base")
     adapter_dir = adapter_dir.resolve()
     keep = staged_folder.check_replaceable(adapter_dir, force)
-    adapters, metadata, found = load_params(run_dir, step)
+    adapters, metadata, found = load_params(run_dir, step_of(run_dir, step), ema=ema)
     if metadata.base is None:
         raise UserError(f"{run_dir} holds a whole model and no adapters: export it with `stellarbyte convert to-hf`")
     where = f"the checkpoint of step {found} in {run_dir}"
@@ -77,7 +86,8 @@ def to_peft(
         except SafetensorError as error:
             raise UserError(f"{ADAPTER_WEIGHTS} cannot be written to {folder}: {error}") from error
         (folder / ADAPTER_WEIGHTS).chmod(folder.stat().st_mode & 0o666)
-        staged_folder.write_manifest(folder, {"stellarbyte": version("stellarbyte"), "step": found})
+        about = {"stellarbyte": version("stellarbyte"), "step": found} | ({"ema": True} if ema else {})
+        staged_folder.write_manifest(folder, about, {})
     return _conversion(found, tensors.values())
 
 
@@ -99,6 +109,7 @@ def from_peft(adapter_dir: Path, run_dir: Place, base_dir: Place) -> Conversion:
     if metadata.base is not None:
         raise UserError(f"--base {base_dir} holds adapters itself, on {metadata.base.run_dir}: name a whole model")
     config = model_config_from_dict(metadata.model, f"{base_dir}/checkpoints")
+    check_links(adapter_dir)
     check_files(adapter_dir)
     fields = adapter_config.read(adapter_dir)
     check_adapter(adapter_dir, fields, AdapterBase.of(hf_config.to_hf(config, "float32")))

@@ -24,7 +24,8 @@ from convert import (
     staged_folder,
     weights,
 )
-from convert.run_checkpoint import RunCheckpoint
+from convert.given_folder import check_links
+from convert.run_checkpoint import RunCheckpoint, Step
 from convert.staged_folder import CERTIFICATE
 from convert.two_sides import JaxSide, Side, TokenIds, TorchSide, require_torch
 from convert.weights import DTYPES, Tensor
@@ -55,7 +56,7 @@ _LIBRARIES = ("stellarbyte", "jax", "flax", "numpy", "safetensors", "tokenizers"
 
 
 def verify(
-    run_dir: Place, hf_dir: Path, *, step: int | None = None, prompts: Sequence[str] | None = None
+    run_dir: Place, hf_dir: Path, *, step: Step | None = None, prompts: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Compares a run with its export, writes HF_DIR/certificate.json and returns its content.
 
@@ -69,7 +70,7 @@ def verify(
     Args:
         run_dir: the output_dir of the run.
         hf_dir: the folder that `to-hf` wrote.
-        step: the step of the checkpoint; by default the one that the export names, else the newest.
+        step: the step of the checkpoint, or "best"; by default the one that the export names, else the newest.
         prompts: the prompts whose logits and continuations are compared; by default `DEFAULT_PROMPTS`.
 
     Raises:
@@ -77,6 +78,7 @@ def verify(
             be loaded; the context has no room for a prompt.
     """
     require_torch()
+    check_links(hf_dir)
     config = hf_config.read_hf(hf_dir)
     dtype = hf_config.read_json(hf_dir / hf_config.CONFIG).get("dtype")
     if not isinstance(dtype, str) or dtype not in DTYPES:

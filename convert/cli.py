@@ -13,6 +13,15 @@ from stellarbyte.adapter_base import tell_warnings
 from stellarbyte.command_line import folder_or_bucket
 from stellarbyte.interrupt import interruptible
 
+_STEP = "the checkpoint of step N, or `best` by the run's validations (default: the newest)"
+
+
+def _step(text: str) -> int | str:
+    return text if text == "best" else int(text)
+
+
+_step.__name__ = "step"  # argparse's word for it
+
 
 def convert(parser: argparse.ArgumentParser) -> None:
     """The options of `stellarbyte convert`."""
@@ -23,10 +32,10 @@ def convert(parser: argparse.ArgumentParser) -> None:
     to_hf = commands.add_parser("to-hf", help=about, description=f"{about.capitalize()}.")
     to_hf.add_argument("run_dir", metavar="RUN_DIR", type=folder_or_bucket, help="the output_dir of a run")
     to_hf.add_argument("hf_dir", metavar="HF_DIR", type=folder_or_bucket, help="the folder to write")
-    to_hf.add_argument("--step", type=int, metavar="N", help="the checkpoint of step N (default: the newest)")
+    to_hf.add_argument("--step", type=_step, metavar="N", help=_STEP)
     to_hf.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16"),
+        choices=("float32", "bfloat16", "float16"),
         default="float32",
         help="the dtype of the weights (default float32, as in the run)",
     )
@@ -69,7 +78,9 @@ def convert(parser: argparse.ArgumentParser) -> None:
     verify.add_argument(
         "hf_dir", metavar="HF_DIR", type=folder_or_bucket, help="its export, which gets a certificate.json"
     )
-    verify.add_argument("--step", type=int, metavar="N", help="the checkpoint of step N (default: the exported one)")
+    verify.add_argument(
+        "--step", type=_step, metavar="N", help="the checkpoint of step N, or `best` (default: the exported one)"
+    )
     verify.add_argument("--prompts", type=Path, metavar="FILE", help="a file, one prompt a line (default: our own)")
     verify.add_argument("--json", action="store_true", help="print the certificate instead of a summary")
     verify.set_defaults(run=_told(_verify))
@@ -96,12 +107,15 @@ def _adapter_commands(commands: Any) -> None:
         "run_dir", metavar="RUN_DIR", type=folder_or_bucket, help="the output_dir of a run with `lora`"
     )
     to_peft.add_argument("adapter_dir", metavar="ADAPTER_DIR", type=folder_or_bucket, help="the folder to write")
-    to_peft.add_argument("--step", type=int, metavar="N", help="the checkpoint of step N (default: the newest)")
+    to_peft.add_argument("--step", type=_step, metavar="N", help=_STEP)
     to_peft.add_argument(
         "--base-model", metavar="HF_DIR", help="the model that the adapter is for, where PEFT will look for it"
     )
     to_peft.add_argument(
         "--force", action="store_true", help="replace the files of an adapter in ADAPTER_DIR that no export wrote"
+    )
+    to_peft.add_argument(
+        "--ema", action="store_true", help="export the average of the adapters that training.ema_decay keeps"
     )
     to_peft.set_defaults(run=_told(_to_peft))
 
@@ -156,15 +170,20 @@ def _to_hf(options: argparse.Namespace) -> int:
             progress=update,
         )
     print(f"{options.hf_dir}: step {done.step}, {done.parameters:,} parameters, {_megabytes(done.nbytes)} of weights")
+    if done.zeros:
+        small = f"{done.zeros:,} weights are too small for {options.dtype} and are zero in the export"
+        print(f"stellarbyte: warning: {small}", file=sys.stderr)
     return 0
 
 
 def _from_hf(options: argparse.Namespace) -> int:
     from convert import export_files, hf_checkpoint
     from convert.bucket_folders import read_here
+    from stellarbyte.progress import progress
 
     with read_here(options.hf_dir) as folder:
-        done = hf_checkpoint.from_hf(folder, options.run_dir)
+        with progress("writing weights", "B") as update:
+            done = hf_checkpoint.from_hf(folder, options.run_dir, update)
         changed = export_files.changed_since_export(folder)
     if changed:
         names = ", ".join(changed)
@@ -179,7 +198,12 @@ def _to_peft(options: argparse.Namespace) -> int:
 
     with written_there(options.adapter_dir, options.force) as folder:
         done = adapters.to_peft(
-            options.run_dir, folder, step=options.step, base_model=options.base_model, force=options.force
+            options.run_dir,
+            folder,
+            step=options.step,
+            base_model=options.base_model,
+            force=options.force,
+            ema=options.ema,
         )
     size = f"{done.parameters:,} parameters, {_megabytes(done.nbytes)}"
     print(f"{options.adapter_dir}: step {done.step}, {size} of adapters")

@@ -175,7 +175,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file cannot be read, is not JSON, or holds no object.
     """
     try:
-        value = reading.read_json(path)
+        value = reading.read_json(path, reading.MIB)
     except UserError as error:
         raise UserError(f"{error}: fetch or save it again") from None
     if not isinstance(value, dict):

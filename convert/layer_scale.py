@@ -1,11 +1,12 @@
 """Multiplies LayerScale into the projections before it, so that an export needs no LayerScale."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 import numpy as np
 
 from convert import weights
+from convert.casting import cast
 from convert.weights import LazyTensor, Params
 from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
@@ -34,17 +35,30 @@ def is_folded(run: ByteConfig, export: ByteConfig) -> bool:
 
 
 def to_hf_folded(
-    params: Params, config: ByteConfig, dtype: str, where: str = "the checkpoint"
+    params: Params,
+    config: ByteConfig,
+    dtype: str,
+    where: str = "the checkpoint",
+    zeros: MutableMapping[str, int] | None = None,
 ) -> dict[str, LazyTensor]:
     """The tensors of `weights.to_hf` with LayerScale folded in, for a model of `without_layer_scale(config)`.
 
-    Products are rounded to float32, then to `dtype`, when a tensor is read.
+    Products are rounded to float32, then to `dtype`, when a tensor is read. zeros: as `weights.to_hf` takes it.
     """
     exact = weights.to_hf(params, config, "float32", where)
     gains = _gains(exact)
+
+    def scaled(key: str, tensor: LazyTensor, gain: LazyTensor, dtype: np.dtype) -> LazyTensor:
+        def read() -> np.ndarray:
+            values, gain_D = np.asarray(tensor), np.asarray(gain)
+            # The output channels are the only axis of a bias, and the last but one of a matrix.
+            return cast(values * (gain_D if values.ndim == 1 else gain_D[:, None]), dtype, key, where, zeros)
+
+        return LazyTensor(tensor.shape, dtype, read)
+
     return {
-        key: _scaled(exact[key], gains[key], tensor.dtype) if key in gains else tensor
-        for key, tensor in weights.to_hf(params, config, dtype, where).items()
+        key: scaled(key, exact[key], gains[key], tensor.dtype) if key in gains else tensor
+        for key, tensor in weights.to_hf(params, config, dtype, where, zeros).items()
         if not key.endswith(tuple(_ENDS))
     }
 
@@ -57,12 +71,3 @@ def _gains(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
             if key.endswith(gain):
                 gains |= {key.removesuffix(gain) + end: tensor for end in ends}
     return gains
-
-
-def _scaled(tensor: LazyTensor, gain: LazyTensor, dtype: np.dtype) -> LazyTensor:
-    def read() -> np.ndarray:
-        values, gain_D = np.asarray(tensor), np.asarray(gain)
-        # The output channels are the only axis of a bias, and the last but one of a matrix.
-        return (values * (gain_D if values.ndim == 1 else gain_D[:, None])).astype(dtype, copy=False)
-
-    return LazyTensor(tensor.shape, dtype, read)

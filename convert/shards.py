@@ -1,24 +1,40 @@
-"""Writes and reads safetensors files as transformers does, one or several with an index, a shard at a time."""
+"""Writes and reads safetensors files as transformers does, one or several with an index, a tensor at a time."""
 
+import functools
+import hashlib
+import io
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from convert.given_folder import without_weights
+from convert.names import Shape
+from convert.safetensors_file import WORDS, layout
 from convert.weights import DTYPES, LazyTensor
 from stellarbyte.errors import UserError
-from stellarbyte.files import write_json
-from stellarbyte.reading import read_json
-from stellarbyte.safetensors_header import read_header
+from stellarbyte.files import sha256_of, write_json
+from stellarbyte.journal import Journal
+from stellarbyte.read_ahead import read_ahead
+from stellarbyte.reading import MIB, read_json
+from stellarbyte.safetensors_header import data_begin, read_header
+
+# Called with (bytes written, bytes in all).
+Progress = Callable[[int, int], None]
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
-_SAFETENSORS_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# An index has about 100 bytes a tensor, so this is enough for 160,000 tensors.
+_MOST_INDEX_BYTES = 16 * MIB
+
+# What one call of the system writes, so that an interruption need not wait for long.
+_MOST_WRITTEN = 64 << 20
+
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -47,37 +63,74 @@ def plan(tensors: Mapping[str, LazyTensor], max_shard_size: int) -> dict[str, li
 
 
 def write(
-    tensors: Mapping[str, LazyTensor],
-    folder: Path,
-    max_shard_size: int,
-    progress: Callable[[int], object],
-) -> None:
-    """Writes the shards into `folder`, and an index if there are several; holds one shard in memory.
+    tensors: Mapping[str, LazyTensor], folder: Path, max_shard_size: int, progress: Progress, journal: Journal
+) -> dict[str, str]:
+    """Writes the shards into `folder` tensor by tensor, and an index if there are several.
 
-    `progress` is called with the bytes of each shard once it is on disk.
+    Those that an interrupted command has written, by the journal, stay as they are.
+
+    Args:
+        tensors: key -> tensor, whose values are read once.
+        folder: where to write.
+        max_shard_size: the most bytes of a file; a larger tensor gets its own.
+        progress: is called with the bytes that are written, and with the bytes in all.
+        journal: where each shard is noted once it is whole.
+
+    Returns:
+        File name -> sha256 of each shard.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written.
+        OSError: the disk is full, or the folder cannot be written.
+        UserError: a tensor cannot be read, or must not be written.
     """
     files = plan(tensors, max_shard_size)
-    for name, keys in files.items():
-        arrays = {key: np.asarray(tensors[key]) for key in keys}
-        try:
-            save_file(arrays, folder / name, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise UserError(f"{name} cannot be written to {folder}: {error}") from error
-        # safetensors lets only the owner read the file; on a shared disk others need to read it as well.
-        (folder / name).chmod(folder.stat().st_mode & 0o666)
-        progress(sum(array.nbytes for array in arrays.values()))
+    sizes = {name: sum(tensors[key].nbytes for key in keys) for name, keys in files.items()}
+    done, total = 0, sum(sizes.values())
+    hashes = {}
+    for name in files.keys() & journal.done.keys():
+        if _is_whole(folder / name, journal.done[name]):
+            hashes[name] = journal.done[name]
+            done += sizes[name]
+            progress(done, total)
+    if hashes:
+        print(f"stellarbyte: going on: {len(hashes)} of {len(files)} files of weights are there", file=sys.stderr)
+    layouts = {name: layout(tensors, keys) for name, keys in files.items() if name not in hashes}
+    ahead = read_ahead((key, tensors[key].nbytes, tensors[key].read) for _, keys in layouts.values() for key in keys)
+    with closing(ahead):
+        for name, (header, keys) in layouts.items():
+            sha256 = hashlib.sha256(header)
+            with (folder / name).open("wb", buffering=0) as file:
+                _write_all(file, memoryview(header))
+                for _ in keys:
+                    data = memoryview(next(ahead)[1].reshape(-1).view(np.uint8))
+                    sha256.update(data)
+                    _write_all(file, data)
+                    done += len(data)
+                    progress(done, total)
+            hashes[name] = sha256.hexdigest()
+            journal.note(name, hashes[name])
     if len(files) > 1:
         index = {
             "metadata": {
                 "total_parameters": sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in tensors.values()),
-                "total_size": sum(tensor.nbytes for tensor in tensors.values()),
+                "total_size": total,
             },
             "weight_map": {key: name for name, keys in files.items() for key in keys},
         }
         write_json(folder / INDEX, index, sort_keys=True)
+    return hashes
+
+
+def _write_all(file: io.RawIOBase, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data[:_MOST_WRITTEN]) or 0 :]
+
+
+def _is_whole(path: Path, sha256: str) -> bool:
+    try:
+        return not path.is_symlink() and sha256_of(path) == sha256
+    except OSError:
+        return False
 
 
 def read(folder: Path) -> dict[str, LazyTensor]:
@@ -90,7 +143,7 @@ def read(folder: Path) -> dict[str, LazyTensor]:
     if (folder / WEIGHTS).is_file():  # transformers prefers it as well
         return _merge([folder / WEIGHTS])[1]
     if not index_file.is_file():
-        raise UserError(f"{folder} holds neither {WEIGHTS} nor {INDEX}: save the model there with save_pretrained")
+        raise without_weights(folder, f"{WEIGHTS} nor {INDEX}")
     weight_map = _read_index(index_file)
     home, tensors = _merge(folder / name for name in sorted(set(weight_map.values())))
     for key in weight_map.keys() | tensors.keys():
@@ -102,9 +155,15 @@ def read(folder: Path) -> dict[str, LazyTensor]:
     return tensors
 
 
+def identity(folder: Path) -> dict[str, list[int]]:
+    """File name -> size and time of change of each file of weights in `folder`, to tell when one is another."""
+    found = {path.name: path.stat() for path in sorted(folder.iterdir()) if WEIGHT_FILE.fullmatch(path.name)}
+    return {name: [status.st_size, status.st_mtime_ns] for name, status in found.items()}
+
+
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        index = read_json(path)
+        index = read_json(path, _MOST_INDEX_BYTES)
     except UserError as error:
         raise UserError(f"{path} is not a readable JSON file ({error}): fetch or save the folder again") from None
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
@@ -131,15 +190,27 @@ def _merge(files: Iterable[Path]) -> tuple[dict[str, Path], dict[str, LazyTensor
 
 def read_file(path: Path) -> dict[str, LazyTensor]:
     """Key -> tensor of one file. Raises UserError as `read` does."""
-    headers = read_header(path)  # its sentences say more than safetensors' own
-    try:
-        file = safe_open(path, framework="np")  # memory-mapped, for as long as its tensors live
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}): fetch or save it again") from error
     tensors = {}
+    headers = read_header(path)
+    begin = data_begin(path)
     for key, header in headers.items():
-        name = _SAFETENSORS_DTYPES.get(header.dtype)
-        if name is None:
+        dtype = WORDS.get(header.dtype)
+        if dtype is None:
             raise UserError(f"{path} holds {key} as {header.dtype}, expected one of {', '.join(DTYPES)}: save it so")
-        tensors[key] = LazyTensor(header.shape, DTYPES[name], lambda key=key: file.get_tensor(key))  # type: ignore[misc]
+        reading = functools.partial(_read_values, path, begin + header.start, header.shape, dtype)
+        tensors[key] = LazyTensor(header.shape, dtype, reading)
     return tensors
+
+
+def _read_values(path: Path, begin: int, shape: Shape, dtype: np.dtype) -> np.ndarray:
+    # The file is not memory-mapped, because pages of it that were read would count as memory of this process.
+    values = np.empty(shape, dtype)
+    with path.open("rb", buffering=0) as file:
+        file.seek(begin)
+        unread = memoryview(values.reshape(-1).view(np.uint8))
+        while unread:
+            count = file.readinto(unread)
+            if not count:
+                raise UserError(f"{path} has become shorter while it was read: fetch or save the folder again")
+            unread = unread[count:]
+    return values

@@ -7,15 +7,20 @@ from typing import Any
 from convert.shards import INDEX, WEIGHT_FILE
 from stellarbyte.errors import UserError
 from stellarbyte.files import sha256_of, write_json
+from stellarbyte.journal import NAME as NOTES
 from stellarbyte.reading import read_json
 
 MANIFEST = "stellarbyte_export.json"
 CERTIFICATE = "certificate.json"  # `verify` adds it later, so no manifest lists it
 
 
-def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
-    """Writes into `folder` what it was made of (`about`) and the sha256 of each file, to recognise them later."""
-    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+def write_manifest(folder: Path, about: Mapping[str, Any], known: Mapping[str, str]) -> None:
+    """Writes into `folder` what it was made of (`about`) and the sha256 of each file, to recognise them later.
+
+    known: file name -> sha256, where that is known already.
+    """
+    paths = [path for path in sorted(folder.iterdir()) if path.name != NOTES]
+    files = {path.name: known.get(path.name) or sha256_of(path) for path in paths}
     write_json(folder / MANIFEST, {**about, "files": files})
 
 

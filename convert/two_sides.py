@@ -39,7 +39,7 @@ class JaxSide:
 
         self._config, self._tokenizer = config, tokenizer
         self._cpu = jax.devices("cpu")[0]
-        self._params = jax.device_put(params, self._cpu)
+        self._params = jax.device_put(jax.tree.map(np.asarray, params), self._cpu)
         with jax.default_device(self._cpu):
             self._graphdef = abstract_model(config)[0]
         self._logits = jax.jit(lambda params, ids: nnx.merge(self._graphdef, params)(jnp.asarray(ids)).logits)

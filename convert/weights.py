@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from convert import names
+from convert.casting import cast
 from convert.names import HFTensor, Path, Shape
 from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
@@ -21,6 +22,8 @@ DTYPES: dict[str, np.dtype] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
+
+_STRIP = 32  # rows
 
 
 class Tensor(Protocol):
@@ -55,8 +58,34 @@ class LazyTensor:
         return values.copy() if copy else values
 
 
+@dataclass(frozen=True)
+class LazyArray:
+    """A parameter of JAX's that makes its values only when they are read: `array[layer]`, or `np.asarray(array)`."""
+
+    shape: Shape
+    dtype: np.dtype
+    read: Callable[[int | None], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes of the values."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def __getitem__(self, layer: int) -> np.ndarray:
+        return self.read(layer)
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        del copy  # every call makes one
+        assert dtype in (None, self.dtype), "converting to another dtype is for the caller to say"
+        return self.read(None)
+
+
 def to_hf(
-    params: Params, config: ByteConfig, dtype: str | None = None, where: str = "the checkpoint"
+    params: Params,
+    config: ByteConfig,
+    dtype: str | None = None,
+    where: str = "the checkpoint",
+    zeros: MutableMapping[str, int] | None = None,
 ) -> dict[str, LazyTensor]:
     """The Hugging Face tensors of a model, in transformers' order; values are transposed and cast only when read.
 
@@ -64,36 +93,40 @@ def to_hf(
     zeros there, so other values do not come back.
 
     Args:
-        params: a nested dict of numpy or JAX arrays, with layers stacked on the first axis.
+        params: a nested dict of arrays, with layers stacked on the first axis: numpy's, or others of which
+            `array[layer]` and `np.asarray(array)` are numpy arrays, which are read when a tensor is.
         config: the model's config, which says what parameters there must be.
         dtype: a name in `DTYPES` (parameters that the table keeps in float32 stay so); None keeps each array's own.
         where: names the source of `params` in errors.
+        zeros: takes the number of values of each tensor that `dtype` has made zero, once it is read.
 
     Raises:
-        UserError: a parameter is unknown, missing, misshapen, or not of a floating-point type of `DTYPES`.
+        UserError: a parameter is unknown, missing, misshapen, or not of a floating-point type of `DTYPES`; when it is
+            read, also if it has values beyond the largest of `dtype`.
     """
-    arrays = {path: np.asarray(leaf) for path, leaf in flatten(params)}
+    arrays = dict(flatten(params))
     expected = {"/".join(path): shape for path, shape in names.jax_shapes(config).items()}
     check_names((("/".join(path), array.shape) for path, array in arrays.items()), expected, where)
     for path, array in arrays.items():
         check_dtype("/".join(path), array.dtype, where)
-    return {tensor.key: _lazy(arrays[tensor.path], tensor, dtype) for tensor in names.hf_tensors(config)}
 
+    def lazy(tensor: HFTensor) -> LazyTensor:
+        array = arrays[tensor.path]
+        wanted = np.dtype(array.dtype) if dtype is None else DTYPES["float32" if tensor.keep_float32 else dtype]
 
-def _lazy(array: np.ndarray, tensor: HFTensor, dtype: str | None) -> LazyTensor:
-    wanted = array.dtype if dtype is None else DTYPES["float32" if tensor.keep_float32 else dtype]
+        def read() -> np.ndarray:
+            values = np.asarray(array if tensor.layer is None else array[tensor.layer])[tensor.kept]
+            return _transposed(cast(values, wanted, tensor.key, where, zeros), tensor)
 
-    def read() -> np.ndarray:
-        values = _of_layer(array, tensor)[tensor.kept]
-        return np.ascontiguousarray(_transposed(values, tensor).astype(wanted, copy=False))
+        return LazyTensor(tensor.shape, wanted, read)
 
-    return LazyTensor(tensor.shape, wanted, read)
+    return {tensor.key: lazy(tensor) for tensor in names.hf_tensors(config)}
 
 
 def from_hf(
     tensors: Mapping[str, Tensor], config: ByteConfig, dtype: str | None = None, where: str = "the weights"
 ) -> Params:
-    """The inverse of `to_hf`: the parameters as a nested dict of numpy arrays, filled one tensor at a time.
+    """The inverse of `to_hf`: the parameters as a nested dict of LazyArrays, which read tensors when they are read.
 
     Pruned heads have no values in Hugging Face and get zeros.
 
@@ -108,29 +141,55 @@ def from_hf(
     """
     wanted = names.hf_tensors(config)
     check_names(((key, tensor.shape) for key, tensor in tensors.items()), {t.key: t.shape for t in wanted}, where)
-    shapes = names.jax_shapes(config)
-    arrays: dict[Path, np.ndarray] = {}
+    parts: dict[Path, list[HFTensor]] = {}
     for tensor in wanted:
-        stored = tensors[tensor.key]
-        check_dtype(tensor.key, stored.dtype, where)
-        target = DTYPES[dtype] if dtype else np.dtype(stored.dtype)
-        if tensor.path not in arrays:
-            arrays[tensor.path] = np.zeros(shapes[tensor.path], target)
-        array = arrays[tensor.path]
-        if array.dtype != target:
+        check_dtype(tensor.key, tensors[tensor.key].dtype, where)
+        first = parts.setdefault(tensor.path, [tensor])[0]
+        if tensor is not first:
+            parts[tensor.path].append(tensor)
+        there, before = (np.dtype(tensors[each.key].dtype) for each in (tensor, first))
+        if dtype is None and there != before:
             raise UserError(
-                f"{where} holds {tensor.key} as {target}, but layer 0 as {array.dtype}: save all layers in one dtype"
+                f"{where} holds {tensor.key} as {there}, but layer 0 as {before}: save all layers in one dtype"
             )
-        _of_layer(array, tensor)[tensor.kept] = _transposed(np.asarray(stored), tensor)
-    return unflatten(arrays)
 
+    def lazy(path: Path, shape: Shape) -> LazyArray:
+        layers = parts[path]
+        target = DTYPES[dtype] if dtype else np.dtype(tensors[layers[0].key].dtype)
 
-def _of_layer(array: np.ndarray, tensor: HFTensor) -> np.ndarray:
-    return array if tensor.layer is None else array[tensor.layer]
+        def of_layer(tensor: HFTensor) -> np.ndarray:
+            values = cast(_transposed(np.asarray(tensors[tensor.key]), tensor), target, tensor.key, where)
+            whole = shape if tensor.layer is None else shape[1:]
+            if values.shape == whole:
+                return values
+            filled = np.zeros(whole, target)
+            filled[tensor.kept] = values
+            return filled
+
+        def read(layer: int | None) -> np.ndarray:
+            if layer is not None or layers[0].layer is None:
+                return of_layer(layers[layer or 0])
+            stacked = np.empty(shape, target)
+            for index, tensor in enumerate(layers):
+                stacked[index] = of_layer(tensor)
+            return stacked
+
+        return LazyArray(shape, target, read)
+
+    return unflatten({path: lazy(path, shape) for path, shape in names.jax_shapes(config).items()})
 
 
 def _transposed(values: np.ndarray, tensor: HFTensor) -> np.ndarray:
-    return values.swapaxes(-1, -2) if tensor.transpose else values
+    return transposed(values) if tensor.transpose else np.ascontiguousarray(values)
+
+
+def transposed(values: np.ndarray) -> np.ndarray:
+    """A copy with the last two axes swapped, made strip by strip: the lines of a strip stay in a core's cache."""
+    swapped = np.empty((*values.shape[:-2], values.shape[-1], values.shape[-2]), values.dtype)
+    for start in range(0, values.shape[-2], _STRIP):
+        strip = slice(start, start + _STRIP)
+        swapped[..., strip] = values[..., strip, :].swapaxes(-1, -2)
+    return swapped
 
 
 def check_names(found: Iterable[tuple[str, Shape]], expected: Mapping[str, Shape], where: str) -> None:

@@ -72,6 +72,15 @@ def read_header(path: Place) -> dict[str, TensorHeader]:
     return ordered
 
 
+def data_begin(path: Place) -> int:
+    """The byte of a file at which its tensors begin, if `read_header` takes it. Raises UserError as that does."""
+    try:
+        with path.open("rb") as file:
+            return _LENGTH_BYTES + int.from_bytes(file.read(_LENGTH_BYTES), "little")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def _parse(path: Place, text: bytes) -> dict[str, Any]:
     try:
         header = parse_json(text.decode("utf-8"), "its header")

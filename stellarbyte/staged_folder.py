@@ -2,27 +2,41 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from stellarbyte import journal
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
+from stellarbyte.interrupt import Interrupted
 from stellarbyte.places import BucketPath, Place
 
 Folder = TypeVar("Folder", Path, BucketPath, Place)
 
 
 @contextmanager
-def staged(target: Folder, keep: frozenset[str] = frozenset(), *, is_locked: bool = False) -> Iterator[Folder]:
+def staged(
+    target: Folder,
+    keep: frozenset[str] = frozenset(),
+    *,
+    is_locked: bool = False,
+    task: Mapping[str, Any] | None = None,
+) -> Iterator[Folder]:
     """Yields a new folder beside `target` to fill, which replaces `target` if all goes well.
 
     The old content of `target` is then removed, except the entries named in `keep`: those move into the new folder
     unless it has an entry of that name. After an error, or an interruption before the last moment, `target` is as it
-    was. Folders that a killed process left beside it are removed. is_locked: whether the caller already holds the
-    folder's lock. In a bucket, where nothing can be renamed, an empty `target` is filled in its place, and emptied
-    after an error: what reads it knows by its last file that it is whole.
+    was. Folders that a killed process left beside it are removed. In a bucket, where nothing can be renamed, an empty
+    `target` is filled in its place, and emptied after an error: what reads it knows by its last file that it is whole.
+
+    Args:
+        target: the folder.
+        keep: the names of its entries that stay.
+        is_locked: whether the caller already holds the folder's lock.
+        task: of a command that keeps a `Journal`, the journal's task. The new folder then has what was done of this
+            task before it was interrupted, killed, or the disk was full.
 
     Raises:
         UserError: the disk is full, the folder cannot be written, or another process is writing it.
@@ -36,18 +50,19 @@ def staged(target: Folder, keep: frozenset[str] = frozenset(), *, is_locked: boo
                     target.delete_below()
                 raise
         else:
-            yield from _staged(target, keep)
+            yield from _staged(target, keep, task)
 
 
-def _staged(target: Path, keep: frozenset[str]) -> Iterator[Path]:
+def _staged(target: Path, keep: frozenset[str], task: Mapping[str, Any] | None) -> Iterator[Path]:
     given, target = target, _linked(target)
     partial, aside = partial_folder(target), _sibling(target, "old")
     try:
         if aside.exists():
             _refuse_or_undo(aside, target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)  # a killed process may have left it
-        partial.mkdir()
+        if task is None or not journal.can_go_on(partial, task):
+            shutil.rmtree(partial, ignore_errors=True)  # a killed process may have left it
+        partial.mkdir(exist_ok=True)
         yield partial
         if not target.exists():
             partial.rename(target)
@@ -63,9 +78,22 @@ def _staged(target: Path, keep: frozenset[str]) -> Iterator[Path]:
                 (aside / name).rename(target / name)
         shutil.rmtree(aside)
     except OSError as error:
-        raise UserError(f"{given} cannot be written: {error.strerror or error}") from error
-    finally:
+        later = _left(partial, task)
+        raise UserError(f"{given} cannot be written: {error.strerror or error}{later and f'; {later}'}") from error
+    except Interrupted as error:
+        error.state = _left(partial, task)
+        raise
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _left(partial: Path, task: Mapping[str, Any] | None) -> str:
+    """Removes the unfinished folder, unless a command can go on with it; returns what is left, in words."""
+    if task is not None and journal.can_go_on(partial, task):
+        return f"what is done stays in {partial}, and the same command goes on from there"
+    shutil.rmtree(partial, ignore_errors=True)
+    return ""
 
 
 def partial_folder(target: Path) -> Path:

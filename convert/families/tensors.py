@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from itertools import chain
+from threading import Lock
 
 import numpy as np
 
@@ -32,12 +33,16 @@ def to_stock(tensors: Mapping[str, LazyTensor], family: Family) -> dict[str, Laz
     if family.experts is None:
         return dict(tensors)
 
-    @lru_cache(maxsize=1)  # the experts of a layer follow one another
-    def whole(key: str) -> np.ndarray:
-        return np.asarray(tensors[key])
+    # The experts of a layer follow one another, and threads read them.
+    whole, lock = lru_cache(maxsize=2)(lambda key: np.asarray(tensors[key])), Lock()
 
     def part(key: str, place: Place) -> Callable[[], np.ndarray]:
-        return lambda: np.ascontiguousarray(whole(key)[place])
+        def read() -> np.ndarray:
+            with lock:
+                values = whole(key)
+            return np.ascontiguousarray(values[place])
+
+        return read
 
     renamed: dict[str, LazyTensor] = {}
     for key, tensor in tensors.items():

@@ -96,7 +96,10 @@ def _modules(tree: Tree, leaf: str, name: str) -> Iterator[tuple[str, Tree]]:
 
 
 def merge_adapters(base: Tree, adapters: Tree, config: LoRAConfig) -> Tree:
-    """The parameters, as numpy arrays, of the model that base and adapters make together: W + A B · scaling."""
+    """The parameters of the model that base and adapters make together: W + A B · scaling, in MergedKernels.
+
+    The arrays may be numpy's, or others of which `array[layer]` is a numpy array.
+    """
     return _merge(base, adapters, config, "")
 
 
@@ -106,6 +109,23 @@ def _merge(base: Tree, adapters: Tree, config: LoRAConfig, name: str) -> Tree:
         if child not in ADAPTER_LEAVES:
             merged[child] = _merge(base[child], part, config, f"{name}.{child}" if name else child)
     if "lora_A" in adapters:
-        A_LDR, B_LRF = (np.asarray(adapters[leaf], np.float32) for leaf in ADAPTER_LEAVES)
-        merged["kernel"] = base["kernel"] + np.float32(config.scaling(name)) * (A_LDR @ B_LRF)
+        merged["kernel"] = MergedKernel(base["kernel"], adapters["lora_A"], adapters["lora_B"], config.scaling(name))
     return merged
+
+
+class MergedKernel:
+    """The kernels [L, D, F] of a module in all layers, each merged with its adapter when it is asked for."""
+
+    def __init__(self, kernel_LDF: Any, A_LDR: Any, B_LRF: Any, scaling: float) -> None:
+        self._kernel_LDF, self._A_LDR, self._B_LRF, self._scaling = kernel_LDF, A_LDR, B_LRF, np.float32(scaling)
+        self.shape: tuple[int, ...] = np.shape(kernel_LDF)
+        self.dtype: np.dtype = np.result_type(kernel_LDF.dtype, np.float32)
+
+    def __getitem__(self, layer: int) -> np.ndarray:
+        A_DR, B_RF = (np.asarray(array[layer], np.float32) for array in (self._A_LDR, self._B_LRF))
+        merged_DF: np.ndarray = self._kernel_LDF[layer] + self._scaling * (A_DR @ B_RF)
+        return merged_DF
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        del copy  # every call makes one
+        return np.stack([self[layer] for layer in range(self.shape[0])]).astype(dtype or self.dtype, copy=False)

@@ -22,37 +22,13 @@ from etils import epath
 from stellarbyte.bucket_errors import is_of_bucket
 from stellarbyte.errors import UserError
 from stellarbyte.places import BucketPath, Place
+from stellarbyte_jax.checkpoints.checksums import by_name, checksums
 from stellarbyte_jax.checkpoints.s3_arrays import teach_orbax_s3
 
 Tree = Any
 
 
 _OF_BUCKET = re.compile(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED|NOT_FOUND): ")
-
-
-def checksums(tree: Tree) -> dict[str, int]:
-    """Dotted name -> sum of (2 i + 1) times the bits of element i, modulo 2^32.
-
-    Because the factors are odd, any change of one element changes the sum. The order of integer sums does not matter,
-    so every sharding gives the same numbers, and each host needs only its own part.
-    """
-    sums = {name: _numpy_sum(x) if isinstance(x, np.ndarray) else _device_sum(x) for name, x in _by_name(tree).items()}
-    return {name: int(value) for name, value in jax.device_get(sums).items()}
-
-
-@jax.jit
-def _device_sum(array: jax.Array) -> jax.Array:
-    bits = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}").astype(jnp.uint32)
-    # The index is built axis by axis: flattening a sharded array would gather it.
-    index = jnp.zeros(array.shape, jnp.uint32)
-    for axis, size in enumerate(array.shape):
-        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
-    return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
-
-
-def _numpy_sum(array: np.ndarray) -> np.generic:
-    bits = np.ascontiguousarray(array).reshape(-1).view(f"uint{8 * array.dtype.itemsize}").astype(np.uint32)
-    return np.sum(bits * (2 * np.arange(bits.size, dtype=np.uint32) + 1), dtype=np.uint32)
 
 
 def read_arrays(folder: Place, abstract: Tree) -> Tree:
@@ -69,7 +45,7 @@ def read_arrays(folder: Place, abstract: Tree) -> Tree:
         sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    check_fits(_stored_tree(folder), abstract, folder)
+    check_fits(stored_tree(folder), abstract, folder)
     return _read(folder, jax.tree.map(target, abstract))
 
 
@@ -79,7 +55,7 @@ def check_fits(stored: Tree, abstract: Tree, where: str | Place) -> None:
     Raises:
         UserError: there is such an array; the error names it and `where` it is.
     """
-    found, wanted = _by_name(stored), _by_name(abstract)
+    found, wanted = by_name(stored), by_name(abstract)
     for name in sorted(found.keys() | wanted.keys()):
         if name not in found:
             raise UserError(f"{where} lacks {name}, which this config asks for")
@@ -96,7 +72,7 @@ def check_finite_weights(params: Tree, where: str | Place) -> None:
     Raises:
         UserError: there are such weights; the error names the array and `where` it is.
     """
-    for name, array in _by_name(params).items():
+    for name, array in by_name(params).items():
         module = np if isinstance(array, np.ndarray) else jnp
         if not bool(module.isfinite(array).all()):
             raise UserError(
@@ -111,7 +87,7 @@ def read_numpy_arrays(folder: Place, sums: Mapping[str, int]) -> Tree:
     def target(stored: Any) -> np.ndarray:
         return np.broadcast_to(np.zeros((), stored.dtype), stored.shape)
 
-    arrays = _read(folder, jax.tree.map(target, _stored_tree(folder)))
+    arrays = _read(folder, jax.tree.map(target, stored_tree(folder)))
     check_bits(arrays, sums)
     return arrays
 
@@ -155,18 +131,13 @@ def _read(folder: Place, target: Tree) -> Tree:
         return checkpointer.restore(orbax_path(folder), target)
 
 
-def _stored_tree(folder: Place) -> Tree:
+def stored_tree(folder: Place) -> Tree:
+    """The names, shapes and dtypes of the item in `folder`, as a tree of Orbax's ArrayMetadata."""
     with _reader() as checkpointer:
         metadata = checkpointer.metadata(orbax_path(folder)).item_metadata
     if metadata is None:
         raise ValueError(f"no list of the arrays in {folder}")
     return metadata.tree
-
-
-def _by_name(tree: Tree) -> dict[str, Any]:
-    """Dotted name -> leaf; a named tuple's fields and a dict's keys give equal names."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def check_plain_files(folder: Place) -> None:

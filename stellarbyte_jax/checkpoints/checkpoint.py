@@ -18,8 +18,10 @@ from stellarbyte_jax.checkpoints.array_files import (
 )
 from stellarbyte_jax.checkpoints.broken import cannot_be_read, set_aside, warn_of_broken, warn_of_unchecked
 from stellarbyte_jax.checkpoints.folders import checkpoint_steps, checkpoints_of, latest_step
+from stellarbyte_jax.checkpoints.imported import save_imported
 from stellarbyte_jax.checkpoints.metadata import Base, GuardState, RunMetadata, Stored, read_metadata
-from stellarbyte_jax.checkpoints.saving import Checkpointer, save_imported
+from stellarbyte_jax.checkpoints.saving import Checkpointer
+from stellarbyte_jax.checkpoints.stored_arrays import open_arrays
 from stellarbyte_jax.processes.joined import ALONE, Processes
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "latest_step",
     "load_metadata",
     "load_params",
+    "open_params",
     "restore",
     "restore_params",
     "save_imported",
@@ -40,9 +43,12 @@ __all__ = [
 Result = TypeVar("Result")
 
 
-def fingerprint(run_dir: str | Place, step: int) -> str:
-    """A hash of a checkpoint's parameters, made of the checksums saved with them; raises as `load_params` does."""
-    sums, _ = _read_newest(run_dir, step, lambda folder: read_metadata(folder).sums["params"])
+def fingerprint(run_dir: str | Place, step: int, *, ema: bool = False) -> str:
+    """A hash of a checkpoint's parameters, made of the checksums saved with them; raises as `load_params` does.
+
+    ema: whether to take the moving average of the parameters instead of them.
+    """
+    sums, _ = _read_newest(run_dir, step, lambda folder: read_metadata(folder).sums["ema" if ema else "params"])
     return sha256_of_json(sums)
 
 
@@ -60,6 +66,30 @@ def load_params(run_dir: str | Place, step: int | None = None, *, ema: bool = Fa
     Raises:
         UserError: there is no such checkpoint, or none can be read, or it has no average.
     """
+    return _load(run_dir, step, ema, read_numpy_arrays)
+
+
+def open_params(run_dir: str | Place, step: int | None = None, *, ema: bool = False) -> tuple[Tree, RunMetadata, int]:
+    """As `load_params`, with StoredArrays in place of numpy arrays: their values are read when they are asked for.
+
+    If those of the newest checkpoint turn out to be broken then, no older one takes its place: a UserError names the
+    others.
+    """
+
+    def read(folder: Place, sums: dict[str, int]) -> Tree:
+        found = int(folder.parent.name)
+
+        def refuse(error: Exception) -> UserError:
+            return cannot_be_read(checkpoints_of(run_dir), checkpoint_steps(run_dir), found, {found: reason(error)})
+
+        return open_arrays(folder, sums, refuse)
+
+    return _load(run_dir, step, ema, read)
+
+
+def _load(
+    run_dir: str | Place, step: int | None, ema: bool, read_arrays_of: Callable[[Place, dict[str, int]], Tree]
+) -> tuple[Tree, RunMetadata, int]:
     item = "ema" if ema else "params"
 
     def read(folder: Place) -> tuple[Tree, Stored]:
@@ -69,7 +99,7 @@ def load_params(run_dir: str | Place, step: int | None = None, *, ema: bool = Fa
                 f"{run_dir} holds no moving average of its weights, because training.ema_decay is not set: leave --ema "
                 "out"
             )
-        return read_numpy_arrays(folder / item, stored.sums[item]), stored
+        return read_arrays_of(folder / item, stored.sums[item]), stored
 
     (params, stored), step = _read_newest(run_dir, step, read)
     warn_of_unchecked(stored, checkpoints_of(run_dir) / str(step))

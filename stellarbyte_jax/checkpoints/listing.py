@@ -59,10 +59,7 @@ def list_checkpoints(
     """
     check_is_run(run_dir, "RUN_DIR")
     steps = checkpoint_steps(run_dir)
-    figures: dict[int, dict[str, Any]] = {}
-    for _, record in records(run_dir / "metrics.jsonl"):
-        if "validation_loss" in record:
-            figures[record["step"]] = {name: value for name, value in record.items() if name != "step"}
+    figures = _figures(run_dir)
     config, rolls_back = _config(run_dir)
     reasons = Retention(config, run_dir, figures, rolls_back=rolls_back).reasons(steps)
     listed = []
@@ -75,6 +72,32 @@ def list_checkpoints(
             continue
         listed.append(Listed(step, _saved_at(folder), _size(folder), figures.get(step, {}), reasons[step], damage))
     return listed
+
+
+def best_step(run_dir: Place) -> int:
+    """The step of the checkpoint that is the best by the run's checkpoint.metric_for_best_model, at its own step.
+
+    Raises:
+        UserError: the folder is no pretraining run's, or none of its checkpoints was validated.
+    """
+    check_is_run(run_dir, "RUN_DIR")
+    config, _ = _config(run_dir)
+    step = Retention(config, run_dir, _figures(run_dir)).best(checkpoint_steps(run_dir))
+    if step is None:
+        raise UserError(
+            f"{run_dir} has no checkpoint of a step with a {config.metric_for_best_model} in metrics.jsonl, so none is "
+            "the best: name a step"
+        )
+    return step
+
+
+def _figures(run_dir: Place) -> dict[int, dict[str, Any]]:
+    """Step -> the figures of its validation."""
+    figures: dict[int, dict[str, Any]] = {}
+    for _, record in records(run_dir / "metrics.jsonl"):
+        if "validation_loss" in record:
+            figures[record["step"]] = {name: value for name, value in record.items() if name != "step"}
+    return figures
 
 
 def beside_checkpoints(run_dir: Place) -> dict[str, str]:

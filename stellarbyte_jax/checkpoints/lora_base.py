@@ -1,8 +1,12 @@
 """Finds the frozen weights below a run's adapters by their run and step, and refuses weights that have changed."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
 
 from stellarbyte.errors import UserError
 from stellarbyte.places import Place, is_remote, place
@@ -14,6 +18,7 @@ from stellarbyte_jax.checkpoints.checkpoint import (
     checkpoint_steps,
     fingerprint,
     load_params,
+    open_params,
     restore_params,
 )
 from stellarbyte_jax.checkpoints.needed import note_needed
@@ -51,12 +56,24 @@ def load_weights(run_dir: str | Place, step: int | None = None, *, ema: bool = F
 
     For the rest it does the same as `load_params`, which returns adapters alone if the checkpoint holds only these.
     """
-    params, metadata, step = load_params(run_dir, step, ema=ema)
+    params, metadata, step = _whole_model(run_dir, step, ema, load_params)
+    return jax.tree.map(np.asarray, params), metadata, step
+
+
+def open_weights(run_dir: str | Place, step: int | None = None, *, ema: bool = False) -> tuple[Tree, RunMetadata, int]:
+    """As `load_weights`, with arrays whose values are read, and merged, when they are asked for: see `open_params`."""
+    return _whole_model(run_dir, step, ema, open_params)
+
+
+def _whole_model(
+    run_dir: str | Place, step: int | None, ema: bool, read: Callable[..., tuple[Tree, RunMetadata, int]]
+) -> tuple[Tree, RunMetadata, int]:
+    params, metadata, step = read(run_dir, step, ema=ema)
     if metadata.base is None:
         return params, metadata, step
     below = _found_again(metadata.base, metadata.config.get("output_dir"), place(run_dir))
     _check(below, run_dir)
-    base, *_ = load_params(below.run_dir, below.step)
+    base, *_ = read(below.run_dir, below.step)
     where = f"{run_dir}/checkpoints/{step}"
     lora = lora_config_from_dict(metadata.config["lora"], where)
     check_adapters(params, lora, kernel_shapes(base), where)

@@ -1,6 +1,7 @@
 """The rule by which a run's checkpoints are kept: Orbax's preservation policies, any of which keeps one."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -58,6 +59,13 @@ class Retention(PreservationPolicy):
                 if kept:
                     reasons[info.step].append(words)
         return reasons
+
+    def best(self, steps: Iterable[int]) -> int | None:
+        """The best of the checkpoints that were validated; None if there is none."""
+        infos = [_Info(step, None) for step in sorted(steps)]
+        rule = _Best(replace(self._config, keep_best=1), self._validations)
+        kept = rule.should_preserve(infos, context=PreservationContext())
+        return next((info.step for info, is_kept in zip(infos, kept, strict=True) if is_kept), None)
 
     def _rules(self) -> dict[str, PreservationPolicy]:
         config = self._config

@@ -15,16 +15,17 @@ from stellarbyte.places import BucketPath, Place
 from stellarbyte_jax.checkpoint_config import CheckpointConfig
 from stellarbyte_jax.checkpoints.array_files import (
     Tree,
-    checksums,
     is_from_system,
     orbax_path,
     quieten_orbax,
     reason,
     tensorstore_silenced,
 )
+from stellarbyte_jax.checkpoints.checksums import checksums
 from stellarbyte_jax.checkpoints.folders import UNFINISHED, checkpoint_steps, checkpoints_of, delete_whole, latest_step
 from stellarbyte_jax.checkpoints.metadata import METADATA, RunMetadata, to_stored
 from stellarbyte_jax.checkpoints.retention import Retention, Validations
+from stellarbyte_jax.checkpoints.stored_arrays import chunks
 
 _SECONDS_TO_CLEAR = 1.0
 
@@ -76,7 +77,7 @@ class Checkpointer:
         arrays = {"params": params, "opt_state": opt_state, "ema": ema}
         arrays = {item: tree for item, tree in arrays.items() if tree is not None}
         sums = {item: checksums(tree) for item, tree in arrays.items()}
-        items = {item: ocp.args.StandardSave(tree) for item, tree in arrays.items()}
+        items = {item: ocp.args.StandardSave(tree, chunks(tree)) for item, tree in arrays.items()}
         items[METADATA] = ocp.args.JsonSave(to_stored(metadata, sums))
         self._saving = step
         with self._explained():
@@ -162,18 +163,3 @@ class Checkpointer:
             kept = self._known if isinstance(self._folder, BucketPath) else latest_step(self._folder.parent)
             safe = "" if kept is None else f"; that of step {kept} is intact, and the next run goes on from it"
             raise UserError(f"{self._folder}: {what} cannot be saved: {reason(error)}{safe}") from error
-
-
-def save_imported(run_dir: str | Place, params: Tree, metadata: RunMetadata) -> None:
-    """Writes a model that was trained elsewhere as step 0 of a new run, without an optimizer state.
-
-    Raises:
-        UserError: the run has checkpoints already, or the folder cannot be written.
-    """
-    step = latest_step(run_dir)
-    if step is not None:
-        raise UserError(
-            f"{checkpoints_of(run_dir)} holds a checkpoint of step {step} already: choose another run directory"
-        )
-    with Checkpointer(run_dir, CheckpointConfig()) as checkpointer:
-        checkpointer.save(0, params, None, metadata)

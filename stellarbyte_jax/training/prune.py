@@ -96,7 +96,10 @@ def _prune(
 
     save_config(config, output_dir / "model.yaml")
     metadata = RunMetadata({"model": to_dict(config)}, run.tokenizer.files)
-    save_imported(output_dir, jax.tree.map(np.asarray, pruned), metadata)
+    try:
+        save_imported(output_dir, pruned, metadata)
+    except OSError as error:
+        raise UserError(f"{output_dir} cannot be written: {error.strerror or error}") from error
     return Pruning(run.step, heads, scores_LN, *figures)
 
 

@@ -6,6 +6,8 @@ from safetensors.numpy import load_file, save_file
 
 from convert import shards, weights
 from stellarbyte.errors import UserError
+from stellarbyte.files import sha256_of
+from stellarbyte.journal import Journal
 from test_convert.models import random_params, tiny
 
 
@@ -16,9 +18,13 @@ def tensors():
 
 
 def write(tensors, folder, max_shard_size):
-    written = []
-    shards.write(tensors, folder, max_shard_size, written.append)
-    assert sum(written) == sum(tensor.nbytes for tensor in tensors.values())
+    written, total = [], sum(tensor.nbytes for tensor in tensors.values())
+    journal = Journal(folder, {})
+    hashes = shards.write(tensors, folder, max_shard_size, lambda *done: written.append(done), journal)
+    journal.remove()
+    assert written == sorted(written)
+    assert written[-1] == (total, total)
+    assert hashes == {path.name: sha256_of(path) for path in folder.glob("*.safetensors")}
 
 
 def values(tensors):

@@ -78,9 +78,9 @@ def test_pruned_heads_are_cut_out_and_come_back_as_zeros():
     assert tensors[second + "self_attn.o_proj.weight"].tobytes() == attention["o_proj"]["kernel"][1, kept].T.tobytes()
     assert tensors[second + "self_attn.k_proj.weight"].shape == (16, 24), "head 3 still reads the second group"
     back = weights.from_hf(tensors, config)["model"]["layers"]["self_attn"]
-    assert not back["q_proj"]["kernel"][1, :, 16:24].any()
-    assert not back["o_proj"]["kernel"][0, :16].any()
-    assert not back["k_proj"]["bias"][0, :8].any()
+    assert not back["q_proj"]["kernel"][1][:, 16:24].any()
+    assert not back["o_proj"]["kernel"][0][:16].any()
+    assert not back["k_proj"]["bias"][0][:8].any()
     with pytest.raises(UserError, match=r"q_proj\.weight of shape \[16, 24\], but this config gives it \[32, 24\]"):
         weights.from_hf(tensors, tiny(attention_bias=True))
 
@@ -114,7 +114,7 @@ def test_bfloat16_rounds_to_nearest_even_and_comes_back_exactly():
     assert str(tensors["model.rotary_emb.zeta"].dtype) == "float32", "torch computes with it in float32, too"
     wide = weights.from_hf(tensors, config, "float32")
     assert wide["model"]["norm"]["scale"].dtype == np.float32
-    assert wide["model"]["norm"]["scale"][0] == 1 + 2**-7
+    assert np.asarray(wide["model"]["norm"]["scale"])[0] == 1 + 2**-7
     again = weights.to_hf(wide, config, "bfloat16")
     assert {k: np.asarray(v).tobytes() for k, v in again.items()} == {
         k: np.asarray(v).tobytes() for k, v in tensors.items()

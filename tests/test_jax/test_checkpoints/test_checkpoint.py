@@ -18,7 +18,7 @@ import pytest
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoints import checkpoint as checkpoint_module
-from stellarbyte_jax.checkpoints.array_files import checksums, quieten_orbax, reason
+from stellarbyte_jax.checkpoints.array_files import quieten_orbax, reason
 from stellarbyte_jax.checkpoints.checkpoint import (
     Checkpointer,
     RunMetadata,
@@ -28,6 +28,7 @@ from stellarbyte_jax.checkpoints.checkpoint import (
     restore,
     save_imported,
 )
+from stellarbyte_jax.checkpoints.checksums import checksums
 from stellarbyte_jax.config import CheckpointConfig, OptimizerConfig
 from stellarbyte_jax.training.optimizer import make_optimizer
 

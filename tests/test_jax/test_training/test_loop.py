@@ -16,7 +16,6 @@ import pytest
 from stellarbyte.errors import UserError
 from stellarbyte.figures import figure_of
 from stellarbyte.folder_lock import folder_lock
-from stellarbyte_jax.checkpoints.array_files import checksums
 from stellarbyte_jax.checkpoints.checkpoint import (
     Checkpointer,
     RunMetadata,
@@ -26,6 +25,7 @@ from stellarbyte_jax.checkpoints.checkpoint import (
     load_params,
     save_imported,
 )
+from stellarbyte_jax.checkpoints.checksums import checksums
 from stellarbyte_jax.config import MeshConfig, RunConfig
 from stellarbyte_jax.config_file import load_run_config
 from stellarbyte_jax.data.manifest import Manifest

@@ -1,0 +1,194 @@
+"""Writes a checkpoint's arrays part by part, for models that do not fit into memory; Orbax then takes them over."""
+
+import errno
+import math
+import os
+import re
+import shutil
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from stellarbyte.journal import Journal
+from stellarbyte.places import BucketPath, place
+from stellarbyte.read_ahead import read_ahead
+from stellarbyte_jax.checkpoints.array_files import Tree, is_about_files
+from stellarbyte_jax.checkpoints.checksums import by_name, part_sum
+from stellarbyte_jax.checkpoints.stored_arrays import PIECE_BYTES, SMALL_BYTES
+
+# Orbax's folder for what process 0 has written. It merges those of all processes into one.
+_WRITTEN = "ocdbt.process_0"
+
+# The most of what is being packed and written at a time; a larger part is written alone.
+_MOST_BYTES = 128 << 20
+
+
+class _Part(NamedTuple):
+    """What is read and written at once: a layer, or a whole array where that is small or has no layers."""
+
+    name: str
+    array: Any
+    layer: int | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.array.shape if self.layer is None else self.array.shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.array.dtype).itemsize
+
+    @property
+    def key(self) -> str:
+        return self.name if self.layer is None else f"{self.name}[{self.layer}]"
+
+    def values(self) -> np.ndarray:
+        return np.asarray(self.array if self.layer is None else self.array[self.layer])
+
+    def sum_of(self, values: np.ndarray) -> int:
+        return part_sum(values, (self.layer or 0) * values.size)
+
+
+def write_arrays(
+    folder: Path,
+    tree: Tree,
+    progress: Callable[[int, int], None] = lambda *_: None,
+    journal: Journal | None = None,
+) -> dict[str, int]:
+    """Writes the arrays into `folder` as `TakenOver` wants them; returns their `checksums`.
+
+    Args:
+        folder: where to write.
+        tree: numpy's or JAX's arrays, or others of which `array[layer]` and `np.asarray(array)` are numpy arrays. Of
+            three and more axes, the first is the layers'.
+        progress: is called with the bytes that are written, and with the bytes in all.
+        journal: where each part is noted once it is on disk. What it notes already is not read and written again.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    arrays = by_name(tree)
+    stores = _open(folder, arrays)
+    parts = [part for name, array in arrays.items() for part in _parts(name, array)]
+    noted = {} if journal is None else dict(journal.done)
+    sums = dict.fromkeys(arrays, 0)
+    writing: deque[tuple[_Part, int, Any]] = deque()
+    done, total = 0, sum(part.nbytes for part in parts)
+
+    def reader(part: _Part) -> Callable[[], np.ndarray | None]:
+        return lambda: None if _is_there(part, stores, noted.get(part.key)) else part.values()
+
+    def finish(part: _Part, found: int, commit: Any) -> None:
+        nonlocal done
+        if commit is not None:
+            commit.result()
+            if journal is not None:
+                journal.note(part.key, found)
+        sums[part.name] += found
+        done += part.nbytes
+        progress(done, total)
+
+    try:
+        for part, values in read_ahead((part, part.nbytes, reader(part)) for part in parts):
+            if values is None:
+                finish(part, noted[part.key], None)
+                continue
+            while writing and part.nbytes + sum(each.nbytes for each, *_ in writing) > _MOST_BYTES:
+                finish(*writing.popleft())
+            store = stores[part.name] if part.layer is None else stores[part.name][part.layer]
+            commit = store.write(values, can_reference_source_data_indefinitely=True).commit
+            writing.append((part, part.sum_of(values), commit))
+        while writing:
+            finish(*writing.popleft())
+    except ValueError as error:
+        raise _of_system(error) from error
+    finally:
+        for *_, commit in writing:  # what is still being written would come back after its folder is removed
+            with suppress(Exception):
+                commit.result()
+    return {name: found % 2**32 for name, found in sums.items()}
+
+
+class TakenOver(ocp.type_handlers.NumpyHandler):
+    """Gives Orbax, in place of the arrays that it is to save, those that `write_arrays` has written into `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._written = folder / _WRITTEN
+
+    async def serialize(
+        self,
+        values: Sequence[np.ndarray],
+        infos: Sequence[ocp.type_handlers.ParamInfo],
+        args: Sequence[ocp.SaveArgs] | None = None,
+    ) -> list[ocp.future.Future]:
+        """Moves the files to where Orbax expects them; of the values it wants to know shapes and dtypes alone."""
+        del values, args
+        return [ocp.future.CommitFutureAwaitingContractedSignals(self._move(infos), name="arrays that are written")]
+
+    async def _move(self, infos: Sequence[ocp.type_handlers.ParamInfo]) -> None:
+        for info in infos:
+            await info.await_path_creation()
+        target = place(str(infos[0].parent_dir)) / _WRITTEN
+        if isinstance(target, BucketPath):
+            for file in sorted(path for path in self._written.rglob("*") if path.is_file()):
+                (target / file.relative_to(self._written).as_posix()).upload(file)
+            shutil.rmtree(self._written)
+        else:
+            self._written.rename(target)
+
+
+def _open(folder: Path, arrays: dict[str, Any]) -> dict[str, ts.TensorStore]:
+    context = ocp.type_handlers.get_ts_context()
+    folder.mkdir(exist_ok=True)
+    opening = {}
+    for name, array in arrays.items():
+        info = ocp.type_handlers.ParamInfo(name=name, parent_dir=folder.absolute(), ts_context=context)
+        dtype, is_cut = np.dtype(array.dtype), len(_parts(name, array)) > 1
+        piece = (1, *_piece(array.shape[1:], dtype)) if is_cut else _piece(array.shape, dtype)
+        spec = ocp.type_handlers.get_json_tspec_write(info, True, tuple(array.shape), piece, dtype, process_index=0)
+        opening[name] = ts.open(ts.Spec(spec), create=True, open=True, context=context)
+    return {name: store.result() for name, store in opening.items()}
+
+
+def _parts(name: str, array: Any) -> list[_Part]:
+    is_cut = len(array.shape) > 2 and math.prod(array.shape) * np.dtype(array.dtype).itemsize > SMALL_BYTES
+    return [_Part(name, array, layer) for layer in (range(array.shape[0]) if is_cut else (None,))]
+
+
+def _piece(shape: Sequence[int], dtype: np.dtype) -> tuple[int, ...]:
+    """The shape of the pieces that an array is packed in: whole lines, as many as fit."""
+    piece = [max(1, size) for size in shape]
+    for axis, size in enumerate(piece):
+        below = math.prod(piece[axis + 1 :]) * dtype.itemsize
+        piece[axis] = min(size, max(1, PIECE_BYTES // below))
+        if piece[axis] > 1:
+            break
+    return tuple(piece)
+
+
+def _is_there(part: _Part, stores: dict[str, ts.TensorStore], noted: int | None) -> bool:
+    """Whether a part is on disk with the bits that were noted."""
+    if type(noted) is not int or noted == 0:  # nothing at all reads as zeros
+        return False
+    store = stores[part.name] if part.layer is None else stores[part.name][part.layer]
+    try:
+        return part.sum_of(store.read().result()) == noted
+    except Exception as error:
+        if not is_about_files(error):
+            raise
+        return False
+
+
+def _of_system(error: ValueError) -> Exception:
+    """The system's own error where TensorStore tells of one, as it does of a full disk."""
+    found = re.search(r"os_error_code='?(\d+)", str(error))
+    if found is None:
+        return error
+    return OSError(int(found[1]), os.strerror(int(found[1])) if int(found[1]) != errno.EFBIG else "File too large")

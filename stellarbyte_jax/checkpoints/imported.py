@@ -1,0 +1,78 @@
+"""Makes the first checkpoint of a run of a model that was trained elsewhere."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from stellarbyte.errors import UserError
+from stellarbyte.journal import Journal
+from stellarbyte.places import BucketPath, Place, place
+from stellarbyte_jax.checkpoints.array_files import Tree, orbax_path, quieten_orbax, tensorstore_silenced
+from stellarbyte_jax.checkpoints.array_writer import TakenOver, write_arrays
+from stellarbyte_jax.checkpoints.folders import UNFINISHED, checkpoints_of, latest_step
+from stellarbyte_jax.checkpoints.metadata import METADATA, RunMetadata, to_stored
+
+
+def save_imported(
+    run_dir: str | Place,
+    params: Tree,
+    metadata: RunMetadata,
+    progress: Callable[[int, int], None] = lambda *_: None,
+    journal: Journal | None = None,
+) -> None:
+    """Writes a model as step 0 of a new run, without an optimizer state; its arrays are read part by part.
+
+    params, progress, journal: as `write_arrays` takes them.
+
+    Raises:
+        UserError: the run has checkpoints already.
+        OSError: the disk is full, or the folder cannot be written; with a journal, what is done stays.
+    """
+    step = latest_step(run_dir)
+    if step is not None:
+        raise UserError(
+            f"{checkpoints_of(run_dir)} holds a checkpoint of step {step} already: choose another run directory"
+        )
+    quieten_orbax()
+    with _arrays_of(place(run_dir), is_kept=journal is not None) as folder:
+        sums = write_arrays(folder, params, progress, journal)
+        handler = ocp.CompositeCheckpointHandler(
+            params=ocp.PyTreeCheckpointHandler(
+                type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, TakenOver(folder)))
+            ),
+            **{METADATA: ocp.JsonCheckpointHandler()},
+        )
+        # Orbax asks the arrays for their shapes and dtypes alone, so one zero is enough.
+        shapes = jax.tree.map(lambda array: np.broadcast_to(np.zeros((), array.dtype), array.shape), params)
+        items = {
+            "params": ocp.args.PyTreeSave(shapes),
+            METADATA: ocp.args.JsonSave(to_stored(metadata, {"params": sums})),
+        }
+        with tensorstore_silenced(), ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(orbax_path(checkpoints_of(run_dir) / "0"), ocp.args.Composite(**items))
+
+
+@contextmanager
+def _arrays_of(run_dir: Path | BucketPath, *, is_kept: bool) -> Iterator[Path]:
+    """A folder for the arrays until Orbax takes them over, on the disk where they are to be if that is one of ours."""
+    if isinstance(run_dir, BucketPath):
+        with tempfile.TemporaryDirectory(prefix="stellarbyte-") as temporary:
+            yield Path(temporary)
+        return
+    folder = run_dir / ".arrays"
+    folder.mkdir(parents=True, exist_ok=True)
+    for partial in checkpoints_of(run_dir).glob(f"0{UNFINISHED}*"):  # of a process that was killed
+        shutil.rmtree(partial)
+    try:
+        yield folder
+    except BaseException:
+        if not is_kept:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder)

@@ -1,0 +1,109 @@
+"""Time and memory of conversions beside `cp` of the same bytes: `python -m tests.convert_table` prints the table.
+
+--config FILE: the model's YAML. --folder DIR: where to work, on the disk that is measured; it is emptied afterwards.
+--shard SIZE: the exports' --max-shard-size, given as often as wanted. --cold: read from the disk, not from memory.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from convert import names, run_checkpoint, weights
+from convert.run_checkpoint import RunCheckpoint
+from stellarbyte_jax.config_file import load_model_config
+from stellarbyte_jax.data.tokenizer_training import train_tokenizer
+
+_TEXT = "the star that was a byte, and the byte that was a star: def star(byte): return byte * 2\n"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Makes a run of random weights, and converts it there and back."""
+    parser = argparse.ArgumentParser(prog="python -m tests.convert_table", description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, default=Path("configs/model/1b.yaml"), metavar="FILE")
+    parser.add_argument("--folder", type=Path, metavar="DIR")
+    parser.add_argument("--shard", action="append", metavar="SIZE")
+    parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--keep", action="store_true", help="leave the run in --folder")
+    options = parser.parse_args(arguments)
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="convert-table-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    run = folder / "run"
+    if not run.exists():
+        _make_run(run, options.config)
+    print("| | seconds | MB/s | of cp | peak memory, MB |\n| --- | --- | --- | --- | --- |")
+    try:
+        for shard in options.shard or ["5GB", "500MB"]:
+            _table(run, folder, shard, options.cold)
+    finally:
+        if not options.keep:
+            shutil.rmtree(folder)
+    return 0
+
+
+def _table(run: Path, folder: Path, shard: str, cold: bool) -> None:
+    hf, back, copy = folder / "hf", folder / "back", folder / "copy"
+    convert = [sys.executable, "-m", "stellarbyte", "convert"]
+    commands = [
+        ("cp of the run", ["cp", "-r", str(run), str(copy)], run),
+        (f"to-hf, files of {shard}", [*convert, "to-hf", str(run), str(hf), "--max-shard-size", shard], run),
+        ("cp of the export", ["cp", "-r", str(hf), str(copy)], hf),
+        (f"from-hf, files of {shard}", [*convert, "from-hf", str(hf), str(back)], hf),
+    ]
+    copied = 0.0
+    for what, command, source in commands:
+        nbytes = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
+        os.sync()
+        _to_memory(source, cold=cold)
+        begin = time.perf_counter()
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - begin
+        assert status == 0, command
+        rate = nbytes / seconds / 1e6
+        copied = rate if command[0] == "cp" else copied
+        ratio = "" if command[0] == "cp" else f"{rate / copied:.2f}"
+        print(f"| {what} | {seconds:.1f} | {rate:.0f} | {ratio} | {usage.ru_maxrss * 1024 / 1e6:.0f} |", flush=True)
+        shutil.rmtree(copy, ignore_errors=True)
+    shutil.rmtree(hf)
+    shutil.rmtree(back)
+
+
+def _to_memory(folder: Path, *, cold: bool) -> None:
+    """Has the system hold all files of a folder in memory, or none."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                if cold:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                else:
+                    while file.read(1 << 24):
+                        pass
+
+
+def _make_run(run: Path, config_file: Path) -> None:
+    config = load_model_config(config_file)
+    draw = np.random.default_rng(0)
+
+    def array(shape: tuple[int, ...]) -> weights.LazyArray:
+        def read(layer: int | None) -> np.ndarray:
+            return 0.02 * draw.standard_normal(shape if layer is None else shape[1:], np.float32)
+
+        return weights.LazyArray(shape, np.dtype(np.float32), read)
+
+    params = weights.unflatten({path: array(shape) for path, shape in names.jax_shapes(config).items()})
+    with tempfile.TemporaryDirectory() as tokenizer:
+        files = train_tokenizer([_TEXT] * 20, 300, Path(tokenizer), report=lambda _: None).files
+    run.mkdir(parents=True)
+    run_checkpoint.save(run, RunCheckpoint(params, config, files, step=0))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
