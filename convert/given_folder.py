@@ -21,7 +21,7 @@ def check_links(folder: Path) -> None:
     home = Path(os.path.realpath(folder))
     inside = {home, home.parent.parent / "blobs"} if home.parent.name == "snapshots" else {home}
     try:
-        links = [path for path in sorted(folder.iterdir()) if path.is_symlink()]
+        links = [path for path in sorted(folder.iterdir()) if path.is_symlink()] if folder.is_dir() else []
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror or error}") from error
     for link in links:

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ _MOST_THREADS = 8
 
 def read_ahead(
     tensors: Iterable[tuple[Name, int, Callable[[], Values]]], most_bytes: int = _MOST_BYTES
-) -> Iterator[tuple[Name, Values]]:
+) -> Generator[tuple[Name, Values], None, None]:
     """(name, values) of each (name, bytes, function that reads the values), in their order.
 
     An error of a reading is raised where its values would be taken.

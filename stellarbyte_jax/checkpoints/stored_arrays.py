@@ -81,7 +81,8 @@ class StoredArray:
     def __getitem__(self, layer: int) -> np.ndarray:
         assert 0 <= layer < self.shape[0]
         try:
-            if self.nbytes > SMALL_BYTES and self._store.chunk_layout.read_chunk.shape[0] == 1:
+            piece = self._store.chunk_layout.read_chunk.shape
+            if self.nbytes > SMALL_BYTES and piece is not None and piece[0] == 1:
                 return self._one(layer)
             with self._lock:
                 return self._of_whole(layer)

@@ -23,7 +23,7 @@ class JaxModel:
     """A model with its parameters; `training` holds experts to their capacity, and drops nothing for all that."""
 
     def __init__(self, config: ByteConfig, params: Params) -> None:
-        self.config, self.params = config, params
+        self.config, self.params = config, jax.tree.map(np.asarray, params)
         self.graphdef = abstract_model(config)[0]
         self._run = jax.jit(self._forward_and_backward, static_argnames="training")
         self._forward = jax.jit(lambda params, batch: self._decode(params, batch)[0])

@@ -67,6 +67,11 @@ def sensible_params(config: ByteConfig, seed: int = 1) -> weights.Params:
     return without_pruned_heads(weights.unflatten(leaves), config)
 
 
+def held(params: weights.Params) -> weights.Params:
+    """The same as numpy arrays of its own, whatever they were read from."""
+    return weights.unflatten({path: np.array(leaf) for path, leaf in weights.flatten(params)})
+
+
 def bits(tree: weights.Params) -> dict[str, tuple[tuple[int, ...], str, bytes]]:
     """What two parameter trees must agree in: shape, dtype and every bit of every leaf."""
     return {

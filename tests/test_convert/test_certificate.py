@@ -16,7 +16,7 @@ from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata
 from stellarbyte_jax.config import CheckpointConfig, RopeScaling
 from stellarbyte_jax.config_file import to_dict
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
-from test_convert.models import sensible_params, tiny
+from test_convert.models import held, sensible_params, tiny
 
 NORM = "model.layers.1.input_layernorm.weight"
 
@@ -149,10 +149,11 @@ def test_another_tokenizer(run_dir, export, tmp_path):
 @pytest.mark.usefixtures("no_models")
 def test_the_exported_step_is_compared_though_training_went_on(run_dir, tmp_path):
     before = run_checkpoint.load(run_dir)
+    params = held(before.params)
     metadata = RunMetadata({"model": to_dict(before.config)}, dict(before.tokenizer_files))
     with Checkpointer(tmp_path / "run", CheckpointConfig()) as checkpointer:
-        checkpointer.save(1, before.params, None, metadata)
-        changed = {**before.params, "lm_head": {"kernel": before.params["lm_head"]["kernel"] + 1}}
+        checkpointer.save(1, params, None, metadata)
+        changed = {**params, "lm_head": {"kernel": params["lm_head"]["kernel"] + 1}}
         checkpointer.save(2, changed, None, metadata)
     hf_checkpoint.to_hf(tmp_path / "run", tmp_path / "hf", step=1)
     certificate = certificates.verify(tmp_path / "run", tmp_path / "hf")
@@ -163,10 +164,11 @@ def test_the_exported_step_is_compared_though_training_went_on(run_dir, tmp_path
 @pytest.mark.usefixtures("no_models")
 def test_the_average_of_the_weights_is_exported_and_certified(run_dir, tmp_path):
     before = run_checkpoint.load(run_dir)
+    params = held(before.params)
     metadata = RunMetadata({"model": to_dict(before.config)}, dict(before.tokenizer_files))
-    average = {**before.params, "lm_head": {"kernel": before.params["lm_head"]["kernel"] + 1}}
+    average = {**params, "lm_head": {"kernel": params["lm_head"]["kernel"] + 1}}
     with Checkpointer(tmp_path / "run", CheckpointConfig()) as checkpointer:
-        checkpointer.save(1, before.params, None, metadata, ema=average)
+        checkpointer.save(1, params, None, metadata, ema=average)
     assert main(["convert", "to-hf", str(tmp_path / "run"), str(tmp_path / "hf"), "--ema"]) == 0
     exported = shards.read(tmp_path / "hf")["lm_head.weight"].read()
     assert np.array_equal(exported, average["lm_head"]["kernel"].T)

@@ -16,7 +16,7 @@ from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RopeScaling
-from test_convert.models import bits, finite, random_params, sensible_params, tiny
+from test_convert.models import bits, finite, held, random_params, sensible_params, tiny
 from test_convert.switches import grid
 
 FILES = {
@@ -302,8 +302,8 @@ def test_what_is_no_number_of_ours_is_refused(exported, tmp_path, change, compla
 
 def with_first(params: weights.Params, value: float, dtype: str) -> weights.Params:
     """The parameters with this value at the first place of each layer's up_proj, and of that dtype."""
-    leaves = dict(weights.flatten(params))
-    kernel = leaves["model", "layers", "mlp", "up_proj", "kernel"].copy()
+    leaves = dict(weights.flatten(held(params)))
+    kernel = leaves["model", "layers", "mlp", "up_proj", "kernel"]
     kernel[:, 0, 0] = value
     return weights.unflatten(leaves | {("model", "layers", "mlp", "up_proj", "kernel"): kernel.astype(dtype)})
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from test_convert.jax_side import JaxModel
-from test_convert.models import sensible_params, tiny
+from test_convert.models import held, sensible_params, tiny
 from test_convert.parity import batches, relative
 from test_convert.torch_side import TorchModel
 
@@ -97,8 +98,9 @@ def test_an_export_that_was_not_folded_keeps_it(scaled_run, tmp_path):
 def test_other_weights_in_a_folded_export_are_found(scaled_run, tmp_path):
     hf_checkpoint.to_hf(scaled_run, tmp_path / "hf", fold_layer_scale=True)
     checkpoint = run_checkpoint.load(scaled_run)
-    checkpoint.params["model"]["layers"]["mlp_layer_scale"]["scale"][1, 3] *= 1.5
-    run_checkpoint.save(tmp_path / "other", checkpoint)
+    params = held(checkpoint.params)
+    params["model"]["layers"]["mlp_layer_scale"]["scale"][1, 3] *= 1.5
+    run_checkpoint.save(tmp_path / "other", replace(checkpoint, params=params))
     differences = certificates.verify(tmp_path / "other", tmp_path / "hf")["differences"]
     assert "the values of model.layers.1.mlp.experts.down_proj are not those of the run" in differences
     assert not any("self_attn" in difference for difference in differences)

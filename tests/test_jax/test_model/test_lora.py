@@ -71,7 +71,7 @@ def test_it_adds_what_merging_adds() -> None:
     lora = dataclasses.replace(LORA, lora_alpha=3, use_rslora=True, alpha_pattern={"v_proj": 5})
     base, ids = tiny_params(CONFIG), random_tokens(CONFIG, 2, 9)
     adapters = drawn(fresh(CONFIG, lora, 0))
-    merged = merge_adapters(jax.device_get(base), adapters, lora)
+    merged = jax.tree.map(np.asarray, merge_adapters(jax.device_get(base), adapters, lora))
     attention = dict.fromkeys(("q_proj", "v_proj"), (base, adapters, merged))
     for (name, trees), alpha in zip(attention.items(), (3, 5), strict=True):
         was, adapter, now = (tree["model"]["layers"]["self_attn"][name] for tree in trees)
