@@ -114,7 +114,9 @@ class RunConfig:
     """The seed of first weights, order of samples and dropout, from 0 to 4294967295."""
 
     init_from: str | None = None
-    """The folder of a run whose newest weights this run starts from; null to start from fresh ones."""
+    """The folder of a run whose newest weights this run starts from, or of a Hugging Face model, of which `pretrain`
+    makes a run first; null to start from fresh weights.
+    """
 
     lora: LoRAConfig | None = None
     """Adapters that are trained alone, on the frozen weights of init_from; null to train all weights."""
