@@ -59,7 +59,23 @@ def convert(parser: argparse.ArgumentParser) -> None:
         choices=tuple(FAMILIES),
         help="as a model of Transformers' own, which loads without our code; `explain` says which ones it can be",
     )
+    to_hf.add_argument("--license", metavar="ID", help="the licence for the model card, such as apache-2.0")
     to_hf.set_defaults(run=_told(_to_hf))
+
+    about = "export a run's checkpoint as a GGUF file for llama.cpp"
+    to_gguf = commands.add_parser("to-gguf", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    to_gguf.add_argument("run_dir", metavar="RUN_DIR", type=folder_or_bucket, help="the output_dir of a run")
+    to_gguf.add_argument("file", metavar="FILE", type=Path, help="the file to write, such as model-f16.gguf")
+    to_gguf.add_argument("--step", type=int, metavar="N", help="the checkpoint of step N (default: the newest)")
+    to_gguf.add_argument(
+        "--dtype",
+        choices=("f32", "f16", "bf16", "q8_0"),
+        default="f16",
+        help="the dtype of the matrices (default f16); vectors stay in f32",
+    )
+    to_gguf.add_argument("--ema", action="store_true", help="export the average of the weights, as in to-hf")
+    to_gguf.add_argument("--force", action="store_true", help="replace a file that is there")
+    to_gguf.set_defaults(run=_told(_to_gguf))
 
     about = "make a run directory of a Hugging Face folder"
     from_hf = commands.add_parser("from-hf", help=about, description=f"{about.capitalize()}.")
@@ -92,6 +108,15 @@ def convert(parser: argparse.ArgumentParser) -> None:
     )
     explain.add_argument("--json", action="store_true", help="print one JSON object")
     explain.set_defaults(run=_told(_explain))
+
+    about = "upload an export to the Hugging Face Hub"
+    push = commands.add_parser("push", help=about, description=f"{about[0].upper()}{about[1:]}, by its usual login.")
+    push.add_argument("folder", metavar="HF_DIR", type=Path, help="a folder that to-hf or adapter to-peft wrote")
+    push.add_argument("repo", metavar="USER/NAME", help="the model's repository, which is made if need be")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.add_argument("--revision", metavar="BRANCH", help="the branch to write (default: main)")
+    push.add_argument("--message", metavar="TEXT", help="the message of the commit")
+    push.set_defaults(run=_told(_push))
 
     _adapter_commands(commands)
 
@@ -167,12 +192,33 @@ def _to_hf(options: argparse.Namespace) -> int:
             fold_layer_scale=options.fold_layer_scale,
             ema=options.ema,
             family=options.family,
+            license_id=options.license,
             progress=update,
         )
     print(f"{options.hf_dir}: step {done.step}, {done.parameters:,} parameters, {_megabytes(done.nbytes)} of weights")
     if done.zeros:
         small = f"{done.zeros:,} weights are too small for {options.dtype} and are zero in the export"
         print(f"stellarbyte: warning: {small}", file=sys.stderr)
+    return 0
+
+
+def _to_gguf(options: argparse.Namespace) -> int:
+    from convert.gguf_export import to_gguf
+    from stellarbyte.progress import progress
+
+    with progress("writing weights", "B") as update:
+        done = to_gguf(
+            options.run_dir,
+            options.file,
+            step=options.step,
+            dtype=options.dtype,
+            ema=options.ema,
+            force=options.force,
+            progress=update,
+        )
+    for remark in done.remarks:
+        print(f"stellarbyte: warning: {options.file}: {remark}", file=sys.stderr)
+    print(f"{options.file}: step {done.step} as {done.family}, {_megabytes(done.nbytes)} in {options.dtype}")
     return 0
 
 
@@ -245,6 +291,16 @@ def _explain(options: argparse.Namespace) -> int:
 
     facts = explain(options.model)
     print(json.dumps(facts) if options.json else explain_text(facts))
+    return 0
+
+
+def _push(options: argparse.Namespace) -> int:
+    from convert.hub import push
+
+    address, count = push(
+        options.folder, options.repo, private=options.private, revision=options.revision, message=options.message
+    )
+    print(f"{address}: {count} files of {options.folder}")
     return 0
 
 
