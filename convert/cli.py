@@ -66,7 +66,7 @@ def convert(parser: argparse.ArgumentParser) -> None:
     to_gguf = commands.add_parser("to-gguf", help=about, description=f"{about[0].upper()}{about[1:]}.")
     to_gguf.add_argument("run_dir", metavar="RUN_DIR", type=folder_or_bucket, help="the output_dir of a run")
     to_gguf.add_argument("file", metavar="FILE", type=Path, help="the file to write, such as model-f16.gguf")
-    to_gguf.add_argument("--step", type=int, metavar="N", help="the checkpoint of step N (default: the newest)")
+    to_gguf.add_argument("--step", type=_step, metavar="N", help=_STEP)
     to_gguf.add_argument(
         "--dtype",
         choices=("f32", "f16", "bf16", "q8_0"),

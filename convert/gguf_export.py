@@ -9,6 +9,7 @@ from convert import exported_tokenizer, gguf_file, given_weights, layer_scale, r
 from convert.families import fit
 from convert.families.registry import FAMILIES
 from convert.gguf_tokenizer import gguf_tokenizer
+from convert.run_checkpoint import Step
 from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError, in_full
 from stellarbyte.places import Place
@@ -36,7 +37,7 @@ def to_gguf(
     run_dir: Place,
     path: Path,
     *,
-    step: int | None = None,
+    step: Step | None = None,
     dtype: str = "f16",
     ema: bool = False,
     force: bool = False,
@@ -47,7 +48,7 @@ def to_gguf(
     Args:
         run_dir: the output_dir of a run, or a run directory that `from_hf` made.
         path: the file to write.
-        step: the step of the checkpoint; the newest by default.
+        step: the step of the checkpoint, or "best" by the run's validations; the newest by default.
         dtype: the dtype of the matrices, a name in `gguf_file.KINDS`.
         ema: whether to export the moving average of the weights that training.ema_decay keeps.
         force: whether to replace a file that is there.

@@ -15,6 +15,7 @@ from convert import (
     layer_scale,
     model_card,
     run_checkpoint,
+    run_facts,
     shards,
     staged_folder,
     weights,
@@ -65,6 +66,7 @@ def to_hf(
     fold_layer_scale: bool = False,
     ema: bool = False,
     family: str | None = None,
+    license_id: str | None = None,
     progress: Progress = lambda *_: None,
 ) -> Conversion:
     """Writes a run's checkpoint as a folder that transformers loads; needs neither torch nor transformers.
@@ -83,6 +85,7 @@ def to_hf(
         ema: whether to export the moving average of the weights that training.ema_decay keeps.
         family: the name in `FAMILIES` of the stock architecture to export the model as, with LayerScale folded in and
             pruned heads gone; our own by default.
+        license_id: the licence for the model card, by its identifier on the Hub.
         progress: is called with the bytes written and the bytes in all.
 
     Raises:
@@ -91,6 +94,7 @@ def to_hf(
             is full.
     """
     shard_bytes = shards.parse_size(max_shard_size)
+    run_facts.check_license(license_id)
     hf_dir = hf_dir.resolve()
     keep = staged_folder.check_replaceable(hf_dir, force)
     checkpoint = run_checkpoint.load(run_dir, step, ema=ema)
@@ -122,17 +126,25 @@ def to_hf(
     with staged(hf_dir, keep, task=task) as folder:
         journal = Journal(folder, task)
         _remove_others(folder, journal)
-        hashes = shards.write(tensors, folder, shard_bytes, progress, journal)
+        origin = {name: str(about[name]) for name in ("stellarbyte", "step")}
+        hashes = shards.write(tensors, folder, shard_bytes, progress, journal, origin)
         write_json(folder / hf_config.CONFIG, fields, sort_keys=True)
         write_json(folder / hf_config.GENERATION_CONFIG, hf_config.generation_to_hf(config), sort_keys=True)
         Tokenizer.save_files(tokenizer_files, folder)
         for path in modeling_files() if stock is None else ():
             shutil.copyfile(path, folder / path.name)
-        figures = {}
-        if checkpoint.has_figures:
-            figures = model_card.read_figures(run_dir / "metrics.jsonl", checkpoint.step)
+        facts = run_facts.read_facts(run_dir, checkpoint.step, has_figures=checkpoint.has_figures)
+        has_picture = checkpoint.has_figures and run_facts.draw(run_dir, checkpoint.step, folder)
         card = model_card.render(
-            hf_dir.name, checkpoint, dtype, conversion.parameters, figures, fold_layer_scale, stock
+            hf_dir.name,
+            checkpoint,
+            dtype,
+            conversion.parameters,
+            facts,
+            fold_layer_scale,
+            stock,
+            license_id,
+            has_picture,
         )
         write_text(folder / "README.md", card)
         staged_folder.write_manifest(folder, about, hashes)

@@ -1,18 +1,16 @@
-"""Writes the README.md of an export: what the model is, how to load it, and how well it did in training."""
+"""Writes the README.md of an export: what the model is, how to load it, what it learned from and how well."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from convert.families.family import Family
 from convert.run_checkpoint import RunCheckpoint
+from convert.run_facts import PICTURE, RunFacts
 from stellarbyte.architecture import ByteConfig
-from stellarbyte.metrics_file import records
-from stellarbyte.places import Place
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
 _CARD = """\
 ---
-library_name: transformers
+{license}library_name: transformers
 pipeline_tag: text-generation
 tags:
 - stellarbyte
@@ -40,9 +38,9 @@ Documents began with {bos} in training, so a prompt should begin with it as well
 
 {architecture}
 
-## Training
+{data}## Training
 
-{figures}
+{training}{picture}
 """
 
 _OUR_CODE = (
@@ -50,39 +48,17 @@ _OUR_CODE = (
     "unnecessary."
 )
 
-# Names in metrics.jsonl -> their titles on the card, and the formats of their values.
-_FIGURES = {
-    "validation_loss": ("Validation loss", "{:.4f}"),
-    "validation_perplexity": ("Validation perplexity", "{:.2f}"),
-    "validation_bits_per_byte": ("Validation bits per byte", "{:.4f}"),
-    "validation_accuracy": ("Validation accuracy of the next token", "{:.3f}"),
-}
-
-
-def read_figures(metrics_file: Place, step: int) -> dict[str, str]:
-    """Title -> value of what a run had measured by `step`; empty without metrics, as in imported runs."""
-    last: dict[str, Any] = {}
-    tokens = 0
-    for _, record in records(metrics_file):
-        if record["step"] <= step:
-            numbers = {name: value for name, value in record.items() if _is_number(value)}
-            last |= numbers
-            tokens += int(numbers.get("tokens", 0))
-    figures = {"Tokens": f"{tokens:,}"} if tokens else {}
-    for name, (title, form) in _FIGURES.items():
-        if name in last:
-            figures[title] = form.format(last[name])
-    return figures
-
 
 def render(
     name: str,
     checkpoint: RunCheckpoint,
     dtype: str,
     parameters: int,
-    figures: Mapping[str, str],
+    facts: RunFacts,
     fold_layer_scale: bool = False,
     family: Family | None = None,
+    license_id: str | None = None,
+    has_picture: bool = False,
 ) -> str:
     """The card's Markdown, with YAML in front as the Hugging Face Hub reads it.
 
@@ -91,14 +67,17 @@ def render(
         checkpoint: the checkpoint that was exported.
         dtype: the dtype of the weights.
         parameters: the number of parameters.
-        figures: title -> value of what was measured in training; may be empty.
+        facts: what is known of the training.
         fold_layer_scale: whether LayerScale is folded into the export's projections.
         family: the stock architecture that the model is exported as; None if it is our own.
+        license_id: the licence's identifier on the Hub; None leaves it out.
+        has_picture: whether the run's curves are in a file beside the card.
     """
     tokenizer = Tokenizer(checkpoint.tokenizer_files, "of the run")
     adds_bos = tokenizer.adds_bos
     return _CARD.format(
         name=name,
+        license="" if license_id is None else f"license: {license_id}\n",
         tags="- custom_code\n" if family is None else "",
         kind="StellarByte decoder language model" if family is None else f"`{family.architecture}`",
         trust=", trust_remote_code=True" if family is None else "",
@@ -109,7 +88,9 @@ def render(
         begin="" if adds_bos else tokenizer.bos_token,
         how="the tokenizer puts it there" if adds_bos else "write it there, as the tokenizer does not",
         architecture=_table(_architecture(checkpoint.config, fold_layer_scale)),
-        figures=_table({"Steps": f"{checkpoint.step:,}", **figures}),
+        data=f"## Data\n\n{_table(facts.data)}\n\n" if facts.data else "",
+        training=_table({"Steps": f"{checkpoint.step:,}", **facts.figures, **facts.settings}),
+        picture=f"\n\n![The curves of the training]({PICTURE})" if has_picture else "",
     )
 
 
@@ -165,8 +146,3 @@ def _positions(config: ByteConfig) -> str:
     scaling = config.rope_scaling
     scaled = f", {scaling.rope_type} scaling by {scaling.factor:g}" if scaling is not None else ""
     return f"RoPE, theta {config.rope_theta:g}{scaled}"
-
-
-def _is_number(value: object) -> bool:
-    # An integer may be beyond every float.
-    return isinstance(value, int | float) and abs(value) < 1e300

@@ -11,12 +11,17 @@ WORDS = {"F32": DTYPES["float32"], "BF16": DTYPES["bfloat16"], "F16": DTYPES["fl
 _ALIGNMENT = 8  # of the header's end
 
 
-def layout(tensors: Mapping[str, LazyTensor], keys: Iterable[str]) -> tuple[bytes, list[str]]:
-    """(all that stands before the tensors' bytes, the keys in the order of these) of a file that holds `keys`."""
+def layout(
+    tensors: Mapping[str, LazyTensor], keys: Iterable[str], about: Mapping[str, str] | None = None
+) -> tuple[bytes, list[str]]:
+    """(all that stands before the tensors' bytes, the keys in the order of these) of a file that holds `keys`.
+
+    about: what the file's metadata say beside the format.
+    """
     words = {dtype: word for word, dtype in WORDS.items()}
     order = list(WORDS.values())
     ordered = sorted(keys, key=lambda key: (order.index(tensors[key].dtype), key))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(about or {})}}
     end = 0
     for key in ordered:
         tensor = tensors[key]

@@ -63,7 +63,12 @@ def plan(tensors: Mapping[str, LazyTensor], max_shard_size: int) -> dict[str, li
 
 
 def write(
-    tensors: Mapping[str, LazyTensor], folder: Path, max_shard_size: int, progress: Progress, journal: Journal
+    tensors: Mapping[str, LazyTensor],
+    folder: Path,
+    max_shard_size: int,
+    progress: Progress,
+    journal: Journal,
+    about: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Writes the shards into `folder` tensor by tensor, and an index if there are several.
 
@@ -75,6 +80,7 @@ def write(
         max_shard_size: the most bytes of a file; a larger tensor gets its own.
         progress: is called with the bytes that are written, and with the bytes in all.
         journal: where each shard is noted once it is whole.
+        about: what each file's metadata say beside the format.
 
     Returns:
         File name -> sha256 of each shard.
@@ -94,7 +100,7 @@ def write(
             progress(done, total)
     if hashes:
         print(f"stellarbyte: going on: {len(hashes)} of {len(files)} files of weights are there", file=sys.stderr)
-    layouts = {name: layout(tensors, keys) for name, keys in files.items() if name not in hashes}
+    layouts = {name: layout(tensors, keys, about) for name, keys in files.items() if name not in hashes}
     ahead = read_ahead((key, tensors[key].nbytes, tensors[key].read) for _, keys in layouts.values() for key in keys)
     with closing(ahead):
         for name, (header, keys) in layouts.items():

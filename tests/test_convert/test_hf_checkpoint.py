@@ -2,20 +2,25 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 import stellarbyte_torch  # noqa: F401 - makes the Auto classes know the architecture
 from convert import config as hf_config
-from convert import hf_checkpoint, model_card, run_checkpoint, shards, weights
+from convert import hf_checkpoint, model_card, run_checkpoint, run_facts, shards, weights
 from convert.run_checkpoint import RunCheckpoint
+from convert.run_facts import RunFacts
 from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RopeScaling
+from stellarbyte_jax.data.identity import DataIdentity
+from stellarbyte_jax.data.manifest import SplitCounts
 from test_convert.models import bits, finite, held, random_params, sensible_params, tiny
 from test_convert.switches import grid
 
@@ -171,11 +176,64 @@ def test_the_card_shows_the_figures_of_the_exported_step(run_dir, tmp_path):
     assert "0.1250" not in card, "measured after the step that was exported"
     front = card.split("---\n")[1]
     assert "library_name: transformers" in front
+    assert "license" not in front
+    assert not (tmp_path / "hf" / "training.png").exists()  # no step had been done
+
+
+def test_the_card_tells_of_the_training(run_dir, tmp_path, monkeypatch):
+    """What it learned from, by which settings, and a picture of how."""
+    counts = SplitCounts(1_000_000, 2000, 3_500_000)
+    identity = DataIdentity("text", "0" * 64, 0.1, 1000, 1, "0" * 64, None, {"train": counts}, None)
+    config = {
+        "data": {
+            "sources": [{"path": "/home/me/corpus.jsonl", "weight": 0.3}, {"path": "plays"}],
+            "sequence_length": 256,
+        },
+        "optimizer": {"optim": "muon", "learning_rate": 6e-3},
+        "training": {"batch_size": 8},
+    }
+    read = run_facts.read_facts
+
+    def with_config(*arguments, **options):
+        from stellarbyte_jax.checkpoints import metadata
+
+        stored = metadata.read_metadata(run_dir / "checkpoints" / "0")
+        about = replace(stored.metadata, config=stored.metadata.config | config, data=identity)
+        monkeypatch.setattr(metadata, "read_metadata", lambda _: stored._replace(metadata=about))
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(run_facts, "read_facts", with_config)
+    shutil.copytree(run_dir, tmp_path / "run")
+    records = [{"step": 0, "loss": 5.0, "tokens": 2048, "validation_loss": 5.5}, {"step": 9, "loss": 1.0}]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    hf_checkpoint.to_hf(tmp_path / "run", tmp_path / "hf", license_id="apache-2.0")
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    assert "| Sources | corpus.jsonl (weight 0.3), plays |" in card
+    assert "/home" not in card
+    assert "| Training split | 1,000,000 tokens, 2,000 documents, 3.5 MB of text |" in card
+    assert "| Tokens seen | 2,048 |" in card
+    assert "| Optimizer | muon |" in card and "| Learning rate | 0.006 |" in card and "| Rows of a batch | 8 |" in card
+    assert "![The curves of the training](training.png)" in card
+    assert (tmp_path / "hf" / "training.png").read_bytes().startswith(b"\x89PNG")
+    about = {"format": "pt", "step": "0", "stellarbyte": version("stellarbyte")}
+    assert read_metadata(tmp_path / "hf" / shards.WEIGHTS) == about
+    assert "training.png" in json.loads((tmp_path / "hf" / "stellarbyte_export.json").read_text())["files"]
+
+
+def read_metadata(path):
+    with safe_open(path, "np") as file:
+        return file.metadata()
+
+
+def test_a_licence_that_is_none_is_refused(run_dir, tmp_path):
+    with pytest.raises(UserError, match="--license 'my own' is no identifier"):
+        hf_checkpoint.to_hf(run_dir, tmp_path / "hf", license_id="my own")
 
 
 def test_the_card_describes_every_architecture(tokenizer):
     for config in grid().values():
-        card = model_card.render("m", RunCheckpoint({}, config, tokenizer.files, step=7), "float32", 1000, {})
+        card = model_card.render("m", RunCheckpoint({}, config, tokenizer.files, step=7), "float32", 1000, RunFacts())
         assert f"{config.num_attention_heads} query heads" in card
         assert (f"{config.num_experts} experts, {config.num_experts_per_tok} for each token" in card) == bool(
             config.num_experts
