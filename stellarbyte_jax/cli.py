@@ -12,7 +12,6 @@ from stellarbyte.command_line import folder_or_bucket
 from stellarbyte.interrupt import hold_signals
 from stellarbyte.log_settings import log_options
 from stellarbyte_jax import checkpoint_commands, commands, data_commands
-from stellarbyte_jax.data.pre_tokenizers import DEFAULT, PATTERNS
 from stellarbyte_jax.machine.compile_cache import cache_settings
 from stellarbyte_jax.machine.xla_flags import Platform, flag_settings, platform_here
 
@@ -50,33 +49,7 @@ def tokenizer(parser: argparse.ArgumentParser) -> None:
     train = parser.add_subparsers(metavar="COMMAND", required=True).add_parser(
         "train", help="train a byte-level BPE on text", description="Train a byte-level BPE on text."
     )
-    train.add_argument(
-        "--input", nargs="+", required=True, metavar="PATH", help="files, folders or globs, as data.sources.path"
-    )
-    train.add_argument(
-        "--field", nargs="+", help="fields of records that hold text (default: those that --template names, or text)"
-    )
-    train.add_argument(
-        "--template",
-        help=r"""how fields are put together, such as '{title}\n{text}'; \n is a line end, \t a tab, \\ a backslash, and
-        {{ a brace""",
-    )
-    train.add_argument(
-        "--on-bad-record", choices=["fail", "skip"], default="fail", help="as data.on_bad_record (default: fail)"
-    )
-    train.add_argument("--vocab-size", type=int, required=True, metavar="N")
-    train.add_argument("--output", type=Path, required=True, metavar="DIR")
-    train.add_argument(
-        "--special-tokens", nargs="*", default=[], metavar="TOKEN", help="beside <|SBOS|> <|SEOS|> <|PAD|>"
-    )
-    train.add_argument(
-        "--pre-tokenizer",
-        choices=list(PATTERNS),
-        default=DEFAULT,
-        help=f"""the pattern of the words that no merge crosses (default: {DEFAULT}); a GGUF needs one that llama.cpp
-        knows: {", ".join(name for name in PATTERNS if name != "stellarbyte")}""",
-    )
-    train.add_argument("--force", action="store_true", help="replace another tokenizer that is in DIR")
+    data_commands.add_training_options(train)
     train.set_defaults(run=commands.tokenizer_train)
 
 

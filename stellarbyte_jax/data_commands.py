@@ -1,4 +1,4 @@
-"""`stellarbyte prepare` and `stellarbyte data audit`; heavy libraries are imported once they are needed."""
+"""`stellarbyte prepare`, `data audit` and the options of `tokenizer train`; heavy libraries are imported late."""
 
 import argparse
 import json
@@ -9,7 +9,39 @@ from stellarbyte.interrupt import interruptible
 from stellarbyte.places import local
 from stellarbyte.progress import progress
 from stellarbyte_jax.checkpoints.folders import latest_step
+from stellarbyte_jax.data.pre_tokenizers import DEFAULT, PATTERNS
 from stellarbyte_jax.run_folder import check_is_run
+
+
+def add_training_options(train: argparse.ArgumentParser) -> None:
+    """The options of `stellarbyte tokenizer train`."""
+    train.add_argument(
+        "--input", nargs="+", required=True, metavar="PATH", help="files, folders or globs, as data.sources.path"
+    )
+    train.add_argument(
+        "--field", nargs="+", help="fields of records that hold text (default: those that --template names, or text)"
+    )
+    train.add_argument(
+        "--template",
+        help=r"""how fields are put together, such as '{title}\n{text}'; \n is a line end, \t a tab, \\ a backslash, and
+        {{ a brace""",
+    )
+    train.add_argument(
+        "--on-bad-record", choices=["fail", "skip"], default="fail", help="as data.on_bad_record (default: fail)"
+    )
+    train.add_argument("--vocab-size", type=int, required=True, metavar="N")
+    train.add_argument("--output", type=Path, required=True, metavar="DIR")
+    train.add_argument(
+        "--special-tokens", nargs="*", default=[], metavar="TOKEN", help="beside <|SBOS|> <|SEOS|> <|PAD|>"
+    )
+    train.add_argument(
+        "--pre-tokenizer",
+        choices=list(PATTERNS),
+        default=DEFAULT,
+        help=f"""the pattern of the words that no merge crosses (default: {DEFAULT}); a GGUF needs one that llama.cpp
+        knows: {", ".join(name for name in PATTERNS if name != "stellarbyte")}""",
+    )
+    train.add_argument("--force", action="store_true", help="replace another tokenizer that is in DIR")
 
 
 def add_part_options(parser: argparse.ArgumentParser) -> None:

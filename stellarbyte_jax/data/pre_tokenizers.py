@@ -4,7 +4,10 @@ Of a GGUF llama.cpp takes the merges, but the pattern it chooses by a name from 
 relies on places where each of these patterns always ends a match: change both together.
 """
 
-from tokenizers import Regex, pre_tokenizers
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import pre_tokenizers
 
 _CJK = r"\p{Han}\p{Hiragana}\p{Katakana}ー"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -35,11 +38,13 @@ PATTERNS: dict[str, str] = {
 DEFAULT = "llama-bpe"
 
 
-def pre_tokenizer(pattern: str, longest_run: int | None = None) -> pre_tokenizers.PreTokenizer:
+def pre_tokenizer(pattern: str, longest_run: int | None = None) -> "pre_tokenizers.PreTokenizer":
     """The pre-tokenizer that cuts a text by a pattern, then into bytes.
 
     longest_run: the most characters that each repetition in the pattern may match; without bound by default.
     """
+    from tokenizers import Regex, pre_tokenizers  # --help names the patterns, and needs no library for that
+
     if longest_run is not None:  # the patterns have + and * as quantifiers alone
         pattern = pattern.replace("+", f"{{1,{longest_run}}}").replace("*", f"{{0,{longest_run}}}")
     split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
