@@ -83,7 +83,7 @@ def pretrain(options: argparse.Namespace) -> int:
         # JAX is imported only now: a mistake in the config need not wait for it.
         from stellarbyte_jax.config import DistributedConfig
         from stellarbyte_jax.processes.joined import joined
-        from stellarbyte_jax.training.loop import pretrain
+        from stellarbyte_jax.training.pretrain import pretrain
 
         processes = stack.enter_context(joined(config.distributed, functools.partial(report, "stellarbyte")))
         display.speak_as(processes.index, speaks=settings.includes(processes.index))

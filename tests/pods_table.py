@@ -74,7 +74,7 @@ def over_processes(folder: Path) -> None:
 def across_meshes(folder: Path) -> None:
     """Law 6 for each pair of meshes: written on one, read on another; experts, so that every axis does something."""
     from stellarbyte_jax.config import MeshConfig
-    from stellarbyte_jax.training import loop
+    from stellarbyte_jax.training.pretrain import pretrain
     from test_jax.runs import losses
 
     fields = MODELS["moe"]
@@ -83,12 +83,12 @@ def across_meshes(folder: Path) -> None:
     for written_on, mesh in MESHES.items():
         config = _config(folder / "written", mesh, fields)
         _interrupt_after(RESUMED_AT)
-        assert not _quietly(loop.pretrain, config)
+        assert not _quietly(pretrain, config)
         cells = []
         for read_on in MESHES.values():
             again = dataclasses.replace(config, output_dir=str(folder / "read"), mesh=MeshConfig(**read_on))
             shutil.copytree(config.output_dir, again.output_dir)
-            assert _quietly(loop.pretrain, again)
+            assert _quietly(pretrain, again)
             cells.append(f"{_difference(losses(again.output_dir), alone):.1e}")
             shutil.rmtree(again.output_dir)
         shutil.rmtree(config.output_dir)
@@ -137,10 +137,11 @@ def _on_one_device(config: Any) -> list[float]:
 
     from stellarbyte_jax.sharding import make_mesh
     from stellarbyte_jax.training import loop
+    from stellarbyte_jax.training.pretrain import pretrain
     from test_jax.runs import losses
 
     loop.make_mesh = functools.partial(make_mesh, devices=jax.devices()[:1])
-    assert _quietly(loop.pretrain, config)
+    assert _quietly(pretrain, config)
     loop.make_mesh = make_mesh
     return losses(config.output_dir)
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from stellarbyte.display import Display
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupt
-from stellarbyte.run_log import RunLog
 from stellarbyte_jax.checkpoints.adapter_trees import join
 from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata, latest_step
 from stellarbyte_jax.checkpoints.folders import delete_after
@@ -19,7 +18,7 @@ from stellarbyte_jax.data.batch_placement import check_batch
 from stellarbyte_jax.data.feed import Feed
 from stellarbyte_jax.data.ledger import Ledger
 from stellarbyte_jax.data.loader import TrainLoader
-from stellarbyte_jax.processes.joined import ALONE, Processes
+from stellarbyte_jax.processes.joined import Processes
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training.amending import resume
 from stellarbyte_jax.training.cut_short import CutShortError, until
@@ -40,46 +39,7 @@ from stellarbyte_jax.training.watching.metrics import MetricsLog
 from stellarbyte_jax.training.watching.profile import Profile
 from stellarbyte_jax.training.watching.trackers.trackers import Trackers, check_installed
 from stellarbyte_jax.training.watching.utilization import Utilization
-from stellarbyte_jax.training.work_folder import WorkFolder, work_folder
-
-
-def pretrain(
-    config: RunConfig,
-    diagnostics: Diagnostics = Diagnostics(),  # noqa: B008 - it is frozen
-    processes: Processes = ALONE,
-    interrupt: Interrupt | None = None,
-    display: Display | None = None,
-    *,
-    amend: bool = False,
-) -> bool:
-    """Trains until max_steps, from the newest checkpoint in `output_dir` if there is one: see start.py.
-
-    Several `processes` train one run if each calls this with the same config. `interrupt` must not be entered yet; it
-    tells its owner afterwards which signal came. `amend` lets a run go on with another config, as far as same_run.py
-    allows, and records the change.
-
-    Returns:
-        True if max_steps are done or the run has stopped early by its validations, False if a signal ended it (it is
-        saved, and can go on).
-
-    Raises:
-        UserError: the data, tokenizer, mesh, the run in `init_from` or an earlier one in `output_dir` do not fit the
-            config; the processes do not agree; another process writes a run there; or the loss is not finite, and
-            training.on_not_finite lets it not go on. Something else failed, such as the token shards or stdout: the
-            run is saved before this is raised.
-    """
-    display = display or Display(quiet=processes.index != 0)
-    with (
-        work_folder(config.output_dir, processes) as work,
-        RunLog(work.path, display, diagnostics.log, processes.index),
-    ):
-        interrupt, back = interrupt or Interrupt(), None
-        while True:
-            try:
-                return Training(config, work, diagnostics, processes, interrupt, display, amend, back).run()
-            except RollBack as error:
-                # It begins again as any run that goes on. A copy has no traceback, which would keep what it leaves.
-                amend, back, diagnostics = False, dataclasses.replace(error), diagnostics.after(error.reached)
+from stellarbyte_jax.training.work_folder import WorkFolder
 
 
 class Training:

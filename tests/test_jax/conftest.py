@@ -25,6 +25,7 @@ from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_jax.planning import fit
 from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training import loop
+from stellarbyte_jax.training.pretrain import pretrain
 from stellarbyte_jax.training.watching.metrics import MetricsLog
 from test_jax.tiny import tiny_config
 
@@ -100,7 +101,7 @@ def finished_run(small_data: DataConfig, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
-        assert loop.pretrain(twelve_steps(small_data, folder / "run"))
+        assert pretrain(twelve_steps(small_data, folder / "run"))
     return folder / "run"
 
 

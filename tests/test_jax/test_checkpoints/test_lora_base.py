@@ -30,8 +30,8 @@ from stellarbyte_jax.config_file import run_config_from_dict, to_dict
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training import loop
 from stellarbyte_jax.training.load import load_model
-from stellarbyte_jax.training.loop import pretrain
 from stellarbyte_jax.training.optimizer import make_optimizer
+from stellarbyte_jax.training.pretrain import pretrain
 from stellarbyte_jax.training.prune import prune_run
 from stellarbyte_jax.training.start import state_shardings
 from stellarbyte_jax.training.state import abstract_model

@@ -21,8 +21,8 @@ from stellarbyte_jax.data import chat, making
 from stellarbyte_jax.data.manifest import Manifest, SampleCounts
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer import Tokenizer
-from stellarbyte_jax.training import loop
 from stellarbyte_jax.training.evaluation import evaluate_run
+from stellarbyte_jax.training.pretrain import pretrain
 from test_jax.shards import open_shards, train_loader, validation_batches
 
 Configure = Callable[..., DataConfig]
@@ -401,7 +401,7 @@ def test_a_run_learns_to_answer(run_config: Callable[..., RunConfig], tmp_path: 
     }
     config = dataclasses.replace(config, data=dataclasses.replace(text, **chat_fields))
     manifest = quietly(config.data)
-    assert loop.pretrain(config)
+    assert pretrain(config)
     metrics = [json.loads(line) for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in metrics if "learning_rate" in line]
     assert steps[-1]["loss"] < 0.75 * steps[0]["loss"]

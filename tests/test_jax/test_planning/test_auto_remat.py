@@ -104,6 +104,8 @@ def test_the_command_says_which_and_why(planned_run, plans, tmp_path, capsys):
 def test_pretraining_begins_with_a_policy(planned_run, tmp_path, monkeypatch):
     save_config(planned_run(training=AUTO), tmp_path / "run.yaml")
     seen = []
-    monkeypatch.setattr("stellarbyte_jax.training.loop.pretrain", lambda config, *_, **__: seen.append(config) or True)
+    monkeypatch.setattr(
+        "stellarbyte_jax.training.pretrain.pretrain", lambda config, *_, **__: seen.append(config) or True
+    )
     assert main(["pretrain", str(tmp_path / "run.yaml")]) == 0
     assert seen == [with_remat(planned_run(training=AUTO), "none")]

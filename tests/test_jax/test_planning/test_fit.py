@@ -48,7 +48,7 @@ def test_where_nothing_is_known_nothing_is_said(planned_run):
 def test_a_model_larger_than_the_host_is_refused_by_the_command(planned_run, tmp_path, monkeypatch, capsys):
     config = planned_run(**RUN)
     save_config(config, tmp_path / "run.yaml")
-    monkeypatch.setattr("stellarbyte_jax.training.loop.pretrain", lambda *_, **__: True)
+    monkeypatch.setattr("stellarbyte_jax.training.pretrain.pretrain", lambda *_, **__: True)
     command = ["pretrain", str(tmp_path / "run.yaml")]
     assert main(command) == 0
     monkeypatch.setattr(fit, "host_memory", lambda: 1000.0)

@@ -29,6 +29,7 @@ from stellarbyte_jax.processes.cluster import Place, find_place
 from stellarbyte_jax.processes.joined import ALONE, PROCESS_LOST, JoinedProcesses, Processes
 from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training import loop
+from stellarbyte_jax.training.pretrain import pretrain
 from test_jax.jobs import Job, free_port
 from test_jax.runs import losses
 
@@ -168,7 +169,7 @@ def alone(config: RunConfig, name: str, folder: Path, steps: int, disturb: Calla
     disturb(steps, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
-        assert not loop.pretrain(config)
+        assert not pretrain(config)
     return losses(config.output_dir)
 
 
@@ -201,7 +202,7 @@ def test_law_5_and_a_signal_to_one(count: int, run_config: MakeConfig, tmp_path:
     assert load_metadata(run_dir)[1] == stopped
 
     disturb(stopped + 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert not loop.pretrain(dataclasses.replace(config, mesh=MeshConfig(data=4, context=2)))
+    assert not pretrain(dataclasses.replace(config, mesh=MeshConfig(data=4, context=2)))
     together = losses(run_dir)
     assert len(together) == stopped + 3
     expected = alone(config, "alone", tmp_path, stopped + 3, disturb)
@@ -230,7 +231,7 @@ def test_a_process_that_is_killed_ends_the_others(
     saved = latest_step(run_dir)
     assert saved is not None and saved >= 5 and saved % 5 == 0
     disturb(saved + 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert not loop.pretrain(dataclasses.replace(config, mesh=MeshConfig(data=2, fsdp=2, tensor=2)))
+    assert not pretrain(dataclasses.replace(config, mesh=MeshConfig(data=2, fsdp=2, tensor=2)))
     expected = alone(config, "alone", tmp_path, saved + 3, disturb)
     assert np.allclose(losses(run_dir), expected, rtol=1e-5, atol=0)
 

@@ -21,7 +21,7 @@ from stellarbyte_jax.config_file import load_run_config, save_config
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training import loop
-from stellarbyte_jax.training.loop import pretrain
+from stellarbyte_jax.training.pretrain import pretrain
 from test_jax.jobs import Job
 from test_jax.runs import Crash, bits, crash, losses, records
 from test_jax.test_training.test_loop import as_uninterrupted

@@ -18,7 +18,7 @@ from stellarbyte_jax.checkpoints import s3_arrays
 from stellarbyte_jax.checkpoints.checkpoint import checkpoint_steps, latest_step
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.training.evaluation import evaluate_run
-from stellarbyte_jax.training.loop import pretrain
+from stellarbyte_jax.training.pretrain import pretrain
 from test_jax.poison import batches_of, poison
 from test_jax.runs import bits, records
 from test_jax.test_processes.test_going_on import STOPPED_IN_STEP_4, run_job

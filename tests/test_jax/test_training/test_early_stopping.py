@@ -13,7 +13,7 @@ from stellarbyte_jax.checkpoints.checkpoint import latest_step
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.training import loop
 from stellarbyte_jax.training.early_stopping import stops_early
-from stellarbyte_jax.training.loop import pretrain
+from stellarbyte_jax.training.pretrain import pretrain
 from test_jax.runs import bits, records
 
 MakeConfig = Callable[..., RunConfig]

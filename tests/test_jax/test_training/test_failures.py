@@ -21,7 +21,7 @@ from stellarbyte_jax.config_file import save_config
 from stellarbyte_jax.data.loader import Take, TrainLoader
 from stellarbyte_jax.processes.joined import JoinedProcesses
 from stellarbyte_jax.training.failures import Failures, ReadAhead
-from stellarbyte_jax.training.loop import pretrain
+from stellarbyte_jax.training.pretrain import pretrain
 from stellarbyte_jax.training.watching.metrics import MetricsLog
 from test_jax.jobs import Job
 from test_jax.runs import bits, losses, records

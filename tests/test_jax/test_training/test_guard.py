@@ -17,7 +17,7 @@ from stellarbyte_jax.config import CheckpointConfig, LoRAConfig, MeshConfig, Run
 from stellarbyte_jax.config_file import save_config
 from stellarbyte_jax.training.failures import Failures
 from stellarbyte_jax.training.guard import BadStep, Guard, Reports, regular_target
-from stellarbyte_jax.training.loop import pretrain
+from stellarbyte_jax.training.pretrain import pretrain
 from test_jax.jobs import ROOT, Job
 from test_jax.poison import batches_of, poison, without
 from test_jax.runs import Crash, bits, crash, losses, records

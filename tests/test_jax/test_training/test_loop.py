@@ -34,7 +34,7 @@ from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training import loop
 from stellarbyte_jax.training.evaluation import evaluate_run
-from stellarbyte_jax.training.loop import pretrain
+from stellarbyte_jax.training.pretrain import pretrain
 from stellarbyte_jax.training.prune import prune_run
 from test_jax.runs import Crash, bits, crash, losses, records
 from test_jax.shards import train_loader

@@ -16,7 +16,7 @@ from stellarbyte_jax.checkpoints.checkpoint import load_metadata
 from stellarbyte_jax.config import MeshConfig, RunConfig, SourceConfig
 from stellarbyte_jax.config_file import save_config
 from stellarbyte_jax.data.prepare import prepare
-from stellarbyte_jax.training.loop import pretrain
+from stellarbyte_jax.training.pretrain import pretrain
 from test_jax.jobs import Job
 from test_jax.poison import batches_of, poison
 from test_jax.runs import Crash, bits, crash, losses, records

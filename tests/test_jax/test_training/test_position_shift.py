@@ -13,8 +13,8 @@ import pytest
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training import loop
-from stellarbyte_jax.training.loop import pretrain
 from stellarbyte_jax.training.position_shift import shifted
+from stellarbyte_jax.training.pretrain import pretrain
 from stellarbyte_jax.training.state import abstract_model
 from stellarbyte_jax.training.step import batch_loss
 from test_jax.runs import bits, losses, records

@@ -21,8 +21,8 @@ from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training import loop
-from stellarbyte_jax.training.loop import pretrain
 from stellarbyte_jax.training.optimizer import make_optimizer
+from stellarbyte_jax.training.pretrain import pretrain
 from stellarbyte_jax.training.start import start
 from stellarbyte_jax.training.state import init_state
 from test_jax.runs import Crash, bits, crash, losses, records

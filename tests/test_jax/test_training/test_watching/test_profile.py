@@ -11,7 +11,7 @@ import pytest
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RunConfig
-from stellarbyte_jax.training.loop import pretrain
+from stellarbyte_jax.training.pretrain import pretrain
 from stellarbyte_jax.training.watching.diagnostics import Diagnostics, parse_profile
 from stellarbyte_jax.training.watching.metrics import MetricsLog
 from stellarbyte_jax.training.watching.profile import Profile
