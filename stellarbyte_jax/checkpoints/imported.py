@@ -67,7 +67,7 @@ def _arrays_of(run_dir: Path | BucketPath, *, is_kept: bool) -> Iterator[Path]:
         return
     folder = run_dir / ".arrays"
     folder.mkdir(parents=True, exist_ok=True)
-    for partial in checkpoints_of(run_dir).glob(f"0{UNFINISHED}*"):  # of a process that was killed
+    for partial in (run_dir / checkpoints_of(run_dir).name).glob(f"0{UNFINISHED}*"):  # of a process that was killed
         shutil.rmtree(partial)
     try:
         yield folder
