@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from convert.shards import INDEX, WEIGHT_FILE
-from convert.staged_folder import CERTIFICATE, MANIFEST
+from convert.staged_folder import CERTIFICATE, MANIFEST, PICTURE
 from stellarbyte.bucket_lock import NAME as LOCK
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
@@ -72,7 +72,7 @@ def _replaceable(folder: BucketPath, force: bool) -> set[str]:
     if MANIFEST in there:
         manifest = read_json(folder / MANIFEST)
         listed = manifest.get("files") if isinstance(manifest, dict) else None
-    ours = there & {MANIFEST, CERTIFICATE, *(listed if isinstance(listed, dict) else ())}
+    ours = there & {MANIFEST, CERTIFICATE, PICTURE, *(listed if isinstance(listed, dict) else ())}
     foreign = sorted(there - ours)
     if foreign and not force:
         others = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""

@@ -1,46 +1,34 @@
-"""Certifies that an export is the run's model, to the last bit and token."""
+"""Certifies that an export is the run's model, to the last bit and token, or that two folders hold the same model."""
 
-import hashlib
-import json
 import platform
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from convert import config as hf_config
-from convert import (
-    export_files,
-    given_weights,
-    hf_checkpoint,
-    layer_scale,
-    run_checkpoint,
-    shards,
-    staged_folder,
-    weights,
-)
-from convert.given_folder import check_links
-from convert.run_checkpoint import RunCheckpoint, Step
-from convert.staged_folder import CERTIFICATE
-from convert.two_sides import JaxSide, Side, TokenIds, TorchSide, require_torch
-from convert.weights import DTYPES, Tensor
-from stellarbyte.architecture import ByteConfig
+from convert import hf_checkpoint
+from convert.config import CONFIG, MODEL_TYPE
+from convert.run_checkpoint import Step
+from convert.staged_folder import CERTIFICATE, PICTURE
+from convert.verifying import behaviour, picture, tensors, texts
+from convert.verifying.behaviour import Behaviour
+from convert.verifying.checks import Check
+from convert.verifying.folders import Folder, open_folder
+from convert.verifying.report import to_json
+from convert.verifying.side import TokenIds
+from convert.verifying.subjects import Subject, open_other, open_run
 from stellarbyte.errors import UserError
 from stellarbyte.files import holds, write_text
 from stellarbyte.places import Place
 from stellarbyte.reading import MIB, read_text
-from stellarbyte_jax.config_file import differing_fields
-from stellarbyte_jax.data.tokenizer import Tokenizer
 
-# Largest difference of two logits, in units of the largest logit: law 3 of the design, in float32.
-LOGITS_TOLERANCE = 1e-5
+FORMAT = 1
+"""The number of the certificate's form; it counts up when a field changes its meaning."""
 
-MAX_NEW_TOKENS = 32
+MAX_NEW_TOKENS = 64
 
 # Nothing at all, prose, code, digits and blanks, and other scripts: a byte-level vocabulary can write all of them.
 DEFAULT_PROMPTS = (
@@ -54,88 +42,89 @@ DEFAULT_PROMPTS = (
 
 _LIBRARIES = ("stellarbyte", "jax", "flax", "numpy", "safetensors", "tokenizers", "torch", "transformers")
 
+# How often all weights of a side are used; the folder's once more for each new token.
+_PASSES_OF_OURS, _PASSES_OF_THEIRS = 5, 9
+
+# Called with (bytes of weights used, how many will be).
+Progress = Callable[[int, int], None]
+
 
 def verify(
-    run_dir: Place, hf_dir: Path, *, step: Step | None = None, prompts: Sequence[str] | None = None
+    left: Place,
+    hf_dir: Path,
+    *,
+    step: Step | None = None,
+    prompts: Sequence[str] | None = None,
+    progress: Progress | None = None,
+    called: str | None = None,
 ) -> dict[str, Any]:
-    """Compares a run with its export, writes HF_DIR/certificate.json and returns its content.
+    """Compares a folder with the run that it was exported from, or with another folder.
 
-    `verdict` is "equal" or "different"; `differences` has a sentence for each difference. An export with LayerScale
-    folded in is compared with the run's folded weights, and its logits with those of the run as it is.
+    Writes certificate.json and certificate.svg into the folder, and returns the certificate. `verdict` is "PASS" or
+    "FAIL", `checks` has the figures of each check, and `differences` a sentence for each thing that is wrong. Weights
+    are read a layer at a time, so the size of the model does not matter.
+
+    An export with LayerScale folded in is compared with the run's folded weights, and its logits with those of the run
+    as it is.
 
     Both sides choose the same experts for a token, also at exact ties. But float32 sums depend on their order, so where
     two experts' scores are as near as rounding, the sides may choose differently, and the logits there differ by more
     than the tolerance. That is reported like any other difference.
 
     Args:
-        run_dir: the output_dir of the run.
-        hf_dir: the folder that `to-hf` wrote.
+        left: the output_dir of the run, or a Hugging Face folder.
+        hf_dir: the folder that `to-hf` wrote, or one of another model that Transformers has.
         step: the step of the checkpoint, or "best"; by default the one that the export names, else the newest.
         prompts: the prompts whose logits and continuations are compared; by default `DEFAULT_PROMPTS`.
+        progress: is called while the models compute.
+        called: what the certificate calls the folder; by default its path.
 
     Raises:
-        UserError: torch is not installed; there is no such run or step; the folder has another architecture or cannot
-            be loaded; the context has no room for a prompt.
+        UserError: torch is not installed; there is no such run or step; a folder cannot be loaded; the context has no
+            room for a prompt.
     """
     require_torch()
-    check_links(hf_dir)
-    config = hf_config.read_hf(hf_dir)
-    dtype = hf_config.read_json(hf_dir / hf_config.CONFIG).get("dtype")
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise UserError(f"{hf_dir / hf_config.CONFIG} names the dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
-    stored = given_weights.one_of_tied(shards.read(hf_dir), config, str(hf_dir))
-    ema = (staged_folder.read_manifest(hf_dir) or {}).get("ema") is True
-    checkpoint = run_checkpoint.load(run_dir, _exported_step(hf_dir) if step is None else step, ema=ema)
-    folded = layer_scale.is_folded(checkpoint.config, config)
-    expected = layer_scale.without_layer_scale(checkpoint.config) if folded else checkpoint.config
-    derived = (layer_scale.to_hf_folded if folded else weights.to_hf)(checkpoint.params, checkpoint.config, dtype)
+    clock = _Clock()
+    folder = open_folder(hf_dir)
+    subject = _open_left(left, step, folder)
+    names = (subject.name, subject.other)
+    checks = [subject.config_check, *_code(folder)]
+    used = _counter(progress, subject, folder)
+    if subject.tensors is None:
+        types = "they are of different types, whose tensors have other keys"
+        checks += [Check("keys and shapes", skipped=types), Check("sha256 of each tensor", skipped=types)]
+    else:
+        keys = tensors.compare_keys(subject.tensors, folder.tensors, names)
+        checks.append(keys if folder.tied_apart is None else _with_difference(keys, folder.tied_apart))
+        with clock.timing("sha256"):
+            checks.append(tensors.compare_bits(subject.tensors, folder.tensors, names, used))
+    our_texts = subject.texts()
+    asked = DEFAULT_PROMPTS if prompts is None else prompts
+    starts, new_tokens = _fit(asked, our_texts, subject, shorten=prompts is None)
+    with clock.timing("behaviour"):
+        found = _behaviour(subject, folder, starts, new_tokens, used, differing=any(c.differences for c in checks))
+    with clock.timing("texts"):
+        checks += [*found.checks, *texts.compare(our_texts, texts.FolderTexts(hf_dir), asked, names), *subject.files()]
 
-    differences = _config_differences(expected, config) + _modeling_differences(hf_dir)
-    hashes, tensor_differences = _compare_tensors(derived, stored)
-    differences += tensor_differences
-    certificate: dict[str, Any] = {
-        "run": str(run_dir),
-        "step": checkpoint.step,
-        "dtype": dtype,
+    differences = [sentence for check in checks for sentence in check.differences]
+    certificate = {
+        "verdict": "FAIL" if differences else "PASS",
+        "format": FORMAT,
+        "differences": differences,
+        **subject.about,
+        "folder": called or str(hf_dir),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": clock.seconds(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
-        "layer_scale_folded": folded,
-        "ema": ema,
-        "tensors": hashes,
+        "checks": [check.record() for check in checks],
+        "errors_by_layer": {"hidden_states": found.hidden_errors, "gradients": found.gradient_errors},
+        "prompts": _prompts(asked, starts, found, our_texts),
     }
-    if config == expected and derived.keys() == stored.keys():
-        if dtype != "float32":  # then the values of the export are compared, rounded as they are
-            checkpoint = replace(checkpoint, params=weights.from_hf(derived, expected, "float32"), config=expected)
-        comparison = _compare_behaviour(checkpoint, hf_dir, prompts)
-        differences += comparison.differences or export_files.differences(checkpoint, hf_dir, DEFAULT_PROMPTS[1])
-        certificate |= {"logits": comparison.logits, "prompts": comparison.prompts}
-    verdict = {"verdict": "different" if differences else "equal", "differences": differences}
-    certificate = verdict | certificate
     write_text(hf_dir / CERTIFICATE, to_json(certificate) + "\n")
+    limits = (behaviour.TOLERANCE, behaviour.GRADIENT_TOLERANCE)
+    title = f"{certificate['verdict']}: the largest error after each layer, {hf_dir.name}"
+    write_text(hf_dir / PICTURE, picture.draw(title, found.hidden_errors, found.gradient_errors, limits))
     return certificate
-
-
-def summary(certificate: Mapping[str, Any]) -> str:
-    """The certificate in one sentence."""
-    differences = certificate["differences"]
-    if differences:
-        others = f" (and {len(differences) - 1} more differences)" if len(differences) > 1 else ""
-        return f"different: {differences[0]}{others}"
-    logits = certificate["logits"]
-    folded = " (LayerScale folded in)" if certificate["layer_scale_folded"] else ""
-    folded += " (the average of the weights)" if certificate["ema"] else ""
-    return (
-        f"equal: {len(certificate['tensors'])} tensors bit for bit{folded}, "
-        f"logits at {logits['positions']} positions within {logits['max_relative_error']:.1e} of the largest, "
-        f"{len(certificate['prompts'])} greedy continuations token for token"
-    )
-
-
-def to_json(certificate: Mapping[str, Any]) -> str:
-    """The certificate as JSON for people: a list of token ids stands on one line."""
-    text = json.dumps(certificate, indent=2, ensure_ascii=False)
-    # No string holds a raw line break, so this matches lists of numbers alone.
-    return re.sub(r"\[\n\s+((?:\d+,\n\s+)*\d+)\n\s+\]", lambda match: f"[{' '.join(match[1].split())}]", text)
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -146,114 +135,96 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def _exported_step(hf_dir: Path) -> int | None:
-    manifest = staged_folder.read_manifest(hf_dir)
-    step = manifest.get("step") if manifest else None
-    return step if type(step) is int else None
+def is_model_folder(path: Place) -> bool:
+    """Whether this is a Hugging Face folder, no run."""
+    return (path / CONFIG).is_file()
 
 
-def _config_differences(run: ByteConfig, export: ByteConfig) -> list[str]:
-    return [
-        f"{name} is {ours!r} in the run, but {theirs!r} in the export"
-        for name, ours, theirs in differing_fields(run, export)
-    ]
+def require_torch() -> None:
+    """Raises UserError with the command to run if torch or transformers is missing."""
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"verify compares with PyTorch, but {error.name} is not installed: pip install 'stellarbyte[torch]'"
+        ) from error
 
 
-def _modeling_differences(hf_dir: Path) -> list[str]:
+def _open_left(left: Place, step: Step | None, folder: Folder) -> Subject:
+    if not is_model_folder(left):
+        return open_run(left, step, folder)
+    if step is not None:
+        raise UserError(f"--step {step} names a checkpoint, but {left} is a model's folder: leave --step out")
+    assert isinstance(left, Path), "a folder in a bucket is fetched before"
+    return open_other(open_folder(left), folder)
+
+
+def _code(folder: Folder) -> list[Check]:
     # The installed code is run below, never the folder's, which may come from a stranger.
-    return [
+    if folder.model_type != MODEL_TYPE:
+        return []
+    differences = [
         f"{path.name} in the export is not that of the installed StellarByte: export again"
         for path in hf_checkpoint.modeling_files()
-        if not holds(hf_dir / path.name, path.read_bytes())
+        if not holds(folder.path / path.name, path.read_bytes())
     ]
+    return [Check("modeling files", "those of the installed StellarByte", differences=differences)]
 
 
-def _compare_tensors(run: Mapping[str, Tensor], export: Mapping[str, Tensor]) -> tuple[dict[str, str], list[str]]:
-    """(key -> hash of each tensor of the export, a sentence for each tensor that is not the run's bit for bit)."""
-    hashes = {key: _hash(tensor) for key, tensor in export.items()}
-    differences = [f"the export lacks {key}" for key in run if key not in export]
-    differences += [f"the run has no {key}, which the export holds" for key in export if key not in run]
-    for key in run.keys() & export.keys():
-        if (run[key].shape, run[key].dtype) != (export[key].shape, export[key].dtype):
-            differences.append(f"{key} is {_kind(run[key])} in the run, but {_kind(export[key])} in the export")
-        elif _hash(run[key]) != hashes[key]:
-            differences.append(f"the values of {key} are not those of the run")
-    return hashes, sorted(differences)
-
-
-def _hash(tensor: Tensor) -> str:
-    # The values are viewed as bytes, because Python's buffers do not know bfloat16.
-    return hashlib.sha256(np.asarray(tensor).reshape(-1).view(np.uint8).data).hexdigest()
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{tensor.dtype}{list(tensor.shape)}"
-
-
-@dataclass(frozen=True)
-class _Comparison:
-    differences: list[str]
-    logits: dict[str, Any]
-    prompts: list[dict[str, Any]]
-
-
-def _compare_behaviour(checkpoint: RunCheckpoint, hf_dir: Path, prompts: Sequence[str] | None) -> _Comparison:
-    """Asks both sides for tokens, greedy continuations, and the logits of prompt and continuation."""
-    config, tokenizer = checkpoint.config, Tokenizer(checkpoint.tokenizer_files, "of the run")
-    # One side is asked after the other, so that a large model is in memory only once.
-    texts = DEFAULT_PROMPTS if prompts is None else prompts
-    side: Side = JaxSide(checkpoint.params, config, tokenizer)
-    token_ids = side.encode(texts)
-    starts, max_new_tokens = _fit(texts, token_ids, config, shorten=prompts is None)
-    our_answers = side.greedy(starts, max_new_tokens)
-    whole = [start + answer for start, answer in zip(starts, our_answers, strict=True)]
-    our_logits = side.logits(whole)
-    del side
-    side = TorchSide(hf_dir)
-    their_answers, their_logits = side.greedy(starts, max_new_tokens), side.logits(whole)
-    differences = [
-        f"the tokenizers turn the prompt {text!r} into different tokens"
-        for text, a, b in zip(texts, token_ids, side.encode(texts), strict=True)
-        if a != b
-    ]
-    logits = _compare_logits(our_logits, their_logits)
-    relative = logits["max_relative_error"]
-    if relative is None or relative > LOGITS_TOLERANCE:
-        amount = "nan" if relative is None else f"{relative:.1e} of the largest"
-        routed = ", unless two experts score the same to rounding" if config.num_experts else ""
-        differences.append(f"logits differ by {amount}, more than the {LOGITS_TOLERANCE:g} that float32 allows{routed}")
-    for text, start, a, b, scores in zip(texts, starts, our_answers, their_answers, our_logits, strict=True):
-        if a != b:
-            differences.append(_first_parting(text, a, b, scores[len(start) - 1 :], config.eos_token_id))
-    records = [
-        {"text": text, "tokens": start, "jax": a, "torch": b, "jax_text": tokenizer.decode(a)}
-        for text, start, a, b in zip(texts, starts, our_answers, their_answers, strict=True)
-    ]
-    return _Comparison(differences, logits, records)
-
-
-def _compare_logits(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> dict[str, Any]:
-    """How far logits are apart. Errors are None if a logit is not finite, because JSON has no number for that."""
-    a, b = np.concatenate(ours), np.concatenate(theirs)
-    error = float(np.abs(a - b).max()) if np.isfinite(a).all() and np.isfinite(b).all() else None
-    largest = max(float(np.abs(b).max()), float(np.finfo(np.float32).tiny))
-    return {
-        "positions": len(a),
-        "max_absolute_error": error,
-        "max_relative_error": None if error is None else error / largest,
-        "tolerance": LOGITS_TOLERANCE,
-    }
+def _behaviour(
+    subject: Subject,
+    folder: Folder,
+    starts: Sequence[TokenIds],
+    new_tokens: int,
+    used: Callable[[int], None],
+    *,
+    differing: bool,
+) -> Behaviour:
+    """What both models compute. If they differ already, the folder's model may be impossible to load or to compare."""
+    sizes, theirs = subject.sizes, folder.sizes
+    reason = None
+    for name in ("vocab_size", "layers", "hidden_size"):
+        if getattr(sizes, name) != getattr(theirs, name):
+            reason = (
+                f"{name.replace('_', ' ')} is {getattr(sizes, name)} in one, but {getattr(theirs, name)} in another"
+            )
+    if reason is None:
+        try:
+            their_side = folder.side(used)
+        except UserError as error:
+            if not differing:
+                raise
+            reason = str(error)
+    if reason is not None:
+        difference = [] if differing else [f"{reason}, so the two cannot be compared"]
+        return Behaviour([Check("behaviour", differences=difference, skipped=reason)])
+    differentiated = None if subject.differentiated is None else subject.differentiated(used)
+    pad = subject.token_id("pad_token_id") or 0
+    return behaviour.compare(
+        subject.side(used),
+        their_side,
+        starts,
+        new_tokens,
+        sizes,
+        pad,
+        differentiated=differentiated,
+        routed=subject.routed,
+    )
 
 
 def _fit(
-    texts: Sequence[str], token_ids: Sequence[TokenIds], config: ByteConfig, shorten: bool
+    asked: Sequence[str], our_texts: texts.Texts, subject: Subject, *, shorten: bool
 ) -> tuple[list[TokenIds], int]:
     """(bos + prompt for each, cut to half the context if `shorten`; how many tokens fit behind the longest)."""
-    context = config.max_position_embeddings
-    starts = [[config.bos_token_id, *ids] for ids in token_ids]
+    context = subject.sizes.context
+    first = subject.token_id("bos_token_id")
+    if first is None:  # a row must begin with something
+        first = subject.token_id("eos_token_id") or 0
+    starts = [[first, *ids] for ids in our_texts.encode(asked)]
     if shorten:
         starts = [start[: max(1, context // 2)] for start in starts]
-    for text, start in zip(texts, starts, strict=True):
+    for text, start in zip(asked, starts, strict=True):
         if len(start) >= context:
             raise UserError(
                 f"the prompt {text[:40]!r}… has {len(start)} tokens with its beginning, too many for a context of "
@@ -262,12 +233,49 @@ def _fit(
     return starts, min(MAX_NEW_TOKENS, context - max(map(len, starts)))
 
 
-def _first_parting(text: str, a: TokenIds, b: TokenIds, scores_TV: np.ndarray, eos_token_id: int) -> str:
-    """A sentence on where two continuations differ first, and how far apart the two choices are in JAX's logits."""
-    a, b = [*a, eos_token_id], [*b, eos_token_id]
-    at = next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
-    margin = float(scores_TV[at, a[at]] - scores_TV[at, b[at]])
-    return (
-        f"after the prompt {text!r}, greedy token {at + 1} is {a[at]} in JAX, but {b[at]} in PyTorch "
-        f"(their logits in JAX are {margin:.1e} apart)"
-    )
+def _prompts(
+    asked: Sequence[str], starts: Sequence[TokenIds], found: Behaviour, our_texts: texts.Texts
+) -> list[dict[str, Any]]:
+    if found.tokens is None:
+        return []
+    answers = found.tokens.tolist()
+    return [
+        {"text": text, "tokens": start, "continuation": answer, "continuation_text": our_texts.decode(answer)}
+        for text, start, answer in zip(asked, starts, answers, strict=True)
+    ]
+
+
+def _with_difference(check: Check, sentence: str) -> Check:
+    return Check(check.name, check.shown, check.figures, [*check.differences, sentence])
+
+
+def _counter(progress: Progress | None, subject: Subject, folder: Folder) -> Callable[[int], None]:
+    theirs = sum(tensor.nbytes for tensor in folder.tensors.values())
+    ours = theirs if subject.tensors is None else sum(tensor.nbytes for tensor in subject.tensors.values())
+    total = _PASSES_OF_OURS * ours + (_PASSES_OF_THEIRS + MAX_NEW_TOKENS) * theirs
+    done = 0
+
+    def used(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(min(done, total), total)
+
+    return used
+
+
+class _Clock:
+    """How long the parts of a comparison took."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._parts: dict[str, float] = {}
+
+    @contextmanager
+    def timing(self, part: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._parts[part] = round(time.monotonic() - started, 2)
+
+    def seconds(self) -> dict[str, float]:
+        return {**self._parts, "in all": round(time.monotonic() - self._started, 2)}

@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,16 @@ def convert(parser: argparse.ArgumentParser) -> None:
     from_hf.add_argument("run_dir", metavar="RUN_DIR", type=folder_or_bucket, help="the run directory to make")
     from_hf.set_defaults(run=_told(_from_hf))
 
-    about = "compare a run with its export: weights, logits and greedy continuations"
-    verify = commands.add_parser("verify", help=about, description=f"{about.capitalize()}.")
-    verify.add_argument("run_dir", metavar="RUN_DIR", type=folder_or_bucket, help="the output_dir of a run")
+    about = "prove that an export is its run, or that two folders hold the same model: weights, logits, gradients …"
+    verify = commands.add_parser("verify", help=about, description=f"{about[0].upper()}{about[1:]}.")
     verify.add_argument(
-        "hf_dir", metavar="HF_DIR", type=folder_or_bucket, help="its export, which gets a certificate.json"
+        "run_dir", metavar="RUN_DIR", type=folder_or_bucket, help="the output_dir of a run, or a Hugging Face folder"
+    )
+    verify.add_argument(
+        "hf_dir",
+        metavar="HF_DIR",
+        type=folder_or_bucket,
+        help="its export, or another folder; it gets a certificate.json and a certificate.svg",
     )
     verify.add_argument(
         "--step", type=_step, metavar="N", help="the checkpoint of step N, or `best` (default: the exported one)"
@@ -272,18 +278,23 @@ def _verify(options: argparse.Namespace) -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     from convert import certificate
     from convert.bucket_folders import read_here
+    from convert.verifying.report import summary, to_json
+    from stellarbyte.progress import progress
 
     prompts = certificate.read_prompts(options.prompts) if options.prompts else None
-    with read_here(options.hf_dir) as folder:
-        result = certificate.verify(options.run_dir, folder, step=options.step, prompts=prompts)
+    with ExitStack() as stack:
+        folder, left = stack.enter_context(read_here(options.hf_dir)), options.run_dir
+        if certificate.is_model_folder(left):
+            left = stack.enter_context(read_here(left))
+        with progress("using weights", "B") as update:
+            result = certificate.verify(
+                left, folder, step=options.step, prompts=prompts, progress=update, called=str(options.hf_dir)
+            )
         if folder != options.hf_dir:
-            (options.hf_dir / certificate.CERTIFICATE).upload(folder / certificate.CERTIFICATE)
-    equal = result["verdict"] == "equal"
-    if options.json:
-        print(certificate.to_json(result))
-    else:
-        print(certificate.summary(result), file=sys.stdout if equal else sys.stderr)
-    return 0 if equal else 1
+            for name in (certificate.CERTIFICATE, certificate.PICTURE):
+                (options.hf_dir / name).upload(folder / name)
+    print(to_json(result) if options.json else summary(result))
+    return 0 if result["verdict"] == "PASS" else 1
 
 
 def _explain(options: argparse.Namespace) -> int:

@@ -112,7 +112,7 @@ def read_hf(folder: Path) -> ByteConfig:
     Raises:
         UserError: as `from_hf` does, and if the file is missing; or a stock model has a field that has no place here.
     """
-    mapping, where = _read(folder), str(folder / CONFIG)
+    mapping, where = read_fields(folder), str(folder / CONFIG)
     family = FAMILIES.get(str(mapping.get("model_type")))
     if family is not None:
         if not (folder / "tokenizer.json").is_file():
@@ -129,16 +129,16 @@ def read_hf(folder: Path) -> ByteConfig:
 
 def family_of(folder: Path) -> Family | None:
     """The family of the stock model in `folder`; None if it is no stock model that has a place here."""
-    return FAMILIES.get(str(_read(folder).get("model_type")))
+    return FAMILIES.get(str(read_fields(folder).get("model_type")))
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
+def read_fields(folder: Path) -> dict[str, Any]:
+    """The content of `folder`/config.json, of any model. Raises UserError if it is missing, or no JSON object."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give one that `stellarbyte convert to-hf` wrote")
-    if not path.is_file():
+    if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds no {CONFIG}: give a folder that `stellarbyte convert to-hf` wrote")
-    return read_json(path)
+    return read_json(folder / CONFIG)
 
 
 def _has_three_ids(mapping: Mapping[str, Any]) -> bool:

@@ -7,7 +7,6 @@ from typing import Any
 from convert import config as hf_config
 from convert import exported_tokenizer, staged_folder
 from convert.run_checkpoint import RunCheckpoint
-from convert.two_sides import encode_by_default
 from stellarbyte.errors import UserError
 from stellarbyte.files import check_plain_name, sha256_of
 from stellarbyte.reading import parse_json, read_json_object
@@ -29,7 +28,7 @@ def differences(checkpoint: RunCheckpoint, hf_dir: Path, text: str) -> list[str]
     """
     files = exported_tokenizer.for_hugging_face(checkpoint.tokenizer_files, checkpoint.config.context_length)
     ours = Tokenizer(files, "of the run").encode_as_hugging_face(text)
-    (theirs,) = encode_by_default(hf_dir, [text])
+    theirs = _encoded_by_default(hf_dir, text)
     if ours != theirs:
         return [f"the export's tokenizer makes {theirs} of the text {text!r}, where {ours} is right: export again"]
     found = Tokenizer.load(hf_dir).files
@@ -37,6 +36,13 @@ def differences(checkpoint: RunCheckpoint, hf_dir: Path, text: str) -> list[str]
         *(f"{name} is not that of the run: export again" for name in _changed(files, found)),
         *_generation_differences(checkpoint, hf_dir),
     ]
+
+
+def _encoded_by_default(folder: Path, text: str) -> list[int]:
+    """Token ids as a user of transformers gets them, with special tokens around the text."""
+    from stellarbyte_torch.model_folder import load_tokenizer
+
+    return list(load_tokenizer(folder)(text, split_special_tokens=True)["input_ids"])
 
 
 def _changed(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[str]:

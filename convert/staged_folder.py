@@ -11,7 +11,7 @@ from stellarbyte.journal import NAME as NOTES
 from stellarbyte.reading import read_json
 
 MANIFEST = "stellarbyte_export.json"
-CERTIFICATE = "certificate.json"  # `verify` adds it later, so no manifest lists it
+CERTIFICATE, PICTURE = "certificate.json", "certificate.svg"  # `verify` adds them later, so no manifest lists them
 
 
 def write_manifest(folder: Path, about: Mapping[str, Any], known: Mapping[str, str]) -> None:
@@ -65,4 +65,6 @@ def _foreign(folder: Path) -> list[str]:
 def _is_ours(path: Path, hashes: Mapping[str, str]) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
-    return path.name in (MANIFEST, CERTIFICATE) or (path.name in hashes and hashes[path.name] == sha256_of(path))
+    return path.name in (MANIFEST, CERTIFICATE, PICTURE) or (
+        path.name in hashes and hashes[path.name] == sha256_of(path)
+    )

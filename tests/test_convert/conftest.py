@@ -8,6 +8,7 @@ import pytest
 import convert.certificate as certificates
 from convert import hf_checkpoint
 from convert.run_checkpoint import RunCheckpoint, save
+from convert.verifying.behaviour import Behaviour
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_jax.training.state import init_params
 from test_convert.models import tiny
@@ -56,8 +57,7 @@ def python():
 @pytest.fixture
 def no_models(monkeypatch):
     """Leaves out the comparison of behaviour, for tests of all else."""
-    nothing = certificates._Comparison([], {"positions": 0, "max_relative_error": 0.0}, [])
-    monkeypatch.setattr(certificates, "_compare_behaviour", lambda *_: nothing)
+    monkeypatch.setattr(certificates, "_behaviour", lambda *_, **__: Behaviour([]))
 
 
 def _as_numpy(tree):

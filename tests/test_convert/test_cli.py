@@ -69,9 +69,9 @@ def test_a_reader_that_leaves_gets_no_verdict(run_dir, exported, tmp_path, monke
 def test_a_reader_that_leaves_a_process_gets_no_verdict(run_dir, exported, tmp_path, shown):
     folder = shutil.copytree(exported, tmp_path / "hf")
     code = (
-        "import sys, convert.certificate as c\n"
-        "nothing = c._Comparison([], {'positions': 0, 'max_relative_error': 0.0}, [])\n"
-        "c._compare_behaviour = lambda *_: nothing\n"
+        "import convert.certificate as c\n"
+        "from convert.verifying.behaviour import Behaviour\n"
+        "c._behaviour = lambda *_, **__: Behaviour([])\n"
         "from stellarbyte.door import program\n"
         "program()\n"
     )
