@@ -57,7 +57,7 @@ def push(
 
 
 def exported_files(folder: Path) -> list[str]:
-    """The names of the files that make up an export: what `to-hf` wrote, and the certificate that `verify` added.
+    """The names of the files that make up an export: what `to-hf` wrote, and the certificate that `verify` added, with its picture.
 
     Raises:
         UserError: the folder is no export, a file is missing or a link, or one other than the card has changed.
@@ -66,8 +66,7 @@ def exported_files(folder: Path) -> list[str]:
     if manifest is None:
         raise UserError(f"{folder} holds no {staged_folder.MANIFEST}: name a folder that `stellarbyte convert` wrote")
     names = [*manifest["files"], staged_folder.MANIFEST]
-    if (folder / staged_folder.CERTIFICATE).exists():
-        names.append(staged_folder.CERTIFICATE)
+    names += [name for name in (staged_folder.CERTIFICATE, staged_folder.PICTURE) if (folder / name).exists()]
     for name in names:
         path = folder / name
         if not _FILE.fullmatch(name) or path.is_symlink() or not path.is_file():

@@ -80,6 +80,7 @@ def test_the_exports_files_are_uploaded_and_nothing_else(exported, tmp_path, ser
     (folder / "notes.txt").write_text("mine")
     (folder / "README.md").write_text((folder / "README.md").read_text() + "\nMore about it.\n")
     (folder / "certificate.json").write_text("{}")
+    (folder / "certificate.svg").write_text("<svg/>")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
     command = [sys.executable, "-m", "stellarbyte", "convert", "push", str(folder), "someone/model", "--private"]
