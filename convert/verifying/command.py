@@ -1,0 +1,31 @@
+"""What `stellarbyte convert verify` does with its options."""
+
+import argparse
+import logging
+from contextlib import ExitStack
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compares, prints the certificate, and returns 0 after PASS and 1 after FAIL."""
+    # This comes before torch is imported: torchao, which transformers loads, warns of each kernel for another machine.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from convert import certificate
+    from convert.bucket_folders import read_here
+    from convert.verifying.report import summary, to_json
+    from stellarbyte.progress import progress
+
+    prompts = certificate.read_prompts(options.prompts) if options.prompts else None
+    with ExitStack() as stack:
+        folder, left = stack.enter_context(read_here(options.hf_dir)), options.run_dir
+        if certificate.is_model_folder(left):
+            left = stack.enter_context(read_here(left))
+        with progress("using weights", "B") as update:
+            result = certificate.verify(
+                left, folder, step=options.step, prompts=prompts, progress=update, called=str(options.hf_dir)
+            )
+        if folder != options.hf_dir:
+            for name in (certificate.CERTIFICATE, certificate.PICTURE):
+                (options.hf_dir / name).upload(folder / name)
+    print(to_json(result) if options.json else summary(result))
+    return 0 if result["verdict"] == "PASS" else 1
