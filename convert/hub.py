@@ -57,7 +57,7 @@ def push(
 
 
 def exported_files(folder: Path) -> list[str]:
-    """The names of the files that make up an export: what `to-hf` wrote, and the certificate that `verify` added, with its picture.
+    """The names of the files that make up an export: what `to-hf` wrote, and what `verify` added.
 
     Raises:
         UserError: the folder is no export, a file is missing or a link, or one other than the card has changed.
