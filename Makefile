@@ -128,9 +128,10 @@ test: $(INSTALLED)
 	ruff format --check .
 	mypy & types=$$!; python -m pytest -n 2 --dist worksteal -m 'not long'; tests=$$?; wait $$types && exit $$tests
 
-# The long tier too: what is slow, and no law of its own. Trackers go through it, and DeepSpeed, which Linux alone builds.
+# The long tier too: what is slow, and no law of its own. Trackers go through it, lm-eval, what `transformers serve` needs, and
+# DeepSpeed, which Linux alone builds.
 test-all: $(INSTALLED)
-	python -m pip install --quiet --disable-pip-version-check -c constraints.txt tensorboardX wandb swanlab trackio
+	python -m pip install --quiet --disable-pip-version-check -c constraints.txt tensorboardX wandb swanlab trackio lm-eval fastapi uvicorn openai
 	[ "$$(uname)" != Linux ] || python -m pip install --quiet --disable-pip-version-check -c constraints.txt deepspeed
 	python -m pytest -n 2 --dist worksteal
 
