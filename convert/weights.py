@@ -23,7 +23,7 @@ DTYPES: dict[str, np.dtype] = {
     "float16": np.dtype(np.float16),
 }
 
-_STRIP = 32  # rows
+_STRIP = 128  # rows
 
 
 class Tensor(Protocol):

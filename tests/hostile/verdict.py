@@ -18,7 +18,8 @@ _OUT_OF_MEMORY = re.compile(
 _LONGEST_SENTENCE = 1200
 # What only stands in a folder while something is being written there.
 _UNFINISHED = re.compile(r".*\.(partial|old)|.*\.orbax-checkpoint-tmp.*")
-_INTERRUPTED = re.compile(r"stellarbyte: interrupted( by SIG\w+)?")
+_GOES_ON = re.compile(r"what is done stays in (\S+), and the same command goes on from there")
+_INTERRUPTED = re.compile(rf"stellarbyte: interrupted( by SIG\w+)?(: {_GOES_ON.pattern})?")
 _SAVED = re.compile(r"stopped after step \d+, saved in (.*?): the same command")
 
 
@@ -63,7 +64,12 @@ def _of_signal(case: Case, ending: Ending, folder: Path) -> tuple[str, str]:
 
 
 def _left_behind(case: Case, folder: Path, said: str) -> tuple[str, str] | None:
-    unfinished = [str(p.relative_to(folder)) for p in (folder / "in").rglob("*") if _UNFINISHED.fullmatch(p.name)]
+    told = {Path(path).name for path in _GOES_ON.findall(said)}
+    unfinished = [
+        str(path.relative_to(folder))
+        for path in (folder / "in").rglob("*")
+        if _UNFINISHED.fullmatch(path.name) and told.isdisjoint(path.parts)
+    ]
     return ("left behind", f"{unfinished[:3]}: {said}") if unfinished and not case.abrupt else None
 
 

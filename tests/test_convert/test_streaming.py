@@ -17,8 +17,11 @@ from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupted
 from stellarbyte.journal import Journal
+from stellarbyte_jax.checkpoint_config import CheckpointConfig
 from stellarbyte_jax.checkpoints import array_writer, stored_arrays
-from test_convert.models import bits, random_params, sensible_params, tiny
+from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata
+from stellarbyte_jax.config_file import save_config, to_dict
+from test_convert.models import bits, held, random_params, sensible_params, tiny
 
 SIZE = "20KB"  # makes several files of the tests' run
 
@@ -130,6 +133,26 @@ def test_float16_is_refused_outside_its_range_and_tells_of_zeros(run_dir, tmp_pa
     with pytest.raises(UserError, match=r"lm_head\.weight with 2 of 7200 values beyond the largest of float16, 65504"):
         hf_checkpoint.to_hf(tmp_path / "large", tmp_path / "never", dtype="float16")
     assert not (tmp_path / "never").exists()
+
+
+def test_the_best_step_is_exported(run_dir, tmp_path, capsys):
+    before = run_checkpoint.load(run_dir)
+    metadata = RunMetadata({"model": to_dict(before.config)}, dict(before.tokenizer_files))
+    run = tmp_path / "run"
+    with Checkpointer(run, CheckpointConfig(save_total_limit=3)) as checkpointer:
+        for step in (1, 2, 3):
+            params = weights.unflatten({path: step * leaf for path, leaf in weights.flatten(held(before.params))})
+            checkpointer.save(step, params, None, metadata)
+    save_config(before.config, run / "model.yaml")
+    with pytest.raises(UserError, match="no checkpoint of a step with a validation_loss"):
+        hf_checkpoint.to_hf(run, tmp_path / "none", step="best")
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 0.5}  # of step 4 there is no checkpoint
+    records = [{"step": step, "validation_loss": loss} for step, loss in losses.items()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert main(["convert", "to-hf", str(run), str(tmp_path / "hf"), "--step", "best"]) == 0
+    assert "step 2, " in capsys.readouterr().out
+    stored = load_file(tmp_path / "hf" / shards.WEIGHTS)["model.norm.weight"]
+    np.testing.assert_array_equal(stored, 2 * np.asarray(before.params["model"]["norm"]["scale"]))
 
 
 _MEASURED = """
