@@ -166,11 +166,15 @@ def _parts(name: str, array: Any) -> list[_Part]:
 
 
 def _piece(shape: Sequence[int], dtype: np.dtype) -> tuple[int, ...]:
-    """The shape of the pieces that an array is packed in: whole lines, as many as fit."""
+    """The shape of the pieces that an array is cut into: whole lines, as many as fit, and as many in each.
+
+    The last piece takes as much room as the others.
+    """
     piece = [max(1, size) for size in shape]
     for axis, size in enumerate(piece):
         below = math.prod(piece[axis + 1 :]) * dtype.itemsize
-        piece[axis] = min(size, max(1, PIECE_BYTES // below))
+        pieces = math.ceil(size / max(1, PIECE_BYTES // below))
+        piece[axis] = math.ceil(size / pieces)
         if piece[axis] > 1:
             break
     return tuple(piece)
