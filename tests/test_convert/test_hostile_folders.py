@@ -124,7 +124,7 @@ HOSTILE = {
     "an unknown tensor": (tensors(lambda found: found | {"model.norm.bias": found[NORM]}), "did you mean model.norm"),
     "a tensor of another shape": (tensors(lambda found: found | {NORM: found[NORM][:7].copy()}), r"of shape \[7\]"),
     "absurd sizes in the config": (config(hidden_size=10**12), "hidden_size 1000000000000"),
-    "another architecture": (config(model_type="llama"), "of type 'llama'"),
+    "another architecture": (config(model_type="gpt2"), "of type 'gpt2'"),
     "a config of a gigabyte": (replaced(CONFIG, sparse), "config.json is larger than 1 MiB"),
     "a config nested deep": (
         replaced(CONFIG, lambda path: path.write_text('{"a":' * 100_000 + "1" + "}" * 100_000)),
