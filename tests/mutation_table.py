@@ -12,9 +12,9 @@ from typing import Any
 
 def main() -> None:
     """Print the table."""
-    from tests import conftest  # noqa: F401 - it tells JAX to compile quickly
-
     sys.path.insert(0, str(Path(__file__).parent))
+    from tests import conftest  # noqa: F401, I001 - before JAX, which it tells to compile quickly
+
     from convert.certificate import verify
     from stellarbyte_jax.data.tokenizer_training import train_tokenizer
     from test_convert.mutations import FILES, MUTATIONS, make_run

@@ -9,9 +9,9 @@ from pathlib import Path
 
 def main() -> None:
     """Print the table."""
-    from tests import conftest  # noqa: F401 - it tells JAX to compile quickly
-
     sys.path.insert(0, str(Path(__file__).parent))
+    from tests import conftest  # noqa: F401, I001 - before JAX, which it tells to compile quickly
+
     from test_convert.parity import Parity, parity
     from test_convert.switches import SWITCHES, config_of, rows
 
