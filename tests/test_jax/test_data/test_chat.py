@@ -1,3 +1,4 @@
+import argparse
 import dataclasses
 import json
 import shutil
@@ -378,7 +379,8 @@ def test_prepare_prints_what_became_of_the_samples(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = configure(records(3), sequence_length=40)
-    options = type("Options", (), {"config": tmp_path / "x.yaml", "overrides": [], "part": None, "merge": None})()
+    given = {"config": tmp_path / "x.yaml", "overrides": [], "part": None, "merge": None, "before": lambda _: None}
+    options = argparse.Namespace(**given)
     monkeypatch.setattr("stellarbyte_jax.config_file.load_run_config", lambda *_: type("Run", (), {"data": data})())
     data_commands.prepare(options)
     lines = capsys.readouterr().out.splitlines()
