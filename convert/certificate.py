@@ -12,6 +12,7 @@ from typing import Any
 from convert import hf_checkpoint
 from convert.config import CONFIG, MODEL_TYPE
 from convert.run_checkpoint import Step
+from convert.shards import Progress
 from convert.staged_folder import CERTIFICATE, PICTURE
 from convert.verifying import behaviour, picture, tensors, texts
 from convert.verifying.behaviour import Behaviour
@@ -45,9 +46,6 @@ _LIBRARIES = ("stellarbyte", "jax", "flax", "numpy", "safetensors", "tokenizers"
 # How often all weights of a side are used; the folder's once more for each new token.
 _PASSES_OF_OURS, _PASSES_OF_THEIRS = 5, 9
 
-# Called with (bytes of weights used, how many will be).
-Progress = Callable[[int, int], None]
-
 
 def verify(
     left: Place,
@@ -77,7 +75,7 @@ def verify(
         hf_dir: the folder that `to-hf` wrote, or one of another model that Transformers has.
         step: the step of the checkpoint, or "best"; by default the one that the export names, else the newest.
         prompts: the prompts whose logits and continuations are compared; by default `DEFAULT_PROMPTS`.
-        progress: is called while the models compute.
+        progress: is called with the bytes of weights that have been used, and how many will be.
         called: what the certificate calls the folder; by default its path.
 
     Raises:

@@ -27,8 +27,7 @@ def convert(parser: argparse.ArgumentParser) -> None:
     parser.description = "Carry models and adapters between runs and Hugging Face, bit for bit."
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    about = "export a run's checkpoint as a folder that transformers loads"
-    to_hf = commands.add_parser("to-hf", help=about, description=f"{about.capitalize()}.")
+    to_hf = _command(commands, "to-hf", "export a run's checkpoint as a folder that transformers loads")
     to_hf.add_argument("run_dir", metavar="RUN_DIR", type=folder_or_bucket, help="the output_dir of a run")
     to_hf.add_argument("hf_dir", metavar="HF_DIR", type=folder_or_bucket, help="the folder to write")
     to_hf.add_argument("--step", type=_step, metavar="N", help=_STEP)
@@ -61,8 +60,7 @@ def convert(parser: argparse.ArgumentParser) -> None:
     to_hf.add_argument("--license", metavar="ID", help="the licence for the model card, such as apache-2.0")
     to_hf.set_defaults(run=_told(_to_hf))
 
-    about = "export a run's checkpoint as a GGUF file for llama.cpp"
-    to_gguf = commands.add_parser("to-gguf", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    to_gguf = _command(commands, "to-gguf", "export a run's checkpoint as a GGUF file for llama.cpp")
     to_gguf.add_argument("run_dir", metavar="RUN_DIR", type=folder_or_bucket, help="the output_dir of a run")
     to_gguf.add_argument("file", metavar="FILE", type=Path, help="the file to write, such as model-f16.gguf")
     to_gguf.add_argument("--step", type=_step, metavar="N", help=_STEP)
@@ -76,8 +74,7 @@ def convert(parser: argparse.ArgumentParser) -> None:
     to_gguf.add_argument("--force", action="store_true", help="replace a file that is there")
     to_gguf.set_defaults(run=_told(_to_gguf))
 
-    about = "make a run directory of a Hugging Face folder"
-    from_hf = commands.add_parser("from-hf", help=about, description=f"{about.capitalize()}.")
+    from_hf = _command(commands, "from-hf", "make a run directory of a Hugging Face folder")
     from_hf.add_argument(
         "hf_dir",
         metavar="HF_DIR",
@@ -88,7 +85,7 @@ def convert(parser: argparse.ArgumentParser) -> None:
     from_hf.set_defaults(run=_told(_from_hf))
 
     about = "prove that an export is its run, or that two folders hold the same model: weights, logits, gradients …"
-    verify = commands.add_parser("verify", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    verify = _command(commands, "verify", about)
     verify.add_argument(
         "run_dir", metavar="RUN_DIR", type=folder_or_bucket, help="the output_dir of a run, or a Hugging Face folder"
     )
@@ -106,15 +103,14 @@ def convert(parser: argparse.ArgumentParser) -> None:
     verify.set_defaults(run=_told(_verify))
 
     about = "tell which of Transformers' own architectures a model can be exported as, and why not as the others"
-    explain = commands.add_parser("explain", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    explain = _command(commands, "explain", about)
     explain.add_argument(
         "model", metavar="MODEL", type=folder_or_bucket, help="a run, a model's folder, or the YAML file of a config"
     )
     explain.add_argument("--json", action="store_true", help="print one JSON object")
     explain.set_defaults(run=_told(_explain))
 
-    about = "upload an export to the Hugging Face Hub"
-    push = commands.add_parser("push", help=about, description=f"{about[0].upper()}{about[1:]}, by its usual login.")
+    push = _command(commands, "push", "upload an export to the Hugging Face Hub", more=", by its usual login")
     push.add_argument("folder", metavar="HF_DIR", type=Path, help="a folder that to-hf or adapter to-peft wrote")
     push.add_argument("repo", metavar="USER/NAME", help="the model's repository, which is made if need be")
     push.add_argument("--private", action="store_true", help="make a new repository private")
@@ -125,13 +121,19 @@ def convert(parser: argparse.ArgumentParser) -> None:
     _adapter_commands(commands)
 
 
+def _command(commands: Any, name: str, about: str, more: str = "") -> argparse.ArgumentParser:
+    """A command's parser. --help shows `about`, a phrase, in the list, and with `more` behind it as a sentence."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=about, description=f"{about[0].upper()}{about[1:]}{more}."
+    )
+    return parser
+
+
 def _adapter_commands(commands: Any) -> None:
-    about = "carry adapters between runs and PEFT, bit for bit"
-    adapter = commands.add_parser("adapter", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    adapter = _command(commands, "adapter", "carry adapters between runs and PEFT, bit for bit")
     directions = adapter.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    about = "export a run's adapters as a folder that PEFT loads"
-    to_peft = directions.add_parser("to-peft", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    to_peft = _command(directions, "to-peft", "export a run's adapters as a folder that PEFT loads")
     to_peft.add_argument(
         "run_dir", metavar="RUN_DIR", type=folder_or_bucket, help="the output_dir of a run with `lora`"
     )
@@ -148,8 +150,7 @@ def _adapter_commands(commands: Any) -> None:
     )
     to_peft.set_defaults(run=_told(_to_peft))
 
-    about = "make a run directory of an adapter that PEFT saved"
-    from_peft = directions.add_parser("from-peft", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    from_peft = _command(directions, "from-peft", "make a run directory of an adapter that PEFT saved")
     from_peft.add_argument(
         "adapter_dir", metavar="ADAPTER_DIR", type=folder_or_bucket, help="a folder that to-peft or PEFT wrote"
     )

@@ -19,7 +19,7 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 
 # The ids that are meant where a config.json leaves them out.
-_ID_DEFAULTS = {name: getattr(ByteConfig, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+_ID_DEFAULTS = {name: getattr(ByteConfig, name) for name in config_json.IDS}
 
 # The class that each Auto class takes from the two files in an export; trust_remote_code needs this.
 _AUTO_MAP = {
@@ -87,7 +87,7 @@ def to_hf(config: ByteConfig, dtype: str) -> dict[str, Any]:
 
 def generation_to_hf(config: ByteConfig) -> dict[str, Any]:
     """The fields of generation_config.json: the model's special tokens; transformers' default is greedy."""
-    return {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {name: getattr(config, name) for name in config_json.IDS}
 
 
 def from_hf(mapping: Mapping[str, Any], where: str) -> ByteConfig:

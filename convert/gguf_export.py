@@ -10,6 +10,7 @@ from convert.families import fit
 from convert.families.registry import FAMILIES
 from convert.gguf_tokenizer import gguf_tokenizer
 from convert.run_checkpoint import Step
+from convert.shards import Progress
 from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError, in_full
 from stellarbyte.places import Place
@@ -41,7 +42,7 @@ def to_gguf(
     dtype: str = "f16",
     ema: bool = False,
     force: bool = False,
-    progress: gguf_file.Progress | None = None,
+    progress: Progress | None = None,
 ) -> GGUF:
     """Writes a run's checkpoint as a GGUF file; needs neither torch nor Transformers.
 

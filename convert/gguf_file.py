@@ -1,7 +1,7 @@
 """Writes a model as one GGUF file, which llama.cpp and everything built on it reads."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from convert.gguf_tokenizer import GGUFTokenizer
+from convert.shards import Progress
 from convert.weights import LazyTensor
 from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
@@ -21,9 +22,6 @@ KINDS = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
 """The dtype of the matrices, by the name that an option gives -> gguf's name. Vectors and routers stay in F32."""
 
 _BLOCK = 32  # the values of a row that Q8_0 quantizes together
-
-# Called with the bytes written and the bytes in all.
-Progress = Callable[[int, int], None]
 
 
 def write(

@@ -111,14 +111,14 @@ class Parts:
 
 
 def to_torch(values: np.ndarray) -> torch.Tensor:
-    """The same memory as a tensor."""
+    """The values as a tensor, in the same memory unless that is read-only."""
     if values.dtype.name == "bfloat16":  # torch does not know numpy's
         return torch.from_numpy(_writable(values.view(np.int16))).view(torch.bfloat16)
     return torch.from_numpy(_writable(values))
 
 
 def _writable(values: np.ndarray) -> np.ndarray:
-    # torch warns of arrays that are read-only. Nothing here writes, so such an array is handed on under another flag.
+    # torch warns of arrays that are read-only, so such an array is copied.
     return values if values.flags.writeable else np.array(values)
 
 

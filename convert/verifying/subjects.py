@@ -144,7 +144,7 @@ def as_family(config: ByteConfig, family: Family, dtype: str) -> ByteConfig:
         UserError: the model is none of the family.
     """
     check_fits(family, config, "the model")
-    ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ids = {name: getattr(config, name) for name in config_json.IDS}
     return config_json.from_hf(family, config_json.to_hf(family, exported(config), dtype), ids, "its config.json")
 
 

@@ -1,6 +1,5 @@
 """Writes a checkpoint's arrays part by part, for models that do not fit into memory; Orbax then takes them over."""
 
-import errno
 import math
 import os
 import re
@@ -198,4 +197,4 @@ def _of_system(error: ValueError) -> Exception:
     found = re.search(r"os_error_code='?(\d+)", str(error))
     if found is None:
         return error
-    return OSError(int(found[1]), os.strerror(int(found[1])) if int(found[1]) != errno.EFBIG else "File too large")
+    return OSError(int(found[1]), os.strerror(int(found[1])))

@@ -12,6 +12,24 @@ from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
 
+_STOPPED = """
+import os, signal
+from stellarbyte_jax.training.watching.metrics import MetricsLog
+train = MetricsLog.train
+
+def train_then_stop(self, step, values):
+    train(self, step, values)
+    if step == {step}:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+MetricsLog.train = train_then_stop
+"""
+
+
+def stopped_in_step(step: int) -> str:
+    """What a process runs first to get a signal as soon as it has computed this step."""
+    return _STOPPED.format(step=step)
+
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:

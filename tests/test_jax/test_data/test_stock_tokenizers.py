@@ -206,6 +206,19 @@ def test_sentencepiece_that_would_lose_text_is_refused(
         Tokenizer.load(changed(folders["mistral"], tmp_path / "a", change))
 
 
+def prepared(folder: Path, texts: list[str], report: Callable[[str], None] = lambda _: None) -> TokenShards:
+    """The shards of these documents, by the tokenizer in folder/tokenizer."""
+    write_jsonl(folder / "corpus.jsonl", texts)
+    data = DataConfig(
+        sources=(SourceConfig(str(folder / "corpus.jsonl")),),
+        tokenizer=str(folder / "tokenizer"),
+        shards=str(folder / "shards"),
+        sequence_length=64,
+        validation_fraction=0.0,
+    )
+    return TokenShards(folder / "shards", "train", prepare(data, report=report))
+
+
 LONG = "First line of a text\nthen a second one of words " * 12
 
 
@@ -217,19 +230,10 @@ def test_documents_are_the_tokenizers_own_ids(
     monkeypatch.setattr(documents, "PIECE_CHARS", 150)
     monkeypatch.setattr(encoding_ahead, "BATCH_CHARS", 200)
     texts = [TEXTS[0], LONG, "a short one", "床前明月光\n使用Python\n" * 30]
-    write_jsonl(tmp_path / "corpus.jsonl", texts)
     tokenizer = Tokenizer.load(make(tmp_path / "tokenizer"))
-    data = DataConfig(
-        sources=(SourceConfig(str(tmp_path / "corpus.jsonl")),),
-        tokenizer=str(tmp_path / "tokenizer"),
-        shards=str(tmp_path / "shards"),
-        sequence_length=64,
-        validation_fraction=0.0,
-    )
     told: list[str] = []
-    manifest = prepare(data, report=told.append)
+    shards = prepared(tmp_path, texts, told.append)
     assert [change for change in tokenizer.changes if not any(change in sentence for sentence in told)] == []
-    shards = TokenShards(tmp_path / "shards", "train", manifest)
     expected = [[tokenizer.bos_token_id, *tokenizer.encode(text), tokenizer.eos_token_id] for text in texts]
     everything = [int(i) for ids in expected for i in ids]
     found = shards.read(0, shards.tokens).tolist()
@@ -241,16 +245,7 @@ def test_bits_per_byte_are_of_the_documents_bytes(tmp_path: Path) -> None:
     from stellarbyte_jax.training.step import text_bytes
 
     texts = ["a b", "the end", "x"]
-    write_jsonl(tmp_path / "corpus.jsonl", texts)
     tokenizer = Tokenizer.load(llama_2(tmp_path / "tokenizer"))
-    data = DataConfig(
-        sources=(SourceConfig(str(tmp_path / "corpus.jsonl")),),
-        tokenizer=str(tmp_path / "tokenizer"),
-        shards=str(tmp_path / "shards"),
-        sequence_length=64,
-        validation_fraction=0.0,
-    )
-    manifest = prepare(data, report=lambda _: None)
-    (row,) = PackedRows(TokenShards(tmp_path / "shards", "train", manifest), 64)
+    (row,) = PackedRows(prepared(tmp_path, texts), 64)
     batch = {name: values[None] for name, values in row.items()}
     assert int(text_bytes(byte_lengths(tokenizer, 500), batch)) == sum(len(text.encode()) for text in texts)

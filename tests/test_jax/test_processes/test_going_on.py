@@ -11,23 +11,9 @@ from stellarbyte_jax.checkpoints.checkpoint import checkpoint_steps, latest_step
 from stellarbyte_jax.config import DataConfig, RunConfig, SourceConfig
 from stellarbyte_jax.config_file import save_config
 from stellarbyte_jax.data.prepare import prepare
-from test_jax.jobs import Job
+from test_jax.jobs import Job, stopped_in_step
 from test_jax.runs import bits, records
 from test_jax.shards import train_loader
-
-# A signal as soon as step 4 is computed.
-STOPPED_IN_STEP_4 = """
-import os, signal
-from stellarbyte_jax.training.watching.metrics import MetricsLog
-train = MetricsLog.train
-
-def train_then_stop(self, step, values):
-    train(self, step, values)
-    if step == 4:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-MetricsLog.train = train_then_stop
-"""
 
 
 def chat_of(data: DataConfig, folder: Path) -> DataConfig:
@@ -59,7 +45,7 @@ def test_law_6_two_processes_go_on_as_two(kind: str, run_config: Callable[..., R
     assert 6 * 4 < len(train_loader(config.data, 4, seed=0)) < 12 * 4, "it stops in one epoch and ends in the next"
     whole = dataclasses.replace(config, output_dir=config.output_dir + "-whole")
     run_job(whole, tmp_path, [0, 0])
-    run_job(config, tmp_path, [143, 143], first={1: STOPPED_IN_STEP_4})
+    run_job(config, tmp_path, [143, 143], first={1: stopped_in_step(4)})
     assert latest_step(config.output_dir) in (4, 5, 6)
     run_job(config, tmp_path, [0, 0])
     assert records(config.output_dir) == records(whole.output_dir)

@@ -19,9 +19,10 @@ from stellarbyte_jax.checkpoints.checkpoint import checkpoint_steps, latest_step
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.training.evaluation import evaluate_run
 from stellarbyte_jax.training.pretrain import pretrain
+from test_jax.jobs import stopped_in_step
 from test_jax.poison import batches_of, poison
 from test_jax.runs import bits, records
-from test_jax.test_processes.test_going_on import STOPPED_IN_STEP_4, run_job
+from test_jax.test_processes.test_going_on import run_job
 from test_jax.test_training.test_guard import incidents
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_device")]
@@ -110,7 +111,7 @@ def test_two_processes_share_a_run_in_a_bucket(gs: str, run_config: MakeConfig, 
     whole = dataclasses.replace(config, output_dir=str(tmp_path / "whole"))
     run_job(whole, tmp_path, [0, 0])
     config = dataclasses.replace(config, output_dir=f"{gs}/two/run")
-    run_job(config, tmp_path, [143, 143], first={1: STOPPED_IN_STEP_4})
+    run_job(config, tmp_path, [143, 143], first={1: stopped_in_step(4)})
     assert latest_step(config.output_dir) in (4, 5, 6)
     run_job(config, tmp_path, [0, 0])
     assert records(fetched(config.output_dir, tmp_path / "fetched")) == records(whole.output_dir)

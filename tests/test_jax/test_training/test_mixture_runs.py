@@ -17,7 +17,7 @@ from stellarbyte_jax.config import MeshConfig, RunConfig, SourceConfig
 from stellarbyte_jax.config_file import save_config
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.training.pretrain import pretrain
-from test_jax.jobs import Job
+from test_jax.jobs import Job, stopped_in_step
 from test_jax.poison import batches_of, poison
 from test_jax.runs import Crash, bits, crash, losses, records
 
@@ -140,19 +140,7 @@ def test_what_a_guard_leaves_out_is_in_the_ledger(
     assert sum(source["skipped"] for source in found["sources"]) == 4 * left_out
 
 
-# A signal as soon as this step is computed, in one of the processes; and what all of them are told to amend the run.
-STOPPED_IN_STEP = """
-import os, signal
-from stellarbyte_jax.training.watching.metrics import MetricsLog
-train = MetricsLog.train
-
-def train_then_stop(self, step, values):
-    train(self, step, values)
-    if step == {step}:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-MetricsLog.train = train_then_stop
-"""
+# What all processes are told that amend the run.
 AMENDED = "import sys; sys.argv.append('--amend')"
 
 
@@ -170,7 +158,7 @@ def test_law_7_over_epochs_resumes_host_counts_and_mixtures(
         save_config(dataclasses.replace(config, output_dir=str(tmp_path / name)), tmp_path / "config.yaml")
         first = dict.fromkeys(range(hosts), AMENDED) if amend else {}
         if stop is not None:
-            first[hosts - 1] = first.get(hosts - 1, "") + STOPPED_IN_STEP.format(step=stop)
+            first[hosts - 1] = first.get(hosts - 1, "") + stopped_in_step(stop)
         with Job(tmp_path / "config.yaml", hosts, 4 // hosts, first=first) as job:
             ends = job.ends(timeout=600)
         assert [code for code, *_ in ends] == [0 if stop is None else 143] * hosts, ends
