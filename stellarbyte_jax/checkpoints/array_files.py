@@ -183,6 +183,7 @@ def reason(error: Exception) -> str:
 def quieten_orbax() -> None:
     """Keeps Orbax's log from the terminal: nobody can act on its warnings, and its errors reach us as exceptions."""
     logging.getLogger("absl").addFilter(_not_from_orbax)
+    logging.getLogger("asyncio").addFilter(_not_of_an_abandoned_read)
     # After a failed save, TensorStore's threads still report to its event loop, which is closed, at any later moment.
     if not isinstance(sys.unraisablehook, _LeavingOutClosedLoops):
         sys.unraisablehook = _LeavingOutClosedLoops(sys.unraisablehook)
@@ -201,6 +202,11 @@ class _LeavingOutClosedLoops:
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
+
+
+def _not_of_an_abandoned_read(record: logging.LogRecord) -> bool:
+    # Arrays are read together, and the first that fails is raised; the others' errors reach the log at any later moment.
+    return "exception was never retrieved" not in record.msg
 
 
 @contextmanager

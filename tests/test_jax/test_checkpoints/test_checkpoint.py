@@ -1,5 +1,7 @@
 """What is saved comes back to the last bit, and nothing that happens to the files makes it come back otherwise."""
 
+import asyncio
+import gc
 import os
 import resource
 import shutil
@@ -407,6 +409,18 @@ def test_what_a_failed_save_leaves_to_say_is_left_out(monkeypatch: pytest.Monkey
     for words in ("Event loop is closed", "another"):
         sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(words)))  # type: ignore[arg-type]
     assert said == ["another"]
+
+
+def test_what_a_failed_read_leaves_to_say_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    async def abandon() -> None:
+        loop = asyncio.get_running_loop()
+        loop.create_future().set_exception(ValueError("what another array has told"))
+        gc.collect()
+        loop.call_exception_handler({"message": "another"})
+
+    quieten_orbax()
+    asyncio.run(abandon())
+    assert [record.message for record in caplog.records] == ["another"]
 
 
 def test_the_reason_is_the_systems_own_words() -> None:
