@@ -205,8 +205,8 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 
 def _not_of_an_abandoned_read(record: logging.LogRecord) -> bool:
-    # Arrays are read together, and the first that fails is raised; the others' errors reach the log at any later moment.
-    return "exception was never retrieved" not in record.msg
+    # Arrays are read together, and the first that fails is raised; the errors of the others reach the log later.
+    return "exception was never retrieved" not in str(record.msg)
 
 
 @contextmanager
