@@ -15,12 +15,13 @@ from stellarbyte_torch.configuration_stellarbyte import ByteConfig as TorchByteC
 from stellarbyte_torch.data.config import DataConfig, SourceConfig
 from stellarbyte_torch.finetune.config import FinetuneConfig, TrainableConfig
 from stellarbyte_torch.lora.config import LoRAConfig
+from stellarbyte_torch.quantization.settings import QuantizationSettings
 
 CONFIGS = [
     ByteConfig,
     RopeScaling,
     *(getattr(pretraining, name) for name in pretraining.__all__ if name not in ("ByteConfig", "RopeScaling")),
-    *(DataConfig, SourceConfig, FinetuneConfig, TrainableConfig, LoRAConfig),
+    *(DataConfig, SourceConfig, FinetuneConfig, TrainableConfig, LoRAConfig, QuantizationSettings),
 ]
 
 
