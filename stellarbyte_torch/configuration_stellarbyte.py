@@ -222,6 +222,23 @@ class ByteConfig(PreTrainedConfig):
         """All fields, and the marks that keep stock models from loading these weights."""
         return {**super().to_dict(), **marks_for_stock_models(vars(self))}
 
+    @property
+    def initial_gains(self) -> tuple[float, float]:
+        """Factors of initializer_range for weights inside a branch of the residual stream, and its output projection.
+
+        With deepnorm both are DeepNorm's beta (v_proj and o_proj; the whole feed-forward). With pre_norm 2L branches
+        add up; the second factor keeps the variance of their sum from growing with depth.
+        """
+        depth = self.num_hidden_layers
+        return ((8 * depth) ** -0.25,) * 2 if self.residual == "deepnorm" else (1.0, (2 * depth) ** -0.5)
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether the weights are in compressed-tensors' format, in which the experts are linear layers, each apart."""
+        quantization: Any = getattr(self, "quantization_config", None)
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        return getattr(method, "quant_method", method) == "compressed-tensors"
+
     def check_xpos_range(self, dtype: Any) -> None:
         """Raises ValueError if XPos's factors overflow `dtype`: a torch.dtype, its name, or None for float32."""
         # A score multiplies two factors of up to zeta_0^(-max_position_embeddings / 2 / base), even if it is masked.

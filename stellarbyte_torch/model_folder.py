@@ -21,6 +21,7 @@ from stellarbyte.lora_values import is_whole
 from stellarbyte.reading import read_json_object
 from stellarbyte.safetensors_header import read_header
 from stellarbyte.tokenizer_file import check_tokenizer, works
+from stellarbyte_torch.compressed_folder import check_can_be_read, decompress, is_compressed, without_bars
 from stellarbyte_torch.configuration_stellarbyte import ByteConfig
 
 # What Transformers may raise for a damaged or foreign config or weights; it documents no list.
@@ -41,8 +42,14 @@ _WHOLE = "model.safetensors"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def load_model(folder: Path, device: str | None = None, dtype: str = "auto") -> PreTrainedModel:
+def load_model(
+    folder: Path, device: str | None = None, dtype: str = "auto", *, dequantised: bool = False
+) -> PreTrainedModel:
     """The model in a folder, in eval mode. device None means CUDA if there is one; dtype "auto" means the saved one.
+
+    dequantised: whether a folder in compressed-tensors' format gives a model of floats that trains and saves like any
+    other. Otherwise its layers round their inputs to int8 if the folder says so. Its weights are floats in both cases,
+    as Transformers has no kernels for codes.
 
     Raises:
         UserError: the folder is missing or damaged, names files outside it, needs its own code, or holds weights that
@@ -53,10 +60,13 @@ def load_model(folder: Path, device: str | None = None, dtype: str = "auto") -> 
     check_files(folder)
     target = _device(device)
     quantised = config.get("quantization_config") is not None
+    compressed = quantised and is_compressed(config)
+    if compressed:
+        check_can_be_read(folder)
     try:
-        if not quantised:
-            _check_weight_files(folder, config)
-        with _no_report():
+        if compressed or not quantised:
+            _check_weight_files(folder, config, only_floats=not quantised)
+        with _no_report(), without_bars():
             # Weights that do not fit are reported below by their names.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, output_loading_info=True, trust_remote_code=False, ignore_mismatched_sizes=True
@@ -71,7 +81,9 @@ def load_model(folder: Path, device: str | None = None, dtype: str = "auto") -> 
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[kind]:
             raise UserError(f"{folder} does not fit its config.json: {kind.replace('_', ' ')} {some(report[kind])}")
-    if not quantised:
+    if compressed:
+        decompress(model, dequantised=dequantised)
+    if compressed or not quantised:
         check_finite(model, folder)
     return model.to(target).eval()
 
@@ -141,12 +153,12 @@ def check_decoder(model: PreTrainedModel, where: str) -> None:
             setattr(model.config, name, value)
 
 
-def _check_weight_files(folder: Path, config: dict[str, Any]) -> None:
+def _check_weight_files(folder: Path, config: dict[str, Any], *, only_floats: bool) -> None:
     """Checks the safetensors files and their index against each other, before Transformers opens the named files."""
     listed = None if (folder / _WHOLE).exists() else _read_index(folder / _INDEX)
     if listed is None and not (folder / _WHOLE).exists():
         return  # Transformers reports what is missing
-    only_floats = config.get("model_type") == ByteConfig.model_type
+    only_floats &= config.get("model_type") == ByteConfig.model_type
     home: dict[str, str] = {}
     for name in [_WHOLE] if listed is None else dict.fromkeys(listed.values()):
         for key, header in read_header(folder / name).items():

@@ -8,7 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -44,22 +44,11 @@ KEYWORDS = {
     *("cache", "read_index", "write_index", "block_table", "logits_indices", "logits_processor_args"),
     *("attention_instances", "forward_batch"),  # for vLLM's and SGLang's attention
     *("debug_io", "debug_io_dir", "prune_layers"),  # for Transformers' model debugging
-    # Accepted but not needed: packing for state-space models, tokenizers' segments, cache positions of older releases.
-    *("seq_idx", "token_type_ids", "cache_position"),
+    *("seq_idx", "token_type_ids", "cache_position"),  # not needed: state-space packing, segments, old positions
 }
 
 # An attribute of projections: the factor of initializer_range with which their weights start (1 without it).
 INITIAL_GAIN = "initial_gain"
-
-
-def initial_gains(config: ByteConfig) -> tuple[float, float]:
-    """Factors of initializer_range for weights inside a branch of the residual stream, and for its output projection.
-
-    With deepnorm both are DeepNorm's beta (v_proj and o_proj; the whole feed-forward). With pre_norm 2L branches add
-    up; the second factor keeps the variance of their sum from growing with depth.
-    """
-    depth = config.num_hidden_layers
-    return ((8 * depth) ** -0.25,) * 2 if config.residual == "deepnorm" else (1.0, (2 * depth) ** -0.5)
 
 
 def refuse_unknown(kwargs: Mapping[str, Any], module: Any) -> None:
@@ -264,9 +253,8 @@ class ByteAttention(nn.Module):
         if self.has_qk_norm:
             self.q_norm = ByteRMSNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = ByteRMSNorm(self.head_dim, config.rms_norm_eps)
-        inner_gain, output_gain = initial_gains(config)
-        setattr(self.v_proj, INITIAL_GAIN, inner_gain)
-        setattr(self.o_proj, INITIAL_GAIN, output_gain)
+        for projection, gain in zip((self.v_proj, self.o_proj), config.initial_gains, strict=True):
+            setattr(projection, INITIAL_GAIN, gain)
 
     def set_heads(self, gone: Iterable[int]) -> None:
         """Sets up the heads that remain without the query heads `gone`; a key/value head that none reads goes too."""
@@ -347,10 +335,9 @@ class ByteMLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, config.hidden_size, bias=False)
         self.act_fn = ACT2FN[config.hidden_act]
-        inner_gain, output_gain = initial_gains(config)
-        setattr(self.gate_proj, INITIAL_GAIN, inner_gain)
-        setattr(self.up_proj, INITIAL_GAIN, inner_gain)
-        setattr(self.down_proj, INITIAL_GAIN, output_gain)
+        inner, outer = config.initial_gains
+        for projection, gain in ((self.gate_proj, inner), (self.up_proj, inner), (self.down_proj, outer)):
+            setattr(projection, INITIAL_GAIN, gain)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Applies the feed-forward to [B, T, D]."""
@@ -376,15 +363,24 @@ class ByteExperts(nn.Module):
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Sums each row's k weighted expert outputs, [M, D] -> [M, D]. This is `eager`: one expert after another."""
-        output = torch.zeros_like(hidden_states)
-        for expert in top_k_index.unique():
-            if expert == self.num_experts:  # another device of the expert-parallel group computes these
-                continue
-            rows, choices = torch.where(top_k_index == expert)
-            gate, up = nn.functional.linear(hidden_states[rows], self.gate_up_proj[expert]).chunk(2, dim=-1)
-            y = nn.functional.linear(self.act_fn(gate) * up, self.down_proj[expert])
-            output.index_add_(0, rows, (y * top_k_weights[rows, choices, None]).to(output.dtype))
-        return output
+        experts = [partial(self.apply_expert, expert) for expert in range(self.num_experts)]
+        return sum_of_experts(experts, hidden_states, top_k_index, top_k_weights)
+
+    def apply_expert(self, expert: int, x: Tensor) -> Tensor:
+        """One expert's feed-forward of [1, rows, D]."""
+        gate, up = nn.functional.linear(x, self.gate_up_proj[expert]).chunk(2, dim=-1)
+        return nn.functional.linear(self.act_fn(gate) * up, self.down_proj[expert])
+
+
+def sum_of_experts(experts: Any, x_MD: Tensor, experts_Mk: Tensor, weights_Mk: Tensor) -> Tensor:
+    """Each row's weighted sum of the outputs of its k experts, [M, D]; `experts` is a sequence of functions."""
+    output = torch.zeros_like(x_MD)
+    # Another device of the expert-parallel group computes those whose number is the number of experts.
+    for expert in experts_Mk[experts_Mk < len(experts)].unique().tolist():
+        rows, choices = torch.where(experts_Mk == expert)
+        y = experts[expert](x_MD[None, rows])[0]  # of rank 3, as int8 activations have a scale for each token there
+        output.index_add_(0, rows, (y * weights_Mk[rows, choices, None]).to(output.dtype))
+    return output
 
 
 class ByteTopKRouter(nn.Module):
@@ -419,7 +415,9 @@ class ByteSparseMoeBlock(nn.Module):
     def __init__(self, config: ByteConfig) -> None:
         super().__init__()
         assert config.moe_intermediate_size is not None
-        self.experts = ByteExperts(config)
+        # Libraries quantise linear layers and no stacks of them, so compressed-tensors' folders have each expert apart.
+        sizes = [config.moe_intermediate_size] * config.num_experts if config.is_compressed else []
+        self.experts = nn.ModuleList(ByteMLP(config, size) for size in sizes) if sizes else ByteExperts(config)
         self.gate = ByteTopKRouter(config)
         self.capacity_factor = config.moe_capacity_factor
         shared_size = config.num_shared_experts * config.moe_intermediate_size
@@ -432,13 +430,15 @@ class ByteSparseMoeBlock(nn.Module):
         if self.training and self.capacity_factor is not None:
             experts_BTk = experts_Mk.unflatten(0, hidden_states.shape[:2])
             weights_Mk = weights_Mk * self.has_place(experts_BTk, token_mask).flatten(0, 1)
-        output = self.experts(x_MD, experts_Mk, weights_Mk).view(hidden_states.shape)
+        apart = partial(sum_of_experts, self.experts)
+        experts: Any = apart if isinstance(self.experts, nn.ModuleList) else self.experts
+        output = experts(x_MD, experts_Mk, weights_Mk).view(hidden_states.shape)
         return output if self.shared_experts is None else output + self.shared_experts(hidden_states)
 
     def has_place(self, experts_BTk: Tensor, token_mask: Tensor | None) -> Tensor:
         """Whether an expert serves each choice, bool [B, T, k]: it takes a row's first ceil(factor · k · T / E)."""
         assert self.capacity_factor is not None
-        (B, T, k), E = experts_BTk.shape, self.experts.num_experts
+        (B, T, k), E = experts_BTk.shape, len(self.gate.weight)
         is_chosen = experts_BTk[..., None] == torch.arange(E, device=experts_BTk.device)
         if token_mask is not None:
             is_chosen = is_chosen & token_mask.bool()[:, :, None, None]
@@ -584,7 +584,7 @@ class BytePreTrainedModel(PreTrainedModel):
             if isinstance(bias := getattr(module, "bias", None), Tensor):
                 init.zeros_(bias)
         elif isinstance(module, ByteExperts):
-            for weight, gain in zip((module.gate_up_proj, module.down_proj), initial_gains(self.config), strict=True):
+            for weight, gain in zip((module.gate_up_proj, module.down_proj), self.config.initial_gains, strict=True):
                 init.normal_(weight, mean=0.0, std=std * gain)
         elif isinstance(module, ByteRMSNorm):
             init.ones_(module.weight)
@@ -618,7 +618,7 @@ class BytePreTrainedModel(PreTrainedModel):
             index: decoder.layers[index].self_attn for index in range(depth) if set(before[index]) != pruned[index]
         }
         for projection in (getattr(attn, f"{name}_proj") for attn in changed.values() for name in "qkvo"):
-            if type(projection) is not nn.Linear:
+            if type(projection) is not nn.Linear or hasattr(projection, "quantization_scheme"):
                 kind = type(projection).__name__
                 raise ValueError(f"prune_heads meets a {kind}: merge adapters, or load the weights unquantized")
         for index, attn in changed.items():

@@ -1,0 +1,104 @@
+"""What is written in compressed-tensors' format is read, to the last bit, by Transformers alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stellarbyte_torch.quantization.compressed import config_fields, restored, stored
+from stellarbyte_torch.quantization.grid import QuantizedWeight
+from stellarbyte_torch.quantization.settings import QuantizationSettings
+
+from ..tiny import tokens
+from .folders import KINDS, SETTINGS, apart, faked, rounded, save_float, save_rounded
+
+# Of a process in which StellarByte cannot be imported: an export's own files make the model.
+ALONE = """
+import json, sys
+sys.modules["stellarbyte"] = sys.modules["stellarbyte_torch"] = None
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=True).eval()
+    given = load_file(folder + "/expected")
+    with torch.no_grad():
+        logits = model(given["ids"]).logits
+    print(json.dumps([logits.dtype == given["logits"].dtype, (logits - given["logits"]).abs().max().item()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("floats")
+    return {kind: save_float(kind, folder / kind) for kind in KINDS}
+
+
+def test_a_process_without_stellarbyte_computes_what_was_measured(bases: dict[str, Path], tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    made, ids = [], tokens(2, 12)
+    narrow = {"narrow": save_float("ours", tmp_path / "bfloat16", torch.bfloat16)}
+    some = {"experts": ("w4a16", "w8a8"), "llama": ("w4a16_zero_points", "w8a8"), "narrow": ("w4a16", "w8a8")}
+    for kind, base in {**bases, **narrow}.items():
+        for name in some.get(kind, SETTINGS):
+            folder = save_rounded(base, SETTINGS[name], tmp_path / f"{kind} {name}")
+            with torch.no_grad():
+                logits = faked(base, SETTINGS[name], folder)(ids).logits
+            save_file({"ids": ids, "logits": logits}, folder / "expected")
+            made.append(folder)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", ALONE, *map(str, made)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {folder.name: result for folder, result in zip(made, found, strict=True)} == {
+        folder.name: [True, 0.0] for folder in made
+    }
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_restored_gives_back_what_was_stored(bases: dict[str, Path], name: str) -> None:
+    settings = SETTINGS[name]
+    tensors = rounded(apart(load_file(bases["experts"] / "model.safetensors")), settings)
+    again = restored(stored(tensors, settings), settings)
+    assert again.keys() == tensors.keys()
+    for key, x in tensors.items():
+        y = again[key]
+        pairs: list[tuple[Any, Any]] = [(x, y)]
+        if isinstance(x, QuantizedWeight):
+            assert isinstance(y, QuantizedWeight)
+            pairs = [(x.codes, y.codes), (x.scale, y.scale), (x.zero_point, y.zero_point)]
+        for a, b in pairs:
+            assert (a is None and b is None) or (a.dtype == b.dtype and torch.equal(a, b)), key
+
+
+def test_three_bits_take_three_bits(bases: dict[str, Path]) -> None:
+    settings = SETTINGS["w3a16"]
+    tensors = stored(rounded(load_file(bases["ours"] / "model.safetensors"), settings), settings)
+    packed = tensors["model.layers.0.self_attn.q_proj.weight_packed"]
+    assert packed.dtype == torch.int32
+    assert packed.shape == (32, 3)
+
+
+def test_config_says_what_is_left_as_it_was() -> None:
+    fields = config_fields(QuantizationSettings(), ["model.layers.0.mlp.gate"])
+    assert fields["quant_method"] == "compressed-tensors"
+    assert fields["quantization_status"] == "compressed"
+    assert fields["ignore"] == ["lm_head", "model.layers.0.mlp.gate"]
+    assert config_fields(QuantizationSettings(include_head=True), [])["ignore"] == []
+
+
+def test_an_embedding_has_no_rounded_inputs() -> None:
+    fields = config_fields(QuantizationSettings.of("smoothquant", include_embeddings=True), [])
+    assert fields["format"] == "mixed-precision"
+    linear, embedding = fields["config_groups"].values()
+    assert (linear["targets"], embedding["targets"]) == (["Linear"], ["Embedding"])
+    assert linear["input_activations"]["dynamic"] is True
+    assert embedding["input_activations"] is None
