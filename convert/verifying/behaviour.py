@@ -1,5 +1,6 @@
 """Compares what two models compute: hidden states, logits, cached decoding, greedy choices and gradients."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from convert.verifying import rows
-from convert.verifying.checks import Check, in_words, is_within, relative_error, worst
+from convert.verifying.checks import Check, Difference, in_words, is_within, relative_error, worst
 from convert.verifying.rows import Batch, Documents, Sizes
 from convert.verifying.side import Continuation, FolderSide, Side, TokenIds
 
@@ -61,29 +62,31 @@ def compare(
     batches = [whole, documents.padded, documents.packed, rows.long_row(sizes)]
     walked = _walk(ours, theirs, batches)
     hint = ", unless two experts score the same to rounding" if routed else ""
-    gradients = _compare_gradients(differentiated or ours, theirs, documents.packed)
+    gradients = _compare_gradients(differentiated or ours, theirs, rows.to_learn(documents.packed, sizes))
     checks = [
         _logits(walked, batches, sizes, hint),
         _in_company(walked, documents, (ours.name, theirs.name), hint),
         _cached(walked, prompts, (followed, chosen), (ours.name, theirs.name), hint),
         _greedy(prompts, followed, chosen, (ours.name, theirs.name)),
         gradients.check,
-        _bfloat16(walked.logits[0][0], theirs.bfloat16_logits(whole), whole),
+        _bfloat16(walked.exact_BCV, theirs.bfloat16_logits(whole), whole),
     ]
     return Behaviour(checks, walked.errors, gradients.errors, chosen.tokens_BS)
 
 
 @dataclass(frozen=True)
 class _Walked:
-    """Errors by stage, final hidden states of each side and batch, and their logits."""
+    """Errors by stage, final hidden states of each side and batch, errors of logits, and the first batch's logits."""
 
     errors: dict[str, float | None]
     hidden: list[list[np.ndarray]]
-    logits: list[list[np.ndarray]]
+    of_logits: list[float | None]
+    exact_BCV: np.ndarray
 
 
 def _walk(ours: Side, theirs: Side, batches: Sequence[Batch]) -> _Walked:
-    walked = _Walked({}, [], [])
+    by_stage: dict[str, float | None] = {}
+    hidden: list[list[np.ndarray]] = []
     # The second has its hidden states in memory by then, so the first goes along with it.
     for b, a in zip(theirs.walk(batches), ours.walk(batches), strict=True):
         assert a.name == b.name
@@ -91,20 +94,17 @@ def _walk(ours: Side, theirs: Side, batches: Sequence[Batch]) -> _Walked:
         for batch, x, y in zip(batches, a.arrays, b.arrays, strict=True):
             real = batch.segment_ids != 0 if a.name == "norm" else batch.real
             errors.append(relative_error(x[real], y[real]))
-        walked.errors[a.name] = worst(errors)
-        if a.name in ("norm", "logits"):
-            kept = walked.hidden if a.name == "norm" else walked.logits
-            kept += [a.arrays, b.arrays]
-    del walked.errors["logits"]
-    return walked
+        by_stage[a.name] = worst(errors)
+        if a.name == "norm":
+            hidden += [a.arrays, b.arrays]
+    del by_stage["logits"]
+    return _Walked(by_stage, hidden, errors, a.arrays[0])  # the logits come last
 
 
 def _logits(walked: _Walked, batches: Sequence[Batch], sizes: Sizes, hint: str) -> Check:
     figures: dict[str, Any] = {"tolerance": TOLERANCE, "positions": 0, "rows": {}}
-    differences, errors = [], []
-    for batch, a, b in zip(batches, *walked.logits, strict=True):
-        error = relative_error(a[batch.real], b[batch.real])
-        errors.append(error)
+    differences, errors = [], walked.of_logits
+    for batch, error in zip(batches, errors, strict=True):
         length = int(batch.position_ids.max()) + 1
         figures["rows"][batch.name] = {"max_relative_error": error, "length": length}
         figures["positions"] += int(batch.real.sum())
@@ -195,13 +195,11 @@ class _Gradients:
 def _compare_gradients(ours: Side, theirs: Side, batch: Batch) -> _Gradients:
     errors: dict[str, float | None] = {}
     differences, count = [], 0
-    for (name, a), (other, b) in zip(ours.gradients(batch), theirs.gradients(batch), strict=True):
-        assert name == other
-        largest = max((float(np.abs(array).max()) for array in b.values()), default=0.0)
+    for name, apart in _gradients_apart(ours, theirs, batch).items():
+        largest = max((difference.largest for difference in apart.values()), default=0.0)
         of_tensors = []
-        for key in sorted(a.keys() & b.keys()):
-            own = float(np.abs(b[key]).max(initial=0.0))
-            error = relative_error(a[key], b[key], max(own, _SMALL_GRADIENT * largest))
+        for key in sorted(apart):
+            error = apart[key].relative(_SMALL_GRADIENT * largest)
             of_tensors.append(error)
             count += 1
             if not is_within(error, GRADIENT_TOLERANCE):
@@ -214,6 +212,21 @@ def _compare_gradients(ours: Side, theirs: Side, batch: Batch) -> _Gradients:
     figures = {"tensors": count, "max_relative_error": error, "tolerance": GRADIENT_TOLERANCE}
     shown = f"{count} tensors within {in_words(error)} of each one's largest"
     return _Gradients(Check("gradients", shown, figures, differences), dict(reversed(errors.items())))
+
+
+def _gradients_apart(ours: Side, theirs: Side, batch: Batch) -> dict[str, dict[str, Difference]]:
+    """Stage -> key -> how far the gradients are apart."""
+    apart: dict[str, dict[str, Difference]] = defaultdict(lambda: defaultdict(Difference))
+    first, second = theirs.gradients(batch), ours.gradients(batch)
+    # zip would hold a layer's gradients of both sides until it has the next layer's.
+    while (b := next(first, None)) is not None:
+        a = next(second)
+        assert a[0] == b[0]
+        for key in a[1].keys() & b[1].keys():
+            apart[b[0]][key].add(a[1][key], b[1][key])
+        del a, b
+    assert next(second, None) is None
+    return apart
 
 
 def _bfloat16(exact_BCV: np.ndarray, rounded_BCV: np.ndarray, batch: Batch) -> Check:

@@ -35,14 +35,35 @@ class Check:
         return record | {"shown": self.shown, **self.figures, "differences": list(self.differences)}
 
 
-def relative_error(a: np.ndarray, b: np.ndarray, scale: float | None = None) -> float | None:
-    """The largest difference in units of the largest value, or of `scale`; None if a value is not finite."""
-    if a.size == 0:
-        return 0.0
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return None
-    largest = float(np.abs(b).max()) if scale is None else scale
-    return float(np.abs(a - b).max()) / max(largest, float(np.finfo(np.float32).tiny))
+@dataclass
+class Difference:
+    """How far two arrays are apart that are given in parts: the largest difference, and the second's largest value."""
+
+    apart: float = 0.0
+    largest: float = 0.0
+
+    def add(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Counts a part of both in. What is not finite stays so in both figures."""
+        if a.size == 0:
+            return
+        with np.errstate(invalid="ignore"):  # of infinities
+            apart = np.subtract(a, b)
+        np.abs(apart, out=apart)
+        self.apart = float(np.maximum(self.apart, apart.max()))
+        self.largest = float(np.maximum(self.largest, np.maximum(b.max(), -b.min())))
+
+    def relative(self, scale: float = 0.0) -> float | None:
+        """The difference in units of the largest value, or of `scale` if that is more; None if one is not finite."""
+        if not (np.isfinite(self.apart) and np.isfinite(self.largest)):
+            return None
+        return self.apart / max(self.largest, scale, float(np.finfo(np.float32).tiny))
+
+
+def relative_error(a: np.ndarray, b: np.ndarray) -> float | None:
+    """The largest difference in units of the largest value of `b`; None if a value is not finite."""
+    difference = Difference()
+    difference.add(a, b)
+    return difference.relative()
 
 
 def is_within(error: float | None, tolerance: float) -> bool:

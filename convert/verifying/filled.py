@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 from convert.verifying.side import EMBEDDING, HEAD
 from convert.weights import LazyTensor
 from stellarbyte.errors import UserError
+from stellarbyte.read_ahead import read_ahead
 
 
 class Part:
@@ -44,9 +46,14 @@ class Part:
             self._held = False
 
     def _fill(self, *, differentiable: bool) -> None:
-        for owner, leaf, _, tensor in self._places:
-            values = to_torch(np.asarray(tensor)).to(self.dtype)
+        reading = read_ahead(
+            ((owner, leaf), tensor.nbytes, partial(self._values, tensor)) for owner, leaf, _, tensor in self._places
+        )
+        for (owner, leaf), values in reading:
             owner._parameters[leaf] = nn.Parameter(values, requires_grad=differentiable)
+
+    def _values(self, tensor: LazyTensor) -> torch.Tensor:
+        return to_torch(np.asarray(tensor)).to(self.dtype)
 
     def _drop(self) -> None:
         for owner, leaf, name, tensor in self._places:

@@ -1,5 +1,7 @@
 """Opens a model's Hugging Face folder for `verify`: its config, its tensors, and the model that PyTorch makes of it."""
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from convert.families.family import Family
 from convert.families.tensors import from_stock
 from convert.given_folder import check_links
 from convert.verifying.rows import Sizes
-from convert.verifying.side import FolderSide, pinned
+from convert.verifying.side import FolderSide
 from convert.weights import DTYPES, LazyTensor
 from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError, shown
@@ -49,14 +51,18 @@ class Folder:
         return dtype
 
     def side(self, used: Used) -> FolderSide:
-        """The model in PyTorch; what fits into the size of the largest file is read once. Raises UserError."""
+        """The model in PyTorch. Raises UserError."""
         from convert.verifying.torch_side import TorchSide
 
         if self.sizes.layers > len(self.tensors):
             where = self.path / hf_config.CONFIG
             raise UserError(f"{where}: num_hidden_layers {self.sizes.layers} is more than there are tensors")
-        largest = max(path.stat().st_size for path in self.path.glob("*.safetensors"))
-        return TorchSide(self.path, pinned(self.tensors, largest), used)
+        # Two files' worth may be in memory, and one of the embedding and the layers is where it computes.
+        file = max(path.stat().st_size for path in self.path.glob("*.safetensors"))
+        parts: Counter[str] = Counter()
+        for key, tensor in self.tensors.items():
+            parts[".".join(key.split(".")[:3])] += 4 * math.prod(tensor.shape)
+        return TorchSide(self.path, self.tensors, max(0, 2 * file - max(parts.values(), default=0)), used)
 
     @property
     def config_hash(self) -> str:

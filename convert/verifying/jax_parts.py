@@ -36,6 +36,18 @@ class Chosen(NamedTuple):
     largest: jax.Array
 
 
+class HeadGradients(NamedTuple):
+    """The gradients of the loss in the final norm's scale, in what it is given, and in the logits that follow.
+
+    hidden_BCD: the hidden states that the logits are made of.
+    """
+
+    in_scale: jax.Array
+    in_x_BCD: jax.Array
+    in_logits_BCV: jax.Array
+    hidden_BCD: jax.Array
+
+
 class Parts:
     """The modules of a model of this config, without any weights, and the functions that are compiled of them.
 
@@ -56,7 +68,7 @@ class Parts:
                 self.tensors[tensor.layer].append(tensor)
         self.tables, self.norm, self.logits = jax.jit(self._tables), jax.jit(self._normed), jax.jit(self._logits)
         self.chosen = jax.jit(self._chosen)
-        self.loss_gradients = jax.jit(jax.value_and_grad(self._loss, argnums=(0, 1, 2)))
+        self.head_gradients, self.head_strip = jax.jit(self._head_gradients), jax.jit(_head_strip)
         self._of_layers: dict[Any, Callable[..., Any]] = {}
 
     def layer(self, number: int) -> Callable[..., Any]:
@@ -64,8 +76,11 @@ class Parts:
         return self._compiled(self._layer, number)
 
     def layer_gradients(self, number: int) -> Callable[..., Any]:
-        """As `layer`, and the gradient in its result -> gradients in (the arrays, x, the tables)."""
-        return self._compiled(self._layer_gradients, number)
+        """As `layer`, and the gradient in its result -> gradients in (the arrays, x, the tables).
+
+        The gradients take the place of the arrays, which are gone.
+        """
+        return self._compiled(self._layer_gradients, number, donate_argnums=0)
 
     def cached_layer(self, number: int) -> Callable[..., Any]:
         """A layer on prompts, whose keys and values a cache takes, and then on S tokens of each, one by one.
@@ -74,12 +89,12 @@ class Parts:
         """
         return self._compiled(self._cached_layer, number)
 
-    def _compiled(self, part: Callable[..., Any], number: int) -> Callable[..., Any]:
+    def _compiled(self, part: Callable[..., Any], number: int, **options: Any) -> Callable[..., Any]:
         """One function serves all layers that have the same pruned heads: nothing else tells them apart."""
         pruned = self._config.pruned_heads[number] if self._config.pruned_heads else ()
         key = (part.__name__, pruned)
         if key not in self._of_layers:
-            self._of_layers[key] = jax.jit(partial(part, self.tensors[number]))
+            self._of_layers[key] = jax.jit(partial(part, self.tensors[number]), **options)
         return self._of_layers[key]
 
     def _tables(self, zeta: jax.Array | None, position_ids: jax.Array) -> RotaryTables | None:
@@ -161,12 +176,15 @@ class Parts:
         tokens_SB, behind_SB, largest_S = jax.lax.map(choose, (hidden_BSD.swapaxes(0, 1), read_BS.T))
         return Chosen(hidden_BSD, tokens_SB.T, behind_SB.T, largest_S.max())
 
-    def _loss(self, scale: jax.Array, head_VD: jax.Array, x_BTD: jax.Array, labels: jax.Array) -> jax.Array:
-        """The mean cross-entropy of the labels, -100 left out, by hidden states before the final norm."""
-        log_probs_BTV = jax.nn.log_softmax(self._logits(head_VD, self._normed(scale, x_BTD)))
-        counted = labels >= 0
-        picked = jnp.take_along_axis(log_probs_BTV, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
-        return -jnp.sum(jnp.where(counted, picked, 0.0)) / counted.sum()
+    def _head_gradients(
+        self, scale: jax.Array, head_VD: jax.Array, x_BCD: jax.Array, labels_BC: jax.Array
+    ) -> HeadGradients:
+        """Of the mean loss of the labels by hidden states before the final norm."""
+        hidden_BCD, through_norm = jax.vjp(self._normed, scale, x_BCD)
+        logits_BCV, through_head = jax.vjp(partial(self._logits, head_VD), hidden_BCD)
+        in_logits_BCV = jax.grad(_loss)(logits_BCV, labels_BC)
+        in_scale, in_x_BCD = through_norm(through_head(in_logits_BCV)[0])
+        return HeadGradients(in_scale, in_x_BCD, in_logits_BCV, hidden_BCD)
 
     def _merged(self, tensors: Sequence[HFTensor], arrays: Arrays) -> Block:
         leaves = {}
@@ -181,6 +199,18 @@ class Parts:
             leaves[tensor.path[2:]] = values  # without model/layers
         block: Any = nnx.merge(self._block, weights.unflatten(leaves))
         return block
+
+
+def _loss(logits_BCV: jax.Array, labels_BC: jax.Array) -> jax.Array:
+    """The mean cross-entropy of the labels, -100 left out."""
+    counted = labels_BC >= 0
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits_BCV), jnp.maximum(labels_BC, 0)[..., None], axis=-1)[..., 0]
+    return -jnp.sum(jnp.where(counted, picked, 0.0)) / counted.sum()
+
+
+def _head_strip(in_logits_BCV: jax.Array, hidden_BCD: jax.Array) -> jax.Array:
+    """The gradients [V, D] in the rows of a head that make these logits."""
+    return jnp.einsum("BCV,BCD->VD", in_logits_BCV, hidden_BCD, preferred_element_type=jnp.float32)
 
 
 @lru_cache(maxsize=2)

@@ -1,6 +1,7 @@
 """A run's model, as JAX computes it from lazily read tensors: one layer is in memory at a time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,9 +10,10 @@ import numpy as np
 
 from convert.verifying.jax_parts import name_in_layer, parts_of
 from convert.verifying.rows import Batch
-from convert.verifying.side import EMBEDDING, HEAD, LOSS_ROWS, NORM, Continuation, Stage, TokenIds
+from convert.verifying.side import EMBEDDING, HEAD, NORM, Continuation, Stage, TokenIds, strips
 from convert.weights import LazyTensor
 from stellarbyte.architecture import ByteConfig
+from stellarbyte.read_ahead import read_ahead
 
 _ZETA = "model.rotary_emb.zeta"
 
@@ -45,13 +47,16 @@ class JaxSide:
                     for x_BTD, turns, batch in zip(x, tables, batches, strict=True)
                 ]
                 x = jax.block_until_ready(x)
+                del arrays  # what stands here is held while the other side computes
                 yield _at_columns(f"layer {layer}", batches, x)
             scale = self._read(NORM)
             x = [self._parts.norm(scale, x_BTD) for x_BTD in x]
             yield Stage("norm", [np.asarray(x_BTD) for x_BTD in x])
             head = self._read_head()
             kept = [x_BTD[:, batch.columns] for x_BTD, batch in zip(x, batches, strict=True)]
-            yield Stage("logits", [np.asarray(self._parts.logits(head, x_BCD)) for x_BCD in kept])
+            logits = [np.asarray(self._parts.logits(head, x_BCD)) for x_BCD in kept]
+            del head
+            yield Stage("logits", logits)
 
     def continued(self, prompts: Sequence[TokenIds], count: int, given_BS: np.ndarray | None) -> Continuation:
         """As in `Side`; the tokens must be given. All S of them go through a layer before the next layer is read."""
@@ -97,14 +102,18 @@ class JaxSide:
                 inputs.append(x_BTD)
                 program = self._parts.layer(layer)
                 x_BTD = jax.block_until_ready(program(self._read_layer(layer), x_BTD, tables, batch.segment_ids))
-            _, (scale, head_VD, few_BTD) = self._parts.loss_gradients(
-                self._read(NORM), self._read_head(), x_BTD[:LOSS_ROWS], batch.labels[:LOSS_ROWS]
+            columns = batch.columns
+            ends = jax.block_until_ready(
+                self._parts.head_gradients(
+                    self._read(NORM), self._read_head(), x_BTD[:, columns], batch.labels[:, columns]
+                )
             )
-            x_gradient = jnp.zeros_like(x_BTD).at[:LOSS_ROWS].set(few_BTD)
-            found = {NORM: np.asarray(scale), HEAD: np.asarray(head_VD)}
-            del head_VD
-            yield "head", found
-            del found
+            x_gradient = jnp.zeros_like(x_BTD).at[:, columns].set(ends.in_x_BCD)
+            yield "head", {NORM: np.asarray(ends.in_scale)}
+            for rows in strips(ends.in_logits_BCV.shape[-1], x_BTD.shape[-1]):
+                strip = self._parts.head_strip(ends.in_logits_BCV[:, :, rows], ends.hidden_BCD)
+                yield "head", {HEAD: np.asarray(strip)}
+            del ends, strip
             in_tables = jax.tree.map(jnp.zeros_like, tables)
             for layer in reversed(self._parts.tensors):
                 program = self._parts.layer_gradients(layer)
@@ -117,9 +126,9 @@ class JaxSide:
                 del arrays
                 yield f"layer {layer}", found
                 del found
-            embedding = np.zeros(self._tensors[EMBEDDING].shape, np.float32)
-            np.add.at(embedding, batch.input_ids.reshape(-1), np.asarray(x_gradient).reshape(-1, embedding.shape[1]))
-            self._used(embedding.nbytes)
+            ids, places = np.unique(batch.input_ids, return_inverse=True)
+            embedding = np.zeros((len(ids), x_gradient.shape[-1]), np.float32)
+            np.add.at(embedding, places.reshape(-1), np.asarray(x_gradient).reshape(-1, embedding.shape[1]))
             yield "embedding", {EMBEDDING: embedding}
             if self._config.xpos_learnable:
                 _, pull = jax.vjp(self._parts.tables, self._read(_ZETA), batch.position_ids)
@@ -134,15 +143,25 @@ class JaxSide:
         zeta = self._read(_ZETA) if self._config.xpos_learnable else None
         return self._parts.tables(zeta, position_ids)
 
-    def _read(self, key: str) -> np.ndarray:
+    def _read(self, key: str) -> jax.Array:
         self._used(self._tensors[key].nbytes)
-        return _float32(np.asarray(self._tensors[key]))
+        return self._on_device(key)
 
-    def _read_head(self) -> np.ndarray:
+    def _on_device(self, key: str) -> jax.Array:
+        """A copy, made at once: else the values would be there twice for as long as they are used."""
+        values = _float32(np.asarray(self._tensors[key]))
+        return jax.block_until_ready(jax.device_put(values, self._cpu, may_alias=False))
+
+    def _read_head(self) -> jax.Array:
         return self._read(EMBEDDING if self._config.tie_word_embeddings else HEAD)
 
-    def _read_layer(self, layer: int) -> dict[str, np.ndarray]:
-        return {name_in_layer(tensor): self._read(tensor.key) for tensor in self._parts.tensors[layer]}
+    def _read_layer(self, layer: int) -> dict[str, jax.Array]:
+        keys = {name_in_layer(tensor): tensor.key for tensor in self._parts.tensors[layer]}
+        arrays = dict(
+            read_ahead((name, self._tensors[key].nbytes, partial(self._on_device, key)) for name, key in keys.items())
+        )
+        self._used(sum(self._tensors[key].nbytes for key in keys.values()))
+        return arrays
 
 
 def _at_columns(name: str, batches: Sequence[Batch], x: Sequence[jax.Array]) -> Stage:

@@ -1,13 +1,16 @@
 """The rows of tokens on which two models are compared: prompts, padded rows, packed rows and a long one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from convert.verifying.side import TokenIds
 
 ROWS = 6
+
+# Rows whose next tokens make the loss that is differentiated.
+LOSS_ROWS = 2
 
 # A row without a window to look beyond; with one, the long row is longer than twice the window. Of larger windows than
 # MOST_LONG allows for, no CPU would come to an end.
@@ -129,6 +132,14 @@ def documents(length: int, sizes: Sizes, pad: int) -> Documents:
             places.append((document, start, row, len(text)))
             start, document = start + len(text), (document + 1) % ROWS
     return Documents(padded, packed, tuple(places))
+
+
+def to_learn(batch: Batch, sizes: Sizes) -> Batch:
+    """The first rows of a batch. Its columns are those whose next tokens make the loss: their logits are held."""
+    ids, positions, segments = (x[:LOSS_ROWS] for x in (batch.input_ids, batch.position_ids, batch.segment_ids))
+    few = Batch("to learn", ids, positions, segments, batch.columns)
+    places = np.flatnonzero((few.labels >= 0).any(axis=0))
+    return replace(few, columns=places[sizes.columns(len(few.input_ids), len(places))] if len(places) else places)
 
 
 def long_row(sizes: Sizes) -> Batch:

@@ -1,5 +1,6 @@
 """The questions that `verify` asks of each of two models; both answer layer by layer, in float32 on the CPU."""
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -16,8 +17,8 @@ TokenIds = list[int]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 NORM = "model.norm.weight"
 
-# Rows of a batch whose next tokens make the loss that is differentiated: their logits are all held at once.
-LOSS_ROWS = 2
+# What the gradients of a part of the head may take.
+_STRIP_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,11 @@ class Side(Protocol):
         """Reads each prompt and `count` tokens more, one by one: those that are given, or those that it chooses."""
 
     def gradients(self, batch: "Batch") -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-        """Gradients of the mean loss of next tokens in the batch's first rows, from the head down.
+        """Gradients of the mean loss of next tokens at the batch's columns, from the head down.
 
-        Yields (a stage's name, Hugging Face key -> gradient in the tensor's own shape). A tied head and the embedding
-        are told apart: the first has the gradient that comes from the logits, the second that from the rows.
+        Yields (a stage's name, Hugging Face key -> gradient). A head's gradients come in `strips`, and the embedding's
+        for the batch's tokens alone, in the order of their ids: others have none. A tied head and the embedding are
+        told apart: the first has the gradient that comes from the logits, the second that from the rows.
         """
 
 
@@ -73,22 +75,39 @@ class FolderSide(Side, Protocol):
         """The logits [B, C, V] at the batch's columns of the model that is computed in bfloat16."""
 
 
-def pinned(tensors: Mapping[str, LazyTensor], budget: int) -> dict[str, LazyTensor]:
-    """The tensors; the first that are read stay in memory, up to `budget` bytes, and are not read again."""
-    kept: dict[str, np.ndarray] = {}
-    room = budget
+def strips(rows: int, width: int) -> Iterator[slice]:
+    """The parts in which the gradients of a head [rows, width] come."""
+    height = max(1, _STRIP_BYTES // (4 * width))
+    for start in range(0, rows, height):
+        yield slice(start, min(start + height, rows))
 
-    def reader(key: str, tensor: LazyTensor) -> LazyTensor:
+
+class Pins:
+    """Keeps tensors in memory, so that they are not read again: the first that are read, up to `budget` bytes.
+
+    tensors: the same tensors, which are kept.
+    """
+
+    def __init__(self, tensors: Mapping[str, LazyTensor], budget: int) -> None:
+        self._room, self._kept, self._lock = budget, dict[str, np.ndarray](), threading.Lock()
+        self._all_fit = sum(tensor.nbytes for tensor in tensors.values()) <= budget
+        self.tensors = {key: self._pinned(key, tensor) for key, tensor in tensors.items()}
+
+    def _pinned(self, key: str, tensor: LazyTensor) -> LazyTensor:
         def read() -> np.ndarray:
-            nonlocal room
-            if key in kept:
-                return kept[key]
+            if key in self._kept:
+                return self._kept[key]
             values = tensor.read()
-            if tensor.nbytes <= room:
-                room -= tensor.nbytes
-                kept[key] = values
+            with self._lock:  # tensors are read in threads
+                if tensor.nbytes <= self._room:
+                    self._room -= tensor.nbytes
+                    self._kept[key] = values
             return values
 
         return LazyTensor(tensor.shape, tensor.dtype, read)
 
-    return {key: reader(key, tensor) for key, tensor in tensors.items()}
+    def let_go(self) -> None:
+        """Makes room, and keeps no more, unless all of the tensors fit: then none is read twice."""
+        if not self._all_fit:
+            self._room = 0
+            self._kept.clear()

@@ -13,7 +13,7 @@ from convert.run_checkpoint import Step
 from convert.verifying.checks import Check
 from convert.verifying.folders import Folder, Used, sizes_of
 from convert.verifying.rows import Sizes
-from convert.verifying.side import Side, pinned
+from convert.verifying.side import Pins, Side
 from convert.verifying.texts import FolderTexts, RunTexts, Texts
 from convert.weights import LazyTensor
 from stellarbyte.architecture import ByteConfig
@@ -23,8 +23,8 @@ from stellarbyte.places import Place
 from stellarbyte.reading import read_json_object
 from stellarbyte_jax.config_file import differing_fields, to_dict
 
-# The run's tensors that stay in memory: those of a small model, so that it is read once.
-_PINNED_OF_RUN = 64 << 20
+# The tensors of a run of no more than this stay in memory, so that it is read once.
+_SMALL = 64 << 20
 
 # A text that both tokenizers encode as users do, with bos before it.
 _PROBE = "Once upon a time there was a star."
@@ -76,7 +76,7 @@ def open_run(run_dir: Place, step: Step | None, folder: Folder) -> Subject:
     expected = layer_scale.without_layer_scale(config) if folded else config
     in_folder = expected if folder.family is None else as_family(expected, folder.family, dtype)
     derived = (layer_scale.to_hf_folded if folded else weights.to_hf)(params, config, dtype)
-    exported_side = pinned(derived, _PINNED_OF_RUN)
+    exported_side = derived if sum(t.nbytes for t in derived.values()) > _SMALL else Pins(derived, _SMALL).tensors
     as_it_is = weights.to_hf(params, config, "float32") if folded and dtype == "float32" else None
 
     def side(used: Used) -> Side:

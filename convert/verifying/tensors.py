@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from convert.verifying.checks import Check
 from convert.weights import LazyTensor
+from stellarbyte.read_ahead import read_ahead
 
 Tensors = Mapping[str, LazyTensor]
 
@@ -34,16 +35,14 @@ def compare_bits(ours: Tensors, theirs: Tensors, names: tuple[str, str], used: C
 
     used: called with the bytes of each tensor that has been hashed.
     """
-    differences, hashes = [], {}
-    with ThreadPoolExecutor(2) as both:
-        for key in ours:
-            if key not in theirs or _kind(ours[key]) != _kind(theirs[key]):
-                continue
-            a, b = both.map(_sha256, (ours[key], theirs[key]))
-            hashes[key] = [a, b]
-            used(2 * ours[key].nbytes)
-            if a != b:
-                differences.append(f"the values of {key} are not those of {names[0]}")
+    keys = [key for key in ours if key in theirs and _kind(ours[key]) == _kind(theirs[key])]
+    hashes: dict[str, list[str]] = {key: [] for key in keys}
+    # The threads hash what they have read, and large tensors are read one at a time.
+    work = [(key, side[key].nbytes, partial(_sha256, side[key])) for key in keys for side in (ours, theirs)]
+    for key, digest in read_ahead(work):
+        hashes[key].append(digest)
+        used(ours[key].nbytes)
+    differences = [f"the values of {key} are not those of {names[0]}" for key, (a, b) in hashes.items() if a != b]
     figures: dict[str, Any] = {"sha256": hashes}
     return Check("sha256 of each tensor", f"{len(hashes)} tensors bit for bit", figures, differences)
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 import stellarbyte_torch  # noqa: F401 - Transformers then knows our class
 from convert.verifying.filled import Parts
 from convert.verifying.rows import Batch
-from convert.verifying.side import EMBEDDING, HEAD, LOSS_ROWS, NORM, Continuation, Stage, TokenIds
+from convert.verifying.side import EMBEDDING, HEAD, NORM, Continuation, Pins, Stage, TokenIds, strips
 from convert.weights import LazyTensor
 from stellarbyte.errors import UserError
 from stellarbyte_torch.model_folder import MISTAKES, first_line, read_config
@@ -24,8 +24,9 @@ _ZETA = "model.rotary_emb.zeta"
 class TorchSide:
     """As `Side` in PyTorch. Code that comes with the folder is never run.
 
-    tensors: the folder's tensors, by the names of the class's parameters. used: called with the bytes of the weights
-    of each part that has computed.
+    tensors: the folder's tensors, by the names of the class's parameters. budget: the bytes of them that may stay in
+    memory while tokens are read one by one, which takes all weights for each. used: called with the bytes of the
+    weights of each part that has computed.
 
     Raises:
         UserError: Transformers has no such model, or the tensors do not fit it.
@@ -34,7 +35,7 @@ class TorchSide:
     name = "PyTorch"
 
     def __init__(
-        self, folder: Path, tensors: Mapping[str, LazyTensor], used: Callable[[int], None] = lambda _: None
+        self, folder: Path, tensors: Mapping[str, LazyTensor], budget: int, used: Callable[[int], None]
     ) -> None:
         read_config(folder)
         try:
@@ -47,7 +48,8 @@ class TorchSide:
         except MISTAKES as error:
             raise UserError(f"{folder} holds a model that cannot be loaded: {first_line(error)}") from error
         self._model.eval()
-        self._parts = Parts(self._model, tensors, str(folder), used)
+        self._pins = Pins(tensors, budget)
+        self._parts = Parts(self._model, self._pins.tensors, str(folder), used)
         self._decoder: Any = self._model.model
         self._pad = next((i for i in (config.pad_token_id, config.eos_token_id) if isinstance(i, int)), 0)
         parameters = inspect.signature(self._model.forward).parameters
@@ -74,8 +76,8 @@ class TorchSide:
         layers = len(self._decoder.layers)
         names = ["embedding", *(f"layer {number}" for number in range(layers)), "norm", "logits"]
         seen = [self._forward(batch) for batch in batches]
-        for number, name in enumerate(names):
-            yield Stage(name, [arrays[number] for arrays in seen])
+        for name in names:
+            yield Stage(name, [arrays.pop(0) for arrays in seen])
 
     def _forward(self, batch: Batch) -> list[np.ndarray]:
         columns = torch.from_numpy(batch.columns)
@@ -119,25 +121,28 @@ class TorchSide:
                 tokens.append(best_B.numpy())
                 largest = max(largest, float(logits_BV.abs().max()))
                 ids, mask = read_B[:, None], torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
+        self._pins.let_go()
         return Continuation(np.stack(tokens, 1), np.stack(hidden, 1), np.stack(behind, 1), largest)
 
     def gradients(self, batch: Batch) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         """As in `Side`: each layer is called again with what it was called with in a forward pass, from the last on."""
         calls, before_norm = self._calls(batch)
-        x_BTD = before_norm[:LOSS_ROWS].detach().requires_grad_()
-        with self._parts.held("model.norm") as norm, self._parts.held("lm_head") as head:
-            logits_BTV = self._model.lm_head(self._decoder.norm(x_BTD)).float()
-            labels = torch.from_numpy(batch.labels[:LOSS_ROWS]).long()
-            loss = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), labels.flatten())
-            del logits_BTV
-            few_BTD, scale, head_VD = torch.autograd.grad(loss, [x_BTD, norm["weight"], head["weight"]])
-        del loss
-        found = {NORM: _numpy(scale), HEAD: _numpy(head_VD)}
-        del head_VD
-        yield "head", found
-        del found
+        columns = torch.from_numpy(batch.columns)
+        x_BCD = before_norm[:, columns].detach().requires_grad_()
+        with self._parts.held("model.norm") as norm:
+            hidden_BCD = self._decoder.norm(x_BCD)
+            logits_BCV = self._model.lm_head(hidden_BCD).float()
+            labels_BC = torch.from_numpy(batch.labels[:, batch.columns]).long()
+            loss = torch.nn.functional.cross_entropy(logits_BCV.flatten(0, 1), labels_BC.flatten())
+            few_BCD, scale, in_logits = torch.autograd.grad(loss, [x_BCD, norm["weight"], logits_BCV])
+        hidden, in_logits = hidden_BCD.detach().flatten(0, 1), in_logits.flatten(0, 1)
+        del loss, logits_BCV, hidden_BCD  # and with them the head
+        yield "head", {NORM: _numpy(scale)}
+        for rows in strips(in_logits.shape[1], hidden.shape[1]):
+            yield "head", {HEAD: _numpy(in_logits[:, rows].T @ hidden)}
+        del in_logits
         gradient = torch.zeros_like(before_norm)
-        gradient[:LOSS_ROWS] = few_BTD
+        gradient[:, columns] = few_BCD
         in_turns: torch.Tensor | None = None
         for number in reversed(range(len(calls))):
             gradient, more, found = self._layer_gradients(number, calls.pop(), gradient)
@@ -147,7 +152,10 @@ class TorchSide:
         with self._parts.held("model.embed_tokens") as embedding:
             looked_up = self._decoder.embed_tokens(torch.from_numpy(batch.input_ids).long())
             (in_embedding,) = torch.autograd.grad(looked_up, [embedding["weight"]], gradient)
-        yield "embedding", {EMBEDDING: _numpy(in_embedding)}
+        del embedding, looked_up
+        of_tokens = _numpy(in_embedding)[np.unique(batch.input_ids)]
+        del in_embedding
+        yield "embedding", {EMBEDDING: of_tokens}
         if in_turns is not None:
             zeta = self._decoder.rotary_emb.zeta.requires_grad_()
             turns = self._decoder.rotary_emb(gradient, torch.from_numpy(batch.position_ids).long())
