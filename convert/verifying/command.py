@@ -12,9 +12,11 @@ def run(options: argparse.Namespace) -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     from convert import certificate
     from convert.bucket_folders import read_here
+    from convert.verifying.memory import give_back_large
     from convert.verifying.report import summary, to_json
     from stellarbyte.progress import progress
 
+    give_back_large()
     prompts = certificate.read_prompts(options.prompts) if options.prompts else None
     with ExitStack() as stack:
         folder, left = stack.enter_context(read_here(options.hf_dir)), options.run_dir

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from html import escape
 
 _WIDTH, _HEIGHT = 720, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 44, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 56, 44
+# What the name of a stage that is no layer takes, and an entry of the legend.
+_NAME, _ENTRY = 84, 260
 # Errors from a tenth of float32's precision to what is plainly another model.
 _LOWEST, _HIGHEST = -8, 0
 
@@ -26,11 +28,12 @@ Errors = Mapping[str, float | None]
 def draw(title: str, hidden: Errors, gradients: Errors, limits: tuple[float, float]) -> str:
     """The SVG: errors relative to the largest value, on a logarithmic scale, of hidden states and of gradients.
 
-    `limits` are what is allowed of each, drawn as dashed lines. An error that is no number stands at the top.
+    `limits` are what is allowed of each, drawn as dashed lines. An error that is no number stands at the top and is
+    called nan.
     """
     names = list(dict.fromkeys(["embedding", *hidden, *gradients]))
     names.sort(key=_place)
-    x = {name: _LEFT + (_WIDTH - _LEFT - _RIGHT) * (number + 0.5) / len(names) for number, name in enumerate(names)}
+    x = _columns(names)
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">',
         f"<title>{escape(title)}</title>",
@@ -40,7 +43,8 @@ def draw(title: str, hidden: Errors, gradients: Errors, limits: tuple[float, flo
     ]
     for power in range(_LOWEST, _HIGHEST + 1):
         lines.append(_rule(10.0**power, "rule"))
-        lines.append(_text(_LEFT - 8, _y(10.0**power) + 4, "end", f"1e{power}"))
+        beyond = {_LOWEST: "≤ ", _HIGHEST: "≥ "}.get(power, "")
+        lines.append(_text(_LEFT - 8, _y(10.0**power) + 4, "end", f"{beyond}1e{power}" if power else f"{beyond}1"))
     lines += _labels(names, x)
     for number, (name, errors, limit) in enumerate(
         (("hidden states", hidden, limits[0]), ("gradients", gradients, limits[1]))
@@ -51,9 +55,10 @@ def draw(title: str, hidden: Errors, gradients: Errors, limits: tuple[float, flo
         lines.append(_rule(limit, f"{style} limit"))
         lines.append(f'<polyline class="{style}" points="{joined}"/>')
         lines += [f'<circle class="{style}" cx="{a:.1f}" cy="{b:.1f}" r="2.6"/>' for a, b in points]
-        start = _LEFT + 150 * number
-        lines.append(f'<circle class="{style}" cx="{start + 5}" cy="31" r="4"/>')
-        lines.append(_text(start + 14, 35, "start", f"{name} (dashed: {limit:g})"))
+        lines += [_text(x[stage] + 6, _TOP + 14, "start", "nan") for stage, error in errors.items() if error is None]
+        start = _LEFT + _ENTRY * number
+        lines.append(f'<circle class="{style}" cx="{start + 5}" cy="36" r="4"/>')
+        lines.append(_text(start + 14, 40, "start", f"{name}, allowed (dashed): 1e{math.log10(limit):.0f}"))
     return "\n".join([*lines, "</svg>", ""])
 
 
@@ -64,14 +69,29 @@ def _place(name: str) -> tuple[int, int]:
     return order.index(kind), int(number or 0)
 
 
+def _columns(names: list[str]) -> dict[str, float]:
+    """Where each stage stands; many layers share what the others' names leave them."""
+    width = _WIDTH - _LEFT - _RIGHT
+    layers = sum(name.startswith("layer ") for name in names)
+    others = len(names) - layers
+    of_name = max(_NAME, width / len(names))
+    of_layer = (width - others * of_name) / max(1, layers)
+    x, end = {}, float(_LEFT)
+    for name in names:
+        own = of_layer if name.startswith("layer ") else of_name
+        x[name], end = end + own / 2, end + own
+    return x
+
+
 def _labels(names: list[str], x: Mapping[str, float]) -> list[str]:
     """Some of the layers' numbers, and the other stages' names."""
     layers = [name for name in names if name.startswith("layer ")]
     step = max(1, -(-len(layers) // 16))
     kept = {name: name.removeprefix("layer ") for name in layers[::step]}
     kept |= {name: name for name in names if name in ("embedding", "head", "norm", "positions")}
-    height = {name: _HEIGHT - _BOTTOM + (16 if name in layers else 32) for name in kept}
-    return [_text(x[name], height[name], "middle", text) for name, text in kept.items()]
+    row = _HEIGHT - _BOTTOM + 16
+    middle = [_text((x[layers[0]] + x[layers[-1]]) / 2, row + 18, "middle", "layer")] if layers else []
+    return [_text(x[name], row, "middle", text) for name, text in kept.items()] + middle
 
 
 def _y(error: float | None) -> float:

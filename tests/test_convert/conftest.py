@@ -54,6 +54,33 @@ def python():
     return run
 
 
+_MEASURED = """
+import re, sys
+from pathlib import Path
+from stellarbyte.door import main
+import convert.hf_checkpoint, stellarbyte_jax.checkpoints.lora_base, stellarbyte_jax.checkpoints.imported
+
+def peak():  # a child's rusage would count what its parent held before it
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+before = peak()
+code = main(sys.argv[1:])
+print(code, (peak() - before) // 1024)
+"""
+
+
+@pytest.fixture
+def memory_of(python, tmp_path):
+    """Runs a command and returns its exit code, and the MiB that it held at most above what its libraries take."""
+
+    def run(*command: str, imports: str = "sys") -> tuple[int, int]:
+        printed = python(f"import {imports}\n{_MEASURED}", tmp_path, *command)
+        code, megabytes = map(int, printed.split("\n")[-2].split())
+        return code, megabytes
+
+    return run
+
+
 @pytest.fixture
 def no_models(monkeypatch):
     """Leaves out the comparison of behaviour, for tests of all else."""

@@ -155,16 +155,6 @@ def test_the_best_step_is_exported(run_dir, tmp_path, capsys):
     np.testing.assert_array_equal(stored, 2 * np.asarray(before.params["model"]["norm"]["scale"]))
 
 
-_MEASURED = """
-import resource, sys, threading
-from stellarbyte.door import main
-import convert.hf_checkpoint, stellarbyte_jax.checkpoints.lora_base, stellarbyte_jax.checkpoints.imported
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-code = main(sys.argv[1:])
-print(code, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
-"""
-
-
 @pytest.fixture(scope="module")
 def wide_run(tokenizer, tmp_path_factory):
     """A run of 0.5 GB."""
@@ -178,14 +168,41 @@ def wide_run(tokenizer, tmp_path_factory):
 
 
 @pytest.mark.long
-def test_memory_is_a_few_tensors(wide_run, tmp_path, python):
+def test_memory_is_a_few_tensors(wide_run, tmp_path, memory_of):
     hf, again = str(tmp_path / "hf"), str(tmp_path / "again")
-    out = python(_MEASURED, tmp_path, "convert", "to-hf", str(wide_run), hf, "--max-shard-size", "50MB")
-    back = python(_MEASURED, tmp_path, "convert", "from-hf", hf, again)
-    for printed in (out, back):
-        code, megabytes = map(int, printed.split("\n")[-2].split())
+    for command in (["to-hf", str(wide_run), hf, "--max-shard-size", "50MB"], ["from-hf", hf, again]):
+        code, megabytes = memory_of("convert", *command)
         assert code == 0
         assert megabytes < 2 * 50 + 200, "the model has 500 MB"
+
+
+@pytest.fixture(scope="module")
+def worded_run(tokenizer, tmp_path_factory):
+    """A run of 0.6 GB, most of which are an embedding and a head of 262 MB each."""
+    config = tiny(vocab_size=64_000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=2, head_dim=256)
+    draw = np.random.default_rng(0)
+    shapes = names.jax_shapes(config)
+    params = {path: 0.02 * draw.standard_normal(shape, np.float32) for path, shape in shapes.items()}
+    path = tmp_path_factory.mktemp("worded") / "run"
+    run_checkpoint.save(path, RunCheckpoint(weights.unflatten(params), config, tokenizer.files, step=0))
+    return path
+
+
+@pytest.mark.long
+def test_verifying_holds_no_more_than_two_files(worded_run, tmp_path, memory_of):
+    hf = tmp_path / "hf"
+    hf_checkpoint.to_hf(worded_run, hf, max_shard_size="100MB")  # the embedding and the head have files of their own
+    file = max(path.stat().st_size for path in hf.glob("*.safetensors")) / 2**20
+    code, megabytes = memory_of(
+        "convert",
+        "verify",
+        str(worded_run),
+        str(hf),
+        imports="convert.verifying.jax_side, convert.verifying.torch_side",
+    )
+    assert json.loads((hf / "certificate.json").read_text())["verdict"] == "PASS"
+    assert code == 0
+    assert megabytes < 2 * file + 286, "300 MB are 286 MiB"
 
 
 @pytest.mark.long
