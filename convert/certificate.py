@@ -60,8 +60,8 @@ def verify(
 
     Writes certificate.json and certificate.svg into the folder, and returns the certificate. `verdict` is "PASS" or
     "FAIL", `checks` has the figures of each check, and `differences` a sentence for each thing that is wrong. Weights
-    are read a layer at a time; in memory are a file's worth of them, and a layer, the embedding and the head of both
-    sides with their gradients.
+    are read a layer at a time. While tokens are read one by one, as many stay in memory as two of the folder's files
+    hold, less the largest part of the model; else those of one part of one side, and a layer's gradients of the other.
 
     An export with LayerScale folded in is compared with the run's folded weights, and its logits with those of the run
     as it is.

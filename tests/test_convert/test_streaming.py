@@ -173,7 +173,7 @@ def test_memory_is_a_few_tensors(wide_run, tmp_path, memory_of):
     for command in (["to-hf", str(wide_run), hf, "--max-shard-size", "50MB"], ["from-hf", hf, again]):
         code, megabytes = memory_of("convert", *command)
         assert code == 0
-        assert megabytes < 2 * 50 + 200, "the model has 500 MB"
+        assert megabytes < 0.95 * (2 * 50 + 300), "two files and 300 MB, in MiB; the model has 500 MB"
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_verifying_holds_no_more_than_two_files(worded_run, tmp_path, memory_of)
     )
     assert json.loads((hf / "certificate.json").read_text())["verdict"] == "PASS"
     assert code == 0
-    assert megabytes < 2 * file + 286, "300 MB are 286 MiB"
+    assert megabytes < 2 * file + 0.95 * 300, "two files and 300 MB, in MiB"
 
 
 @pytest.mark.long
