@@ -65,7 +65,7 @@ def load_model(
         check_can_be_read(folder)
     try:
         if compressed or not quantised:
-            _check_weight_files(folder, config, only_floats=not quantised)
+            weight_files(folder, config, only_floats=not quantised)
         with _no_report(), without_bars():
             # Weights that do not fit are reported below by their names.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -153,11 +153,17 @@ def check_decoder(model: PreTrainedModel, where: str) -> None:
             setattr(model.config, name, value)
 
 
-def _check_weight_files(folder: Path, config: dict[str, Any], *, only_floats: bool) -> None:
-    """Checks the safetensors files and their index against each other, before Transformers opens the named files."""
+def weight_files(folder: Path, config: dict[str, Any], *, only_floats: bool = True) -> dict[str, str]:
+    """The file of each tensor, once the safetensors files and their index are checked against each other.
+
+    It is empty if there are no such files. only_floats: whether a model of ours may hold floats alone.
+
+    Raises:
+        UserError: the files contradict each other or config.json.
+    """
     listed = None if (folder / _WHOLE).exists() else _read_index(folder / _INDEX)
     if listed is None and not (folder / _WHOLE).exists():
-        return  # Transformers reports what is missing
+        return {}  # Transformers reports what is missing
     only_floats &= config.get("model_type") == ByteConfig.model_type
     home: dict[str, str] = {}
     for name in [_WHOLE] if listed is None else dict.fromkeys(listed.values()):
@@ -180,6 +186,7 @@ def _check_weight_files(folder: Path, config: dict[str, Any], *, only_floats: bo
                 f"{folder / 'config.json'}: {name} {config[name]} is more than there are tensors, {len(home)}: save or "
                 "export the model again"
             )
+    return home
 
 
 def _read_index(path: Path) -> dict[str, str] | None:

@@ -29,16 +29,13 @@ def fold(reach: Reach, scale: Tensor, layer: nn.Module, linears: Mapping[str, Li
 def exact(reach: Reach, scale: Tensor, layer: nn.Module, linears: Mapping[str, Linear], dtype: torch.dtype) -> Tensor:
     """The nearest scale to this one that folding carries out exactly when the model is saved in `dtype`.
 
-    Quantised layers are chosen from float32 and lose nothing by a scale. What stays a float is rounded once more: a
-    norm takes the nearest weight that `dtype` holds, and its consumers multiply by the quotient that results. A router
-    and a bias cannot be made up for, so where there is one the scale is made of powers of two.
+    A linear layer that is divided by powers of two has the same codes as before, and its error stays the same to the
+    last bit. A router among the consumers, which stays in floats, is not rounded a second time by them. A norm takes
+    the nearest weight that `dtype` holds, and its consumers multiply by the quotient that results.
     """
-    if dtype == torch.float32:
-        return scale
-    has_bias = reach.source in linears and linears[reach.source].bias is not None
-    if has_bias or any(is_router(name) for name in reach.consumers):
+    if reach.source in linears or (dtype != torch.float32 and any(is_router(name) for name in reach.consumers)):
         return torch.exp2(scale.log2().round())
-    if reach.source in linears:
+    if dtype == torch.float32:
         return scale
     weight = _norm(reach, layer)
     quotient = weight / (weight / scale).to(dtype).float()

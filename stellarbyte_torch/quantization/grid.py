@@ -3,7 +3,7 @@
 The arithmetic is that of compressed-tensors, bit for bit, so that its loaders compute what was measured here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,11 @@ class QuantizedWeight:
             codes_OCI = codes_OCI - self.zero_point[..., None].to(self.scale.dtype)
         weight_OI = (codes_OCI * self.scale[..., None]).flatten(1)
         return weight_OI if dtype is None else weight_OI.to(dtype)
+
+    def on_cpu(self) -> "QuantizedWeight":
+        """The same in the CPU's memory, contiguous."""
+        zero = None if self.zero_point is None else self.zero_point.cpu().contiguous()
+        return replace(self, codes=self.codes.cpu().contiguous(), scale=self.scale.cpu().contiguous(), zero_point=zero)
 
     @property
     def bits_per_weight(self) -> float:

@@ -9,7 +9,7 @@ feed-forward reads the norm before the attention. Neither qk_norm, LayerScale no
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -72,13 +72,13 @@ class Reach:
         """A scale of the source's channels as one of the consumers' input columns."""
         return scale if self.spread is None else scale[self.spread.to(scale.device)]
 
-    def on_source(self, values_I: Tensor) -> Tensor:
-        """Values of the consumers' input columns, as their mean over the columns that read each source channel."""
+    def on_source(self, values_I: Tensor, reduction: Literal["mean", "amax"]) -> Tensor:
+        """Values of the consumers' input columns, reduced over those that read the same channel of the source."""
         if self.spread is None:
             return values_I
         spread = self.spread.to(values_I.device)
-        total = values_I.new_zeros(int(spread.max()) + 1).index_add_(0, spread, values_I)
-        return total / torch.bincount(spread)
+        found = values_I.new_zeros(int(spread.max()) + 1)
+        return found.scatter_reduce_(0, spread, values_I, reduction, include_self=False)
 
 
 def reaches(layer: nn.Module, config: Any, table: tuple[Row, ...] = TABLE) -> list[Reach]:
