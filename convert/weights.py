@@ -23,7 +23,8 @@ DTYPES: dict[str, np.dtype] = {
     "float16": np.dtype(np.float16),
 }
 
-_STRIP = 128  # rows
+# Bytes of a line of a core's cache.
+_LINE = 64
 
 
 class Tensor(Protocol):
@@ -184,10 +185,14 @@ def _transposed(values: np.ndarray, tensor: HFTensor) -> np.ndarray:
 
 
 def transposed(values: np.ndarray) -> np.ndarray:
-    """A copy with the last two axes swapped, made strip by strip: the lines of a strip stay in a core's cache."""
+    """A copy with the last two axes swapped, made in strips of as many rows as fill a line of the cache of the copy.
+
+    So each line of the copy is written once, and the few lines that are read meanwhile stay in the cache.
+    """
     swapped = np.empty((*values.shape[:-2], values.shape[-1], values.shape[-2]), values.dtype)
-    for start in range(0, values.shape[-2], _STRIP):
-        strip = slice(start, start + _STRIP)
+    rows = _LINE // values.dtype.itemsize
+    for start in range(0, values.shape[-2], rows):
+        strip = slice(start, start + rows)
         swapped[..., strip] = values[..., strip, :].swapaxes(-1, -2)
     return swapped
 

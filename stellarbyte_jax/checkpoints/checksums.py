@@ -8,7 +8,7 @@ import numpy as np
 
 Tree = Any
 
-# Elements that are summed at once: they, their factors and their products stay in a core's cache.
+# Elements that are summed at once: they and their factors stay in a core's cache.
 _BLOCK = 1 << 15
 _FACTORS = 2 * np.arange(_BLOCK, dtype=np.uint32) + 1
 
@@ -36,12 +36,11 @@ def _device_sum(array: jax.Array) -> jax.Array:
 def part_sum(part: np.ndarray, first: int = 0) -> int:
     """What a part of an array adds to its sum, modulo 2^32, if the part's elements are those from index `first` on."""
     bits = np.ascontiguousarray(part).reshape(-1).view(f"uint{8 * part.dtype.itemsize}")
-    products = np.empty(min(_BLOCK, bits.size), np.uint32)
     total = 0
     for start in range(0, bits.size, _BLOCK):
         block = bits[start : start + _BLOCK].astype(np.uint32, copy=False)
-        product = np.multiply(block, _FACTORS[: block.size], out=products[: block.size])
-        total += int(product.sum(dtype=np.uint32)) + 2 * (first + start) * int(block.sum(dtype=np.uint32))
+        weighted = int(np.dot(block, _FACTORS[: block.size]))
+        total += weighted + 2 * (first + start) * int(block.sum(dtype=np.uint32))
     return total % 2**32
 
 

@@ -18,7 +18,7 @@ from stellarbyte_jax.data.tokenizer import TOKENIZER_FILES
 METADATA = "metadata"  # the checkpoint's item
 
 # Items of arrays that a checkpoint may hold.
-_ITEMS = {"params", "opt_state", "ema"}
+ITEMS = {"params", "opt_state", "ema"}
 
 _MOST_COUNT = 2**48  # of rows
 
@@ -167,7 +167,7 @@ def _is_mixture(value: Any) -> bool:
 
 
 def _sums(sums: Any) -> dict[str, dict[str, int]]:
-    if not isinstance(sums, dict) or "params" not in sums or not sums.keys() <= _ITEMS:
+    if not isinstance(sums, dict) or "params" not in sums or not sums.keys() <= ITEMS:
         raise UserError("its metadata has not the checksums of a run's arrays")
     for of_item in sums.values():
         if not isinstance(of_item, dict) or not all(type(value) is int for value in of_item.values()):

@@ -23,7 +23,7 @@ from stellarbyte_jax.checkpoints.array_files import (
 )
 from stellarbyte_jax.checkpoints.checksums import checksums
 from stellarbyte_jax.checkpoints.folders import UNFINISHED, checkpoint_steps, checkpoints_of, delete_whole, latest_step
-from stellarbyte_jax.checkpoints.metadata import METADATA, RunMetadata, to_stored
+from stellarbyte_jax.checkpoints.metadata import ITEMS, METADATA, RunMetadata, to_stored
 from stellarbyte_jax.checkpoints.retention import Retention, Validations
 from stellarbyte_jax.checkpoints.stored_arrays import chunks
 
@@ -77,7 +77,7 @@ class Checkpointer:
         arrays = {"params": params, "opt_state": opt_state, "ema": ema}
         arrays = {item: tree for item, tree in arrays.items() if tree is not None}
         sums = {item: checksums(tree) for item, tree in arrays.items()}
-        items = {item: ocp.args.StandardSave(tree, chunks(tree)) for item, tree in arrays.items()}
+        items = {item: ocp.args.PyTreeSave(tree, chunks(tree)) for item, tree in arrays.items()}
         items[METADATA] = ocp.args.JsonSave(to_stored(metadata, sums))
         self._saving = step
         with self._explained():
@@ -92,7 +92,9 @@ class Checkpointer:
         )
         self._saving, self._failure = None, None
         with self._explained():
-            self._manager = ocp.CheckpointManager(orbax_path(self._folder), options=options)
+            self._manager = ocp.CheckpointManager(
+                orbax_path(self._folder), options=options, handler_registry=_uncompressed()
+            )
 
     def failure(self) -> str | None:
         """What was wrong with the last save, once that has ended; None if it is whole. See `begin_anew`."""
@@ -163,3 +165,14 @@ class Checkpointer:
             kept = self._known if isinstance(self._folder, BucketPath) else latest_step(self._folder.parent)
             safe = "" if kept is None else f"; that of step {kept} is intact, and the next run goes on from it"
             raise UserError(f"{self._folder}: {what} cannot be saved: {reason(error)}{safe}") from error
+
+
+def _uncompressed() -> ocp.handlers.CheckpointHandlerRegistry:
+    """Orbax's handlers for arrays that are written as they are.
+
+    Weights are noise to a compressor: for a twelfth of the bytes, it takes most of the time of saving and of reading.
+    """
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for item in ITEMS:
+        registry.add(item, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(use_compression=False))
+    return registry
