@@ -2,11 +2,14 @@
 
 --config FILE: the model's YAML. --folder DIR: where to work, on the disk that is measured; it is emptied afterwards.
 --shard SIZE: the exports' --max-shard-size, given as often as wanted. --cold: read from the disk, not from memory.
+--dtype NAME: the exports' dtype. "CPU" is the seconds of all cores that a command used; "on disk" is the seconds until
+all of it is on the disk.
 """
 
 import argparse
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -33,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--folder", type=Path, metavar="DIR")
     parser.add_argument("--shard", action="append", metavar="SIZE")
     parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--dtype", default="float32", metavar="NAME")
     parser.add_argument("--keep", action="store_true", help="leave the run in --folder")
     options = parser.parse_args(arguments)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="convert-table-"))
@@ -40,22 +44,23 @@ def main(arguments: Sequence[str]) -> int:
     run = folder / "run"
     if not run.exists():
         _make_run(run, options.config)
-    print("| | seconds | MB/s | of cp | peak memory, MB |\n| --- | --- | --- | --- | --- |")
+    print("| | seconds | CPU | on disk | MB/s | of cp | peak memory, MB |\n| --- | --- | --- | --- | --- | --- | --- |")
     try:
         for shard in options.shard or ["5GB", "500MB"]:
-            _table(run, folder, shard, options.cold)
+            _table(run, folder, shard, options.dtype, options.cold)
     finally:
         if not options.keep:
             shutil.rmtree(folder)
     return 0
 
 
-def _table(run: Path, folder: Path, shard: str, cold: bool) -> None:
+def _table(run: Path, folder: Path, shard: str, dtype: str, cold: bool) -> None:
     hf, back, copy = folder / "hf", folder / "back", folder / "copy"
     convert = [sys.executable, "-m", "stellarbyte", "convert"]
+    to_hf = [*convert, "to-hf", str(run), str(hf), "--max-shard-size", shard, "--dtype", dtype]
     commands = [
         ("cp of the run", ["cp", "-r", str(run), str(copy)], run),
-        (f"to-hf, files of {shard}", [*convert, "to-hf", str(run), str(hf), "--max-shard-size", shard], run),
+        (f"to-hf, {dtype}, files of {shard}", to_hf, run),
         ("cp of the export", ["cp", "-r", str(hf), str(copy)], hf),
         (f"from-hf, files of {shard}", [*convert, "from-hf", str(hf), str(back)], hf),
     ]
@@ -64,21 +69,30 @@ def _table(run: Path, folder: Path, shard: str, cold: bool) -> None:
         nbytes = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
         os.sync()
         _to_memory(source, cold=cold)
-        begin = time.perf_counter()
+        begin, used = time.perf_counter(), _cpu_seconds()
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         peak = 0
         while child.poll() is None:
             peak = _peak(child.pid) or peak
             time.sleep(0.02)
-        seconds = time.perf_counter() - begin
+        seconds, used = time.perf_counter() - begin, _cpu_seconds() - used
+        os.sync()
+        on_disk = time.perf_counter() - begin
         assert child.returncode == 0, command
         rate = nbytes / seconds / 1e6
         copied = rate if command[0] == "cp" else copied
         ratio = "" if command[0] == "cp" else f"{rate / copied:.2f}"
-        print(f"| {what} | {seconds:.1f} | {rate:.0f} | {ratio} | {peak / 1e6:.0f} |", flush=True)
+        figures = f"{seconds:.1f} | {used:.1f} | {on_disk:.1f} | {rate:.0f} | {ratio} | {peak / 1e6:.0f}"
+        print(f"| {what} | {figures} |", flush=True)
         shutil.rmtree(copy, ignore_errors=True)
     shutil.rmtree(hf)
     shutil.rmtree(back)
+
+
+def _cpu_seconds() -> float:
+    """The seconds that all processes before have used of the cores."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _peak(pid: int) -> int:
