@@ -11,7 +11,14 @@ import pytest
 from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoint_config import CheckpointConfig
 from stellarbyte_jax.checkpoints import array_writer, saving, stored_arrays
-from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata, load_params, open_params, save_imported
+from stellarbyte_jax.checkpoints.checkpoint import (
+    Checkpointer,
+    RunMetadata,
+    load_params,
+    open_params,
+    restore,
+    save_imported,
+)
 from stellarbyte_jax.checkpoints.checksums import checksums, part_sum
 
 METADATA = RunMetadata({"model": {}}, {})
@@ -95,6 +102,35 @@ def test_what_earlier_versions_saved_in_one_piece(tmp_path: Path, monkeypatch: p
     for array, expected in zip(jax.tree.leaves(opened), jax.tree.leaves(tree), strict=True):
         for layer in (2, 0, 1, 1):
             assert np.array_equal(array[layer], expected[layer])
+
+
+def compressors(folder: Path) -> set[str | None]:
+    """What the pieces of an item's arrays are packed with."""
+    found = [
+        array._store.spec().to_json()["metadata"]["compressor"] for array in jax.tree.leaves(open_params(folder)[0])
+    ]
+    return {None if each is None else each["id"] for each in found}
+
+
+@pytest.mark.parametrize("how", ["imported", "trained"])
+def test_nothing_is_compressed(tmp_path: Path, how: str) -> None:
+    save(tmp_path, arrays(), how)
+    assert compressors(tmp_path) == {None}
+
+
+def test_what_earlier_versions_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = jax.tree.map(jax.numpy.asarray, arrays())
+    monkeypatch.setattr(saving, "_uncompressed", ocp.handlers.DefaultCheckpointHandlerRegistry)
+    with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
+        checkpointer.save(0, tree, {"mu": tree}, METADATA)
+    monkeypatch.undo()
+    assert compressors(tmp_path) == {"zstd"}
+    assert same(open_params(tmp_path)[0], tree)
+    params, opt_state, *_ = restore(tmp_path, tree, {"mu": tree})
+    assert same((params, opt_state), (tree, {"mu": tree}))
+    with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:  # the run goes on
+        checkpointer.save(1, params, opt_state, METADATA)
+    assert compressors(tmp_path) == {None}
 
 
 @pytest.mark.parametrize("name", ["kernel", "scale"])
