@@ -1,6 +1,7 @@
 """Notes what a command has done in an unfinished folder, so that the same command goes on there when interrupted."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,11 @@ class Journal:
         self.done: dict[str, Any] = {note["name"]: note["value"] for note in known[1:]}
 
     def note(self, name: str, value: Any) -> None:
-        """Notes that something is done; raises OSError if it cannot be noted.
-
-        After a power failure, the note may be there and what is noted not: whoever goes on has to check it.
-        """
+        """Notes that something is done, and on disk; raises OSError if it cannot be noted."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"name": name, "value": value}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         self.done[name] = value
 
     def remove(self) -> None:

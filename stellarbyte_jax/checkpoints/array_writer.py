@@ -67,7 +67,7 @@ def write_arrays(
         tree: numpy's or JAX's arrays, or others of which `array[layer]` and `np.asarray(array)` are numpy arrays. Of
             three and more axes, the first is the layers'.
         progress: is called with the bytes that are written, and with the bytes in all.
-        journal: where each part is noted once it is written. What it notes already is not read and written again.
+        journal: where each part is noted once it is on disk. What it notes already is not read and written again.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -144,8 +144,7 @@ class TakenOver(ocp.type_handlers.NumpyHandler):
 
 
 def _open(folder: Path, arrays: dict[str, Any]) -> dict[str, ts.TensorStore]:
-    # The model can be had again from where it came, so nobody waits for the disk, and who reads it checks its bits.
-    context = ts.Context(ocp.type_handlers.get_ts_context().spec.to_json() | {"file_io_sync": False})
+    context = ocp.type_handlers.get_ts_context()
     folder.mkdir(exist_ok=True)
     opening = {}
     for name, array in arrays.items():

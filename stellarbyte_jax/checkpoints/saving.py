@@ -170,7 +170,7 @@ class Checkpointer:
 def _uncompressed() -> ocp.handlers.CheckpointHandlerRegistry:
     """Orbax's handlers for arrays that are written as they are.
 
-    Weights are noise to a compressor: for a twelfth of the bytes, it takes most of the time of saving and of reading.
+    Weights are noise to a compressor: it saves a twelfth of the bytes, and whoever reads them has to unpack them.
     """
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     for item in ITEMS:

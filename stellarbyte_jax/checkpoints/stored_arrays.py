@@ -19,8 +19,7 @@ from stellarbyte_jax.checkpoints.checksums import by_name, part_sum
 # An array of up to so many bytes stays in memory once it has been read. `chunks` cuts larger ones into layers.
 SMALL_BYTES = 4 << 20
 
-# The most of one piece of a file: whoever reads a part of a piece reads all of it. TensorStore gets used memory for
-# small pieces alone; new memory for large ones took most of a conversion's time.
+# The most of one piece of a file: whoever reads a part of a piece reads all of it, and small pieces stay in the cache.
 PIECE_BYTES = 8 << 20
 
 # A piece's axes are cut at their divisors, so an axis without small ones is left whole.
