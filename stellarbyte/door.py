@@ -19,6 +19,7 @@ EXTRAS = {
     "plots": ("matplotlib",),
     "cloud": ("fsspec", "gcsfs", "s3fs"),
     "torch": ("torch", "transformers", "peft", "accelerate", "huggingface_hub"),
+    "quantization": ("compressed_tensors", "torchao"),
 }
 
 
@@ -70,6 +71,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     ),
     "conversion": (
         Command("convert", "carry models and adapters between runs and Hugging Face", "convert.cli:convert"),
+        Command("quantize", "round a model to few bits, if that does no harm", "convert.quantizing.options:quantize"),
     ),
     "help": (
         Command("config", "check a config, and show what it comes to", "stellarbyte.cli:config"),

@@ -103,7 +103,7 @@ def _model(path: Place) -> Facts:
     config = read_json_object(path / "config.json")
     kind = "StellarByte model" if config.get("model_type") == "stellarbyte" else "Hugging Face model"
     facts: Facts = {"kind": kind, "model_type": config.get("model_type"), "model": _architecture(config)}
-    facts |= _weights(path, "model.safetensors")
+    facts |= _weights(path, "model.safetensors") | _quantisation(path, config)
     facts |= {"context": config.get("max_position_embeddings")} | _vocabulary(path)
     if (path / "stellarbyte_export.json").is_file():
         export = read_json_object(path / "stellarbyte_export.json")
@@ -186,6 +186,26 @@ def _weights(path: Place, name: str) -> Facts:
     count = sum(math.prod(tensor.shape) for tensor in tensors)
     dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors}))
     return {"parameters": count, "weights": f"{dtypes}, {sum(t.end - t.start for t in tensors):,} bytes"}
+
+
+def _quantisation(path: Place, config: Mapping[str, Any]) -> Facts:
+    """How a quantised model's weights are stored, and what its gate measured, if `stellarbyte quantize` wrote it."""
+    if config.get("quantization_config") is None:
+        return {}
+    method = _section(config, "quantization_config").get("quant_method")
+    if not (path / "quantization.json").is_file():
+        return {"quantised": str(method)}
+    report = read_json_object(path / "quantization.json")
+    settings, held_out, weights = (_section(report, name) for name in ("settings", "held_out", "weights"))
+    group = settings.get("group_size")
+    per = f"groups of {group}" if group else "one scale a row"
+    facts: Facts = {"quantised": f"{settings.get('method')}, {settings.get('bits')} bits, {per}, {method}"}
+    # Codes are packed, so the headers of the files do not tell how many weights there are.
+    facts |= {"parameters": weights.get("all"), "gate": report.get("verdict")}
+    before, after = (held_out.get(f"perplexity_{when}") for when in ("before", "after"))
+    if isinstance(before, float) and isinstance(after, float):
+        facts["perplexity"] = f"{before:.4f} before, {after:.4f} quantised"
+    return facts
 
 
 def _orbax_parameters(checkpoint: Place) -> Facts:

@@ -134,20 +134,24 @@ def merge(options: argparse.Namespace) -> None:
             hear_libraries("stellarbyte")
             import torch
 
+            from stellarbyte_torch.compressed_folder import is_compressed
             from stellarbyte_torch.lora import load_lora, merge_and_save
-            from stellarbyte_torch.lora.folder import read_config
-            from stellarbyte_torch.model_folder import load_model, load_tokenizer
+            from stellarbyte_torch.lora.folder import read_config as read_adapter
+            from stellarbyte_torch.model_folder import load_model, load_tokenizer, read_config
             from stellarbyte_torch.saving import saved_whole
 
-        read_config(options.adapter)  # before the model, which takes longer
+        read_adapter(options.adapter)  # before the model, which takes longer
         with display.doing(f"loading {options.folder}"):
-            base = load_model(options.folder, "cpu")  # first: a config that is refused makes tokenizers warn
+            # The base comes first: a config that is refused makes tokenizers warn.
+            base = load_model(options.folder, "cpu", dequantised=True)
             own = (options.adapter / "tokenizer.json").is_file()  # with the chat template that the adapter learnt by
             tokenizer = load_tokenizer(options.adapter if own else options.folder)
+        again = ", of floats: `stellarbyte quantize` makes it small again"
+        told = again if is_compressed(read_config(options.folder)) else ""
         with display.doing(f"merging {options.adapter}"):
             model = load_lora(base, options.adapter)
             dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
             with saved_whole(options.output, is_locked=True) as folder:
                 drift = merge_and_save(model, folder, dtype, tokenizer)
     print(drift)
-    print(f"the merged model is in {options.output}")
+    print(f"the merged model is in {options.output}{told}")

@@ -12,6 +12,7 @@ def run(options: argparse.Namespace) -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     from convert import certificate
     from convert.bucket_folders import read_here
+    from convert.verifying import quantised
     from convert.verifying.memory import give_back_large
     from convert.verifying.report import summary, to_json
     from stellarbyte.progress import progress
@@ -22,12 +23,16 @@ def run(options: argparse.Namespace) -> int:
         folder, left = stack.enter_context(read_here(options.hf_dir)), options.run_dir
         if certificate.is_model_folder(left):
             left = stack.enter_context(read_here(left))
-        with progress("using weights", "B") as update:
-            result = certificate.verify(
-                left, folder, step=options.step, prompts=prompts, progress=update, called=str(options.hf_dir)
-            )
+        if quantised.is_quantised(folder):
+            result = quantised.verify(left, folder, prompts=prompts, called=str(options.hf_dir))
+        else:
+            with progress("using weights", "B") as update:
+                result = certificate.verify(
+                    left, folder, step=options.step, prompts=prompts, progress=update, called=str(options.hf_dir)
+                )
         if folder != options.hf_dir:
             for name in (certificate.CERTIFICATE, certificate.PICTURE):
-                (options.hf_dir / name).upload(folder / name)
+                if (folder / name).is_file():  # a quantised folder has a picture of its own
+                    (options.hf_dir / name).upload(folder / name)
     print(to_json(result) if options.json else summary(result))
     return 0 if result["verdict"] == "PASS" else 1

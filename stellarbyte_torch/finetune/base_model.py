@@ -9,11 +9,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from stellarbyte.errors import UserError
 from stellarbyte.reading import expanded
+from stellarbyte_torch.compressed_folder import is_compressed
 from stellarbyte_torch.model_folder import MISTAKES, check_decoder, first_line, load_model, load_tokenizer, read_config
 
 
 def load_base_config(name: str, *, local_files_only: bool = False) -> Any:
     """The config of the causal language model in a folder or with a Hub id; `local_files_only` downloads nothing.
+
+    A quantised folder's is that of the model of floats which `load_base` makes of it.
 
     Raises:
         UserError: there is no such folder or model, or Transformers cannot read it.
@@ -22,10 +25,13 @@ def load_base_config(name: str, *, local_files_only: bool = False) -> Any:
     if folder is not None and not (folder / "config.json").is_file():
         missing = "holds no config.json" if folder.is_dir() else f"is not a folder, relative to {Path.cwd()}"
         raise UserError(f"model {name} {missing}: give a model's Hugging Face folder")
-    if folder is not None:
-        read_config(folder)  # it bounds the file's size and depth, which Transformers does not
+    # It bounds the file's size and depth, which Transformers does not.
+    compressed = folder is not None and is_compressed(read_config(folder))
     try:
-        return AutoConfig.from_pretrained(name if folder is None else folder, local_files_only=local_files_only)
+        config = AutoConfig.from_pretrained(name if folder is None else folder, local_files_only=local_files_only)
+        if compressed:
+            del config.quantization_config
+        return config
     except MISTAKES as error:
         elsewhere = "nor downloaded from the Hub yet" if local_files_only else "nor a model that the Hub gives"
         where = f"is neither a folder here {elsewhere}" if folder is None else "cannot be loaded"
@@ -56,7 +62,11 @@ def load_base(name: str, dtype: str, quantization: str) -> PreTrainedModel:
     folder = _folder(name)
     if folder is not None and quantization == "none":
         # An adapter remembers its base's path; an absolute one is right from any working directory.
-        return load_model(folder.resolve(), "cpu", dtype)
+        return load_model(folder.resolve(), "cpu", dtype, dequantised=True)
+    if folder is not None and is_compressed(read_config(folder)):
+        raise UserError(
+            f"quantization {quantization} is for a base of floats, and {name} is quantised already: set it to none"
+        )
     options = {} if quantization == "none" else {"quantization_config": quantizer(quantization)}
     try:
         model = AutoModelForCausalLM.from_pretrained(

@@ -174,7 +174,8 @@ def _check_mergeable(model: PeftModel, names: list[str], layers: list[Any]) -> N
         if layer.merged:
             raise UserError(f"adapters {layer.merged_adapters} are merged already: unmerge first")
         for parameter in layer.get_base_layer().parameters(recurse=False):
-            if not parameter.is_floating_point() or type(parameter.data) is not torch.Tensor:
+            is_float = parameter.is_floating_point() and type(parameter.data) is torch.Tensor
+            if not is_float or hasattr(layer.get_base_layer(), "quantization_scheme"):
                 raise UserError(
                     "the base is quantised, so a merge would round the adapter to its few bits: "
                     "load the base in float32 or bfloat16, the adapter on it, and merge there"

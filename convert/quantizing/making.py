@@ -1,0 +1,174 @@
+"""Makes a quantised folder beside its place, and puts it there if it passes the gate."""
+
+import gc
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convert import shards, staged_folder
+from convert.config import read_fields
+from convert.quantizing import rows
+from convert.quantizing.folder import write_card, write_small_files
+from convert.quantizing.source import Source, open_source
+from stellarbyte.files import sha256_of_json, write_json, write_text
+from stellarbyte.journal import NAME as NOTES
+from stellarbyte.journal import Journal
+from stellarbyte.places import Place
+from stellarbyte.progress import Update
+from stellarbyte.staged_folder import staged
+from stellarbyte_torch.model_folder import load_model
+from stellarbyte_torch.quantization.block_files import BlockFiles, Contents
+from stellarbyte_torch.quantization.compressed import config_fields
+from stellarbyte_torch.quantization.gate import compare, reference, run
+from stellarbyte_torch.quantization.picture import PICTURE, draw
+from stellarbyte_torch.quantization.quantize import quantize_blocks
+from stellarbyte_torch.quantization.report import PROBE_LENGTH, PROBE_ROWS, REPORT, Outcome, report
+from stellarbyte_torch.quantization.settings import QuantizationSettings
+
+_FLOATS, _SCRATCH = "floats", "scratch"
+_LIBRARIES = ("stellarbyte", "torch", "transformers", "compressed-tensors")
+
+# Makes a bar of a name.
+Bars = Callable[[str], AbstractContextManager[Update]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be quantised, how, and where to.
+
+    model: a run or a model's folder. data: text or token shards instead of the run's own. limit: the largest increase
+    of perplexity that passes. force: whether to write a folder that fails, and over files that no export wrote. step:
+    of a run; the newest by default. device: where to compute; CUDA by default if there is one.
+    """
+
+    model: Place
+    output: Path
+    settings: QuantizationSettings
+    data: str | None
+    limit: float
+    force: bool
+    step: int | None
+    device: str | None
+
+
+class _Failed(Exception):
+    """Leaves the unfinished folder, so that nothing is written."""
+
+
+def quantize(request: Request, bars: Bars, say: Callable[[str], None]) -> dict[str, Any]:
+    """Quantises a model, and returns the report; `written` there says whether the folder is.
+
+    What an interrupted call of the same request has done is not done again.
+
+    Raises:
+        UserError: the model is none that can be quantised, or is already; the settings do not fit it; the text is
+            empty or too short; activations are not finite; the disk is full.
+    """
+    started = time.monotonic()
+    output = request.output.resolve()
+    keep = staged_folder.check_replaceable(output, request.force)
+    source = open_source(request.model, request.step)
+    chosen = source.rows(request.data, request.settings, say)
+    task = {
+        "task": "quantize",
+        "of": source.identity,
+        "settings": asdict(request.settings),
+        "rows": sha256_of_json(chosen.calibration.tolist()),
+        "versions": {name: version(name) for name in _LIBRARIES},
+    }
+    found: dict[str, Any] = {}
+    with suppress(_Failed), staged(output, keep, task=task) as folder:
+        floats = _floats(source, folder, task)
+        contents = _blocks(request, floats, chosen, folder, task, bars)
+        outcome = _gate(request, floats, chosen, contents, folder, bars)
+        about = {
+            "model": str(request.model),
+            "written": outcome.passes or request.force,
+            "seconds": round(time.monotonic() - started, 1),
+            "calibration": {
+                "source": chosen.source,
+                "rows": len(chosen.calibration),
+                "length": chosen.calibration.shape[1],
+            },
+            "versions": {"python": platform.python_version(), **task["versions"]},
+        }
+        found = report(outcome, about)
+        if not found["written"]:
+            raise _Failed
+        _finish(source, floats, folder, found, contents)
+    return found
+
+
+def _floats(source: Source, folder: Path, task: dict[str, Any]) -> Path:
+    """The folder of the model in floats; a run is exported into the unfinished folder. Removes what is of no use."""
+    journal = Journal(folder, task)
+    of_use = {NOTES, _FLOATS, *(f"{name}.safetensors" for name in journal.done)}
+    for path in folder.iterdir():
+        if path.name not in of_use:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    return source.folder(folder / _FLOATS)
+
+
+def _blocks(
+    request: Request, floats: Path, chosen: rows.Rows, folder: Path, task: dict[str, Any], bars: Bars
+) -> Contents:
+    """Quantises and writes block after block; those that an interrupted call has written stay."""
+    files = BlockFiles(folder, request.settings, Journal(folder, task))
+    scratch = folder / _SCRATCH
+    scratch.mkdir()
+    with bars(f"quantising by {request.settings.method}") as update:
+        blocks = quantize_blocks(
+            floats,
+            request.settings,
+            torch.from_numpy(chosen.calibration),
+            scratch,
+            update,
+            files.written,
+            _device(request.device),
+        )
+        for block in blocks:
+            files.add(block)
+    shutil.rmtree(scratch)
+    return files.finish()
+
+
+def _gate(request: Request, floats: Path, chosen: rows.Rows, contents: Contents, folder: Path, bars: Bars) -> Outcome:
+    """Measures the model of floats and the quantised one, one after the other, as Transformers loads them."""
+    write_small_files(floats, folder, read_fields(floats), config_fields(request.settings, contents.left_out))
+    held_out = torch.from_numpy(chosen.held_out)
+    with bars("measuring the model before") as update:
+        model: Any = load_model(floats, request.device)
+        before, first = reference(model, held_out, update), run(model, held_out[0])
+        del model
+        gc.collect()
+    with bars("measuring the quantised model") as update:
+        model = load_model(folder, request.device)
+        comparison = compare(model, before, update)
+        probe = compare(model, before.beginning(PROBE_ROWS, PROBE_LENGTH))
+        second = run(model, held_out[0])
+    size = sum(tensor.nbytes for tensor in shards.read(floats).values())
+    return Outcome(request.settings, contents, comparison, probe, before, (first, second), size, request.limit)
+
+
+def _finish(source: Source, floats: Path, folder: Path, found: dict[str, Any], contents: Contents) -> None:
+    """Writes the report, the picture, the card and the manifest, and removes what was needed on the way."""
+    write_json(folder / REPORT, found)
+    title = f"{found['verdict']}: error of each layer, {found['settings']['method']} {found['settings']['bits']} bits"
+    write_text(folder / PICTURE, draw(title, contents.errors))
+    write_card(floats, folder, found)
+    shutil.rmtree(folder / _FLOATS, ignore_errors=True)
+    about = {"stellarbyte": version("stellarbyte"), "step": source.step, "quantised": found["settings"]["method"]}
+    staged_folder.write_manifest(folder, about, contents.hashes)
+    (folder / NOTES).unlink()
+
+
+def _device(name: str | None) -> torch.device:
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name is None else name)

@@ -1,0 +1,214 @@
+"""`stellarbyte quantize`: a folder that has passed its gate, or none; it goes on; mistakes are one sentence."""
+
+import argparse
+import errno
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from convert.quantizing import making
+from convert.quantizing.options import quantize as add_options
+from stellarbyte.command_line import Parser
+from stellarbyte.door import main
+from stellarbyte.errors import UserError
+from stellarbyte.info import info
+from stellarbyte.interrupt import Interrupted
+from stellarbyte_torch.model_folder import load_model
+from stellarbyte_torch.quantization import block_files
+
+from .conftest import FEW, GROUPS
+
+RTN = ("--method", "rtn", *GROUPS, *FEW)
+
+
+def run(model, output, *options) -> int:
+    parser = Parser(prog="stellarbyte quantize")
+    add_options(parser)
+    given = parser.parse_args([str(model), str(output), *options])
+    assert isinstance(given, argparse.Namespace)
+    return given.run(given)
+
+
+def report_of(folder):
+    return json.loads((folder / "quantization.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def quantised(floats, text, tmp_path_factory):
+    """The export at 8 bits by plain rounding, which loses next to nothing; nobody may change it."""
+    path = tmp_path_factory.mktemp("quantised") / "q"
+    assert run(floats, path, *RTN, "--bits", "8", "--data", str(text)) == 0
+    return path
+
+
+def test_a_run_becomes_a_folder_that_loads(trained, tmp_path, capsys) -> None:
+    assert run(trained, tmp_path / "q", *RTN, "--bits", "8") == 0
+    page = capsys.readouterr().out
+    assert page.startswith("PASS: ")
+    for words in ("perplexity", "kept as they were", "bits a weight in all", "q_proj"):
+        assert words in page
+    found = report_of(tmp_path / "q")
+    assert found["calibration"]["source"].endswith("shards")
+    assert found["weights"]["quantised"] == 2 * (32 * (32 + 16 + 16 + 32) + 3 * 32 * 48)
+    assert set(found["weights"]["kept"]) > {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+    assert len(found["layers"]) == 14
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["q"]
+    ids = torch.tensor([[0, 5, 7, 9]])
+    assert load_model(tmp_path / "q", "cpu")(ids).logits.isfinite().all()
+
+
+def test_the_report_s_figures_are_those_of_the_two_models(floats, quantised) -> None:
+    found = report_of(quantised)
+    rows = torch.tensor(found["probe"]["rows"])
+    with torch.no_grad():
+        p, q = (load_model(folder, "cpu")(rows).logits[:, :-1].log_softmax(-1) for folder in (floats, quantised))
+    kl = (p.exp() * (p - q)).sum(-1).mean().item()
+    assert found["probe"]["kl"] == pytest.approx(kl, rel=1e-3)
+    agreement = (p.argmax(-1) == q.argmax(-1)).float().mean().item()
+    assert found["probe"]["top_1_agreement"] == pytest.approx(agreement)
+    tensors = [tensor for file in quantised.glob("*.safetensors") for tensor in load_file(file).values()]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    assert found["size"]["after"] == size
+    assert found["weights"]["bits_per_weight"] == pytest.approx(8 * size / found["weights"]["all"])
+
+
+def test_a_failed_gate_writes_nothing_unless_forced(floats, text, tmp_path, capsys) -> None:
+    bad = (*RTN, "--bits", "2", "--max-perplexity-increase", "0%", "--data", str(text))
+    assert run(floats, tmp_path / "q", *bad) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("FAIL: ") and "q is not written" in said.err
+    assert list(tmp_path.iterdir()) == []
+    assert run(floats, tmp_path / "q", *bad, "--force", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["verdict"] == report_of(tmp_path / "q")["verdict"] == "FAIL"
+
+
+def test_a_folder_that_is_there_stays_unless_an_export_wrote_it(floats, quantised, text, tmp_path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds notes\.txt, which no export wrote"):
+        run(floats, tmp_path / "mine", *RTN, "--data", str(text))
+    shutil.copytree(quantised, tmp_path / "q")
+    assert run(floats, tmp_path / "q", *RTN, "--bits", "8", "--data", str(text)) == 0
+
+
+@pytest.mark.parametrize(
+    "stop", [Interrupted(signal.SIGINT), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))], ids=["Ctrl-C", "full disk"]
+)
+def test_it_goes_on_where_it_stopped(floats, quantised, text, tmp_path, monkeypatch, stop) -> None:
+    options = (*RTN, "--bits", "8", "--data", str(text))
+    save, saved = block_files.save, []
+
+    def stopped(*arguments):
+        if len(saved) == 2:
+            raise stop
+        saved.append(1)
+        return save(*arguments)
+
+    monkeypatch.setattr(block_files, "save", stopped)
+    with pytest.raises((Interrupted, UserError)) as error:
+        run(floats, tmp_path / "q", *options)
+    told = str(getattr(error.value, "state", "") or error.value)
+    assert told.endswith("and the same command goes on from there")
+    assert [path.name for path in tmp_path.iterdir()] == [".q.partial"]
+    monkeypatch.setattr(block_files, "save", lambda *arguments: saved.append(1) or save(*arguments))
+    assert run(floats, tmp_path / "q", *options) == 0
+    assert len(saved) == 4, "each block was written once"
+    for file in quantised.glob("*.safetensors"):
+        assert (tmp_path / "q" / file.name).read_bytes() == file.read_bytes()
+    assert report_of(tmp_path / "q")["layers"] == report_of(quantised)["layers"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--bits", "5"), "bits 5 must be one of 2, 3, 4, 8"),
+        (("--group-size", "20"), r"group_size 20 does not divide the \d+ inputs of model\.layers\.0\.\w+\.\w+"),
+        (("--method", "smoothquant", "--bits", "4"), "bits 4 contradicts method smoothquant"),
+        (("--method", "rtn", "--damping", "0.1"), "--damping is for --method gptq, and this is rtn: leave it out"),
+        (("--sequence-length", "64", "--data", "{short}"), "fewer than the 64 of one sample"),
+        (("--data", "{empty}"), "holds no text"),
+        (("--data", "{nowhere}"), "nowhere"),
+        (("--step", "3"), "--step 3 names a checkpoint, but .* is a model's folder"),
+        ((), "does not say what text it was trained on: name some with --data"),
+    ],
+)
+def test_a_mistake_is_one_sentence(floats, text, tmp_path, options, sentence) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("the star was a byte")
+    places = {name: tmp_path / f"{name}.txt" for name in ("empty", "short", "nowhere")}
+    given = [word.format(**places) for word in options]
+    rest = () if "--data" in given or not options else ("--data", str(text))
+    with pytest.raises(UserError, match=sentence):
+        run(floats, tmp_path / "q", *(GROUPS if "--method" not in given else ()), *FEW, *given, *rest)
+    assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--max-perplexity-increase", "three"), "'three' is no share: write 3% or 0.03"),
+        (("--group-size", "all"), "'all' is neither a number of channels nor `row`"),
+        (("--method", "magic"), "invalid choice"),
+    ],
+)
+def test_an_option_is_refused_by_its_parser(floats, tmp_path, capsys, words, sentence) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(floats, tmp_path / "q", *words)
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_quantised_folder_is_not_quantised_again(quantised, text, tmp_path) -> None:
+    with pytest.raises(
+        UserError, match=r"is quantised already \(quant_method 'compressed-tensors'\).*name the folder of"
+    ):
+        run(quantised, tmp_path / "q", *RTN, "--data", str(text))
+
+
+def test_activations_that_are_not_finite_are_told_by_layer_and_row(floats, text, tmp_path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(floats, broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = 3e38
+    tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = 3e38
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"layer 1 .* not finite .* row \d"):
+        run(broken, tmp_path / "q", *RTN, "--data", str(text))
+
+
+def test_info_tells_of_it(quantised) -> None:
+    facts = info(quantised)
+    assert facts["quantised"] == "rtn, 8 bits, groups of 16, compressed-tensors"
+    assert facts["gate"] == "PASS"
+    assert facts["parameters"] == report_of(quantised)["weights"]["all"]
+
+
+def test_verify_finds_what_the_gate_measured_and_what_has_changed(floats, quantised, tmp_path, capsys) -> None:
+    folder = tmp_path / "q"
+    shutil.copytree(quantised, folder)
+    assert main(["convert", "verify", str(floats), str(folder)]) == 0
+    assert capsys.readouterr().out.startswith("PASS: ")
+    assert json.loads((folder / "certificate.json").read_text())["verdict"] == "PASS"
+    file = next(file for file in sorted(folder.glob("*.safetensors")) if "weight_packed" in str(list(load_file(file))))
+    tensors = load_file(file)
+    key = next(key for key in tensors if key.endswith("down_proj.weight_scale"))
+    tensors[key] = tensors[key] * 1.5
+    save_file(tensors, file, {"format": "pt"})
+    assert main(["convert", "verify", str(floats), str(folder)]) == 1
+    told = capsys.readouterr().out
+    assert "is not as it was written" in told and "one of the two folders is another" in told
+
+
+def test_verify_wants_the_folder_of_floats(trained, quantised, capsys) -> None:
+    assert main(["convert", "verify", str(trained), str(quantised)]) == 2
+    assert "is quantised, and" in capsys.readouterr().err
+
+
+def test_an_older_export_gets_the_code_of_today(quantised) -> None:
+    code = (quantised / "modeling_stellarbyte.py").read_text()
+    assert "sum_of_experts" in code
+    assert making.REPORT == "quantization.json"
