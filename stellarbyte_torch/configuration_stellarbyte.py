@@ -224,20 +224,15 @@ class ByteConfig(PreTrainedConfig):
 
     @property
     def initial_gains(self) -> tuple[float, float]:
-        """Factors of initializer_range for weights inside a branch of the residual stream, and its output projection.
-
-        With deepnorm both are DeepNorm's beta (v_proj and o_proj; the whole feed-forward). With pre_norm 2L branches
-        add up; the second factor keeps the variance of their sum from growing with depth.
-        """
+        """Factors of initializer_range inside a branch and at its output: DeepNorm's beta, or for a sum of 2L."""
         depth = self.num_hidden_layers
         return ((8 * depth) ** -0.25,) * 2 if self.residual == "deepnorm" else (1.0, (2 * depth) ** -0.5)
 
     @property
     def is_compressed(self) -> bool:
         """Whether the weights are in compressed-tensors' format, in which the experts are linear layers, each apart."""
-        quantization: Any = getattr(self, "quantization_config", None)
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        return getattr(method, "quant_method", method) == "compressed-tensors"
+        found: Any = getattr(self, "quantization_config", None) or {}
+        return (found if isinstance(found, dict) else vars(found)).get("quant_method") == "compressed-tensors"
 
     def check_xpos_range(self, dtype: Any) -> None:
         """Raises ValueError if XPos's factors overflow `dtype`: a torch.dtype, its name, or None for float32."""

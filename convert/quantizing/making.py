@@ -77,12 +77,13 @@ def quantize(request: Request, bars: Bars, say: Callable[[str], None]) -> dict[s
     keep = staged_folder.check_replaceable(output, request.force)
     source = open_source(request.model, request.step)
     chosen = source.rows(request.data, request.settings, say)
+    versions = {name: version(name) for name in _LIBRARIES}
     task = {
         "task": "quantize",
         "of": source.identity,
         "settings": asdict(request.settings),
         "rows": sha256_of_json(chosen.calibration.tolist()),
-        "versions": {name: version(name) for name in _LIBRARIES},
+        "versions": versions,
     }
     found: dict[str, Any] = {}
     with suppress(_Failed), staged(output, keep, task=task) as folder:
@@ -98,7 +99,7 @@ def quantize(request: Request, bars: Bars, say: Callable[[str], None]) -> dict[s
                 "rows": len(chosen.calibration),
                 "length": chosen.calibration.shape[1],
             },
-            "versions": {"python": platform.python_version(), **task["versions"]},
+            "versions": {"python": platform.python_version(), **versions},
         }
         found = report(outcome, about)
         if not found["written"]:

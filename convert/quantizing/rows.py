@@ -84,11 +84,12 @@ def of_shards(folder: Place, tokenizer_sha256: str, wanted: Wanted) -> Rows:
 
 def _of_splits(data: DataConfig, manifest: Manifest, wanted: Wanted) -> Rows:
     cache = shard_cache(data, manifest) if not isinstance(place(data.shards), Path) else None
-    streams = []
-    for split in ("train", "validation"):
-        shards = TokenShards(place(data.shards), split, manifest, cache)
-        streams.append(Stream(f"the {split} split of {data.shards}", shards.tokens, _reader(shards)))
-    return _chosen(*streams, wanted, data.shards)
+    calibration, held_out = (
+        Stream(f"the {split} split of {data.shards}", shards.tokens, _reader(shards))
+        for split in ("train", "validation")
+        for shards in [TokenShards(place(data.shards), split, manifest, cache)]
+    )
+    return _chosen(calibration, held_out, wanted, data.shards)
 
 
 def _reader(shards: TokenShards) -> Callable[[int, int], np.ndarray]:

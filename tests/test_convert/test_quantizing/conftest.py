@@ -22,11 +22,10 @@ FEW = ("--samples", "6", "--sequence-length", "24")
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory):
-    """A file of text, of about 20,000 characters."""
+    """A file of text, of about 20,000 characters, none of whose lines repeats another."""
     path = tmp_path_factory.mktemp("text") / "stars.txt"
-    path.write_text(
-        "".join(f"star {n} was a byte of {n * 7 % 13} bits, and so was the {n * n % 101}th.\n" for n in range(400))
-    )
+    numbers = np.random.default_rng(0).integers(0, 10**6, (400, 4))
+    path.write_text("".join(f"star {a} was a byte of {b} bits, and so was the {c} of {d}\n" for a, b, c, d in numbers))
     return path
 
 
@@ -45,7 +44,7 @@ def trained(tmp_path_factory, tokenizer, text):
     )
     manifest = prepare(data, report=lambda _: None)
     config = RunConfig(
-        output_dir=str(home / "run"), model=model, data=data, training=TrainingConfig(max_steps=1, batch_size=2)
+        output_dir=str(home / "run"), model=model, data=data, training=TrainingConfig(max_steps=100, batch_size=2)
     )
     params = jax.tree.map(np.asarray, init_params(model, seed=0))
     save_imported(home / "run", params, RunMetadata(to_dict(config), tokenizer.files, data=DataIdentity.of(manifest)))

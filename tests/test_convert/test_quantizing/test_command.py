@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from stellarbyte.info import info
 from stellarbyte.interrupt import Interrupted
 from stellarbyte_torch.model_folder import load_model
 from stellarbyte_torch.quantization import block_files
+from stellarbyte_torch.quantization.gate import compare
 
 from .conftest import FEW, GROUPS
 
@@ -77,14 +79,18 @@ def test_the_report_s_figures_are_those_of_the_two_models(floats, quantised) -> 
     assert found["weights"]["bits_per_weight"] == pytest.approx(8 * size / found["weights"]["all"])
 
 
-def test_a_failed_gate_writes_nothing_unless_forced(floats, text, tmp_path, capsys) -> None:
-    bad = (*RTN, "--bits", "2", "--max-perplexity-increase", "0%", "--data", str(text))
+def test_a_failed_gate_writes_nothing_unless_forced(floats, text, tmp_path, capsys, monkeypatch) -> None:
+    # An untrained model has nothing to lose.
+    worse = lambda *given: (found := compare(*given)) and replace(found, after=found.before + 0.04)  # noqa: E731
+    monkeypatch.setattr(making, "compare", worse)
+    bad = (*RTN, "--bits", "2", "--data", str(text))
     assert run(floats, tmp_path / "q", *bad) == 1
     said = capsys.readouterr()
-    assert said.out.startswith("FAIL: ") and "q is not written" in said.err
+    assert said.out.startswith("FAIL: ") and "(+4.08%, at most +3.00%)" in said.out and "q is not written" in said.err
     assert list(tmp_path.iterdir()) == []
     assert run(floats, tmp_path / "q", *bad, "--force", "--json") == 1
     assert json.loads(capsys.readouterr().out)["verdict"] == report_of(tmp_path / "q")["verdict"] == "FAIL"
+    assert run(floats, tmp_path / "q", *bad, "--max-perplexity-increase", "5%") == 0
 
 
 def test_a_folder_that_is_there_stays_unless_an_export_wrote_it(floats, quantised, text, tmp_path) -> None:
