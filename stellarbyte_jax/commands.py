@@ -7,14 +7,19 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stellarbyte.command_line import StreamedAnswer, check_text, report, tell_of_full_context
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupt, exit_code, interruptible
 from stellarbyte.log_settings import LEVELS, log_settings
+from stellarbyte.places import Place
 from stellarbyte.progress import progress
 from stellarbyte_jax.run_folder import check_not_moved
+
+if TYPE_CHECKING:
+    from stellarbyte_jax.data.tokenizer import Tokenizer
+    from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 
 
 def corpus(options: argparse.Namespace) -> None:
@@ -188,17 +193,16 @@ def generate(options: argparse.Namespace) -> None:
     from stellarbyte_jax.inference.generate import Generator
     from stellarbyte_jax.inference.speculative import SpeculativeGenerator
     from stellarbyte_jax.inference.text import generate_text
-    from stellarbyte_jax.training.load import load_model
 
     check_seed("--seed", options.seed)
     for prompt in options.prompt:
         check_text("--prompt", prompt)
     if options.draft_tokens is not None and options.draft is None:
         raise UserError("--draft-tokens counts what --draft guesses, which is not given: give both or none")
-    model, tokenizer, _ = load_model(options.model, options.step, _dtype(options))
+    model, tokenizer = _loaded(options, options.model, options.step)
     generator: Generator | SpeculativeGenerator = Generator(model)
     if options.draft is not None:
-        draft, draft_tokenizer, _ = load_model(options.draft, None, _dtype(options))
+        draft, draft_tokenizer = _loaded(options, options.draft, None)
         if draft_tokenizer.sha256 != tokenizer.sha256:
             raise UserError(
                 f"--draft {options.draft} has another tokenizer than {options.model}: take one that shares it"
@@ -237,9 +241,8 @@ def chat(options: argparse.Namespace) -> None:
     """Talk with a run's model, in the terminal or by piped lines."""
     from stellarbyte.chat.terminal import run_chat
     from stellarbyte_jax.inference.chat import JaxChatSession
-    from stellarbyte_jax.training.load import load_model
 
-    model, tokenizer, _ = load_model(options.model, options.step, _dtype(options))
+    model, tokenizer = _loaded(options, options.model, options.step)
     session = JaxChatSession(
         model,
         tokenizer,
@@ -252,9 +255,13 @@ def chat(options: argparse.Namespace) -> None:
     run_chat(session, options)
 
 
-def _dtype(options: argparse.Namespace) -> str:
-    """Runs are saved in float32, which `auto` keeps."""
-    return "float32" if options.dtype == "auto" else str(options.dtype)
+def _loaded(options: argparse.Namespace, run_dir: Place, step: int | None) -> tuple["ByteForCausalLM", "Tokenizer"]:
+    """A run's model as the options want it, and its tokenizer. Runs are saved in float32, which dtype auto keeps."""
+    from stellarbyte_jax.training.load import load_model
+
+    dtype = "float32" if options.dtype == "auto" else str(options.dtype)
+    model, tokenizer, _ = load_model(run_dir, step, dtype)
+    return (model.in_int8() if options.quantize == "int8" else model), tokenizer
 
 
 def prune(options: argparse.Namespace) -> None:

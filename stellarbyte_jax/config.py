@@ -155,6 +155,7 @@ class RunConfig:
         )
         self.optimizer.check_steps(self.training.max_steps)
         self._check_positions()
+        self._check_grid()
         self._check_guards()
         if self.checkpoint.keep_best is not None:
             self._check_best_can_be_told(self.checkpoint.keep_best)
@@ -203,6 +204,29 @@ class RunConfig:
             "is for a zeta that is trained: set model.xpos_learnable and train all weights, or leave this out",
         )
 
+    def _check_grid(self) -> None:
+        """Refuses to train on a grid what has none: weights below adapters, and inputs that groups do not divide."""
+        training, model = self.training, self.model
+        if training.quantize == "none":
+            return
+        require(
+            self.lora is None,
+            "training.quantize",
+            training.quantize,
+            "trains all weights for their export, and lora keeps them as they are: leave one of the two out",
+        )
+        size = training.quantize_group_size
+        for layer, inputs in _linear_inputs(model).items():
+            if size is None:
+                break
+            divisor = max(part for part in range(1, min(size, inputs) + 1) if inputs % part == 0)
+            require(
+                inputs % size == 0,
+                "training.quantize_group_size",
+                size,
+                f"does not divide the {inputs} inputs of {layer}: choose a divisor, such as {divisor}, or null",
+            )
+
     def _check_guards(self) -> None:
         """Refuses guards of a run that lack what they go by: regular checkpoints, or validations."""
         training, checkpoint = self.training, self.checkpoint
@@ -242,3 +266,16 @@ class RunConfig:
             "needs a validation wherever the run is saved: make checkpoint.save_steps (now "
             f"{'null' if save_steps is None else save_steps}) a multiple of training.eval_steps {eval_steps}",
         )
+
+
+def _linear_inputs(model: ByteConfig) -> dict[str, int]:
+    """Name of a linear layer -> the number of its input channels; names stand for all that have as many."""
+    assert model.head_dim is not None
+    inputs = {"q_proj": model.hidden_size, "o_proj": model.num_attention_heads * model.head_dim}
+    if model.pruned_heads is not None:
+        # An export leaves these heads out, and so groups must not reach over the borders of heads.
+        inputs["a head of o_proj"] = model.head_dim
+    if not model.num_experts:
+        return inputs | {"down_proj": model.intermediate_size}
+    assert model.moe_intermediate_size is not None
+    return inputs | {"an expert's down_proj": model.moe_intermediate_size}

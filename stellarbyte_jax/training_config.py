@@ -47,6 +47,17 @@ class TrainingConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type of computation. Parameters, norms, softmax, loss and router are float32 in either case."""
 
+    quantize: Literal["none", "w4", "w8"] = "none"
+    """For a model that is to be quantised: the weights of layers are rounded in every pass of training and validation
+    to a grid of 4 or 8 bits, that of `stellarbyte quantize`, and their gradients are passed straight through
+    (Bengio et al. 2013, arXiv:1308.3432). The weights that are trained and saved stay float32. none rounds nothing.
+    """
+
+    quantize_group_size: int | None = 128
+    """For quantize: number of input channels that share a scale of the grid; it must divide the inputs of every linear
+    layer. null gives each output channel one scale.
+    """
+
     attention_kernel: Literal["auto", "reference", "chunked", "cudnn", "splash"] = "auto"
     """The attention kernel: reference is the plain formula, chunked is for CPUs, cudnn for GPUs and splash for TPUs.
     auto is the one for the devices at hand, or reference where attention_dropout needs it.
@@ -159,6 +170,7 @@ class TrainingConfig:
         require(0 <= smoothing < 1, "training.label_smoothing_factor", smoothing, "must be in [0, 1)")
         check_number("training.z_loss_coef", self.z_loss_coef, least=0)
         self._check_what_guards()
+        self._check_grid()
         check_whole("training.position_shift", self.position_shift, 0)
         check_number("training.xpos_regularization_coef", self.xpos_regularization_coef, least=0)
         require(
@@ -189,6 +201,18 @@ class TrainingConfig:
     def batch_growth(self) -> Growth:
         """How batches grow, in rows."""
         return Growth(self.initial_batch_size, self.batch_size, self.batch_size_warmup_steps)
+
+    def _check_grid(self) -> None:
+        """Refuses a size of groups that is none, or that nothing reads."""
+        size = self.quantize_group_size
+        if size is not None:
+            check_whole("training.quantize_group_size", size, 1, otherwise=" or null")
+        require(
+            self.quantize != "none" or size == TrainingConfig.quantize_group_size,
+            "training.quantize_group_size",
+            size,
+            "is for quantize: set that, or leave this out",
+        )
 
     def _check_what_guards(self) -> None:
         """Refuses fields about steps that are left out, and about an early end, that say nothing without another."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from stellarbyte.architecture import ByteConfig
 from stellarbyte_jax.model.block import RESIDUAL, Block
@@ -13,6 +14,7 @@ from stellarbyte_jax.model.call_context import CallContext, LayerContext
 from stellarbyte_jax.model.dropout import dropout
 from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.experts.moe import RouterStats
+from stellarbyte_jax.model.int8 import Int8Embedding, Int8Linear, layers_in_int8
 from stellarbyte_jax.model.kv_cache import KVCache
 from stellarbyte_jax.model.linear import Linear
 from stellarbyte_jax.model.norm import RMSNorm
@@ -38,6 +40,10 @@ class Embedding(nnx.Module):
         embedding_VD = config.initializer_range * jax.random.normal(rngs.params(), shape, jnp.float32)
         self.embedding = nnx.Param(embedding_VD, axes=("vocab", "hidden"), decays=True)
 
+    def __call__(self, input_ids: jax.Array, dtype: DTypeLike) -> jax.Array:
+        """The embeddings of tokens: int32 [...] -> [..., D]."""
+        return self.embedding[...].astype(dtype)[input_ids]
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class ByteDecoder(nnx.Module):
     def __init__(self, config: ByteConfig, *, execution: Execution | None = None, rngs: nnx.Rngs) -> None:
         execution = (execution or Execution()).resolved(config)
         self.config, self.execution, self.stochastic = config, execution, config.stochastic
-        self.embed_tokens = Embedding(config, rngs=rngs)
+        self.embed_tokens: Embedding | Int8Embedding = Embedding(config, rngs=rngs)
         self.rotary_emb = None if config.position_embedding == "none" else RotaryEmbedding(config)
 
         # All layers are one module, with a leading axis L on every parameter.
@@ -96,7 +102,7 @@ class ByteDecoder(nnx.Module):
         embedding_key = layers_key = None
         if dropout_key is not None and self.stochastic:
             embedding_key, layers_key = jax.random.split(dropout_key)
-        x_BTD = self.embed_tokens.embedding[...].astype(self.execution.dtype)[input_ids]
+        x_BTD = self.embed_tokens(input_ids, self.execution.dtype)
         x_BTD = self.execution.layout.constrain(dropout(x_BTD, self.config.hidden_dropout, embedding_key), *RESIDUAL)
         per_layer = self._per_layer(layers_key, head_gates)
         if cache is None:
@@ -180,7 +186,8 @@ class ByteForCausalLM(nnx.Module):
         if not config.tie_word_embeddings:
             D, V, stddev = config.hidden_size, config.vocab_size, config.initializer_range
             axes = ("hidden", "vocab")
-            self.lm_head = Linear(D, V, axes=axes, stddev=stddev, execution=self.execution, rngs=rngs)
+            head = Linear(D, V, axes=axes, stddev=stddev, execution=self.execution, rngs=rngs)
+            self.lm_head: Linear | Int8Linear = head
 
     def __call__(
         self,
@@ -232,18 +239,38 @@ class ByteForCausalLM(nnx.Module):
         model.model = self.model.unstack()
         return model
 
+    def in_int8(self) -> "ByteForCausalLM":
+        """The same model with the matrices of its layers and its head in int8, for generating text: see int8.py.
+
+        Embeddings are in int8 if they are the head as well; the router and what is no matrix stay float32.
+        """
+        graphdef, state = nnx.split(self)
+        model = nnx.merge(graphdef, state)
+        layers_in_int8(model.model.layers)
+        if isinstance(model.model.embed_tokens, Embedding) and self.config.tie_word_embeddings:
+            model.model.embed_tokens = Int8Embedding(model.model.embed_tokens.embedding[...])
+        elif isinstance(model.lm_head, Linear):
+            model.lm_head = Int8Linear(model.lm_head)
+        return model
+
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """The float32 logits [B, T, V] of hidden states."""
         B, T, D = hidden_BTD.shape
+        hidden_MD = hidden_BTD.reshape(-1, D)
+        module = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        if isinstance(module, Int8Embedding | Int8Linear):
+            return module.product(hidden_MD).reshape(B, T, -1)
         head, axes = self.head
-        logits_MV = jnp.einsum(f"MD,{axes}->MV", hidden_BTD.reshape(-1, D), head, preferred_element_type=jnp.float32)
+        logits_MV = jnp.einsum(f"MD,{axes}->MV", hidden_MD, head, preferred_element_type=jnp.float32)
         return logits_MV.reshape(B, T, -1)
 
     @property
     def head(self) -> tuple[jax.Array, str]:
-        """(the head's matrix in the compute dtype, its axes): "VD" if it is the embedding, else "DV"."""
+        """(the head's matrix in the compute dtype, its axes): "VD" if it is the embedding, else "DV"; not in int8."""
         if self.config.tie_word_embeddings:
+            assert isinstance(self.model.embed_tokens, Embedding)
             return self.model.embed_tokens.embedding[...].astype(self.execution.dtype), "VD"
+        assert isinstance(self.lm_head, Linear)
         return self.lm_head.kernel[...].astype(self.execution.dtype), "DV"
 
 

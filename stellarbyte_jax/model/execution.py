@@ -9,12 +9,13 @@ from jax.typing import DTypeLike
 from stellarbyte.architecture import ByteConfig
 from stellarbyte_jax.model.attention.cudnn import check_xpos
 from stellarbyte_jax.model.attention.kernels import default_kernel
+from stellarbyte_jax.model.weight_grid import WeightGrid
 from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 
 
 @dataclass(frozen=True)
 class Execution:
-    """The choices that change a model's speed and memory, but its results by no more than rounding.
+    """The choices that change a model's speed and memory, but its results by no more than rounding, or weight_grid's.
 
     Attributes:
         dtype: the type of activations and of weights where they are used; parameters are float32.
@@ -23,6 +24,7 @@ class Execution:
         attention_block_size: the most tokens that splash works on at a time.
         remat: the policy of remat.py for what a layer keeps for its backward pass; "none" keeps everything.
         layout: the placement of activations and kernels on a mesh.
+        weight_grid: the grid that the weights of layers are rounded to where they are used; None rounds none.
     """
 
     dtype: DTypeLike = jnp.float32
@@ -31,6 +33,7 @@ class Execution:
     attention_block_size: int = 512
     remat: str = "none"
     layout: Layout = ONE_DEVICE
+    weight_grid: WeightGrid | None = None
 
     def resolved(self, config: ByteConfig) -> "Execution":
         """The same choices with dtype, platform and kernel decided; the modules of a model take it in this form.

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from stellarbyte_jax.model.execution import Execution
+from stellarbyte_jax.model.weight_grid import WeightGrid
 
 
 class Linear(nnx.Module):
     """y = x W (+ b), with a float32 kernel [in, out] that is cast to the compute dtype where it is used.
 
-    `axes` names the kernel's two logical axes, which sharding.py maps to the mesh.
+    `axes` names the kernel's two logical axes, which sharding.py maps to the mesh. If the model trains on a grid, the
+    kernel is rounded to it before it is cast.
     """
 
     def __init__(
@@ -29,10 +31,11 @@ class Linear(nnx.Module):
         zeros = jnp.zeros((out_features,), jnp.float32)
         self.bias = nnx.Param(zeros, axes=axes[1:], decays=False) if bias else None
         self.dtype, self.axes, self.layout = jnp.dtype(execution.dtype), axes, execution.layout
+        self.weight_grid = execution.weight_grid
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out] in the compute dtype."""
-        y = self.rows(x) @ cast(self.kernel[...], self.dtype)
+        y = self.rows(x) @ used(self.kernel[...], self.weight_grid, self.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
         return self._placed(y.reshape(*x.shape[:-1], -1), self.axes[1])
@@ -47,6 +50,11 @@ class Linear(nnx.Module):
     def _placed(self, x_BTX: jax.Array, channels: str) -> jax.Array:
         """Places heads and inner channels, and their gradients, on tensor; callers place the hidden states."""
         return x_BTX if channels == "hidden" else self.layout.constrain(x_BTX, "batch", "length", channels)
+
+
+def used(weights: jax.Array, grid: WeightGrid | None, dtype: jnp.dtype) -> jax.Array:
+    """One layer's float32 weights as a matmul takes them: rounded to the grid, if there is one, and cast."""
+    return cast(weights if grid is None else grid.rounded(weights), dtype)
 
 
 def cast(weights: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -25,7 +25,7 @@ class LoRALinear(Linear):
 
     def __init__(self, base: Linear, config: LoRAConfig, name: str, key: jax.Array) -> None:
         self.kernel, self.bias, self.dtype = base.kernel, base.bias, base.dtype
-        self.axes, self.layout = base.axes, base.layout
+        self.axes, self.layout, self.weight_grid = base.axes, base.layout, base.weight_grid
         (L, D, F), R = base.kernel.get_value().shape, config.rank(name)
         # Each module of a layer draws its own first values and its own dropout.
         self.stream = zlib.crc32(name.encode())

@@ -23,7 +23,7 @@ from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.sharding import Layout
 from stellarbyte_jax.training.load import check_weights
 from stellarbyte_jax.training.own_shards import with_own_shards
-from stellarbyte_jax.training.state import Params, abstract_model
+from stellarbyte_jax.training.state import Params, abstract_model, weight_grid
 from stellarbyte_jax.training.step import EvalStep, make_eval_step
 
 
@@ -70,7 +70,8 @@ def evaluate_run(
             made with another tokenizer; or the loss is not finite.
     """
     run = load_trained_run(run_dir, step, shards, ema=ema)
-    graphdef, _ = abstract_model(run.config.model, Execution(run.config.training.dtype))
+    training = run.config.training
+    graphdef, _ = abstract_model(run.config.model, Execution(training.dtype, weight_grid=weight_grid(training)))
     batches = run.validation_batches(progress=progress)
     figures = evaluate(
         jax.jit(make_eval_step(graphdef)),

@@ -10,10 +10,11 @@ import optax
 from flax import nnx
 
 from stellarbyte_jax.checkpoints.adapter_trees import split_adapters
-from stellarbyte_jax.config import ByteConfig, LoRAConfig, RunConfig
+from stellarbyte_jax.config import ByteConfig, LoRAConfig, RunConfig, TrainingConfig
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.lora import add_adapters
+from stellarbyte_jax.model.weight_grid import WeightGrid
 from stellarbyte_jax.sharding import Layout
 from stellarbyte_jax.training.loss_spike import SpikeRule
 
@@ -78,7 +79,15 @@ def run_execution(config: RunConfig, layout: Layout, platform: str = "auto") -> 
         attention_block_size=training.attention_block_size,
         remat=training.remat,
         layout=layout,
+        weight_grid=weight_grid(training),
     )
+
+
+def weight_grid(training: TrainingConfig) -> WeightGrid | None:
+    """The grid that a run rounds its weights to in every pass; None if it trains them as they are."""
+    if training.quantize == "none":
+        return None
+    return WeightGrid(int(training.quantize.removeprefix("w")), training.quantize_group_size)
 
 
 def init_params(config: ByteConfig, seed: int) -> Params:

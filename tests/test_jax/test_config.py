@@ -112,6 +112,8 @@ def test_xpos_range_is_that_of_the_compute_dtype() -> None:
             "threshold 0.1 is for early_stopping_patience: s",
         ),
         (TrainingConfig, SMALL | {"position_shift": -1}, "training.position_shift -1 must be at least 0"),
+        (TrainingConfig, SMALL | {"quantize": "w8", "quantize_group_size": 0}, "size 0 must be at least 1 or null"),
+        (TrainingConfig, SMALL | {"quantize_group_size": 64}, "quantize_group_size 64 is for quantize: set that, or"),
         (OptimizerConfig, {"learning_rate": -1.0}, "optimizer.learning_rate -1.0"),
         (OptimizerConfig, {"adam_beta2": 1.0}, "optimizer.adam_beta2 1.0"),
         (OptimizerConfig, {"min_learning_rate_ratio": 2.0}, "optimizer.min_learning_rate_ratio"),
@@ -270,6 +272,16 @@ def test_the_best_is_kept_where_it_can_be_told(checkpoint: CheckpointConfig, dat
             {"xpos_regularization_coef": 0.1},
             {"model": ByteConfig(xpos_learnable=True), "init_from": "x", "lora": LoRAConfig(**LORA)},
             r"xpos_regularization_coef 0\.1 is for a zeta that is trained: set",
+        ),
+        (
+            {"quantize": "w4", "quantize_group_size": 48},
+            {"model": ByteConfig(intermediate_size=3000)},
+            r"quantize_group_size 48 does not divide the 3000 inputs of down_proj: choose a divisor, such as 40, or",
+        ),
+        (
+            {"quantize": "w8"},
+            {"init_from": "x", "lora": LoRAConfig(**LORA)},
+            r"training\.quantize w8 trains all weights for their export, and lora keeps them as they are: leave one",
         ),
         (
             {"on_not_finite": "rollback"},

@@ -12,7 +12,7 @@ from stellarbyte.architecture import ByteConfig
 from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.experts.device import serve_experts
 from stellarbyte_jax.model.feed_forward import FeedForward
-from stellarbyte_jax.model.linear import cast
+from stellarbyte_jax.model.linear import used
 
 
 @jax.tree_util.register_dataclass
@@ -66,6 +66,7 @@ class Experts(nnx.Module):
         self.gate_up_proj = nnx.Param(gate_up_EDF, axes=("expert", "hidden", "feed_forward"), decays=True)
         self.down_proj = nnx.Param(down_EFD, axes=("expert", "feed_forward", "hidden"), decays=True)
         self.config, self.dtype, self.layout = config, jnp.dtype(execution.dtype), execution.layout
+        self.weight_grid = execution.weight_grid
 
     def __call__(self, x_BTD: jax.Array, expert_BTk: jax.Array, weight_BTk: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]: the sum of weight · expert(x) for each token."""
@@ -76,13 +77,14 @@ class Experts(nnx.Module):
             layout.spec("expert", "feed_forward", "hidden"),
         )
         # Gate and up get an axis of their own, so that a device has the same part of both.
-        gate_up_ED2F = cast(self.gate_up_proj[...], self.dtype).reshape(E, D, 2, -1)
+        gate_up_ED2F = used(self.gate_up_proj[...], self.weight_grid, self.dtype).reshape(E, D, 2, -1)
+        down_EFD = used(self.down_proj[...], self.weight_grid, self.dtype)
         serve = layout.map(
             functools.partial(serve_experts, hidden_act=self.config.hidden_act, layout=layout),
             (gate_up, down, rows, rows, rows),
             rows,
         )
-        return serve(gate_up_ED2F, cast(self.down_proj[...], self.dtype), x_BTD, expert_BTk, weight_BTk)
+        return serve(gate_up_ED2F, down_EFD, x_BTD, expert_BTk, weight_BTk)
 
 
 class SparseFeedForward(nnx.Module):

@@ -12,7 +12,8 @@ _SIZES = (
     *("model.sliding_window", "model.num_experts_per_tok", "training.max_steps", "training.batch_size"),
     *("training.eval_steps", "training.eval_batches", "training.attention_block_size", "data.sequence_length"),
     *("training.gradient_accumulation_steps", "checkpoint.save_steps", "checkpoint.save_total_limit"),
-    *("data.tokens_per_shard", "optimizer.warmup_steps", "mesh.slices", "mesh.tensor", "seed"),
+    *("training.quantize_group_size", "data.tokens_per_shard"),
+    *("optimizer.warmup_steps", "mesh.slices", "mesh.tensor", "seed"),
 )
 _NUMBERS = (
     *("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.adam_epsilon", "optimizer.max_grad_norm"),
@@ -23,6 +24,7 @@ _NUMBERS = (
 _WORDS: dict[str, tuple[str, ...]] = {
     "training.dtype": ("x" * 9000, "true", "float8"),
     "training.remat": ("'\\e[2J'", "[none]"),
+    "training.quantize": ("w3", "4", "[w4]"),
     "data.kind": ("3", "chat"),
     "model.residual": ("deepnorm.", "[[[[]]]]"),
     "model.rope_scaling": ("{rope_type: linear, factor: .inf}", "{rope_type: yarn, factor: -1}", "{}", "7"),

@@ -1,0 +1,60 @@
+"""Whole runs whose weights are rounded to the grid of their export in every pass."""
+
+import dataclasses
+import os
+import signal
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import pytest
+
+from stellarbyte_jax.config import RunConfig
+from stellarbyte_jax.sharding import make_mesh
+from stellarbyte_jax.training import loop
+from stellarbyte_jax.training.evaluation import evaluate_run
+from stellarbyte_jax.training.pretrain import pretrain
+from test_jax.runs import bits, losses, records
+
+GRID = {"quantize": "w4", "quantize_group_size": 8}
+
+
+@pytest.mark.long
+def test_laws_5_6_and_8_of_weights_on_a_grid(
+    run_config: Callable[..., RunConfig], disturb: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one device; in micro-batches; rematerialised; interrupted; and on eight devices.
+
+    A weight that is a rounding error from the border of two codes may get another code on another mesh. None of this
+    run does.
+    """
+    config = run_config(training=GRID)
+
+    def another(name: str, **sections: dict) -> RunConfig:
+        other = run_config(**({"training": GRID} | sections))
+        return dataclasses.replace(other, output_dir=f"{config.output_dir}-{name}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "make_mesh", lambda mesh: make_mesh(mesh, devices=jax.devices()[:1]))
+        assert pretrain(config)
+        interrupted = another("interrupted")
+        disturb(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert not pretrain(interrupted)
+        assert pretrain(interrupted)
+        assert records(config.output_dir) == records(interrupted.output_dir)
+        assert bits(config.output_dir) == bits(interrupted.output_dir)
+        others = [
+            another("parts", training=GRID | {"gradient_accumulation_steps": 2}),
+            another("remat", training=GRID | {"remat": "full"}),
+        ]
+        assert all(pretrain(other) for other in others)
+        plain = another("plain", training={})
+        assert pretrain(plain)
+    others.append(another("spread", mesh={"data": 2, "fsdp": 2, "tensor": 2}))
+    assert pretrain(others[-1])
+    for other in others:
+        assert np.allclose(losses(other.output_dir), losses(config.output_dir), rtol=1e-5, atol=0), other.output_dir
+    assert not np.allclose(losses(plain.output_dir), losses(config.output_dir), rtol=1e-3, atol=0)
+
+    validated = [record["validation_loss"] for record in records(config.output_dir) if "validation_loss" in record]
+    assert evaluate_run(config.output_dir)[0]["loss"] == pytest.approx(validated[-1], rel=1e-5), "on the grid as well"
