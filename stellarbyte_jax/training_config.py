@@ -49,7 +49,7 @@ class TrainingConfig:
 
     quantize: Literal["none", "w4", "w8"] = "none"
     """For a model that is to be quantised: the weights of layers are rounded in every pass of training and validation
-    to a grid of 4 or 8 bits, that of `stellarbyte quantize`, and their gradients are passed straight through
+    to a grid of 4 or 8 bits, that of an export's plain rounding, and their gradients are passed straight through
     (Bengio et al. 2013, arXiv:1308.3432). The weights that are trained and saved stay float32. none rounds nothing.
     """
 

@@ -20,6 +20,7 @@ from stellarbyte.door import main
 from stellarbyte_jax.checkpoints.checkpoint import latest_step
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import load_run_config, save_config
+from stellarbyte_jax.model.causal_lm import ByteModel
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,6 +137,19 @@ def test_generate_with_a_draft_says_the_same(finished_run: Path, capsys: CapSys)
     assert "--draft-tokens counts what --draft guesses, which is not given" in capsys.readouterr().err
     assert main([*command, "--draft", str(finished_run.parent / "none")]) == 2
     assert "none" in capsys.readouterr().err
+
+
+def test_generate_reads_weights_as_int8(finished_run: Path, capsys: CapSys, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    in_int8 = ByteModel.in_int8
+    monkeypatch.setattr(ByteModel, "in_int8", lambda model: read.append(in_int8(model)) or read[-1])
+    command = ["generate", str(finished_run), "--max-new-tokens", "6", "--prompt", "star", "--quantize", "int8"]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("star") and len(read) == 1
+    assert main([*command, "--draft", str(finished_run)]) == 0
+    assert capsys.readouterr().out == text, "the draft is in int8 too"
+    assert len(read) == 3
 
 
 def test_generate_goes_up_to_the_end_of_the_context(finished_run: Path, capsys: CapSys) -> None:
