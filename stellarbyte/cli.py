@@ -13,7 +13,7 @@ from stellarbyte.places import Place, local
 from stellarbyte.sampling_options import add_sampling_options, sampling_of
 
 # The options that only one kind of model has, with the value that says that the user has not set them.
-_OF_RUNS: dict[str, Any] = {"step": None, "draft": None, "draft_tokens": None, "quantize": None}
+_OF_RUNS: dict[str, Any] = {"step": None, "draft": None, "draft_tokens": None, "quantize": None, "kv_cache_dtype": None}
 _OF_FOLDERS: dict[str, Any] = {"device": None, "adapter": []}
 
 
@@ -146,6 +146,11 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--quantize",
         choices=("int8",),
         help="of a run: read its weights as int8, which takes a quarter of the memory and less time on CPUs",
+    )
+    parser.add_argument(
+        "--kv-cache-dtype",
+        choices=("int8", "float8"),
+        help="of a run: keep keys and values in 8 bits each (default: in the dtype of the computation)",
     )
     parser.add_argument(
         "--device", metavar="NAME", help="of a Hugging Face folder: cpu, cuda, mps … (default: cuda if there is one)"

@@ -200,14 +200,15 @@ def generate(options: argparse.Namespace) -> None:
     if options.draft_tokens is not None and options.draft is None:
         raise UserError("--draft-tokens counts what --draft guesses, which is not given: give both or none")
     model, tokenizer = _loaded(options, options.model, options.step)
-    generator: Generator | SpeculativeGenerator = Generator(model)
+    generator: Generator | SpeculativeGenerator = Generator(model, _cache_dtype(options))
     if options.draft is not None:
         draft, draft_tokenizer = _loaded(options, options.draft, None)
         if draft_tokenizer.sha256 != tokenizer.sha256:
             raise UserError(
                 f"--draft {options.draft} has another tokenizer than {options.model}: take one that shares it"
             )
-        generator = SpeculativeGenerator(model, draft, 4 if options.draft_tokens is None else options.draft_tokens)
+        count = 4 if options.draft_tokens is None else options.draft_tokens
+        generator = SpeculativeGenerator(model, draft, count, _cache_dtype(options))
     request = (
         generator,
         tokenizer,
@@ -251,6 +252,7 @@ def chat(options: argparse.Namespace) -> None:
         seed=options.seed,
         stop=options.stop,
         chat_template=options.chat_template,
+        cache_dtype=_cache_dtype(options),
     )
     run_chat(session, options)
 
@@ -262,6 +264,10 @@ def _loaded(options: argparse.Namespace, run_dir: Place, step: int | None) -> tu
     dtype = "float32" if options.dtype == "auto" else str(options.dtype)
     model, tokenizer, _ = load_model(run_dir, step, dtype)
     return (model.in_int8() if options.quantize == "int8" else model), tokenizer
+
+
+def _cache_dtype(options: argparse.Namespace) -> str | None:
+    return {"float8": "float8_e4m3fn"}.get(options.kv_cache_dtype, options.kv_cache_dtype)
 
 
 def prune(options: argparse.Namespace) -> None:

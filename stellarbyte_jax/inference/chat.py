@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from stellarbyte.chat.session import BASE, ChatSession, Continuation, Finish, turn_ends
 from stellarbyte.errors import UserError
@@ -35,6 +36,7 @@ class JaxChatSession(ChatSession):
         seed: the seed of the draws; the same seed and messages give the same conversation.
         stop: strings; an answer ends before the first of them.
         chat_template: a Jinja file, or "stellarbyte"; the tokenizer's own template by default.
+        cache_dtype: dtype of the cached keys and values; by default the compute dtype.
 
     Raises:
         UserError: there is no chat template, a stop string is empty, or a number is out of range.
@@ -49,13 +51,14 @@ class JaxChatSession(ChatSession):
         seed: int = 0,
         stop: Sequence[str] = (),
         chat_template: str | None = None,
+        cache_dtype: DTypeLike | None = None,
     ) -> None:
         check_seed("--seed", seed)
         check_stop_strings(stop)
         about = chat_tokenizer(tokenizer, chat_template, "--chat-template")
         super().__init__(about, model.config.context_length, model.config.vocab_size, max_new_tokens)
         self._parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-        self._generator = Generator(model, prompt_room=_room)
+        self._generator = Generator(model, cache_dtype, prompt_room=_room)
         self._tokenizer, self._sampling, self._stop, self._seed = tokenizer, sampling, stop, seed
         self._end_ids = turn_ends(self.encoder, tokenizer.special_ids) | {model.config.eos_token_id}
         self._answers = 0

@@ -1,8 +1,6 @@
 """Weights in int8, for generating text, where reading weights takes the time.
 
-XLA's CPU backend multiplies int8 with int8 at full speed, and turns a matrix into float32 if it is to be multiplied
-with floats. So activations are written as sums of int8 parts, which hold as much as float32 does, and products are
-exact in int32; only the weights are rounded.
+Only the weights are rounded: activations are multiplied with them in parts that hold what float32 holds.
 """
 
 import jax
@@ -13,16 +11,11 @@ from jax.typing import DTypeLike
 from stellarbyte_jax.model.experts.device import serve_experts
 from stellarbyte_jax.model.experts.moe import Experts
 from stellarbyte_jax.model.feed_forward import gated
+from stellarbyte_jax.model.int8_parts import LARGEST, MOST_PRODUCTS, in_parts, joined
 from stellarbyte_jax.model.linear import Linear
 from stellarbyte_jax.model.weight_grid import quotient
 from stellarbyte_jax.sharding import ONE_DEVICE
 
-# Codes are from -127 to 127, so that each has its negative.
-_LARGEST = 127
-# Three parts of 8 bits hold the 24 bits of float32's fraction, of a row's largest number.
-_PARTS = 3
-# A part is finer than the part before it by this factor: half a step of that is _LARGEST steps of this.
-_FINER = 2 * _LARGEST
 # XLA's CPU backend is slow at int8 matrices with more rows than this; larger ones are blocks of at most so many.
 _MOST_ROWS_A_BLOCK = 2048
 # Reading one expert's matrices for each of more (row, choice) pairs takes longer than making floats of all of them.
@@ -43,7 +36,7 @@ class Int8Weights(nnx.Module):
 
     def __init__(self, weights: jax.Array) -> None:
         """Of float32 weights [..., in, out]."""
-        assert weights.shape[-2] < 2**31 // _LARGEST**2, "sums would leave int32"
+        assert weights.shape[-2] <= MOST_PRODUCTS
         codes, scales = _coded(weights)
         self.codes, self.scales = nnx.Param(codes), Scales(scales)
 
@@ -62,7 +55,7 @@ class Int8Weights(nnx.Module):
 @jax.jit
 def _coded(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(codes, scales) of Int8Weights."""
-    scales = quotient(jnp.abs(weights).max(axis=-2), float(_LARGEST))
+    scales = quotient(jnp.abs(weights).max(axis=-2), float(LARGEST))
     codes = jnp.round(quotient(weights, jnp.where(scales > 0, scales, 1.0)[..., None, :]))
     codes = codes.astype(jnp.int8).swapaxes(-1, -2)
     *outer, outputs, inputs = codes.shape
@@ -73,8 +66,7 @@ def _coded(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def int8_product(x_MX: jax.Array, codes_nCX: jax.Array, scales_C: jax.Array) -> jax.Array:
     """x times the weights of Int8Weights, as exact as float32: [M, in] -> float32 [M, out]."""
-    M = x_MX.shape[0]
-    parts_MX, step_M1 = _parts(x_MX.astype(jnp.float32))
+    parts_MX, step_M1 = in_parts(x_MX)
     # The weights are the left operand: XLA would pack the right one anew in every call.
     n = codes_nCX.shape[0]
     sums_nCM = jax.lax.dot_general(
@@ -83,20 +75,8 @@ def int8_product(x_MX: jax.Array, codes_nCX: jax.Array, scales_C: jax.Array) -> 
         (((2,), (2,)), ((0,), (0,))),
         preferred_element_type=jnp.int32,
     )
-    sums_MC = sums_nCM.reshape(-1, _PARTS * M)[: scales_C.size].T.astype(jnp.float32)
-    coarse_MC, fine_MC, finest_MC = jnp.split(sums_MC, _PARTS)
-    return (coarse_MC + (fine_MC + finest_MC / _FINER) / _FINER) * step_M1 * scales_C
-
-
-def _parts(x_MX: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(int8 [3 M, X], step [M, 1]): x is the sum of the parts, each finer than the one before, times the step."""
-    step_M1 = jnp.abs(x_MX).max(axis=-1, keepdims=True) / _LARGEST
-    rest_MX, parts = x_MX / jnp.where(step_M1 > 0, step_M1, 1.0), []
-    for _ in range(_PARTS):
-        part_MX = jnp.round(rest_MX)
-        parts.append(part_MX.astype(jnp.int8))
-        rest_MX = (rest_MX - part_MX) * _FINER
-    return jnp.concatenate(parts), step_M1
+    sums_CM = sums_nCM.reshape(-1, parts_MX.shape[0])[: scales_C.size]
+    return joined(sums_CM.T, step_M1) * scales_C
 
 
 def _blocks(outputs: int) -> int:

@@ -11,10 +11,12 @@ from jax.typing import DTypeLike
 
 from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
+from stellarbyte_jax.model.int8_parts import LARGEST, MOST_PRODUCTS, in_parts, joined
 
-CACHE_DTYPES = ("float32", "bfloat16", "int8")
+CACHE_DTYPES = ("float32", "bfloat16", "int8", "float8_e4m3fn")
 
-_LARGEST_INT8 = 127
+# The largest number of each dtype whose slots have scales.
+_LARGEST = {"int8": LARGEST, "float8_e4m3fn": 448}
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,10 @@ class CacheView:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Slots:
-    """Keys or values of one layer, [B, K, S, H]; in int8 each slot has a float32 scale, [B, K, S, 1]."""
+    """Keys or values of one layer, [B, K, S, H].
+
+    In int8 and float8 each slot of each head has a float32 scale, [B, K, S, 1]: XPos lets keys grow with position.
+    """
 
     data: jax.Array
     scales: jax.Array | None = None
@@ -48,7 +53,7 @@ class Slots:
     @staticmethod
     def create(shape: tuple[int, int, int, int], dtype: DTypeLike) -> "Slots":
         """Slots that hold nothing."""
-        scales = jnp.zeros((*shape[:3], 1), jnp.float32) if jnp.dtype(dtype) == jnp.int8 else None
+        scales = jnp.zeros((*shape[:3], 1), jnp.float32) if jnp.dtype(dtype).name in _LARGEST else None
         return Slots(jnp.zeros(shape, dtype), scales)
 
     def read(self, dtype: DTypeLike) -> jax.Array:
@@ -56,6 +61,40 @@ class Slots:
         if self.scales is None:
             return self.data.astype(dtype)
         return (self.data.astype(jnp.float32) * self.scales).astype(dtype)
+
+    def scores(self, q_BKQH: jax.Array) -> jax.Array:
+        """The products of few queries with keys that these are: float32 [B, K, Q, S].
+
+        On a CPU, XLA's matmuls of so few rows are slower than one matrix-vector product for each query.
+        """
+        if self.scales is None:
+            keys = self.data.astype(q_BKQH.dtype)
+        elif self.data.dtype == jnp.int8:
+            parts_BKQH, step_BKQ1 = in_parts(q_BKQH)
+            by_head = (((3,), (3,)), ((0, 1), (0, 1)))
+            sums_BKSQ = jax.lax.dot_general(self.data, parts_BKQH, by_head, preferred_element_type=jnp.int32)
+            return joined(sums_BKSQ.swapaxes(2, 3), step_BKQ1) * self.scales.swapaxes(2, 3)
+        else:
+            keys = self.data.astype(jnp.float32)
+        products = [
+            jnp.einsum("BKSH,BKH->BKS", keys, q_BKQH[:, :, index], preferred_element_type=jnp.float32)
+            for index in range(q_BKQH.shape[2])
+        ]
+        scores_BKQS = jnp.stack(products, axis=2)
+        return scores_BKQS if self.scales is None else scores_BKQS * self.scales.swapaxes(2, 3)
+
+    def sums(self, weights_BKQS: jax.Array, dtype: DTypeLike) -> jax.Array:
+        """The sums of values that these are, with the weights of few queries: [B, K, Q, H]."""
+        if self.scales is None:
+            return jnp.einsum("BKQS,BKSH->BKQH", weights_BKQS.astype(dtype), self.data.astype(dtype))
+        weights_BKQS = weights_BKQS * self.scales.swapaxes(2, 3)
+        if self.data.dtype == jnp.int8 and self.data.shape[2] <= MOST_PRODUCTS:
+            parts_BKQS, step_BKQ1 = in_parts(weights_BKQS)
+            by_head = (((3,), (2,)), ((0, 1), (0, 1)))
+            return joined(
+                jax.lax.dot_general(parts_BKQS, self.data, by_head, preferred_element_type=jnp.int32), step_BKQ1
+            )
+        return jnp.einsum("BKQS,BKSH->BKQH", weights_BKQS, self.data.astype(jnp.float32))
 
     def write(self, x_BKTH: jax.Array, slots_BT: jax.Array) -> "Slots":
         """The slots with token t of row b stored in slot slots_BT[b, t]; a slot beyond the last stores nothing."""
@@ -79,8 +118,9 @@ class Slots:
         if self.scales is None:
             return Slots(x_BKTH.astype(self.data.dtype))
         x32 = x_BKTH.astype(jnp.float32)
-        scales = jnp.abs(x32).max(axis=-1, keepdims=True) / _LARGEST_INT8
-        return Slots(jnp.round(x32 / jnp.where(scales > 0, scales, 1.0)).astype(jnp.int8), scales)
+        scales = jnp.abs(x32).max(axis=-1, keepdims=True) / _LARGEST[self.data.dtype.name]
+        scaled = x32 / jnp.where(scales > 0, scales, 1.0)
+        return Slots((jnp.round(scaled) if self.data.dtype == jnp.int8 else scaled).astype(self.data.dtype), scales)
 
 
 @jax.tree_util.register_dataclass
@@ -91,16 +131,14 @@ class LayerCache:
     keys: Slots
     values: Slots
 
-    def append(
-        self, k_BKTH: jax.Array, v_BKTH: jax.Array, view: CacheView
-    ) -> tuple[jax.Array, jax.Array, "LayerCache"]:
-        """The keys and values that `view.visible_BTS` counts, [B, K, S, H], and the cache with the new ones stored."""
+    def append(self, k_BKTH: jax.Array, v_BKTH: jax.Array, view: CacheView) -> tuple[Slots, Slots, "LayerCache"]:
+        """The keys and values that `view.visible_BTS` counts, and the cache with the new ones stored."""
         if view.slots_BT is not None:
             keys, values = self.keys.write(k_BKTH, view.slots_BT), self.values.write(v_BKTH, view.slots_BT)
-            return keys.read(k_BKTH.dtype), values.read(v_BKTH.dtype), LayerCache(keys, values)
+            return keys, values, LayerCache(keys, values)
         k_BKSH = jnp.concatenate([self.keys.read(k_BKTH.dtype), k_BKTH], axis=2)
         v_BKSH = jnp.concatenate([self.values.read(v_BKTH.dtype), v_BKTH], axis=2)
-        return k_BKSH, v_BKSH, self.take(k_BKTH, v_BKTH, view)
+        return Slots(k_BKSH), Slots(v_BKSH), self.take(k_BKTH, v_BKTH, view)
 
     def take(self, k_BKTH: jax.Array, v_BKTH: jax.Array, view: CacheView) -> "LayerCache":
         """The cache with the new keys and values that `view.source_BS` stores."""
@@ -136,7 +174,7 @@ class KVCache:
         slack + 1 tokens rewrites the whole ring; a smaller call writes only its own tokens.
 
         Raises:
-            UserError: dtype is none of float32, bfloat16 and int8.
+            UserError: dtype is none of CACHE_DTYPES.
         """
         if jnp.dtype(dtype).name not in CACHE_DTYPES:
             raise UserError(f"cache dtype {jnp.dtype(dtype).name} is not supported: use {', '.join(CACHE_DTYPES)}")

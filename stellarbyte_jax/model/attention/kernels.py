@@ -14,6 +14,7 @@ from stellarbyte_jax.model.attention.softmax import (
     softmax_attention,
 )
 from stellarbyte_jax.model.attention.splash import splash_attention
+from stellarbyte_jax.model.kv_cache import Slots
 from stellarbyte_jax.model.remat import ATTENTION
 from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 
@@ -85,7 +86,7 @@ def attention(
     return checkpoint_name(out_BKGTH, ATTENTION)
 
 
-def cached_attention(q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, visible_BTS: jax.Array) -> jax.Array:
+def cached_attention(q_BKGTH: jax.Array, keys: Slots, values: Slots, visible_BTS: jax.Array) -> jax.Array:
     """Attention of new queries to the slots of a cache where `visible_BTS` is true; scores are float32.
 
     A query that sees no slot (padding may be one) gets the mean of all values, which is of no use but finite.
@@ -95,10 +96,12 @@ def cached_attention(q_BKGTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, v
     """
     B, K, G, T, H = q_BKGTH.shape
     q = q_BKGTH.reshape(B, K, G * T, H)
-    k, v = k_BKSH.astype(q.dtype), v_BKSH.astype(q.dtype)
-    visible_BTS = visible_BTS | ~visible_BTS.any(axis=2, keepdims=True)
-    attend = few_queries_attention if G * T <= FEW_QUERIES else softmax_attention
-    return attend(q, k, v, bias_of(visible_BTS, G)).reshape(q_BKGTH.shape)
+    bias = bias_of(visible_BTS | ~visible_BTS.any(axis=2, keepdims=True), G)
+    if G * T <= FEW_QUERIES:
+        out = few_queries_attention(q, keys, values, bias)
+    else:
+        out = softmax_attention(q, keys.read(q.dtype), values.read(q.dtype), bias)
+    return out.reshape(q_BKGTH.shape)
 
 
 def _reference_attention(

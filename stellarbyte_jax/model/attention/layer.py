@@ -66,8 +66,8 @@ class Attention(nnx.Module):
             out_BKGTH = self._attend_prompt(q_BKGTH, k_BKTH, v_BKTH, context)
             cache = cache.take(k_BKTH, v_BKTH, view)
         else:
-            k_BKSH, v_BKSH, cache = cache.append(k_BKTH, v_BKTH, view)
-            out_BKGTH = cached_attention(q_BKGTH, k_BKSH, v_BKSH, view.visible_BTS)
+            keys, values, cache = cache.append(k_BKTH, v_BKTH, view)
+            out_BKGTH = cached_attention(q_BKGTH, keys, values, view.visible_BTS)
         if layer.head_gates_BTN is not None:
             B, T, _ = layer.head_gates_BTN.shape
             gates_BKGT1 = layer.head_gates_BTN.swapaxes(1, 2).reshape(B, self.num_kv_heads, -1, T, 1)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from stellarbyte_jax.model.dropout import dropout
+from stellarbyte_jax.model.kv_cache import Slots
 
 # Up to this number of queries, `few_queries_attention` is the fastest on a CPU.
 FEW_QUERIES = 4
@@ -65,16 +66,9 @@ def dropped_softmax_attention(
     return jnp.einsum("BKQS,BKSH->BKQH", weights.astype(v_BKSH.dtype), v_BKSH).astype(q_BKQH.dtype)
 
 
-def few_queries_attention(q_BKQH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, bias_B1QS: jax.Array) -> jax.Array:
-    """The same for decoding, where reading the keys takes the time.
-
-    On a CPU, XLA's matmuls of so few rows are slower than one matrix-vector product for each query.
-    """
-    scores = [
-        jnp.einsum("BKSH,BKH->BKS", k_BKSH, q_BKQH[:, :, index], preferred_element_type=jnp.float32)
-        for index in range(q_BKQH.shape[2])
-    ]
-    scores_BKQS = jnp.stack(scores, axis=2) + bias_B1QS
+def few_queries_attention(q_BKQH: jax.Array, keys: Slots, values: Slots, bias_B1QS: jax.Array) -> jax.Array:
+    """The same for decoding, where reading keys and values takes the time."""
+    scores_BKQS = keys.scores(q_BKQH) + bias_B1QS
     weights = jnp.exp(scores_BKQS - scores_BKQS.max(axis=-1, keepdims=True))
-    out = jnp.einsum("BKQS,BKSH->BKQH", weights.astype(v_BKSH.dtype), v_BKSH)
+    out = values.sums(weights, q_BKQH.dtype)
     return (out / weights.sum(axis=-1, keepdims=True)).astype(q_BKQH.dtype)

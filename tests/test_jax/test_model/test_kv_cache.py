@@ -13,7 +13,7 @@ from flax import nnx
 from stellarbyte.architecture import RopeScaling
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig
-from stellarbyte_jax.model.kv_cache import KVCache
+from stellarbyte_jax.model.kv_cache import CACHE_DTYPES, KVCache, Slots
 from test_jax.tiny import random_tokens, relative_error, segments, tiny_config, tiny_model
 from tiers import short_tier
 
@@ -216,6 +216,8 @@ def test_padding_stays_finite(slack: int) -> None:
 BFLOAT16 = (jnp.bfloat16, 5e-2)
 # Steps of 1/127 of each vector's largest number, so off by up to 2^-8 of that: twice as far, of the largest.
 INT8 = (jnp.int8, 1e-1)
+# Rounded to 4 bits, by up to 2^-4 of their size: 32 times as far as in bfloat16, with errors that mostly cancel.
+FLOAT8 = (jnp.float8_e4m3fn, 5e-1)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +225,8 @@ INT8 = (jnp.int8, 1e-1)
     [
         ("xpos, grouped", *BFLOAT16),
         ("no positions, window", *INT8),
+        ("xpos, grouped", *FLOAT8),
+        pytest.param("no positions, window", *FLOAT8, marks=pytest.mark.long),
         pytest.param("xpos, grouped", *INT8, marks=pytest.mark.long),
         pytest.param("no positions, window", *BFLOAT16, marks=pytest.mark.long),
     ],
@@ -232,6 +236,25 @@ def test_caches_of_fewer_bits(name: str, cache_dtype: Any, tolerance: float) -> 
     alone = each_document_alone(config)
     for pieces in ([4] + [1] * (T - 4), [1, 4, 4]):
         assert 1e-5 < differences(in_pieces(config, pieces, 0, cache_dtype), alone) < tolerance
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.float8_e4m3fn])
+def test_few_queries_read_slots_as_they_are(dtype: Any) -> None:
+    """Exactly what the slots hold, though int8 is never written out in floats; heads and positions of any size."""
+    generator = np.random.default_rng(0)
+    sizes = np.logspace(-12, 12, 2 * 7).reshape(1, 2, 7, 1)
+    kept = generator.normal(size=(3, 2, 7, 16)) * sizes
+    kept[0, 1, 3] = 0
+    slots = Slots.create((3, 2, 9, 16), dtype).write(kept.astype(np.float32), np.tile(np.arange(7), (3, 1)))
+    held = np.asarray(slots.read(jnp.float32), np.float64)
+    largest = np.abs(kept).max(axis=-1, keepdims=True)
+    assert (np.abs(held[:, :, :7] - kept) <= largest * (0.51 / 127 if dtype == jnp.int8 else 0.51 * 32 / 448)).all()
+    assert not held[:, :, 7:].any()
+    q, weights = (generator.normal(size=(3, 2, 2, size)).astype(np.float32) for size in (16, 9))
+    scores = np.einsum("BKQH,BKSH->BKQS", q, held)
+    sizes_of_scores = np.abs(scores).max(axis=2, keepdims=True) + 1e-30
+    assert (np.abs(slots.scores(q) - scores) / sizes_of_scores).max() < 1e-5
+    assert relative_error(slots.sums(weights, jnp.float32), np.einsum("BKQS,BKSH->BKQH", weights, held)) < 1e-6
 
 
 def test_a_bfloat16_model_reads_the_same_behind_its_cache() -> None:
@@ -278,9 +301,9 @@ def test_bytes_of_each_dtype() -> None:
     values = 2 * 2 * 10 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     scales = 4 * values // config.head_dim
     rest = 4 * (2 * 10 + 2)
-    sizes = [bytes_of(KVCache.create(config, 2, 10, dtype)) - rest for dtype in ("float32", "bfloat16", "int8")]
-    assert sizes == [4 * values, 2 * values, values + scales]
-    with pytest.raises(UserError, match="cache dtype float16 is not supported: use float32, bfloat16, int8"):
+    sizes = [bytes_of(KVCache.create(config, 2, 10, dtype)) - rest for dtype in CACHE_DTYPES]
+    assert sizes == [4 * values, 2 * values, values + scales, values + scales]
+    with pytest.raises(UserError, match="cache dtype float16 is not supported: use float32, bfloat16, int8, float8_e"):
         KVCache.create(config, 2, 10, jnp.float16)
 
 
