@@ -1,6 +1,6 @@
 """Loads models from folders in compressed-tensors' format, which `stellarbyte quantize` and others write."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,9 +9,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from stellarbyte.errors import UserError
+from stellarbyte.errors import UserError, shown
+from stellarbyte.patterns import check_patterns
 from stellarbyte_torch.configuration_stellarbyte import ByteConfig
 from stellarbyte_torch.modeling_stellarbyte import ByteExperts, ByteSparseMoeBlock
+
+# The names of layers that a config may list; a large mixture of experts has some hundred.
+_MOST_NAMES = 10_000
 
 
 def is_compressed(config: Mapping[str, Any]) -> bool:
@@ -27,6 +31,29 @@ def check_can_be_read(folder: Path) -> None:
             f"{folder} is quantised, and compressed-tensors, which reads it, is not installed: "
             "pip install 'stellarbyte[quantization]'"
         )
+
+
+def check_names(folder: Path, config: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Checks what compressed-tensors would take from a stranger as it is. keys: the names of the folder's tensors.
+
+    Raises:
+        UserError: config.json does not say which layers are quantised, or says it by expressions that are invalid or
+            too slow.
+    """
+    where = f"{folder / 'config.json'}: quantization_config"
+    quantization = config["quantization_config"]
+    groups = quantization.get("config_groups")
+    if not isinstance(groups, dict) or not groups or not all(isinstance(group, dict) for group in groups.values()):
+        raise UserError(f"{where}.config_groups is {shown(groups)}, expected how each group of layers is quantised")
+    named = {f"{where}.config_groups.{name}.targets": group.get("targets") for name, group in groups.items()}
+    named[f"{where}.ignore"] = quantization.get("ignore") or []
+    patterns = {}
+    for field, names in named.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) > _MOST_NAMES:
+            raise UserError(f"{field} is {shown(names)}, expected up to {_MOST_NAMES} names of layers")
+        expressions = [name.removeprefix("re:") for name in names if name.startswith("re:")]
+        patterns |= {f"{field}.{number}": (text, text) for number, text in enumerate(expressions)}
+    check_patterns(patterns, {key.rpartition(".")[0] for key in keys})
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from stellarbyte.lora_values import is_whole
 from stellarbyte.reading import read_json_object
 from stellarbyte.safetensors_header import read_header
 from stellarbyte.tokenizer_file import check_tokenizer, works
-from stellarbyte_torch.compressed_folder import check_can_be_read, decompress, is_compressed, without_bars
+from stellarbyte_torch.compressed_folder import check_can_be_read, check_names, decompress, is_compressed, without_bars
 from stellarbyte_torch.configuration_stellarbyte import ByteConfig
 
 # What Transformers may raise for a damaged or foreign config or weights; it documents no list.
@@ -64,8 +64,9 @@ def load_model(
     if compressed:
         check_can_be_read(folder)
     try:
-        if compressed or not quantised:
-            weight_files(folder, config, only_floats=not quantised)
+        files = weight_files(folder, config, only_floats=not quantised) if compressed or not quantised else {}
+        if compressed:
+            check_names(folder, config, files)
         with _no_report(), without_bars():
             # Weights that do not fit are reported below by their names.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -82,7 +83,10 @@ def load_model(
         if report[kind]:
             raise UserError(f"{folder} does not fit its config.json: {kind.replace('_', ' ')} {some(report[kind])}")
     if compressed:
-        decompress(model, dequantised=dequantised)
+        try:
+            decompress(model, dequantised=dequantised)
+        except MISTAKES as error:
+            raise UserError(f"{folder} holds codes that cannot be read: {first_line(error)}") from error
     if compressed or not quantised:
         check_finite(model, folder)
     return model.to(target).eval()

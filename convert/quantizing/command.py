@@ -49,6 +49,11 @@ def _settings(options: argparse.Namespace) -> Any:
         given["group_size"] = None
     if options.method != "gptq" and "damping" in given:
         raise UserError(f"--damping is for --method gptq, and this is {options.method}: leave it out")
+    if options.embeddings and options.method in ("smoothquant", "int8-dynamic"):
+        raise UserError(
+            f"--embeddings is for methods that round weights alone, and {options.method} rounds inputs as well: "
+            "leave it out"
+        )
     return QuantizationSettings.of(
         options.method, include_head=options.head, include_embeddings=options.embeddings, **given
     )

@@ -21,7 +21,7 @@ from stellarbyte_torch.quantization.settings import QuantizationSettings
 HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
 
 # Codes beside int8 activations are stored as they are; all others are packed densely into int32.
-_PLAIN, _PACKED, _MIXED = "int-quantized", "pack-quantized", "mixed-precision"
+_PLAIN, _PACKED = "int-quantized", "pack-quantized"
 
 
 def config_fields(settings: QuantizationSettings, left_out: Iterable[str]) -> dict[str, Any]:
@@ -29,53 +29,54 @@ def config_fields(settings: QuantizationSettings, left_out: Iterable[str]) -> di
 
     left_out: the names of linear layers that are not quantised.
     """
-    targets = ["Linear", *(["Embedding"] if settings.include_embeddings else [])]
-    formats = {_format(settings, target) for target in targets}
+    assert not (settings.rounds_activations and settings.include_embeddings), "an embedding has no inputs to round"
     config = QuantizationConfig(
-        config_groups={f"group_{number}": _scheme(settings, target) for number, target in enumerate(targets)},
-        format=formats.pop() if len(formats) == 1 else _MIXED,
+        config_groups={"group_0": _scheme(settings)},
+        format=_format(settings),
         quantization_status=QuantizationStatus.COMPRESSED,
         # A tied head is no tensor of the folder, but a module of the model.
         ignore=sorted({*left_out, *(() if settings.include_head else (HEAD,))}),
     )
     fields: dict[str, Any] = config.model_dump(mode="json")
     fields["version"] = version("compressed-tensors")
-    if not settings.symmetric:
-        # compressed-tensors 0.20 expects unpacked zero points where a model is loaded as it is, although it packs them.
+    # As they are, compressed-tensors 0.20 loads no packed zero points, and Transformers 5.24 no packed embedding.
+    if not settings.symmetric or settings.include_embeddings:
         fields["dequantize"] = True
     return fields
 
 
-def _scheme(settings: QuantizationSettings, target: str) -> QuantizationScheme:
-    """How the weights of a class of modules are stored, and what happens to their inputs."""
-    grouped = settings.group_size is not None
+def _scheme(settings: QuantizationSettings) -> QuantizationScheme:
+    """How the weights of quantised modules are stored, and what happens to their inputs."""
     weights = QuantizationArgs(
         num_bits=settings.bits,
         symmetric=settings.symmetric,
-        strategy="group" if grouped else "channel",
+        strategy="channel" if settings.group_size is None else "group",
         group_size=settings.group_size,
     )
-    form = _format(settings, target)
-    inputs = QuantizationArgs(num_bits=8, strategy="token", dynamic=True) if form == _PLAIN else None
-    return QuantizationScheme(targets=[target], weights=weights, input_activations=inputs, format=form)
+    rounded = QuantizationArgs(num_bits=8, strategy="token", dynamic=True)
+    return QuantizationScheme(
+        targets=["Linear", "Embedding"] if settings.include_embeddings else ["Linear"],
+        weights=weights,
+        input_activations=rounded if settings.rounds_activations else None,
+        format=_format(settings),
+    )
 
 
-def _format(settings: QuantizationSettings, target: str) -> str:
-    return _PLAIN if settings.rounds_activations and target == "Linear" else _PACKED
+def _format(settings: QuantizationSettings) -> str:
+    return _PLAIN if settings.rounds_activations else _PACKED
 
 
 def stored(tensors: Mapping[str, Tensor | QuantizedWeight], settings: QuantizationSettings) -> dict[str, Tensor]:
     """The tensors of a block as the folder's files hold them, by the names that compressed-tensors reads."""
+    scheme, compressor = _scheme(settings), BaseCompressor.get_value_from_registry(_format(settings))
     found: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         if isinstance(tensor, Tensor):
             found[key] = tensor.contiguous()
             continue
         assert key.endswith(".weight"), key
-        target = "Embedding" if key == f"{EMBEDDING}.weight" else "Linear"
-        form = _format(settings, target)
-        parts = _parts(tensor, packed=form == _PACKED)
-        read = BaseCompressor.get_value_from_registry(form).decompress(dict(parts), _scheme(settings, target))
+        parts = _parts(tensor, packed=not settings.rounds_activations)
+        read = compressor.decompress(dict(parts), scheme)
         # What the library makes of the parts is what was measured, to the last bit.
         assert torch.equal(read["weight"], tensor.dequantized()), key
         found |= {f"{key.removesuffix('weight')}{name}": part for name, part in parts.items()}

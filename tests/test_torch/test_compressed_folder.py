@@ -66,6 +66,30 @@ def test_without_the_library_one_sentence_says_what_to_install(folders, monkeypa
         load_model(folder, "cpu")
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"config_groups": None}, "config_groups is null, expected how each group of layers is quantised"),
+        ({"config_groups": {"a": 3}}, "config_groups is a mapping, expected how each group"),
+        ({"config_groups": {"a": {"targets": "Linear"}}}, "config_groups.a.targets is 'Linear', expected up to"),
+        ({"ignore": ["re:("]}, "ignore.0 '\\(' is no regular expression"),
+        pytest.param(
+            {"ignore": ["re:(.*.*)*x"]}, "takes more than 1 second on the names of this model", marks=pytest.mark.long
+        ),
+        ({"config_groups": {"a": {"targets": ["Linear"], "format": "magic"}}}, "cannot be loaded"),
+    ],
+)
+def test_what_a_stranger_s_config_may_say(folders, tmp_path, changes, sentence) -> None:
+    _, folder = folders["ours", "w4a16"]
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    fields = json.loads((folder / "config.json").read_text())
+    fields["quantization_config"] |= changes
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=sentence):
+        load_model(tmp_path, "cpu")
+
+
 def test_a_damaged_scale_is_found(folders, tmp_path) -> None:
     from safetensors.torch import load_file, save_file
 

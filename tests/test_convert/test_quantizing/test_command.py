@@ -79,20 +79,32 @@ def test_the_report_s_figures_are_those_of_the_two_models(floats, quantised) -> 
     assert found["weights"]["bits_per_weight"] == pytest.approx(8 * size / found["weights"]["all"])
 
 
-def test_a_failed_gate_writes_nothing_unless_forced(floats, text, tmp_path, capsys, monkeypatch) -> None:
-    # An untrained model has nothing to lose.
-    worse = lambda *given: (found := compare(*given)) and replace(found, after=found.before + 0.04)  # noqa: E731
-    monkeypatch.setattr(making, "compare", worse)
-    bad = (*RTN, "--bits", "2", "--data", str(text))
-    assert run(floats, tmp_path / "q", *bad) == 1
+@pytest.fixture
+def worse(monkeypatch):
+    """Makes the gate find a perplexity that grew by 4.08 %; an untrained model has none to lose."""
+    found = lambda *given: (real := compare(*given)) and replace(real, after=real.before + 0.04)  # noqa: E731
+    monkeypatch.setattr(making, "compare", found)
+
+
+@pytest.mark.usefixtures("worse")
+def test_after_a_failed_gate_nothing_is_written(floats, text, tmp_path, capsys) -> None:
+    assert run(floats, tmp_path / "q", *RTN, "--data", str(text)) == 1
     said = capsys.readouterr()
-    assert said.out.startswith("FAIL: ") and "(+4.08%, at most +3.00%)" in said.out and "q is not written" in said.err
+    assert said.out.startswith("FAIL: ") and "(+4.08%, at most +3.00%)" in said.out
+    assert "q is not written: take more bits" in said.err
     assert list(tmp_path.iterdir()) == []
-    assert run(floats, tmp_path / "q", *bad, "--force", "--json") == 1
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("worse")
+def test_force_writes_it_and_another_limit_passes_it(floats, text, tmp_path, capsys) -> None:
+    options = (*RTN, "--data", str(text))
+    assert run(floats, tmp_path / "q", *options, "--force", "--json") == 1
     assert json.loads(capsys.readouterr().out)["verdict"] == report_of(tmp_path / "q")["verdict"] == "FAIL"
-    assert run(floats, tmp_path / "q", *bad, "--max-perplexity-increase", "5%") == 0
+    assert run(floats, tmp_path / "q", *options, "--max-perplexity-increase", "5%") == 0
 
 
+@pytest.mark.long
 def test_a_folder_that_is_there_stays_unless_an_export_wrote_it(floats, quantised, text, tmp_path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
@@ -103,7 +115,11 @@ def test_a_folder_that_is_there_stays_unless_an_export_wrote_it(floats, quantise
 
 
 @pytest.mark.parametrize(
-    "stop", [Interrupted(signal.SIGINT), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))], ids=["Ctrl-C", "full disk"]
+    "stop",
+    [
+        pytest.param(Interrupted(signal.SIGINT), id="Ctrl-C"),
+        pytest.param(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), id="full disk", marks=pytest.mark.long),
+    ],
 )
 def test_it_goes_on_where_it_stopped(floats, quantised, text, tmp_path, monkeypatch, stop) -> None:
     options = (*RTN, "--bits", "8", "--data", str(text))
@@ -135,6 +151,7 @@ def test_it_goes_on_where_it_stopped(floats, quantised, text, tmp_path, monkeypa
         (("--bits", "5"), "bits 5 must be one of 2, 3, 4, 8"),
         (("--group-size", "20"), r"group_size 20 does not divide the \d+ inputs of model\.layers\.0\.\w+\.\w+"),
         (("--method", "smoothquant", "--bits", "4"), "bits 4 contradicts method smoothquant"),
+        (("--method", "int8-dynamic", "--embeddings"), "--embeddings is for methods that round weights alone"),
         (("--method", "rtn", "--damping", "0.1"), "--damping is for --method gptq, and this is rtn: leave it out"),
         (("--sequence-length", "64", "--data", "{short}"), "fewer than the 64 of one sample"),
         (("--data", "{empty}"), "holds no text"),
@@ -193,6 +210,7 @@ def test_info_tells_of_it(quantised) -> None:
     assert facts["parameters"] == report_of(quantised)["weights"]["all"]
 
 
+@pytest.mark.long
 def test_verify_finds_what_the_gate_measured_and_what_has_changed(floats, quantised, tmp_path, capsys) -> None:
     folder = tmp_path / "q"
     shutil.copytree(quantised, folder)

@@ -25,6 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_rounded(model_folder(home / "floats"), SETTINGS["w4a16"], home / "q")
 
 
+@pytest.mark.long
 def test_lora_learns_on_it_and_merges_into_floats(folder: Path, tmp_path: Path, capsys) -> None:
     summary, _ = run(config(folder, tmp_path / "run"))
     assert summary["validation_loss_after"] < summary["validation_loss_before"] - 0.5
