@@ -248,7 +248,7 @@ class ByteConfig(PreTrainedConfig):
             )
 
     @property
-    def base_model_tp_plan(self) -> dict[str, str]:  # type: ignore[override]
+    def base_model_tp_plan(self) -> dict[str, str]:
         """The way tensor parallelism splits the layers: an entry for each module that this architecture has."""
         sparse = self.num_experts > 0
         plan = {

@@ -30,7 +30,8 @@ def head_importance(model: ByteForCausalLM, batches: Iterable[Mapping[str, Any]]
         outputs.append(activation)
         return (activation,)
 
-    hooks = [layer.self_attn.o_proj.register_forward_pre_hook(keep) for layer in model.model.layers]
+    layers: Any = model.model.layers
+    hooks = [layer.self_attn.o_proj.register_forward_pre_hook(keep) for layer in layers]
     was_training = model.training
     model.eval()
     totals: list[torch.Tensor] = []

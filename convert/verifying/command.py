@@ -1,15 +1,14 @@
 """What `stellarbyte convert verify` does with its options."""
 
 import argparse
-import logging
 from contextlib import ExitStack
 
 
 def run(options: argparse.Namespace) -> int:
     """Compares, prints the certificate, and returns 0 after PASS and 1 after FAIL."""
-    # This comes before torch is imported: torchao, which transformers loads, warns of each kernel for another machine.
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    from stellarbyte_torch.library_words import hear_libraries
+
+    hear_libraries("stellarbyte")  # before Transformers is imported, which imports what has noise to tell
     from convert import certificate
     from convert.bucket_folders import read_here
     from convert.verifying import quantised

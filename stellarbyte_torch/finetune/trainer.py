@@ -39,6 +39,8 @@ class FinetuneTrainer(ResumableTrainer):
         kwargs: arguments of ResumableTrainer and Trainer.
     """
 
+    optimizer: Any
+
     def __init__(self, *, pad_token_id: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         model: Any = self.model
@@ -56,8 +58,9 @@ class FinetuneTrainer(ResumableTrainer):
     ) -> torch.Tensor:
         """Trainer's method, which here also counts the tokens."""
         self._tokens += real_tokens(inputs, self._pad_token_id).to(self._tokens.device)
-        self._last_loss = super().training_step(model, inputs, num_items_in_batch)
-        return self._last_loss
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._last_loss = loss
+        return loss
 
     def compute_loss(
         self,

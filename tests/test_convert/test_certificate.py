@@ -78,6 +78,7 @@ def test_a_bfloat16_export_is_certified_with_prompts_of_the_users_own(run_dir, t
     assert (certificate["verdict"], certificate["dtype"]) == ("PASS", "bfloat16")
 
 
+@pytest.mark.long  # parity goes over all architectures, and another export is certified
 @pytest.mark.parametrize(
     "fields",
     [

@@ -13,6 +13,7 @@ from test_convert.jax_side import JaxModel
 from test_convert.models import held, sensible_params, tiny
 from test_convert.parity import batches, relative
 from test_convert.torch_side import TorchModel
+from tiers import short_tier
 
 CONFIGS = {
     "dense": {"attention_bias": True},
@@ -69,7 +70,7 @@ def test_products_are_rounded_once_to_float32_and_once_more_to_bfloat16():
     assert np.asarray(folded["float32"][untouched]).tobytes() == layers["mlp"]["up_proj"]["kernel"][1].T.tobytes()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", short_tier(["float32", "bfloat16"], 1))
 def test_a_folded_export_says_so_and_is_certified(scaled_run, tmp_path, dtype, capsys, request):
     export = tmp_path / "hf"
     if dtype == "bfloat16":  # what it computes is compared in one of the two

@@ -50,7 +50,7 @@ def test_any_two_switches_meet():
 def test_the_few_rows_have_every_value():
     for switch, values in switches.SWITCHES.items():
         stand = [row[switch] for row in switches.few_rows()]
-        assert all(stand.count(value) >= 2 for value in values), switch
+        assert all(value in stand for value in values), switch
     assert len(FEW) + len(OTHERS) == len(GRID)
 
 

@@ -94,7 +94,11 @@ def test_a_folder_has_no_steps(ours, capsys):
 @pytest.mark.parametrize(
     ("family", "fields"),
     [
-        ("mistral", {"sliding_window": 5, "layer_scale_init": 0.1, "drop_path_rate": 0.2}),
+        pytest.param(
+            "mistral",
+            {"sliding_window": 5, "layer_scale_init": 0.1, "drop_path_rate": 0.2},
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             "mixtral",
             {"num_experts": 4, "moe_intermediate_size": 8, "tie_word_embeddings": True},

@@ -62,7 +62,8 @@ class Job:
             program = ["-c", code] if index in self.first else ["-m", "stellarbyte"]
             command = [sys.executable, *program, "pretrain", str(self.config)]
             command += [f"--{name}={value}" for name, value in options.items()]
-            environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(self.devices)}
+            # JAX warns of proxies, and tests of buckets set a variable about them.
+            environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(self.devices), "JAX_CHECK_PROXY_ENVS": "false"}
             self.processes.append(
                 subprocess.Popen(
                     command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -127,6 +127,7 @@ door.program()
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_generate_with_a_draft_says_the_same(finished_run: Path, capsys: CapSys) -> None:
     command = ["generate", str(finished_run), "--max-new-tokens", "20", "--prompt", "star"]
     assert main(command) == 0

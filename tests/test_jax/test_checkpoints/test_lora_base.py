@@ -108,6 +108,7 @@ def test_law_6_interrupted_equals_uninterrupted(
     assert bits(config.output_dir) == bits(adapted_run.output_dir)
 
 
+@pytest.mark.long  # the step is that of test_mesh.py, which has the law
 def test_law_5_eight_devices_equal_one(
     run_config: MakeConfig, adapted_run: RunConfig, finished_run: Path, disturb: Callable
 ) -> None:
@@ -223,6 +224,7 @@ def test_other_adapters_and_a_base_of_adapters_are_refused(
     )
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_device")
 def test_by_command_without_naming_the_model(
     run_config: MakeConfig, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -239,6 +241,7 @@ def test_by_command_without_naming_the_model(
     assert all(leaf[1].any() and not leaf[0].any() for leaf in adapters.values())
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_device")
 def test_imported_adapters_start_a_run(run_config: MakeConfig, adapted_run: RunConfig) -> None:
     config = run_config(training={"max_steps": 2}, optimizer={"warmup_steps": 0, "learning_rate": 1e-4})

@@ -284,6 +284,7 @@ def test_no_token_is_drawn_by_what_is_no_number(gain: float, sampling: Sampling)
                 generator.generate([[5, 6, 7]], 12, sampling, on_tokens=watch)
 
 
+@pytest.mark.long
 def test_a_draft_that_guesses_by_what_is_no_number_changes_nothing() -> None:
     config = tiny_config(vocab_size=24, max_position_embeddings=128, num_hidden_layers=1)
     sound = tiny_model(config, seed=6)

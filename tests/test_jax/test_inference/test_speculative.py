@@ -107,6 +107,7 @@ def test_draws_have_the_models_distribution(sampling: Sampling) -> None:
     assert chi2 < len(likely) + 5 * (2 * len(likely)) ** 0.5
 
 
+@pytest.mark.long
 def test_rows_are_watched_and_stopped_one_by_one() -> None:
     speculative, plain = pair()
     prompts = prompts_of((6, 3))
@@ -127,7 +128,7 @@ def test_rows_are_watched_and_stopped_one_by_one() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    short_tier([{}, {"position_embedding": "rope", "rope_scaling": RopeScaling("dynamic", 4.0)}], 1),
+    short_tier([{}, {"position_embedding": "rope", "rope_scaling": RopeScaling("dynamic", 4.0)}]),
     ids=["xpos", "dynamic"],
 )
 def test_answers_end_where_the_context_does(fields: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from stellarbyte_jax.inference.speculative import SpeculativeGenerator
 from stellarbyte_jax.model.causal_lm import ByteModel
 from stellarbyte_jax.model.int8 import Int8Weights, Scales, int8_product
 from test_jax.tiny import random_tokens, relative_error, tiny_config, tiny_model
+from tiers import short_tier
 
 CONFIGS = {
     "dense": tiny_config(attention_bias=True),
@@ -83,7 +84,7 @@ def by_hand(model: ByteModel) -> ByteModel:
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(change, nnx.to_pure_dict(state)))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", short_tier(list(CONFIGS), 0))
 def test_a_model_in_int8_is_the_model_of_rounded_weights(name: str) -> None:
     config = CONFIGS[name]
     assert relative_error(logits(config, "int8"), logits(config, "rounded")) < 1e-5
@@ -110,6 +111,7 @@ def test_a_bfloat16_model_has_int8_weights_too() -> None:
     assert relative_error(found, logits(config, "rounded")[:, :12]) < 5e-2
 
 
+@pytest.mark.long  # generate does so in test_cli.py
 def test_generators_take_it() -> None:
     """Alone, and with the float model as its draft: greedy tokens are its own likeliest."""
     config = tiny_config(vocab_size=24, max_position_embeddings=128)

@@ -38,7 +38,7 @@ def loss_of(name: str, remat: str, platform: str, kernel: str = "auto"):
 @pytest.mark.parametrize(
     ("name", "platform", "policies"),
     [
-        pytest.param("dense", "tpu", ("full", "dots", "offload"), id="in a loop"),
+        pytest.param("dense", "tpu", ("full",), id="in a loop"),
         pytest.param("dense", "tpu", tuple(POLICIES), id="in a loop, all", marks=pytest.mark.long),
         pytest.param("moe", "cpu", ("full",), id="unrolled, with what is drawn"),
     ],

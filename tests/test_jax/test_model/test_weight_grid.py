@@ -11,6 +11,7 @@ from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.weight_grid import WeightGrid
 from stellarbyte_jax.training.state import abstract_model
 from test_jax.tiny import random_tokens, tiny_config, tiny_params
+from tiers import short_tier
 
 MOE = tiny_config(num_experts=4, num_shared_experts=1, moe_intermediate_size=8)
 
@@ -49,7 +50,7 @@ def hidden(config: ByteConfig, params: dict, grid: WeightGrid | None) -> np.ndar
     return jax.jit(lambda params, ids: nnx.merge(graphdef, params)(ids).logits)(params, random_tokens(config, 2, 8))
 
 
-@pytest.mark.parametrize("config", [tiny_config(), MOE], ids=["dense", "experts"])
+@pytest.mark.parametrize("config", short_tier([tiny_config(), MOE], 0), ids=["dense", "experts"])
 def test_a_model_on_a_grid_is_the_model_of_rounded_weights(config: ByteConfig) -> None:
     """All matrices of layers are rounded, but the router; embeddings and the head are not."""
     grid, params = WeightGrid(4, 4), tiny_params(config)

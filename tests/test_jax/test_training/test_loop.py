@@ -82,6 +82,7 @@ def test_a_run_learns_and_leaves_its_papers(finished_run: Path) -> None:
     assert train[-1]["learning_rate"] == pytest.approx(1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_device")
 def test_the_manifest_is_read_once(run_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of huge shards is large; and all that a run reads of them is held against one and the same."""
@@ -224,6 +225,7 @@ def test_a_signal_in_the_last_step_is_too_late(run_config: MakeConfig, disturb: 
     assert latest_step(config.output_dir) == 3
 
 
+@pytest.mark.long  # test_mesh.py has law 5
 def test_law_5_eight_devices_equal_one(run_config: MakeConfig, finished_run: Path) -> None:
     config = run_config(mesh={"data": 2, "fsdp": 2, "tensor": 2}, checkpoint={"save_steps": 100})
     assert pretrain(config)

@@ -86,6 +86,7 @@ def test_law_6_goes_on_from_its_own_checkpoints(
             pretrain(dataclasses.replace(config, init_from=None))
 
 
+@pytest.mark.long  # test_mesh.py has law 5
 def test_law_5_eight_devices_read_their_own_parts(run_config: MakeConfig, finished_run: Path, tmp_path: Path) -> None:
     steps = {"training": {"max_steps": 4}}
     one, eight = run_config(**steps), run_config(**steps, mesh={"data": 2, "fsdp": 2, "tensor": 2})

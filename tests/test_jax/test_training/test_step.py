@@ -92,6 +92,7 @@ def test_law_8_micro_batches_equal_one_batch(micro_batches: int) -> None:
     assert metrics["tokens"] == 2 * T + 3 + 1
 
 
+@pytest.mark.long
 def test_law_8_with_the_optimizer_of_a_run() -> None:
     optimizer = make_optimizer(OptimizerConfig(learning_rate=0.01, warmup_steps=0, adam_epsilon=1e-3), max_steps=10)
     (whole, _), (parts, _) = one_step(optimizer, 1), one_step(optimizer, MICRO_BATCHES)
@@ -199,6 +200,7 @@ def test_evaluation_turns_no_token_away() -> None:
     )
 
 
+@pytest.mark.long
 def test_what_is_dropped_depends_on_seed_step_and_micro_batch_alone() -> None:
     optimizer, rows = optax.sgd(0.0), batch()
 

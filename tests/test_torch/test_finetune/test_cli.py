@@ -51,6 +51,7 @@ def config(folder: Path, tmp_path: Path) -> str:
     return str(tmp_path / "c.yaml")
 
 
+@pytest.mark.long
 def test_lines_and_a_closing_table(config: str, tmp_path: Path) -> None:
     result = subprocess.run([*COMMAND, config], capture_output=True, text=True, check=True)
     assert result.stderr == ""  # neither libraries' noise nor their bars
@@ -183,11 +184,11 @@ def test_a_second_merge_into_one_folder_is_refused_before_it_computes(
     loaded: list[Path] = []
     load_model = model_folder_module.load_model
 
-    def loading(path: Path, *rest: Any) -> Any:
+    def loading(path: Path, *rest: Any, **options: Any) -> Any:
         if not loaded:
             loaded.append(path)
             assert door.main(words) == 2  # the second one, while the first is at work
-        return load_model(path, *rest)
+        return load_model(path, *rest, **options)
 
     monkeypatch.setattr(model_folder_module, "load_model", loading)
     capsys.readouterr()
