@@ -47,7 +47,7 @@ def check_names(folder: Path, config: Mapping[str, Any], keys: Iterable[str]) ->
         raise UserError(f"{where}.config_groups is {shown(groups)}, expected how each group of layers is quantised")
     named = {f"{where}.config_groups.{name}.targets": group.get("targets") for name, group in groups.items()}
     named[f"{where}.ignore"] = quantization.get("ignore") or []
-    patterns = {}
+    patterns: dict[str, tuple[str, str]] = {}
     for field, names in named.items():
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) > _MOST_NAMES:
             raise UserError(f"{field} is {shown(names)}, expected up to {_MOST_NAMES} names of layers")
