@@ -79,6 +79,29 @@ def test_the_report_s_figures_are_those_of_the_two_models(floats, quantised) -> 
     assert found["weights"]["bits_per_weight"] == pytest.approx(8 * size / found["weights"]["all"])
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--method", "gptq", *GROUPS, "--no-symmetric"),
+        ("--method", "awq", "--bits", "3", *GROUPS),
+        ("--method", "gptq", "--bits", "8", "--group-size", "row", "--head"),
+        (
+            "--method",
+            "smoothquant",
+        ),
+        ("--method", "int8-dynamic"),
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_every_method_s_folder_is_verified(floats, text, tmp_path, options) -> None:
+    given = (*options, *FEW, "--data", str(text), "--max-perplexity-increase", "900%")
+    assert run(floats, tmp_path / "q", *given) == 0
+    found = report_of(tmp_path / "q")
+    assert all(layer["error"] <= layer["rounding_error"] * (1 + 1e-6) for layer in found["layers"])
+    assert main(["convert", "verify", str(floats), str(tmp_path / "q")]) == 0
+
+
 @pytest.fixture
 def worse(monkeypatch):
     """Makes the gate find a perplexity that grew by 4.08 %; an untrained model has none to lose."""
@@ -138,7 +161,10 @@ def test_it_goes_on_where_it_stopped(floats, quantised, text, tmp_path, monkeypa
     assert told.endswith("and the same command goes on from there")
     assert [path.name for path in tmp_path.iterdir()] == [".q.partial"]
     monkeypatch.setattr(block_files, "save", lambda *arguments: saved.append(1) or save(*arguments))
+    walk, taken = making.quantize_blocks, []
+    monkeypatch.setattr(making, "quantize_blocks", lambda *given: taken.extend(given[5]) or walk(*given))
     assert run(floats, tmp_path / "q", *options) == 0
+    assert sorted(taken) == ["embedding", "layer 0"], "the walk need not quantise these again"
     assert len(saved) == 4, "each block was written once"
     for file in quantised.glob("*.safetensors"):
         assert (tmp_path / "q" / file.name).read_bytes() == file.read_bytes()
