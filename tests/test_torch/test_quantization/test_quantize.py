@@ -193,22 +193,56 @@ def test_a_saved_dtype_is_kept(folders: dict[str, Path], tmp_path: Path) -> None
                 assert isinstance(value, QuantizedWeight) or torch.equal(value, original[key]), key
 
 
-def test_activations_are_rounded_on_the_way(folders: dict[str, Path], tmp_path: Path) -> None:
-    """With int8 activations the layers behind see what the quantised model will see."""
-    blocks = quantised(folders["llama-like"], tmp_path, settings_of("int8-dynamic"))
-    model = filled(folders["llama-like"], state_of(blocks))
-    for module in model.model.layers.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_pre_hook(lambda _, inputs: (rounded_rows(inputs[0]), *inputs[1:]))
-    heard: list[torch.Tensor] = []
-    model.model.layers[1].self_attn.q_proj.register_forward_pre_hook(lambda _, x: heard.append(x[0]), prepend=True)
+def outputs(model: Any, names: list[str], *, rounding: bool) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The (inputs, outputs) of linear layers while the model reads the rows; inputs as they are before rounding."""
+    heard: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def note(name: str, x: torch.Tensor, y: torch.Tensor) -> None:
+        heard[name] = (x.flatten(0, 1), y.flatten(0, 1))
+
+    before: dict[str, torch.Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and "layers" in name:
+            module.register_forward_pre_hook(lambda _, x, name=name: before.update({name: x[0]}))
+            if rounding:
+                module.register_forward_pre_hook(lambda _, x: (rounded_rows(x[0]), *x[1:]))
+            if name in names:
+                module.register_forward_hook(lambda _, _x, y, name=name: note(name, before[name], y))
     with torch.no_grad():
         model(ROWS, use_cache=False)
-    rows = heard[0].flatten(0, 1)
-    original = load_file(folders["llama-like"] / "model.safetensors")["model.layers.1.self_attn.q_proj.weight"]
-    changed = blocks[2].tensors["model.layers.1.self_attn.q_proj.weight"].dequantized()
-    exact = (rounded_rows(rows) @ changed.T - rows @ original.T).norm() / (rows @ original.T).norm()
-    assert abs(blocks[2].errors[0].error / exact.item() - 1) < 1e-3
+    return heard
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "smoothquant", "int8-dynamic"])
+def test_errors_are_those_of_the_outputs(method: Method, folders: dict[str, Path], tmp_path: Path) -> None:
+    """Of the first layer and of the second; what they read differs by folded scales, but not what they should say."""
+    settings = settings_of(method)
+    blocks = quantised(folders["llama-like"], tmp_path, settings)
+    for number in (0, 1):
+        names = [f"model.layers.{number}.self_attn.{part}_proj" for part in "qk"]
+        # The layers before are quantised already; this one still is what it was.
+        state = load_file(folders["llama-like"] / "model.safetensors")
+        state |= state_of([block for block in blocks if block.name in ("layer 0", "head")[:number]])
+        before = outputs(filled(folders["llama-like"], state), names, rounding=settings.rounds_activations)
+        after = outputs(filled(folders["llama-like"], state_of(blocks)), names, rounding=settings.rounds_activations)
+        original = load_file(folders["llama-like"] / "model.safetensors")
+        errors = {error.name: error for error in blocks[1 + number].errors}
+        for name in names:
+            x, y = before[name][0], after[name][1]
+            expected = x @ original[f"{name}.weight"].T
+            found = ((y - expected).norm() / expected.norm()).item()
+            assert abs(errors[name].error / found - 1) < 1e-3, name
+
+
+def test_a_layer_that_is_calibrated_reads_rounded_activations(folders: dict[str, Path], tmp_path: Path) -> None:
+    blocks = quantised(folders["llama-like"], tmp_path, settings_of("int8-dynamic"))
+    name = "model.layers.0.self_attn.o_proj"
+    state = load_file(folders["llama-like"] / "model.safetensors")
+    x = outputs(filled(folders["llama-like"], dict(state)), [name], rounding=True)[name][0]
+    changed, original = blocks[1].tensors[f"{name}.weight"].dequantized(), state[f"{name}.weight"]
+    expected = x @ original.T
+    found = ((rounded_rows(x) @ changed.T - expected).norm() / expected.norm()).item()
+    assert abs(blocks[1].errors[3].error / found - 1) < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,12 @@
 
 import torch
 
-from stellarbyte_torch.quantization import awq, smoothquant
+from stellarbyte_torch.quantization import awq, rtn, smoothquant
+from stellarbyte_torch.quantization.calibrator import Calibrator
 from stellarbyte_torch.quantization.clipping import best_shrink
+from stellarbyte_torch.quantization.experts import Linear
 from stellarbyte_torch.quantization.grid import Grid, rounded_rows
+from stellarbyte_torch.quantization.scale_search import ScaleSearch
 from stellarbyte_torch.quantization.scaling_table import Reach
 from stellarbyte_torch.quantization.statistics import Statistics
 
@@ -82,3 +85,32 @@ def test_the_shrink_is_the_best_of_all_for_each_group_alone() -> None:
 
     for step in range(11):
         assert (errors(best) <= errors(torch.full_like(best, 1 - step / 20)) * (1 + 1e-3) + 1e-4).all()
+
+
+def test_a_scale_that_harms_one_consumer_is_out_though_the_sum_is_smaller() -> None:
+    generator, grid = torch.Generator().manual_seed(0), Grid(3, 8, symmetric=True)
+    layer = torch.nn.ModuleDict({"norm": torch.nn.Linear(16, 1)})
+    harmful = 0
+    for _ in range(20):
+        weights = {"a": torch.randn(12, 16, generator=generator), "b": torch.randn(8, 16, generator=generator) / 2}
+        linears = {name: Linear(name, weight) for name, weight in weights.items()}
+        tried = [torch.exp(torch.randn(16, generator=generator) / 4) for _ in range(6)]
+        calibrator = Calibrator(rtn.quantized, lambda *_, tried=tried: tried)
+        search = ScaleSearch(REACH, layer, linears, calibrator, torch.float32)
+        statistics = statistics_of(X)
+        for name in weights:  # in two calls, as with many experts
+            search.judge({name: statistics}, grid)
+
+        def error(name: str, scale: torch.Tensor, weights: dict[str, torch.Tensor] = weights) -> float:
+            changed = grid.rounded(weights[name] * scale, torch.float32).dequantized() / scale
+            return (X @ (changed - weights[name]).T).norm().item()
+
+        plain = {name: error(name, torch.ones(16)) for name in weights}
+        sums = [sum(error(name, scale) ** 2 for name in weights) for scale in tried]
+        allowed = [all(error(name, scale) <= plain[name] for name in weights) for scale in tried]
+        smallest = min(range(6), key=sums.__getitem__)
+        harmful += not allowed[smallest] and sums[smallest] < sum(value**2 for value in plain.values())
+        best = min((number for number in range(6) if allowed[number]), key=sums.__getitem__, default=None)
+        assert (search.best() is None) == (best is None)
+        assert best is None or search.best() is tried[best]
+    assert harmful
