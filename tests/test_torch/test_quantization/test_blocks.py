@@ -12,6 +12,7 @@ from stellarbyte_torch.quantization.experts import linears_of
 from stellarbyte_torch.quantization.hidden_states import HiddenStates
 from test_convert.stock import stock_model
 from test_torch.tiny import SWITCHES, tiny_model
+from tiers import short_tier
 
 CPU = torch.device("cpu")
 IDS = torch.randint(3, 90, (3, 20), generator=torch.Generator().manual_seed(0))
@@ -23,7 +24,7 @@ MODELS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", short_tier(list(MODELS), 3, 5, 8))
 @torch.no_grad()
 def test_layer_by_layer_it_is_the_same_model(name: str, tmp_path: Path) -> None:
     original = MODELS[name]()

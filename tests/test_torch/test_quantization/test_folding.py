@@ -15,8 +15,9 @@ from stellarbyte_torch.quantization.experts import linears_of
 from stellarbyte_torch.quantization.folding import exact, fold
 from stellarbyte_torch.quantization.scaling_table import TABLE, Row, reaches
 from test_convert.stock import stock_model
-from test_convert.switches import grid
+from test_convert.switches import few_rows, grid, name_of
 from test_torch.tiny import relative_error
+from tiers import short_tier
 
 GRID = grid()
 
@@ -72,7 +73,11 @@ def error_after_folding(name: str, table: tuple[Row, ...], keep_spread: bool = T
     return error, count
 
 
-@pytest.mark.parametrize("name", [*GRID, *FAMILIES])
+FEW = {*map(name_of, few_rows()), "qwen2", "mixtral"}
+NAMES = [*GRID, *FAMILIES]
+
+
+@pytest.mark.parametrize("name", short_tier(NAMES, *(place for place, name in enumerate(NAMES) if name in FEW)))
 def test_a_folded_model_computes_the_same(name: str) -> None:
     error, count = error_after_folding(name, TABLE)
     assert error < 1e-5
@@ -101,7 +106,7 @@ def mutations() -> Iterator[tuple[str, tuple[Row, ...]]]:
 MUTATIONS = dict(mutations())
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
+@pytest.mark.parametrize("mutation", short_tier(list(MUTATIONS), 0, 6, 11, -1 % len(MUTATIONS)))
 def test_a_mistake_in_a_row_is_caught(mutation: str) -> None:
     for name in (*GRID, *FAMILIES):
         try:
@@ -126,7 +131,7 @@ def test_query_heads_that_share_values_are_told_apart_from_values() -> None:
     assert caught
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral", "qwen2"])
+@pytest.mark.parametrize("name", short_tier(["llama", "mixtral", "qwen2"], 1))
 def test_a_saved_model_loses_nothing(name: str) -> None:
     """Floats that stay on disk as bfloat16 are not rounded a second time."""
     model = model_of(name).__class__(model_of(name).config).bfloat16().float()

@@ -15,6 +15,7 @@ from stellarbyte_torch.quantization.quantize import QuantizedBlock, quantize_blo
 from stellarbyte_torch.quantization.settings import Method, QuantizationSettings
 from test_convert.stock import stock_model
 from test_torch.tiny import SWITCHES, tiny_model
+from tiers import short_tier
 
 ROWS = torch.randint(3, 90, (12, 20), generator=torch.Generator().manual_seed(0))
 KINDS: dict[str, dict[str, Any]] = {
@@ -75,8 +76,12 @@ def filled(folder: Path, state: dict[str, torch.Tensor]) -> Any:
     return model.eval()
 
 
-@pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "smoothquant", "int8-dynamic"])
-@pytest.mark.parametrize("kind", [*KINDS, "mixtral", "bfloat16"])
+METHODS: tuple[Method, ...] = ("rtn", "gptq", "awq", "smoothquant", "int8-dynamic")
+CASES = [(kind, method) for kind in (*KINDS, "mixtral", "bfloat16") for method in METHODS]
+
+
+# In the short tier: rtn and smoothquant of the first, gptq of everything, awq of Mixtral and of bfloat16.
+@pytest.mark.parametrize(("kind", "method"), short_tier(CASES, 0, 3, 16, 22, 27))
 def test_no_layer_is_worse_than_plain_rounding(
     kind: str, method: Method, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -99,7 +104,7 @@ def test_no_layer_is_worse_than_plain_rounding(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("kind", short_tier([*KINDS, "mixtral", "qwen3_moe"], 1, 3, 4))
 def test_every_tensor_is_there_and_the_model_nearly_the_same(
     kind: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -137,7 +142,10 @@ def test_the_next_layer_is_calibrated_on_what_the_quantised_ones_put_out(
         assert torch.allclose(seen[name], x.T @ x, rtol=1e-3, atol=1e-3 * seen[name].abs().max().item()), name
 
 
-@pytest.mark.parametrize(("kind", "method"), [("everything", "awq"), ("mixtral", "gptq"), ("parallel", "smoothquant")])
+RESUMED = [("everything", "awq"), ("mixtral", "gptq"), ("parallel", "smoothquant")]
+
+
+@pytest.mark.parametrize(("kind", "method"), short_tier(RESUMED, 2))
 def test_a_resumed_walk_ends_as_an_uninterrupted_one(
     kind: str, method: Method, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -158,7 +166,7 @@ def test_a_resumed_walk_ends_as_an_uninterrupted_one(
                     assert torch.equal(value, other), key
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq"])
+@pytest.mark.parametrize("method", short_tier(["gptq", "awq"], 1))
 def test_many_experts_are_calibrated_in_parts(
     method: Method, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,7 +221,7 @@ def outputs(model: Any, names: list[str], *, rounding: bool) -> dict[str, tuple[
     return heard
 
 
-@pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "smoothquant", "int8-dynamic"])
+@pytest.mark.parametrize("method", short_tier(METHODS, 2, 3))
 def test_errors_are_those_of_the_outputs(method: Method, folders: dict[str, Path], tmp_path: Path) -> None:
     """Of the first layer and of the second; what they read differs by folded scales, but not what they should say."""
     settings = settings_of(method)
