@@ -62,8 +62,9 @@ class Job:
             program = ["-c", code] if index in self.first else ["-m", "stellarbyte"]
             command = [sys.executable, *program, "pretrain", str(self.config)]
             command += [f"--{name}={value}" for name, value in options.items()]
-            # JAX warns of proxies, and tests of buckets set a variable about them.
-            environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(self.devices), "JAX_CHECK_PROXY_ENVS": "false"}
+            # JAX warns of variables about proxies, of which tests of buckets set one.
+            environment = {name: value for name, value in os.environ.items() if "_proxy" not in name.lower()}
+            environment |= {"JAX_NUM_CPU_DEVICES": str(self.devices)}
             self.processes.append(
                 subprocess.Popen(
                     command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
