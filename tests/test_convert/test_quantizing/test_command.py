@@ -7,12 +7,14 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from convert.quantizing import making
+from convert.quantizing.options import METHODS
 from convert.quantizing.options import quantize as add_options
 from stellarbyte.command_line import Parser
 from stellarbyte.door import main
@@ -22,6 +24,7 @@ from stellarbyte.interrupt import Interrupted
 from stellarbyte_torch.model_folder import load_model
 from stellarbyte_torch.quantization import block_files
 from stellarbyte_torch.quantization.gate import compare
+from stellarbyte_torch.quantization.settings import Method
 
 from .conftest import FEW, GROUPS
 
@@ -256,6 +259,11 @@ def test_verify_finds_what_the_gate_measured_and_what_has_changed(floats, quanti
 def test_verify_wants_the_folder_of_floats(trained, quantised, capsys) -> None:
     assert main(["convert", "verify", str(trained), str(quantised)]) == 2
     assert "is quantised, and" in capsys.readouterr().err
+
+
+def test_the_methods_are_those_that_there_are() -> None:
+    """They are named again beside the options, so that --help needs no torch."""
+    assert get_args(Method) == METHODS
 
 
 def test_an_older_export_gets_the_code_of_today(quantised) -> None:
