@@ -7,6 +7,7 @@ columns k that are still to come:
 
 Columns are visited in the order of H's diagonal, largest first ("act-order"), while each keeps the scale of the group
 in whose place it stands ("static groups"): the codes need no permutation on disk. Everything is computed in float64.
+Unlike in the paper, a grid need not reach its group's largest weight: ranges are shrunk first, as `clipping` says.
 """
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from stellarbyte.errors import UserError
 from stellarbyte_torch.quantization.calibrator import Calibrator
+from stellarbyte_torch.quantization.clipping import best_shrink
 from stellarbyte_torch.quantization.grid import Grid, QuantizedWeight
 from stellarbyte_torch.quantization.settings import QuantizationSettings
 from stellarbyte_torch.quantization.statistics import Statistics
@@ -27,9 +29,9 @@ _ROWS = 2048
 def quantized(
     weight_OI: Tensor, statistics: Statistics, settings: QuantizationSettings, dtype: torch.dtype
 ) -> QuantizedWeight:
-    """The codes by the paper's formulas, on the grid of plain rounding. Raises UserError if H needs more damping."""
+    """The codes by the paper's formulas. Raises UserError if H needs more damping."""
     grid = settings.grid
-    scale_OC, zero_OC = grid.fit(weight_OI, dtype)
+    scale_OC, zero_OC = grid.fit(weight_OI, dtype, best_shrink(weight_OI, statistics, grid, dtype))
     if statistics.rows == 0:
         return grid.with_codes(grid.codes(weight_OI, scale_OC, zero_OC), scale_OC, zero_OC)
     assert statistics.hessian_II is not None
