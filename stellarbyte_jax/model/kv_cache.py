@@ -11,12 +11,7 @@ from jax.typing import DTypeLike
 
 from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
-from stellarbyte_jax.model.int8_parts import LARGEST, MOST_PRODUCTS, in_parts, joined
-
-CACHE_DTYPES = ("float32", "bfloat16", "int8", "float8_e4m3fn")
-
-# The largest number of each dtype whose slots have scales.
-_LARGEST = {"int8": LARGEST, "float8_e4m3fn": 448}
+from stellarbyte_jax.model.slots import CACHE_DTYPES, Slots
 
 
 @dataclass(frozen=True)
@@ -37,90 +32,6 @@ class CacheView:
     source_BS: jax.Array | None
     segment_ids_BS: jax.Array
     lengths_B: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Slots:
-    """Keys or values of one layer, [B, K, S, H].
-
-    In int8 and float8 each slot of each head has a float32 scale, [B, K, S, 1]: XPos lets keys grow with position.
-    """
-
-    data: jax.Array
-    scales: jax.Array | None = None
-
-    @staticmethod
-    def create(shape: tuple[int, int, int, int], dtype: DTypeLike) -> "Slots":
-        """Slots that hold nothing."""
-        scales = jnp.zeros((*shape[:3], 1), jnp.float32) if jnp.dtype(dtype).name in _LARGEST else None
-        return Slots(jnp.zeros(shape, dtype), scales)
-
-    def read(self, dtype: DTypeLike) -> jax.Array:
-        """The stored keys or values, [B, K, S, H], in a compute dtype."""
-        if self.scales is None:
-            return self.data.astype(dtype)
-        return (self.data.astype(jnp.float32) * self.scales).astype(dtype)
-
-    def scores(self, q_BKQH: jax.Array) -> jax.Array:
-        """The products of few queries with keys that these are: float32 [B, K, Q, S].
-
-        On a CPU, XLA's matmuls of so few rows are slower than one matrix-vector product for each query.
-        """
-        if self.scales is None:
-            keys = self.data.astype(q_BKQH.dtype)
-        elif self.data.dtype == jnp.int8:
-            parts_BKQH, step_BKQ1 = in_parts(q_BKQH)
-            by_head = (((3,), (3,)), ((0, 1), (0, 1)))
-            sums_BKSQ = jax.lax.dot_general(self.data, parts_BKQH, by_head, preferred_element_type=jnp.int32)
-            return joined(sums_BKSQ.swapaxes(2, 3), step_BKQ1) * self.scales.swapaxes(2, 3)
-        else:
-            keys = self.data.astype(jnp.float32)
-        products = [
-            jnp.einsum("BKSH,BKH->BKS", keys, q_BKQH[:, :, index], preferred_element_type=jnp.float32)
-            for index in range(q_BKQH.shape[2])
-        ]
-        scores_BKQS = jnp.stack(products, axis=2)
-        return scores_BKQS if self.scales is None else scores_BKQS * self.scales.swapaxes(2, 3)
-
-    def sums(self, weights_BKQS: jax.Array, dtype: DTypeLike) -> jax.Array:
-        """The sums of values that these are, with the weights of few queries: [B, K, Q, H]."""
-        if self.scales is None:
-            return jnp.einsum("BKQS,BKSH->BKQH", weights_BKQS.astype(dtype), self.data.astype(dtype))
-        weights_BKQS = weights_BKQS * self.scales.swapaxes(2, 3)
-        if self.data.dtype == jnp.int8 and self.data.shape[2] <= MOST_PRODUCTS:
-            parts_BKQS, step_BKQ1 = in_parts(weights_BKQS)
-            by_head = (((3,), (2,)), ((0, 1), (0, 1)))
-            return joined(
-                jax.lax.dot_general(parts_BKQS, self.data, by_head, preferred_element_type=jnp.int32), step_BKQ1
-            )
-        return jnp.einsum("BKQS,BKSH->BKQH", weights_BKQS, self.data.astype(jnp.float32))
-
-    def write(self, x_BKTH: jax.Array, slots_BT: jax.Array) -> "Slots":
-        """The slots with token t of row b stored in slot slots_BT[b, t]; a slot beyond the last stores nothing."""
-        rows_B1 = jnp.arange(slots_BT.shape[0])[:, None]
-
-        def write(old_BKSH: jax.Array, new_BKTH: jax.Array) -> jax.Array:
-            return old_BKSH.at[rows_B1, :, slots_BT].set(new_BKTH.transpose(0, 2, 1, 3), mode="drop")
-
-        return jax.tree.map(write, self, self._packed(x_BKTH))
-
-    def take(self, x_BKTH: jax.Array, source_BS: jax.Array) -> "Slots":
-        """The slots with token source_BS[b, s] of row b stored in slot s, unless that is negative."""
-
-        def take(old_BKSH: jax.Array, new_BKTH: jax.Array) -> jax.Array:
-            taken_BKSH = jax.vmap(lambda new_KTH, source_S: new_KTH[:, jnp.maximum(source_S, 0)])(new_BKTH, source_BS)
-            return jnp.where(source_BS[:, None, :, None] >= 0, taken_BKSH, old_BKSH)
-
-        return jax.tree.map(take, self, self._packed(x_BKTH))
-
-    def _packed(self, x_BKTH: jax.Array) -> "Slots":
-        if self.scales is None:
-            return Slots(x_BKTH.astype(self.data.dtype))
-        x32 = x_BKTH.astype(jnp.float32)
-        scales = jnp.abs(x32).max(axis=-1, keepdims=True) / _LARGEST[self.data.dtype.name]
-        scaled = x32 / jnp.where(scales > 0, scales, 1.0)
-        return Slots((jnp.round(scaled) if self.data.dtype == jnp.int8 else scaled).astype(self.data.dtype), scales)
 
 
 @jax.tree_util.register_dataclass

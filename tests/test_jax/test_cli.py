@@ -21,6 +21,7 @@ from stellarbyte_jax.checkpoints.checkpoint import latest_step
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.config_file import load_run_config, save_config
 from stellarbyte_jax.model.causal_lm import ByteModel
+from stellarbyte_jax.model.kv_cache import KVCache
 
 ROOT = Path(__file__).parents[2]
 
@@ -151,6 +152,23 @@ def test_generate_reads_weights_as_int8(finished_run: Path, capsys: CapSys, monk
     assert main([*command, "--draft", str(finished_run)]) == 0
     assert capsys.readouterr().out == text, "the draft is in int8 too"
     assert len(read) == 3
+
+
+@pytest.mark.parametrize(("dtype", "name"), [("int8", "int8"), ("float8", "float8_e4m3fn")])
+def test_generate_keeps_keys_and_values_in_8_bits(
+    dtype: str, name: str, finished_run: Path, capsys: CapSys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, create = set(), KVCache.create
+
+    def creating(config: Any, batch_size: int, capacity: int, dtype: Any, slack: int = 0) -> KVCache:
+        made.add(str(dtype))
+        return create(config, batch_size, capacity, dtype, slack)
+
+    monkeypatch.setattr(KVCache, "create", creating)
+    command = ["generate", str(finished_run), "--max-new-tokens", "6", "--prompt", "star", "--kv-cache-dtype", dtype]
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("star")
+    assert made == {name}
 
 
 def test_generate_goes_up_to_the_end_of_the_context(finished_run: Path, capsys: CapSys) -> None:

@@ -14,8 +14,8 @@ from stellarbyte_jax.model.attention.softmax import (
     softmax_attention,
 )
 from stellarbyte_jax.model.attention.splash import splash_attention
-from stellarbyte_jax.model.kv_cache import Slots
 from stellarbyte_jax.model.remat import ATTENTION
+from stellarbyte_jax.model.slots import Slots
 from stellarbyte_jax.sharding import ONE_DEVICE, Layout
 
 KERNELS = ("reference", "chunked", "cudnn", "splash")

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from stellarbyte_jax.model.dropout import dropout
-from stellarbyte_jax.model.kv_cache import Slots
+from stellarbyte_jax.model.slots import Slots
 
 # Up to this number of queries, `few_queries_attention` is the fastest on a CPU.
 FEW_QUERIES = 4

@@ -13,7 +13,8 @@ from flax import nnx
 from stellarbyte.architecture import RopeScaling
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import ByteConfig
-from stellarbyte_jax.model.kv_cache import CACHE_DTYPES, KVCache, Slots
+from stellarbyte_jax.model.kv_cache import KVCache
+from stellarbyte_jax.model.slots import CACHE_DTYPES, Slots
 from test_jax.tiny import random_tokens, relative_error, segments, tiny_config, tiny_model
 from tiers import short_tier
 
@@ -247,6 +248,10 @@ def test_few_queries_read_slots_as_they_are(dtype: Any) -> None:
     kept[0, 1, 3] = 0
     slots = Slots.create((3, 2, 9, 16), dtype).write(kept.astype(np.float32), np.tile(np.arange(7), (3, 1)))
     held = np.asarray(slots.read(jnp.float32), np.float64)
+    if dtype != jnp.int8:
+        scales = np.asarray(slots.scales[:, :, :7], np.float64)
+        as_jax_rounds = (kept / np.where(scales > 0, scales, 1)).astype(np.float32).astype(dtype).astype(np.float64)
+        assert np.mean(np.isclose(held[:, :, :7], as_jax_rounds * scales, rtol=1e-6, atol=0)) > 0.99
     largest = np.abs(kept).max(axis=-1, keepdims=True)
     assert (np.abs(held[:, :, :7] - kept) <= largest * (0.51 / 127 if dtype == jnp.int8 else 0.51 * 32 / 448)).all()
     assert not held[:, :, 7:].any()

@@ -12,7 +12,7 @@ from stellarbyte.errors import UserError
 from stellarbyte_jax.model.attention.kernels import attention, cached_attention, default_kernel
 from stellarbyte_jax.model.causal_lm import ByteDecoder
 from stellarbyte_jax.model.execution import Execution
-from stellarbyte_jax.model.kv_cache import Slots
+from stellarbyte_jax.model.slots import Slots
 from test_jax.tiny import relative_error, segments, tiny_config
 from tiers import short_tier
 
