@@ -68,6 +68,17 @@ def test_muons_work_is_counted(planned_run):
     assert ours.flops.model == adams.flops.model and ours.roofline.compute > adams.roofline.compute
 
 
+@pytest.mark.parametrize("experts", [{}, {"num_experts": 4, "moe_intermediate_size": 8}], ids=["dense", "experts"])
+def test_a_grid_of_weights_costs_no_flops(planned_run, experts):
+    mesh, grid = {"data": 1, "fsdp": 2, "tensor": 2}, {"quantize": "w4", "quantize_group_size": 4}
+    plain, ours = (
+        make_plan(planned_run(mesh=mesh, training=training, **experts), parse_topology("v5e:2x2"))
+        for training in ({}, grid)
+    )
+    assert ours.flops == plain.flops
+    assert ours.roofline.compute == plain.roofline.compute
+
+
 def test_the_parts_are_the_whole(planned_run):
     plan = make_plan(planned_run(training={"gradient_accumulation_steps": 2}), ONE_CHIP)
     memory = plan.memory
