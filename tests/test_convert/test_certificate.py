@@ -68,6 +68,7 @@ def test_an_export_is_certified(run_dir, export, capsys):
     assert not (export / "certificate.json").exists() and not (export / "certificate.svg").exists()
 
 
+@pytest.mark.long
 def test_a_bfloat16_export_is_certified_with_prompts_of_the_users_own(run_dir, tmp_path, capsys):
     hf_checkpoint.to_hf(run_dir, tmp_path / "hf", dtype="bfloat16", max_shard_size="20KB")
     (tmp_path / "prompts.txt").write_text("the star\n\n<|SEOS|> is text\n")
