@@ -66,6 +66,7 @@ def machine_of(text: str) -> str | None:
     return None
 
 
+@pytest.mark.long
 def test_the_commands_of_the_page_fit_their_machines() -> None:
     asked = []
     for script in SCRIPTS:

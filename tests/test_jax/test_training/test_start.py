@@ -62,7 +62,7 @@ def test_the_weights_are_the_other_runs_and_all_else_is_new(run_config: MakeConf
     assert step == 4 and metadata.config["init_from"] == str(finished_run)
 
 
-@pytest.mark.parametrize("at", short_tier([3, 8], 1))
+@pytest.mark.parametrize("at", short_tier([3, 8]))  # test_loop.py has law 6
 @pytest.mark.usefixtures("one_device")
 def test_law_6_goes_on_from_its_own_checkpoints(
     at: int, run_config: MakeConfig, finished_run: Path, tmp_path: Path, disturb: Callable
