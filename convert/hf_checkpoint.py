@@ -29,7 +29,6 @@ from convert.shards import Progress
 from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import check_files
 from stellarbyte.files import sha256_of_json, write_json, write_text
-from stellarbyte.journal import NAME as NOTES
 from stellarbyte.journal import Journal
 from stellarbyte.places import Place
 from stellarbyte.staged_folder import staged
@@ -125,7 +124,7 @@ def to_hf(
     task = {"task": "to-hf", "of": checkpoint.source, **about, "max_shard_size": shard_bytes}
     with staged(hf_dir, keep, task=task) as folder:
         journal = Journal(folder, task)
-        _remove_others(folder, journal)
+        staged_folder.remove_others(folder, journal.done)
         origin = {name: str(about[name]) for name in ("stellarbyte", "step")}
         hashes = shards.write(tensors, folder, shard_bytes, progress, journal, origin)
         write_json(folder / hf_config.CONFIG, fields, sort_keys=True)
@@ -188,13 +187,6 @@ def from_hf(hf_dir: Path, run_dir: Place, progress: Progress = lambda *_: None) 
 def _describe(step: int, tensors: dict[str, weights.LazyTensor]) -> Conversion:
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
     return Conversion(step, sum(tensor.nbytes // tensor.dtype.itemsize for tensor in tensors.values()), nbytes)
-
-
-def _remove_others(folder: Path, journal: Journal) -> None:
-    """Removes from an unfinished export what is not noted as whole."""
-    for path in folder.iterdir():
-        if path.name not in journal.done and path.name != NOTES:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def modeling_files() -> list[Path]:

@@ -1,6 +1,7 @@
 """Decides which folders an export may replace: those of earlier exports, and never what the user put there."""
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except UserError:
         return None
     return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
+
+
+def remove_others(folder: Path, kept: Container[str]) -> None:
+    """Removes from an unfinished export what an earlier command left there, but for its notes and what is `kept`."""
+    for path in folder.iterdir():
+        if path.name not in kept and path.name != NOTES:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def check_replaceable(target: Path, force: bool) -> frozenset[str]:

@@ -216,9 +216,9 @@ class RunConfig:
             "trains all weights for their export, and lora keeps them as they are: leave one of the two out",
         )
         size = training.quantize_group_size
+        if size is None:
+            return
         for layer, inputs in _linear_inputs(model).items():
-            if size is None:
-                break
             divisor = max(part for part in range(1, min(size, inputs) + 1) if inputs % part == 0)
             require(
                 inputs % size == 0,

@@ -36,7 +36,7 @@ _MOST = {**dict.fromkeys(_LAYERS, 10_000), "num_labels": 1_000_000}
 _OUTPUTS = {"return_dict": True, "torchscript": False, "output_attentions": False, "output_hidden_states": False}
 # A text that is encoded to see whether a tokenizer works, also with its own settings.
 _PROBE = "A star, 3 é。\n"
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 _WHOLE = "model.safetensors"
 # The dtypes of weights that are not quantised, in safetensors' words.
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -58,7 +58,7 @@ def load_model(
     config = read_config(folder)
     _check_generation(folder)
     check_files(folder)
-    target = _device(device)
+    target = device_named(device)
     quantised = config.get("quantization_config") is not None
     compressed = quantised and is_compressed(config)
     if compressed:
@@ -67,7 +67,7 @@ def load_model(
         files = weight_files(folder, config, only_floats=not quantised) if compressed or not quantised else {}
         if compressed:
             check_names(folder, config, files)
-        with _no_report(), without_bars():
+        with _no_report(), without_bars() if compressed else contextlib.nullcontext():
             # Weights that do not fit are reported below by their names.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, output_loading_info=True, trust_remote_code=False, ignore_mismatched_sizes=True
@@ -92,7 +92,8 @@ def load_model(
     return model.to(target).eval()
 
 
-def _device(name: str | None) -> torch.device:
+def device_named(name: str | None) -> torch.device:
+    """The device of a name, or CUDA if there is one. Raises UserError if it is not there."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name is None else name)
         torch.ones(1, device=device).item()  # of the device meta nothing can be read
@@ -165,7 +166,7 @@ def weight_files(folder: Path, config: dict[str, Any], *, only_floats: bool = Tr
     Raises:
         UserError: the files contradict each other or config.json.
     """
-    listed = None if (folder / _WHOLE).exists() else _read_index(folder / _INDEX)
+    listed = None if (folder / _WHOLE).exists() else _read_index(folder / INDEX)
     if listed is None and not (folder / _WHOLE).exists():
         return {}  # Transformers reports what is missing
     only_floats &= config.get("model_type") == ByteConfig.model_type
@@ -182,7 +183,7 @@ def weight_files(folder: Path, config: dict[str, Any], *, only_floats: bool = Tr
         there, found = (files.get(key, "no file") for files in (listed or {}, home))
         if there != found:
             raise UserError(
-                f"{folder / _INDEX} places {key} in {there}, but it is in {found}: fetch or save the folder again"
+                f"{folder / INDEX} places {key} in {there}, but it is in {found}: fetch or save the folder again"
             )
     for name in _LAYERS:
         if isinstance(config.get(name), int) and config[name] > len(home):

@@ -8,7 +8,7 @@ from typing import Any
 
 from convert.config import CONFIG, MODEL_TYPE
 from convert.hf_checkpoint import modeling_files
-from convert.shards import INDEX, WEIGHT_FILE
+from convert.shards import INDEX
 from convert.staged_folder import CERTIFICATE, MANIFEST
 from convert.staged_folder import PICTURE as CERTIFICATE_PICTURE
 from stellarbyte.file_manifest import MANIFEST as FILE_MANIFEST
@@ -33,7 +33,7 @@ def write_small_files(source: Path, folder: Path, fields: Mapping[str, Any], qua
     """
     write_json(folder / CONFIG, {**fields, "quantization_config": dict(quantization)}, sort_keys=True)
     for path in sorted(source.iterdir()):
-        skipped = path.name in _NOT_COPIED or WEIGHT_FILE.fullmatch(path.name) or _WEIGHTS.fullmatch(path.name)
+        skipped = path.name in _NOT_COPIED or _WEIGHTS.fullmatch(path.name)
         if path.is_file() and not path.name.startswith(".") and path.suffix != ".py" and not skipped:
             shutil.copyfile(path, folder / path.name)
     if fields.get("model_type") == MODEL_TYPE:  # an older export's code may know no quantised experts

@@ -24,7 +24,7 @@ from stellarbyte.journal import Journal
 from stellarbyte.places import Place
 from stellarbyte.progress import Update
 from stellarbyte.staged_folder import staged
-from stellarbyte_torch.model_folder import load_model
+from stellarbyte_torch.model_folder import device_named, load_model
 from stellarbyte_torch.quantization.block_files import BlockFiles, Contents
 from stellarbyte_torch.quantization.compressed import config_fields
 from stellarbyte_torch.quantization.gate import compare, reference, run
@@ -73,6 +73,7 @@ def quantize(request: Request, bars: Bars, say: Callable[[str], None]) -> dict[s
             empty or too short; activations are not finite; the disk is full.
     """
     started = time.monotonic()
+    device = device_named(request.device)
     output = request.output.resolve()
     keep = staged_folder.check_replaceable(output, request.force)
     source = open_source(request.model, request.step)
@@ -87,8 +88,10 @@ def quantize(request: Request, bars: Bars, say: Callable[[str], None]) -> dict[s
     }
     found: dict[str, Any] = {}
     with suppress(_Failed), staged(output, keep, task=task) as folder:
-        floats = _floats(source, folder, task)
-        contents = _blocks(request, floats, chosen, folder, task, bars)
+        journal = Journal(folder, task)
+        staged_folder.remove_others(folder, {_FLOATS, *(f"{name}.safetensors" for name in journal.done)})
+        floats = source.folder(folder / _FLOATS)
+        contents = _blocks(request, floats, chosen, folder, journal, device, bars)
         outcome = _gate(request, floats, chosen, contents, folder, bars)
         about = {
             "model": str(request.model),
@@ -108,21 +111,17 @@ def quantize(request: Request, bars: Bars, say: Callable[[str], None]) -> dict[s
     return found
 
 
-def _floats(source: Source, folder: Path, task: dict[str, Any]) -> Path:
-    """The folder of the model in floats; a run is exported into the unfinished folder. Removes what is of no use."""
-    journal = Journal(folder, task)
-    of_use = {NOTES, _FLOATS, *(f"{name}.safetensors" for name in journal.done)}
-    for path in folder.iterdir():
-        if path.name not in of_use:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    return source.folder(folder / _FLOATS)
-
-
 def _blocks(
-    request: Request, floats: Path, chosen: rows.Rows, folder: Path, task: dict[str, Any], bars: Bars
+    request: Request,
+    floats: Path,
+    chosen: rows.Rows,
+    folder: Path,
+    journal: Journal,
+    device: torch.device,
+    bars: Bars,
 ) -> Contents:
     """Quantises and writes block after block; those that an interrupted call has written stay."""
-    files = BlockFiles(folder, request.settings, Journal(folder, task))
+    files = BlockFiles(folder, request.settings, journal)
     scratch = folder / _SCRATCH
     scratch.mkdir()
     with bars(f"quantising by {request.settings.method}") as update:
@@ -133,7 +132,7 @@ def _blocks(
             scratch,
             update,
             files.written,
-            _device(request.device),
+            device,
         )
         for block in blocks:
             files.add(block)
@@ -169,7 +168,3 @@ def _finish(source: Source, floats: Path, folder: Path, found: dict[str, Any], c
     about = {"stellarbyte": version("stellarbyte"), "step": source.step, "quantised": found["settings"]["method"]}
     staged_folder.write_manifest(folder, about, contents.hashes)
     (folder / NOTES).unlink()
-
-
-def _device(name: str | None) -> torch.device:
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name is None else name)

@@ -89,8 +89,6 @@ def _as_written(folder: Path) -> Check:
 
 def _probe(left: Path, folder: Path, report: dict[str, Any]) -> Check:
     """Measures both models on the rows in the report, and compares that with what the report says."""
-    import torch
-
     from stellarbyte_torch.model_folder import load_model
     from stellarbyte_torch.quantization.gate import compare, reference
 
@@ -101,8 +99,7 @@ def _probe(left: Path, folder: Path, report: dict[str, Any]) -> Check:
     before = reference(model, rows_NT)
     del model
     gc.collect()
-    with torch.no_grad():
-        found = compare(load_model(folder, "cpu"), before)
+    found = compare(load_model(folder, "cpu"), before)
     figures = {"kl": found.kl, "expected_kl": kl, "tolerance": tolerance, "top_1_agreement": found.top_1}
     differences = []
     if not abs(found.kl - kl) <= tolerance * kl + 1e-7:

@@ -259,7 +259,7 @@ class ByteForCausalLM(nnx.Module):
         hidden_MD = hidden_BTD.reshape(-1, D)
         module = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
         if isinstance(module, Int8Embedding | Int8Linear):
-            return module.product(hidden_MD).reshape(B, T, -1)
+            return module.weights.product(hidden_MD).reshape(B, T, -1)
         head, axes = self.head
         logits_MV = jnp.einsum(f"MD,{axes}->MV", hidden_MD, head, preferred_element_type=jnp.float32)
         return logits_MV.reshape(B, T, -1)

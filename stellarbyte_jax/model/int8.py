@@ -40,6 +40,10 @@ class Int8Weights(nnx.Module):
         codes, scales = _coded(weights)
         self.codes, self.scales = nnx.Param(codes), Scales(scales)
 
+    def product(self, x_MX: jax.Array) -> jax.Array:
+        """x times the weights of one matrix in float32, [M, in] -> [M, out]."""
+        return int8_product(x_MX, self.codes[...], self.scales[...])
+
     def rows(self, index: jax.Array) -> jax.Array:
         """The weights of some output channels of one matrix: int [...] -> float32 [..., in]."""
         codes = self.codes[...]
@@ -94,14 +98,10 @@ class Int8Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out] in the compute dtype."""
-        y = self.product(x.reshape(-1, x.shape[-1])).astype(self.dtype)
+        y = self.weights.product(x.reshape(-1, x.shape[-1])).astype(self.dtype)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
         return y.reshape(*x.shape[:-1], -1)
-
-    def product(self, x_MX: jax.Array) -> jax.Array:
-        """x W in float32, [M, in] -> [M, out]."""
-        return int8_product(x_MX, self.weights.codes[...], self.weights.scales[...])
 
 
 class Int8Embedding(nnx.Module):
@@ -113,10 +113,6 @@ class Int8Embedding(nnx.Module):
     def __call__(self, input_ids: jax.Array, dtype: DTypeLike) -> jax.Array:
         """The embeddings of tokens: int32 [...] -> [..., D]."""
         return self.weights.rows(input_ids).astype(dtype)
-
-    def product(self, hidden_MD: jax.Array) -> jax.Array:
-        """The logits of hidden states, [M, D] -> float32 [M, V]."""
-        return int8_product(hidden_MD, self.weights.codes[...], self.weights.scales[...])
 
 
 class Int8Experts(nnx.Module):

@@ -14,11 +14,10 @@ from torch import Tensor
 from stellarbyte.files import sha256_of, write_json
 from stellarbyte.journal import Journal
 from stellarbyte.safetensors_header import read_header
+from stellarbyte_torch.model_folder import INDEX
 from stellarbyte_torch.quantization.compressed import EMBEDDING, restored, stored
 from stellarbyte_torch.quantization.quantize import LinearError, QuantizedBlock
 from stellarbyte_torch.quantization.settings import QuantizationSettings
-
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)

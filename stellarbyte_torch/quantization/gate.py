@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from stellarbyte.errors import UserError
+from stellarbyte.progress import Update
 
 # Positions whose logits are in memory at once: those of a large vocabulary take more than all else.
 _POSITIONS = 128
 # For the speed: tokens of the prompt, and new tokens.
 _PROMPT, _NEW = 16, 32
-
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def _exp(loss: float) -> float:
 
 
 @torch.no_grad()
-def reference(model: Any, rows_NT: Tensor, progress: Progress = lambda _done, _whole: None) -> Reference:
+def reference(model: Any, rows_NT: Tensor, progress: Update = lambda _done, _whole: None) -> Reference:
     """What the model in float says of the rows. The model itself is not kept."""
     hidden = []
     with _heard(model) as heard:
@@ -89,7 +88,7 @@ def reference(model: Any, rows_NT: Tensor, progress: Progress = lambda _done, _w
 
 
 @torch.no_grad()
-def compare(model: Any, before: Reference, progress: Progress = lambda _done, _whole: None) -> Comparison:
+def compare(model: Any, before: Reference, progress: Update = lambda _done, _whole: None) -> Comparison:
     """What the quantised model says of the rows, beside the model before.
 
     Raises:

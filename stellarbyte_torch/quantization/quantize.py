@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stellarbyte.errors import UserError
+from stellarbyte.progress import Update
 from stellarbyte_torch.quantization.blocks import EMBEDDING, HEAD, NORM, FolderModel, heard
 from stellarbyte_torch.quantization.experts import Hear, linears_of
 from stellarbyte_torch.quantization.fits import check_fits
@@ -56,16 +57,12 @@ class QuantizedBlock:
     errors: list[LinearError] = field(default_factory=list)
 
 
-# Takes the amount of work that is done and the whole.
-Progress = Callable[[int, int | None], None]
-
-
 def quantize_blocks(
     folder: Path,
     settings: QuantizationSettings,
     rows_NT: Tensor,
     scratch: Path,
-    progress: Progress = lambda _done, _whole: None,
+    progress: Update = lambda _done, _whole: None,
     resume: Mapping[str, Callable[[], QuantizedBlock]] | None = None,
     device: torch.device | None = None,
 ) -> Iterator[QuantizedBlock]:

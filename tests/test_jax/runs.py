@@ -1,7 +1,10 @@
 """What tests of whole runs look at, and how they crash them."""
 
 import json
+import os
 import re
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import jax
 
 from stellarbyte_jax.checkpoints.checkpoint import load_params
 from stellarbyte_jax.config import ByteConfig, DataConfig, OptimizerConfig, RunConfig, SourceConfig, TrainingConfig
+from stellarbyte_jax.training.pretrain import pretrain
 
 
 def records(run_dir: str | Path) -> list[dict[str, Any]]:
@@ -25,6 +29,16 @@ def losses(run_dir: str | Path) -> list[float]:
 def bits(run_dir: str | Path) -> dict[str, bytes]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(load_params(run_dir)[0])
     return {jax.tree_util.keystr(path): leaf.tobytes() for path, leaf in leaves}
+
+
+def check_law_6(config: RunConfig, interrupted: RunConfig, disturb: Callable) -> None:
+    """Trains both, the second with a signal on the way; they are the same run."""
+    assert pretrain(config)
+    disturb(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert not pretrain(interrupted)
+    assert pretrain(interrupted)
+    assert records(config.output_dir) == records(interrupted.output_dir)
+    assert bits(config.output_dir) == bits(interrupted.output_dir)
 
 
 class Crash(Exception):

@@ -178,6 +178,7 @@ def test_it_goes_on_where_it_stopped(floats, quantised, text, tmp_path, monkeypa
     ("options", "sentence"),
     [
         (("--bits", "5"), "bits 5 must be one of 2, 3, 4, 8"),
+        (("--device", "banana"), "--device banana is not available here"),
         (("--group-size", "20"), r"group_size 20 does not divide the \d+ inputs of model\.layers\.0\.\w+\.\w+"),
         (("--method", "smoothquant", "--bits", "4"), "bits 4 contradicts method smoothquant"),
         (("--method", "int8-dynamic", "--embeddings"), "--embeddings is for methods that round weights alone"),

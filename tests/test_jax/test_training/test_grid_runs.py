@@ -1,8 +1,6 @@
 """Whole runs whose weights are rounded to the grid of their export in every pass."""
 
 import dataclasses
-import os
-import signal
 from collections.abc import Callable
 
 import jax
@@ -14,7 +12,7 @@ from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training import loop
 from stellarbyte_jax.training.evaluation import evaluate_run
 from stellarbyte_jax.training.pretrain import pretrain
-from test_jax.runs import bits, losses, records
+from test_jax.runs import check_law_6, losses, records
 
 GRID = {"quantize": "w4", "quantize_group_size": 8}
 
@@ -32,13 +30,7 @@ def test_laws_5_6_and_8_of_weights_on_a_grid(
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "make_mesh", lambda mesh: make_mesh(mesh, devices=jax.devices()[:1]))
-        assert pretrain(config)
-        interrupted = another("interrupted")
-        disturb(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert not pretrain(interrupted)
-        assert pretrain(interrupted)
-        assert records(config.output_dir) == records(interrupted.output_dir)
-        assert bits(config.output_dir) == bits(interrupted.output_dir)
+        check_law_6(config, another("interrupted"), disturb)
         again = another("remat", training=GRID | {"remat": "full"})
         assert pretrain(again)
         assert np.allclose(losses(again.output_dir), losses(config.output_dir), rtol=1e-5, atol=0)

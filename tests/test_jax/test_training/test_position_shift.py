@@ -1,8 +1,6 @@
 """Positions are shifted by document, by what the seed, the step and the row say, and no score feels it."""
 
 import dataclasses
-import os
-import signal
 from collections.abc import Callable
 
 import jax
@@ -17,7 +15,7 @@ from stellarbyte_jax.training.position_shift import shifted
 from stellarbyte_jax.training.pretrain import pretrain
 from stellarbyte_jax.training.state import abstract_model
 from stellarbyte_jax.training.step import batch_loss
-from test_jax.runs import bits, losses, records
+from test_jax.runs import bits, check_law_6, losses
 from test_jax.tiny import random_tokens, segments, tiny_config, tiny_params
 from tiers import short_tier
 
@@ -100,13 +98,7 @@ def test_laws_5_and_6_with_shifted_positions_and_a_zeta_that_is_held(
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "make_mesh", lambda mesh: make_mesh(mesh, devices=jax.devices()[:1]))
-        assert pretrain(config)
-        interrupted = another("interrupted")
-        disturb(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert not pretrain(interrupted)
-        assert pretrain(interrupted)
-        assert records(config.output_dir) == records(interrupted.output_dir)
-        assert bits(config.output_dir) == bits(interrupted.output_dir)
+        check_law_6(config, another("interrupted"), disturb)
         parts = another("parts", training=training | {"gradient_accumulation_steps": 2})
         assert pretrain(parts)
         plain = another("plain", training={"xpos_regularization_coef": 0.1})
