@@ -1,7 +1,7 @@
 """What every policy must leave: the first and the newest tokens, what a window sees, and an order."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stellarbyte.kv_cache.selection import FEWEST_SLOTS, SINKS, keep, recent, room
@@ -28,6 +28,7 @@ def kept(
     return np.where(source >= 0, index[source], -1)
 
 
+@settings(max_examples=settings.default.max_examples // 3)
 @given(
     st.integers(1, 60),
     st.integers(0, 2**32),
@@ -53,6 +54,7 @@ def test_the_rules(tokens: int, seed: int, slots: int, window: int | None, paddi
     assert len(seen) < slots - room(slots) or set(numbers) <= seen, "a key that nobody sees has taken a slot"
 
 
+@settings(max_examples=settings.default.max_examples // 3)
 @given(st.integers(33, 50), st.integers(0, 2**32), st.integers(0, 3))
 def test_the_highest_scores_stay_and_the_newer_of_equals(tokens: int, seed: int, gap: int) -> None:
     slots, scores = 32, np.random.default_rng(seed).integers(0, 4, tokens)
