@@ -295,8 +295,8 @@ class ByteAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Attends from hidden_states [B, T, D]: the output [B, T, D], and weights [B, N, T, S] with eager attention."""
         refuse_unknown(kwargs, self)
-        input_shape = hidden_states.shape[:-1]
-        head_shape = (*input_shape, -1, self.head_dim)
+        B, T, _ = hidden_states.shape
+        head_shape = (B, T, -1, self.head_dim)
 
         q_BTNH, k_BSKH = (proj(hidden_states).view(head_shape) for proj in (self.q_proj, self.k_proj))
         if self.has_qk_norm:
@@ -306,24 +306,24 @@ class ByteAttention(nn.Module):
         if position_embeddings is not None:
             q_BNTH, k_BKSH = rotate(q_BNTH, position_embeddings[:2]), rotate(k_BKSH, position_embeddings[-2:])
 
-        if past_key_values is not None:
+        attention: Any = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        if attend := getattr(past_key_values, "attend", None):
+            attention = partial(attend, attention)  # a pruned cache: it maps the mask to the keys that it still holds
+        elif past_key_values is not None:
             k_BKSH, v_BKSH = past_key_values.update(k_BKSH, v_BKSH, self.layer_idx, kwargs=kwargs)
             if self.sliding_window == 1 and isinstance(past_key_values, Cache):
                 # Transformers' sliding cache keeps the last W - 1 slots, [-(W - 1):], but with W = 1 that keeps all.
-                T = q_BNTH.shape[2]
                 k_BKSH, v_BKSH = k_BKSH[:, :, -T:], v_BKSH[:, :, -T:]
                 attention_mask = attention_mask[..., -T:] if isinstance(attention_mask, Tensor) else attention_mask
-        if not self.is_regular:
+        if not self.is_regular and not attend:
             k_BKSH, v_BKSH = (torch.stack([x[:, slot] for slot in self.kv_slots], dim=1) for x in (k_BKSH, v_BKSH))
 
-        implementation = self.config._attn_implementation
-        attention: Any = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         if isinstance(attention_mask, Tensor) and attention_mask.ndim == 4:
-            attention_mask = mask_for(implementation, attention_mask, q_BNTH.dtype)
+            attention_mask = mask_for(self.config._attn_implementation, attention_mask, q_BNTH.dtype)
         dropout = self.attention_dropout if self.training else 0.0
         options = {"dropout": dropout, "scaling": self.scaling, "sliding_window": self.sliding_window}
         output, weights = attention(self, q_BNTH, k_BKSH, v_BKSH, attention_mask, **options, **kwargs)
-        return self.o_proj(output.reshape(*input_shape, -1).contiguous()), weights
+        return self.o_proj(output.reshape(B, T, -1).contiguous()), weights
 
 
 class ByteMLP(nn.Module):

@@ -1,0 +1,87 @@
+"""The pruned cache, which Transformers' models take in the place of their own."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from stellarbyte.errors import UserError
+from stellarbyte.kv_cache.budgets import layer_slots
+from stellarbyte.kv_cache.policy import Policy
+from stellarbyte.kv_cache.registry import policy as policy_named
+from stellarbyte_torch.kv_cache.layer import PrunedLayer
+from stellarbyte_torch.kv_cache.rotation import rotation_of
+
+# The attention of Transformers that follows a mask of single keys.
+_IMPLEMENTATIONS = ("sdpa", "eager")
+
+
+class PrunedCache(Cache):
+    """Keys and values of the tokens that matter most, at most a budget of them; for inference.
+
+    It is given to a model of ours as `past_key_values` (or `cache`), and works in `generate`, with beams, batches of
+    unequal prompts, sliding windows and assisted decoding. Nothing that is kept changes: positions and masks come
+    from the true length. As long as the budget holds all tokens, results are those of the full cache, bit for bit.
+
+    Args:
+        model: the model, for its layers and rotary positions.
+        budget: the slots of each kv head of each layer, on average.
+        policy: which keys to keep: a name that stellarbyte.kv_cache.registry lists, or a policy.
+        shape: how layers share the budget, one of stellarbyte.kv_cache.budgets.SHAPES.
+
+    Raises:
+        UserError: there is no such policy or shape, or the budget is too small.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, budget: int, policy: str | Policy = "snap", shape: str = "uniform"
+    ) -> None:
+        policy = policy_named(policy) if isinstance(policy, str) else policy
+        sizes: Sequence[int] = layer_slots(shape, budget, model.config.get_text_config().num_hidden_layers)
+        rotation = rotation_of(model)
+        super().__init__(layers=[PrunedLayer(size, policy, rotation) for size in sizes])
+
+    def attend(
+        self,
+        attention: Callable[..., tuple[Tensor, Tensor | None]],
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention within the layer's budget, which our attention modules call: see PrunedLayer.attend.
+
+        Raises:
+            UserError: the model's attention implementation follows no mask of single keys.
+        """
+        implementation = module.config._attn_implementation
+        if implementation not in _IMPLEMENTATIONS:
+            raise UserError(
+                f"attn_implementation {implementation} follows no mask of single keys, which a pruned cache needs: load "
+                f"the model with {' or '.join(_IMPLEMENTATIONS)}"
+            )
+        layer: Any = self.layers[module.layer_idx]
+        where = {"position_ids": position_ids}
+        return layer.attend(attention, module, query, key, value, attention_mask, **where, **options)
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Refused: a model that asks for all keys cannot decode with some of them.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            "a pruned cache computes attention itself, which models of StellarByte let it do: convert the model to a "
+            "StellarByte folder, or leave the budget out"
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all keys and values that are held."""
+        slots = [layer.slots for layer in self.layers if layer.slots is not None]
+        return sum(array.nbytes for held in slots for array in (held.keys, held.values))

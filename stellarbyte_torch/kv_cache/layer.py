@@ -1,0 +1,219 @@
+"""One layer of a pruned cache: attention to the keys that it holds, and the choice of those that stay."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from stellarbyte.kv_cache.evidence import Rotation
+from stellarbyte.kv_cache.policy import Policy
+from stellarbyte.kv_cache.selection import keep
+from stellarbyte_torch.kv_cache.heads import grouped, kv_head_of_queries
+from stellarbyte_torch.kv_cache.masks import mask_of_keys, real_tokens
+from stellarbyte_torch.kv_cache.observed import Observed
+from stellarbyte_torch.kv_cache.slots import Slots
+
+
+class PrunedLayer(CacheLayerMixin):
+    """The keys and values of at most `size` tokens of each row and kv head.
+
+    Args:
+        size: slots of each head.
+        policy: what scores the keys.
+        rotation: what turns the model's queries and keys; None without rotary positions.
+
+    Attributes:
+        record_past: whether the last call may be taken back by `crop`: keys are dropped only after that.
+    """
+
+    is_croppable = True
+    supports_early_init = False
+
+    def __init__(self, size: int, policy: Policy, rotation: Callable[[Tensor], Rotation] | None) -> None:
+        super().__init__()
+        self.size, self.policy, self.rotation = size, policy, rotation
+        self.record_past = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self.is_initialized = False
+        self.slots: Slots | None = None
+        self.observed = Observed(self.policy.needs, self.rotation)
+        self._length = 0
+        self._window: int | None = None
+        self._settle: Callable[[int], None] | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Makes the arrays."""
+        self.slots = Slots(self.size, key_states, value_states, "attention" in self.policy.needs)
+        self._first_B = torch.full((len(key_states),), -1, device=key_states.device)
+        self._offset_B = torch.zeros_like(self._first_B)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> NoReturn:
+        """No attention can be computed outside: see PrunedCache."""
+        raise NotImplementedError
+
+    def attend(
+        self,
+        attention: Callable[..., tuple[Tensor, Tensor | None]],
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        position_ids: Tensor | None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends from new tokens to those that are held and to one another: output [B, T, N, H], and weights.
+
+        A call of one token makes room for it before, a longer one attends in full and drops after.
+
+        Args:
+            attention: Transformers' function for that.
+            module: the attention module.
+            query, key, value: of the new tokens, [B, N, T, H] and [B, K, T, H].
+            attention_mask: [B, 1, T, S], a column for each token of the rows; None: causal.
+            position_ids: [1 or B, T].
+            options: what else `attention` takes.
+        """
+        self.settle()
+        if self.slots is None:
+            self.lazy_initialization(key, value)
+        assert self.slots is not None
+        slots, number, (B, N, T, _) = self.slots, self._length, query.shape
+        self._window = getattr(module, "sliding_window", None)
+        real_BT = real_tokens(attention_mask, number, T)
+        real_BT = None if real_BT is None else real_BT.expand(B, T)
+        index_BT = self._number_tokens(number, real_BT, position_ids, (B, T))
+        if slots.used + T > slots.size:
+            self._make_room(T == 1, index_BT)
+        slots.append(key, value, number, real_BT)
+        self._length += T
+
+        keys, values, mask = slots.keys[:, :, : slots.used], slots.values[:, :, : slots.used], attention_mask
+        if not getattr(module, "is_regular", True):
+            keys, values = keys[:, module.kv_slots], values[:, module.kv_slots]
+        mask_BNTS = mask
+        if not slots.in_columns and not (mask is None and T == 1 and slots.is_full):
+            mask = mask_of_keys(mask, slots.index_BKC[:, :, : slots.used], number, T)
+            mask_BNTS = mask[:, kv_head_of_queries(module, N)]
+        output, weights = attention(module, query, keys, values, mask_BNTS, position_ids=position_ids, **options)
+
+        scaled = grouped(query * options["scaling"], module)
+        self._settle = partial(self._observe_and_drop, scaled, index_BT, mask)
+        if not self.record_past:
+            self.settle()
+        return output, weights
+
+    def settle(self, taken_back: int = 0) -> None:
+        """Ends the last call: takes note of its queries, those `taken_back` left out, and drops what is too much."""
+        if self._settle is not None:
+            settle, self._settle = self._settle, None
+            settle(taken_back)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """The columns of the mask for so many new tokens, and the number of the first: one for each token so far."""
+        return self._length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """The number of tokens that the layer has read."""
+        return self._length
+
+    def get_max_length(self) -> int:
+        """None: -1, as rows may have any length."""
+        return -1
+
+    def activate_past_recording(self) -> None:
+        """See `record_past`."""
+        self.record_past = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes back the last tokens; a number up to 0, as in Transformers. Keys that were dropped do not return.
+
+        Raises:
+            ValueError: the number is above 0.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop({tokens_to_remove}) is above 0: give minus the number of tokens to take back")
+        gone = min(-tokens_to_remove, self._length)
+        self._length -= gone
+        if self.slots is not None and gone:
+            self.slots.drop_from(self._length)
+        self.settle(gone)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Chooses rows, for beams."""
+        self._choose_rows(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats each row."""
+        if self.slots is not None:
+            self._choose_rows(torch.arange(len(self.slots.counts)).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps some rows."""
+        if self.slots is not None:
+            self._choose_rows(torch.arange(len(self.slots.counts))[indices.cpu()])
+
+    def _choose_rows(self, rows: Tensor) -> None:
+        if self.slots is None:
+            return
+        self.settle()
+        rows = rows.to(self.slots.keys.device)
+
+        def change(array: Tensor) -> Tensor:
+            return array.index_select(0, rows)
+
+        self.slots.each(change, rows.tolist())
+        self.observed.each(change)
+        self._first_B, self._offset_B = change(self._first_B), change(self._offset_B)
+
+    def _number_tokens(
+        self, number: int, real_BT: Tensor | None, position_ids: Tensor | None, shape: tuple[int, int]
+    ) -> Tensor:
+        """The numbers of new tokens, int [B, T], -1 for padding; takes note of where the rows begin."""
+        numbers_T = torch.arange(number, number + shape[1], device=self._first_B.device)
+        index_BT = numbers_T.expand(shape) if real_BT is None else numbers_T.where(real_BT, -1)
+        earliest_B = index_BT.where(index_BT >= 0, torch.iinfo(torch.long).max).amin(dim=1)
+        begins_B = (self._first_B < 0) & (index_BT >= 0).any(dim=1)
+        self._first_B = earliest_B.where(begins_B, self._first_B)
+        if position_ids is not None:
+            self._offset_B = (position_ids[:, -1] - numbers_T[-1]).expand(shape[0])
+        return index_BT
+
+    def _make_room(self, is_one: bool, index_BT: Tensor) -> None:
+        """Closes the gaps that padding leaves; for a call of one token, prunes the rows that are full."""
+        assert self.slots is not None
+        self.slots.close_gaps()
+        coming_B = (index_BT >= 0).sum(dim=1)
+        if is_one and max(map(sum, zip(self.slots.counts, coming_B.tolist(), strict=True))) > self.size:
+            self._prune(coming_B)
+
+    def _observe_and_drop(self, q_BKGTH: Tensor, index_BT: Tensor, mask: Tensor | None, taken_back: int) -> None:
+        assert self.slots is not None
+        T = index_BT.shape[1] - taken_back
+        if T > 0:
+            positions_BT = index_BT.clamp(min=0) + self._offset_B[:, None]
+            mask = None if mask is None else mask[..., :T, : self.slots.used]
+            self.observed.add(q_BKGTH[:, :, :, :T], index_BT[:, :T], positions_BT[:, :T], mask, self.slots)
+        if self.slots.used > self.size:
+            self.slots.close_gaps()  # policies look at neighbours
+            self._prune(torch.zeros_like(self._first_B))
+
+    def _prune(self, coming_B: Tensor) -> None:
+        """Keeps what leaves room for `coming_B` tokens, by the rules of stellarbyte/kv_cache/selection.py."""
+        assert self.slots is not None
+        place = {
+            "first_B": self._first_B.clamp(min=0),
+            "length_B": torch.full_like(self._first_B, self._length),
+            "window": self._window,
+        }
+        evidence = self.observed.evidence(self.slots, **place, offset_B=self._offset_B)
+        scores_BKS = self.policy.scores(evidence)
+        self.slots.take(keep(scores_BKS, evidence.index_BKS, slots=self.size, coming_B=coming_B, **place))
