@@ -306,7 +306,7 @@ class ByteAttention(nn.Module):
         if position_embeddings is not None:
             q_BNTH, k_BKSH = rotate(q_BNTH, position_embeddings[:2]), rotate(k_BKSH, position_embeddings[-2:])
 
-        attention: Any = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         if attend := getattr(past_key_values, "attend", None):
             attention = partial(attend, attention)  # a pruned cache: it maps the mask to the keys that it still holds
         elif past_key_values is not None:

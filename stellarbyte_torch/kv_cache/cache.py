@@ -62,14 +62,14 @@ class PrunedCache(Cache):
         implementation = module.config._attn_implementation
         if implementation not in _IMPLEMENTATIONS:
             raise UserError(
-                f"attn_implementation {implementation} follows no mask of single keys, which a pruned cache needs: load "
-                f"the model with {' or '.join(_IMPLEMENTATIONS)}"
+                f"attn_implementation {implementation} follows no mask of single keys, which a pruned cache needs: "
+                f"load the model with {' or '.join(_IMPLEMENTATIONS)}"
             )
         layer: Any = self.layers[module.layer_idx]
         where = {"position_ids": position_ids}
         return layer.attend(attention, module, query, key, value, attention_mask, **where, **options)
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+    def update(self, *_: Any, **__: Any) -> Any:
         """Refused: a model that asks for all keys cannot decode with some of them.
 
         Raises:

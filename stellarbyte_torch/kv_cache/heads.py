@@ -21,7 +21,7 @@ def grouped(query: Tensor, module: Any) -> Tensor:
         return query.view(B, -1, module.num_key_value_groups, T, H)
     heads, kv_heads = whole
     G = module.config.num_attention_heads // module.config.num_key_value_heads
-    if N == len(kv_heads) * G:
+    if len(kv_heads) * G == N:
         return query.view(B, -1, G, T, H)
     groups = query.new_zeros(B, len(kv_heads) * G, T, H)
     groups[:, torch.tensor([kv_heads.index(head // G) * G + head % G for head in heads])] = query

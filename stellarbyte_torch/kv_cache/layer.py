@@ -209,7 +209,7 @@ class PrunedLayer(CacheLayerMixin):
     def _prune(self, coming_B: Tensor) -> None:
         """Keeps what leaves room for `coming_B` tokens, by the rules of stellarbyte/kv_cache/selection.py."""
         assert self.slots is not None
-        place = {
+        place: dict[str, Any] = {
             "first_B": self._first_B.clamp(min=0),
             "length_B": torch.full_like(self._first_B, self._length),
             "window": self._window,

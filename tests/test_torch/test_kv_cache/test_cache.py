@@ -1,0 +1,186 @@
+"""The pruned cache behind our model: what it never changes, and what it never drops."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from stellarbyte.errors import UserError
+from stellarbyte_torch.kv_cache import PrunedCache
+from stellarbyte_torch.modeling_stellarbyte import CACHE
+from test_torch.tiny import POSITIONS, SWITCHES, tiny_model, tokens
+
+POLICIES = ("window", "heavy", "snap", "expected", "norm")
+every_policy = pytest.mark.parametrize("policy", POLICIES)
+
+
+def left_padded(length: int, padding: int) -> tuple[Tensor, Tensor]:
+    """Two rows and their mask; the first begins with padding."""
+    ids, mask = tokens(2, length), torch.ones(2, length, dtype=torch.long)
+    ids[0, :padding], mask[0, :padding] = 2, 0
+    return ids, mask
+
+
+@torch.no_grad()
+def read(model: Any, cache: Any, ids: Tensor, prompt: int, mask: Tensor | None = None, start: int = 0) -> Tensor:
+    """The logits of all tokens: the prompt comes at once, then one token after another. start: the first position."""
+    if mask is None:
+        mask = torch.ones_like(ids)
+    positions = start + (mask.cumsum(dim=1) - 1).clamp(min=0)
+    ends = [0, *range(prompt, ids.shape[1] + 1)]
+    logits = [
+        model(ids[:, a:b], attention_mask=mask[:, :b], position_ids=positions[:, a:b], past_key_values=cache).logits
+        for a, b in pairwise(ends)
+    ]
+    return torch.cat(logits, dim=1)
+
+
+def kept(cache: PrunedCache) -> list[Tensor]:
+    """The numbers of the tokens that each layer holds, [B, K, C]."""
+    return [layer.slots.index_BKC[:, :, : layer.slots.used] for layer in cache.layers]
+
+
+@pytest.mark.parametrize(
+    ("attention", "policy", "switches"),
+    [
+        ("sdpa", "snap", POSITIONS["xpos_learnable"]),
+        ("eager", "heavy", POSITIONS["rope"]),
+        ("sdpa", "expected", SWITCHES["window_1"]),
+        ("eager", "norm", SWITCHES["everything"]),
+        ("sdpa", "heavy", SWITCHES["pruned"]),
+        ("sdpa", "expected", SWITCHES["yarn"]),
+    ],
+    ids=str,
+)
+def test_a_budget_for_all_tokens_changes_no_bit(attention: str, policy: str, switches: dict[str, Any]) -> None:
+    model, (ids, mask) = tiny_model(attention, **switches), left_padded(20, 4)
+    expected = read(model, DynamicCache(), ids, 14, mask)
+    actual = read(model, PrunedCache(model, 20, policy), ids, 14, mask)
+    assert torch.equal(actual[mask.bool()], expected[mask.bool()])
+
+
+@every_policy
+def test_rows_do_not_depend_on_one_another(policy: str) -> None:
+    model, (ids, mask) = tiny_model(), left_padded(34, 7)
+    both, first, second = (PrunedCache(model, 18, policy) for _ in range(3))
+    read(model, both, ids, 27, mask)
+    read(model, first, ids[:1, 7:], 20)
+    read(model, second, ids[1:], 27)
+    for held, of_first, of_second in zip(*map(kept, (both, first, second)), strict=True):
+        for head in range(2):
+            numbers = [number - 7 for number in held[0, head].tolist() if number >= 0]
+            assert numbers == [number for number in of_first[0, head].tolist() if number >= 0]
+        assert torch.equal(held[1:, :, : of_second.shape[2]], of_second)
+
+
+@every_policy
+@pytest.mark.parametrize("position", ["xpos", "rope", "none"])
+def test_shifted_positions_keep_the_same_tokens(position: str, policy: str) -> None:
+    model, ids = tiny_model(position_embedding=position, xpos_scale_base=512.0), tokens(1, 30)
+    here, there = PrunedCache(model, 18, policy), PrunedCache(model, 18, policy)
+    read(model, here, ids, 26)
+    read(model, there, ids, 26, start=10_000)
+    assert all(map(torch.equal, kept(here), kept(there)))
+
+
+@every_policy
+def test_what_a_window_still_sees_is_not_dropped(policy: str) -> None:
+    model, (ids, mask) = tiny_model(sliding_window=12), left_padded(50, 9)
+    expected = read(model, DynamicCache(), ids, 30, mask)[mask.bool()]
+    actual = read(model, PrunedCache(model, 16, policy), ids, 30, mask)[mask.bool()]
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+@every_policy
+def test_sinks_and_the_newest_stay_and_memory_does_not_grow(policy: str) -> None:
+    model = tiny_model(num_hidden_layers=1, max_position_embeddings=1024)
+    cache, sizes = PrunedCache(model, 16, policy), set()
+    with torch.no_grad():
+        for number in range(32):
+            model(tokens(1, 16, seed=number), past_key_values=cache)
+            sizes.add(cache.nbytes)
+    assert len(sizes) == 1
+    assert cache.get_seq_length() == 512
+    for held in kept(cache)[0][0].tolist():
+        assert held == sorted(held)
+        assert held[:4] == [0, 1, 2, 3]
+        assert held[-2:] == [510, 511]
+
+
+@every_policy
+@torch.no_grad()
+def test_taking_a_calls_last_tokens_back_leaves_no_trace(policy: str) -> None:
+    model, ids = tiny_model(), tokens(1, 40)
+    taken_back, never_read = PrunedCache(model, 18, policy), PrunedCache(model, 18, policy)
+    for cache, count in ((taken_back, 9), (never_read, 5)):
+        model(ids[:, :30], past_key_values=cache)
+        cache.activate_past_recording()
+        model(ids[:, 30 : 30 + count], past_key_values=cache)
+        cache.crop(5 - count)
+    assert taken_back.get_seq_length() == never_read.get_seq_length() == 35
+    assert all(map(torch.equal, kept(taken_back), kept(never_read)))
+    again = [model(ids[:, 35:36], past_key_values=cache).logits for cache in (taken_back, never_read)]
+    torch.testing.assert_close(*again)
+
+
+def test_it_generates_with_beams_samples_and_an_assistant() -> None:
+    model, draft, ids = tiny_model(), tiny_model(num_hidden_layers=1), tokens(1, 20)
+    common = {"max_new_tokens": 8, "eos_token_id": None, "pad_token_id": 2}
+    greedy = {**common, "do_sample": False}
+    for ways in ({"num_beams": 3}, {"assistant_model": draft}, {"prompt_lookup_num_tokens": 3}):
+        expected = model.generate(ids, **greedy, **ways)
+        for budget in (32, 16):
+            cache = PrunedCache(model, budget, "heavy")
+            answer = model.generate(ids, **{CACHE: cache}, **greedy, **ways)
+            assert answer.shape == expected.shape
+            assert budget == 16 or torch.equal(answer, expected)
+            assert max(layer.slots.used for layer in cache.layers) <= budget
+    several = {"do_sample": True, "num_return_sequences": 2, CACHE: PrunedCache(model, 16, "expected")}
+    assert model.generate(tokens(2, 20), **common, **several).shape == (4, 28)
+
+
+@torch.no_grad()
+def test_rows_are_repeated_and_chosen_and_forgotten() -> None:
+    model, ids = tiny_model(), tokens(2, 22)
+    cache = PrunedCache(model, 18, "snap")
+    model(ids, past_key_values=cache)
+    before = kept(cache)
+    cache.batch_repeat_interleave(2)
+    cache.batch_select_indices(torch.tensor([3, 0]))
+    assert all(torch.equal(held, old[[1, 0]]) for held, old in zip(kept(cache), before, strict=True))
+    cache.reset()
+    assert cache.get_seq_length() == cache.nbytes == 0
+    model(ids[:1], past_key_values=cache)
+    assert all(torch.equal(held, old[:1]) for held, old in zip(kept(cache), before, strict=True))
+
+
+def test_a_pyramid_gives_early_layers_more() -> None:
+    model = tiny_model(num_hidden_layers=3)
+    cache = PrunedCache(model, 32, "window", "pyramid")
+    read(model, cache, tokens(1, 60), 60)
+    sizes = [layer.slots.size for layer in cache.layers]
+    assert sizes == [48, 32, 16]
+    assert [layer.slots.keys.shape[2] for layer in cache.layers] == sizes
+
+
+def test_mistakes_get_a_sentence() -> None:
+    model, ids = tiny_model(), tokens(1, 20)
+    with pytest.raises(UserError, match=r"h2o.*window, heavy"):
+        PrunedCache(model, 32, "h2o")
+    with pytest.raises(UserError, match=r"15 slots is too small .* at least 16"):
+        PrunedCache(model, 15)
+    with pytest.raises(ValueError, match=r"crop\(3\) is above 0"):
+        PrunedCache(model, 16).crop(3)
+    with pytest.raises(UserError, match=r"\[1, 1, 20, 19\].*\[B, 1, 20, 20\]"):
+        model(ids, attention_mask=torch.ones(1, 1, 20, 19, dtype=torch.bool), past_key_values=PrunedCache(model, 16))
+    flexible = tiny_model()
+    flexible.config._attn_implementation = "flex_attention"
+    with pytest.raises(UserError, match=r"flex_attention follows no mask .* sdpa or eager"):
+        flexible.model.layers[0].self_attn(torch.ones(1, 2, 32), None, None, PrunedCache(model, 16))
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=97, **shape))
+    with pytest.raises(UserError, match="models of StellarByte"):
+        llama(ids, **{CACHE: PrunedCache(llama, 16)})
