@@ -1,11 +1,9 @@
 """Certifies that an export is the run's model, to the last bit and token, or that two folders hold the same model."""
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from convert.verifying.folders import Folder, open_folder
 from convert.verifying.report import to_json
 from convert.verifying.side import TokenIds
 from convert.verifying.subjects import Subject, open_other, open_run
+from convert.versions import versions_of
 from stellarbyte.errors import UserError
 from stellarbyte.files import holds, write_text
 from stellarbyte.places import Place
@@ -114,7 +113,7 @@ def verify(
         "folder": called or str(hf_dir),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": clock.seconds(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        "versions": versions_of(*_LIBRARIES),
         "checks": [check.record() for check in checks],
         "errors_by_layer": {"hidden_states": found.hidden_errors, "gradients": found.gradient_errors},
         "prompts": _prompts(asked, starts, found, our_texts),

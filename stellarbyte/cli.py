@@ -13,7 +13,7 @@ from stellarbyte.places import Place, local
 from stellarbyte.sampling_options import add_sampling_options, sampling_of
 
 # The options that only one kind of model has, with the value that says that the user has not set them.
-_OF_RUNS: dict[str, Any] = {"step": None, "draft": None, "draft_tokens": None, "quantize": None, "kv_cache_dtype": None}
+_OF_RUNS: dict[str, Any] = {"step": None, "draft": None, "draft_tokens": None, "kv_cache_dtype": None}
 _OF_FOLDERS: dict[str, Any] = {"device": None, "adapter": []}
 
 
@@ -144,8 +144,9 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=int, metavar="N", help="of a run: the checkpoint of step N (default: newest)")
     parser.add_argument(
         "--quantize",
-        choices=("int8",),
-        help="of a run: read its weights as int8, which takes a quarter of the memory and less time on CPUs",
+        choices=("int8", "int8-dynamic"),
+        help="int8: read the weights as int8, which takes a quarter of the memory; int8-dynamic, of a Hugging Face "
+        "folder: round the layers' inputs as well",
     )
     parser.add_argument(
         "--kv-cache-dtype",
@@ -194,6 +195,8 @@ def _by_its_wing(command: str, options: argparse.Namespace) -> int | None:
             raise UserError(f"--{name.replace('_', '-')} is for {whose}, and {options.model} is {what}: leave it out")
     if kind == "run" and options.dtype == "float16":
         raise UserError(f"--dtype float16 is for Hugging Face folders, and {options.model} is a run: take bfloat16")
+    if kind == "run" and options.quantize == "int8-dynamic":
+        raise UserError(f"--quantize int8-dynamic is for Hugging Face folders, and {options.model} is a run: take int8")
     wing = "stellarbyte_jax" if kind == "run" else "stellarbyte_torch"
     result: int | None = getattr(import_module(f"{wing}.cli"), command)(options)
     return result

@@ -10,6 +10,7 @@ from stellarbyte.config.plain import plain
 from stellarbyte.errors import UserError
 from stellarbyte.metrics_file import records
 from stellarbyte.places import Place
+from stellarbyte.quantised import is_quantised
 from stellarbyte.reading import read_json, read_json_object
 from stellarbyte.safetensors_header import read_header
 
@@ -190,16 +191,14 @@ def _weights(path: Place, name: str) -> Facts:
 
 def _quantisation(path: Place, config: Mapping[str, Any]) -> Facts:
     """How a quantised model's weights are stored, and what its gate measured, if `stellarbyte quantize` wrote it."""
-    if config.get("quantization_config") is None:
+    if not is_quantised(config):
         return {}
     method = _section(config, "quantization_config").get("quant_method")
     if not (path / "quantization.json").is_file():
         return {"quantised": str(method)}
     report = read_json_object(path / "quantization.json")
-    settings, held_out, weights = (_section(report, name) for name in ("settings", "held_out", "weights"))
-    group = settings.get("group_size")
-    per = f"groups of {group}" if group else "one scale a row"
-    facts: Facts = {"quantised": f"{settings.get('method')}, {settings.get('bits')} bits, {per}, {method}"}
+    held_out, weights = (_section(report, name) for name in ("held_out", "weights"))
+    facts: Facts = {"quantised": f"{report.get('how')}, {method}"}
     # Codes are packed, so the headers of the files do not tell how many weights there are.
     facts |= {"parameters": weights.get("all"), "gate": report.get("verdict")}
     before, after = (held_out.get(f"perplexity_{when}") for when in ("before", "after"))

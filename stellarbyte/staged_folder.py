@@ -16,6 +16,12 @@ from stellarbyte.places import BucketPath, Place
 Folder = TypeVar("Folder", Path, BucketPath, Place)
 
 
+class Unfinished(Exception):
+    """Leaves `staged` without the target, which has not come out well. state: what stays of the work, in words."""
+
+    state = ""
+
+
 @contextmanager
 def staged(
     target: Folder,
@@ -36,7 +42,7 @@ def staged(
         keep: the names of its entries that stay.
         is_locked: whether the caller already holds the folder's lock.
         task: of a command that keeps a `Journal`, the journal's task. The new folder then has what was done of this
-            task before it was interrupted, killed, or the disk was full.
+            task before it was interrupted, killed, left as `Unfinished`, or the disk was full.
 
     Raises:
         UserError: the disk is full, the folder cannot be written, or another process is writing it.
@@ -80,7 +86,7 @@ def _staged(target: Path, keep: frozenset[str], task: Mapping[str, Any] | None) 
     except OSError as error:
         later = _left(partial, task)
         raise UserError(f"{given} cannot be written: {error.strerror or error}{later and f'; {later}'}") from error
-    except Interrupted as error:
+    except (Interrupted, Unfinished) as error:
         error.state = _left(partial, task)
         raise
     except BaseException:

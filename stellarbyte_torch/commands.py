@@ -31,7 +31,7 @@ def generate(options: argparse.Namespace) -> None:
 
     for prompt in options.prompt:
         check_text("--prompt", prompt)
-    model, tokenizer = generation.load(options.model, options.device, options.dtype)
+    model, tokenizer = generation.load(options.model, options.device, options.dtype, options.quantize)
     request = (options.max_new_tokens, options.sampling, options.seed, options.stop)
     cuts = []
     for prompt in options.prompt:
@@ -63,6 +63,7 @@ def chat(options: argparse.Namespace) -> None:
         chat_template=options.chat_template,
         device=options.device,
         dtype=options.dtype,
+        quantize=options.quantize,
     )
     add_adapters(session, options.adapter)
     run_chat(session, options)

@@ -24,6 +24,7 @@ from stellarbyte.stop_strings import StopCutter
 from stellarbyte.tokenizer_file import works
 from stellarbyte_torch.model_folder import load_model, load_tokenizer
 from stellarbyte_torch.modeling_stellarbyte import ByteForCausalLM
+from stellarbyte_torch.torchao_settings import Int8
 
 # What decoding puts where bytes are no UTF-8, be it for good or only until the next token completes the character.
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -45,15 +46,15 @@ class Generation:
 
 
 def load(
-    folder: Path, device: str | None = None, dtype: str = "auto"
+    folder: Path, device: str | None = None, dtype: str = "auto", quantize: Int8 | None = None
 ) -> tuple[ByteForCausalLM, PreTrainedTokenizerBase]:
-    """Load an exported folder, in eval mode: device None takes CUDA where there is one, dtype "auto" the saved one.
+    """Load an exported folder, in eval mode; the arguments are those of `load_model`.
 
     Raises:
-        UserError: the folder is missing, holds another architecture, is damaged, or the device is not there.
+        UserError: the folder is missing, holds another architecture, is damaged, or cannot be loaded so.
     """
     _check_folder(folder)
-    model: Any = load_model(folder, device, dtype)
+    model: Any = load_model(folder, device, dtype, quantize=quantize)
     tokenizer = load_tokenizer(folder)
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(

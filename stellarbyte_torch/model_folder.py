@@ -18,11 +18,13 @@ from stellarbyte.errors import UserError, shown
 from stellarbyte.file_manifest import check_files
 from stellarbyte.files import check_plain_name
 from stellarbyte.lora_values import is_whole
+from stellarbyte.quantised import is_quantised
 from stellarbyte.reading import read_json_object
 from stellarbyte.safetensors_header import read_header
 from stellarbyte.tokenizer_file import check_tokenizer, works
 from stellarbyte_torch.compressed_folder import check_can_be_read, check_names, decompress, is_compressed, without_bars
 from stellarbyte_torch.configuration_stellarbyte import ByteConfig
+from stellarbyte_torch.torchao_settings import Int8, torchao_settings
 
 # What Transformers may raise for a damaged or foreign config or weights; it documents no list.
 MISTAKES = (
@@ -43,24 +45,33 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def load_model(
-    folder: Path, device: str | None = None, dtype: str = "auto", *, dequantised: bool = False
+    folder: Path,
+    device: str | None = None,
+    dtype: str = "auto",
+    *,
+    dequantised: bool = False,
+    quantize: Int8 | None = None,
 ) -> PreTrainedModel:
     """The model in a folder, in eval mode. device None means CUDA if there is one; dtype "auto" means the saved one.
 
     dequantised: whether a folder in compressed-tensors' format gives a model of floats that trains and saves like any
     other. Otherwise its layers round their inputs to int8 if the folder says so. Its weights are floats in both cases,
-    as Transformers has no kernels for codes.
+    as Transformers has no kernels for codes. quantize: how torchao rounds the linear layers of a model of floats.
 
     Raises:
         UserError: the folder is missing or damaged, names files outside it, needs its own code, or holds weights that
-            are not finite; or the device is not there.
+            are not finite; the device is not there; or `quantize` is not for this model.
+        ModuleNotFoundError: `quantize` needs torchao, which is not installed.
     """
     config = read_config(folder)
+    if quantize is not None:
+        _check_quantize(folder, config, quantize)
     _check_generation(folder)
     check_files(folder)
     target = device_named(device)
-    quantised = config.get("quantization_config") is not None
+    quantised = is_quantised(config)
     compressed = quantised and is_compressed(config)
+    options: dict[str, Any] = {} if quantize is None else {"quantization_config": torchao_settings(quantize)}
     if compressed:
         check_can_be_read(folder)
     try:
@@ -70,7 +81,12 @@ def load_model(
         with _no_report(), without_bars() if compressed else contextlib.nullcontext():
             # Weights that do not fit are reported below by their names.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, output_loading_info=True, trust_remote_code=False, ignore_mismatched_sizes=True
+                folder,
+                dtype=dtype,
+                output_loading_info=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                **options,
             )
     except MISTAKES as error:
         raise UserError(f"{folder} holds a model that cannot be loaded: {first_line(error)}") from error
@@ -90,6 +106,19 @@ def load_model(
     if compressed or not quantised:
         check_finite(model, folder)
     return model.to(target).eval()
+
+
+def _check_quantize(folder: Path, config: dict[str, Any], quantize: Int8) -> None:
+    """Raises UserError if torchao cannot round the weights of a folder's model."""
+    if is_quantised(config):
+        raise UserError(
+            f"--quantize {quantize} is for models of floats, and {folder} is quantised already: leave it out"
+        )
+    if config.get("num_experts") or config.get("num_local_experts"):
+        raise UserError(
+            f"--quantize {quantize} is for models without experts, whose matrices torchao leaves as they are, and "
+            f"{folder} has some: `stellarbyte quantize` rounds them"
+        )
 
 
 def device_named(name: str | None) -> torch.device:
@@ -207,7 +236,8 @@ def _read_index(path: Path) -> dict[str, str] | None:
 def check_finite(model: torch.nn.Module, where: Path) -> None:
     """Raises UserError, naming the first weight with NaN or infinite numbers, which would make the output nonsense."""
     for name, weight in model.named_parameters():
-        if weight.is_floating_point() and not weight.is_meta and not torch.isfinite(weight).all():
+        numbers = getattr(weight, "scale", weight)  # of a weight that torchao has rounded, its scales
+        if weight.is_floating_point() and not weight.is_meta and not torch.isfinite(numbers).all():
             raise UserError(
                 f"{where} holds {name} with NaN or infinite numbers: its training went wrong, or the file is damaged; "
                 "take an earlier one"

@@ -39,6 +39,7 @@ _MODULES = (
         "convert.certificate",
         "convert.adapters",
         "convert.hf_checkpoint",
+        "convert.quantizing.making",
         "convert.cli",
     ),
 )
@@ -86,7 +87,7 @@ def _table(cases: list[Any], folder: Path, options: argparse.Namespace) -> int:
     from hostile.verdict import BAD, GOOD, judge
 
     base = options.sound or folder / "base"
-    if not (base / "tuned" / "adapter").exists():
+    if not (base / "q").exists():
         make_sound(base, folder / "making")
     before = _fingerprint(base)
     counts: dict[str, Counter[str]] = {case.kind: Counter() for case in cases}

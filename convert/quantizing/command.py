@@ -19,14 +19,14 @@ def run(options: argparse.Namespace) -> int:
     hear_libraries("stellarbyte")
     # Imports come this late because they take seconds.
     from convert.quantizing.making import Request, quantize
-    from stellarbyte_torch.quantization.report import page
+    from stellarbyte_torch.quantization.report import Limits, page
 
     request = Request(
         model=options.model,
         output=options.output,
         settings=_settings(options),
         data=options.data,
-        limit=options.max_perplexity_increase,
+        limits=Limits(options.max_perplexity_increase, options.max_context_lost),
         force=options.force,
         step=options.step,
         device=options.device,
@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     if found["written"]:
         return 0 if found["verdict"] == "PASS" else 1
     _say(f"{options.output} is not written: take more bits or smaller groups, or write it all the same with --force")
+    _say(found["left"])
     return 1
 
 

@@ -48,14 +48,14 @@ def write_card(source: Path, folder: Path, report: Mapping[str, Any]) -> None:
 
 
 def _section(report: Mapping[str, Any]) -> str:
-    held, weights, settings, size = (report[name] for name in ("held_out", "weights", "settings", "size"))
-    per = "one scale a row" if settings["group_size"] is None else f"groups of {settings['group_size']}"
+    held, weights, size = (report[name] for name in ("held_out", "weights", "size"))
     rows = {
-        "method": f"{settings['method']}, {settings['bits']} bits, {per}",
+        "method": report["how"],
         "calibrated on": f"{report['calibration']['rows']} rows of {report['calibration']['length']} tokens",
         "perplexity of held-out text": f"{held['perplexity_before']:.4f} before, {held['perplexity_after']:.4f} after "
         f"({held['perplexity_increase']:+.2%})",
-        "Kullback-Leibler divergence": f"{held['kl']:.2e} nats a token",
+        "Kullback-Leibler divergence": f"{held['kl']:.2e} nats a token, {held['context_lost']:.2%} of what the context "
+        "tells the model",
         "the same likeliest token": f"{held['top_1_agreement']:.2%}",
         "quantised": f"{weights['quantised'] / weights['all']:.1%} of {weights['all']:,} weights, "
         f"{weights['bits_per_weight']:.2f} bits a weight in all",

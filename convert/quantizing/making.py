@@ -1,11 +1,10 @@
 """Makes a quantised folder beside its place, and puts it there if it passes the gate."""
 
 import gc
-import platform
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,23 +17,23 @@ from convert.config import read_fields
 from convert.quantizing import rows
 from convert.quantizing.folder import write_card, write_small_files
 from convert.quantizing.source import Source, open_source
+from convert.versions import QUANTISING, versions_of
 from stellarbyte.files import sha256_of_json, write_json, write_text
 from stellarbyte.journal import NAME as NOTES
 from stellarbyte.journal import Journal
 from stellarbyte.places import Place
 from stellarbyte.progress import Update
-from stellarbyte.staged_folder import staged
+from stellarbyte.staged_folder import Unfinished, staged
 from stellarbyte_torch.model_folder import device_named, load_model
-from stellarbyte_torch.quantization.block_files import BlockFiles, Contents
+from stellarbyte_torch.quantization.block_files import BlockFiles, Contents, kept_names
 from stellarbyte_torch.quantization.compressed import config_fields
 from stellarbyte_torch.quantization.gate import compare, reference, run
 from stellarbyte_torch.quantization.picture import PICTURE, draw
 from stellarbyte_torch.quantization.quantize import quantize_blocks
-from stellarbyte_torch.quantization.report import PROBE_LENGTH, PROBE_ROWS, REPORT, Outcome, report
+from stellarbyte_torch.quantization.report import PROBE_LENGTH, PROBE_ROWS, REPORT, Limits, Outcome, report
 from stellarbyte_torch.quantization.settings import QuantizationSettings
 
 _FLOATS, _SCRATCH = "floats", "scratch"
-_LIBRARIES = ("stellarbyte", "torch", "transformers", "compressed-tensors")
 
 # Makes a bar of a name.
 Bars = Callable[[str], AbstractContextManager[Update]]
@@ -44,8 +43,8 @@ Bars = Callable[[str], AbstractContextManager[Update]]
 class Request:
     """What is to be quantised, how, and where to.
 
-    model: a run or a model's folder. data: text or token shards instead of the run's own. limit: the largest increase
-    of perplexity that passes. force: whether to write a folder that fails, and over files that no export wrote. step:
+    model: a run or a model's folder. data: text or token shards instead of the run's own. limits: what may be lost at
+    most. force: whether to write a folder that fails, and over files that no export wrote. step:
     of a run; the newest by default. device: where to compute; CUDA by default if there is one.
     """
 
@@ -53,20 +52,17 @@ class Request:
     output: Path
     settings: QuantizationSettings
     data: str | None
-    limit: float
+    limits: Limits
     force: bool
     step: int | None
     device: str | None
 
 
-class _Failed(Exception):
-    """Leaves the unfinished folder, so that nothing is written."""
-
-
 def quantize(request: Request, bars: Bars, say: Callable[[str], None]) -> dict[str, Any]:
     """Quantises a model, and returns the report; `written` there says whether the folder is.
 
-    What an interrupted call of the same request has done is not done again.
+    What an interrupted call of the same request has done is not done again, nor what one has done whose result failed;
+    `left` in the report says where that is.
 
     Raises:
         UserError: the model is none that can be quantised, or is already; the settings do not fit it; the text is
@@ -78,7 +74,7 @@ def quantize(request: Request, bars: Bars, say: Callable[[str], None]) -> dict[s
     keep = staged_folder.check_replaceable(output, request.force)
     source = open_source(request.model, request.step)
     chosen = source.rows(request.data, request.settings, say)
-    versions = {name: version(name) for name in _LIBRARIES}
+    versions = versions_of(*QUANTISING)
     task = {
         "task": "quantize",
         "of": source.identity,
@@ -87,27 +83,30 @@ def quantize(request: Request, bars: Bars, say: Callable[[str], None]) -> dict[s
         "versions": versions,
     }
     found: dict[str, Any] = {}
-    with suppress(_Failed), staged(output, keep, task=task) as folder:
-        journal = Journal(folder, task)
-        staged_folder.remove_others(folder, {_FLOATS, *(f"{name}.safetensors" for name in journal.done)})
-        floats = source.folder(folder / _FLOATS)
-        contents = _blocks(request, floats, chosen, folder, journal, device, bars)
-        outcome = _gate(request, floats, chosen, contents, folder, bars)
-        about = {
-            "model": str(request.model),
-            "written": outcome.passes or request.force,
-            "seconds": round(time.monotonic() - started, 1),
-            "calibration": {
-                "source": chosen.source,
-                "rows": len(chosen.calibration),
-                "length": chosen.calibration.shape[1],
-            },
-            "versions": {"python": platform.python_version(), **versions},
-        }
-        found = report(outcome, about)
-        if not found["written"]:
-            raise _Failed
-        _finish(source, floats, folder, found, contents)
+    try:
+        with staged(output, keep, task=task) as folder:
+            journal = Journal(folder, task)
+            staged_folder.remove_others(folder, {_FLOATS, *kept_names(journal)})
+            floats = source.folder(folder / _FLOATS)
+            contents = _blocks(request, floats, chosen, folder, journal, device, bars)
+            outcome = _gate(request, floats, chosen, contents, folder, bars)
+            about = {
+                "model": str(request.model),
+                "written": outcome.passes or request.force,
+                "seconds": round(time.monotonic() - started, 1),
+                "calibration": {
+                    "source": chosen.source,
+                    "rows": len(chosen.calibration),
+                    "length": chosen.calibration.shape[1],
+                },
+                "versions": versions,
+            }
+            found = report(outcome, about)
+            if not found["written"]:
+                raise Unfinished
+            _finish(source, floats, folder, found, contents)
+    except Unfinished as failed:
+        found["left"] = failed.state
     return found
 
 
@@ -155,13 +154,13 @@ def _gate(request: Request, floats: Path, chosen: rows.Rows, contents: Contents,
         probe = compare(model, before.beginning(PROBE_ROWS, PROBE_LENGTH))
         second = run(model, held_out[0])
     size = sum(tensor.nbytes for tensor in shards.read(floats).values())
-    return Outcome(request.settings, contents, comparison, probe, before, (first, second), size, request.limit)
+    return Outcome(request.settings, contents, comparison, probe, before, (first, second), size, request.limits)
 
 
 def _finish(source: Source, floats: Path, folder: Path, found: dict[str, Any], contents: Contents) -> None:
     """Writes the report, the picture, the card and the manifest, and removes what was needed on the way."""
     write_json(folder / REPORT, found)
-    title = f"{found['verdict']}: error of each layer, {found['settings']['method']} {found['settings']['bits']} bits"
+    title = f"{found['verdict']}: error of each layer, {found['how']}"
     write_text(folder / PICTURE, draw(title, contents.errors))
     write_card(floats, folder, found)
     shutil.rmtree(folder / _FLOATS, ignore_errors=True)

@@ -56,6 +56,13 @@ def quantize(parser: argparse.ArgumentParser) -> None:
         help="write nothing if the perplexity of held-out text grows by more (default 3%%)",
     )
     parser.add_argument(
+        "--max-context-lost",
+        type=_share,
+        default=0.05,
+        metavar="PERCENT",
+        help="write nothing if the divergence is more of what the context tells the model (default 5%%)",
+    )
+    parser.add_argument(
         "--force",
         action="store_true",
         help="write in spite of that, and replace the files of a model in OUT that no export wrote",

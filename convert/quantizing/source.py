@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from convert import hf_checkpoint, run_checkpoint, shards, staged_folder
 from convert.config import CONFIG, read_fields
@@ -15,6 +14,7 @@ from stellarbyte.errors import UserError, shown
 from stellarbyte.file_manifest import check_files
 from stellarbyte.files import sha256_of_json
 from stellarbyte.places import BucketPath, Place, place
+from stellarbyte.quantised import check_not_quantised
 from stellarbyte_jax.config_file import to_dict
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_torch.model_folder import load_tokenizer
@@ -126,14 +126,3 @@ def _run(run_dir: Place, step: int | None) -> Source:
         encode=lambda: tokenizer().encode,
         tokenizer_sha256=lambda: tokenizer().sha256,
     )
-
-
-def check_not_quantised(folder: Path, fields: dict[str, Any]) -> None:
-    """Raises UserError if a config.json says that the weights are quantised."""
-    quantization = fields.get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise UserError(
-            f"{folder} is quantised already (quant_method {shown(method)}), and rounding it again would lose more: "
-            "name the folder of floats that it was made from"
-        )

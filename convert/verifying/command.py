@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
         folder, left = stack.enter_context(read_here(options.hf_dir)), options.run_dir
         if certificate.is_model_folder(left):
             left = stack.enter_context(read_here(left))
-        if quantised.is_quantised(folder):
+        if quantised.is_quantised_folder(folder):
             result = quantised.verify(left, folder, prompts=prompts, called=str(options.hf_dir))
         else:
             with progress("using weights", "B") as update:

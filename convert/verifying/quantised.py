@@ -1,11 +1,9 @@
 """Certifies that a quantised folder is as far from the floats that it was made from as its gate has measured."""
 
 import gc
-import platform
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,14 @@ from convert.config import CONFIG, read_fields
 from convert.staged_folder import CERTIFICATE
 from convert.verifying.checks import Check
 from convert.verifying.report import to_json
+from convert.versions import QUANTISING, versions_of
 from stellarbyte.errors import UserError, shown
 from stellarbyte.files import holds, write_text
 from stellarbyte.places import Place
+from stellarbyte.quantised import is_quantised
 from stellarbyte.reading import read_json_object
 
 _REPORT = "quantization.json"
-_LIBRARIES = ("stellarbyte", "torch", "transformers", "compressed-tensors")
 # Files that a model's text goes through, which quantising leaves as they are.
 _SAME_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "chat_template.jinja"),
@@ -28,9 +27,9 @@ _SAME_FILES = (
 )
 
 
-def is_quantised(folder: Path) -> bool:
+def is_quantised_folder(folder: Path) -> bool:
     """Whether a folder's config.json says that its weights are quantised."""
-    return (folder / CONFIG).is_file() and read_fields(folder).get("quantization_config") is not None
+    return (folder / CONFIG).is_file() and is_quantised(read_fields(folder))
 
 
 def verify(left: Place, folder: Path, *, prompts: Sequence[str] | None, called: str) -> dict[str, Any]:
@@ -56,7 +55,7 @@ def verify(left: Place, folder: Path, *, prompts: Sequence[str] | None, called: 
         "first": f"{left}, quantised",
         "folder": called,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        "versions": versions_of(*QUANTISING),
         "checks": [check.record() for check in checks],
     }
     write_text(folder / CERTIFICATE, to_json(certificate) + "\n")

@@ -27,6 +27,7 @@ from stellarbyte_torch.lora import LoRAManager
 from stellarbyte_torch.lora.names import near_name
 from stellarbyte_torch.model_folder import load_model, load_tokenizer
 from stellarbyte_torch.modeling_stellarbyte import CACHE
+from stellarbyte_torch.torchao_settings import Int8
 
 _ADAPTER_NAME = re.compile(r"[\w-]+")  # PyTorch allows no dots, a command no spaces
 
@@ -180,14 +181,16 @@ def open_session(
     chat_template: str | None = None,
     device: str | None = None,
     dtype: str = "auto",
+    quantize: Int8 | None = None,
 ) -> TorchChatSession:
     """A session with the model in a Hugging Face folder; chat_template is a Jinja file or "stellarbyte".
 
     Raises:
         UserError: the folder, the template or the device cannot be used.
+        ModuleNotFoundError: `quantize` needs torchao, which is not installed.
     """
     template = read_template(chat_template, "--chat-template")
-    model = load_model(folder, device, dtype)
+    model = load_model(folder, device, dtype, quantize=quantize)
     return TorchChatSession(model, load_tokenizer(folder), sampling, max_new_tokens, seed, stop, template)
 
 

@@ -11,6 +11,7 @@ from stellarbyte.errors import UserError
 from stellarbyte.reading import expanded
 from stellarbyte_torch.compressed_folder import is_compressed
 from stellarbyte_torch.model_folder import MISTAKES, check_decoder, first_line, load_model, load_tokenizer, read_config
+from stellarbyte_torch.torchao_settings import torchao_settings
 
 
 def load_base_config(name: str, *, local_files_only: bool = False) -> Any:
@@ -90,10 +91,7 @@ def quantizer(quantization: str) -> Any:
     if quantization == "int8":
         if find_spec("torchao") is None:
             raise UserError("quantization int8 needs torchao: pip install torchao, or set quantization to none")
-        from torchao.quantization import Int8WeightOnlyConfig
-        from transformers import TorchAoConfig
-
-        return TorchAoConfig(Int8WeightOnlyConfig())
+        return torchao_settings("int8")
     if not torch.cuda.is_available():
         raise UserError("quantization nf4 needs a CUDA GPU, and there is none here: set quantization to int8 or none")
     if find_spec("bitsandbytes") is None:

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,9 @@ class BlockFiles:
 
     def __init__(self, folder: Path, settings: QuantizationSettings, journal: Journal) -> None:
         self._folder, self._settings, self._journal = folder, settings, journal
+        for name, shard in _shards(journal.done).items():
+            if (folder / shard).is_file():  # an earlier call had written the last block, too
+                (folder / shard).rename(self._path(name))
         self._whole = {name for name in journal.done if self._is_whole(name)}
         self._blocks: list[str] = []
 
@@ -84,8 +87,7 @@ class BlockFiles:
     def finish(self) -> Contents:
         """Gives the files the names that Transformers looks for, and writes their index."""
         weight_map, hashes, nbytes = {}, {}, 0
-        for number, block in enumerate(self._blocks, start=1):
-            shard = f"model-{number:05d}-of-{len(self._blocks):05d}.safetensors"
+        for block, shard in _shards(self._blocks).items():
             self._path(block).rename(self._folder / shard)
             hashes[shard] = self._journal.done[block]["sha256"]
             for key, header in read_header(self._folder / shard).items():
@@ -114,3 +116,13 @@ class BlockFiles:
             return sha256_of(self._path(name)) == self._journal.done[name]["sha256"]
         except OSError:
             return False
+
+
+def kept_names(journal: Journal) -> set[str]:
+    """The names that the files of an earlier call's blocks may have in the unfinished folder."""
+    return {name for block, shard in _shards(journal.done).items() for name in (f"{block}.safetensors", shard)}
+
+
+def _shards(blocks: Collection[str]) -> dict[str, str]:
+    """The name that the file of each block has in the end, if these are all of them."""
+    return {block: f"model-{number:05d}-of-{len(blocks):05d}.safetensors" for number, block in enumerate(blocks, 1)}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from stellarbyte.errors import UserError, shown
+from stellarbyte.quantised import check_not_quantised
 from stellarbyte.safetensors_header import read_header
 from stellarbyte_torch.model_folder import MISTAKES, first_line, read_config, some, weight_files
 from stellarbyte_torch.quantization.experts import ROUTER, Hear, are_experts, computed
@@ -43,8 +44,7 @@ class FolderModel:
                 f"{folder / 'config.json'}: model_type {shown(fields.get('model_type'))} is none of "
                 f"{', '.join(FAMILIES)}, whose layers quantize knows"
             )
-        if fields.get("quantization_config") is not None:
-            raise UserError(f"{folder} is quantised already: give the model that it was made of")
+        check_not_quantised(folder, fields)
         try:
             self.config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             with torch.device("meta"):

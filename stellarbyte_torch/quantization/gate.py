@@ -50,13 +50,15 @@ class Reference:
 class Comparison:
     """The model after, beside the one before, over all positions of the held-out rows that have a next token.
 
-    kl: the mean Kullback-Leibler divergence from the model before, in nats. top_1: the share of positions at which both
-    think the same token most likely. before, after: the mean loss of the next token, in nats.
+    kl: the mean Kullback-Leibler divergence from the model before, in nats. context: the mean divergence of the
+    predictions before from their own mean, which is what they owe to the context. top_1: the share of positions at
+    which both think the same token most likely. before, after: the mean loss of the next token, in nats.
     """
 
     before: float
     after: float
     kl: float
+    context: float
     top_1: float
     positions: int
 
@@ -69,6 +71,15 @@ class Comparison:
     def increase(self) -> float:
         """How much the perplexity grew, as a share of what it was."""
         return _exp(self.after - self.before) - 1
+
+    @property
+    def lost(self) -> float:
+        """The divergence as a share of what the predictions owe to the context.
+
+        A model that has learnt nothing has no perplexity to lose, and its predictions are all nearly the same, so that
+        a divergence is small too; but what little they differ by is lost as well if the weights are.
+        """
+        return self.kl / self.context if self.context > 0 else float(self.kl > 0)
 
 
 def _exp(loss: float) -> float:
@@ -94,28 +105,35 @@ def compare(model: Any, before: Reference, progress: Update = lambda _done, _who
     Raises:
         UserError: its logits are no finite numbers.
     """
-    head, sums, positions = model.get_output_embeddings(), torch.zeros(4, dtype=torch.float64), 0
+    head, sums, positions = model.get_output_embeddings(), torch.zeros(5, dtype=torch.float64), 0
+    total_V = torch.zeros(head.weight.shape[0], dtype=torch.float64, device=model.device)
     with _heard(model) as heard:
         for number, (row, hidden_TD) in enumerate(zip(before.rows_NT, before.hidden, strict=True)):
             model(row[None].to(model.device), use_cache=False, logits_to_keep=1)
             ours_TD, labels = heard.pop()[0], row[1:].to(model.device)
             for start in range(0, len(labels), _POSITIONS):
                 part = slice(start, min(start + _POSITIONS, len(labels)))
-                p_TV, q_TV = (h(x[None, part])[0].float() for h, x in ((before.head, hidden_TD), (head, ours_TD)))
-                sums += _figures(p_TV.log_softmax(-1), q_TV.log_softmax(-1), labels[part]).cpu()
+                p_TV, q_TV = (
+                    h(x[None, part])[0].float().log_softmax(-1) for h, x in ((before.head, hidden_TD), (head, ours_TD))
+                )
+                sums += _figures(p_TV, q_TV, labels[part]).cpu()
+                total_V += p_TV.exp().sum(0, dtype=torch.float64)
             positions += len(labels)
             progress(number + 1, len(before.rows_NT))
     if not bool(sums.isfinite().all()):
         raise UserError("the quantised model's logits on the held-out text are not finite: take more bits")
-    loss_before, loss_after, kl, top_1 = (sums / positions).tolist()
-    return Comparison(loss_before, loss_after, kl, top_1, positions)
+    loss_before, loss_after, kl, top_1, entropy = (sums / positions).tolist()
+    entropy_of_mean = torch.special.entr(total_V / positions).sum().item()
+    return Comparison(loss_before, loss_after, kl, entropy_of_mean - entropy, top_1, positions)
 
 
 def _figures(p_TV: Tensor, q_TV: Tensor, labels_T: Tensor) -> Tensor:
-    """Sums over positions of both losses, the divergence and the agreements; p_TV, q_TV: log-probabilities."""
+    """Sums over positions of both losses, the divergence, the agreements and the entropy; given log-probabilities."""
     losses = (-x.gather(1, labels_T[:, None]).sum(dtype=torch.float64) for x in (p_TV, q_TV))
-    kl = (p_TV.exp() * (p_TV - q_TV)).sum(dtype=torch.float64)
-    return torch.stack([*losses, kl, (p_TV.argmax(-1) == q_TV.argmax(-1)).sum(dtype=torch.float64)])
+    shares_TV = p_TV.exp()
+    kl, entropy = (shares_TV * (p_TV - q_TV)).sum(dtype=torch.float64), -(shares_TV * p_TV).sum(dtype=torch.float64)
+    agreements = (p_TV.argmax(-1) == q_TV.argmax(-1)).sum(dtype=torch.float64)
+    return torch.stack([*losses, kl, agreements, entropy])
 
 
 @contextmanager

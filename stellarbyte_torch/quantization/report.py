@@ -24,11 +24,22 @@ _MOST_LAYERS = 8
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a quantised model may lose at most, as shares: see `Comparison`."""
+
+    increase: float
+    """The growth of the perplexity."""
+
+    lost: float
+    """The divergence, of what the predictions owe to the context."""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """All that was measured of a quantisation.
 
-    limit: the largest increase of perplexity that passes, as a share. size_before: the bytes of the weights before.
     probe: the comparison on the beginning of the first held-out rows alone. running: how the two models run.
+    size_before: the bytes of the weights before.
     """
 
     settings: QuantizationSettings
@@ -38,12 +49,12 @@ class Outcome:
     before: Reference
     running: tuple[Running, Running]
     size_before: int
-    limit: float
+    limits: Limits
 
     @property
     def passes(self) -> bool:
-        """Whether the perplexity grew by no more than the limit."""
-        return self.comparison.increase <= self.limit
+        """Whether no limit is exceeded."""
+        return self.comparison.increase <= self.limits.increase and self.comparison.lost <= self.limits.lost
 
 
 def report(outcome: Outcome, about: dict[str, Any]) -> dict[str, Any]:
@@ -54,6 +65,7 @@ def report(outcome: Outcome, about: dict[str, Any]) -> dict[str, Any]:
         "verdict": "PASS" if outcome.passes else "FAIL",
         "format": FORMAT,
         **about,
+        "how": outcome.settings.words,
         "settings": asdict(outcome.settings),
         "held_out": {
             "rows": len(outcome.before.rows_NT),
@@ -61,8 +73,11 @@ def report(outcome: Outcome, about: dict[str, Any]) -> dict[str, Any]:
             "perplexity_before": before,
             "perplexity_after": after,
             "perplexity_increase": comparison.increase,
-            "max_perplexity_increase": outcome.limit,
+            "max_perplexity_increase": outcome.limits.increase,
             "kl": comparison.kl,
+            "context": comparison.context,
+            "context_lost": comparison.lost,
+            "max_context_lost": outcome.limits.lost,
             "top_1_agreement": comparison.top_1,
         },
         "weights": {
@@ -86,16 +101,19 @@ def report(outcome: Outcome, about: dict[str, Any]) -> dict[str, Any]:
 def page(found: dict[str, Any]) -> str:
     """The report for people: the verdict, what was lost, what was won, and the layers that lost the most."""
     held, weights, size, running = (found[name] for name in ("held_out", "weights", "size", "running"))
-    settings = found["settings"]
-    per = "a row" if settings["group_size"] is None else f"groups of {settings['group_size']}"
     rows = [
-        ("method", f"{settings['method']}, {settings['bits']} bits, {per}"),
+        ("method", found["how"]),
         (
             "perplexity",
             f"{held['perplexity_before']:.4f} -> {held['perplexity_after']:.4f} ({held['perplexity_increase']:+.2%}, "
             f"at most {held['max_perplexity_increase']:+.2%}) on {held['positions']:,} tokens",
         ),
-        ("divergence", f"{held['kl']:.2e} nats a token, the same likeliest token at {held['top_1_agreement']:.2%}"),
+        (
+            "divergence",
+            f"{held['kl']:.2e} nats a token, {held['context_lost']:.2%} of the {held['context']:.2e} that the context "
+            f"tells (at most {held['max_context_lost']:.2%}); the same likeliest token at "
+            f"{held['top_1_agreement']:.2%}",
+        ),
         (
             "quantised",
             f"{weights['quantised'] / weights['all']:.1%} of {weights['all']:,} weights, "

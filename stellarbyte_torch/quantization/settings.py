@@ -85,6 +85,12 @@ class QuantizationSettings:
         return self.method in _WITH_ACTIVATIONS
 
     @property
+    def words(self) -> str:
+        """The settings in words, such as "gptq, 4 bits, groups of 128"."""
+        per = "one scale a row" if self.group_size is None else f"groups of {self.group_size}"
+        return f"{self.method}, {self.bits} bits, {per}{'' if self.symmetric else ' with zero points'}"
+
+    @property
     def grid(self) -> Grid:
         """The grid of each group of weights."""
         return Grid(self.bits, self.group_size, self.symmetric)

@@ -42,8 +42,8 @@ class World:
     """The sound things that commands are given, below `base`, and the folder in which a case makes its own.
 
     base: corpus.jsonl, tokenizer/, run.yaml, shards/, run/, hf/ (its export), lora.yaml, lora/ (a run of adapters on
-        run/), peft/ (their export), chat.jsonl, finetune.yaml, tuned/ (a fine-tuned run on hf/, with adapter/). Nobody
-        may change them.
+        run/), peft/ (their export), chat.jsonl, finetune.yaml, tuned/ (a fine-tuned run on hf/, with adapter/), q/
+        (hf/, quantised). Nobody may change them.
     """
 
     base: Path

@@ -47,6 +47,10 @@ _COMMANDS = (
     lambda base: stellarbyte("pretrain", base / "lora.yaml"),
     lambda base: convert("adapter", "to-peft", base / "lora", base / "peft"),
     lambda base: torch("finetune", base / "finetune.yaml"),
+    lambda base: stellarbyte(
+        *("quantize", base / "hf", base / "q", "--method", "rtn", "--bits", "8", "--group-size", "8", "--samples", "4"),
+        *("--data", base / "corpus.jsonl", "--sequence-length", "24"),
+    ),
 )
 
 

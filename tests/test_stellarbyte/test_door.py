@@ -104,7 +104,10 @@ def folders(tmp_path: Path) -> Path:
         (["generate", "run", "--prompt", "x", "--device", "cpu"], "--device is for Hugging Face folders, and run is"),
         (["chat", "run", "--dtype", "float16"], "--dtype float16 is for Hugging Face folders, and run is a run"),
         (["generate", "hf", "--prompt", "x", "--draft", "run"], "--draft is for runs, and hf is a Hugging Face folder"),
-        (["chat", "hf", "--quantize", "int8"], "--quantize is for runs, and hf is a Hugging Face folder: leave it out"),
+        (
+            ["chat", "run", "--quantize", "int8-dynamic"],
+            "--quantize int8-dynamic is for Hugging Face folders, and run ",
+        ),
         (["generate", "hf", "--prompt", "x", "--kv-cache-dtype", "int8"], "--kv-cache-dtype is for runs, and hf is a "),
         (["generate", "hf", "--draft-tokens", "4", "--prompt", "x"], "--draft-tokens is for runs, and hf is a Hugging"),
         (["generate", "--prompt", "x", "hf"], "hf holds a model of type llama, not stellarbyte"),

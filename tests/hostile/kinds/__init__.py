@@ -7,6 +7,7 @@ from hostile.kinds import (
     command_lines,
     hf_folders,
     outputs,
+    quantised_folders,
     record_files,
     runs,
     settings,
@@ -27,6 +28,7 @@ KINDS = {
     "command lines": command_lines.cases,
     "outputs": outputs.cases,
     "signals": signals.cases,
+    "quantised": quantised_folders.cases,
 }
 
 

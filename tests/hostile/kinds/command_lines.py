@@ -34,9 +34,12 @@ SOUND: dict[str, tuple[Callable[..., Command], Words]] = {
     "data preview": (torch, ("data", "preview", "{in}/finetune.yaml")),
     "finetune": (torch, ("finetune", "{in}/finetune.yaml", "--output_dir=out")),
     "merge": (torch, ("merge", "{hf}", "{peft}", "out")),
+    "quantize": (
+        stellarbyte, ("quantize", "{run}", "out", "--method", "rtn", "--bits", "8", "--group-size", "8", "--samples", "4"),
+    ),
 }  # fmt: skip
 WRITING = ("corpus", "tokenizer train", "prepare", "pretrain", "prune", "to-hf", "from-hf", "to-peft", "from-peft")
-WRITING += ("finetune", "merge")  # into "out"
+WRITING += ("finetune", "merge", "quantize")  # into "out"
 
 # What is put behind a sound command.
 BEHIND: dict[str, tuple[Words, ...]] = {
@@ -181,6 +184,23 @@ BEHIND: dict[str, tuple[Words, ...]] = {
             (b"--model=\xff",),
     ),
     "merge": (("x",), ("--dtype", "int8"), ("--dtype",), ("--force",), ("--adapter", "x")),
+    "quantize": (
+        *(("--bits", word) for word in ("0", "-1", "5", "x", "1e1", "1" * 5000, "٨")),
+        *(("--group-size", word) for word in ("", "0", "-8", "7", "16", "row", "x", str(10**12), "1" * 5000, "٨")),
+        *(("--method", word) for word in ("", "magic", "gptq", "smoothquant")),
+        *(("--samples", word) for word in ("0", "-1", "x", "1.5", str(10**12), str(2**20))),
+        *(("--sequence-length", word) for word in ("0", "-1", "1", "x", str(10**12), str(2**20))),
+        *(("--seed", word) for word in ("-1", "x", "1.5", str(2**64), "1" * 5000)),
+        *(("--method", "gptq", "--damping", word) for word in ("0", "-1", "nan", "inf", "2", "x", "1e-300")),
+        *((option, word) for option in ("--max-perplexity-increase", "--max-context-lost")
+            for word in ("", "%", "-1%", "nan", "nan%", "1e400", "3", "0%", "x")),
+        *(("--data", word) for word in ("", "nowhere", "/dev/zero", "/dev/null", "{in}", "{in}/latin", "{in}/pipe",
+            b"\xff", "n" * 300, "{corpus.jsonl}", "{shards}", "{tokenizer}", "{run}")),
+        *(("--step", word) for word in ("", "3", "-1", "x", "1" * 5000)),
+        *(("--device", word) for word in ("", "nowhere", "cuda", "cuda:99", "meta", "-1")),
+        ("--damping", "0.1"), ("--no-symmetric",), ("--head",), ("--embeddings",), ("--force", "--force"), ("x",),
+        ("--json", "--json"), ("--samples",),
+    ),
 }  # fmt: skip
 # A word, by what is given in its place: each of the sound things for another, what is empty, and what is no path.
 INSTEAD: tuple[str | bytes, ...] = (
@@ -242,6 +262,7 @@ def _make(
 def _onto_input(command: str) -> Words | None:
     """The command with a copy of its input as its output."""
     names = {"prune": "run", "to-hf": "run", "from-hf": "hf", "to-peft": "lora", "from-peft": "peft", "merge": "hf"}
+    names |= {"quantize": "run"}
     if command not in names:
         return None
     copied, given = "{in}/" + names[command], "{" + names[command] + "}"

@@ -32,6 +32,7 @@ WITH_JSON = (
     "chat of a run",
     "finetune",
     "verify",
+    "quantize",
 )
 FILE_SIZES = (1000, 12_000, 40_000)
 DISKS = (4096, 32_768, 131_072)

@@ -25,7 +25,7 @@ LONGER: dict[str, Words] = {
 }
 # What goes on where it was stopped, or begins anew, when it is asked once more.
 GOES_ON = ("corpus", "tokenizer train", "prepare", "pretrain", "to-hf", "from-hf", "to-peft", "from-peft", "prune")
-GOES_ON += ("finetune", "merge")
+GOES_ON += ("finetune", "merge", "quantize")
 STARTING: dict[str, Callable[[World], Command]] = {
     "stellarbyte": lambda world: stellarbyte("pretrain", world.run_yaml("", "c.yaml"), "--training.max_steps=3000"),
     "convert": lambda world: convert("verify", world.base / "run", world.copy("hf")),

@@ -26,7 +26,7 @@ from stellarbyte_torch.quantization import block_files
 from stellarbyte_torch.quantization.gate import compare
 from stellarbyte_torch.quantization.settings import Method
 
-from .conftest import FEW, GROUPS
+from .conftest import FEW, GROUPS, PASS_ALL, SAY_ANYTHING
 
 RTN = ("--method", "rtn", *GROUPS, *FEW)
 
@@ -98,7 +98,7 @@ def test_the_report_s_figures_are_those_of_the_two_models(floats, quantised) -> 
     ids=lambda options: " ".join(options),
 )
 def test_every_method_s_folder_is_verified(floats, text, tmp_path, options) -> None:
-    given = (*options, *FEW, "--data", str(text), "--max-perplexity-increase", "900%")
+    given = (*options, *FEW, "--data", str(text), *PASS_ALL)
     assert run(floats, tmp_path / "q", *given) == 0
     found = report_of(tmp_path / "q")
     assert all(layer["error"] <= layer["rounding_error"] * (1 + 1e-6) for layer in found["layers"])
@@ -113,21 +113,36 @@ def worse(monkeypatch):
 
 
 @pytest.mark.usefixtures("worse")
-def test_after_a_failed_gate_nothing_is_written(floats, text, tmp_path, capsys) -> None:
-    assert run(floats, tmp_path / "q", *RTN, "--data", str(text)) == 1
+def test_after_a_failed_gate_nothing_is_written_until_force_does_without_new_work(
+    floats, text, tmp_path, capsys, monkeypatch
+) -> None:
+    options, saved, save = (*RTN, *SAY_ANYTHING, "--data", str(text)), [], block_files.save
+    monkeypatch.setattr(block_files, "save", lambda *arguments: saved.append(1) or save(*arguments))
+    assert run(floats, tmp_path / "q", *options) == 1
     said = capsys.readouterr()
     assert said.out.startswith("FAIL: ") and "(+4.08%, at most +3.00%)" in said.out
-    assert "q is not written: take more bits" in said.err
-    assert list(tmp_path.iterdir()) == []
+    assert "q is not written: take more bits" in said.err and "the same command goes on from there" in said.err
+    assert [path.name for path in tmp_path.iterdir()] == [".q.partial"]
+    assert run(floats, tmp_path / "q", *options, "--force", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["verdict"] == report_of(tmp_path / "q")["verdict"] == "FAIL"
+    assert len(saved) == 4, "each block was written once, by the first call"
+    assert [path.name for path in tmp_path.iterdir()] == ["q"]
 
 
 @pytest.mark.long
 @pytest.mark.usefixtures("worse")
-def test_force_writes_it_and_another_limit_passes_it(floats, text, tmp_path, capsys) -> None:
-    options = (*RTN, "--data", str(text))
-    assert run(floats, tmp_path / "q", *options, "--force", "--json") == 1
-    assert json.loads(capsys.readouterr().out)["verdict"] == report_of(tmp_path / "q")["verdict"] == "FAIL"
+def test_another_limit_passes_it(floats, text, tmp_path) -> None:
+    options = (*RTN, *SAY_ANYTHING, "--data", str(text))
     assert run(floats, tmp_path / "q", *options, "--max-perplexity-increase", "5%") == 0
+
+
+def test_an_untrained_model_of_two_bits_fails_though_it_has_no_perplexity_to_lose(
+    floats, text, tmp_path, capsys
+) -> None:
+    options = (*RTN, "--bits", "2", "--data", str(text), "--max-perplexity-increase", "900%", "--json")
+    assert run(floats, tmp_path / "q", *options) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == "FAIL" and found["held_out"]["context_lost"] > found["held_out"]["max_context_lost"]
 
 
 @pytest.mark.long

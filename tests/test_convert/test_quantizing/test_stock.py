@@ -25,7 +25,7 @@ from stellarbyte_torch.quantization.compressed import restored
 from stellarbyte_torch.quantization.grid import QuantizedWeight
 from stellarbyte_torch.quantization.settings import QuantizationSettings
 
-from .conftest import FEW
+from .conftest import FEW, PASS_ALL
 from .test_command import report_of, run
 
 SIZES = {
@@ -46,7 +46,7 @@ EXPERT = {
     "mixtral": ("block_sparse_moe.experts.1.w1", "block_sparse_moe.gate", 64),
     "qwen3_moe": ("mlp.experts.1.gate_proj", "mlp.gate", 32),
 }
-PACKED = ("--method", "rtn", "--group-size", "16", *FEW, "--max-perplexity-increase", "900%")
+PACKED = ("--method", "rtn", "--group-size", "16", *FEW, *PASS_ALL)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def _check_names(folder, family) -> None:
 
 @pytest.mark.long
 def test_int8_beside_rounded_inputs(stock, text, tmp_path) -> None:
-    options = ("--method", "int8-dynamic", *FEW, "--data", str(text), "--max-perplexity-increase", "900%")
+    options = ("--method", "int8-dynamic", *FEW, "--data", str(text), *PASS_ALL)
     assert run(stock["llama"], tmp_path / "q", *options) == 0
     tensors = tensors_of(tmp_path / "q")
     weight, scale = (tensors[f"model.layers.0.mlp.up_proj.weight{part}"] for part in ("", "_scale"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stellarbyte.journal import Journal
-from stellarbyte_torch.quantization.block_files import BlockFiles
+from stellarbyte_torch.quantization.block_files import BlockFiles, kept_names
 from stellarbyte_torch.quantization.quantize import LinearError, QuantizedBlock
 from stellarbyte_torch.quantization.settings import QuantizationSettings
 
@@ -44,6 +44,20 @@ def test_an_interrupted_call_s_blocks_are_read_back_and_not_written_again(blocks
     for block in (second.written["embedding"](), again, blocks[2]):
         second.add(block)
     assert (tmp_path / "layer 0.safetensors").stat().st_mtime_ns == written
+
+
+def test_blocks_that_have_their_last_names_are_read_back_too(blocks, tmp_path) -> None:
+    first = files_of(tmp_path)
+    for block in blocks:
+        first.add(block)
+    hashes = first.finish().hashes
+    assert {"head.safetensors", *hashes} <= kept_names(Journal(tmp_path, {"task": "t"}))
+    second = files_of(tmp_path)
+    assert second.written.keys() == {"embedding", "layer 0", "head"}
+    for block in blocks:
+        second.add(block)
+    assert second.finish().hashes == hashes
+    assert all((tmp_path / shard).is_file() for shard in hashes)
 
 
 def test_a_damaged_file_does_not_count(blocks, tmp_path) -> None:

@@ -34,6 +34,8 @@ def test_the_figures_are_those_of_the_logits(rows, monkeypatch, positions) -> No
     losses = [-x.gather(-1, rows[:, 1:, None]).mean().item() for x in (p, q)]
     assert [found.before, found.after] == pytest.approx(losses, rel=1e-5)
     assert found.kl == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
+    mean = p.exp().mean((0, 1))
+    assert found.context == pytest.approx((p.exp() * (p - mean.log())).sum(-1).mean().item(), rel=1e-4)
     assert found.top_1 == pytest.approx((p.argmax(-1) == q.argmax(-1)).float().mean().item())
     assert found.positions == 3 * 19
     assert found.increase == pytest.approx(math.exp(losses[1] - losses[0]) - 1, rel=1e-4)
@@ -41,7 +43,12 @@ def test_the_figures_are_those_of_the_logits(rows, monkeypatch, positions) -> No
 
 def test_a_model_is_no_way_from_itself(rows) -> None:
     found = compare(tiny_model(), reference(tiny_model(), rows))
-    assert (found.kl, found.top_1, found.increase) == (0.0, 1.0, 0.0)
+    assert (found.kl, found.top_1, found.increase, found.lost) == (0.0, 1.0, 0.0, 0.0)
+
+
+def test_a_model_that_says_always_the_same_has_nothing_to_lose() -> None:
+    assert Comparison(1.0, 1.0, 0.0, 0.0, 1.0, 9).lost == 0.0
+    assert Comparison(1.0, 1.0, 1e-9, 0.0, 1.0, 9).lost == 1.0
 
 
 def test_the_beginning_is_that_of_the_rows(rows) -> None:
@@ -62,7 +69,7 @@ def test_logits_that_are_not_finite_are_refused(rows) -> None:
 
 
 def test_a_large_loss_is_an_infinite_perplexity() -> None:
-    found = Comparison(1.0, 2000.0, 0.0, 0.0, 1)
+    found = Comparison(1.0, 2000.0, 0.0, 1.0, 0.0, 1)
     assert found.perplexities == (math.e, math.inf)
     assert found.increase == math.inf
 

@@ -12,7 +12,7 @@ from stellarbyte_torch.quantization.block_files import Contents
 from stellarbyte_torch.quantization.gate import Comparison, Reference, Running
 from stellarbyte_torch.quantization.picture import draw
 from stellarbyte_torch.quantization.quantize import LinearError
-from stellarbyte_torch.quantization.report import Outcome, page, report
+from stellarbyte_torch.quantization.report import Limits, Outcome, page, report
 from stellarbyte_torch.quantization.settings import QuantizationSettings
 
 ERRORS = [
@@ -23,16 +23,23 @@ ERRORS = [
 CONTENTS = Contents(1000, {"model.norm.weight": (8,), "model.layers.0.mlp.gate.weight": (4, 8)}, 650, ERRORS, {})
 
 
-def outcome(after: float) -> Outcome:
+def outcome(after: float, kl: float = 0.01) -> Outcome:
     before = Reference(torch.arange(10).view(1, 10), [torch.zeros(10, 4)], nn.Linear(4, 4))
-    comparison = Comparison(1.0, after, 0.01, 0.9, 9)
+    comparison = Comparison(1.0, after, kl, 0.5, 0.9, 9)
     running = (Running(10.0, 4000), Running(12.0, 4000))
-    return Outcome(QuantizationSettings(), CONTENTS, comparison, comparison, before, running, 4000, 0.03)
+    return Outcome(QuantizationSettings(), CONTENTS, comparison, comparison, before, running, 4000, Limits(0.03, 0.05))
 
 
 @pytest.mark.parametrize(("after", "verdict"), [(1.02, "PASS"), (0.9, "PASS"), (1.04, "FAIL"), (float("inf"), "FAIL")])
 def test_the_verdict_is_that_of_the_perplexity(after, verdict) -> None:
     assert report(outcome(after), {})["verdict"] == verdict
+
+
+@pytest.mark.parametrize(("kl", "verdict"), [(0.024, "PASS"), (0.026, "FAIL")])
+def test_or_that_of_what_the_context_told(kl, verdict) -> None:
+    found = report(outcome(0.9, kl), {})
+    assert found["verdict"] == verdict
+    assert found["held_out"]["context_lost"] == pytest.approx(2 * kl)
 
 
 def test_the_report_is_json_and_nothing_is_left_out_in_silence() -> None:

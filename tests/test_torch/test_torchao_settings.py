@@ -1,0 +1,77 @@
+"""What torchao computes with int8 weights is what our own grids say, and what it cannot is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from stellarbyte import door
+from stellarbyte.errors import UserError
+from stellarbyte_torch.model_folder import load_model
+from stellarbyte_torch.quantization.grid import Grid, rounded_rows
+from stellarbyte_torch.torchao_settings import Int8
+
+from .exported import export
+from .test_quantization.folders import SETTINGS, save_float, save_rounded
+from .tiny import relative_error, tokens
+
+pytest.importorskip("torchao")
+
+IDS = tokens(2, 12)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with its tokenizer; nobody may change it."""
+    return export(tmp_path_factory.mktemp("floats") / "model")
+
+
+@torch.no_grad()
+def by_our_grid(folder: Path, *, rounds_inputs: bool) -> torch.Tensor:
+    """The logits of the model whose linear layers, but for the head, are rounded by our own arithmetic."""
+    model: Any = load_model(folder, "cpu")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name != "lm_head":
+            module.weight.copy_(Grid(8, None, symmetric=True).rounded(module.weight, torch.float32).dequantized())
+            if rounds_inputs:
+                module.register_forward_pre_hook(lambda _, arguments: (rounded_rows(arguments[0]),))
+    return model(IDS).logits
+
+
+# A rounding that falls the other way because sums have another order moves one input by a 255th of its range.
+@pytest.mark.parametrize(("kind", "tolerance"), [("int8", 1e-5), ("int8-dynamic", 1e-2)])
+def test_it_computes_what_our_grid_says(folder: Path, kind: Int8, tolerance: float) -> None:
+    expected = by_our_grid(folder, rounds_inputs=kind == "int8-dynamic")
+    with torch.no_grad():
+        found, exact = (load_model(folder, "cpu", quantize=each)(IDS).logits for each in (kind, None))
+    assert relative_error(found, expected) < tolerance
+    assert relative_error(found, exact) > 2 * relative_error(found, expected)
+
+
+def test_generate_takes_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--quantize", "int8-dynamic", "--max-new-tokens", "3"]
+    assert door.main(["generate", str(folder), "--prompt", "the quick", *options]) == 0
+    assert capsys.readouterr().out.startswith("the quick")
+
+
+def test_a_quantised_folder_is_refused(tmp_path: Path) -> None:
+    folder = save_rounded(save_float("ours", tmp_path / "floats"), SETTINGS["w4a16"], tmp_path / "q")
+    with pytest.raises(UserError, match=r"--quantize int8 is for models of floats, and .* is quantised already"):
+        load_model(folder, "cpu", quantize="int8")
+
+
+def test_experts_are_refused(tmp_path: Path) -> None:
+    folder = save_float("experts", tmp_path / "experts")
+    with pytest.raises(UserError, match=r"--quantize int8 is for models without experts, .* `stellarbyte quantize`"):
+        load_model(folder, "cpu", quantize="int8")
+
+
+def test_weights_that_are_not_finite_are_still_seen(folder: Path, tmp_path: Path) -> None:
+    model: Any = load_model(folder, "cpu")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"holds model\.layers\.1\.mlp\.up_proj\.weight with NaN"):
+        load_model(tmp_path, "cpu", quantize="int8")
