@@ -35,7 +35,8 @@ SOUND: dict[str, tuple[Callable[..., Command], Words]] = {
     "finetune": (torch, ("finetune", "{in}/finetune.yaml", "--output_dir=out")),
     "merge": (torch, ("merge", "{hf}", "{peft}", "out")),
     "quantize": (
-        stellarbyte, ("quantize", "{run}", "out", "--method", "rtn", "--bits", "8", "--group-size", "8", "--samples", "4"),
+        stellarbyte,
+        ("quantize", "{run}", "out", "--method", "rtn", "--bits", "8", "--group-size", "8", "--samples", "4"),
     ),
 }  # fmt: skip
 WRITING = ("corpus", "tokenizer train", "prepare", "pretrain", "prune", "to-hf", "from-hf", "to-peft", "from-peft")

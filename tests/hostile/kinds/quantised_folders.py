@@ -9,7 +9,7 @@ from typing import Any
 
 from hostile.case import Case, Cases, Command, World, convert, stellarbyte, torch
 from hostile.kinds.hf_folders import CONFIG, CONFIG_FIELDS, CONTENTS, FILES
-from hostile.kinds.weights import BYTES
+from hostile.kinds.weights import BYTES, WHOLE
 
 REPORT, PARTIAL, NOTES = "quantization.json", ".out.partial", ".unfinished.jsonl"
 _OPTIONS = ("--method", "rtn", "--bits", "8", "--group-size", "8", "--samples", "4", "--sequence-length", "24")
@@ -62,7 +62,7 @@ ACCEPTED: dict[str, str] = {}
 
 
 def _quantize(world: World, folder: Path) -> Command:
-    return convert("quantize", folder, "out", *_OPTIONS, "--data", world.base / "corpus.jsonl")
+    return stellarbyte("quantize", folder, "out", *_OPTIONS, "--data", world.base / "corpus.jsonl")
 
 
 def _put(content: Any, path: str, value: Any) -> None:
@@ -124,9 +124,8 @@ def cases() -> Cases:
     turns = cycle(("generate", "finetune", "verify", "info"))
     for path, values in QUANTIZATION.items():
         for value in values:
-            yield _case(
-                f"{path}: {_shown(value)}", next(turns), _with_json, CONFIG, f"quantization_config.{path}", value
-            )
+            where = f"quantization_config.{path}"
+            yield _case(f"{path}: {_shown(value)}", next(turns), _with_json, CONFIG, where, value)
     turns = cycle(("verify", "info"))
     for path, values in REPORTED.items():
         for value in values:
@@ -140,12 +139,7 @@ def cases() -> Cases:
         **{json.dumps(fields)[1:-1][:80]: partial(_fields, fields=fields) for fields in CONFIG_FIELDS},
         **{f"{CONFIG}: {what}": partial(_bytes, name=CONFIG, change=change) for what, change in CONTENTS.items()},
         **{f"{CONFIG}: {what}": partial(_file, name=CONFIG, put=put) for what, put in FILES.items()},
-        **{
-            f"weights: {what}": partial(
-                _file, name="model.safetensors", put=lambda path, c=content: path.write_bytes(c)
-            )
-            for what, content in BYTES.items()
-        },
+        **{f"{WHOLE}: {what}": partial(_bytes, name=WHOLE, change=lambda _, c=c: c) for what, c in BYTES.items()},
     }
     for what, damage in floats.items():
         yield _named(f"floats, {what} (quantize)", partial(_of_floats, change=damage))
