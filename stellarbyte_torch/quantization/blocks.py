@@ -126,15 +126,14 @@ class FolderModel:
             for (owner, leaf, _), parameter in zip(places, empty, strict=True):
                 owner._parameters[leaf] = parameter
 
-    def calls(self, length: int) -> list[Callable[[nn.Module, Tensor], Tensor]]:
-        """For each decoder layer a function that calls it, as the model does, on hidden states of rows this long."""
+    def calls(self, positions_BT: Tensor) -> list[Callable[[nn.Module, Tensor], Tensor]]:
+        """For each decoder layer a function that calls it, as the model does, on hidden states at these positions."""
         layers, norm = self._decoder.layers, self._decoder.norm
         noted = [_Noted() for _ in layers]
         self._decoder.layers, self._decoder.norm = nn.ModuleList(noted), nn.Identity()
         try:
-            # Of one row: its masks and positions fit any number of rows.
-            x_1TD = torch.zeros(1, length, self.config.hidden_size, device=self.device)
-            self._decoder(inputs_embeds=x_1TD, use_cache=False)
+            x_BTD = torch.zeros(*positions_BT.shape, self.config.hidden_size, device=self.device)
+            self._decoder(inputs_embeds=x_BTD, position_ids=positions_BT, use_cache=False)
         finally:
             self._decoder.layers, self._decoder.norm = layers, norm
         return [partial(_call, arguments=note.arguments, named=note.named) for note in noted]

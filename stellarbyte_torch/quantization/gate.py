@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stellarbyte.errors import UserError
 from stellarbyte.progress import Update
+from stellarbyte_torch.quantization.positions import positions_of
 
 # Positions whose logits are in memory at once: those of a large vocabulary take more than all else.
 _POSITIONS = 128
@@ -92,7 +93,7 @@ def reference(model: Any, rows_NT: Tensor, progress: Update = lambda _done, _who
     hidden = []
     with _heard(model) as heard:
         for number, row in enumerate(rows_NT):
-            model(row[None].to(model.device), use_cache=False, logits_to_keep=1)
+            _read(model, row)
             hidden.append(heard.pop()[0])
             progress(number + 1, len(rows_NT))
     return Reference(rows_NT, hidden, model.get_output_embeddings())
@@ -109,7 +110,7 @@ def compare(model: Any, before: Reference, progress: Update = lambda _done, _who
     total_V = torch.zeros(head.weight.shape[0], dtype=torch.float64, device=model.device)
     with _heard(model) as heard:
         for number, (row, hidden_TD) in enumerate(zip(before.rows_NT, before.hidden, strict=True)):
-            model(row[None].to(model.device), use_cache=False, logits_to_keep=1)
+            _read(model, row)
             ours_TD, labels = heard.pop()[0], row[1:].to(model.device)
             for start in range(0, len(labels), _POSITIONS):
                 part = slice(start, min(start + _POSITIONS, len(labels)))
@@ -134,6 +135,13 @@ def _figures(p_TV: Tensor, q_TV: Tensor, labels_T: Tensor) -> Tensor:
     kl, entropy = (shares_TV * (p_TV - q_TV)).sum(dtype=torch.float64), -(shares_TV * p_TV).sum(dtype=torch.float64)
     agreements = (p_TV.argmax(-1) == q_TV.argmax(-1)).sum(dtype=torch.float64)
     return torch.stack([*losses, kl, agreements, entropy])
+
+
+def _read(model: Any, row_T: Tensor) -> None:
+    """Lets a model read a row, whose documents do not see each other."""
+    ids, bos = row_T[None].to(model.device), model.config.bos_token_id
+    positions = positions_of(ids, bos if isinstance(bos, int) else None)
+    model(ids, position_ids=positions, use_cache=False, logits_to_keep=1)
 
 
 @contextmanager

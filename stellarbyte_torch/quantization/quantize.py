@@ -19,6 +19,7 @@ from stellarbyte_torch.quantization.folder_names import on_disk
 from stellarbyte_torch.quantization.grid import QuantizedWeight
 from stellarbyte_torch.quantization.hidden_states import HiddenStates
 from stellarbyte_torch.quantization.layer import Found, LayerQuantizer, quantized_linear
+from stellarbyte_torch.quantization.positions import positions_of
 from stellarbyte_torch.quantization.settings import QuantizationSettings
 from stellarbyte_torch.quantization.statistics import Statistics
 
@@ -113,7 +114,8 @@ class _Walk:
         count, length = rows_NT.shape
         batch_rows = max(1, _BATCH_POSITIONS // length)
         self.states = HiddenStates(scratch, (count, length, self.model.config.hidden_size), batch_rows)
-        self._calls = self.model.calls(length)
+        bos = self.model.config.bos_token_id
+        self._positions_NT = positions_of(rows_NT, bos if isinstance(bos, int) else None)
         self._keep_every = max(1, count * length // _KEPT_ROWS)
 
     def embedding(self, earlier: QuantizedBlock | None, *, goes_on: bool) -> QuantizedBlock:
@@ -199,14 +201,19 @@ class _Walk:
                     raise _Enough
 
             with suppress(_Enough), heard(layer, listen, round_activations=self.settings.rounds_activations):
-                self._calls[number](layer, self.states.read(rows, self.device))
+                self._call(layer, number, rows)
+
+    def _call(self, layer: nn.Module, number: int, rows: slice) -> Tensor:
+        """What a layer makes of a batch of rows."""
+        call = self.model.calls(self._positions_NT[rows].to(self.device))[number]
+        return call(layer, self.states.read(rows, self.device))
 
     def _move(self, layer: nn.Module, number: int) -> None:
         """Replaces the rows' hidden states by those behind a layer."""
         rounds = self.settings.rounds_activations
         with heard(layer, lambda _name, _x: None, round_activations=rounds):
             for rows in self.states.batches():
-                x_BTD = self._calls[number](layer, self.states.read(rows, self.device))
+                x_BTD = self._call(layer, number, rows)
                 _check_finite(x_BTD, number, rows.start)
                 self.states.write(rows, x_BTD)
 

@@ -70,6 +70,8 @@ class QuantizationSettings:
         for name, most in (("samples", 2**20), ("sequence_length", 2**20)):
             if not 1 <= getattr(self, name) <= most:
                 raise UserError(f"{name} {shown(getattr(self, name))} must be from 1 to {most}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed {shown(self.seed)} must be from 0 to 2^63 - 1")
         if not 0 < self.damping <= 1:
             raise UserError(f"damping {shown(self.damping)} must be above 0 and at most 1")
 

@@ -24,6 +24,7 @@ from stellarbyte.interrupt import Interrupted
 from stellarbyte_torch.model_folder import load_model
 from stellarbyte_torch.quantization import block_files
 from stellarbyte_torch.quantization.gate import compare
+from stellarbyte_torch.quantization.positions import positions_of
 from stellarbyte_torch.quantization.settings import Method
 
 from .conftest import FEW, GROUPS, PASS_ALL, SAY_ANYTHING
@@ -70,8 +71,9 @@ def test_a_run_becomes_a_folder_that_loads(trained, tmp_path, capsys) -> None:
 def test_the_report_s_figures_are_those_of_the_two_models(floats, quantised) -> None:
     found = report_of(quantised)
     rows = torch.tensor(found["probe"]["rows"])
+    given = {"input_ids": rows, "position_ids": positions_of(rows, 0)}
     with torch.no_grad():
-        p, q = (load_model(folder, "cpu")(rows).logits[:, :-1].log_softmax(-1) for folder in (floats, quantised))
+        p, q = (load_model(folder, "cpu")(**given).logits[:, :-1].log_softmax(-1) for folder in (floats, quantised))
     kl = (p.exp() * (p - q)).sum(-1).mean().item()
     assert found["probe"]["kl"] == pytest.approx(kl, rel=1e-3)
     agreement = (p.argmax(-1) == q.argmax(-1)).float().mean().item()

@@ -10,12 +10,14 @@ from stellarbyte.errors import UserError
 from stellarbyte_torch.quantization.blocks import FolderModel, heard
 from stellarbyte_torch.quantization.experts import linears_of
 from stellarbyte_torch.quantization.hidden_states import HiddenStates
+from stellarbyte_torch.quantization.positions import positions_of
 from test_convert.stock import stock_model
 from test_torch.tiny import SWITCHES, tiny_model
 from tiers import short_tier
 
 CPU = torch.device("cpu")
 IDS = torch.randint(3, 90, (3, 20), generator=torch.Generator().manual_seed(0))
+IDS[0, 7] = IDS[2, 0] = IDS[2, 12] = 0  # documents begin there
 MODELS: dict[str, Any] = {
     **{name: (lambda name=name: stock_model(name)) for name in ("llama", "mistral", "qwen2", "mixtral", "qwen3_moe")},
     **{name: (lambda name=name: tiny_model(**SWITCHES[name])) for name in ("everything", "yarn", "shared_experts")},
@@ -33,11 +35,10 @@ def test_layer_by_layer_it_is_the_same_model(name: str, tmp_path: Path) -> None:
             if "zeta" in key:
                 parameter.mul_(0.9)
     original.save_pretrained(tmp_path)
-    expected = original.model(IDS, use_cache=False).last_hidden_state
+    expected = original.model(IDS, position_ids=positions_of(IDS, 0), use_cache=False).last_hidden_state
 
     model = FolderModel(tmp_path, CPU)
     states = HiddenStates(tmp_path, (3, 20, model.config.hidden_size), batch_rows=2)
-    calls = model.calls(20)
     for rows in states.batches():
         states.write(rows, torch.nn.functional.embedding(IDS[rows], model.embedding))
     for number in range(model.depth):
@@ -45,7 +46,7 @@ def test_layer_by_layer_it_is_the_same_model(name: str, tmp_path: Path) -> None:
             seen: dict[str, int] = {}
             for rows in states.batches():
                 with heard(layer, lambda name, x, seen=seen: seen.update({name: seen.get(name, 0) + x.numel()})):
-                    states.write(rows, calls[number](layer, states.read(rows, CPU)))
+                    states.write(rows, model.calls(positions_of(IDS[rows], 0))[number](layer, states.read(rows, CPU)))
             # Of those that read the same, an expert's gate stands for both.
             named = {key for key in linears_of(layer) if not (".experts." in key and key.endswith("up_proj"))}
             assert seen.keys() == named
@@ -61,5 +62,5 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="model_type 'gpt2' is none of stellarbyte, llama"):
         FolderModel(tmp_path, CPU)
     (tmp_path / "config.json").write_text('{"model_type": "llama", "quantization_config": {"bits": 4}}')
-    with pytest.raises(UserError, match="is quantised already: give the model that it was made of"):
+    with pytest.raises(UserError, match=r"is quantised already .* name the folder of floats that it was made from"):
         FolderModel(tmp_path, CPU)

@@ -8,6 +8,7 @@ import torch
 from stellarbyte.errors import UserError
 from stellarbyte_torch.quantization import gate
 from stellarbyte_torch.quantization.gate import Comparison, compare, held_bytes, reference, run
+from stellarbyte_torch.quantization.positions import positions_of
 
 from ..tiny import tiny_model, tokens
 
@@ -58,6 +59,14 @@ def test_the_beginning_is_that_of_the_rows(rows) -> None:
     assert torch.equal(beginning.rows_NT, part.rows_NT)
     for a, b in zip(beginning.hidden, part.hidden, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_documents_of_a_row_do_not_see_each_other(rows) -> None:
+    joined = torch.cat([torch.zeros(1, dtype=torch.int64), rows[0, :8], torch.zeros(1, dtype=torch.int64), rows[1]])
+    alone = [reference(tiny_model(), document[None]).hidden[0] for document in (joined[:9], joined[9:])]
+    assert torch.equal(positions_of(joined[None], 0), torch.cat([torch.arange(9), torch.arange(21)])[None])
+    assert torch.equal(positions_of(joined[None], None), torch.arange(30)[None])
+    torch.testing.assert_close(reference(tiny_model(), joined[None]).hidden[0], torch.cat(alone), rtol=1e-5, atol=1e-5)
 
 
 def test_logits_that_are_not_finite_are_refused(rows) -> None:

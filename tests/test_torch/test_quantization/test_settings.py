@@ -21,6 +21,7 @@ from stellarbyte_torch.quantization.settings import QuantizationSettings
         ({"samples": 0}, "samples 0 must be from 1"),
         ({"sequence_length": 0}, "sequence_length 0 must be from 1"),
         ({"damping": 0.0}, "damping 0.0 must be above 0"),
+        ({"seed": -1}, "seed -1 must be from 0"),
     ],
     ids=lambda case: "-".join(case) if isinstance(case, dict) else "",
 )
