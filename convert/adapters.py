@@ -127,7 +127,7 @@ def from_peft(adapter_dir: Path, run_dir: Place, base_dir: Place) -> Conversion:
 
 
 def to_peft_tensors(adapters: Params, config: ByteConfig, lora: LoRAConfig) -> dict[str, np.ndarray]:
-    """PEFT's key -> tensor of each A [R, in] and B [out, R]; channels of pruned heads are left out."""
+    """PEFT's key -> tensor of each A [R, in] and B [out, R]; channels that the base's layer lacks are left out."""
     arrays = dict(weights.flatten(adapters))
     tensors = {}
     for layer in lora.layer_numbers(config.num_hidden_layers):

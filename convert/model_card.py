@@ -129,7 +129,8 @@ def _residual(config: ByteConfig, folded: bool) -> str:
 
 def _feed_forward(config: ByteConfig) -> str:
     if config.num_experts == 0:
-        return f"gated, {config.intermediate_size} wide, {config.hidden_act}"
+        narrowest, widest = min(config.intermediate_sizes), max(config.intermediate_sizes)
+        return f"gated, {widest if narrowest == widest else f'{narrowest} to {widest}'} wide, {config.hidden_act}"
     shared = f" and {config.num_shared_experts} shared" if config.num_shared_experts else ""
     return (
         f"{config.num_experts} experts, {config.num_experts_per_tok} for each token{shared}: gated, "

@@ -146,7 +146,8 @@ class HFTensor:
     """One Hugging Face tensor of a model, and where JAX has its values.
 
     path: the array in JAX. layer: the index into its first axis if it is stacked, else None.
-    kept: the index of the tensor's values in that array, which holds more channels in a layer with pruned heads.
+    kept: the index of the tensor's values in that array, which holds more channels if the layer has pruned heads or a
+        feed-forward network that is narrower than another's.
     """
 
     key: str
@@ -164,14 +165,14 @@ def rows(config: ByteConfig) -> tuple[Row, ...]:
 
 
 def axis_sizes(config: ByteConfig) -> dict[str, int]:
-    """Axis of the table -> its length in JAX, where pruned heads keep their place."""
+    """Axis of the table -> its length in JAX, where pruned heads keep their place and all layers are the widest's."""
     assert config.head_dim is not None
     assert config.num_key_value_heads is not None
     expert_size = config.moe_intermediate_size or 0
     return {
         "V": config.vocab_size,
         "D": config.hidden_size,
-        "F": config.intermediate_size,
+        "F": max(config.intermediate_sizes),
         "Q": config.num_attention_heads * config.head_dim,
         "KV": config.num_key_value_heads * config.head_dim,
         "H": config.head_dim,
@@ -215,13 +216,18 @@ def _remaining_channels(config: ByteConfig, layer: int | None) -> dict[str, list
 
     A key/value head is gone if all query heads that read it are gone.
     """
-    gone = config.pruned_heads[layer] if config.pruned_heads is not None and layer is not None else ()
-    if not gone:
+    if layer is None:
         return {}
+    width, widest = config.intermediate_sizes[layer], max(config.intermediate_sizes)
+    remaining = {"F": list(range(width))} if width < widest else {}
+    gone = () if config.pruned_heads is None else config.pruned_heads[layer]
+    if not gone:
+        return remaining
     assert config.num_key_value_heads is not None
     heads = [head for head in range(config.num_attention_heads) if head not in gone]
     group = config.num_attention_heads // config.num_key_value_heads
-    return {"Q": _channels(heads, config), "KV": _channels(sorted({head // group for head in heads}), config)}
+    keys = sorted({head // group for head in heads})
+    return remaining | {"Q": _channels(heads, config), "KV": _channels(keys, config)}
 
 
 def _channels(heads: list[int], config: ByteConfig) -> list[int]:

@@ -90,8 +90,8 @@ def to_hf(
 ) -> dict[str, LazyTensor]:
     """The Hugging Face tensors of a model, in transformers' order; values are transposed and cast only when read.
 
-    Channels of pruned heads are left out. The model computes nothing from them, so it stays the same. `from_hf` puts
-    zeros there, so other values do not come back.
+    Channels of pruned heads, and those behind the width of a feed-forward network, are left out. The model computes
+    nothing from them, so it stays the same. `from_hf` puts zeros there, so other values do not come back.
 
     Args:
         params: a nested dict of arrays, with layers stacked on the first axis: numpy's, or others of which
@@ -129,7 +129,7 @@ def from_hf(
 ) -> Params:
     """The inverse of `to_hf`: the parameters as a nested dict of LazyArrays, which read tensors when they are read.
 
-    Pruned heads have no values in Hugging Face and get zeros.
+    What Hugging Face has no values for, pruned heads and channels behind a layer's width, gets zeros.
 
     Args:
         tensors: Hugging Face key -> array, or a `LazyTensor`, which is read when it is needed.

@@ -90,8 +90,10 @@ class ByteConfig:
     hidden_size: int = 768
     """Width of the residual stream, in channels."""
 
-    intermediate_size: int = 3072
-    """Width of the feed-forward network, in channels. With experts it is only the default of moe_intermediate_size."""
+    intermediate_size: int | tuple[int, ...] = 3072
+    """Width of the feed-forward network, in channels: one number, or a list with one for each layer. With experts it is
+    only the default of moe_intermediate_size.
+    """
 
     num_hidden_layers: int = 12
     """Number of layers, each of attention and a feed-forward network."""
@@ -239,7 +241,10 @@ class ByteConfig:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         if self.head_dim is None and self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads == 0:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        if self.moe_intermediate_size is None and self.num_experts > 0:
+        sizes = self.intermediate_size
+        if not isinstance(sizes, int) and len(sizes) == self.num_hidden_layers and len(set(sizes)) == 1:
+            object.__setattr__(self, "intermediate_size", sizes[0])  # so that a model is said in one way alone
+        if self.moe_intermediate_size is None and self.num_experts > 0 and isinstance(self.intermediate_size, int):
             object.__setattr__(self, "moe_intermediate_size", self.intermediate_size)
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if self.rope_scaling is not None:
@@ -269,6 +274,12 @@ class ByteConfig:
                 f"xpos_scale_base {self.xpos_scale_base} lets XPos leave the range of {dtype} within "
                 f"max_position_embeddings {self.max_position_embeddings}: use at least {smallest_base}"
             )
+
+    @property
+    def intermediate_sizes(self) -> tuple[int, ...]:
+        """The width of each layer's feed-forward network."""
+        sizes = self.intermediate_size
+        return (sizes,) * self.num_hidden_layers if isinstance(sizes, int) else tuple(sizes)
 
     @property
     def stochastic(self) -> bool:

@@ -14,10 +14,16 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
     def say(name: str, complaint: str) -> str:
         return f"{name} {fields[name]} {complaint}"
 
+    # In a list of widths each has a name of its own.
+    widths = {"intermediate_size": fields["intermediate_size"]}
+    if isinstance(fields["intermediate_size"], list | tuple):
+        widths = {f"intermediate_size.{layer}": width for layer, width in enumerate(fields["intermediate_size"])}
+    fields = {**fields, **widths}
+
     # Sizes and numbers that no machine can hold come first, before anything is computed from them.
     few = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     some = ("hidden_size", "head_dim", "num_experts", "num_experts_per_tok", "num_shared_experts")
-    many = ("vocab_size", "intermediate_size", "moe_intermediate_size")
+    many = ("vocab_size", *widths, "moe_intermediate_size")
     sizes = {**dict.fromkeys(some, 2**20), **dict.fromkeys(few, 2**14), **dict.fromkeys(many, 2**24)}
     sizes |= {"max_position_embeddings": 2**30, "sliding_window": 2**31 - 1}
     numbers = ["rms_norm_eps", "initializer_range", "rope_theta", "xpos_scale_base", "layer_scale_init"]
@@ -31,24 +37,23 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
         value = fields[name]
         if isinstance(value, bool | str) or (value and not 2.0**-126 <= abs(value) < 2.0**128):
             return say(name, "must be a finite number that float32 holds")
-    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+    for name in ("vocab_size", "hidden_size", *widths, "num_hidden_layers", "num_attention_heads"):
         if not fields[name] > 0:
             return say(name, "must be at least 1")
     layers, heads, kv_heads = (fields[name] for name in few)
     if fields["head_dim"] is None:
-        return say(
-            "hidden_size", f"is not divisible by num_attention_heads {heads}: choose a multiple, or set head_dim"
-        )
+        return say("hidden_size", f"is not divisible by num_attention_heads {heads}: take a multiple, or set head_dim")
     if not (kv_heads > 0 and heads % kv_heads == 0):
         return say("num_key_value_heads", f"must divide num_attention_heads {heads}")
+    if len(widths) != layers and "intermediate_size" not in widths:
+        return f"intermediate_size lists {len(widths)} widths, but num_hidden_layers is {layers}: give one a layer"
 
     # Positions.
     position = fields["position_embedding"]
-    if not fields["head_dim"] > 0:
-        return say("head_dim", "must be at least 1")
     if fields["head_dim"] % 2 and position != "none":
         return say("head_dim", "must be even, because rotary positions rotate pairs of channels")
-    for name in ("max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "xpos_scale_base"):
+    positive = ("max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "xpos_scale_base")
+    for name in ("head_dim", *positive):
         if not fields[name] > 0:
             return say(name, "must be greater than 0")
     if fields["xpos_learnable"] and position != "xpos":
@@ -87,50 +92,38 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
                 return f"rope_scaling.low_freq_factor {low} must be less than high_freq_factor {high}"
 
     # Attention and residual stream.
-    if fields["sliding_window"] is not None and not fields["sliding_window"] > 0:
-        return say("sliding_window", "must be at least 1, or null for no window")
+    for name in ("sliding_window", "layer_scale_init", "moe_intermediate_size", "moe_capacity_factor"):
+        if fields[name] is not None and not fields[name] > 0:
+            return say(name, "must be greater than 0, or null")
     for name in ("drop_path_rate", "hidden_dropout", "attention_dropout", "residual_dropout"):
         if not 0 <= fields[name] < 1:
             return say(name, "must be at least 0 and less than 1")
-    if fields["layer_scale_init"] is not None:
-        if not fields["layer_scale_init"] > 0:
-            return say("layer_scale_init", "must be greater than 0, or null for no LayerScale")
-        if fields["residual"] == "deepnorm":
-            return say(
-                "layer_scale_init",
-                "contradicts residual deepnorm, which weighs the branches by its own alpha: set one of them",
-            )
+    if fields["layer_scale_init"] is not None and fields["residual"] == "deepnorm":
+        return say("layer_scale_init", "contradicts residual deepnorm, which weighs the branches: set one of them")
 
     # Experts.
     experts = fields["num_experts"]
-    if not experts >= 0:
-        return say("num_experts", "must be at least 1, or 0 for a dense feed-forward")
+    counts = ("num_experts", "num_experts_per_tok", "num_shared_experts")
+    for name in (*counts, "router_aux_loss_coef", "router_z_loss_coef"):
+        if not fields[name] >= 0:
+            return say(name, "must be at least 0")
     if experts and not 0 < fields["num_experts_per_tok"] <= experts:
         return say("num_experts_per_tok", f"must be at least 1 and at most num_experts {experts}")
-    if not fields["num_experts_per_tok"] >= 0:
-        return say("num_experts_per_tok", "must be at least 1")
-    if not fields["num_shared_experts"] >= 0:
-        return say("num_shared_experts", "must be at least 0")
-    for name in ("moe_intermediate_size", "moe_capacity_factor"):
-        if fields[name] is not None and not fields[name] > 0:
-            return say(name, "must be greater than 0, or null")
-    if experts:
-        for name in ("hidden_size", "moe_intermediate_size"):
-            if fields[name] % 8:
-                return say(name, "must be a multiple of 8 with num_experts: grouped matmuls take rows of 16 bytes")
+    if experts and "intermediate_size" not in widths:
+        return f"intermediate_size lists widths, but num_experts {experts} replaces these networks: give one number"
+    for name in ("hidden_size", "moe_intermediate_size") if experts else ():
+        if fields[name] % 8:
+            return say(name, "must be a multiple of 8 with num_experts: grouped matmuls take rows of 16 bytes")
     for name in ("num_shared_experts", "moe_intermediate_size", "moe_capacity_factor"):
         if fields[name] and not experts:
             return say(name, "needs num_experts, which is 0: set num_experts, or leave it out")
-    for name in ("router_aux_loss_coef", "router_z_loss_coef"):
-        if not fields[name] >= 0:
-            return say(name, "must be at least 0")
 
     # All together.
-    feed_forward = 3 * fields["intermediate_size"]
+    feed_forward = 3 * sum(widths.values()) * layers // len(widths)
     if experts:
-        feed_forward = 3 * fields["moe_intermediate_size"] * (experts + fields["num_shared_experts"])
-    a_layer = feed_forward + 2 * fields["head_dim"] * (heads + kv_heads)
-    parameters = fields["hidden_size"] * (fields["vocab_size"] + layers * a_layer)
+        feed_forward = 3 * layers * fields["moe_intermediate_size"] * (experts + fields["num_shared_experts"])
+    attention = 2 * layers * fields["head_dim"] * (heads + kv_heads)
+    parameters = fields["hidden_size"] * (fields["vocab_size"] + feed_forward + attention)
     if parameters > 1e14:
         return say("hidden_size", f"makes {parameters:.1e} parameters with the other sizes: 1e+14 are the most")
 
@@ -141,10 +134,8 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
             return f"pruned_heads lists {len(pruned)} layers, but num_hidden_layers is {layers}: give one list a layer"
         for layer, gone in enumerate(pruned):
             if sorted(set(gone)) != list(gone) or not all(0 <= head < heads for head in gone):
-                return (
-                    f"pruned_heads.{layer} {list(gone)} must rise, each head from 0 to num_attention_heads - 1 = "
-                    f"{heads - 1}"
-                )
+                rule = f"must rise, each head from 0 to num_attention_heads - 1 = {heads - 1}"
+                return f"pruned_heads.{layer} {list(gone)} {rule}"
             if len(gone) == heads:
                 return f"pruned_heads.{layer} {list(gone)} leaves no head: keep at least one in each layer"
     return None

@@ -170,7 +170,10 @@ def _architecture(fields: Mapping[str, Any]) -> str | None:
     if fields.get("num_key_value_heads") not in (None, fields.get("num_attention_heads")):
         text += f" ({fields['num_key_value_heads']} for keys and values)"
     experts = fields.get("num_experts") or fields.get("num_local_experts")
-    text += f", {experts} experts" if experts else f", feed-forward {size('intermediate_size')}"
+    widths = size("intermediate_size")
+    if isinstance(widths, list) and widths:
+        widths = f"{min(widths)} to {max(widths)}"
+    text += f", {experts} experts" if experts else f", feed-forward {widths}"
     return f"{text}, vocabulary {size('vocab_size')}"
 
 

@@ -276,6 +276,7 @@ def _linear_inputs(model: ByteConfig) -> dict[str, int]:
         # An export leaves these heads out, and so groups must not reach over the borders of heads.
         inputs["a head of o_proj"] = model.head_dim
     if not model.num_experts:
-        return inputs | {"down_proj": model.intermediate_size}
+        sizes = dict.fromkeys(model.intermediate_sizes)
+        return inputs | {"down_proj" if len(sizes) == 1 else f"a down_proj of {size}": size for size in sizes}
     assert model.moe_intermediate_size is not None
     return inputs | {"an expert's down_proj": model.moe_intermediate_size}

@@ -42,9 +42,9 @@ class ByteConfig(PreTrainedConfig):
             Number of tokens in the vocabulary; token ids run from 0 to vocab_size - 1.
         hidden_size (`int`, *optional*, defaults to 768):
             Width of the residual stream, in channels.
-        intermediate_size (`int`, *optional*, defaults to 3072):
-            Width of the feed-forward network, in channels. With experts it is only the default of
-            moe_intermediate_size.
+        intermediate_size (`int` or `list[int]`, *optional*, defaults to 3072):
+            Width of the feed-forward network, in channels: one number, or a list with one for each layer. With experts
+            it is only the default of moe_intermediate_size.
         num_hidden_layers (`int`, *optional*, defaults to 12):
             Number of layers, each of attention and a feed-forward network.
         num_attention_heads (`int`, *optional*, defaults to 12):
@@ -146,7 +146,7 @@ class ByteConfig(PreTrainedConfig):
 
     vocab_size: int = 32000
     hidden_size: int = 768
-    intermediate_size: int = 3072
+    intermediate_size: int | Sequence[int] = 3072
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     num_key_value_heads: int | None = None
@@ -191,7 +191,10 @@ class ByteConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None and self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads == 0:
             self.head_dim = self.hidden_size // self.num_attention_heads
-        if self.moe_intermediate_size is None and self.num_experts > 0:
+        sizes = self.intermediate_size
+        if not isinstance(sizes, int) and len(sizes) == self.num_hidden_layers and len(set(sizes)) == 1:
+            self.intermediate_size = sizes[0]  # so that a model is said in one way alone
+        if self.moe_intermediate_size is None and self.num_experts > 0 and isinstance(self.intermediate_size, int):
             self.moe_intermediate_size = self.intermediate_size
         if self.num_experts > 0:  # a dense model's config has no such switch, as in Transformers' own models
             self.output_router_logits = kwargs.pop("output_router_logits", False)
@@ -221,6 +224,12 @@ class ByteConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """All fields, and the marks that keep stock models from loading these weights."""
         return {**super().to_dict(), **marks_for_stock_models(vars(self))}
+
+    @property
+    def intermediate_sizes(self) -> Sequence[int]:
+        """The width of each layer's feed-forward network."""
+        sizes = self.intermediate_size
+        return (sizes,) * self.num_hidden_layers if isinstance(sizes, int) else sizes
 
     @property
     def initial_gains(self) -> tuple[float, float]:
@@ -349,10 +358,16 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
     def say(name: str, complaint: str) -> str:
         return f"{name} {fields[name]} {complaint}"
 
+    # In a list of widths each has a name of its own.
+    widths = {"intermediate_size": fields["intermediate_size"]}
+    if isinstance(fields["intermediate_size"], list | tuple):
+        widths = {f"intermediate_size.{layer}": width for layer, width in enumerate(fields["intermediate_size"])}
+    fields = {**fields, **widths}
+
     # Sizes and numbers that no machine can hold come first, before anything is computed from them.
     few = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     some = ("hidden_size", "head_dim", "num_experts", "num_experts_per_tok", "num_shared_experts")
-    many = ("vocab_size", "intermediate_size", "moe_intermediate_size")
+    many = ("vocab_size", *widths, "moe_intermediate_size")
     sizes = {**dict.fromkeys(some, 2**20), **dict.fromkeys(few, 2**14), **dict.fromkeys(many, 2**24)}
     sizes |= {"max_position_embeddings": 2**30, "sliding_window": 2**31 - 1}
     numbers = ["rms_norm_eps", "initializer_range", "rope_theta", "xpos_scale_base", "layer_scale_init"]
@@ -366,24 +381,23 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
         value = fields[name]
         if isinstance(value, bool | str) or (value and not 2.0**-126 <= abs(value) < 2.0**128):
             return say(name, "must be a finite number that float32 holds")
-    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+    for name in ("vocab_size", "hidden_size", *widths, "num_hidden_layers", "num_attention_heads"):
         if not fields[name] > 0:
             return say(name, "must be at least 1")
     layers, heads, kv_heads = (fields[name] for name in few)
     if fields["head_dim"] is None:
-        return say(
-            "hidden_size", f"is not divisible by num_attention_heads {heads}: choose a multiple, or set head_dim"
-        )
+        return say("hidden_size", f"is not divisible by num_attention_heads {heads}: take a multiple, or set head_dim")
     if not (kv_heads > 0 and heads % kv_heads == 0):
         return say("num_key_value_heads", f"must divide num_attention_heads {heads}")
+    if len(widths) != layers and "intermediate_size" not in widths:
+        return f"intermediate_size lists {len(widths)} widths, but num_hidden_layers is {layers}: give one a layer"
 
     # Positions.
     position = fields["position_embedding"]
-    if not fields["head_dim"] > 0:
-        return say("head_dim", "must be at least 1")
     if fields["head_dim"] % 2 and position != "none":
         return say("head_dim", "must be even, because rotary positions rotate pairs of channels")
-    for name in ("max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "xpos_scale_base"):
+    positive = ("max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "xpos_scale_base")
+    for name in ("head_dim", *positive):
         if not fields[name] > 0:
             return say(name, "must be greater than 0")
     if fields["xpos_learnable"] and position != "xpos":
@@ -422,50 +436,38 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
                 return f"rope_scaling.low_freq_factor {low} must be less than high_freq_factor {high}"
 
     # Attention and residual stream.
-    if fields["sliding_window"] is not None and not fields["sliding_window"] > 0:
-        return say("sliding_window", "must be at least 1, or null for no window")
+    for name in ("sliding_window", "layer_scale_init", "moe_intermediate_size", "moe_capacity_factor"):
+        if fields[name] is not None and not fields[name] > 0:
+            return say(name, "must be greater than 0, or null")
     for name in ("drop_path_rate", "hidden_dropout", "attention_dropout", "residual_dropout"):
         if not 0 <= fields[name] < 1:
             return say(name, "must be at least 0 and less than 1")
-    if fields["layer_scale_init"] is not None:
-        if not fields["layer_scale_init"] > 0:
-            return say("layer_scale_init", "must be greater than 0, or null for no LayerScale")
-        if fields["residual"] == "deepnorm":
-            return say(
-                "layer_scale_init",
-                "contradicts residual deepnorm, which weighs the branches by its own alpha: set one of them",
-            )
+    if fields["layer_scale_init"] is not None and fields["residual"] == "deepnorm":
+        return say("layer_scale_init", "contradicts residual deepnorm, which weighs the branches: set one of them")
 
     # Experts.
     experts = fields["num_experts"]
-    if not experts >= 0:
-        return say("num_experts", "must be at least 1, or 0 for a dense feed-forward")
+    counts = ("num_experts", "num_experts_per_tok", "num_shared_experts")
+    for name in (*counts, "router_aux_loss_coef", "router_z_loss_coef"):
+        if not fields[name] >= 0:
+            return say(name, "must be at least 0")
     if experts and not 0 < fields["num_experts_per_tok"] <= experts:
         return say("num_experts_per_tok", f"must be at least 1 and at most num_experts {experts}")
-    if not fields["num_experts_per_tok"] >= 0:
-        return say("num_experts_per_tok", "must be at least 1")
-    if not fields["num_shared_experts"] >= 0:
-        return say("num_shared_experts", "must be at least 0")
-    for name in ("moe_intermediate_size", "moe_capacity_factor"):
-        if fields[name] is not None and not fields[name] > 0:
-            return say(name, "must be greater than 0, or null")
-    if experts:
-        for name in ("hidden_size", "moe_intermediate_size"):
-            if fields[name] % 8:
-                return say(name, "must be a multiple of 8 with num_experts: grouped matmuls take rows of 16 bytes")
+    if experts and "intermediate_size" not in widths:
+        return f"intermediate_size lists widths, but num_experts {experts} replaces these networks: give one number"
+    for name in ("hidden_size", "moe_intermediate_size") if experts else ():
+        if fields[name] % 8:
+            return say(name, "must be a multiple of 8 with num_experts: grouped matmuls take rows of 16 bytes")
     for name in ("num_shared_experts", "moe_intermediate_size", "moe_capacity_factor"):
         if fields[name] and not experts:
             return say(name, "needs num_experts, which is 0: set num_experts, or leave it out")
-    for name in ("router_aux_loss_coef", "router_z_loss_coef"):
-        if not fields[name] >= 0:
-            return say(name, "must be at least 0")
 
     # All together.
-    feed_forward = 3 * fields["intermediate_size"]
+    feed_forward = 3 * sum(widths.values()) * layers // len(widths)
     if experts:
-        feed_forward = 3 * fields["moe_intermediate_size"] * (experts + fields["num_shared_experts"])
-    a_layer = feed_forward + 2 * fields["head_dim"] * (heads + kv_heads)
-    parameters = fields["hidden_size"] * (fields["vocab_size"] + layers * a_layer)
+        feed_forward = 3 * layers * fields["moe_intermediate_size"] * (experts + fields["num_shared_experts"])
+    attention = 2 * layers * fields["head_dim"] * (heads + kv_heads)
+    parameters = fields["hidden_size"] * (fields["vocab_size"] + feed_forward + attention)
     if parameters > 1e14:
         return say("hidden_size", f"makes {parameters:.1e} parameters with the other sizes: 1e+14 are the most")
 
@@ -476,10 +478,8 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
             return f"pruned_heads lists {len(pruned)} layers, but num_hidden_layers is {layers}: give one list a layer"
         for layer, gone in enumerate(pruned):
             if sorted(set(gone)) != list(gone) or not all(0 <= head < heads for head in gone):
-                return (
-                    f"pruned_heads.{layer} {list(gone)} must rise, each head from 0 to num_attention_heads - 1 = "
-                    f"{heads - 1}"
-                )
+                rule = f"must rise, each head from 0 to num_attention_heads - 1 = {heads - 1}"
+                return f"pruned_heads.{layer} {list(gone)} {rule}"
             if len(gone) == heads:
                 return f"pruned_heads.{layer} {list(gone)} leaves no head: keep at least one in each layer"
     return None

@@ -1,7 +1,7 @@
 """The whole StellarByte architecture in PyTorch, to be read top to bottom, as a Hugging Face model.
 
-Shape suffixes: B batch, T query time, S key time, D hidden, N query heads, K key/value heads, G = N / K, H head size,
-E experts, L layers, M = B · T rows, k experts of a token.
+Shape suffixes: B batch, T query time, S key time, D hidden, F feed-forward, N query heads, K key/value heads,
+G = N / K, H head size, E experts, L layers, M = B · T rows, k experts of a token.
 """
 
 import inspect
@@ -499,8 +499,7 @@ class ByteDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: ByteConfig, layer_idx: int) -> None:
         super().__init__()
         D, eps, depth = config.hidden_size, config.rms_norm_eps, config.num_hidden_layers
-        self.is_deepnorm = config.residual == "deepnorm"
-        self.is_parallel = config.parallel_residual
+        self.is_deepnorm, self.is_parallel = config.residual == "deepnorm", config.parallel_residual
         self.is_sparse = config.num_experts > 0
         self.alpha = (2 * depth) ** 0.25
         self.residual_dropout = config.residual_dropout
@@ -508,7 +507,8 @@ class ByteDecoderLayer(GradientCheckpointingLayer):
         self.drop_path_rate = config.drop_path_rate * layer_idx / (depth - 1) if depth > 1 else 0.0
 
         self.self_attn = ByteAttention(config, layer_idx)
-        self.mlp = ByteSparseMoeBlock(config) if self.is_sparse else ByteMLP(config, config.intermediate_size)
+        F = config.intermediate_sizes[layer_idx]
+        self.mlp = ByteSparseMoeBlock(config) if self.is_sparse else ByteMLP(config, F)
         if not self.is_deepnorm:
             self.input_layernorm = ByteRMSNorm(D, eps)
         if not self.is_parallel:

@@ -145,6 +145,11 @@ def _check_known(family: Family, fields: Mapping[str, Any], where: str) -> None:
     missing = [name for name in needed if name not in fields]
     if missing:
         raise UserError(f"{where} lacks {', '.join(missing)}: fetch or save it again")
+    if isinstance(fields["intermediate_size"], list):
+        raise UserError(
+            f"{where}: intermediate_size is {in_full(fields['intermediate_size'])}, and a {family.architecture} has "
+            "one width for all layers: fetch or save it again"
+        )
 
 
 def _take_experts(experts: Experts, fields: dict[str, Any], where: str) -> dict[str, Any]:

@@ -50,6 +50,9 @@ def fit(family: Family, config: ByteConfig) -> Fit:
         misfits.append(_misfit(family, family.not_exported, config))
     if family.experts is not None and config.num_experts == 0:
         misfits.append(_misfit(family, Rule("num_experts", None, "has experts"), config))
+    if not isinstance(config.intermediate_size, int):
+        does = "has one width for all layers"
+        misfits.append(_misfit(family, Rule("intermediate_size", None, does), config))
     complaint = _irregular(config)
     if complaint is not None:
         misfits.append(Misfit("pruned_heads", config.pruned_heads, f"pruned_heads: {complaint}"))

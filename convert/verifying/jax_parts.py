@@ -51,7 +51,8 @@ class HeadGradients(NamedTuple):
 class Parts:
     """The modules of a model of this config, without any weights, and the functions that are compiled of them.
 
-    tensors: the tensors of each layer. Pruned heads have no weights in Hugging Face, and zeros are put there.
+    tensors: the tensors of each layer. Zeros are put where Hugging Face has no weights: at pruned heads, and at
+        channels behind a layer's width.
     """
 
     def __init__(self, config: ByteConfig) -> None:
@@ -61,7 +62,8 @@ class Parts:
         self._config, self._shapes = config, names.jax_shapes(config)
         self._block, self._norm = nnx.split(decoder.layers)[0], nnx.split(decoder.norm)[0]
         self._rotary = None if decoder.rotary_emb is None else nnx.split(decoder.rotary_emb)[0]
-        self._one_layer = replace(config, num_hidden_layers=1, pruned_heads=None)  # for a cache of one layer
+        # For a cache of one layer.
+        self._one_layer = replace(config, num_hidden_layers=1, pruned_heads=None, intermediate_size=1)
         self.tensors: dict[int, list[HFTensor]] = defaultdict(list)
         for tensor in names.hf_tensors(config):
             if tensor.layer is not None:
@@ -90,9 +92,9 @@ class Parts:
         return self._compiled(self._cached_layer, number)
 
     def _compiled(self, part: Callable[..., Any], number: int, **options: Any) -> Callable[..., Any]:
-        """One function serves all layers that have the same pruned heads: nothing else tells them apart."""
+        """One function serves all layers of the same heads and the same width: nothing else tells them apart."""
         pruned = self._config.pruned_heads[number] if self._config.pruned_heads else ()
-        key = (part.__name__, pruned)
+        key = (part.__name__, pruned, self._config.intermediate_sizes[number])
         if key not in self._of_layers:
             self._of_layers[key] = jax.jit(partial(part, self.tensors[number]), **options)
         return self._of_layers[key]

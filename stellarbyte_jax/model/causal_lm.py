@@ -14,6 +14,7 @@ from stellarbyte_jax.model.call_context import CallContext, LayerContext
 from stellarbyte_jax.model.dropout import dropout
 from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.experts.moe import RouterStats
+from stellarbyte_jax.model.feed_forward import cut_to_width, keep_widths
 from stellarbyte_jax.model.int8 import Int8Embedding, Int8Linear, layers_in_int8
 from stellarbyte_jax.model.kv_cache import KVCache
 from stellarbyte_jax.model.linear import Linear
@@ -70,6 +71,8 @@ class ByteDecoder(nnx.Module):
             return Block(config, execution=execution, rngs=rngs)
 
         self.layers: Block | nnx.List[Block] = create_layers(rngs.split(config.num_hidden_layers))
+        if not isinstance(config.intermediate_size, int):
+            keep_widths(self.layers, config.intermediate_sizes)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def __call__(
@@ -107,7 +110,8 @@ class ByteDecoder(nnx.Module):
         per_layer = self._per_layer(layers_key, head_gates)
         if cache is None:
             context = CallContext(tables, segment_ids, None, training)
-            x_BTD, router = self._scan_layers(x_BTD, context, per_layer)
+            through = self._scan_layers if isinstance(self.layers, Block) else self._layers_in_turn
+            x_BTD, router = through(x_BTD, context, per_layer)
             return DecoderOutput(self.norm(x_BTD), None, router)
 
         context = CallContext(tables, segment_ids, cache.view(T, segment_ids), training)
@@ -143,6 +147,15 @@ class ByteDecoder(nnx.Module):
         body = rematerialized(body, self.execution.remat, in_a_loop=unroll == 1)
         return jax.lax.scan(body, x_BTD, (stacked, per_layer), unroll=unroll)
 
+    def _layers_in_turn(
+        self, x_BTD: jax.Array, context: CallContext, per_layer: LayerContext
+    ) -> tuple[jax.Array, RouterStats | None]:
+        routers = []
+        for index, block in enumerate(self._blocks()):
+            x_BTD, _, router = block(x_BTD, context, jax.tree.map(lambda leaf, index=index: leaf[index], per_layer))
+            routers.append(router)
+        return x_BTD, jax.tree.map(lambda *each: jnp.stack(each), *routers)
+
     def _layers_with_cache(
         self, x_BTD: jax.Array, context: CallContext, per_layer: LayerContext, cache: KVCache
     ) -> tuple[jax.Array, KVCache]:
@@ -170,10 +183,14 @@ class ByteDecoder(nnx.Module):
         if not isinstance(self.layers, Block):
             return list(self.layers)
         graphdef, stacked = nnx.split(self.layers)
-        return [
+        blocks = [
             nnx.merge(graphdef, jax.tree.map(lambda p, layer=layer: p[layer], stacked))
             for layer in range(self.config.num_hidden_layers)
         ]
+        if not isinstance(self.config.intermediate_size, int):
+            for block, width in zip(blocks, self.config.intermediate_sizes, strict=True):
+                cut_to_width(block, width)
+        return blocks
 
 
 class ByteForCausalLM(nnx.Module):
@@ -246,6 +263,8 @@ class ByteForCausalLM(nnx.Module):
         """
         graphdef, state = nnx.split(self)
         model = nnx.merge(graphdef, state)
+        if not isinstance(self.config.intermediate_size, int):
+            model.model = self.model.unstack()  # a stack in int8 could not be cut to each layer's width any more
         layers_in_int8(model.model.layers)
         if isinstance(model.model.embed_tokens, Embedding) and self.config.tie_word_embeddings:
             model.model.embed_tokens = Int8Embedding(model.model.embed_tokens.embedding[...])

@@ -20,12 +20,13 @@ class StepFlops:
 
     model: the FLOPs that the model's mathematics needs, counting only visible pairs of attention; MFU's numerator.
     executed: the FLOPs that the program's kernels execute, hidden pairs and repeated work included.
-    attention: the part of model that is attention.
+    attention: the part of model that is attention. kernels: the part of executed that is attention.
     """
 
     model: int
     executed: int
     attention: int
+    kernels: int
 
 
 def step_flops(
@@ -36,19 +37,18 @@ def step_flops(
     A row counts as one document, because kernels skip pairs of different documents only by whole blocks. Elementwise
     work, norms, the optimizer and the adapters beside `frozen` weights are left out: together 1 % or less.
     """
-    tokens, L = rows * length, config.num_hidden_layers
-    matmuls = (
-        (_FORWARD_AND_BACKWARD_FROZEN if frozen else _FORWARD_AND_BACKWARD)
-        * tokens
-        * (L * layer_matmul_flops(config) + head_flops(config))
-    )
+    L = config.num_hidden_layers
+    passes = rows * length * (_FORWARD_AND_BACKWARD_FROZEN if frozen else _FORWARD_AND_BACKWARD)
+    layers = sum(layer_matmul_flops(config, width) for width in config.intermediate_sizes)
+    needed = passes * (layers + head_flops(config))
+    matmuls = passes * (L * layer_matmul_flops(config) + head_flops(config))
     a_pair = 2 * config.num_attention_heads * (config.head_dim or 0) * L * rows
     attention = _ATTENTION_MATMULS * a_pair * visible_pairs(length, config.sliding_window)
-    executed = {
+    kernels = {
         "splash": _SPLASH_MATMULS * a_pair * visible_pairs(length, config.sliding_window, block),
         "cudnn": (_ATTENTION_MATMULS + 1) * a_pair * visible_pairs(length, config.sliding_window, 128),
     }.get(kernel, _ATTENTION_MATMULS * a_pair * length * length)
-    return StepFlops(matmuls + attention, matmuls + executed, attention)
+    return StepFlops(needed + attention, matmuls + kernels, attention, kernels)
 
 
 def kernel_flops(config: ByteConfig, rows: int, length: int, block: int = 512) -> int:
@@ -62,12 +62,15 @@ def kernel_flops(config: ByteConfig, rows: int, length: int, block: int = 512) -
     )
 
 
-def layer_matmul_flops(config: ByteConfig) -> int:
-    """Forward FLOPs of one token in one layer, without attention's scores; only the experts that serve it count."""
+def layer_matmul_flops(config: ByteConfig, width: int | None = None) -> int:
+    """Forward FLOPs of one token in one layer, without attention's scores; only the experts that serve it count.
+
+    width: that of the layer's feed-forward network; by default the widest layer's, which programs compute in each.
+    """
     D, N, H = config.hidden_size, config.num_attention_heads, config.head_dim or 0
     attention = 2 * D * H * (2 * N + 2 * (config.num_key_value_heads or N))
     if not config.num_experts:
-        return attention + 6 * D * config.intermediate_size
+        return attention + 6 * D * (width or max(config.intermediate_sizes))
     experts_at_work = config.num_experts_per_tok + config.num_shared_experts
     return attention + 2 * D * config.num_experts + experts_at_work * 6 * D * (config.moe_intermediate_size or 0)
 

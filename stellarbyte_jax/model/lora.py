@@ -12,6 +12,7 @@ from stellarbyte.errors import UserError
 from stellarbyte_jax.lora_config import ALL_LINEAR, LoRAConfig, ends_with
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.dropout import dropout
+from stellarbyte_jax.model.feed_forward import keep_widths
 from stellarbyte_jax.model.linear import Linear
 
 
@@ -19,7 +20,8 @@ class LoRALinear(Linear):
     """y = x W (+ b) + dropout(x) A B · scaling, all layers stacked: kernel [L, in, out], A [L, in, R], B [L, R, out].
 
     It starts as in PEFT: A is uniform within 1 / sqrt(in) and B is zero, so that y is the base's. In a layer that is
-    not adapted A is zero as well; with A and B zero, neither has a gradient, so both stay zero. In training the
+    not adapted, and behind a layer's width, A is zero as well; with A and B zero, neither has a gradient, so both stay
+    zero. In training the
     decoder sets `dropout_key` for each layer; nothing is dropped without it.
     """
 
@@ -58,6 +60,8 @@ def add_adapters(model: ByteForCausalLM, config: LoRAConfig, key: jax.Array) -> 
     for name, (parent, attribute, linear) in linears.items():
         if config.adapts(name):
             setattr(parent, attribute, LoRALinear(linear, config, name, key))
+    if not isinstance(model.config.intermediate_size, int):
+        keep_widths(model.model.layers, model.config.intermediate_sizes)
     model.model.stochastic = model.model.stochastic or config.lora_dropout > 0
 
 

@@ -55,7 +55,8 @@ class ParameterCounter:
     """Counts a model's parameters, all of them and those of one chip.
 
     abstract: the parameters as an abstract NNX state.
-    total: the number of parameters of the whole model, adapters included.
+    total: the number of parameters of the whole model, adapters included, and without the zeros that stand for what is
+        pruned.
     active: the number without the experts that a token is not sent to.
 
     Raises:
@@ -65,7 +66,9 @@ class ParameterCounter:
     def __init__(self, model: ByteConfig, lora: LoRAConfig | None = None) -> None:
         self._opt_states: dict[OptimizerConfig, list[tuple[jax.ShapeDtypeStruct, Axes]]] = {}
         self.abstract = abstract_model(model, Execution(platform="cpu", attention_kernel="reference"), lora)[1]
-        self.total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract))
+        self._zeros = _zeros(model)
+        held = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract))
+        self.total = held - sum(self._zeros.values())
         idle_experts = model.num_experts - model.num_experts_per_tok if model.num_experts else 0
         an_expert = 3 * model.hidden_size * (model.moe_intermediate_size or 0)
         self.active = self.total - model.num_hidden_layers * idle_experts * an_expert
@@ -76,7 +79,7 @@ class ParameterCounter:
         for path, array in jax.tree_util.tree_leaves_with_path(self._arrays()):
             names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
             part = next((part for name, part in _PARTS if name in names), "norms and gains")
-            parts[part] = parts.get(part, 0) + math.prod(array.shape)
+            parts[part] = parts.get(part, -self._zeros.get(part, 0)) + math.prod(array.shape)
         return {part: parts[part] for part in dict.fromkeys([*dict(_PARTS).values(), *parts]) if part in parts}
 
     def local(self, config: RunConfig, sizes: dict[str, int], platform: str) -> Parameters:
@@ -113,6 +116,19 @@ class ParameterCounter:
 
     def _arrays(self) -> Any:
         return nnx.to_pure_dict(self.abstract, extract_fn=lambda variable: variable.get_value())
+
+
+def _zeros(model: ByteConfig) -> dict[str, int]:
+    """Part of the model -> how many of its numbers are zeros, in the place of pruned heads and channels."""
+    D, H, K = model.hidden_size, model.head_dim or 0, model.num_key_value_heads or 0
+    group, bias = model.num_attention_heads // K, int(model.attention_bias)
+    attention = 0
+    for gone in model.pruned_heads or ():
+        whole_groups = sum(set(range(k * group, (k + 1) * group)) <= set(gone) for k in range(K))
+        attention += H * (len(gone) * (2 * D + bias) + whole_groups * 2 * (D + bias))
+    widest = max(model.intermediate_sizes)
+    channels = 0 if model.num_experts else sum(widest - width for width in model.intermediate_sizes)
+    return {"attention": attention, "feed-forward": 3 * D * channels}
 
 
 def _total(tree: Any) -> int:

@@ -173,7 +173,7 @@ class Planner:
         layers = saved.flops * training.gradient_accumulation_steps
         attention = 0
         if self.kernel in ("splash", "cudnn"):  # other kernels' matmuls are counted among the layers'
-            attention = flops.executed - flops.model + flops.attention
+            attention = flops.kernels
             again = saved.kernels_again * config.model.num_hidden_layers
             attention += again * kernel_flops(config.model, training.batch_size, length, block)
         # The base below adapters gets no gradient, so one of the head's three matmuls is not done.

@@ -43,7 +43,7 @@ def configs(draw: st.DrawFn, min_vocab: int = 3, min_window: int = 1) -> ByteCon
         **{"max_position_embeddings": 64} | fields,
         vocab_size=draw(st.integers(min_vocab, min_vocab + 9)),
         hidden_size=size(),
-        intermediate_size=size(),
+        intermediate_size=size() if experts or draw(st.booleans()) else tuple(size() for _ in range(layers)),
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,

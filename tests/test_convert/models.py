@@ -36,7 +36,7 @@ def random_params(config: ByteConfig, seed: int = 0, dtype: str = "float32") -> 
         special = np.array([-0.0, np.nan, -np.inf, 1e-40], array.dtype)[: array.size]
         array.reshape(-1)[: special.size] = special
         leaves[path] = array
-    return without_pruned_heads(weights.unflatten(leaves), config)
+    return without_what_is_pruned(weights.unflatten(leaves), config)
 
 
 def finite(params: weights.Params) -> weights.Params:
@@ -64,7 +64,7 @@ def sensible_params(config: ByteConfig, seed: int = 1) -> weights.Params:
         return generator.normal(0.0, 1.2 * shape[-2] ** -0.5, shape)
 
     leaves = {path: values(path, shape).astype(np.float32) for path, shape in names.jax_shapes(config).items()}
-    return without_pruned_heads(weights.unflatten(leaves), config)
+    return without_what_is_pruned(weights.unflatten(leaves), config)
 
 
 def held(params: weights.Params) -> weights.Params:
@@ -80,8 +80,14 @@ def bits(tree: weights.Params) -> dict[str, tuple[tuple[int, ...], str, bytes]]:
     }
 
 
-def without_pruned_heads(params: weights.Params, config: ByteConfig) -> weights.Params:
-    """The same with zeros for what belongs to pruned heads, as pruning leaves it; in place."""
+def without_what_is_pruned(params: weights.Params, config: ByteConfig) -> weights.Params:
+    """The same with zeros in pruned heads and behind the width of each layer, as pruning leaves it; in place."""
+    if not isinstance(config.intermediate_size, int):
+        mlp = params["model"]["layers"]["mlp"]
+        for layer, width in enumerate(config.intermediate_size):
+            mlp["gate_proj"]["kernel"][layer, :, width:] = 0
+            mlp["up_proj"]["kernel"][layer, :, width:] = 0
+            mlp["down_proj"]["kernel"][layer, width:] = 0
     if config.pruned_heads is None:
         return params
     assert config.head_dim is not None and config.num_key_value_heads is not None

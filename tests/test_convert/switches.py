@@ -56,6 +56,7 @@ SWITCHES: dict[str, dict[str, dict[str, Any]]] = {
         "not normalised": {"num_experts": 4, "norm_topk_prob": False, "moe_intermediate_size": 16},
         "capacity": {"num_experts": 4, "moe_capacity_factor": 0.6, "moe_intermediate_size": 16},
     },
+    "widths": {"even": {}, "uneven": {"intermediate_size": (20, 9)}},
     "pruned": {"none": {}, "group": {}, "part": {}},  # the heads depend on the groups: see `_pruned_heads`
     "drop": {
         "off": {},
@@ -70,7 +71,7 @@ CONTRADICTIONS: set[frozenset[Setting]] = {
     frozenset({("residual", "deepnorm"), ("layer_scale", "on")}),
     frozenset({("kv_heads", "1"), ("pruned", "group")}),  # no head would be left
     frozenset({("kv_heads", "4"), ("pruned", "part")}),  # each group is one head
-}
+} | {frozenset({("experts", kind), ("widths", "uneven")}) for kind in SWITCHES["experts"] if kind != "dense"}
 
 MORE = 22
 
@@ -92,7 +93,7 @@ def _pruned_heads(row: Row) -> tuple[tuple[int, ...], ...] | None:
 @functools.cache
 def rows() -> tuple[Row, ...]:
     """Settings of all switches, the same in every session; greedily, each covers as many new pairs as it can."""
-    generator = random.Random(5)  # of sixteen seeds the one that needs the fewest rows
+    generator = random.Random(0)  # of the first seeds the one that needs the fewest rows
     uncovered, chosen = possible_pairs(), []
     while uncovered:
         start = generator.choice(sorted(map(sorted, uncovered)))

@@ -57,6 +57,7 @@ CASES = {
         ),
     ),
     "pruned heads": (tiny(pruned_heads=((1,), (0, 1))), LoRAConfig(ATTENTION, r=2)),
+    "uneven": (tiny(intermediate_size=(9, 20)), LoRAConfig("all-linear", r=2)),
 }
 
 

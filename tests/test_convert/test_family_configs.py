@@ -115,6 +115,11 @@ def test_windows(family: str, fields: dict[str, Any], window: int | None) -> Non
         ("qwen3_moe", {"num_experts": 3, "num_local_experts": 4}, "which is not one number: set num_experts"),
         ("mixtral", {"num_experts_per_tok": "two"}, "num_experts_per_tok is 'two'"),
         ("mixtral", {"num_local_experts": None}, "num_experts"),
+        (
+            "llama",
+            {"intermediate_size": [24, 12]},
+            "intermediate_size is [24, 12], and a LlamaForCausalLM has one width",
+        ),
     ],
 )
 def test_what_has_no_place_here_is_refused_by_its_name(family: str, fields: dict[str, Any], complaint: str) -> None:
@@ -163,6 +168,12 @@ FITS: list[tuple[dict[str, Any], str, str | None]] = [
         "hidden_size is 24, but LlamaForCausalLM",
     ),
     ({**LLAMA, "drop_path_rate": 0.1}, "llama mistral", None),
+    ({**LLAMA, "intermediate_size": (20, 20)}, "llama mistral", None),
+    (
+        {**LLAMA, "intermediate_size": (20, 12)},
+        "",
+        "intermediate_size is a list, but LlamaForCausalLM has one width for all layers",
+    ),
 ]
 QWEN2 = "attention_bias is true, but Qwen2ForCausalLM has no bias on o_proj: LlamaForCausalLM has one"
 

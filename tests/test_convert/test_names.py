@@ -5,6 +5,7 @@ from flax import nnx
 
 from convert import names, weights
 from convert.config import to_hf
+from stellarbyte_jax.planning.parameters import ParameterCounter
 from stellarbyte_jax.training.state import abstract_model
 from stellarbyte_torch import ByteConfig, ByteModel
 from test_convert.switches import grid
@@ -35,9 +36,10 @@ def test_no_two_tensors_share_a_key_or_a_place(config):
 
 
 @every_config
-def test_shapes_hold_as_many_values_on_both_sides_but_for_pruned_heads(config):
+def test_shapes_hold_as_many_values_on_both_sides_but_for_what_is_pruned(config):
     jax_values = sum(np.prod(shape) for shape in names.jax_shapes(config).values())
-    pruned = 0
+    widths = config.intermediate_sizes
+    pruned = 3 * config.hidden_size * sum(max(widths) - width for width in widths)
     if config.pruned_heads is not None:
         group = config.num_attention_heads // config.num_key_value_heads
         for gone in config.pruned_heads:
@@ -46,4 +48,6 @@ def test_shapes_hold_as_many_values_on_both_sides_but_for_pruned_heads(config):
             channels = (len(gone) + groups) * config.head_dim
             pruned += 2 * channels * config.hidden_size
             pruned += (channels + groups * config.head_dim) * config.attention_bias
-    assert jax_values == pruned + sum(np.prod(tensor.shape) for tensor in names.hf_tensors(config))
+    there = sum(np.prod(tensor.shape) for tensor in names.hf_tensors(config))
+    assert jax_values == pruned + there
+    assert ParameterCounter(config).total == there

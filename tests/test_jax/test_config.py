@@ -279,6 +279,11 @@ def test_the_best_is_kept_where_it_can_be_told(checkpoint: CheckpointConfig, dat
             r"quantize_group_size 48 does not divide the 3000 inputs of down_proj: choose a divisor, such as 40, or",
         ),
         (
+            {"quantize": "w4", "quantize_group_size": 64},
+            {"model": ByteConfig(intermediate_size=(3072, 3008, 3000), num_hidden_layers=3)},
+            r"quantize_group_size 64 does not divide the 3000 inputs of a down_proj of 3000: choose a divisor",
+        ),
+        (
             {"quantize": "w8"},
             {"init_from": "x", "lora": LoRAConfig(**LORA)},
             r"training\.quantize w8 trains all weights for their export, and lora keeps them as they are: leave one",

@@ -50,6 +50,9 @@ ACCEPTED: list[dict[str, Any]] = [
     {"num_experts": 4, "num_experts_per_tok": 4, "num_shared_experts": 1, "moe_capacity_factor": 1.5},
     {"num_experts": 4, "moe_intermediate_size": 8, "norm_topk_prob": False, "router_aux_loss_coef": 0},
     {"num_hidden_layers": 2, "pruned_heads": ((0, 11), ())},
+    {"num_hidden_layers": 3, "intermediate_size": (24, 1, 9)},
+    {"num_hidden_layers": 2, "intermediate_size": (24, 24)},  # which is 24
+    {"num_hidden_layers": 2, "intermediate_size": (24, 24), "num_experts": 4},
 ]
 # Given as a dict here, as a RopeScaling on the JAX side.
 SCALINGS: list[dict[str, Any]] = [
@@ -71,6 +74,13 @@ REFUSED: list[dict[str, Any]] = [
     {"vocab_size": 0},
     {"hidden_size": -1},
     {"intermediate_size": 0},
+    {"num_hidden_layers": 2, "intermediate_size": (4, 0)},
+    {"num_hidden_layers": 2, "intermediate_size": (4, 2**24 + 1)},
+    {"num_hidden_layers": 3, "intermediate_size": (4, 5)},
+    {"num_hidden_layers": 2, "intermediate_size": (4, 5, 4)},
+    {"intermediate_size": ()},
+    {"num_hidden_layers": 2, "intermediate_size": (8, 16), "num_experts": 2},
+    {"num_hidden_layers": 2, "intermediate_size": (2**24, 2**23), "hidden_size": 2**20},
     {"num_hidden_layers": 0},
     {"num_attention_heads": 0},
     {"num_attention_heads": -4},

@@ -41,6 +41,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "experts": {"num_experts": 4, "moe_intermediate_size": 24},
     "shared_experts": {"num_experts": 4, "num_experts_per_tok": 3, "num_shared_experts": 2, "norm_topk_prob": False},
     "pruned": {"pruned_heads": ((1,), (0, 1))},
+    "uneven": {"intermediate_size": (48, 20)},
     "everything": {
         **{"sliding_window": 5, "qk_norm": True, "attention_bias": True, "residual": "deepnorm"},
         **{"num_experts": 4, "num_shared_experts": 1, "moe_capacity_factor": 1.0, "pruned_heads": ((3,), ())},

@@ -1,5 +1,7 @@
 """FLOPs against XLA's own count, a mask drawn out, and the rule of 6 N."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +63,14 @@ def test_six_flops_a_parameter_and_token(name):
     assert flops.model - flops.attention == 3 * 2048 * (
         config.num_hidden_layers * layer_matmul_flops(config) + head_flops(config)
     )
+
+
+def test_what_narrow_layers_lack_is_executed_and_not_needed():
+    even = load_model_config("configs/model/125m.yaml")
+    widths = (even.intermediate_size - 64, *(even.intermediate_size,) * (even.num_hidden_layers - 1))
+    flops, uneven = step_flops(even, 4, 2048), step_flops(dataclasses.replace(even, intermediate_size=widths), 4, 2048)
+    assert flops.model - uneven.model == 3 * 4 * 2048 * 2 * 3 * even.hidden_size * 64
+    assert uneven.executed == flops.executed
 
 
 def test_attention_of_a_full_row_is_the_published_formula():

@@ -19,6 +19,7 @@ from tiers import short_tier
 CONFIGS = {
     "dense": tiny_config(attention_bias=True),
     "tied, parallel": tiny_config(tie_word_embeddings=True, parallel_residual=True),
+    "uneven": tiny_config(intermediate_size=(24, 13)),
     "experts": tiny_config(num_experts=4, num_experts_per_tok=2, num_shared_experts=1, moe_intermediate_size=8),
 }
 
