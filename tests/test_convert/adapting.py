@@ -24,7 +24,7 @@ def drawn_adapters(config: ByteConfig, lora: LoRAConfig, seed: int = 0) -> Param
     # their gradients, in JAX and in torch alike: they were equal in the order that one release sums in, by chance.
     spread = 0.2
     generator = np.random.default_rng(seed)
-    fresh = dict(weights.flatten(init_adapters(config, lora, seed)))
+    fresh = dict(weights.flatten(jax.eval_shape(lambda: init_adapters(config, lora, seed))))
     layers = lora.layer_numbers(config.num_hidden_layers)
     drawn = {}
     for path, start in fresh.items():

@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -29,7 +30,12 @@ def run_dir(tmp_path_factory, tokenizer):
     """A run with one checkpoint; nobody may change it."""
     config = tiny(vocab_size=VOCAB_SIZE, num_hidden_layers=2, xpos_learnable=True, xpos_scale_base=32.0)
     path = tmp_path_factory.mktemp("runs") / "run"
-    save(path, RunCheckpoint(_as_numpy(init_params(config, seed=0)), config, tokenizer.files, step=0))
+    save(
+        path,
+        RunCheckpoint(
+            _as_numpy(jax.jit(init_params, static_argnums=(0, 1))(config, 0)), config, tokenizer.files, step=0
+        ),
+    )
     return path
 
 

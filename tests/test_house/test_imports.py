@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import grimp
-import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,23 +39,27 @@ def test_the_ground_holds_what_more_than_one_wing_needs() -> None:
     assert not {module: by for module, by in found.items() if len(by) < 2 and by != {"the program"}}
 
 
-@pytest.mark.parametrize(
-    ("statement", "unwanted"),
-    [
-        ("import stellarbyte_jax", ["jax", "flax", "torch", "transformers", "numpy"]),
-        ("from stellarbyte_jax import ByteConfig", ["jax", "flax", "torch", "transformers", "numpy"]),
-        ("import stellarbyte_jax.config_file", ["jax", "flax", "torch", "transformers", "numpy"]),
-        ("import stellarbyte_jax.cli", ["jax", "flax", "torch", "transformers", "orbax"]),
-        ("from stellarbyte_jax import ByteModel", ["torch", "transformers", "orbax"]),
-        ("import stellarbyte_jax.checkpoints.checkpoint", ["torch", "transformers"]),
+def test_what_an_import_loads() -> None:
+    """In one process, the light ones first: none may have loaded by then what the next must do without."""
+    frameworks = ["jax", "flax", "torch", "transformers"]
+    statements = [
+        ("import stellarbyte_jax", [*frameworks, "numpy"]),
+        ("from stellarbyte_jax import ByteConfig", [*frameworks, "numpy"]),
+        ("import stellarbyte_jax.config_file", [*frameworks, "numpy"]),
+        ("import stellarbyte_jax.cli", [*frameworks, "orbax"]),
+        ("import stellarbyte_torch", [*frameworks, "orbax"]),
+        ("import stellarbyte_torch.cli", [*frameworks, "peft"]),
         ("import convert", ["jax", "torch", "transformers"]),
+        ("from stellarbyte_jax import ByteModel", ["torch", "transformers", "orbax"]),
         ("import convert.cli", ["torch", "transformers"]),
-        ("import stellarbyte_torch.cli", ["torch", "transformers", "peft"]),
-        ("import stellarbyte_torch", ["jax", "flax", "orbax"]),
-    ],
-)
-def test_what_an_import_loads(statement: str, unwanted: list[str]) -> None:
-    program = f"{statement}; import sys, json; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+        ("import stellarbyte_jax.checkpoints.checkpoint", ["torch", "transformers"]),
+    ]
+    program = """
+import json, sys
+for statement, unwanted in json.loads(sys.argv[1]):
+    exec(statement)
+    assert not set(unwanted) & set(sys.modules), (statement, set(unwanted) & set(sys.modules))
+"""
+    command = [sys.executable, "-c", program, json.dumps(statements)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert not set(unwanted) & set(json.loads(done.stdout.splitlines()[-1]))

@@ -23,9 +23,10 @@ from stellarbyte_jax.config import (
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_jax.planning import fit
-from stellarbyte_jax.sharding import make_mesh
-from stellarbyte_jax.training import loop
+from stellarbyte_jax.sharding import Layout, make_mesh
+from stellarbyte_jax.training import loop, step
 from stellarbyte_jax.training.pretrain import pretrain
+from stellarbyte_jax.training.programs import Programs
 from stellarbyte_jax.training.watching.metrics import MetricsLog
 from test_jax.tiny import tiny_config
 
@@ -93,6 +94,30 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     device = jax.devices()[:1]
     monkeypatch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=device))
     monkeypatch.setattr(fit, "check_fits", lambda config, _, check=fit.check_fits: check(config, device))
+
+
+@pytest.fixture(scope="module")
+def kept_programs() -> Callable[[RunConfig, Layout], Programs]:
+    """`Programs.of`, which returns the same programs to runs that differ in nothing that a program depends on."""
+    make, kept = Programs.of, dict[Any, Programs]()
+
+    def programs(config: RunConfig, layout: Layout) -> Programs:
+        alike = dataclasses.replace(config, output_dir="run", checkpoint=CheckpointConfig())
+        key = repr(alike), layout, step._forward  # which poison.py replaces
+        if key not in kept:
+            kept[key] = make(config, layout)
+        return kept[key]
+
+    return programs
+
+
+@pytest.fixture
+def traced_once(kept_programs: Callable[[RunConfig, Layout], Programs], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of a module that are alike share their programs: tracing them is most of what a run of twelve steps costs.
+
+    A run that goes on reads the very same programs from the compile cache otherwise.
+    """
+    monkeypatch.setattr(Programs, "of", kept_programs)
 
 
 @pytest.fixture(scope="session")

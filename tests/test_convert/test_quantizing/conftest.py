@@ -49,7 +49,7 @@ def trained(tmp_path_factory, tokenizer, text):
     config = RunConfig(
         output_dir=str(home / "run"), model=model, data=data, training=TrainingConfig(max_steps=100, batch_size=2)
     )
-    params = jax.tree.map(np.asarray, init_params(model, seed=0))
+    params = jax.device_get(jax.jit(init_params, static_argnums=(0, 1))(model, 0))
     save_imported(home / "run", params, RunMetadata(to_dict(config), tokenizer.files, data=DataIdentity.of(manifest)))
     return home / "run"
 

@@ -32,6 +32,7 @@ from stellarbyte_jax.training import loop
 from stellarbyte_jax.training.load import load_model
 from stellarbyte_jax.training.optimizer import make_optimizer
 from stellarbyte_jax.training.pretrain import pretrain
+from stellarbyte_jax.training.programs import Programs
 from stellarbyte_jax.training.prune import prune_run
 from stellarbyte_jax.training.start import state_shardings
 from stellarbyte_jax.training.state import abstract_model
@@ -39,6 +40,8 @@ from test_jax.conftest import twelve_steps
 from test_jax.runs import Crash, bits, crash, losses, records
 from test_jax.tiny import random_tokens
 from tiers import short_tier
+
+pytestmark = pytest.mark.usefixtures("traced_once")
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -57,11 +60,14 @@ def adapting(config: RunConfig, base: Path, suffix: str = "", **fields: Any) -> 
 
 
 @pytest.fixture(scope="module")
-def adapted_run(finished_run: Path, small_data: Any, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+def adapted_run(
+    finished_run: Path, small_data: Any, kept_programs: Any, tmp_path_factory: pytest.TempPathFactory
+) -> RunConfig:
     """The config of a run of adapters that is done, on one device; nobody may change it."""
     config = adapting(twelve_steps(small_data, tmp_path_factory.mktemp("adapted") / "run"), finished_run)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+        patch.setattr(Programs, "of", kept_programs)
         assert pretrain(config)
     return config
 

@@ -20,12 +20,14 @@ from stellarbyte_jax.planning.report import compiled_text, plan_text
 from stellarbyte_jax.planning.roofline import busiest_share
 from stellarbyte_jax.planning.topology import Topology, mesh_sizes, parse_topology
 from stellarbyte_jax.sharding import Layout, abstract_mesh
+from tiers import short_tier
 
 ONE_CHIP = parse_topology("v5e:1x1")
 THREE_CHIPS = Topology(CHIPS["v5p"], (1, 1, 3))
 FOUR_CHIPS = parse_topology("v5e:2x2")
 REFERENCE = {"attention_kernel": "reference"}
 LONG = {"length": 256, "training": REFERENCE}
+EXPERTS = {"num_experts": 4, "moe_intermediate_size": 8}
 
 
 def test_parameters_and_moments_are_spread_by_fsdp(planned_run):
@@ -68,7 +70,7 @@ def test_muons_work_is_counted(planned_run):
     assert ours.flops.model == adams.flops.model and ours.roofline.compute > adams.roofline.compute
 
 
-@pytest.mark.parametrize("experts", [{}, {"num_experts": 4, "moe_intermediate_size": 8}], ids=["dense", "experts"])
+@pytest.mark.parametrize("experts", short_tier([{}, EXPERTS], 0), ids=["dense", "experts"])
 def test_a_grid_of_weights_costs_no_flops(planned_run, experts):
     mesh, grid = {"data": 1, "fsdp": 2, "tensor": 2}, {"quantize": "w4", "quantize_group_size": 4}
     plain, ours = (

@@ -26,6 +26,8 @@ from test_jax.jobs import Job
 from test_jax.runs import Crash, bits, crash, losses, records
 from test_jax.test_training.test_loop import as_uninterrupted
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 MakeConfig = Callable[..., RunConfig]
 
 GROWTH = {

@@ -25,7 +25,7 @@ from test_jax.runs import bits, records
 from test_jax.test_processes.test_going_on import run_job
 from test_jax.test_training.test_guard import incidents
 
-pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_device")]
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_device", "traced_once")]
 
 MakeConfig = Callable[..., RunConfig]
 both = pytest.mark.parametrize("bucket", ["s3", "gs"], indirect=True)

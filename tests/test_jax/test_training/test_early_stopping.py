@@ -16,6 +16,8 @@ from stellarbyte_jax.training.early_stopping import stops_early
 from stellarbyte_jax.training.pretrain import pretrain
 from test_jax.runs import bits, records
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 MakeConfig = Callable[..., RunConfig]
 PATIENT = {"early_stopping_patience": 2, "early_stopping_threshold": 0.1}
 

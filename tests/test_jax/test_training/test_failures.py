@@ -27,6 +27,8 @@ from test_jax.jobs import Job
 from test_jax.runs import bits, losses, records
 from test_jax.test_processes.test_joined import at_once, team
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 MakeConfig = Callable[..., RunConfig]
 Disturb = Callable[[int, Callable[[], None]], None]
 

@@ -14,6 +14,8 @@ from stellarbyte_jax.training.evaluation import evaluate_run
 from stellarbyte_jax.training.pretrain import pretrain
 from test_jax.runs import check_law_6, losses, records
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 GRID = {"quantize": "w4", "quantize_group_size": 8}
 
 

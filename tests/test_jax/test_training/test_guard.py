@@ -23,6 +23,8 @@ from test_jax.poison import batches_of, poison, without
 from test_jax.runs import Crash, bits, crash, losses, records
 from test_jax.shards import train_loader
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 MakeConfig = Callable[..., RunConfig]
 NAN = float("nan")
 

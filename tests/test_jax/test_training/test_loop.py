@@ -39,6 +39,8 @@ from stellarbyte_jax.training.prune import prune_run
 from test_jax.runs import Crash, bits, crash, losses, records
 from test_jax.shards import train_loader
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 MakeConfig = Callable[..., RunConfig]
 
 

@@ -21,6 +21,8 @@ from test_jax.jobs import Job, stopped_in_step
 from test_jax.poison import batches_of, poison
 from test_jax.runs import Crash, bits, crash, losses, records
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 MakeConfig = Callable[..., RunConfig]
 
 

@@ -19,6 +19,8 @@ from test_jax.runs import bits, check_law_6, losses
 from test_jax.tiny import random_tokens, segments, tiny_config, tiny_params
 from tiers import short_tier
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 MOST = 40
 
 

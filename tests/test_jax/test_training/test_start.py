@@ -28,6 +28,8 @@ from stellarbyte_jax.training.state import init_state
 from test_jax.runs import Crash, bits, crash, losses, records
 from tiers import short_tier
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 MakeConfig = Callable[..., RunConfig]
 
 
@@ -51,7 +53,7 @@ def test_the_weights_are_the_other_runs_and_all_else_is_new(run_config: MakeConf
     assert begun.step == 0 == int(state.step)
     assert (begun.frozen, begun.base) == ({}, None)
     assert tree_bits(state.params) == bits(finished_run)
-    assert tree_bits(state.opt_state) == tree_bits(optimizer.init(state.params))
+    assert tree_bits(state.opt_state) == tree_bits(jax.jit(optimizer.init)(state.params))
 
     assert pretrain(config)
     first, *_ = records(config.output_dir)

@@ -214,14 +214,11 @@ def test_a_signal_leaves_no_half_merge(
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_help_is_quick() -> None:
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        result = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - start)
-        assert "--section.field value" in result.stdout
-    assert min(times) < 0.5
+def test_help_says_how_fields_are_set(capsys: pytest.CaptureFixture[str]) -> None:
+    """That it loads nothing heavy, test_door.py holds for all commands."""
+    with pytest.raises(SystemExit) as stop:
+        door.main(["finetune", "--help"])
+    assert stop.value.code == 0 and "--section.field value" in capsys.readouterr().out
 
 
 def processes(count: int, script: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
