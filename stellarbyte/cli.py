@@ -9,11 +9,18 @@ from typing import Any, Literal
 
 from stellarbyte.command_line import folder_or_bucket
 from stellarbyte.errors import UserError
+from stellarbyte.kv_cache.options import add_pruning_options, pruning_of
 from stellarbyte.places import Place, local
 from stellarbyte.sampling_options import add_sampling_options, sampling_of
 
 # The options that only one kind of model has, with the value that says that the user has not set them.
-_OF_RUNS: dict[str, Any] = {"step": None, "draft": None, "draft_tokens": None, "kv_cache_dtype": None}
+_OF_RUNS: dict[str, Any] = {
+    "step": None,
+    "draft": None,
+    "draft_tokens": None,
+    "kv_cache_dtype": None,
+    "kv_budget": None,
+}
 _OF_FOLDERS: dict[str, Any] = {"device": None, "adapter": []}
 
 
@@ -153,6 +160,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=("int8", "float8"),
         help="of a run: keep keys and values in 8 bits each (default: in the dtype of the computation)",
     )
+    add_pruning_options(parser)
     parser.add_argument(
         "--device", metavar="NAME", help="of a Hugging Face folder: cpu, cuda, mps … (default: cuda if there is one)"
     )
@@ -184,7 +192,7 @@ def _chat(options: argparse.Namespace) -> int | None:
 
 def _by_its_wing(command: str, options: argparse.Namespace) -> int | None:
     """Runs the command of the wing whose model it is. Raises UserError: it is no model, or lacks an option."""
-    options.sampling = sampling_of(options)
+    options.sampling, options.pruning = sampling_of(options), pruning_of(options)
     kind = _model_kind(options.model)
     if kind == "model":
         local(options.model, "MODEL", "Hugging Face folders are read from this machine: copy it here")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from stellarbyte.command_line import folder_or_bucket
 from stellarbyte.interrupt import hold_signals
+from stellarbyte.kv_cache.options import add_pruning_options
 from stellarbyte.log_settings import log_options
-from stellarbyte_jax import checkpoint_commands, commands, data_commands
+from stellarbyte_jax import checkpoint_commands, commands, data_commands, text_commands
 from stellarbyte_jax.machine.compile_cache import cache_settings
 from stellarbyte_jax.machine.xla_flags import Platform, flag_settings, platform_here
 
@@ -150,6 +151,7 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     _run_dir_options(parser)
     _shards_option(parser)
     parser.add_argument("--ema", action="store_true", help="measure the average of the weights (training.ema_decay)")
+    add_pruning_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_compiling(commands.evaluate))
 
@@ -172,12 +174,12 @@ def prune(parser: argparse.ArgumentParser) -> None:
 
 def generate(options: argparse.Namespace) -> None:
     """`stellarbyte generate` of a run."""
-    _compiling(commands.generate)(options)
+    _compiling(text_commands.generate)(options)
 
 
 def chat(options: argparse.Namespace) -> None:
     """`stellarbyte chat` with a run."""
-    _compiling(commands.chat)(options)
+    _compiling(text_commands.chat)(options)
 
 
 def dry_run(options: argparse.Namespace) -> "DryRun":

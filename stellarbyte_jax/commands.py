@@ -7,19 +7,15 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from stellarbyte.command_line import StreamedAnswer, check_text, report, tell_of_full_context
+from stellarbyte.command_line import report
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupt, exit_code, interruptible
+from stellarbyte.kv_cache.options import pruning_of
 from stellarbyte.log_settings import LEVELS, log_settings
-from stellarbyte.places import Place
 from stellarbyte.progress import progress
 from stellarbyte_jax.run_folder import check_not_moved
-
-if TYPE_CHECKING:
-    from stellarbyte_jax.data.tokenizer import Tokenizer
-    from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 
 
 def corpus(options: argparse.Namespace) -> None:
@@ -172,6 +168,16 @@ def plan(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Print a run's figures on its validation split."""
+    pruning = pruning_of(options)
+    if pruning is not None:
+        with progress("evaluating with a pruned cache, batches") as update:
+            from stellarbyte_jax.training.pruned_evaluation import evaluate_pruned
+
+            halves, step = evaluate_pruned(
+                options.run_dir, pruning, options.step, update, options.shards, ema=options.ema
+            )
+        print(json.dumps({"step": step, **halves.to_dict()}) if options.json else f"step {step}, {halves.text()}")
+        return
     with progress("evaluating, batches") as update:
         from stellarbyte_jax.training.evaluation import evaluate_run
 
@@ -182,92 +188,6 @@ def evaluate(options: argparse.Namespace) -> None:
     print(f"step {step}, validation split of {figures['tokens']:.0f} tokens")
     for name in ("loss", "perplexity", "accuracy", "bits_per_byte"):
         print(f"  {name.replace('_', ' '):<14} {figures[name]:.4f}")
-
-
-def generate(options: argparse.Namespace) -> None:
-    """Continue prompts, streaming where there is one."""
-    import time
-
-    from stellarbyte_jax.bounds import check_seed
-    from stellarbyte_jax.inference.compile_time import CompileTime
-    from stellarbyte_jax.inference.generate import Generator
-    from stellarbyte_jax.inference.speculative import SpeculativeGenerator
-    from stellarbyte_jax.inference.text import generate_text
-
-    check_seed("--seed", options.seed)
-    for prompt in options.prompt:
-        check_text("--prompt", prompt)
-    if options.draft_tokens is not None and options.draft is None:
-        raise UserError("--draft-tokens counts what --draft guesses, which is not given: give both or none")
-    model, tokenizer = _loaded(options, options.model, options.step)
-    generator: Generator | SpeculativeGenerator = Generator(model, _cache_dtype(options))
-    if options.draft is not None:
-        draft, draft_tokenizer = _loaded(options, options.draft, None)
-        if draft_tokenizer.sha256 != tokenizer.sha256:
-            raise UserError(
-                f"--draft {options.draft} has another tokenizer than {options.model}: take one that shares it"
-            )
-        count = 4 if options.draft_tokens is None else options.draft_tokens
-        generator = SpeculativeGenerator(model, draft, count, _cache_dtype(options))
-    request = (
-        generator,
-        tokenizer,
-        options.prompt,
-        options.max_new_tokens,
-        options.sampling,
-        options.seed,
-        options.stop,
-    )
-
-    if options.json or len(options.prompt) > 1:
-        start = time.perf_counter()
-        with CompileTime() as compiling:
-            answers = generate_text(*request)
-        seconds = time.perf_counter() - start
-        for prompt, answer in zip(options.prompt, answers, strict=True):
-            record = {"prompt": prompt, "text": answer.text, "prompt_tokens": answer.prompt_tokens}
-            record |= {"new_tokens": answer.new_tokens, "seconds": seconds, "compile_seconds": compiling.seconds}
-            record["tokens_per_second"] = answer.new_tokens / max(seconds - compiling.seconds, 1e-9)
-            print(json.dumps(record, ensure_ascii=False) if options.json else prompt + answer.text)
-    else:
-        write = StreamedAnswer(options.prompt[0])
-        answers = generate_text(*request, on_text=lambda _, text: write(text))
-        write("\n")
-    cuts = [answer.cut_at for answer in answers if answer.cut_at is not None]
-    if cuts:
-        tell_of_full_context(min(cuts), options.max_new_tokens, len(options.prompt))
-
-
-def chat(options: argparse.Namespace) -> None:
-    """Talk with a run's model, in the terminal or by piped lines."""
-    from stellarbyte.chat.terminal import run_chat
-    from stellarbyte_jax.inference.chat import JaxChatSession
-
-    model, tokenizer = _loaded(options, options.model, options.step)
-    session = JaxChatSession(
-        model,
-        tokenizer,
-        options.sampling,
-        max_new_tokens=options.max_new_tokens,
-        seed=options.seed,
-        stop=options.stop,
-        chat_template=options.chat_template,
-        cache_dtype=_cache_dtype(options),
-    )
-    run_chat(session, options)
-
-
-def _loaded(options: argparse.Namespace, run_dir: Place, step: int | None) -> tuple["ByteForCausalLM", "Tokenizer"]:
-    """A run's model as the options want it, and its tokenizer. Runs are saved in float32, which dtype auto keeps."""
-    from stellarbyte_jax.training.load import load_model
-
-    dtype = "float32" if options.dtype == "auto" else str(options.dtype)
-    model, tokenizer, _ = load_model(run_dir, step, dtype)
-    return (model.in_int8() if options.quantize == "int8" else model), tokenizer
-
-
-def _cache_dtype(options: argparse.Namespace) -> str | None:
-    return {"float8": "float8_e4m3fn"}.get(options.kv_cache_dtype, options.kv_cache_dtype)
 
 
 def prune(options: argparse.Namespace) -> None:

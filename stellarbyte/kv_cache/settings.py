@@ -55,7 +55,8 @@ class KVPruning:
     policy: Policy
     shape: str = "uniform"
 
-    def layer_slots(self, tokens: int, layers: int) -> tuple[int, ...] | None:
-        """The slots of each layer for a text of so many tokens; None if nothing has to be dropped."""
+    def layer_slots(self, tokens: int, layers: int, window: int | None = None) -> tuple[int, ...] | None:
+        """The slots of each layer for a text of so many tokens; None if nothing that is ever seen has to be dropped."""
         slots = self.budget.of(tokens)
-        return None if slots >= tokens else layer_slots(self.shape, slots, layers)
+        seen = tokens if window is None else min(window, tokens)
+        return None if slots >= seen else layer_slots(self.shape, slots, layers)

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from stellarbyte.chat.session import BASE, ChatSession, Continuation, Finish, turn_ends
 from stellarbyte.errors import UserError
+from stellarbyte.kv_cache.settings import KVPruning
 from stellarbyte.sampling import Sampling
 from stellarbyte.stop_strings import check_stop_strings
 from stellarbyte_jax.bounds import check_seed
@@ -37,6 +38,7 @@ class JaxChatSession(ChatSession):
         stop: strings; an answer ends before the first of them.
         chat_template: a Jinja file, or "stellarbyte"; the tokenizer's own template by default.
         cache_dtype: dtype of the cached keys and values; by default the compute dtype.
+        pruning: the budget of keys and values, and what is kept within it; by default all are kept.
 
     Raises:
         UserError: there is no chat template, a stop string is empty, or a number is out of range.
@@ -52,13 +54,14 @@ class JaxChatSession(ChatSession):
         stop: Sequence[str] = (),
         chat_template: str | None = None,
         cache_dtype: DTypeLike | None = None,
+        pruning: KVPruning | None = None,
     ) -> None:
         check_seed("--seed", seed)
         check_stop_strings(stop)
         about = chat_tokenizer(tokenizer, chat_template, "--chat-template")
         super().__init__(about, model.config.context_length, model.config.vocab_size, max_new_tokens)
         self._parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-        self._generator = Generator(model, cache_dtype, prompt_room=_room)
+        self._generator = Generator(model, cache_dtype, prompt_room=_room, pruning=pruning)
         self._tokenizer, self._sampling, self._stop, self._seed = tokenizer, sampling, stop, seed
         self._end_ids = turn_ends(self.encoder, tokenizer.special_ids) | {model.config.eos_token_id}
         self._answers = 0

@@ -13,6 +13,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from stellarbyte.architecture import ByteConfig
+from stellarbyte.kv_cache.policy import Policy
+from stellarbyte.kv_cache.settings import KVPruning
 from stellarbyte.sampling import Sampling
 from stellarbyte_jax.bounds import check_seed
 from stellarbyte_jax.inference.prompts import (
@@ -22,8 +24,10 @@ from stellarbyte_jax.inference.prompts import (
     until_eos,
 )
 from stellarbyte_jax.inference.sampling import NOT_FINITE, check_drawn, sample, seen_in_prompts
+from stellarbyte_jax.model.caches import Cache
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.kv_cache import KVCache
+from stellarbyte_jax.model.pruned_cache import PrunedCache
 
 # The number of tokens that are decoded between two calls of `on_tokens`.
 STREAM_TOKENS = 8
@@ -38,7 +42,7 @@ class _Decoding:
     tells which tokens the prompt and the answer hold; only the repetition penalty needs it.
     """
 
-    cache: KVCache
+    cache: Cache
     token_B: jax.Array
     done_B: jax.Array
     tokens_BA: jax.Array
@@ -54,6 +58,7 @@ class Generator:
         cache_dtype: dtype of the cached keys and values; by default the compute dtype.
         prompt_room: a function from the longest prompt's length to the length that prompts are padded to. Each of its
             values is compiled once.
+        pruning: the budget of keys and values, and what is kept within it; by default all are kept.
     """
 
     def __init__(
@@ -61,15 +66,17 @@ class Generator:
         model: ByteForCausalLM,
         cache_dtype: DTypeLike | None = None,
         prompt_room: Callable[[int], int] = in_multiples,
+        pruning: KVPruning | None = None,
     ) -> None:
         self.config: ByteConfig = model.config
         self.context = model.config.context_length
-        self._prompt_room = prompt_room
+        self._prompt_room, self._pruning = prompt_room, pruning
         self._graphdef, state = nnx.split(model.unstack())
         self._params = nnx.to_pure_dict(state)
         cache_dtype = jnp.dtype(cache_dtype or model.execution.dtype)
         self._prefill = jax.jit(
-            functools.partial(_prefill, self._graphdef, cache_dtype), static_argnames=("new_capacity", "sampling")
+            functools.partial(_prefill, self._graphdef, cache_dtype, None if pruning is None else pruning.policy),
+            static_argnames=("new_capacity", "sampling", "layer_slots"),
         )
         self._decode = jax.jit(
             functools.partial(_decode, self._graphdef), static_argnames="sampling", donate_argnames="carry"
@@ -112,6 +119,7 @@ class Generator:
             key,
             new_capacity=in_multiples(max_new_tokens),
             sampling=sampling,
+            layer_slots=self._layer_slots(max(map(len, prompts)), max_new_tokens),
         )
         shown, ends = 0, [max_new_tokens] * len(prompts)
         while True:
@@ -130,10 +138,19 @@ class Generator:
         rows = np.asarray(carry.tokens_BA[:, :shown]).tolist()
         return [until_eos(row[:end], self.config.eos_token_id) for row, end in zip(rows, ends, strict=True)]
 
+    def _layer_slots(self, prompt_tokens: int, new_tokens: int) -> tuple[int, ...] | None:
+        """The slots of a pruned cache in each layer; None if a text of so many tokens needs none pruned."""
+        if self._pruning is None:
+            return None
+        return self._pruning.layer_slots(
+            prompt_tokens + new_tokens, self.config.num_hidden_layers, self.config.sliding_window
+        )
+
 
 def _prefill(
     graphdef: nnx.GraphDef[ByteForCausalLM],
     cache_dtype: jnp.dtype,
+    policy: Policy | None,
     params: dict[str, Any],
     input_ids_BT: jax.Array,
     segment_ids_BT: jax.Array,
@@ -141,6 +158,7 @@ def _prefill(
     *,
     new_capacity: int,
     sampling: Sampling,
+    layer_slots: tuple[int, ...] | None,
 ) -> _Decoding:
     """Reads the prompts, which are padded on the right, and draws the first new token of each."""
     model = nnx.merge(graphdef, params)
@@ -148,7 +166,11 @@ def _prefill(
     lengths_B = segment_ids_BT.sum(axis=1)
     # Padding repeats the last token's position, because dynamic scaling depends on the largest position.
     position_ids_BT = jnp.minimum(jnp.arange(T), lengths_B[:, None] - 1)
-    cache = KVCache.create(model.config, B, T + new_capacity, cache_dtype)
+    cache: Cache
+    if layer_slots is None or policy is None:
+        cache = KVCache.create(model.config, B, T + new_capacity, cache_dtype)
+    else:
+        cache = PrunedCache.create(model.config, B, layer_slots, policy, cache_dtype)
     output = model.model(input_ids_BT, position_ids_BT, segment_ids_BT, cache)
     assert output.cache is not None
     seen_BV = seen_in_prompts(sampling, input_ids_BT, segment_ids_BT, model.config.vocab_size)

@@ -164,7 +164,7 @@ def _prefill(
         # The cache has room for tokens that a round reads but does not keep.
         cache = KVCache.create(model.config, B, T + new_capacity + draft_tokens + 1, dtype, slack=draft_tokens)
         filled = model.model(input_ids_BT, position_ids_BT, read_BT, cache).cache
-        assert filled is not None
+        assert isinstance(filled, KVCache)
         caches.append(filled)
     seen_BV = seen_in_prompts(sampling, input_ids_BT, segment_ids_BT, model.config.vocab_size)
     return _Speculation(
@@ -261,7 +261,7 @@ def _check(
     """The cache with `token_B` and all guesses read, and the distribution p after each, [B, count + 1, V]."""
     read_BT = jnp.concatenate([carry.token_B[:, None], drafted_BT], axis=1)
     output = model(read_BT, _positions(model.config, carry.cache, read_BT.shape[1]), cache=carry.cache)
-    assert output.cache is not None
+    assert isinstance(output.cache, KVCache)
     seen_MV = None
     if carry.seen_BV is not None:
         guessed_BTV = jax.nn.one_hot(drafted_BT, carry.seen_BV.shape[1], dtype=jnp.int32).cumsum(axis=1) > 0

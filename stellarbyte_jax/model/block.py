@@ -8,12 +8,12 @@ from flax import nnx
 
 from stellarbyte.architecture import ByteConfig
 from stellarbyte_jax.model.attention.layer import Attention
+from stellarbyte_jax.model.caches import LayerCache
 from stellarbyte_jax.model.call_context import CallContext, LayerContext
 from stellarbyte_jax.model.dropout import drop_path, dropout
 from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.experts.moe import RouterStats, SparseFeedForward
 from stellarbyte_jax.model.feed_forward import FeedForward
-from stellarbyte_jax.model.kv_cache import LayerCache
 from stellarbyte_jax.model.norm import RMSNorm
 
 # The axes of [B, T, D] on a mesh: in the residual stream and its norms, and inside a branch.

@@ -1,21 +1,28 @@
 """What a call of the decoder hands to its layers beside the hidden states."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 
-from stellarbyte_jax.model.kv_cache import CacheView, LayerCache
+from stellarbyte.kv_cache.evidence import Rotation
+from stellarbyte_jax.model.caches import CacheView, LayerCache
 from stellarbyte_jax.model.rope import RotaryTables
 
 
 @dataclass(frozen=True)
 class CallContext:
-    """The values that all layers share. `training` turns on expert capacity, which evaluation does not use."""
+    """The values that all layers share. `training` turns on expert capacity, which evaluation does not use.
+
+    position_ids_BT and rotation are what a pruned cache has to know: see NewTokens.
+    """
 
     tables: RotaryTables | None
     segment_ids_BT: jax.Array | None
     cache_view: CacheView | None
     training: bool
+    position_ids_BT: jax.Array | None = None
+    rotation: Callable[[jax.Array], Rotation] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from stellarbyte.architecture import ByteConfig
 from stellarbyte_jax.model.block import RESIDUAL, Block
+from stellarbyte_jax.model.caches import Cache
 from stellarbyte_jax.model.call_context import CallContext, LayerContext
 from stellarbyte_jax.model.dropout import dropout
 from stellarbyte_jax.model.execution import Execution
@@ -29,7 +30,7 @@ class CausalLMOutput:
     """float32 logits [B, T, V], the cache with the new tokens if one was given, and the routers' statistics."""
 
     logits: jax.Array
-    cache: KVCache | None = None
+    cache: Cache | None = None
     router: RouterStats | None = None
 
 
@@ -52,7 +53,7 @@ class DecoderOutput:
     """Hidden states [B, T, D] after the final norm, the cache as above, and the routers' statistics, stacked over L."""
 
     hidden: jax.Array
-    cache: KVCache | None = None
+    cache: Cache | None = None
     router: RouterStats | None = None
 
 
@@ -80,7 +81,7 @@ class ByteDecoder(nnx.Module):
         input_ids: jax.Array,
         position_ids: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         dropout_key: jax.Array | None = None,
         head_gates: jax.Array | None = None,
         *,
@@ -114,7 +115,9 @@ class ByteDecoder(nnx.Module):
             x_BTD, router = through(x_BTD, context, per_layer)
             return DecoderOutput(self.norm(x_BTD), None, router)
 
-        context = CallContext(tables, segment_ids, cache.view(T, segment_ids), training)
+        rotation = None if self.rotary_emb is None else self.rotary_emb.rotation
+        view = cache.view(T, segment_ids)
+        context = CallContext(tables, segment_ids, view, training, position_ids, rotation)
         x_BTD, cache = self._layers_with_cache(x_BTD, context, per_layer, cache)
         return DecoderOutput(self.norm(x_BTD), cache)
 
@@ -157,8 +160,8 @@ class ByteDecoder(nnx.Module):
         return x_BTD, jax.tree.map(lambda *each: jnp.stack(each), *routers)
 
     def _layers_with_cache(
-        self, x_BTD: jax.Array, context: CallContext, per_layer: LayerContext, cache: KVCache
-    ) -> tuple[jax.Array, KVCache]:
+        self, x_BTD: jax.Array, context: CallContext, per_layer: LayerContext, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
         layers = []
         for index, (block, layer_cache) in enumerate(zip(self._blocks(), cache.layers, strict=True)):
             layer = jax.tree.map(lambda leaf, index=index: leaf[index], per_layer)
@@ -211,7 +214,7 @@ class ByteForCausalLM(nnx.Module):
         input_ids: jax.Array,
         position_ids: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         dropout_key: jax.Array | None = None,
         *,
         training: bool = False,

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from stellarbyte.architecture import ByteConfig
-from stellarbyte.errors import UserError
-from stellarbyte_jax.model.slots import CACHE_DTYPES, Slots
+from stellarbyte_jax.model.attention.kernels import cached_attention
+from stellarbyte_jax.model.caches import NewTokens
+from stellarbyte_jax.model.slots import Slots, check_cache_dtype
 
 
 @dataclass(frozen=True)
 class CacheView:
     """How the T new tokens of a call use a cache; all layers share it.
 
-    visible_BTS: whether each new token sees each key that a layer's `append` returns. None if the cache is empty: the
+    visible_BTS: whether each new token sees each key that a layer's `attend` reads. None if the cache is empty: the
         new tokens then see only one another, as without a cache.
     slots_BT: the slot each new token is written to before attention. None if writing first would overwrite keys that
         the earliest new token still has to see (a ring that is too small), or if the cache is empty; the keys are then
@@ -33,28 +34,37 @@ class CacheView:
     segment_ids_BS: jax.Array
     lengths_B: jax.Array
 
+    @property
+    def fresh(self) -> bool:
+        """Whether the cache is empty."""
+        return self.visible_BTS is None
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class LayerCache:
+class FullLayer:
     """Keys and values of one layer."""
 
     keys: Slots
     values: Slots
 
-    def append(self, k_BKTH: jax.Array, v_BKTH: jax.Array, view: CacheView) -> tuple[Slots, Slots, "LayerCache"]:
-        """The keys and values that `view.visible_BTS` counts, and the cache with the new ones stored."""
+    def attend(self, tokens: NewTokens, view: CacheView) -> tuple[jax.Array, "FullLayer"]:
+        """The attention of the new tokens, [B, K, G, T, H], and the cache with them stored."""
+        k_BKTH, v_BKTH = tokens.k_BKTH, tokens.v_BKTH
         if view.slots_BT is not None:
             keys, values = self.keys.write(k_BKTH, view.slots_BT), self.values.write(v_BKTH, view.slots_BT)
-            return keys, values, LayerCache(keys, values)
-        k_BKSH = jnp.concatenate([self.keys.read(k_BKTH.dtype), k_BKTH], axis=2)
-        v_BKSH = jnp.concatenate([self.values.read(v_BKTH.dtype), v_BKTH], axis=2)
-        return Slots(k_BKSH), Slots(v_BKSH), self.take(k_BKTH, v_BKTH, view)
+            cache = FullLayer(keys, values)
+        else:
+            keys = Slots(jnp.concatenate([self.keys.read(k_BKTH.dtype), k_BKTH], axis=2))
+            values = Slots(jnp.concatenate([self.values.read(v_BKTH.dtype), v_BKTH], axis=2))
+            cache = self.take(tokens, view)
+        assert view.visible_BTS is not None
+        return cached_attention(tokens.q_BKGTH, keys, values, view.visible_BTS[:, None]), cache
 
-    def take(self, k_BKTH: jax.Array, v_BKTH: jax.Array, view: CacheView) -> "LayerCache":
+    def take(self, tokens: NewTokens, view: CacheView) -> "FullLayer":
         """The cache with the new keys and values that `view.source_BS` stores."""
         assert view.source_BS is not None
-        return LayerCache(self.keys.take(k_BKTH, view.source_BS), self.values.take(v_BKTH, view.source_BS))
+        return FullLayer(self.keys.take(tokens.k_BKTH, view.source_BS), self.values.take(tokens.v_BKTH, view.source_BS))
 
 
 @jax.tree_util.register_dataclass
@@ -68,7 +78,7 @@ class KVCache:
     be padded on the left or on the right.
     """
 
-    layers: tuple[LayerCache, ...]
+    layers: tuple[FullLayer, ...]
     segment_ids: jax.Array  # int32 [B, S]
     lengths: jax.Array  # int32 [B]
     window: int | None = field(metadata={"static": True})
@@ -87,15 +97,14 @@ class KVCache:
         Raises:
             UserError: dtype is none of CACHE_DTYPES.
         """
-        if jnp.dtype(dtype).name not in CACHE_DTYPES:
-            raise UserError(f"cache dtype {jnp.dtype(dtype).name} is not supported: use {', '.join(CACHE_DTYPES)}")
+        check_cache_dtype(dtype)
         window = config.sliding_window
         size = capacity if window is None else min(capacity, window + slack)
         assert config.num_key_value_heads is not None and config.head_dim is not None
         shape = (batch_size, config.num_key_value_heads, size, config.head_dim)
         return KVCache(
             layers=tuple(
-                LayerCache(Slots.create(shape, dtype), Slots.create(shape, dtype))
+                FullLayer(Slots.create(shape, dtype), Slots.create(shape, dtype))
                 for _ in range(config.num_hidden_layers)
             ),
             segment_ids=jnp.zeros((batch_size, size), jnp.int32),
@@ -114,7 +123,7 @@ class KVCache:
 
         B, _, S, _ = keys[0].shape
         return KVCache(
-            layers=tuple(LayerCache(slots(k), slots(v)) for k, v in zip(keys, values, strict=True)),
+            layers=tuple(FullLayer(slots(k), slots(v)) for k, v in zip(keys, values, strict=True)),
             segment_ids=jnp.ones((B, S + room), jnp.int32),
             lengths=jnp.full((B,), S, jnp.int32),
             window=config.sliding_window,
@@ -161,7 +170,7 @@ class KVCache:
         visible_BTS = jnp.concatenate([before_BTS, among_BTT], axis=2)
         return CacheView(visible_BTS, None, source_BS, segment_ids_BS, lengths_B)
 
-    def advanced(self, layers: tuple[LayerCache, ...], view: CacheView) -> "KVCache":
+    def advanced(self, layers: tuple[Any, ...], view: CacheView) -> "KVCache":
         """The cache after every layer has stored the tokens of `view`."""
         return dataclasses.replace(
             self, layers=layers, segment_ids=view.segment_ids_BS, lengths=view.lengths_B, fresh=False

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from stellarbyte.architecture import XPOS_SMALLEST_ZETA, ByteConfig
+from stellarbyte.kv_cache.evidence import Rotation
 from stellarbyte_jax.model.rope_scaling import dynamic_frequencies, rope_frequencies
 
 
@@ -45,22 +46,28 @@ class RotaryEmbedding(nnx.Module):
 
     def __call__(self, position_ids: jax.Array) -> RotaryTables:
         """The tables for int positions [B, T]."""
-        positions = position_ids.astype(jnp.float32)[..., None]
-        angles = positions * self._frequencies(position_ids)
-        cos, sin = jnp.cos(angles), jnp.sin(angles)
-        if self.attention_factor != 1:
-            cos, sin = cos * self.attention_factor, sin * self.attention_factor
+        cos, sin, q_scale, k_scale = self.rotation(position_ids)
         if not self.xpos:
             cos, sin = _both_halves(cos), _both_halves(sin)
             return RotaryTables(cos, sin, cos, sin)
-        exponent = (positions - self.reference) / self.scale_base * jnp.log(self._zeta_in_range())
-        q_scale, k_scale = jnp.exp(exponent), jnp.exp(-exponent)
         return RotaryTables(
             _both_halves(cos * q_scale),
             _both_halves(sin * q_scale),
             _both_halves(cos * k_scale),
             _both_halves(sin * k_scale),
         )
+
+    def rotation(self, position_ids: jax.Array) -> Rotation:
+        """The same for each pair, with XPos' factors apart, which are 1 without XPos: [..., H / 2] for int [...]."""
+        positions = position_ids.astype(jnp.float32)[..., None]
+        angles = positions * self._frequencies(position_ids)
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+        if self.attention_factor != 1:
+            cos, sin = cos * self.attention_factor, sin * self.attention_factor
+        if not self.xpos:
+            return Rotation(cos, sin, jnp.ones_like(cos), jnp.ones_like(cos))
+        exponent = (positions - self.reference) / self.scale_base * jnp.log(self._zeta_in_range())
+        return Rotation(cos, sin, jnp.exp(exponent), jnp.exp(-exponent))
 
     def _frequencies(self, position_ids: jax.Array) -> jax.Array | np.ndarray:
         scaling = self.config.rope_scaling

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from stellarbyte.errors import UserError
 from stellarbyte_jax.model.int8_parts import LARGEST, MOST_PRODUCTS, in_parts, joined
 
 CACHE_DTYPES = ("float32", "bfloat16", "int8", "float8_e4m3fn")
@@ -15,6 +16,12 @@ _FLOAT8_BITS = jnp.uint8
 _LARGEST_FLOAT8 = 448
 
 _BY_HEAD = ((0, 1), (0, 1))
+
+
+def check_cache_dtype(dtype: DTypeLike) -> None:
+    """Raises UserError: the dtype is none of CACHE_DTYPES."""
+    if jnp.dtype(dtype).name not in CACHE_DTYPES:
+        raise UserError(f"cache dtype {jnp.dtype(dtype).name} is not supported: use {', '.join(CACHE_DTYPES)}")
 
 
 @jax.tree_util.register_dataclass
@@ -92,6 +99,15 @@ class Slots:
             return jnp.where(source_BS[:, None, :, None] >= 0, taken_BKSH, old_BKSH)
 
         return jax.tree.map(take, self, self._packed(x_BKTH))
+
+    def grown(self, more: int) -> "Slots":
+        """The slots with so many empty ones behind them."""
+        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))), self)
+
+    def gathered(self, source_BKC: jax.Array) -> "Slots":
+        """Slots of which slot c of each head holds what slot source_BKC[b, k, c] did; anything if that is negative."""
+        source_BKC1 = jnp.maximum(source_BKC, 0)[..., None]
+        return jax.tree.map(lambda x: jnp.take_along_axis(x, source_BKC1, axis=2, mode="clip"), self)
 
     def _packed(self, x_BKTH: jax.Array) -> "Slots":
         if self.scales is None:

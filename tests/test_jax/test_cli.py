@@ -176,6 +176,20 @@ def test_generate_keeps_keys_and_values_in_8_bits(
     assert made == {name}
 
 
+def test_a_budget_of_keys_and_values(finished_run: Path, capsys: CapSys) -> None:
+    command = ["generate", str(finished_run), "--max-new-tokens", "20", "--prompt", "star", "--kv-budget", "16"]
+    assert main([*command, "--kv-cache-dtype", "int8"]) == 0
+    assert capsys.readouterr().out.startswith("star")
+    assert main([*command, "--draft", str(finished_run)]) == 2
+    assert "--kv-budget 16 drops keys that a check of what --draft guesses may have to" in capsys.readouterr().err
+    assert main(["evaluate", str(finished_run), "--kv-budget", "70%", "--kv-policy", "window", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["step"], record["slots"], record["row_tokens"]) == (12, 16, 24)
+    assert record["full"]["loss"] != record["pruned"]["loss"]
+    assert main(["evaluate", str(finished_run), "--kv-budget", "24"]) == 2
+    assert "--kv-budget of 24 slots has room for all 24 tokens of a row" in capsys.readouterr().err
+
+
 def test_generate_goes_up_to_the_end_of_the_context(finished_run: Path, capsys: CapSys) -> None:
     assert main(["generate", str(finished_run), "--prompt", "star", "--max-new-tokens", "5000", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)

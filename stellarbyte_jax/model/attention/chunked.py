@@ -36,7 +36,7 @@ def chunked_attention(
     keys, values = _stretches(k_BKTH, firsts, ends), _stretches(v_BKTH, firsts, ends)
     outputs = []
     for first, end, size, q, k, v in zip(firsts, ends, sizes, queries, keys, values, strict=True):
-        bias = bias_of(visible(end - size, first, end, segment_ids_BT, window), G)
+        bias = bias_of(visible(end - size, first, end, segment_ids_BT, window)[:, None], G)
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, end)
         out = _block_attention(q.reshape(B, K, G * size, H), k, v, bias, dropout_rate, key)
         outputs.append(out.reshape(B, K, G, size, H))
@@ -99,7 +99,12 @@ def _banded_attention(
     visible_BnTS = jnp.broadcast_to(visible_BnTS, (B, *visible_BnTS.shape[1:])).reshape(B * n, block, 2 * block)
 
     out = _block_attention(
-        q, with_block_before(k_BKTH), with_block_before(v_BKTH), bias_of(visible_BnTS, G), dropout_rate, dropout_key
+        q,
+        with_block_before(k_BKTH),
+        with_block_before(v_BKTH),
+        bias_of(visible_BnTS[:, None], G),
+        dropout_rate,
+        dropout_key,
     )
     out = out.reshape(B, n, K, G, block, H).transpose(0, 2, 3, 1, 4, 5).reshape(B, K, G, n * block, H)
     return out[:, :, :, :T]

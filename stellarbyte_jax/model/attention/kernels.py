@@ -86,17 +86,18 @@ def attention(
     return checkpoint_name(out_BKGTH, ATTENTION)
 
 
-def cached_attention(q_BKGTH: jax.Array, keys: Slots, values: Slots, visible_BTS: jax.Array) -> jax.Array:
-    """Attention of new queries to the slots of a cache where `visible_BTS` is true; scores are float32.
+def cached_attention(q_BKGTH: jax.Array, keys: Slots, values: Slots, visible_BKTS: jax.Array) -> jax.Array:
+    """Attention of new queries to the slots of a cache where `visible_BKTS` is true; scores are float32.
 
-    A query that sees no slot (padding may be one) gets the mean of all values, which is of no use but finite.
+    If all kv heads see the same, K may be 1 in `visible_BKTS`. A query that sees no slot (padding may be one) gets the
+    mean of all values, which is of no use but finite.
 
     Returns:
         [B, K, G, T, H] in q's dtype.
     """
     B, K, G, T, H = q_BKGTH.shape
     q = q_BKGTH.reshape(B, K, G * T, H)
-    bias = bias_of(visible_BTS | ~visible_BTS.any(axis=2, keepdims=True), G)
+    bias = bias_of(visible_BKTS | ~visible_BKTS.any(axis=3, keepdims=True), G)
     if G * T <= FEW_QUERIES:
         out = few_queries_attention(q, keys, values, bias)
     else:
@@ -114,6 +115,6 @@ def _reference_attention(
     dropout_key: jax.Array | None,
 ) -> jax.Array:
     B, K, G, T, H = q_BKGTH.shape
-    bias = bias_of(visible(0, 0, T, segment_ids_BT, window), G)
+    bias = bias_of(visible(0, 0, T, segment_ids_BT, window)[:, None], G)
     out = dropped_softmax_attention(q_BKGTH.reshape(B, K, G * T, H), k_BKTH, v_BKTH, bias, dropout_rate, dropout_key)
     return out.reshape(q_BKGTH.shape)

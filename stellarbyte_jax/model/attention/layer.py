@@ -5,13 +5,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from stellarbyte.architecture import ByteConfig
-from stellarbyte_jax.model.attention.kernels import attention, cached_attention
+from stellarbyte_jax.model.attention.kernels import attention
+from stellarbyte_jax.model.caches import LayerCache, NewTokens
 from stellarbyte_jax.model.call_context import CallContext, LayerContext
 from stellarbyte_jax.model.execution import Execution
-from stellarbyte_jax.model.kv_cache import LayerCache
 from stellarbyte_jax.model.linear import Linear
 from stellarbyte_jax.model.norm import RMSNorm
-from stellarbyte_jax.model.rope import RotaryTables, rotate
+from stellarbyte_jax.model.rope import rotate
 
 # Kernel -> the number that the length of its sequences must be a multiple of.
 _LENGTH_MULTIPLES = {"splash": 128, "cudnn": 2}
@@ -58,16 +58,16 @@ class Attention(nnx.Module):
         self, x_BTD: jax.Array, context: CallContext, layer: LayerContext, dropout_key: jax.Array | None
     ) -> tuple[jax.Array, LayerCache | None]:
         """Attends within the sequence, or to cache and sequence: [B, T, D] -> ([B, T, D], the layer's cache)."""
-        q_BKGTH, k_BKTH, v_BKTH = self._queries_keys_values(x_BTD, context.tables)
+        tokens = self._new_tokens(x_BTD, context)
+        q_BKGTH, k_BKTH, v_BKTH = tokens.q_BKGTH, tokens.k_BKTH, tokens.v_BKTH
         cache, view = layer.cache, context.cache_view
         if cache is None or view is None:
             out_BKGTH = self._attend(q_BKGTH, k_BKTH, v_BKTH, context.segment_ids_BT, dropout_key)
-        elif view.visible_BTS is None:
+        elif view.fresh:
             out_BKGTH = self._attend_prompt(q_BKGTH, k_BKTH, v_BKTH, context)
-            cache = cache.take(k_BKTH, v_BKTH, view)
+            cache = cache.take(tokens, view)
         else:
-            keys, values, cache = cache.append(k_BKTH, v_BKTH, view)
-            out_BKGTH = cached_attention(q_BKGTH, keys, values, view.visible_BTS)
+            out_BKGTH, cache = cache.attend(tokens, view)
         if layer.head_gates_BTN is not None:
             B, T, _ = layer.head_gates_BTN.shape
             gates_BKGT1 = layer.head_gates_BTN.swapaxes(1, 2).reshape(B, self.num_kv_heads, -1, T, 1)
@@ -109,22 +109,23 @@ class Attention(nnx.Module):
             segment_ids_BT = jnp.pad(segment_ids_BT, ((0, 0), (0, more)))
         return self._attend(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT)[:, :, :, :T]
 
-    def _queries_keys_values(
-        self, x_BTD: jax.Array, tables: RotaryTables | None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _new_tokens(self, x_BTD: jax.Array, context: CallContext) -> NewTokens:
         (B, T, _), K, H = x_BTD.shape, self.num_kv_heads, self.head_dim
+        tables = context.tables
         q_BNTH = self.q_proj(x_BTD).reshape(B, T, -1, H).transpose(0, 2, 1, 3)
         k_BKTH = self.k_proj(x_BTD).reshape(B, T, K, H).transpose(0, 2, 1, 3)
         v_BKTH = self.v_proj(x_BTD).reshape(B, T, K, H).transpose(0, 2, 1, 3)
         if self.q_norm is not None and self.k_norm is not None:
             q_BNTH, k_BKTH = self.q_norm(q_BNTH), self.k_norm(k_BKTH)
+        unturned_BNTH = q_BNTH * H**-0.5
         if tables is None:
-            q_BNTH = q_BNTH * H**-0.5
+            q_BNTH = unturned_BNTH
         else:
             # The query's tables carry the factor 1/sqrt(H), which then needs no pass of its own.
             q_BNTH = rotate(q_BNTH, tables.q_cos[:, None] * H**-0.5, tables.q_sin[:, None] * H**-0.5)
             k_BKTH = rotate(k_BKTH, tables.k_cos[:, None], tables.k_sin[:, None])
-        return q_BNTH.reshape(B, K, -1, T, H), k_BKTH, v_BKTH
+        q_BKGTH, unturned_BKGTH = (x.reshape(B, K, -1, T, H) for x in (q_BNTH, unturned_BNTH))
+        return NewTokens(q_BKGTH, k_BKTH, v_BKTH, unturned_BKGTH, context.position_ids_BT, context.rotation)
 
     def _join(self, out_BKGTH: jax.Array) -> jax.Array:
         B, _, _, T, H = out_BKGTH.shape

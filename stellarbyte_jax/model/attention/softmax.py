@@ -10,9 +10,9 @@ from stellarbyte_jax.model.slots import Slots
 FEW_QUERIES = 4
 
 
-def bias_of(visible_BTS: jax.Array, groups: int) -> jax.Array:
-    """The bias for the queries of every group, 0 where visible and -inf elsewhere: [B, 1, G·T, S]."""
-    return jnp.tile(jnp.where(visible_BTS, 0.0, -jnp.inf), (1, groups, 1))[:, None]
+def bias_of(visible_BKTS: jax.Array, groups: int) -> jax.Array:
+    """The bias for the queries of every group, 0 where visible and -inf elsewhere: [B, K, G·T, S]; K may be 1."""
+    return jnp.tile(jnp.where(visible_BKTS, 0.0, -jnp.inf), (1, 1, groups, 1))
 
 
 @jax.custom_vjp

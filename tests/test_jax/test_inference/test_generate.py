@@ -10,11 +10,15 @@ from flax import nnx
 
 from stellarbyte.architecture import RopeScaling
 from stellarbyte.errors import UserError
+from stellarbyte.kv_cache.registry import policy
+from stellarbyte.kv_cache.settings import KVBudget, KVPruning
 from stellarbyte.sampling import Sampling
 from stellarbyte_jax import ByteModel
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.inference.generate import STREAM_TOKENS, Generator
+from stellarbyte_jax.inference.prompts import until_eos
 from stellarbyte_jax.inference.speculative import SpeculativeGenerator
+from stellarbyte_jax.model.pruned_cache import PrunedCache
 from test_jax.tiny import random_tokens, tiny_config, tiny_model
 from tiers import short_tier
 
@@ -203,6 +207,28 @@ def test_sampled_text_has_the_models_frequencies() -> None:
     chi_squared += (observed_rest - rest) ** 2 / rest
     freedom = len(common)
     assert chi_squared < freedom + 5 * np.sqrt(2 * freedom)
+
+
+def test_a_budget_for_the_whole_text_says_the_same() -> None:
+    pruning = KVPruning(KVBudget(slots=max(map(len, PROMPTS)) + NEW_TOKENS), policy("window"))
+    assert Generator(model(), pruning=pruning).generate(PROMPTS, NEW_TOKENS) == generator().generate(
+        PROMPTS, NEW_TOKENS
+    )
+
+
+def test_within_a_budget_it_says_what_the_cache_says() -> None:
+    """As by one's own loop, for prompts within the budget and beyond it, each as if it were alone."""
+    pruning = KVPruning(KVBudget(slots=16), policy("snap"))
+    answers = Generator(model(), pruning=pruning).generate(PROMPTS, NEW_TOKENS)
+    graphdef, state = nnx.split(model().unstack())
+    read = jax.jit(lambda state, ids, cache: nnx.merge(graphdef, state)(ids, cache=cache))
+    for prompt, answer in zip(PROMPTS[1:3], answers[1:3], strict=True):
+        cache, ids, said = PrunedCache.create(CONFIG, 1, (16, 16), policy("snap")), np.array([prompt], np.int32), []
+        while len(said) < NEW_TOKENS:
+            output = read(state, ids, cache)
+            said.append(int(output.logits[0, -1].argmax()))
+            cache, ids = output.cache, np.array([said[-1:]], np.int32)
+        assert answer == until_eos(said, CONFIG.eos_token_id)
 
 
 def test_bfloat16_cache_and_model() -> None:

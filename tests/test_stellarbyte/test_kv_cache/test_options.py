@@ -56,6 +56,8 @@ def test_a_text_that_fits_drops_nothing() -> None:
     budget = KVPruning(KVBudget(slots=64), Window())
     assert budget.layer_slots(64, 2) is None
     assert budget.layer_slots(65, 2) == (64, 64)
+    assert budget.layer_slots(1000, 1, window=65) == (64,)
+    assert budget.layer_slots(1000, 1, window=64) is None
     assert KVPruning(KVBudget(share=1.0), Window()).layer_slots(65, 2) is None
 
 

@@ -275,15 +275,15 @@ def test_cached_attention_sees_what_it_may(T: int) -> None:
     q, k, v, weight = inputs(2, 3, T, S)
     visible = np.random.default_rng(0).random((B, T, S)) < 0.4
     visible[:, :, 5] = True
-    check(lambda q, k, v: cached_attention(q, Slots(k), Slots(v), visible), q, k, v, visible, weight)
+    check(lambda q, k, v: cached_attention(q, Slots(k), Slots(v), visible[:, None]), q, k, v, visible, weight)
 
 
 def test_what_sees_nothing_of_a_cache_is_finite_and_changes_nothing_else() -> None:
     q, k, v, _ = inputs(2, 3, 3, 20)
     visible = np.ones((B, 3, 20), bool)
-    expected = cached_attention(q, Slots(k), Slots(v), visible)
+    expected = cached_attention(q, Slots(k), Slots(v), visible[:, None])
     visible[0, 1] = False
-    out, pullback = jax.vjp(lambda q, k, v: cached_attention(q, Slots(k), Slots(v), visible), q, k, v)
+    out, pullback = jax.vjp(lambda q, k, v: cached_attention(q, Slots(k), Slots(v), visible[:, None]), q, k, v)
     assert np.isfinite(out).all() and all(np.isfinite(gradient).all() for gradient in pullback(out))
     assert (out == expected)[1].all() and (out == expected)[0][:, :, [0, 2]].all()
 
