@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.families.registry import FAMILIES
+from convert.freed_memory import keep_freed
 from stellarbyte.adapter_base import tell_warnings
 from stellarbyte.command_line import folder_or_bucket
 from stellarbyte.interrupt import interruptible
@@ -182,6 +183,7 @@ def _told(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Na
 
 
 def _to_hf(options: argparse.Namespace) -> int:
+    keep_freed()
     from convert import hf_checkpoint
     from convert.bucket_folders import written_there
     from stellarbyte.progress import progress
@@ -228,16 +230,16 @@ def _to_gguf(options: argparse.Namespace) -> int:
 
 
 def _from_hf(options: argparse.Namespace) -> int:
+    keep_freed()
     from convert import export_files, hf_checkpoint
     from convert.bucket_folders import read_here
     from stellarbyte.progress import progress
 
-    with read_here(options.hf_dir) as folder:
+    with read_here(options.hf_dir) as folder, export_files.looking_for_changes(folder) as changed_since_export:
         with progress("writing weights", "B") as update:
             done = hf_checkpoint.from_hf(folder, options.run_dir, update)
-        changed = export_files.changed_since_export(folder)
-    if changed:
-        names = ", ".join(changed)
+        names = ", ".join(changed_since_export())
+    if names:
         print(f"stellarbyte: warning: {options.hf_dir} has changed since it was exported: {names}", file=sys.stderr)
     print(f"{options.run_dir}: step {done.step}, {done.parameters:,} parameters from {options.hf_dir}")
     return 0
@@ -288,9 +290,8 @@ def _explain(options: argparse.Namespace) -> int:
 def _push(options: argparse.Namespace) -> int:
     from convert.hub import push
 
-    address, count = push(
-        options.folder, options.repo, private=options.private, revision=options.revision, message=options.message
-    )
+    where = {"private": options.private, "revision": options.revision}
+    address, count = push(options.folder, options.repo, message=options.message, **where)
     print(f"{address}: {count} files of {options.folder}")
     return 0
 

@@ -1,15 +1,19 @@
 """Compares the smaller files of an export with its run, and with what they were when they were written."""
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from convert import config as hf_config
 from convert import exported_tokenizer, staged_folder
 from convert.run_checkpoint import RunCheckpoint
 from stellarbyte.errors import UserError
-from stellarbyte.files import check_plain_name, sha256_of
-from stellarbyte.reading import parse_json, read_json_object
+from stellarbyte.files import check_plain_name
+from stellarbyte.reading import MIB, parse_json, read_json_object
 from stellarbyte_jax.data.tokenizer import Tokenizer
 
 # The parts of tokenizer.json that decide a text's tokens; the others say how it is padded and cut.
@@ -73,13 +77,35 @@ def _generation_differences(checkpoint: RunCheckpoint, hf_dir: Path) -> Iterator
 
 def changed_since_export(hf_dir: Path) -> list[str]:
     """Names of files that are missing or changed since `to-hf` wrote them, by its manifest; empty without one."""
+    with looking_for_changes(hf_dir) as changed:
+        return changed()
+
+
+@contextmanager
+def looking_for_changes(hf_dir: Path) -> Iterator[Callable[[], list[str]]]:
+    """Looks in a thread, while the block runs; yields the function that waits and returns what changed."""
     manifest = staged_folder.read_manifest(hf_dir)
-    changed = []
-    for name, sha256 in (manifest["files"] if manifest else {}).items():
+    given_up = Event()
+    with ThreadPoolExecutor(1, "hash") as pool:
+        looking = {
+            name: pool.submit(_is_changed, hf_dir, name, sha256, given_up)
+            for name, sha256 in (manifest["files"] if manifest else {}).items()
+        }
         try:
-            path = hf_dir / check_plain_name(name, staged_folder.MANIFEST)
-            if not path.is_file() or sha256_of(path) != sha256:
-                changed.append(name)
-        except (UserError, OSError):
-            changed.append(str(name)[:80])
-    return changed
+            yield lambda: [str(name)[:80] for name, found in looking.items() if found.result()]
+        finally:
+            given_up.set()
+
+
+def _is_changed(folder: Path, name: str, sha256: object, given_up: Event) -> bool:
+    found = hashlib.sha256()
+    try:
+        path = folder / check_plain_name(name, staged_folder.MANIFEST)
+        if not path.is_file():
+            return True
+        with path.open("rb", buffering=0) as file:
+            while not given_up.is_set() and (piece := file.read(MIB)):
+                found.update(piece)
+    except (UserError, OSError):
+        return True
+    return found.hexdigest() != sha256

@@ -2,10 +2,9 @@
 
 import functools
 import hashlib
-import io
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -101,18 +100,14 @@ def write(
     if hashes:
         print(f"stellarbyte: going on: {len(hashes)} of {len(files)} files of weights are there", file=sys.stderr)
     layouts = {name: layout(tensors, keys, about) for name, keys in files.items() if name not in hashes}
-    ahead = read_ahead((key, tensors[key].nbytes, tensors[key].read) for _, keys in layouts.values() for key in keys)
-    with closing(ahead):
+    with closing(read_ahead(_carrying(tensors, folder, layouts))) as carried:
         for name, (header, keys) in layouts.items():
             sha256 = hashlib.sha256(header)
-            with (folder / name).open("wb", buffering=0) as file:
-                _write_all(file, memoryview(header))
-                for _ in keys:
-                    data = memoryview(next(ahead)[1].reshape(-1).view(np.uint8))
-                    sha256.update(data)
-                    _write_all(file, data)
-                    done += len(data)
-                    progress(done, total)
+            for _ in keys:
+                data = next(carried)[1]
+                sha256.update(data)
+                done += len(data)
+                progress(done, total)
             hashes[name] = sha256.hexdigest()
             journal.note(name, hashes[name])
     if len(files) > 1:
@@ -127,9 +122,25 @@ def write(
     return hashes
 
 
-def _write_all(file: io.RawIOBase, data: memoryview) -> None:
-    while data:
-        data = data[file.write(data[:_MOST_WRITTEN]) or 0 :]
+def _carrying(
+    tensors: Mapping[str, LazyTensor], folder: Path, layouts: Mapping[str, tuple[bytes, list[str]]]
+) -> Iterator[tuple[str, int, Callable[[], memoryview]]]:
+    """(key, bytes, function that reads the tensor and writes it to its place) of each tensor; makes the files."""
+    for name, (header, keys) in layouts.items():
+        (folder / name).write_bytes(header)
+        begin = len(header)
+        for key in keys:
+            yield key, tensors[key].nbytes, functools.partial(_carry, tensors[key], folder / name, begin)
+            begin += tensors[key].nbytes
+
+
+def _carry(tensor: LazyTensor, path: Path, begin: int) -> memoryview:
+    data = unwritten = memoryview(tensor.read().reshape(-1).view(np.uint8))
+    with path.open("r+b", buffering=0) as file:
+        file.seek(begin)
+        while unwritten:
+            unwritten = unwritten[file.write(unwritten[:_MOST_WRITTEN]) or 0 :]
+    return data
 
 
 def _is_whole(path: Path, sha256: str) -> bool:

@@ -26,6 +26,9 @@ DTYPES: dict[str, np.dtype] = {
 # Bytes of a line of a core's cache.
 _LINE = 64
 
+# What is transposed at once: it stays in a core's cache.
+_TILE_ROWS, _TILE_COLUMNS = 256, 512
+
 
 class Tensor(Protocol):
     """A numpy array, a `LazyTensor`, or anything else with a shape, a dtype and values for `np.asarray`."""
@@ -185,16 +188,23 @@ def _transposed(values: np.ndarray, tensor: HFTensor) -> np.ndarray:
 
 
 def transposed(values: np.ndarray) -> np.ndarray:
-    """A copy with the last two axes swapped, made in strips of as many rows as fill a line of the cache of the copy.
+    """A copy with the last two axes swapped, made tile by tile.
 
-    So each line of the copy is written once, and the few lines that are read meanwhile stay in the cache.
+    A tile is first laid out with a line of the cache between its rows: where the rows of an array are a power of two
+    apart, as those of weights often are, the values of one column would all fall on a few lines of the cache.
     """
-    swapped = np.empty((*values.shape[:-2], values.shape[-1], values.shape[-2]), values.dtype)
-    rows = _LINE // values.dtype.itemsize
-    for start in range(0, values.shape[-2], rows):
-        strip = slice(start, start + rows)
-        swapped[..., strip] = values[..., strip, :].swapaxes(-1, -2)
-    return swapped
+    bits = values.view(f"u{values.dtype.itemsize}")  # numpy copies those faster than a dtype of another library's
+    swapped = np.empty((*bits.shape[:-2], bits.shape[-1], bits.shape[-2]), bits.dtype)
+    apart = np.empty((_TILE_ROWS, _TILE_COLUMNS + _LINE // bits.dtype.itemsize), bits.dtype)
+    for matrix in np.ndindex(bits.shape[:-2]):
+        for row in range(0, bits.shape[-2], _TILE_ROWS):
+            for column in range(0, bits.shape[-1], _TILE_COLUMNS):
+                rows, columns = slice(row, row + _TILE_ROWS), slice(column, column + _TILE_COLUMNS)
+                tile = bits[(*matrix, rows, columns)]
+                laid = apart[: tile.shape[0], : tile.shape[1]]
+                laid[...] = tile
+                swapped[(*matrix, columns, rows)] = laid.T
+    return swapped.view(values.dtype)
 
 
 def check_names(found: Iterable[tuple[str, Shape]], expected: Mapping[str, Shape], where: str) -> None:

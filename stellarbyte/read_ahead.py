@@ -10,7 +10,7 @@ Name = TypeVar("Name")
 Values = TypeVar("Values")
 
 # The most of what has been read and not been taken yet; a tensor that is larger is read alone.
-_MOST_BYTES = 128 << 20
+_MOST_BYTES = 96 << 20
 _MOST_THREADS = 8
 
 

@@ -8,8 +8,8 @@ def run(options: argparse.Namespace) -> int:
     """Compares, prints the certificate, and returns 0 after PASS and 1 after FAIL."""
     from convert import certificate
     from convert.bucket_folders import read_here
+    from convert.freed_memory import give_back_large
     from convert.verifying import quantised
-    from convert.verifying.memory import give_back_large
     from convert.verifying.report import summary, to_json
     from stellarbyte.progress import progress
     from stellarbyte_torch.library_words import hear_libraries

@@ -25,7 +25,7 @@ from stellarbyte_jax.checkpoints.stored_arrays import PIECE_BYTES, SMALL_BYTES
 _WRITTEN = "ocdbt.process_0"
 
 # The most of what is being packed and written at a time; a larger part is written alone.
-_MOST_BYTES = 128 << 20
+_MOST_BYTES = 96 << 20
 
 
 class _Part(NamedTuple):

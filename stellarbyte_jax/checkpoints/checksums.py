@@ -37,9 +37,11 @@ def part_sum(part: np.ndarray, first: int = 0) -> int:
     """What a part of an array adds to its sum, modulo 2^32, if the part's elements are those from index `first` on."""
     bits = np.ascontiguousarray(part).reshape(-1).view(f"uint{8 * part.dtype.itemsize}")
     total = 0
+    products = np.empty(min(_BLOCK, bits.size), np.uint32)
     for start in range(0, bits.size, _BLOCK):
         block = bits[start : start + _BLOCK].astype(np.uint32, copy=False)
-        weighted = int(np.dot(block, _FACTORS[: block.size]))
+        np.multiply(block, _FACTORS[: block.size], out=products[: block.size])
+        weighted = int(products[: block.size].sum(dtype=np.uint32))
         total += weighted + 2 * (first + start) * int(block.sum(dtype=np.uint32))
     return total % 2**32
 
