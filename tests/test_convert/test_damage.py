@@ -2,12 +2,15 @@
 
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
-from convert import certificate, export_files, hf_checkpoint, run_checkpoint
+from convert import certificate, export_files, hf_checkpoint, run_checkpoint, staged_folder
 from stellarbyte.errors import UserError
+from stellarbyte.files import write_json
+from stellarbyte.interrupt import Interrupted
 from test_convert.models import bits
 
 FLIPS = 150
@@ -100,6 +103,14 @@ def test_an_export_that_puts_no_bos_before_a_text_is_different(exported, run_dir
     (folder / "tokenizer.json").write_text(tokenizer.files["tokenizer.json"], "utf-8")
     (difference,) = export_files.differences(run_checkpoint.load(run_dir), folder, "the star")
     assert "is right: export again" in difference
+
+
+def test_whoever_gives_up_waits_for_no_hash(tmp_path):
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(1 << 40)  # its hash would take minutes
+    write_json(tmp_path / staged_folder.MANIFEST, {"files": {"model.safetensors": "0"}})
+    with pytest.raises(Interrupted), export_files.looking_for_changes(tmp_path):
+        raise Interrupted(signal.SIGINT)
 
 
 @pytest.mark.parametrize(

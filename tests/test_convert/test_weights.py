@@ -19,6 +19,16 @@ def test_law_4_there_and_back_is_the_identity_on_bits(config, seed, dtype):
     assert bits(weights.from_hf(tensors, config)) == bits(params)
 
 
+@pytest.mark.parametrize("dtype", weights.DTYPES.values(), ids=str)
+@pytest.mark.parametrize("shape", [(600, 1100), (2, 257, 513), (256, 512), (3, 1), (0, 4)], ids=str)
+def test_tiles_are_transposed_as_numpy_does(shape, dtype):
+    bytes_drawn = np.random.default_rng(0).bytes(int(np.prod(shape)) * dtype.itemsize)
+    values = np.frombuffer(bytes_drawn, dtype).reshape(shape)
+    found = weights.transposed(values)
+    assert (found.dtype, found.shape) == (dtype, values.swapaxes(-1, -2).shape)
+    assert found.tobytes() == values.swapaxes(-1, -2).tobytes()
+
+
 @given(drawn.configs(), st.integers(0, 2**32))
 def test_law_4_the_other_way_round(config, seed):
     generator = np.random.default_rng(seed)
