@@ -116,6 +116,13 @@ def data(parser: argparse.ArgumentParser) -> None:
         command.door = door
 
 
+def prune(parser: argparse.ArgumentParser) -> None:
+    """The options of `stellarbyte prune`."""
+    from stellarbyte.pruning.options import prune_options
+
+    prune_options(parser)
+
+
 def plot(parser: argparse.ArgumentParser) -> None:
     """The options of `stellarbyte plot`."""
     parser.description = (

@@ -58,7 +58,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("checkpoints", "list a run's checkpoints, verify or delete them", "stellarbyte_jax.cli:checkpoints"),
         Command("evaluate", "measure a run's model on its validation split", "stellarbyte_jax.cli:evaluate"),
         Command("plot", "draw the curves of one or several runs", "stellarbyte.cli:plot"),
-        Command("prune", "take out a run's least important attention heads", "stellarbyte_jax.cli:prune"),
+        Command("prune", "cut a model down to a share of it", "stellarbyte.cli:prune"),
     ),
     "using a model": (
         Command("generate", "continue a prompt with a run's or an exported model", "stellarbyte.cli:generate"),

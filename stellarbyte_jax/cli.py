@@ -18,6 +18,8 @@ from stellarbyte_jax.machine.xla_flags import Platform, flag_settings, platform_
 
 if TYPE_CHECKING:
     from stellarbyte.config.dry_run import DryRun
+    from stellarbyte.pruning.report import Report
+    from stellarbyte.pruning.request import Request
 
 # What JAX reads of the environment, and the config's name for it. The rest of what it knows of clusters it detects.
 DISTRIBUTED_VARIABLES = {
@@ -156,20 +158,11 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_compiling(commands.evaluate))
 
 
-def prune(parser: argparse.ArgumentParser) -> None:
-    """The options of `stellarbyte prune`."""
-    _run_dir_options(parser)
-    _shards_option(parser)
-    parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="where the pruned model goes, as a new run")
-    parser.add_argument("--heads", type=int, required=True, metavar="N", help="how many to take out, over all layers")
-    parser.add_argument(
-        "--whole-groups", action="store_true", help="take whole groups, whose keys and values then go, too"
-    )
-    parser.add_argument(
-        "--eval-batches", type=int, metavar="N", help="validation batches to judge by (default: the whole split)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, each head's importance included")
-    parser.set_defaults(run=_compiling(commands.prune))
+def prune(options: argparse.Namespace, request: "Request") -> "list[Report]":
+    """`stellarbyte prune` of a run."""
+    _give_cpu_devices_threads()
+    _keep_compiled_programs()
+    return commands.prune(options, request)
 
 
 def generate(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stellarbyte.command_line import report
 from stellarbyte.errors import UserError
@@ -16,6 +16,10 @@ from stellarbyte.kv_cache.options import pruning_of
 from stellarbyte.log_settings import LEVELS, log_settings
 from stellarbyte.progress import progress
 from stellarbyte_jax.run_folder import check_not_moved
+
+if TYPE_CHECKING:
+    from stellarbyte.pruning.report import Report
+    from stellarbyte.pruning.request import Request
 
 
 def corpus(options: argparse.Namespace) -> None:
@@ -190,28 +194,11 @@ def evaluate(options: argparse.Namespace) -> None:
         print(f"  {name.replace('_', ' '):<14} {figures[name]:.4f}")
 
 
-def prune(options: argparse.Namespace) -> None:
-    """Take out a run's least important attention heads."""
-    with interruptible(), progress("measuring heads, batches") as update:
-        from stellarbyte_jax.training.prune import prune_run
+def prune(options: argparse.Namespace, request: "Request") -> "list[Report]":
+    """Make a smaller run of a run's model."""
+    with interruptible(), progress("pruning, validation batches") as update:
+        from stellarbyte_jax.pruning.prune import prune_run
 
-        done = prune_run(
-            options.run_dir,
-            options.output_dir,
-            options.heads,
-            whole_groups=options.whole_groups,
-            step=options.step,
-            eval_batches=options.eval_batches,
-            progress=update,
-            shards=options.shards,
+        return prune_run(
+            options.model, options.output, request, step=options.step, shards=options.data, progress=update
         )
-    if options.json:
-        record = {"step": done.step, "pruned_heads": done.heads, "importance": done.importance.tolist()}
-        print(json.dumps(record | {"before": done.before, "after": done.after}))
-        return
-    for layer, heads in done.heads.items():
-        print(f"layer {layer}: without heads {', '.join(map(str, heads))}")
-    before, after = (figures["bits_per_byte"] for figures in (done.before, done.after))
-    print(f"bits per byte on {done.before['tokens']:.0f} validation tokens: {before:.4f} before, {after:.4f} after")
-    model = options.output_dir / "model.yaml"
-    print(f"{options.output_dir}: the pruned model; train it on with --model {model} --output_dir {options.output_dir}")

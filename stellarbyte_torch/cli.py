@@ -11,6 +11,8 @@ from stellarbyte_torch import commands
 
 if TYPE_CHECKING:
     from stellarbyte.config.dry_run import DryRun
+    from stellarbyte.pruning.report import Report
+    from stellarbyte.pruning.request import Request
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -72,6 +74,12 @@ def merge(parser: argparse.ArgumentParser) -> None:
         help="of the merged weights (default auto: the base's)",
     )
     parser.set_defaults(run=_offline(commands.merge))
+
+
+def prune(options: argparse.Namespace, request: "Request") -> "list[Report]":
+    """`stellarbyte prune` of a Hugging Face folder."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return commands.prune(options, request)
 
 
 def _offline(command: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:

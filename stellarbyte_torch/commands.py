@@ -21,6 +21,8 @@ from stellarbyte_torch.library_words import hear_libraries
 
 if TYPE_CHECKING:
     from stellarbyte.config.dry_run import DryRun
+    from stellarbyte.pruning.report import Report
+    from stellarbyte.pruning.request import Request
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -156,3 +158,12 @@ def merge(options: argparse.Namespace) -> None:
                 drift = merge_and_save(model, folder, dtype, tokenizer)
     print(drift)
     print(f"the merged model is in {options.output}{told}")
+
+
+def prune(options: argparse.Namespace, request: "Request") -> "list[Report]":
+    """Make a smaller folder of a folder's model."""
+    hear_libraries("stellarbyte")
+    with interruptible():
+        from stellarbyte_torch.pruning.folder import prune_folder
+
+        return prune_folder(options.model, options.output, request, data=options.data, device=options.device)

@@ -24,7 +24,7 @@ TESTS = Path(__file__).parent
 # What a command imports, so that none of the forked children has to.
 _MODULES = (
     *("pyarrow.parquet", "orbax.checkpoint", "grain", "optax", "peft", "rich.progress", "zstandard", "yaml"),
-    *("stellarbyte_jax.commands", "stellarbyte_jax.training.pretrain", "stellarbyte_jax.training.prune"),
+    *("stellarbyte_jax.commands", "stellarbyte_jax.training.pretrain", "stellarbyte_jax.pruning.prune"),
     *("stellarbyte_jax.training.evaluation", "stellarbyte_jax.data.prepare", "stellarbyte_jax.planning.plan"),
     *(
         "stellarbyte_jax.inference.speculative",

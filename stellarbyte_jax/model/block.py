@@ -1,5 +1,6 @@
 """One decoder layer: attention and feed-forward, joined to the residual stream by the config's scheme."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.experts.moe import RouterStats, SparseFeedForward
 from stellarbyte_jax.model.feed_forward import FeedForward
 from stellarbyte_jax.model.norm import RMSNorm
+from stellarbyte_jax.model.taps import tapped_channels, tapped_layer
 
 # The axes of [B, T, D] on a mesh: in the residual stream and its norms, and inside a branch.
 RESIDUAL = ("batch", "residual_length", None)
@@ -82,6 +84,7 @@ class Block(nnx.Module):
     def __call__(self, x_BTD: jax.Array, context: CallContext, layer: LayerContext) -> BlockOutput:
         """[B, T, D] -> [B, T, D]."""
         attention_key, first_key, second_key = _split(layer.dropout_key, 3)
+        in_BTD = x_BTD
 
         def attend(h_BTD: jax.Array) -> tuple[jax.Array, LayerCache | None]:
             h_BTD = self.layout.constrain(h_BTD, *WHOLE_ROWS)
@@ -91,7 +94,10 @@ class Block(nnx.Module):
         def feed_forward(h_BTD: jax.Array) -> tuple[jax.Array, RouterStats | None]:
             h_BTD = self.layout.constrain(h_BTD, *WHOLE_ROWS)
             if isinstance(self.mlp, SparseFeedForward):
-                branch_BTD, router = self.mlp(h_BTD, context.segment_ids_BT, context.training)
+                branch_BTD, router = self.mlp(h_BTD, context.segment_ids_BT, context.training, layer.taps)
+            elif layer.taps is not None:
+                tap = functools.partial(tapped_channels, real_BT=context.real(h_BTD), taps=layer.taps)
+                branch_BTD, router = self.mlp(h_BTD, tap), None
             else:
                 branch_BTD, router = self.mlp(h_BTD), None
             return self._branch(branch_BTD, self.mlp_layer_scale, layer, second_key), router
@@ -114,6 +120,8 @@ class Block(nnx.Module):
             x_BTD = x_BTD + attended_BTD
             fed_BTD, router = feed_forward(self.post_attention_layernorm(x_BTD))
             x_BTD = x_BTD + fed_BTD
+        if layer.taps is not None:
+            x_BTD = tapped_layer(x_BTD, in_BTD, context.real(x_BTD), layer.taps)
         return BlockOutput(x_BTD, cache, router)
 
     def _branch(

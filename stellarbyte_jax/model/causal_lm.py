@@ -22,6 +22,7 @@ from stellarbyte_jax.model.linear import Linear
 from stellarbyte_jax.model.norm import RMSNorm
 from stellarbyte_jax.model.remat import rematerialized
 from stellarbyte_jax.model.rope import RotaryEmbedding
+from stellarbyte_jax.model.taps import Taps
 
 
 @jax.tree_util.register_dataclass
@@ -83,7 +84,7 @@ class ByteDecoder(nnx.Module):
         segment_ids: jax.Array | None = None,
         cache: Cache | None = None,
         dropout_key: jax.Array | None = None,
-        head_gates: jax.Array | None = None,
+        taps: Taps | None = None,
         *,
         training: bool = False,
     ) -> DecoderOutput:
@@ -96,7 +97,7 @@ class ByteDecoder(nnx.Module):
                 segment.
             cache: the keys and values of earlier tokens.
             dropout_key: the key that dropout and DropPath draw from; without it nothing is dropped.
-            head_gates: [L, B or 1, T or 1, N]; factors of the output of each attention head, 1 by default.
+            taps: what is measured in the backward pass.
             training: whether experts are limited to their capacity.
         """
         T = input_ids.shape[1]
@@ -108,7 +109,7 @@ class ByteDecoder(nnx.Module):
             embedding_key, layers_key = jax.random.split(dropout_key)
         x_BTD = self.embed_tokens(input_ids, self.execution.dtype)
         x_BTD = self.execution.layout.constrain(dropout(x_BTD, self.config.hidden_dropout, embedding_key), *RESIDUAL)
-        per_layer = self._per_layer(layers_key, head_gates)
+        per_layer = self._per_layer(layers_key, taps)
         if cache is None:
             context = CallContext(tables, segment_ids, None, training)
             through = self._scan_layers if isinstance(self.layers, Block) else self._layers_in_turn
@@ -121,17 +122,16 @@ class ByteDecoder(nnx.Module):
         x_BTD, cache = self._layers_with_cache(x_BTD, context, per_layer, cache)
         return DecoderOutput(self.norm(x_BTD), cache)
 
-    def _per_layer(self, key: jax.Array | None, head_gates_LBTN: jax.Array | None) -> LayerContext:
+    def _per_layer(self, key: jax.Array | None, taps: Taps | None) -> LayerContext:
         """Stacked values that differ between layers; DropPath's rate rises from 0 to `drop_path_rate` with depth."""
         config, L, N = self.config, self.config.num_hidden_layers, self.config.num_attention_heads
-        rates_L = None
+        rates_L = kept_L11N = None
         if config.drop_path_rate and key is not None:
             rates_L = jnp.linspace(0.0, config.drop_path_rate, L, dtype=jnp.float32)
         if config.pruned_heads is not None:
             kept_LN = [[float(head not in gone) for head in range(N)] for gone in config.pruned_heads]
             kept_L11N = jnp.asarray(kept_LN)[:, None, None]
-            head_gates_LBTN = kept_L11N if head_gates_LBTN is None else head_gates_LBTN * kept_L11N
-        return LayerContext(rates_L, None if key is None else jax.random.split(key, L), head_gates_LBTN)
+        return LayerContext(rates_L, None if key is None else jax.random.split(key, L), kept_L11N, taps=taps)
 
     def _scan_layers(
         self, x_BTD: jax.Array, context: CallContext, per_layer: LayerContext

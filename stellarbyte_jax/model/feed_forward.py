@@ -1,7 +1,7 @@
 """The gated feed-forward layer."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +45,9 @@ class FeedForward(nnx.Module):
         self.down_proj = linear(F, D, axes=outwards, stddev=output_stddev)
         self.hidden_act = config.hidden_act
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., D]."""
-        return self.down_proj(gated(self.hidden_act, self.gate_proj(x), self.up_proj(x)))
+    def __call__(self, x: jax.Array, tap: Callable[[jax.Array], jax.Array] = lambda h: h) -> jax.Array:
+        """[..., D] -> [..., D]; `tap` is given the inner channels."""
+        return self.down_proj(tap(gated(self.hidden_act, self.gate_proj(x), self.up_proj(x))))
 
 
 def keep_widths(stacked: nnx.Module, widths: Sequence[int]) -> None:

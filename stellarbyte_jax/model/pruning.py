@@ -1,87 +1,91 @@
-"""Takes attention heads out of a trained model."""
+"""Cuts heads, channels, layers and experts out of a trained model's parameters."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from stellarbyte.architecture import ByteConfig
-from stellarbyte.errors import UserError
+from stellarbyte.pruning.cuts import Cuts, branch_factor, kept_groups
 
 Params = dict[str, Any]
 
 
-def prune_heads(config: ByteConfig, params: Params, heads: Mapping[int, Collection[int]]) -> tuple[ByteConfig, Params]:
-    """(config, parameters) of the model without the query heads in `heads`, which maps a layer to heads to remove.
+def cut(config: ByteConfig, params: Params, cuts: Cuts) -> tuple[ByteConfig, Params]:
+    """(config, parameters) of the model without what `cuts` names; the rest computes what it did.
 
-    `config.pruned_heads` lists them. Stacked layers keep their shapes: pruned heads hold zeros and are masked, in
-    training as well. A key/value head is pruned with the last query head that reads it. An export to Hugging Face is
-    smaller by all of these.
-
-    Raises:
-        UserError: there is no such layer or head, or a layer would have no head left.
-    """
-    gone = [set(heads_of_layer) for heads_of_layer in config.pruned_heads or ((),) * config.num_hidden_layers]
-    for layer, more in heads.items():
-        if not 0 <= layer < config.num_hidden_layers:
-            raise UserError(f"layer {layer} does not exist: the model has layers 0 to {config.num_hidden_layers - 1}")
-        gone[layer] |= set(more)
-    config = dataclasses.replace(config, pruned_heads=tuple(tuple(sorted(layer)) for layer in gone))
-
-    H, N, K = config.head_dim, config.num_attention_heads, config.num_key_value_heads
-    assert H is not None and K is not None
-    query_LN = np.array([[head not in layer for head in range(N)] for layer in gone])
-    key_value_LK = query_LN.reshape(len(gone), K, -1).any(axis=-1)
-    kept = {
-        "q_proj": np.repeat(query_LN, H, axis=1),
-        "k_proj": np.repeat(key_value_LK, H, axis=1),
-        "v_proj": np.repeat(key_value_LK, H, axis=1),
-    }
-    attention = dict(params["model"]["layers"]["self_attn"])
-    for name, kept_LX in kept.items():
-        # where and not a product makes the zeros, because pruned channels may hold anything, infinities included.
-        zeroed = {"kernel": jnp.where(kept_LX[:, None], attention[name]["kernel"], 0)}
-        if "bias" in attention[name]:
-            zeroed["bias"] = jnp.where(kept_LX, attention[name]["bias"], 0)
-        attention[name] = zeroed
-    o_kernel = jnp.where(kept["q_proj"][:, :, None], attention["o_proj"]["kernel"], 0)
-    attention["o_proj"] = attention["o_proj"] | {"kernel": o_kernel}
-    layers = params["model"]["layers"] | {"self_attn": attention}
-    return config, params | {"model": params["model"] | {"layers": layers}}
-
-
-def least_important(
-    scores_LN: np.ndarray, count: int, config: ByteConfig, whole_groups: bool = False
-) -> dict[int, list[int]]:
-    """Layer -> its heads among the `count` heads with the lowest scores; every layer keeps at least one head.
-
-    Heads that are pruned already are passed over. With `whole_groups` all query heads of a key/value head go together,
-    by the sum of their scores, so that its keys and values are pruned as well; `count` must be a multiple of the group.
+    Layers stay stacked, so that all have the shape of the widest: a narrower layer has its channels in front, and
+    behind them zeros. If layers keep different heads, heads that are gone hold zeros and are masked, and
+    `config.pruned_heads` lists them; otherwise they are gone from the arrays as well. An export to Hugging Face is
+    smaller by all that was cut.
 
     Raises:
-        UserError: there are fewer heads that can be taken, or `count` is no multiple of the group.
+        UserError: the config refuses what is left, such as a layer without heads.
     """
-    L, N = scores_LN.shape
-    group = N // (config.num_key_value_heads or N) if whole_groups else 1
-    if count < 1 or count % group:
-        raise UserError(f"{count} heads cannot be taken: give a multiple of {group} of at least {group}")
-    gone = [set(layer) for layer in config.pruned_heads or ((),) * L]
-    left = [N - len(layer) for layer in gone]
-    candidates = []
-    for layer in range(L):
-        for first in range(0, N, group):
-            members = [head for head in range(first, first + group) if head not in gone[layer]]
-            if len(members) == group:
-                candidates.append((float(scores_LN[layer, members].sum()), layer, members))
-    chosen: dict[int, list[int]] = {}
-    taken = 0
-    for _, layer, members in sorted(candidates):
-        if taken < count and left[layer] > group:
-            chosen.setdefault(layer, []).extend(members)
-            left[layer] -= group
-            taken += group
-    if taken < count:
-        raise UserError(f"{count} heads cannot be taken, only {taken}: every layer must keep at least one")
-    return {layer: sorted(heads) for layer, heads in sorted(chosen.items())}
+    fields = vars(config)
+    after = dataclasses.replace(config, **cuts.fields_after(fields))
+    layers = cuts.kept_layers(fields)
+    stacked = jax.tree.map(lambda array: np.asarray(array)[layers], params["model"]["layers"])
+    stacked["self_attn"] = _attention(stacked["self_attn"], config, after, cuts)
+    mlp = stacked["mlp"]
+    if config.num_experts:
+        kept_LE = np.array([cuts.kept_experts(fields, layer) for layer in layers])
+        mlp["experts"] = {
+            name: np.take_along_axis(x, kept_LE[:, :, None, None], 1) for name, x in mlp["experts"].items()
+        }
+        mlp["gate"] = {"kernel": np.take_along_axis(mlp["gate"]["kernel"], kept_LE[:, None], 2)}
+    else:
+        kept = [cuts.kept_channels(fields, layer) for layer in layers]
+        mlp |= {name: {"kernel": _gathered(mlp[name]["kernel"], kept, 2)} for name in ("gate_proj", "up_proj")}
+        mlp["down_proj"] = {"kernel": _gathered(mlp["down_proj"]["kernel"], kept, 1)}
+    factor = np.float32(branch_factor(fields, cuts))
+    if factor != 1:
+        stacked["self_attn"]["o_proj"] = _scaled(stacked["self_attn"]["o_proj"], factor)
+        ends = [mlp] if not config.num_experts else [mlp["experts"], *filter(None, [mlp.get("shared_experts")])]
+        for end in ends:
+            end["down_proj"] = _scaled(end["down_proj"], factor)
+    return after, params | {"model": params["model"] | {"layers": stacked}}
+
+
+def _attention(attention: Params, config: ByteConfig, after: ByteConfig, cuts: Cuts) -> Params:
+    """The attention of the layers that stay, without the heads that go."""
+    fields, H = vars(config), config.head_dim
+    assert H is not None
+    heads = [cuts.kept_heads(fields, layer) for layer in cuts.kept_layers(fields)]
+    groups = [kept_groups(kept, fields) for kept in heads]
+    take: Callable[[np.ndarray, list[list[int]], int], np.ndarray] = _gathered if after.pruned_heads is None else _only
+    queries, keys = ([_channels(numbers, H) for numbers in each] for each in (heads, groups))
+    cut = dict(attention)
+    for name, kept in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+        cut[name] = {leaf: take(x, kept, x.ndim - 1) for leaf, x in attention[name].items()}
+    cut["o_proj"] = attention["o_proj"] | {"kernel": take(attention["o_proj"]["kernel"], queries, 1)}
+    return cut
+
+
+def _channels(heads: Sequence[int], head_dim: int) -> list[int]:
+    return [head * head_dim + channel for head in heads for channel in range(head_dim)]
+
+
+def _gathered(stack: np.ndarray, kept: list[list[int]], axis: int) -> np.ndarray:
+    """The numbered places of each layer along an axis, in front; the rest up to the most that a layer keeps is zero."""
+    most = max(map(len, kept))
+    shape = list(stack.shape)
+    shape[axis] = most
+    result = np.zeros(shape, stack.dtype)
+    for layer, numbers in enumerate(kept):
+        np.moveaxis(result[layer], axis - 1, 0)[: len(numbers)] = np.moveaxis(stack[layer], axis - 1, 0)[numbers]
+    return result
+
+
+def _only(stack: np.ndarray, kept: list[list[int]], axis: int) -> np.ndarray:
+    """The same array with zeros in all other places, whatever they held."""
+    result = np.zeros_like(stack)
+    for layer, numbers in enumerate(kept):
+        np.moveaxis(result[layer], axis - 1, 0)[numbers] = np.moveaxis(stack[layer], axis - 1, 0)[numbers]
+    return result
+
+
+def _scaled(end: Any, factor: np.float32) -> Any:
+    return jax.tree.map(lambda array: array * factor, end)

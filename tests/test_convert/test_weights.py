@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from convert import config as convert_config
 from convert import names, weights
 from stellarbyte.errors import UserError
-from stellarbyte_jax.model.pruning import prune_heads
+from stellarbyte.pruning.cuts import Cuts
+from stellarbyte_jax.model.pruning import cut
 from test_convert import drawn, switches
 from test_convert.models import bits, random_params, sensible_params, tiny
 from test_convert.torch_side import TorchModel
@@ -97,10 +98,10 @@ def test_pruned_heads_are_cut_out_and_come_back_as_zeros():
 
 def test_pruning_before_and_after_conversion_is_the_same():
     config = tiny(attention_bias=True, tie_word_embeddings=True)
-    params, heads = sensible_params(config), {0: [0, 1], 1: [2]}
+    params, heads = sensible_params(config), {0: (0, 1), 1: (2,)}
     model = TorchModel(config, params).model
     model.prune_heads(heads)
-    pruned_config, pruned_params = prune_heads(config, params, heads)
+    pruned_config, pruned_params = cut(config, params, Cuts(heads=heads))
     assert convert_config.from_hf(model.config.to_dict(), "the pruned model") == pruned_config
     state = {key: tensor.numpy() for key, tensor in model.state_dict().items() if key != "lm_head.weight"}
     assert bits(weights.from_hf(state, pruned_config)) == bits(pruned_params)

@@ -12,6 +12,7 @@ from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.linear import Linear
 from stellarbyte_jax.model.norm import RMSNorm
 from stellarbyte_jax.model.rope import rotate
+from stellarbyte_jax.model.taps import tapped_heads
 
 # Kernel -> the number that the length of its sequences must be a multiple of.
 _LENGTH_MULTIPLES = {"splash": 128, "cudnn": 2}
@@ -72,6 +73,8 @@ class Attention(nnx.Module):
             B, T, _ = layer.head_gates_BTN.shape
             gates_BKGT1 = layer.head_gates_BTN.swapaxes(1, 2).reshape(B, self.num_kv_heads, -1, T, 1)
             out_BKGTH = out_BKGTH * gates_BKGT1.astype(out_BKGTH.dtype)
+        if layer.taps is not None:
+            out_BKGTH = tapped_heads(out_BKGTH, context.real(x_BTD), layer.taps)
         return self._join(out_BKGTH), cache
 
     def _attend(

@@ -13,6 +13,7 @@ from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.experts.device import serve_experts
 from stellarbyte_jax.model.feed_forward import FeedForward
 from stellarbyte_jax.model.linear import used
+from stellarbyte_jax.model.taps import Taps, tapped_experts
 
 
 @jax.tree_util.register_dataclass
@@ -125,6 +126,7 @@ class SparseFeedForward(nnx.Module):
         x_BTD: jax.Array,
         segment_ids_BT: jax.Array | None,
         training: bool,
+        taps: Taps | None = None,
     ) -> tuple[jax.Array, RouterStats]:
         """[B, T, D] -> [B, T, D].
 
@@ -151,6 +153,8 @@ class SparseFeedForward(nnx.Module):
             capacity = math.ceil(config.moe_capacity_factor * k * T / config.num_experts)
             served_BTk = _served(expert_BTk, real_BT, config.num_experts, capacity)
             weight_BTk = jnp.where(served_BTk, weight_BTk, 0.0)
+        if taps is not None:
+            weight_BTk = tapped_experts(weight_BTk, expert_BTk, real_BT.astype(jnp.float32), taps)
 
         x_BTD = x_BTD.astype(self.dtype)
         y_BTD = self.experts(x_BTD, expert_BTk, weight_BTk)

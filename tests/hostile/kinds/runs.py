@@ -360,7 +360,7 @@ READERS: dict[str, Callable[[World, Path], Command]] = {
     "start from": lambda world, run: stellarbyte(
         "pretrain", world.run_yaml(), f"--init_from={run}", "--output_dir=new"
     ),
-    "prune": lambda _, run: stellarbyte("prune", run, "pruned", "--heads", "1"),
+    "prune": lambda _, run: stellarbyte("prune", run, "pruned", "--keep", "90%"),
     "lora on": lambda world, run: stellarbyte(
         "pretrain", world.base / "lora.yaml", f"--init_from={run}", "--output_dir=new"
     ),

@@ -21,19 +21,21 @@ from jax.sharding import PartitionSpec as P
 from convert import hf_checkpoint, run_checkpoint
 from stellarbyte.door import main
 from stellarbyte.errors import UserError
+from stellarbyte.pruning.choice import Wanted
+from stellarbyte.pruning.request import Request
 from stellarbyte_jax.checkpoints.adapter_trees import join, merge_adapters
 from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, load_metadata, load_params, save_imported
 from stellarbyte_jax.checkpoints.lora_base import load_weights
 from stellarbyte_jax.checkpoints.needed import needed_by
 from stellarbyte_jax.config import LoRAConfig, MeshConfig, RunConfig
 from stellarbyte_jax.config_file import run_config_from_dict, to_dict
+from stellarbyte_jax.pruning.prune import prune_run
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training import loop
 from stellarbyte_jax.training.load import load_model
 from stellarbyte_jax.training.optimizer import make_optimizer
 from stellarbyte_jax.training.pretrain import pretrain
 from stellarbyte_jax.training.programs import Programs
-from stellarbyte_jax.training.prune import prune_run
 from stellarbyte_jax.training.start import state_shardings
 from stellarbyte_jax.training.state import abstract_model
 from test_jax.conftest import twelve_steps
@@ -176,7 +178,8 @@ def test_everything_that_loads_a_run_takes_base_and_adapters(
     assert bits(tmp_path / "merged") == {
         f"['{k}']".replace(".", "']['"): v.tobytes() for k, v in _leaves(weights).items()
     }
-    assert prune_run(run_dir, tmp_path / "pruned", 1, eval_batches=1).step == 12
+    (report,) = prune_run(run_dir, tmp_path / "pruned", Request((0.9,), Wanted(0.9), samples=4, eval_batches=1))
+    assert report.share == pytest.approx(0.9, abs=0.01)
     assert run_checkpoint.load(Path(run_dir)).step == 12
 
 

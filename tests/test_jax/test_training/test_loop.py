@@ -16,6 +16,8 @@ import pytest
 from stellarbyte.errors import UserError
 from stellarbyte.figures import figure_of
 from stellarbyte.folder_lock import folder_lock
+from stellarbyte.pruning.choice import Wanted
+from stellarbyte.pruning.request import Request
 from stellarbyte_jax.checkpoints.checkpoint import (
     Checkpointer,
     RunMetadata,
@@ -31,11 +33,11 @@ from stellarbyte_jax.config_file import load_run_config
 from stellarbyte_jax.data.manifest import Manifest
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
+from stellarbyte_jax.pruning.prune import prune_run
 from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training import loop
 from stellarbyte_jax.training.evaluation import evaluate_run
 from stellarbyte_jax.training.pretrain import pretrain
-from stellarbyte_jax.training.prune import prune_run
 from test_jax.runs import Crash, bits, crash, losses, records
 from test_jax.shards import train_loader
 
@@ -95,7 +97,7 @@ def test_the_manifest_is_read_once(run_config: MakeConfig, tmp_path: Path, monke
     for work in (
         lambda: pretrain(config),
         lambda: evaluate_run(config.output_dir),
-        lambda: prune_run(config.output_dir, tmp_path / "pruned", 1, eval_batches=1),
+        lambda: prune_run(config.output_dir, tmp_path / "pruned", Request((0.9,), Wanted(0.9), eval_batches=1)),
         lambda: prepare(config.data, report=lambda _: None),
     ):
         read.clear()

@@ -1,0 +1,142 @@
+"""Makes a new run from a run's model without what matters least."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from stellarbyte.architecture import ByteConfig
+from stellarbyte.errors import UserError
+from stellarbyte.folder_lock import folder_lock
+from stellarbyte.places import Place
+from stellarbyte.progress import Update
+from stellarbyte.pruning.choice import check_wanted, choose
+from stellarbyte.pruning.report import Figures, Report, report
+from stellarbyte.pruning.request import Request
+from stellarbyte.pruning.scores import scores
+from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, latest_step, save_imported
+from stellarbyte_jax.config_file import save_config, to_dict
+from stellarbyte_jax.data.loader import Take, TrainLoader
+from stellarbyte_jax.inference.generate import Generator
+from stellarbyte_jax.model.execution import Execution
+from stellarbyte_jax.model.pruning import cut
+from stellarbyte_jax.training.evaluation import TrainedRun, byte_lengths, evaluate, load_trained_run
+from stellarbyte_jax.training.importance import measure_importance
+from stellarbyte_jax.training.state import Params, abstract_model
+from stellarbyte_jax.training.step import make_eval_step
+
+# Of the text that times are measured on: tokens of the prompt, and tokens that follow.
+_PROMPT, _NEW = 64, 32
+
+
+def prune_run(
+    run_dir: str | Place,
+    output_dir: Path,
+    request: Request,
+    *,
+    step: int | None = None,
+    shards: str | None = None,
+    progress: Update = lambda _done, _whole: None,
+) -> list[Report]:
+    """Writes the run's model, pruned to the last of the request's shares, to `output_dir`; returns a report a share.
+
+    Scores are measured on rows of the training split of the run's token shards, or of those in `shards`, and losses on
+    the validation split. Adapters are merged into their base before. model.yaml in `output_dir` is the smaller model's
+    config. A run that names `output_dir` in `init_from` may leave `model` out. With `request.recover` the pruned model
+    is trained on in `output_dir` itself.
+
+    Raises:
+        UserError: there is no such run, the request does not fit its model, `output_dir` holds a run already or is
+            being written by another process, or the training fails.
+    """
+    with folder_lock(output_dir, doing="prune"):
+        if latest_step(output_dir) is not None:
+            raise UserError(f"{output_dir} holds checkpoints already: choose another folder for the pruned model")
+        run = load_trained_run(run_dir, step, shards)
+        for wanted in request.each():
+            check_wanted(vars(run.config.model), wanted)
+        reports, (config, params) = _pruned(run, request, progress)
+        save_config(config, output_dir / "model.yaml")
+        try:
+            save_imported(output_dir, params, RunMetadata({"model": to_dict(config)}, run.tokenizer.files))
+        except OSError as error:
+            raise UserError(f"{output_dir} cannot be written: {error.strerror or error}") from error
+    if request.recover is not None:
+        _train(request.recover, output_dir)
+        params = load_trained_run(output_dir, None, shards).params
+        after = _figures(config, jax.device_put(params), run, request, progress)
+        reports.append(reports[-1].recovered(after))
+    return reports
+
+
+def _pruned(run: TrainedRun, request: Request, progress: Update) -> tuple[list[Report], tuple[ByteConfig, Params]]:
+    """(a report a share, the model of the last one)."""
+    model, params = run.config.model, jax.device_put(run.params)
+    fields = vars(model)
+    graphdef, _ = abstract_model(model, Execution(run.config.training.dtype))
+    found = scores(measure_importance(graphdef, params, _calibration(run, request.samples)), request.importance)
+    before = _figures(model, params, run, request, progress)
+    reports, smaller = [], (model, params)
+    for wanted in request.each():
+        choice = choose(fields, found, wanted)
+        smaller = cut(model, run.params, choice.cuts)
+        after = _figures(smaller[0], jax.device_put(smaller[1]), run, request, progress)
+        reports.append(report(fields, choice, wanted.keep, wanted.by, before, after))
+    return reports, smaller
+
+
+def _calibration(run: TrainedRun, samples: int) -> Iterator[Mapping[str, Any]]:
+    """Batches of the first rows that training reads."""
+    size = min(run.config.training.batch_size, samples)
+    loader = TrainLoader(run.config.data, run.manifest, run.config.seed)
+    for first in range(0, samples, size):
+        yield loader.batch(Take(first, range(min(size, samples - first))))
+
+
+def _figures(config: ByteConfig, params: Params, run: TrainedRun, request: Request, progress: Update) -> Figures:
+    graphdef, _ = abstract_model(config, Execution(run.config.training.dtype))
+    batches = run.validation_batches(request.eval_batches, progress)
+    lengths_V = byte_lengths(run.tokenizer, config.vocab_size)
+    losses = evaluate(jax.jit(make_eval_step(graphdef)), params, batches, lengths_V)
+    prefill, decode = _times(nnx.merge(graphdef, params))
+    nbytes = sum(array.nbytes for array in jax.tree.leaves(params))
+    return Figures.of(
+        vars(config),
+        nbytes=nbytes,
+        loss=losses["loss"],
+        perplexity=losses["perplexity"],
+        prefill_seconds=prefill,
+        decode_seconds=decode,
+    )
+
+
+def _times(model: Any) -> tuple[float, float]:
+    """Seconds for a prompt, and for a token after it: the fastest of three, once all is compiled."""
+    generator, config = Generator(model), model.config
+    prompt = np.random.default_rng(0).integers(0, config.vocab_size, min(_PROMPT, config.context_length // 2)).tolist()
+
+    def seconds(new: int) -> tuple[float, int]:
+        """The time, and the number of tokens that came: the model may end its text early."""
+
+        def once() -> tuple[float, int]:
+            start = time.perf_counter()
+            (tokens,) = generator.generate([prompt], new)
+            return time.perf_counter() - start, len(tokens)
+
+        return min(once() for _ in range(4))
+
+    (first, _), (whole, count) = seconds(1), seconds(min(_NEW, config.context_length - len(prompt)))
+    return first, max(whole - first, 0.0) / max(count - 1, 1)
+
+
+def _train(config: Path, output_dir: Path) -> None:
+    """Trains the pruned model on where it lies, by `stellarbyte pretrain` in a process of its own."""
+    words = ["pretrain", str(config), "--model", str(output_dir / "model.yaml"), "--output_dir", str(output_dir)]
+    if subprocess.run([sys.executable, "-m", "stellarbyte", *words], check=False).returncode != 0:
+        raise UserError(f"--recover {config} did not train {output_dir}, as said above; the pruned model is there")
