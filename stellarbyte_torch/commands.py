@@ -35,15 +35,16 @@ def generate(options: argparse.Namespace) -> None:
         check_text("--prompt", prompt)
     model, tokenizer = generation.load(options.model, options.device, options.dtype, options.quantize)
     request = (options.max_new_tokens, options.sampling, options.seed, options.stop)
+    pruning = options.pruning
     cuts = []
     for prompt in options.prompt:
         if options.json:
-            done = generation.generate(model, tokenizer, prompt, *request)
+            done = generation.generate(model, tokenizer, prompt, *request, pruning=pruning)
             record = {name: value for name, value in asdict(done).items() if name != "cut_at"}
             print(json.dumps(record, ensure_ascii=False), flush=True)
         else:
             write = StreamedAnswer(prompt)
-            done = generation.generate(model, tokenizer, prompt, *request, on_text=write)
+            done = generation.generate(model, tokenizer, prompt, *request, on_text=write, pruning=pruning)
             write("\n")
         cuts += [] if done.cut_at is None else [done.cut_at]
     if cuts:
@@ -66,6 +67,7 @@ def chat(options: argparse.Namespace) -> None:
         device=options.device,
         dtype=options.dtype,
         quantize=options.quantize,
+        pruning=options.pruning,
     )
     add_adapters(session, options.adapter)
     run_chat(session, options)

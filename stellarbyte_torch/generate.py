@@ -18,12 +18,14 @@ from transformers.generation.streamers import BaseStreamer
 
 from stellarbyte.command_line import check_text
 from stellarbyte.errors import UserError
+from stellarbyte.kv_cache.settings import KVPruning
 from stellarbyte.reading import read_json
 from stellarbyte.sampling import Sampling
 from stellarbyte.stop_strings import StopCutter
 from stellarbyte.tokenizer_file import works
+from stellarbyte_torch.kv_cache.cache import cache_for
 from stellarbyte_torch.model_folder import load_model, load_tokenizer
-from stellarbyte_torch.modeling_stellarbyte import ByteForCausalLM
+from stellarbyte_torch.modeling_stellarbyte import CACHE, ByteForCausalLM
 from stellarbyte_torch.torchao_settings import Int8
 
 # What decoding puts where bytes are no UTF-8, be it for good or only until the next token completes the character.
@@ -75,6 +77,7 @@ def generate(
     seed: int = 0,
     stop: Sequence[str] = (),
     on_text: Callable[[str], Any] | None = None,
+    pruning: KVPruning | None = None,
 ) -> Generation:
     """Continue [bos] + prompt until eos, up to a stop string, by max_new_tokens or to the end of the context.
 
@@ -88,6 +91,7 @@ def generate(
         stop: the text ends before the first of these that is complete in it, wherever tokens begin and end.
         on_text: called with each piece of the continuation as soon as its characters are complete, never with what
             will be cut off.
+        pruning: the budget of keys and values, and what is kept within it; by default all are kept.
 
     Raises:
         UserError: the prompt fills the context or is no text, a stop string is empty, or a number is out of range.
@@ -109,6 +113,8 @@ def generate(
     input_ids = torch.tensor([prompt_ids], device=model.device)
     eos_ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     stream = TextStream(tokenizer, on_text, eos_ids, stop)
+    new_tokens = min(max_new_tokens, room)
+    cache = cache_for(model, pruning, len(prompt_ids) + new_tokens)
     torch.manual_seed(seed)
     started = time.perf_counter()
     output_ids = model.generate(
@@ -116,7 +122,7 @@ def generate(
         attention_mask=torch.ones_like(input_ids),
         generation_config=generation_config(
             sampling,
-            min(max_new_tokens, room),
+            new_tokens,
             bos_token_id=config.bos_token_id,
             eos_token_id=config.eos_token_id,
             pad_token_id=config.pad_token_id,
@@ -124,6 +130,7 @@ def generate(
         logits_processor=LogitsProcessorList([FiniteScores()]),
         stopping_criteria=StoppingCriteriaList([stream.stopping]),
         streamer=stream,
+        **({} if cache is None else {CACHE: cache}),
     )
     new_ids = output_ids[0, len(prompt_ids) :].tolist()
     seconds = time.perf_counter() - started

@@ -13,6 +13,7 @@ from stellarbyte.chat.encoding import ChatEncoder
 from stellarbyte.chat.session import BASE, ChatSession, Continuation, Finish, turn_ends
 from stellarbyte.chat.template import read_template
 from stellarbyte.errors import UserError
+from stellarbyte.kv_cache.settings import KVPruning
 from stellarbyte.reading import expanded
 from stellarbyte.sampling import Sampling
 from stellarbyte.stop_strings import check_stop_strings
@@ -23,6 +24,7 @@ from stellarbyte_torch.generate import (
     check_length_and_seed,
     generation_config,
 )
+from stellarbyte_torch.kv_cache.cache import PrunedCache, cache_for
 from stellarbyte_torch.lora import LoRAManager
 from stellarbyte_torch.lora.names import near_name
 from stellarbyte_torch.model_folder import load_model, load_tokenizer
@@ -55,9 +57,11 @@ class TorchChatSession(ChatSession):
         seed: of the draws; it is set once, so that the same conversation comes about again.
         stop: strings before the first of which an answer ends.
         chat_template: Jinja; the tokenizer's own by default.
+        pruning: the budget of keys and values, and what is kept within it; by default all are kept.
 
     Raises:
-        UserError: there is no chat template, a stop string is empty, or a number is out of range.
+        UserError: there is no chat template, a stop string is empty, a number is out of range, or the model is not one
+            that can have its cache pruned.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class TorchChatSession(ChatSession):
         seed: int = 0,
         stop: Sequence[str] = (),
         chat_template: str | None = None,
+        pruning: KVPruning | None = None,
     ) -> None:
         check_length_and_seed(max_new_tokens, seed)
         check_stop_strings(stop)
@@ -82,6 +87,8 @@ class TorchChatSession(ChatSession):
         self._tokenizer = tokenizer
         self._sampling, self._stop = sampling or Sampling(), stop
         self._stop_ids = sorted(_stop_ids(model, tokenizer, self.encoder))
+        cache_for(model, pruning, self.context)  # a model that cannot have one is refused at once
+        self._pruning = pruning
         self._past: _Past | None = None
         rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
         # In longer texts these turn all keys by other angles, also those that a cache holds.
@@ -136,14 +143,16 @@ class TorchChatSession(ChatSession):
         input_ids = torch.tensor([prompt_ids], device=self.manager.model.device)
         room = self.context - len(prompt_ids)
         stream = TextStream(self._tokenizer, on_text, self._stop_ids, self._stop)
-        cache, self._past = self._cache_of(prompt_ids), None  # it grows, and is of no use if that fails half-way
+        new_tokens = min(self.max_new_tokens, room)
+        # The cache grows, and is of no use if that fails half-way.
+        cache, self._past = self._cache_of(prompt_ids, new_tokens), None
         output = self.manager.generate(
             input_ids=input_ids,
             **{CACHE: cache},
             attention_mask=torch.ones_like(input_ids),
             generation_config=generation_config(
                 self._sampling,
-                min(self.max_new_tokens, room),
+                new_tokens,
                 eos_token_id=self._stop_ids or None,
                 # Only rows that have ended are padded, and there is but one.
                 pad_token_id=self._stop_ids[0] if self._stop_ids else 0,
@@ -164,12 +173,17 @@ class TorchChatSession(ChatSession):
             finish = "stop"
         return Continuation(stream.text, finish, len(new_ids))
 
-    def _cache_of(self, prompt_ids: list[int]) -> Any:
-        """The last answer's cache, where the conversation only went on from there; else None."""
-        past = self._past
+    def _cache_of(self, prompt_ids: list[int], new_tokens: int) -> Any:
+        """The last answer's cache, where the conversation only went on from there; else a new one, None for all keys.
+
+        A budget that is a share grows with the conversation, which is then read again.
+        """
+        past, fresh = self._past, cache_for(self.manager.model, self._pruning, len(prompt_ids) + new_tokens)
         if past is None or past.adapters != self.manager.active or self._keys_move:
-            return None
-        return past.cache if prompt_ids[: len(past.input_ids)] == past.input_ids else None
+            return fresh
+        sizes = [cache.sizes if isinstance(cache, PrunedCache) else None for cache in (past.cache, fresh)]
+        goes_on = prompt_ids[: len(past.input_ids)] == past.input_ids and sizes[0] == sizes[1]
+        return past.cache if goes_on else fresh
 
 
 def open_session(
@@ -182,6 +196,7 @@ def open_session(
     device: str | None = None,
     dtype: str = "auto",
     quantize: Int8 | None = None,
+    pruning: KVPruning | None = None,
 ) -> TorchChatSession:
     """A session with the model in a Hugging Face folder; chat_template is a Jinja file or "stellarbyte".
 
@@ -191,7 +206,7 @@ def open_session(
     """
     template = read_template(chat_template, "--chat-template")
     model = load_model(folder, device, dtype, quantize=quantize)
-    return TorchChatSession(model, load_tokenizer(folder), sampling, max_new_tokens, seed, stop, template)
+    return TorchChatSession(model, load_tokenizer(folder), sampling, max_new_tokens, seed, stop, template, pruning)
 
 
 def add_adapters(session: ChatSession, options: Sequence[str]) -> None:

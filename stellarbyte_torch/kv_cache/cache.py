@@ -1,6 +1,6 @@
 """The pruned cache, which Transformers' models take in the place of their own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -11,9 +11,12 @@ from stellarbyte.errors import UserError
 from stellarbyte.kv_cache.budgets import layer_slots
 from stellarbyte.kv_cache.policy import Policy
 from stellarbyte.kv_cache.registry import policy as policy_named
+from stellarbyte.kv_cache.settings import KVPruning
 from stellarbyte_torch.kv_cache.layer import PrunedLayer
 from stellarbyte_torch.kv_cache.rotation import rotation_of
 
+# What a model's config must say for the model to let a cache attend.
+_MODEL_TYPE = "stellarbyte"
 # The attention of Transformers that follows a mask of single keys.
 _IMPLEMENTATIONS = ("sdpa", "eager")
 
@@ -31,17 +34,26 @@ class PrunedCache(Cache):
         policy: which keys to keep: a name that stellarbyte.kv_cache.registry lists, or a policy.
         shape: how layers share the budget, one of stellarbyte.kv_cache.budgets.SHAPES.
 
+    Attributes:
+        sizes: the slots of each kv head in each layer.
+
     Raises:
-        UserError: there is no such policy or shape, or the budget is too small.
+        UserError: there is no such policy or shape, the budget is too small, or the model is not one of ours.
     """
 
     def __init__(
         self, model: PreTrainedModel, budget: int, policy: str | Policy = "snap", shape: str = "uniform"
     ) -> None:
+        if model.config.model_type != _MODEL_TYPE:
+            raise UserError(
+                f"a pruned cache computes attention itself, which a model of type {model.config.model_type} does not "
+                "let it do: leave the budget out, or convert the model with `stellarbyte convert from-hf` and `to-hf`"
+            )
         policy = policy_named(policy) if isinstance(policy, str) else policy
-        sizes: Sequence[int] = layer_slots(shape, budget, model.config.get_text_config().num_hidden_layers)
+        sizes = layer_slots(shape, budget, model.config.num_hidden_layers)
         rotation = rotation_of(model)
         super().__init__(layers=[PrunedLayer(size, policy, rotation) for size in sizes])
+        self.sizes = sizes
 
     def attend(
         self,
@@ -69,19 +81,21 @@ class PrunedCache(Cache):
         where = {"position_ids": position_ids}
         return layer.attend(attention, module, query, key, value, attention_mask, **where, **options)
 
-    def update(self, *_: Any, **__: Any) -> Any:
-        """Refused: a model that asks for all keys cannot decode with some of them.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(
-            "a pruned cache computes attention itself, which models of StellarByte let it do: convert the model to a "
-            "StellarByte folder, or leave the budget out"
-        )
-
     @property
     def nbytes(self) -> int:
         """The bytes of all keys and values that are held."""
         slots = [layer.slots for layer in self.layers if layer.slots is not None]
         return sum(array.nbytes for held in slots for array in (held.keys, held.values))
+
+
+def cache_for(model: Any, pruning: KVPruning | None, tokens: int) -> PrunedCache | None:
+    """The cache that the user's settings ask for, for a text of so many tokens; None: nothing has to be dropped.
+
+    Raises:
+        UserError: the model is not one of ours.
+    """
+    if pruning is None:
+        return None
+    budget = pruning.budget.of(tokens)
+    cache = PrunedCache(model, budget, pruning.policy, pruning.shape)
+    return cache if budget < min(tokens, model.config.sliding_window or tokens) else None

@@ -55,7 +55,7 @@ class PrunedLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> NoReturn:
-        """No attention can be computed outside: see PrunedCache."""
+        """Not there, because attention to what is held is computed here."""
         raise NotImplementedError
 
     def attend(
