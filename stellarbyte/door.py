@@ -63,6 +63,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     "using a model": (
         Command("generate", "continue a prompt with a run's or an exported model", "stellarbyte.cli:generate"),
         Command("chat", "talk with a model, and swap its adapters meanwhile", "stellarbyte.cli:chat"),
+        Command("kv", "measure what a budget of keys and values costs", "convert.kv_report.options:kv"),
     ),
     "fine-tuning": (
         Command("finetune", "train a Hugging Face model on chat data", "stellarbyte_torch.cli:finetune"),

@@ -1,0 +1,152 @@
+"""Measures a model's decoding with all keys and values, and within each budget by each policy."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from convert.kv_report.rows import ANSWER, Rows
+from stellarbyte.kv_cache.policy import Policy
+from stellarbyte.kv_cache.registry import policy
+
+# The parts of the prompt for which the report says how much each layer kept.
+PARTS = 16
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A pruned cache: the mean slots of a kv head, how layers share them, and the policy."""
+
+    slots: int
+    shape: str
+    policy: Policy
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What came of reading rows: the prompt at once, what follows token by token.
+
+    loss: the mean loss behind the prompt, in nats. kept: for each layer, the numbers of the tokens that it held after
+    the prompt, [N, K, C], -1 for none; empty with all keys. cache_bytes: keys and values of one row, at its end.
+    tokens_per_second: of the tokens behind the prompt, all rows together.
+    """
+
+    loss: float
+    kept: Sequence[np.ndarray]
+    cache_bytes: int
+    tokens_per_second: float
+
+
+class Reader(Protocol):
+    """A model of either side. `setting` None is the full cache."""
+
+    def read(self, ids_NT: np.ndarray, prompt: int, setting: Setting | None) -> Reading:
+        """Reads rows whose first `prompt` tokens are the prompt."""
+        ...
+
+    def go_on(self, ids_NP: np.ndarray, count: int, setting: Setting | None) -> np.ndarray:
+        """The likeliest `count` tokens after each prompt, one after another: [N, count]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one cache makes of the rows.
+
+    policy, slots: None for the full cache. change: the perplexity's, as a share of that with the full cache. found: of
+    the planted lines that the full cache finds, the share that this one finds; None if it finds none. kept_LP: by
+    layer, the share of kv heads and rows that kept each token of the prompt; None for the full cache.
+    """
+
+    policy: str | None
+    slots: int | None
+    loss: float
+    change: float
+    found: float | None
+    cache_bytes: int
+    tokens_per_second: float
+    kept_LP: np.ndarray | None
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; of what was kept, for each layer the mean share of each sixteenth of the prompt."""
+        fields = {name: value for name, value in vars(self).items() if name != "kept_LP"}
+        kept = None
+        if self.kept_LP is not None:
+            parts = np.array_split(self.kept_LP, min(PARTS, self.kept_LP.shape[1]), axis=1)
+            kept = np.stack([part.mean(axis=1) for part in parts], axis=1).round(4).tolist()
+        return {**fields, "perplexity": self.perplexity, "kept": kept}
+
+
+@dataclass(frozen=True)
+class Report:
+    """All lines, the full cache's first; how many rows of how many tokens, and how many planted lines it found."""
+
+    lines: Sequence[Line]
+    rows: int
+    row_tokens: int
+    prompt_tokens: int
+    planted: int
+    found_by_full: int
+    shape: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {**vars(self), "lines": [line.to_dict() for line in self.lines]}
+
+
+def measure(
+    reader: Reader,
+    rows: Rows,
+    prompt: int,
+    settings: Sequence[Setting],
+    update: Callable[[int, int], None] = lambda _done, _whole: None,
+) -> Report:
+    """Reads the rows and continues the planted lines, with the full cache and with each setting."""
+    full_hits_M = np.zeros(0, bool)
+    lines: list[Line] = []
+    for number, setting in enumerate((None, *settings)):
+        reading = reader.read(rows.ids_NT, prompt, setting)
+        hits_M = full_hits_M
+        if len(rows.planted_MP):
+            hits_M = (reader.go_on(rows.planted_MP, ANSWER, setting) == rows.answers_MA).all(axis=1)
+        if setting is None:
+            full_hits_M = hits_M
+        first_loss = lines[0].loss if lines else reading.loss
+        lines.append(
+            Line(
+                policy=None if setting is None else setting.policy.name,
+                slots=None if setting is None else setting.slots,
+                loss=reading.loss,
+                change=math.expm1(reading.loss - first_loss),
+                found=float(hits_M[full_hits_M].mean()) if full_hits_M.any() else None,
+                cache_bytes=reading.cache_bytes,
+                tokens_per_second=reading.tokens_per_second,
+                kept_LP=_shares(reading.kept, prompt) if reading.kept else None,
+            )
+        )
+        update(number + 1, 1 + len(settings))
+    N, T = rows.ids_NT.shape
+    shape = settings[0].shape if settings else "uniform"
+    return Report(lines, N, T, prompt, len(rows.planted_MP), int(full_hits_M.sum()), shape)
+
+
+def settings_of(slots: Sequence[int], names: Sequence[str], shape: str) -> list[Setting]:
+    """Every policy within every budget, the smallest budget first. Raises UserError: there is no such policy."""
+    policies = [policy(name) for name in names]
+    return [Setting(count, shape, each) for count in sorted(set(slots)) for each in policies]
+
+
+def _shares(kept: Sequence[np.ndarray], prompt: int) -> np.ndarray:
+    """The share of rows and kv heads that hold each token of the prompt, [L, P]."""
+    shares = []
+    for index_NKC in kept:
+        numbers = index_NKC[index_NKC >= 0]
+        shares.append(np.bincount(numbers[numbers < prompt], minlength=prompt) / np.prod(index_NKC.shape[:2]))
+    return np.stack(shares)

@@ -1,0 +1,69 @@
+"""Draws which tokens of the prompt each layer kept, as an SVG that follows the reader's light or dark colours."""
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from convert.kv_report.measuring import Line, Report
+
+_WIDTH, _LEFT, _RIGHT, _TOP, _PANEL_TOP, _PANEL_BOTTOM = 760, 150, 20, 46, 20, 26
+_LAYER = 9
+# So many columns are drawn; each is the mean over the tokens that it stands for.
+_COLUMNS = 128
+
+_STYLE = """\
+svg { color-scheme: light dark; font: 12px system-ui, sans-serif; }
+.ground { fill: #ffffff; } .ink { fill: #1b1c1d; } .kept { fill: #0072b2; } .frame { fill: none; stroke: #d4d6d8; }
+.start { text-anchor: start; } .end { text-anchor: end; } .middle { text-anchor: middle; }
+@media (prefers-color-scheme: dark) {
+  .ground { fill: #16181a; } .ink { fill: #e6e8ea; } .kept { fill: #56b4e9; } .frame { stroke: #3a3d40; }
+}"""
+
+
+def draw(title: str, report: Report) -> str:
+    """The SVG: a panel for each policy and budget; position from left to right, the first layer on top.
+
+    The stronger the colour, the more kv heads and passages have kept the token.
+    """
+    panels = [line for line in report.lines if line.kept_LP is not None]
+    layers = panels[0].kept_LP.shape[0] if panels and panels[0].kept_LP is not None else 0
+    height_of_panel = _PANEL_TOP + layers * _LAYER + _PANEL_BOTTOM
+    height = _TOP + len(panels) * height_of_panel
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img">',
+        f"<title>{escape(title)}</title>",
+        f"<style>{_STYLE}</style>",
+        f'<rect class="ground" width="{_WIDTH}" height="{height}"/>',
+        _text(_LEFT, 18, "start", title),
+        _text(_LEFT, 36, "start", "the tokens of the prompt that each layer kept: the stronger, the more often"),
+    ]
+    for number, line in enumerate(panels):
+        lines += _panel(line, _TOP + number * height_of_panel + _PANEL_TOP, report.prompt_tokens)
+    return "\n".join([*lines, "</svg>\n"])
+
+
+def _panel(line: Line, top: int, prompt: int) -> Sequence[str]:
+    assert line.kept_LP is not None
+    layers = len(line.kept_LP)
+    columns = np.array_split(line.kept_LP, min(_COLUMNS, prompt), axis=1)
+    shares = np.stack([column.mean(axis=1) for column in columns], axis=1)
+    width = (_WIDTH - _LEFT - _RIGHT) / shares.shape[1]
+    bottom = top + layers * _LAYER
+    drawn = [
+        _text(_LEFT - 10, top + layers * _LAYER / 2, "end", f"{line.policy}, {line.slots} slots"),
+        f'<rect class="frame" x="{_LEFT}" y="{top}" width="{_WIDTH - _LEFT - _RIGHT}" height="{layers * _LAYER}"/>',
+    ]
+    for (layer, column), share in np.ndenumerate(shares):
+        if share > 0.005:
+            x, y = _LEFT + column * width, top + layer * _LAYER
+            drawn.append(
+                f'<rect class="kept" x="{x:.1f}" y="{y}" width="{width:.2f}" height="{_LAYER}" opacity="{share:.2f}"/>'
+            )
+    drawn.append(_text(_LEFT, bottom + 14, "start", "0"))
+    drawn.append(_text(_WIDTH - _RIGHT, bottom + 14, "end", str(prompt)))
+    return drawn
+
+
+def _text(x: float, y: float, anchor: str, words: str) -> str:
+    return f'<text class="ink {anchor}" x="{x:.1f}" y="{y:.1f}">{escape(words)}</text>'
