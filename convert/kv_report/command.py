@@ -5,20 +5,19 @@ import json
 import sys
 from pathlib import Path
 
-from convert.kv_report.measuring import Reader, measure, settings_of
+from convert.kv_report.measuring import Reader, Setting, measure, settings_of
 from convert.kv_report.picture import draw
 from convert.kv_report.rows import CUE, rows_of
 from convert.kv_report.table import table
 from convert.quantizing.source import Source, open_source
 from stellarbyte.errors import UserError
 from stellarbyte.files import write_text
-from stellarbyte.kv_cache.budgets import layer_slots
 from stellarbyte.kv_cache.settings import KVBudget
 from stellarbyte.progress import progress
 from stellarbyte_torch.library_words import hear_libraries
 
-# Shorter prompts leave nothing to choose from, and no place for a planted line.
-_SHORTEST = 64
+# Of a shorter prompt even the smallest budget keeps more than half.
+_SHORTEST = 32
 
 
 def run(options: argparse.Namespace) -> None:
@@ -30,15 +29,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--rows {options.rows} must be at least 1")
     source = open_source(options.model, options.step)
     length, prompt = _lengths(options, source)
-    slots = [KVBudget.parse(word).of(prompt) for word in options.budgets.split(",")]
-    for count in slots:
-        layer_slots(options.kv_shape, count, 1)  # refuses what is too small
-        if count >= prompt:
-            raise UserError(
-                f"--budgets has {count} tokens, as many as the prompt has ({prompt}): nothing would be dropped; "
-                "give smaller budgets"
-            )
-    settings = settings_of(slots, options.policies.split(","), options.kv_shape)
+    settings = _settings(options, prompt)
     sizes = (options.rows, length, prompt)
     rows = rows_of(options.data, source.encode(), source.bos, sizes, _say)
     reader = _reader(options, source)
@@ -61,6 +52,21 @@ def _lengths(options: argparse.Namespace, source: Source) -> tuple[int, int]:
             f"to {length - CUE}"
         )
     return length, prompt
+
+
+def _settings(options: argparse.Namespace, prompt: int) -> list[Setting]:
+    """All caches to compare. Raises UserError: a budget is of no use, or there is no such policy."""
+    try:
+        slots = [KVBudget.parse(word).of(prompt) for word in options.budgets.split(",")]
+        settings = settings_of(slots, options.policies.split(","), options.kv_shape)
+    except UserError as error:
+        words = str(error).replace("--kv-budget", "--budgets").replace("--kv-policy", "--policies")
+        raise UserError(words) from error
+    if max(slots) >= prompt:
+        raise UserError(
+            f"--budgets has {max(slots)} tokens, and the prompt {prompt}: nothing would be dropped; give fewer tokens"
+        )
+    return settings
 
 
 def _reader(options: argparse.Namespace, source: Source) -> Reader:

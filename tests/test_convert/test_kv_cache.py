@@ -1,0 +1,61 @@
+"""Both sides' pruned caches keep the same tokens."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from stellarbyte.kv_cache.registry import policy
+from stellarbyte_jax.model.pruned_cache import PrunedCache
+from stellarbyte_jax.training.state import abstract_model
+from stellarbyte_torch.kv_cache import PrunedCache as TorchPrunedCache
+from test_convert.models import sensible_params, tiny
+from test_convert.torch_side import TorchModel
+
+# So many tokens come at once, and then so many one after another; after these again some at once.
+PROMPT, STEPS, MORE, SLOTS = 30, 4, 6, 20
+
+ROWS: list[Any] = [
+    ("snap", {"position_embedding": "xpos", "xpos_scale_base": 64.0}),
+    pytest.param("expected", {"position_embedding": "xpos", "xpos_scale_base": 64.0}, marks=pytest.mark.long),
+    pytest.param("norm", {"position_embedding": "xpos", "xpos_scale_base": 64.0}, marks=pytest.mark.long),
+    pytest.param("heavy", {"pruned_heads": ((1,), (0, 1))}, marks=pytest.mark.long),
+    pytest.param("snap", {"sliding_window": 24, "position_embedding": "rope"}, marks=pytest.mark.long),
+    pytest.param("expected", {"sliding_window": 24, "position_embedding": "rope"}, marks=pytest.mark.long),
+    pytest.param("window", {"position_embedding": "none"}, marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize(("name", "fields"), ROWS)
+def test_both_sides_keep_the_same_tokens(name: str, fields: dict[str, Any]) -> None:
+    config = tiny(**fields)
+    params = sensible_params(config)
+    ids = np.random.default_rng(0).integers(3, config.vocab_size, (2, PROMPT + STEPS + MORE))
+    pieces = [ids[:, :PROMPT], *(ids[:, n : n + 1] for n in range(PROMPT, PROMPT + STEPS)), ids[:, -MORE:]]
+
+    graphdef = abstract_model(config)[0]
+    read = jax.jit(lambda params, ids, cache: nnx.merge(graphdef, params).model(ids, cache=cache).cache)
+    there = PrunedCache.create(config, 2, (SLOTS,) * config.num_hidden_layers, policy(name))
+    model = TorchModel(config, params).model
+    here = TorchPrunedCache(model, SLOTS, name)
+    for piece in pieces:
+        there = read(params, piece, there)
+        with torch.no_grad():
+            model(torch.from_numpy(piece), past_key_values=here)
+        for layer, (jax_layer, torch_layer) in enumerate(zip(there.layers, here.layers, strict=True)):
+            slots: Any = torch_layer.slots  # type: ignore[attr-defined]
+            left = _kv_heads_left(config, layer)
+            index_BKC = np.asarray(jax_layer.index)[:, left]
+            assert np.array_equal(index_BKC[:, :, : slots.used], slots.index_BKC[:, :, : slots.used])
+            keys = np.asarray(jax_layer.keys.data)[:, left][:, :, : slots.used]
+            np.testing.assert_allclose(slots.keys[:, :, : slots.used], keys, rtol=0, atol=1e-4 * np.abs(keys).max())
+
+
+def _kv_heads_left(config: Any, layer: int) -> list[int]:
+    """The kv heads that some query head still reads; the others stay in JAX, as zeros."""
+    gone = set(config.pruned_heads[layer]) if config.pruned_heads else set()
+    group = config.num_attention_heads // config.num_key_value_heads
+    return [k for k in range(config.num_key_value_heads) if not {*range(k * group, (k + 1) * group)} <= gone]

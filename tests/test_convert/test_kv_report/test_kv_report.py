@@ -1,0 +1,133 @@
+"""`stellarbyte kv`: passages, planted lines, what is measured of them, and the mistakes."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from convert.kv_report.jax_reader import JaxReader
+from convert.kv_report.measuring import Reading, Setting, measure, settings_of
+from convert.kv_report.picture import draw
+from convert.kv_report.rows import ANSWER, CUE, rows_of
+from convert.kv_report.table import table
+from convert.kv_report.torch_reader import TorchReader
+from stellarbyte.door import main
+from stellarbyte.errors import UserError
+from stellarbyte.kv_cache.registry import policy
+
+WORDS = [f"{a}{b}" for a in ("al", "be", "ga", "de", "ep") for b in ("pha", "ta", "mma", "lta")]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    """Lines of words, hardly one of which comes twice."""
+    generator = np.random.default_rng(0)
+    lines = [" ".join(generator.permutation(WORDS)[:9]) for _ in range(400)]
+    path = tmp_path_factory.mktemp("text") / "lines.txt"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def by_bytes(text: str) -> list[int]:
+    return list(text.encode())
+
+
+def test_passages_begin_with_bos_and_end_in_the_beginning_of_one_of_their_lines(text) -> None:
+    rows = rows_of(str(text), by_bytes, 0, (4, 600, 400), print)
+    assert rows.ids_NT.shape == (4, 600)
+    assert (rows.ids_NT[:, 0] == 0).all()
+    assert rows.planted_MP.shape == (4, 400)
+    for prompt, answer in zip(rows.planted_MP.tolist(), rows.answers_MA.tolist(), strict=True):
+        body, cue = bytes(prompt[:-CUE]), bytes(prompt[-CUE:])
+        assert body.count(cue) == 1
+        assert body.index(cue) < 0.4 * 400
+        assert body[body.index(cue) + CUE :].startswith(bytes(answer))
+
+
+def test_a_text_without_lines_has_none_planted(tmp_path) -> None:
+    (tmp_path / "one.txt").write_text("a" * 5000)
+    rows = rows_of(str(tmp_path / "one.txt"), by_bytes, None, (2, 100, 80), print)
+    assert rows.planted_MP.shape == (0, 80)
+    assert rows.answers_MA.shape == (0, ANSWER)
+
+
+def test_too_little_text_is_refused(tmp_path) -> None:
+    (tmp_path / "short.txt").write_text("a few words")
+    with pytest.raises(UserError, match=r"no passage of 100 tokens: name more text, or lower --row-tokens"):
+        rows_of(str(tmp_path / "short.txt"), by_bytes, None, (2, 100, 80), print)
+
+
+class Forgetful:
+    """A reader whose pruned caches lose a tenth in perplexity, and every second planted line."""
+
+    def __init__(self, answers_MA: np.ndarray) -> None:
+        self._answers_MA = answers_MA
+
+    def read(self, ids_NT: np.ndarray, prompt: int, setting: Setting | None) -> Reading:
+        kept = [] if setting is None else [np.tile(np.arange(prompt - setting.slots, prompt), (len(ids_NT), 2, 1))] * 3
+        return Reading(2.0 if setting is None else 2.0 + np.log(1.1), kept, 4096 if setting is None else 1024, 10.0)
+
+    def go_on(self, ids_NP: np.ndarray, count: int, setting: Setting | None) -> np.ndarray:
+        assert ids_NP.shape[0] == len(self._answers_MA) and count == ANSWER
+        answers_MA = self._answers_MA.copy()
+        answers_MA[0] = -1  # what even the full cache does not find counts for no other
+        if setting is not None:
+            answers_MA[1] = -1
+        return answers_MA
+
+
+def test_what_is_measured_and_shown(text) -> None:
+    rows = rows_of(str(text), by_bytes, 0, (3, 600, 400), print)
+    report = measure(Forgetful(rows.answers_MA), rows, 400, settings_of([200, 100], ["window", "snap"], "uniform"))
+    assert [(line.slots, line.policy) for line in report.lines] == [
+        *((None, None), (100, "window"), (100, "snap"), (200, "window"), (200, "snap"))
+    ]
+    assert (report.planted, report.found_by_full) == (3, 2)
+    pruned = report.lines[1]
+    assert pruned.change == pytest.approx(0.1)
+    assert pruned.found == 0.5
+    assert pruned.kept_LP is not None
+    assert (pruned.kept_LP == (np.arange(400) >= 300)).all()
+    shown = table(report)
+    assert "2 of 3 planted lines found by the full cache" in shown
+    assert "+10.00%   50.0%" in shown
+    kept = json.loads(json.dumps(report.to_dict()))["lines"][2]["kept"]
+    assert kept == [[0.0] * 12 + [1.0] * 4] * 3
+    drawn = ElementTree.fromstring(draw("a < b", report))
+    assert sum(part.get("class") == "kept" for part in drawn) == 3 * (2 * 32 + 2 * 64)
+
+
+def test_both_sides_say_the_same_of_a_model(run_dir, exported) -> None:
+    ids = np.random.default_rng(0).integers(5, 250, (2, 60))
+    setting = Setting(20, "uniform", policy("snap"))
+    sides = [JaxReader(run_dir, None), TorchReader(exported, "cpu")]
+    for which in (None, setting):
+        here, there = (side.read(ids, 50, which) for side in sides)
+        assert here.loss == pytest.approx(there.loss, rel=1e-5)
+        assert here.cache_bytes == 2 * 2 * 2 * 8 * 4 * (60 if which is None else 20)
+        assert there.cache_bytes == (here.cache_bytes * 59 // 60 if which is None else here.cache_bytes)
+        assert np.array_equal(*(side.go_on(ids, 3, which) for side in sides))
+    assert all(np.array_equal(a[..., : b.shape[-1]], b) for a, b in zip(here.kept, there.kept, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--budgets", "48"], "--budgets has 48 tokens, and the prompt 48: nothing would be dropped"),
+        (["--budgets", "9"], "--budgets 9 is too small"),
+        (["--policies", "best"], "--policies 'best' is unknown"),
+        (["--row-tokens", "65"], "--row-tokens 65 is more than the model's context of 64"),
+        (["--rows", "0"], "--rows 0 must be at least 1"),
+        (["-o", "kept.png"], "-o kept.png does not end in .svg"),
+        (
+            ["--prompt-tokens", "60"],
+            "a prompt of 60 tokens in a passage of 64 does not do",
+        ),
+        (["--step", "3"], "--step 3 names a checkpoint"),
+    ],
+)
+def test_mistakes_get_a_sentence(options, sentence, exported, text, capsys) -> None:
+    assert main(["kv", str(exported), "--data", str(text), *options]) == 2
+    assert sentence in capsys.readouterr().err
