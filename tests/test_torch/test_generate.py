@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from stellarbyte.errors import UserError
+from stellarbyte.kv_cache.registry import policy
+from stellarbyte.kv_cache.settings import KVBudget, KVPruning
 from stellarbyte.sampling import Sampling
 from stellarbyte_jax.data.stream_decoder import StreamDecoder
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_torch.generate import generate, load
+from stellarbyte_torch.kv_cache import PrunedCache
 
 from .exported import export
 from .tiny import TINY
@@ -225,3 +228,27 @@ def test_no_token_is_drawn_by_what_is_no_number(options: dict[str, Any], tmp_pat
     with pytest.raises(UserError, match="after 5 tokens the model's scores are no finite numbers"):
         generate(model, tokenizer, "star", 4, Sampling(**options), on_text=shown.append)
     assert shown == []
+
+
+def test_a_budget_for_the_whole_text_changes_nothing_and_a_smaller_one_is_kept(folder: Path) -> None:
+    model, tokenizer = load(folder, "cpu")
+    length = generate(model, tokenizer, PROMPT, 1).prompt_tokens
+    expected, held = generate(model, tokenizer, PROMPT, 20).text, []
+
+    def answer(budget: str) -> str:
+        pruning = KVPruning(KVBudget.parse(budget), policy("heavy"))
+        return generate(model, tokenizer, PROMPT, 20, pruning=pruning).text
+
+    assert answer("100%") == answer(str(length + 20)) == expected
+    attend = PrunedCache.attend
+
+    def watched(self: PrunedCache, *arguments: Any, **options: Any) -> Any:
+        output = attend(self, *arguments, **options)
+        held.append((self.sizes, self.layers[-1].slots.used if self.layers[-1].slots else 0))
+        return output
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PrunedCache, "attend", watched)
+        assert answer("16") != expected
+    assert {sizes for sizes, _ in held} == {(16, 16)}
+    assert max(used for _, used in held) == 16

@@ -8,6 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stellarbyte.errors import UserError
+from stellarbyte.kv_cache.registry import policy
+from stellarbyte.kv_cache.settings import KVBudget, KVPruning
 from stellarbyte.sampling import Sampling
 from stellarbyte_torch.chat.session import TorchChatSession, add_adapters, open_session
 
@@ -80,6 +82,22 @@ def test_later_answers_read_only_what_is_new(tmp_path: Path, changes: dict[str, 
     else:
         assert length_of_the_second_prompt < second.prompt_tokens - first.prompt_tokens
     assert second.text == stock_answer(folder, session.messages[:3])
+
+
+def test_a_conversation_within_a_budget(byte_folder: Path, tmp_path: Path) -> None:
+    """A budget in tokens goes on with the last answer's cache; one that is a share grows, so that all is read again."""
+    for budget, is_read_again in (("64", False), ("50%", True)):
+        pruning = KVPruning(KVBudget.parse(budget), policy("snap"))
+        session = open_session(byte_folder, max_new_tokens=SHORT, pruning=pruning)
+        read: list[int] = []
+        decoder = session.manager.model.model
+        decoder.register_forward_pre_hook(lambda _module, arguments, read=read: read.append(arguments[0].shape[1]))
+        answers = [session.answer(question * 3) for question in QUESTIONS]
+        assert answers[1].prompt_tokens > 64
+        assert (answers[2].prompt_tokens in read) == is_read_again
+    llama = chat_folder(tmp_path, "llama")
+    with pytest.raises(UserError, match="type llama does not let it"):
+        open_session(llama, pruning=pruning)
 
 
 def test_adapters_swap_within_a_conversation(byte_folder: Path, adapters: list[Path]) -> None:
