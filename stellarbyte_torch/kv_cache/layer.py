@@ -45,6 +45,7 @@ class PrunedLayer(CacheLayerMixin):
         self.observed = Observed(self.policy.needs, self.rotation)
         self._length = 0
         self._window: int | None = None
+        self._has_begun = False
         self._settle: Callable[[int], None] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -90,7 +91,9 @@ class PrunedLayer(CacheLayerMixin):
         self._window = getattr(module, "sliding_window", None)
         real_BT = real_tokens(attention_mask, number, T)
         real_BT = None if real_BT is None else real_BT.expand(B, T)
-        index_BT = self._number_tokens(number, real_BT, position_ids, (B, T))
+        index_BT = self._number_tokens(number, real_BT, (B, T))
+        if position_ids is not None and (T > 1 or number == 0):  # they rise by one with each token
+            self._offset_B = (position_ids[:, -1] - (number + T - 1)).expand(B)
         if slots.used + T > slots.size:
             self._make_room(T == 1, index_BT)
         slots.append(key, value, number, real_BT)
@@ -105,8 +108,8 @@ class PrunedLayer(CacheLayerMixin):
             mask_BNTS = mask[:, kv_head_of_queries(module, N)]
         output, weights = attention(module, query, keys, values, mask_BNTS, position_ids=position_ids, **options)
 
-        scaled = grouped(query * options["scaling"], module)
-        self._settle = partial(self._observe_and_drop, scaled, index_BT, mask)
+        scaled = grouped(query * options["scaling"], module) if self.policy.needs else None
+        self._settle = partial(self._observe_and_drop, scaled, index_BT, mask, is_padded=real_BT is not None)
         if not self.record_past:
             self.settle()
         return output, weights
@@ -174,17 +177,18 @@ class PrunedLayer(CacheLayerMixin):
         self.observed.each(change)
         self._first_B, self._offset_B = change(self._first_B), change(self._offset_B)
 
-    def _number_tokens(
-        self, number: int, real_BT: Tensor | None, position_ids: Tensor | None, shape: tuple[int, int]
-    ) -> Tensor:
+    def _number_tokens(self, number: int, real_BT: Tensor | None, shape: tuple[int, int]) -> Tensor:
         """The numbers of new tokens, int [B, T], -1 for padding; takes note of where the rows begin."""
         numbers_T = torch.arange(number, number + shape[1], device=self._first_B.device)
-        index_BT = numbers_T.expand(shape) if real_BT is None else numbers_T.where(real_BT, -1)
-        earliest_B = index_BT.where(index_BT >= 0, torch.iinfo(torch.long).max).amin(dim=1)
-        begins_B = (self._first_B < 0) & (index_BT >= 0).any(dim=1)
+        if real_BT is None:
+            if not self._has_begun:
+                self._first_B = self._first_B.where(self._first_B >= 0, number)
+                self._has_begun = True
+            return numbers_T.expand(shape)
+        index_BT = numbers_T.where(real_BT, -1)
+        earliest_B = numbers_T.where(real_BT, torch.iinfo(torch.long).max).amin(dim=1)
+        begins_B = (self._first_B < 0) & real_BT.any(dim=1)
         self._first_B = earliest_B.where(begins_B, self._first_B)
-        if position_ids is not None:
-            self._offset_B = (position_ids[:, -1] - numbers_T[-1]).expand(shape[0])
         return index_BT
 
     def _make_room(self, is_one: bool, index_BT: Tensor) -> None:
@@ -195,13 +199,16 @@ class PrunedLayer(CacheLayerMixin):
         if is_one and max(map(sum, zip(self.slots.counts, coming_B.tolist(), strict=True))) > self.size:
             self._prune(coming_B)
 
-    def _observe_and_drop(self, q_BKGTH: Tensor, index_BT: Tensor, mask: Tensor | None, taken_back: int) -> None:
+    def _observe_and_drop(
+        self, q_BKGTH: Tensor | None, index_BT: Tensor, mask: Tensor | None, taken_back: int, *, is_padded: bool
+    ) -> None:
         assert self.slots is not None
         T = index_BT.shape[1] - taken_back
-        if T > 0:
+        if T > 0 and q_BKGTH is not None:
             positions_BT = index_BT.clamp(min=0) + self._offset_B[:, None]
             mask = None if mask is None else mask[..., :T, : self.slots.used]
-            self.observed.add(q_BKGTH[:, :, :, :T], index_BT[:, :T], positions_BT[:, :T], mask, self.slots)
+            queries, numbers, positions = q_BKGTH[:, :, :, :T], index_BT[:, :T], positions_BT[:, :T]
+            self.observed.add(queries, numbers, positions, mask, self.slots, is_padded=is_padded)
         if self.slots.used > self.size:
             self.slots.close_gaps()  # policies look at neighbours
             self._prune(torch.zeros_like(self._first_B))

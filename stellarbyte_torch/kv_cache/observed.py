@@ -26,17 +26,28 @@ class Observed:
     def __init__(self, needs: frozenset[str], rotation: Callable[[Tensor], Rotation] | None) -> None:
         self._needs, self._rotation = needs, rotation
         self._arrays: dict[str, Tensor] = {}
+        self._oldest = WINDOW_QUERIES - 1  # its place among the newest queries, the same in each row
 
-    def add(self, q_BKGTH: Tensor, index_BT: Tensor, positions_BT: Tensor, mask: Tensor | None, slots: Slots) -> None:
+    def add(
+        self,
+        q_BKGTH: Tensor,
+        index_BT: Tensor,
+        positions_BT: Tensor,
+        mask: Tensor | None,
+        slots: Slots,
+        *,
+        is_padded: bool,
+    ) -> None:
         """Takes note of queries, scaled, of the tokens with these numbers (-1: padding) and positions.
 
-        mask: what they see of the slots, [B, K or 1, T, S]; None: all keys up to their own.
+        mask: what they see of the slots, [B, K or 1, T, S]; None: all keys up to their own. is_padded: whether there
+        may be padding.
         """
         q_BKGTH = q_BKGTH.float()
         if "attention" in self._needs:
             self._add_attention(q_BKGTH, index_BT, mask, slots)
         if "queries" in self._needs:
-            self._add_newest(q_BKGTH, index_BT)
+            self._add_newest(q_BKGTH, index_BT, is_padded)
         if "query_moments" in self._needs:
             self._add_moments(q_BKGTH, index_BT, positions_BT)
 
@@ -81,26 +92,22 @@ class Observed:
             is_real = (number_BT >= 0)[:, None, :, None]
             slots.attention_BKC[:, :, : slots.used] += weights.masked_fill(~is_real, 0).sum(dim=2)
 
-    def _add_newest(self, q_BKGTH: Tensor, index_BT: Tensor) -> None:
+    def _add_newest(self, q_BKGTH: Tensor, index_BT: Tensor, is_padded: bool) -> None:
         B, K, G, T, H = q_BKGTH.shape
         if "newest_BKGWH" not in self._arrays:
             self._arrays["newest_BKGWH"] = q_BKGTH.new_zeros(B, K, G, WINDOW_QUERIES, H)
             self._arrays["newest_BW"] = index_BT.new_full((B, WINDOW_QUERIES), -1)
         queries, numbers = self._arrays["newest_BKGWH"], self._arrays["newest_BW"]
-        if T == 1:  # in the place of the oldest
-            rows = torch.arange(B, device=numbers.device)
-            place_B = numbers.argmin(dim=1).where(index_BT[:, 0] >= 0, 0)
-            is_real = index_BT[:, 0] >= 0
-            queries[rows, :, :, place_B] = q_BKGTH[:, :, :, 0].where(
-                is_real[:, None, None, None], queries[rows, :, :, place_B]
-            )
-            numbers[rows, place_B] = index_BT[:, 0].where(is_real, numbers[rows, place_B])
+        if T == 1 and not is_padded:
+            queries[:, :, :, self._oldest], numbers[:, self._oldest] = q_BKGTH[:, :, :, 0], index_BT[:, 0]
+            self._oldest = (self._oldest - 1) % WINDOW_QUERIES
             return
         numbers_BS = torch.cat([numbers, index_BT], dim=1)
         best_BW = numbers_BS.argsort(dim=1, descending=True, stable=True)[:, :WINDOW_QUERIES]
         self._arrays["newest_BW"] = numbers_BS.gather(1, best_BW)
         chosen = best_BW[:, None, None, :, None].expand(B, K, G, WINDOW_QUERIES, H)
         self._arrays["newest_BKGWH"] = torch.cat([queries, q_BKGTH], dim=3).gather(3, chosen)
+        self._oldest = WINDOW_QUERIES - 1
 
     def _add_moments(self, q_BKGTH: Tensor, index_BT: Tensor, positions_BT: Tensor) -> None:
         if self._rotation is not None:

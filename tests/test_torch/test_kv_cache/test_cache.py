@@ -1,6 +1,9 @@
 """The pruned cache behind our model: what it never changes, and what it never drops."""
 
+import importlib
+import shutil
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +12,10 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from stellarbyte.errors import UserError
+from stellarbyte_torch import configuration_stellarbyte, modeling_stellarbyte
 from stellarbyte_torch.kv_cache import PrunedCache
 from stellarbyte_torch.modeling_stellarbyte import CACHE
-from test_torch.tiny import POSITIONS, SWITCHES, tiny_model, tokens
+from test_torch.tiny import POSITIONS, SWITCHES, TINY, tiny_model, tokens
 
 POLICIES = ("window", "heavy", "snap", "expected", "norm")
 every_policy = pytest.mark.parametrize("policy", POLICIES)
@@ -164,6 +168,19 @@ def test_a_pyramid_gives_early_layers_more() -> None:
     sizes = [layer.slots.size for layer in cache.layers]
     assert sizes == [48, 32, 16]
     assert [layer.slots.keys.shape[2] for layer in cache.layers] == sizes
+
+
+def test_the_code_that_an_export_carries_lets_it_attend_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "carried").mkdir()
+    for module in (configuration_stellarbyte, modeling_stellarbyte):
+        shutil.copy(str(module.__file__), tmp_path / "carried")
+    monkeypatch.syspath_prepend(tmp_path)
+    carried = importlib.import_module("carried.modeling_stellarbyte")
+    model, ids = tiny_model(), tokens(1, 30)
+    other = carried.ByteForCausalLM(carried.ByteConfig(**TINY)).eval()
+    other.load_state_dict(model.state_dict())
+    expected = read(model, PrunedCache(model, 18), ids, 25)
+    assert torch.equal(read(other, PrunedCache(other, 18), ids, 25), expected)
 
 
 def test_mistakes_get_a_sentence() -> None:
