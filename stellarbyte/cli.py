@@ -14,13 +14,7 @@ from stellarbyte.places import Place, local
 from stellarbyte.sampling_options import add_sampling_options, sampling_of
 
 # The options that only one kind of model has, with the value that says that the user has not set them.
-_OF_RUNS: dict[str, Any] = {
-    "step": None,
-    "draft": None,
-    "draft_tokens": None,
-    "kv_cache_dtype": None,
-    "kv_budget": None,
-}
+_OF_RUNS: dict[str, Any] = {"step": None, "draft": None, "draft_tokens": None, "kv_cache_dtype": None}
 _OF_FOLDERS: dict[str, Any] = {"device": None, "adapter": []}
 
 

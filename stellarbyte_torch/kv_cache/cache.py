@@ -96,6 +96,6 @@ def cache_for(model: Any, pruning: KVPruning | None, tokens: int) -> PrunedCache
     """
     if pruning is None:
         return None
-    budget = pruning.budget.of(tokens)
-    cache = PrunedCache(model, budget, pruning.policy, pruning.shape)
-    return cache if budget < min(tokens, model.config.sliding_window or tokens) else None
+    cache = PrunedCache(model, pruning.budget.of(tokens), pruning.policy, pruning.shape)
+    config = model.config
+    return cache if pruning.layer_slots(tokens, config.num_hidden_layers, config.sliding_window) else None
