@@ -29,7 +29,7 @@ class TorchReader:
         kept = []
         if isinstance(cache, PrunedCache):
             held = [layer.slots.index_BKC[:, :, : layer.slots.used] for layer in cache.layers]  # type: ignore[attr-defined]
-            kept = [index.cpu().numpy() for index in held]
+            kept = [index.clone().cpu().numpy() for index in held]  # decoding changes it in place
         loss, steps = 0.0, ids.shape[1] - 1 - prompt
         started = time.perf_counter()
         for place in range(prompt, prompt + steps):

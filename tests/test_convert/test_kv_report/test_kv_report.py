@@ -96,9 +96,22 @@ def test_what_is_measured_and_shown(text) -> None:
     kept = json.loads(json.dumps(report.to_dict()))["lines"][2]["kept"]
     assert kept == [[0.0] * 12 + [1.0] * 4] * 3
     drawn = ElementTree.fromstring(draw("a < b", report))
-    assert sum(part.get("class") == "kept" for part in drawn) == 3 * (2 * 32 + 2 * 64)
+    # The last columns are of three tokens each, the last of 100 and of 200 of which are in 34 and in 67.
+    assert sum(part.get("class") == "kept" for part in drawn) == 3 * 2 * (34 + 67)
 
 
+def test_a_folder_is_measured(exported, text, tmp_path, capsys) -> None:
+    few = ["--rows", "2", "--budgets", "20", "--policies", "window"]
+    assert main(["kv", str(exported), "--data", str(text), *few, "-o", str(tmp_path / "kept.svg")]) == 0
+    head, columns, full, pruned = capsys.readouterr().out.splitlines()[:4]
+    assert head.startswith("2 passages of 64 tokens, 48 of them the prompt; 0 of ")
+    assert columns.split() == ["budget", "policy", "perplexity", "change", "found", "cache", "tokens/s"]
+    assert full.split()[0] == "all"
+    assert pruned.split()[:2] == ["20", "window"]
+    assert "window, 20 slots" in (tmp_path / "kept.svg").read_text()
+
+
+@pytest.mark.long
 def test_both_sides_say_the_same_of_a_model(run_dir, exported) -> None:
     ids = np.random.default_rng(0).integers(5, 250, (2, 60))
     setting = Setting(20, "uniform", policy("snap"))
