@@ -90,6 +90,8 @@ FIGURES: tuple[Figure, ...] = (
     Figure("grad_norm", "", "norm of all gradients together, before clipping", "gradient {:.2f}"),
     Figure("grad_norm_GROUP", "", "the same of a group of parameters, with training.log_norms"),
     Figure("update_norm_GROUP", "", "norm of what a step adds to a group of parameters, with training.log_norms"),
+    Figure("kept_channels", "share", "training.prune: feed-forward channels that are left", "channels {:.1%}"),
+    Figure("kept_heads", "share", "training.prune: query heads that are left", "heads {:.1%}"),
     Figure("learning_rate", "", "learning rate of the step", "rate {:.2e}"),
     Figure("epoch", "epochs", "rows trained on, over the rows of an epoch"),
     Figure(

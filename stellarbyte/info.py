@@ -81,7 +81,10 @@ def _run(path: Place) -> Facts:
     if run.is_pretraining:
         newest = path / "checkpoints" / str(max(steps, default=0))
         facts: Facts = {"kind": "pretraining run" if config.get("lora") is None else "pretraining run of adapters"}
-        facts |= {"model": _architecture(_section(config, "model"))}
+        model = _architecture(_section(config, "model"))
+        if _section(_section(config, "training"), "prune"):
+            model = f"{model}; {_pruning(path, _section(config, 'training')['prune'])}"
+        facts |= {"model": model}
         facts |= _orbax_parameters(newest) if steps else {}
         facts |= {"data": _section(config, "data")["shards"]} if "shards" in _section(config, "data") else {}
     else:
@@ -97,6 +100,15 @@ def _run(path: Place) -> Facts:
     facts |= {"amendments": found} if (found := _amendments(path / "amendments.jsonl")) else {}
     results = [name for name in ("adapter", "model", "hf") if (path / name).is_dir()]
     return facts | ({"result": [f"{path}/{name}" for name in results]} if results else {})
+
+
+def _pruning(path: Place, prune: Mapping[str, Any]) -> str:
+    """What becomes of the model of a run that prunes while it trains, or has become of it."""
+    if (path / "model.yaml").is_file():
+        return f"pruned after step {prune.get('to_step')} to {_architecture(plain(read_yaml(path / 'model.yaml')))}"
+    kinds = {"channels": prune.get("keep_channels"), "heads": prune.get("keep_heads")}
+    shares = " and ".join(f"{share:.0%} of the {kind}" for kind, share in kinds.items() if isinstance(share, float))
+    return f"to be pruned to {shares} from step {prune.get('from_step')} to {prune.get('to_step')}"
 
 
 def _model(path: Place) -> Facts:

@@ -13,6 +13,7 @@ from stellarbyte_jax.data_config import DataConfig, SourceConfig
 from stellarbyte_jax.distributed_config import DistributedConfig
 from stellarbyte_jax.lora_config import LoRAConfig
 from stellarbyte_jax.optimizer_config import OptimizerConfig
+from stellarbyte_jax.prune_config import PruneConfig
 from stellarbyte_jax.training_config import TrainingConfig
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "LoRAConfig",
     "MeshConfig",
     "OptimizerConfig",
+    "PruneConfig",
     "RopeScaling",
     "RunConfig",
     "SourceConfig",
@@ -156,6 +158,15 @@ class RunConfig:
         self.optimizer.check_steps(self.training.max_steps)
         self._check_positions()
         self._check_grid()
+        if self.training.prune is not None:
+            require(
+                self.lora is None,
+                "training.prune",
+                "cuts",
+                "weights that are trained, and lora keeps them as they are: prune the base first, or leave lora out",
+            )
+            grid = self.training.quantize != "none"
+            self.training.prune.check_model(self.model, self.training.quantize_group_size if grid else None)
         self._check_guards()
         if self.checkpoint.keep_best is not None:
             self._check_best_can_be_told(self.checkpoint.keep_best)

@@ -96,10 +96,10 @@ def _model_of_run(init_from: Node) -> Node:
     except UserError as error:
         raise UserError(f"{init_from.where}: {error}") from error
     whole, model = model_files(folder)
+    if model.is_file():
+        return read_yaml(model)
     if whole.is_file():
         config = read_yaml(whole)
         if "model" in config.value:
             return config.value["model"]
-    if model.is_file():
-        return read_yaml(model)
     raise UserError(f"{init_from.where}: {folder} has neither config.yaml nor model.yaml: name its model in `model`")

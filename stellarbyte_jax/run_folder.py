@@ -8,6 +8,8 @@ from pathlib import Path
 from stellarbyte.errors import UserError
 from stellarbyte.places import Place, is_remote
 
+MODEL = "model.yaml"
+
 
 def check_is_run(folder: Place, option: str) -> None:
     """Raises a UserError that names the option if the folder is not a run's, such as a Hugging Face model's."""
@@ -54,8 +56,9 @@ def check_not_moved(config_file: Path, output_dir: str, folders: Mapping[str, st
 
 
 def model_files(folder: Place) -> tuple[Place, Place]:
-    """(the path of a trained run's whole config, the path of an imported or pruned run's model config).
+    """(the path of a trained run's whole config, the path of the model's config of an imported or pruned run).
 
-    A run has one of the two.
+    A run has one of the two. One that has pruned its model while it trained has both: the second is then the model that
+    it has, and the first has the model with which it began.
     """
-    return folder / "config.yaml", folder / "model.yaml"
+    return folder / "config.yaml", folder / MODEL

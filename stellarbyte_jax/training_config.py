@@ -5,6 +5,7 @@ from typing import Literal
 
 from stellarbyte_jax.batch_stages import Growth
 from stellarbyte_jax.bounds import check_number, check_whole, require
+from stellarbyte_jax.prune_config import PruneConfig
 
 # The losses of the window are kept in every checkpoint's metadata.
 _LONGEST_WINDOW = 10_000
@@ -56,6 +57,11 @@ class TrainingConfig:
     quantize_group_size: int | None = 128
     """For quantize: number of input channels that share a scale of the grid; it must divide the inputs of every linear
     layer. null gives each output channel one scale.
+    """
+
+    prune: PruneConfig | None = None
+    """For a model that is to be smaller: the channels and heads that matter least become zero while the run trains, and
+    are cut out of it in the end; null prunes nothing.
     """
 
     attention_kernel: Literal["auto", "reference", "chunked", "cudnn", "splash"] = "auto"
@@ -169,6 +175,8 @@ class TrainingConfig:
         smoothing = self.label_smoothing_factor
         require(0 <= smoothing < 1, "training.label_smoothing_factor", smoothing, "must be in [0, 1)")
         check_number("training.z_loss_coef", self.z_loss_coef, least=0)
+        if self.prune is not None:
+            self.prune.check_run(self.max_steps, self.early_stopping_patience)
         self._check_what_guards()
         self._check_grid()
         check_whole("training.position_shift", self.position_shift, 0)

@@ -112,18 +112,20 @@ def restore(
     abstract_opt_state: Tree,
     processes: Processes = ALONE,
     abstract_ema: Tree | None = None,
-) -> tuple[Tree, Tree | None, RunMetadata, int, Tree | None]:
-    """(parameters, optimizer state, metadata, step, their average) to go on from, sharded like the abstract trees.
+    abstract_pruned: Tree | None = None,
+) -> tuple[Tree, Tree | None, RunMetadata, int, Tree | None, Tree | None]:
+    """(parameters, optimizer state, metadata, step, their average, what is pruned) to go on from.
 
-    The abstract trees hold jax.ShapeDtypeStruct leaves, or arrays. The optimizer state is None for an imported model,
-    and so is the average, which only some runs have. A broken newest checkpoint is passed over with a warning, and
-    renamed so that training can write that step anew. All `processes` must call this; if a checkpoint is broken for one
-    of them, all pass over it.
+    They are sharded like the abstract trees, which hold jax.ShapeDtypeStruct leaves, or arrays. The optimizer state is
+    None for an imported model, and so are the average and what is pruned, which only some runs have. A broken newest
+    checkpoint is passed over with a warning, and renamed so that training can write that step anew. All `processes`
+    must call this; if a checkpoint is broken for one of them, all pass over it.
 
     Raises:
         UserError: no checkpoint can be read, or an array is missing, unknown, or of another shape or dtype.
     """
-    wanted = {"params": abstract_params, "opt_state": abstract_opt_state, "ema": abstract_ema}
+    wanted = {"params": abstract_params, "opt_state": abstract_opt_state}
+    wanted |= {"ema": abstract_ema, "pruned": abstract_pruned}
 
     def read(folder: Place) -> tuple[dict[str, Tree], Stored]:
         stored = read_metadata(folder)
@@ -140,7 +142,8 @@ def restore(
         for broken in (other for other in checkpoint_steps(run_dir) if other > step):
             set_aside(checkpoints_of(run_dir) / str(broken))
     processes.share("set aside")
-    return arrays["params"], arrays.get("opt_state"), stored.metadata, step, arrays.get("ema")
+    optional = arrays.get("ema"), arrays.get("pruned")
+    return arrays["params"], arrays.get("opt_state"), stored.metadata, step, *optional
 
 
 def restore_params(

@@ -25,6 +25,7 @@ def checksums(tree: Tree) -> dict[str, int]:
 
 @jax.jit
 def _device_sum(array: jax.Array) -> jax.Array:
+    array = array.astype(jnp.uint8) if array.dtype == bool else array  # of which JAX gives no bits, but they are these
     bits = jax.lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}").astype(jnp.uint32)
     # The index is built axis by axis: flattening a sharded array would gather it.
     index = jnp.zeros(array.shape, jnp.uint32)

@@ -18,11 +18,14 @@ from stellarbyte_jax.data.tokenizer import TOKENIZER_FILES
 METADATA = "metadata"  # the checkpoint's item
 
 # Items of arrays that a checkpoint may hold.
-ITEMS = {"params", "opt_state", "ema"}
+ITEMS = {"params", "opt_state", "ema", "pruned"}
+
+# Fields of a model that change when what is pruned in training is cut out.
+CUT_FIELDS = {"intermediate_size", "pruned_heads"}
 
 _MOST_COUNT = 2**48  # of rows
 
-_FIELDS = {"config", "tokenizer_files", "data_position", "base", "data", "guard", "checksums"}
+_FIELDS = {"config", "tokenizer_files", "data_position", "base", "data", "guard", "uncut", "checksums"}
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class RunMetadata:
     base: the checkpoint below the adapters, if the parameters are adapters alone.
     data: the identity of the training data; None for an imported model, and for a run of an earlier version.
     guard: what the run remembers of steps that were not applied; it is left out of the file if that is nothing.
+    uncut: if what training.prune has pruned is cut out of the arrays, the fields of "model" in which `config` tells of
+        it, as the run was given them; None if nothing is, and then it is left out of the file.
     """
 
     config: dict[str, Any]
@@ -76,6 +81,7 @@ class RunMetadata:
     base: Base | None = None
     data: DataIdentity | None = None
     guard: GuardState = GuardState()
+    uncut: dict[str, Any] | None = None
 
     @property
     def model(self) -> dict[str, Any]:
@@ -99,6 +105,8 @@ def to_stored(metadata: RunMetadata, sums: dict[str, dict[str, int]]) -> dict[st
     content = dataclasses.asdict(metadata) | {"checksums": sums}
     if metadata.guard == GuardState():
         del content["guard"]
+    if metadata.uncut is None:
+        del content["uncut"]
     return content | {"sha256": sha256_of_json(content)}
 
 
@@ -140,6 +148,9 @@ def _metadata(content: Mapping[str, Any]) -> RunMetadata:
             raise UserError(f"its tokenizer has the file {shown(name)}, which is none of {', '.join(TOKENIZER_FILES)}")
     if base is not None and not isinstance(config.get("lora"), dict):
         raise UserError("its metadata has a base, but no adapters")
+    uncut = content.get("uncut")
+    if uncut is not None and _object(uncut, "model before a cut").keys() != CUT_FIELDS:
+        raise UserError(f"its metadata has other fields of the model before a cut than {', '.join(sorted(CUT_FIELDS))}")
     where = "its metadata"
     return RunMetadata(
         config,
@@ -148,6 +159,7 @@ def _metadata(content: Mapping[str, Any]) -> RunMetadata:
         None if base is None else build(Base, locate(_object(base, "base"), where)),
         None if data is None else build(DataIdentity, locate(_object(data, "data"), where)),
         GuardState() if guard is None else build(GuardState, locate(_object(guard, "guard"), where)),
+        uncut,
     )
 
 

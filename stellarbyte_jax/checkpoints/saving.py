@@ -65,7 +65,13 @@ class Checkpointer:
         self.close()
 
     def save(
-        self, step: int, params: Tree, opt_state: Tree | None, metadata: RunMetadata, ema: Tree | None = None
+        self,
+        step: int,
+        params: Tree,
+        opt_state: Tree | None,
+        metadata: RunMetadata,
+        ema: Tree | None = None,
+        pruned: Tree | None = None,
     ) -> None:
         """Starts saving; the arrays may be donated as soon as this returns. A step that is saved already is left alone.
 
@@ -74,7 +80,7 @@ class Checkpointer:
         self.wait()
         if step in self._manager.all_steps():
             return
-        arrays = {"params": params, "opt_state": opt_state, "ema": ema}
+        arrays = {"params": params, "opt_state": opt_state, "ema": ema, "pruned": pruned}
         arrays = {item: tree for item, tree in arrays.items() if tree is not None}
         sums = {item: checksums(tree) for item, tree in arrays.items()}
         items = {item: ocp.args.PyTreeSave(tree, chunks(tree)) for item, tree in arrays.items()}

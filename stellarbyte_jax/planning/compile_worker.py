@@ -15,6 +15,7 @@ from stellarbyte_jax.config_file import run_config_from_dict
 from stellarbyte_jax.planning.hlo import read_program
 from stellarbyte_jax.planning.program import abstract_batch
 from stellarbyte_jax.sharding import Layout, make_mesh
+from stellarbyte_jax.training.gradual_pruning import GradualPruning
 from stellarbyte_jax.training.optimizer import run_optimizer
 from stellarbyte_jax.training.start import placed, state_shardings
 from stellarbyte_jax.training.state import init_params, run_model, run_state
@@ -29,7 +30,8 @@ def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
     graphdef, abstract_params = run_model(config, layout, "tpu")
     optimizer = run_optimizer(config, abstract_params, layout)
     shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
-    step = on_mesh(run_train_step(config, graphdef, optimizer), layout, shardings, frozen_shardings)
+    train_step = run_train_step(config, graphdef, optimizer, GradualPruning.of(config, optimizer))
+    step = on_mesh(train_step, layout, shardings, frozen_shardings)
     state = placed(jax.eval_shape(lambda: run_state(config, optimizer)), shardings)
     frozen = {}
     if config.lora is not None:

@@ -22,6 +22,20 @@ class AdafactorState(NamedTuple):
     rows: optax.Updates
     columns: optax.Updates
 
+    def without_zeros(self, axes: Any, name: str, share: float) -> "AdafactorState":
+        """The state once a logical axis has `share` of its length, where the gradients that are gone were zero.
+
+        Columns that are means over that axis are then means of fewer numbers. Rows need not change, since they count by
+        their share of each other. axes: the Axes of each parameter.
+        """
+
+        def one(columns: Any, axes: Any) -> Any:
+            return columns / share if isinstance(columns, jax.Array) and axes.names[-2] == name else columns
+
+        return self._replace(
+            columns=jax.tree.map(one, self.columns, axes, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+        )
+
 
 def scale_by_adafactor(traits: Any) -> optax.GradientTransformation:
     """Adafactor (Shazeer & Stern 2018, arXiv:1804.04235) without momentum and without a learning rate of its own.

@@ -41,20 +41,28 @@ class BadStep(Exception):
 
 
 @dataclass(eq=False)
-class RollBack(Exception):
-    """The run is to begin again from the newest checkpoint, with other batches.
+class BeginAgain(Exception):
+    """The run is to begin again from its newest checkpoint, as it does with another model.
+
+    rounds: see Guard.next_round. reached: the last step that was begun. stopping: whether the run is to stop at once.
+    """
+
+    rounds: int
+    reached: int
+    stopping: bool
+
+
+@dataclass(eq=False)
+class RollBack(BeginAgain):
+    """The run is to begin again from an older checkpoint, with other batches.
 
     target: that checkpoint's step; checkpoints of later steps lead to the bad one. rows: the number of rows that the
-    run has passed over by then, with those of its steps. rollbacks: how many there have been in a row. rounds: see
-    Guard.next_round. reached: the last step that was begun. stopping: whether the run is to stop at once.
+    run has passed over by then, with those of its steps. rollbacks: how many there have been in a row.
     """
 
     target: int
     rows: int
     rollbacks: int
-    rounds: int
-    reached: int
-    stopping: bool
 
 
 class Guard:
@@ -72,7 +80,7 @@ class Guard:
         state: what the run remembers, from its checkpoint.
         rows_of: a function from a number of steps to the number of rows that so many steps take, as Feed.rows.
         record: called with the number and the figures of each applied step, as MetricsLog.train.
-        back: the rollback from which the run begins again, if it does.
+        back: why the run begins again, if it does.
     """
 
     def __init__(
@@ -82,7 +90,7 @@ class Guard:
         state: GuardState,
         rows_of: Callable[[int], int],
         record: Callable[[int, Figures], None],
-        back: RollBack | None = None,
+        back: BeginAgain | None = None,
     ) -> None:
         training = config.training
         self._policy, self._limit = training.on_not_finite, training.max_skipped_in_a_row
@@ -92,7 +100,7 @@ class Guard:
         self._latest: tuple[int, Figures, Figures] | None = None
         self._state = state
         self._rounds = step if back is None else back.rounds
-        if back is not None:
+        if isinstance(back, RollBack):
             left_out = back.rows - self._rows_of(step)
             self._state = replace(state, rows_left_out=left_out, skipped_in_a_row=0, rollbacks_in_a_row=back.rollbacks)
 
@@ -170,7 +178,11 @@ class Guard:
     def rollback(self, bad: BadStep, target: int, stopping: bool) -> RollBack:
         """How the run begins again from the checkpoint of step `target`, with the batches after the bad one."""
         rows, in_a_row = self.rows_before(bad.step), self._state.rollbacks_in_a_row + 1
-        return RollBack(target, rows, in_a_row, self._rounds, bad.step + 1, stopping)
+        return RollBack(self._rounds, bad.step + 1, stopping, target, rows, in_a_row)
+
+    def begin_again(self, step: int, stopping: bool) -> BeginAgain:
+        """How the run begins again from its checkpoint of the step that is done."""
+        return BeginAgain(self._rounds, step, stopping)
 
     def why_stopped(self, bad: BadStep) -> str:
         """What a run that stops has to say about it, in a sentence without its end."""

@@ -21,6 +21,7 @@ from stellarbyte_jax.data.loader import TrainLoader
 from stellarbyte_jax.processes.joined import Processes
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training.amending import resume
+from stellarbyte_jax.training.cut_model import as_saved, cut, save_cut_model, uncut_fields
 from stellarbyte_jax.training.cut_short import CutShortError, until
 from stellarbyte_jax.training.early_stopping import stops_early
 from stellarbyte_jax.training.ending import conclude
@@ -28,7 +29,7 @@ from stellarbyte_jax.training.evaluation import evaluate
 from stellarbyte_jax.training.failures import Failures, ReadAhead
 from stellarbyte_jax.training.finite import check_finite
 from stellarbyte_jax.training.given import Given
-from stellarbyte_jax.training.guard import BadStep, Guard, Reports, RollBack, regular_target
+from stellarbyte_jax.training.guard import BadStep, BeginAgain, Guard, Reports, regular_target
 from stellarbyte_jax.training.opening import opening
 from stellarbyte_jax.training.programs import Programs
 from stellarbyte_jax.training.save_times import SaveTimes
@@ -58,9 +59,9 @@ class Training:
         interrupt: Interrupt,
         display: Display,
         amend: bool,
-        back: RollBack | None,
+        back: BeginAgain | None,
     ) -> None:
-        self.config, self.work, self.diagnostics, self.back = config, work, diagnostics, back
+        self.asked, self.work, self.diagnostics, self.back = config, work, diagnostics, back
         self.processes, self.interrupt, self.failures = processes, interrupt, Failures()
         self.max_steps = config.training.max_steps
         self.rolls_back = config.training.on_not_finite == "rollback"
@@ -74,8 +75,9 @@ class Training:
         check_batch(config.training, config.data.sequence_length, layout)
         loader = TrainLoader(config.data, given.manifest, config.seed)
 
-        self.programs = programs = Programs.of(config, layout)
-        started = start(config, programs.optimizer, programs.shardings, programs.frozen_shardings, processes)
+        self.config = now = as_saved(config, layout)
+        self.programs = programs = Programs.of(now, layout)
+        started = start(now, programs.optimizer, programs.shardings, programs.frozen_shardings, processes)
         self.state, self.step, self.frozen, self.base, metadata = started
         self.saved, self.stopping = self.step, False
         self.early: str | None = None
@@ -86,7 +88,8 @@ class Training:
         self.feed = Feed(config, self.loader, layout, self.step, self.resumed.rows)
         if writes:
             save_config(config, work.path / "config.yaml")
-        self.utilizations = {stage: Utilization.of(config, self.mesh, stage) for stage in self.feed.stages}
+            save_cut_model(config, now, work.path)
+        self.utilizations = {stage: Utilization.of(now, self.mesh, stage) for stage in self.feed.stages}
         trackers = Trackers(config.training.report_to, config.training.project, work.path, to_dict(config), self.step)
         utilization = self.utilizations[self.feed.stage(self.step)]
         self.log = MetricsLog(work.path, self.step, self.max_steps, utilization, display, self.failures, trackers)
@@ -103,7 +106,7 @@ class Training:
         Raises:
             RollBack: the run is to begin again from its newest checkpoint.
         """
-        config, log, left = self.config, self.log, self.max_steps - self.step
+        config, log, processes, left = self.config, self.log, self.processes, self.max_steps - self.step
         with (
             self.interrupt,  # until the last save is on disk, a signal only asks for the end
             Checkpointer(
@@ -124,8 +127,7 @@ class Training:
             # A batch of another size needs another program, which is not to be warned of.
             train_step = self.programs.train_step
             self.train_steps = {stage: compile_watch.watch(train_step) for stage in self.feed.stages}
-            first = self.feed.stage(self.step)
-            self.train_steps[first] = compile_watch.watch(train_step, self.diagnostics.dump_hlo)
+            self.train_steps[self.feed.stage(self.step)] = compile_watch.watch(train_step, self.diagnostics.dump_hlo)
             self.eval_step = compile_watch.watch(self.programs.eval_step)
             try:
                 self._begin()
@@ -139,17 +141,10 @@ class Training:
             with log.paused("checkpoint"), log.doing("saving"):
                 self.work.settle(checkpointer, self._save)
                 checkpointer.wait()
-                if self.processes.index == 0:
+                if processes.index == 0:
                     checkpointer.delete_what_nothing_keeps()
             return conclude(
-                config,
-                log,
-                self.step,
-                self.early,
-                self.processes,
-                self.interrupt,
-                self.failures,
-                stopping=self.stopping,
+                config, log, self.step, self.early, processes, self.interrupt, self.failures, stopping=self.stopping
             )
 
     def _begin(self) -> None:
@@ -184,6 +179,8 @@ class Training:
         self.ledger.read(self.step, rows.samples)
         guard.after(self.step, metrics, figures)
         self.profile.after(self.step, self.state)
+        if self.config.training.prune is not None and self.step == self.config.training.prune.to_step:
+            self._cut()
 
         last = self.step == self.max_steps
         if last:  # saved before it is validated, which may be cut short
@@ -241,11 +238,21 @@ class Training:
                 return
             memory = self.guard.for_checkpoint(step, state)
             position = self.resumed.position(step, self.feed.rows(step))
-            fields, files = to_dict(self.config), dict(self.given.tokenizer_files)
-            metadata = RunMetadata(fields, files, position, self.base, self.given.data, memory)
-            self.checkpointer.save(step, state.params, state.opt_state, metadata, state.ema)
+            fields = to_dict(self.asked) | {"model": to_dict(self.config.model)}
+            files, uncut = dict(self.given.tokenizer_files), uncut_fields(self.asked, self.config)
+            metadata = RunMetadata(fields, files, position, self.base, self.given.data, memory, uncut)
+            self.checkpointer.save(step, state.params, state.opt_state, metadata, state.ema, state.pruned)
         self.saved = step
         self.save_times.saved(step)
+
+    def _cut(self) -> None:
+        """Saves the run without what it has pruned; raises BeginAgain, since it goes on with a smaller model."""
+        self.guard.catch_up()
+        self.config, self.state = cut(self.config, self.programs.pruning, self.state)
+        self._save(final=True)
+        self.checkpointer.wait()
+        jax.tree.map(lambda array: array.delete(), self.state)  # what is read again takes its place
+        raise self.guard.begin_again(self.step, self.stopping)
 
     def _leave_out(self, bad: BadStep) -> None:
         """Makes the run go on after a bad step, with other batches; raises it again if the run is to stop."""

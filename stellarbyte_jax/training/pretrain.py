@@ -1,4 +1,4 @@
-"""Trains a run to its end, beginning again as often as it has to be rolled back."""
+"""Trains a run to its end, beginning again as often as it is rolled back, and once its model is cut."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from stellarbyte.interrupt import Interrupt
 from stellarbyte.run_log import RunLog
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.processes.joined import ALONE, Processes
-from stellarbyte_jax.training.guard import RollBack
+from stellarbyte_jax.training.guard import BeginAgain
 from stellarbyte_jax.training.loop import Training
 from stellarbyte_jax.training.watching.diagnostics import Diagnostics
 from stellarbyte_jax.training.work_folder import work_folder
@@ -47,6 +47,6 @@ def pretrain(
         while True:
             try:
                 return Training(config, work, diagnostics, processes, interrupt, display, amend, back).run()
-            except RollBack as error:
+            except BeginAgain as error:
                 # It begins again as any run that goes on. A copy has no traceback, which would keep what it leaves.
                 amend, back, diagnostics = False, dataclasses.replace(error), diagnostics.after(error.reached)

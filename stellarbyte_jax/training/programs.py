@@ -11,6 +11,7 @@ from stellarbyte_jax.checkpoints.adapter_trees import join
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.sharding import Layout
 from stellarbyte_jax.training.evaluation import eval_step_on_mesh
+from stellarbyte_jax.training.gradual_pruning import GradualPruning
 from stellarbyte_jax.training.optimizer import run_optimizer
 from stellarbyte_jax.training.schedules import learning_rate_schedule
 from stellarbyte_jax.training.start import state_shardings
@@ -23,6 +24,7 @@ class Programs(NamedTuple):
 
     shardings: a TrainState with a sharding for each array. frozen_shardings: those of the weights below adapters.
     learning_rate: a function from the number of steps that are done to the rate of the next.
+    pruning: the rule by which the train step prunes; None if it does not.
     """
 
     optimizer: optax.GradientTransformation
@@ -31,6 +33,7 @@ class Programs(NamedTuple):
     train_step: TrainStep
     eval_step: EvalStep
     learning_rate: Callable[[Any], Any]
+    pruning: GradualPruning | None
 
     @classmethod
     def of(cls, config: RunConfig, layout: Layout) -> Self:
@@ -38,11 +41,13 @@ class Programs(NamedTuple):
         graphdef, abstract_params = run_model(config, layout)
         optimizer = run_optimizer(config, abstract_params, layout)
         shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
+        pruning = GradualPruning.of(config, optimizer)
         return cls(
             optimizer,
             shardings,
             frozen_shardings,
-            on_mesh(run_train_step(config, graphdef, optimizer), layout, shardings, frozen_shardings),
+            on_mesh(run_train_step(config, graphdef, optimizer, pruning), layout, shardings, frozen_shardings),
             eval_step_on_mesh(graphdef, join(frozen_shardings, shardings.params), layout),
             jax.jit(learning_rate_schedule(config.optimizer, config.training.max_steps, jnp)),
+            pruning,
         )

@@ -63,6 +63,7 @@ _FIXED = {
     "seed": "the order of the samples and all that is drawn follow from it",
     "lora": "it decides which weights there are",
     "init_from": "the run began with these weights",
+    "training.prune": "what is pruned so far followed from it",
     "optimizer.optim": "each optimizer has a state of its own",
 }
 
@@ -98,6 +99,8 @@ def check_same_run(config: RunConfig, tokenizer: Tokenizer, data: DataIdentity, 
     before, known = None, metadata.data
     if "training" in metadata.config:
         held, where = (pending[-1].config, AMENDMENTS) if pending else (metadata.config, "checkpoints")
+        if metadata.uncut is not None and not pending:  # the run's config has the model as it was at first
+            held = {**held, "model": metadata.model | metadata.uncut}
         before = run_config_from_dict(held, f"{run_dir}/{where}")
         differing = differing_fields(before, config)
     else:  # an imported model

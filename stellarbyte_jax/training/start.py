@@ -34,7 +34,7 @@ from stellarbyte_jax.training.loss_spike import SpikeRule
 from stellarbyte_jax.training.optimizer_state import opt_state_axes
 from stellarbyte_jax.training.param_traits import trained_params
 from stellarbyte_jax.training.same_run import GoingOn, check_init_from, check_same_run
-from stellarbyte_jax.training.state import Params, TrainState, init_params, run_state
+from stellarbyte_jax.training.state import Params, TrainState, init_params, run_prune_state, run_state
 
 
 class Start(NamedTuple):
@@ -115,6 +115,7 @@ def state_shardings(
         good=layout.sharding(),
         ema=None if abstract.ema is None else params,
         recent_losses=None if abstract.recent_losses is None else layout.sharding(),
+        pruned=jax.tree.map(lambda _: layout.sharding(), abstract.pruned),
     ), frozen
 
 
@@ -135,10 +136,10 @@ def start(
         return run_state(config, optimizer)
 
     abstract = placed(jax.eval_shape(create), shardings)
-    metadata, opt_state, ema, step = None, None, None, 0
+    metadata, opt_state, ema, pruned, step = None, None, None, None, 0
     if latest_step(config.output_dir) is not None:
-        params, opt_state, metadata, step, ema = restore(
-            config.output_dir, abstract.params, abstract.opt_state, processes, abstract.ema
+        params, opt_state, metadata, step, ema, pruned = restore(
+            config.output_dir, abstract.params, abstract.opt_state, processes, abstract.ema, abstract.pruned
         )
     elif config.init_from is not None and config.lora is None:
         params, found = restore_params(config.init_from, abstract.params, processes=processes)
@@ -150,10 +151,12 @@ def start(
         opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
     if ema is None and shardings.ema is not None:  # a copy: the train step is given each array for good
         ema = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings.ema)(params)
+    if pruned is None:
+        pruned = jax.device_put(run_prune_state(config), shardings.pruned)
     done = jax.device_put(jnp.asarray(step, jnp.int32), shardings.step)
     guard, spikes = GuardState() if metadata is None else metadata.guard, SpikeRule.of(config.training)
     recent = None if spikes is None else jax.device_put(spikes.first(guard.recent_losses), shardings.recent_losses)
-    state = TrainState(done, params, opt_state, jax.device_put(jnp.asarray(True), shardings.good), ema, recent)
+    state = TrainState(done, params, opt_state, jax.device_put(jnp.asarray(True), shardings.good), ema, recent, pruned)
     if config.lora is None:
         return Start(state, step, {}, None, metadata)
 

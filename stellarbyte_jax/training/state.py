@@ -17,6 +17,7 @@ from stellarbyte_jax.model.lora import add_adapters
 from stellarbyte_jax.model.weight_grid import WeightGrid
 from stellarbyte_jax.sharding import Layout
 from stellarbyte_jax.training.loss_spike import SpikeRule
+from stellarbyte_jax.training.prune_state import PruneState, first_state
 
 Params = dict[str, Any]
 
@@ -33,6 +34,7 @@ class TrainState:
     step that was not, no step changes the rest of the state, so that the last good one can still be saved.
     ema: the exponential moving average of the parameters; None if the run keeps none.
     recent_losses: the window of SpikeRule; None if the run applies every step.
+    pruned: what the run has pruned so far; None if it prunes nothing while it trains.
     """
 
     step: jax.Array
@@ -41,6 +43,7 @@ class TrainState:
     good: jax.Array | bool = True
     ema: Params | None = None
     recent_losses: jax.Array | None = None
+    pruned: PruneState | None = None
 
 
 def abstract_model(
@@ -119,4 +122,12 @@ def run_state(config: RunConfig, optimizer: optax.GradientTransformation) -> Tra
     """The state of a run before its first step."""
     ema, spikes = config.training.ema_decay is not None, SpikeRule.of(config.training)
     state = init_state(config.model, optimizer, config.seed, config.lora, ema=ema)
-    return state if spikes is None else dataclasses.replace(state, recent_losses=jnp.asarray(spikes.first()))
+    if spikes is not None:
+        state = dataclasses.replace(state, recent_losses=jnp.asarray(spikes.first()))
+    return dataclasses.replace(state, pruned=run_prune_state(config))
+
+
+def run_prune_state(config: RunConfig) -> PruneState | None:
+    """What a run has pruned before its first step; None if it prunes nothing while it trains."""
+    prune = config.training.prune
+    return None if prune is None else first_state(prune, config.model)

@@ -14,6 +14,7 @@ from stellarbyte_jax.checkpoints.adapter_trees import join
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.sharding import Layout
+from stellarbyte_jax.training.gradual_pruning import GradualPruning
 from stellarbyte_jax.training.group_norms import group_norms
 from stellarbyte_jax.training.loss import PLAIN, LossSums, Regularization, token_loss
 from stellarbyte_jax.training.loss_spike import SpikeRule
@@ -32,7 +33,10 @@ _DROPOUT_STREAM = 0xD207
 
 
 def run_train_step(
-    config: RunConfig, graphdef: nnx.GraphDef[ByteForCausalLM], optimizer: optax.GradientTransformation
+    config: RunConfig,
+    graphdef: nnx.GraphDef[ByteForCausalLM],
+    optimizer: optax.GradientTransformation,
+    pruning: GradualPruning | None,
 ) -> TrainStep:
     """The train step of a run; see make_train_step."""
     training = config.training
@@ -48,6 +52,7 @@ def run_train_step(
         position_shift=training.position_shift,
         xpos_regularization_coef=training.xpos_regularization_coef,
         log_norms=training.log_norms,
+        pruning=pruning,
     )
 
 
@@ -63,6 +68,7 @@ def make_train_step(
     position_shift: int = 0,
     xpos_regularization_coef: float = 0.0,
     log_norms: bool = False,
+    pruning: GradualPruning | None = None,
 ) -> TrainStep:
     """A function (state, batch, frozen) -> (state, metrics), which applies the gradient of the batch's mean loss once.
 
@@ -76,7 +82,8 @@ def make_train_step(
 
     With `ema_decay` the state's average of the parameters follows them: see `moving_average`. With `spikes` a step
     whose loss is a spike is not applied either, and the metrics have `is_spike`. `position_shift` is the largest offset
-    of `shifted`, and `xpos_regularization_coef` the weight of `zeta_loss` in what training makes small.
+    of `shifted`, and `xpos_regularization_coef` the weight of `zeta_loss` in what training makes small. With `pruning`
+    the step keeps at zero what that has pruned, and the metrics have the shares that are kept.
 
     `frozen` holds the model's parameters that are not in the state, which are the base below adapters; by default there
     are none. A batch holds int32 [B, T] arrays: input_ids, labels and, if documents are packed, position_ids and
@@ -116,6 +123,11 @@ def make_train_step(
         else:
             gradients, (sums, router) = _accumulate(gradient_of, state.params, batch, keys, gradient_accumulation_steps)
 
+        pruned = None
+        if pruning is not None:
+            assert state.pruned is not None
+            pruned = pruning.after(state.pruned, gradients, state.params, state.step + 1)
+            gradients = pruning.without(gradients, pruned)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {**_means(sums), "grad_norm": optax.global_norm(gradients)}
@@ -137,6 +149,9 @@ def make_train_step(
             good, recent = good & ~metrics["is_spike"], spikes.after(metrics["loss"], recent)
         ema = state.ema if ema_decay is None else moving_average(state.ema, params, state.step + 1, ema_decay)
         after = TrainState(state.step + 1, params, opt_state, state.good, ema, recent)
+        if pruning is not None and pruned is not None:
+            after = pruning.applied(after, pruned)
+            metrics |= pruning.metrics(pruned)
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
         return dataclasses.replace(kept, good=good), metrics
 

@@ -86,7 +86,7 @@ def test_round_trip(run: Path) -> None:
     restored = restore(run, abstract(params), abstract(opt_state))
     assert same_bits(restored[0], params)
     assert same_bits(restored[1], opt_state)
-    assert restored[2:] == (METADATA, 30, None)
+    assert restored[2:] == (METADATA, 30, None, None)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(restored[:2]))
 
 
