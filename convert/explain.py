@@ -58,10 +58,12 @@ def _config(model: Place) -> ByteConfig:
         path = local(model, "MODEL", "the YAML file of a config has to be on this machine")
         return load_run_config(path).model if _RUN_FIELDS & set(read_yaml(path).value) else load_model_config(path)
     whole, alone = model_files(model)
+    if whole.is_file():
+        config = load_run_config(whole)
+        if config.training.prune is None or not alone.is_file():
+            return config.model
     if alone.is_file():
         return load_model_config(alone)
-    if whole.is_file():
-        return load_run_config(whole).model
     if not model.is_dir() or not (model / hf_config.CONFIG).is_file():
         raise UserError(
             f"{model} is no run, no Hugging Face folder and no YAML file: name one, such as runs/my-run or "

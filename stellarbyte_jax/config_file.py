@@ -96,10 +96,18 @@ def _model_of_run(init_from: Node) -> Node:
     except UserError as error:
         raise UserError(f"{init_from.where}: {error}") from error
     whole, model = model_files(folder)
-    if model.is_file():
-        return read_yaml(model)
     if whole.is_file():
         config = read_yaml(whole)
-        if "model" in config.value:
+        is_cut = model.is_file() and _prunes(config)
+        if "model" in config.value and not is_cut:
             return config.value["model"]
+    if model.is_file():
+        return read_yaml(model)
     raise UserError(f"{init_from.where}: {folder} has neither config.yaml nor model.yaml: name its model in `model`")
+
+
+def _prunes(config: Node) -> bool:
+    """Whether a run's config prunes its model while it trains."""
+    training = config.value.get("training")
+    prune = None if training is None or not isinstance(training.value, Mapping) else training.value.get("prune")
+    return prune is not None and prune.value is not None
