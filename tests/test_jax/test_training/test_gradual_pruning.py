@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -16,7 +17,15 @@ from stellarbyte_jax.training.cut_model import cut
 from stellarbyte_jax.training.gradual_pruning import GradualPruning
 from stellarbyte_jax.training.loss import token_loss
 from stellarbyte_jax.training.programs import Programs
-from stellarbyte_jax.training.state import TrainState, abstract_model, run_state
+from stellarbyte_jax.training.prune_state import first_state
+from stellarbyte_jax.training.state import (
+    Params,
+    TrainState,
+    abstract_model,
+    init_params,
+    run_prune_state,
+    run_state,
+)
 from stellarbyte_jax.training.step import batch_loss
 from test_jax.runs import run_config_of
 from test_jax.tiny import random_tokens, relative_error, tiny_config
@@ -71,7 +80,9 @@ def channels_of(config: RunConfig, optimizer: Any, state: TrainState) -> list[tu
     return found
 
 
-@pytest.mark.parametrize("optim", ["adamw", "muon", pytest.param("lion", marks=pytest.mark.long), "adafactor"])
+@pytest.mark.parametrize(
+    "optim", ["adamw", *(pytest.param(optim, marks=pytest.mark.long) for optim in ("lion", "muon", "adafactor"))]
+)
 def test_what_is_pruned_stays_zero_and_a_cut_takes_nothing_else(optim: str) -> None:
     config = run_of(optim)
     programs, states, metrics = trained(config, 8)
@@ -117,49 +128,61 @@ def test_what_is_pruned_stays_zero_and_a_cut_takes_nothing_else(optim: str) -> N
 def test_the_cubic_of_zhu_and_gupta() -> None:
     model = tiny_config(intermediate_size=400)
     prune = PruneConfig(from_step=2, to_step=10, every_steps=3, keep_channels=0.25, multiple=1)
-    config = run_of(model=model, prune=prune, ema_decay=None)
-    _, states, _ = trained(config, 12)
-    shares = [kept_of(state)["channels"].mean() for state in states]
+    config = run_of(model=model, prune=prune)
+    rule = GradualPruning.of(config, optax.identity())
+    assert rule is not None
+    params = jax.jit(init_params, static_argnums=(0, 1))(model, 0)
+    after, state = jax.jit(rule.after), run_prune_state(config)
+    shares = []
+    for step in range(1, 13):
+        state = after(state, params, params, step)
+        shares.append(np.mean(state.kept["channels"]))
 
     def cubic(step: int) -> float:
         return 0.25 + 0.75 * (1 - (step - 2) / 8) ** 3
 
-    expected = [1.0] * 5 + [cubic(5)] * 3 + [cubic(8)] * 2 + [0.25] * 3
+    expected = [1.0] * 4 + [cubic(5)] * 3 + [cubic(8)] * 2 + [0.25] * 3
     assert shares == pytest.approx(expected, abs=1 / 800)
 
 
-@pytest.mark.parametrize("even", [False, True])
-def test_the_least_important_go(even: bool) -> None:
-    """Importances by gates on what a unit gives, which the step does not have."""
-    prune = dataclasses.replace(PRUNE, from_step=0, to_step=1, every_steps=1, even=even)
-    config = run_of(prune=prune)
-    programs = Programs.of(config, one_device(config))
-    state = run_state(config, programs.optimizer)
-    graphdef = abstract_model(MODEL)[0]
+def test_the_least_important_go() -> None:
+    """By the gradients of gates on what the units give, which the step does not have."""
+    graphdef, params = abstract_model(MODEL)[0], init_params(MODEL, 1)
 
-    def loss(gates: dict[str, jax.Array]) -> jax.Array:
-        params = jax.tree.map(lambda leaf: leaf, state.params)
-        down = params["model"]["layers"]["mlp"]["down_proj"]
-        down["kernel"] = down["kernel"] * gates["channels"][:, :, None]
+    def loss(params: Params, gates: dict[str, jax.Array]) -> jax.Array:
+        params = jax.tree.map(lambda leaf: leaf, params)
+        attention, mlp = (params["model"]["layers"][name] for name in ("self_attn", "mlp"))
+        # What follows is linear in what a unit gives, so a factor of its row is one of the unit.
+        of_heads = jnp.repeat(gates["heads"], 4, axis=1)
+        for projection, gates_LX in ((attention["o_proj"], of_heads), (mlp["down_proj"], gates["channels"])):
+            projection["kernel"] = projection["kernel"] * gates_LX[:, :, None]
         model, rows = nnx.merge(graphdef, params), batch()
-        hidden = model.model(rows["input_ids"], head_gates=gates["heads"][:, None, None]).hidden
+        hidden = model.model(rows["input_ids"]).hidden
         head, axes = model.head
         return token_loss(hidden, head, rows["labels"], axes).loss
 
-    importance = jax.tree.map(np.abs, jax.grad(loss)({"channels": jnp.ones((2, 24)), "heads": jnp.ones((2, 4))}))
-    kept = kept_of(programs.train_step(jax.tree.map(jnp.copy, state), batch(), {})[0])
-    if even:
-        assert kept["channels"].sum(axis=1).tolist() == [12, 12]
-        groups = np.asarray(importance["heads"]).reshape(2, 2, 2).sum(axis=2)
-        assert (kept["heads"].reshape(2, 2, 2).all(axis=2) == (groups == groups.max(axis=1, keepdims=True))).all()
-    else:
-        least = np.sort(importance["heads"].ravel())[4]
-        assert (kept["heads"] == (importance["heads"] >= least)).all()
-    for kept_F, importance_F in zip(kept["channels"], np.asarray(importance["channels"]), strict=True):
-        assert kept_F.sum() % 4 == 0
-        assert importance_F[kept_F].min() >= importance_F[~kept_F].max()
+    ones = {"channels": jnp.ones((2, 24)), "heads": jnp.ones((2, 4))}
+    gradients, of_gates = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, ones)
+    channels, heads = (np.abs(of_gates[kind]) for kind in ("channels", "heads"))
+    kept = {}
+    for even in (False, True):
+        prune = dataclasses.replace(PRUNE, from_step=0, to_step=1, every_steps=1, even=even)
+        rule = GradualPruning.of(run_of(prune=prune), optax.identity())
+        assert rule is not None
+        pruned = jax.jit(rule.after)(first_state(prune, MODEL), gradients, params, 1)
+        kept[even] = jax.tree.map(np.asarray, pruned.kept)
+
+    assert (kept[False]["heads"] == (heads >= np.sort(heads.ravel())[4])).all()
+    groups = heads.reshape(2, 2, 2).sum(axis=2)
+    assert (kept[True]["heads"] == np.repeat(groups == groups.max(axis=1, keepdims=True), 2, axis=1)).all()
+    assert kept[True]["channels"].sum(axis=1).tolist() == [12, 12]
+    for each in kept.values():
+        for kept_F, importance_F in zip(each["channels"], channels, strict=True):
+            assert kept_F.sum() % 4 == 0
+            assert importance_F[kept_F].min() >= importance_F[~kept_F].max()
 
 
+@pytest.mark.long
 def test_adafactor_estimates_the_same_squares_after_a_cut() -> None:
     config = run_of("adafactor")
     programs, states, _ = trained(config, 7)

@@ -22,6 +22,8 @@ from stellarbyte_jax.training.pretrain import pretrain
 from test_jax.poison import batches_of, poison, without
 from test_jax.runs import bits, losses, records
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 PRUNE = PruneConfig(from_step=2, to_step=8, every_steps=2, keep_channels=0.5, keep_heads=0.75, multiple=4)
 TRAINING = {"prune": PRUNE, "ema_decay": 0.9}
 
@@ -77,17 +79,15 @@ def test_a_run_goes_on_with_a_smaller_model(
     assert pretrain(longer, amend=True)
     assert len(losses(run)) == 14 and load_metadata(run)[0].model == model
 
+    more = dataclasses.replace(PRUNE, keep_channels=0.75)
+    other = dataclasses.replace(longer, training=dataclasses.replace(longer.training, prune=more))
+    with pytest.raises(UserError, match=r"training.prune.keep_channels \(was 0.5, now 0.75\).*cannot change, because"):
+        pretrain(other, amend=True)
+
     text = (run / "config.yaml").read_text(encoding="utf-8")
     (run.parent / "next.yaml").write_text(text[: text.index("model:")] + text[text.index("data:") :], encoding="utf-8")
     changes = ["--init_from", str(run), "--output_dir", f"{run}-next", "--training.prune", "null"]
     assert load_run_config(run.parent / "next.yaml", changes).model == model_config_from_dict(model, "the run")
-
-
-def test_what_is_pruned_is_fixed(pruned_run: RunConfig) -> None:
-    more = dataclasses.replace(PRUNE, keep_channels=0.75)
-    other = dataclasses.replace(pruned_run, training=dataclasses.replace(pruned_run.training, prune=more))
-    with pytest.raises(UserError, match=r"training.prune.keep_channels \(was 0.5, now 0.75\).*cannot change, because"):
-        pretrain(other, amend=True)
 
 
 @pytest.mark.long
