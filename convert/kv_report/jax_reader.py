@@ -31,7 +31,7 @@ class JaxReader:
         self._params = nnx.to_pure_dict(state)
         self._prompt = jax.jit(functools.partial(_read_prompt, graphdef))
         self._rest = jax.jit(functools.partial(_read_rest, graphdef))
-        self._new = jax.jit(functools.partial(_continue, graphdef), static_argnames="count")
+        self._guesses = jax.jit(functools.partial(_guess, graphdef))
 
     def read(self, ids_NT: np.ndarray, prompt: int, setting: Setting | None) -> Reading:
         """Reads rows whose first `prompt` tokens are the prompt."""
@@ -46,11 +46,12 @@ class JaxReader:
         cache_bytes = sum(array.nbytes for array in held) // N
         return Reading(float(loss), kept, cache_bytes, N * (rest_NS.shape[1] - 1) / seconds)
 
-    def go_on(self, ids_NP: np.ndarray, count: int, setting: Setting | None) -> np.ndarray:
-        """The likeliest `count` tokens after each prompt, one after another: [N, count]."""
-        N, P = ids_NP.shape
-        logits_NV, cache = self._prompt(self._params, ids_NP, self._empty(N, P + count, setting))
-        return np.asarray(self._new(self._params, logits_NV, cache, count=count))
+    def guess(self, ids_MP: np.ndarray, answers_MA: np.ndarray, setting: Setting | None) -> np.ndarray:
+        """The likeliest token in the place of each token of the answers, once it has read all before it: [M, A]."""
+        (M, P), A = ids_MP.shape, answers_MA.shape[1]
+        first_MV, cache = self._prompt(self._params, ids_MP, self._empty(M, P + A, setting))
+        guesses_MA = self._guesses(self._params, answers_MA[:, :-1], cache)
+        return np.concatenate([np.asarray(first_MV).argmax(axis=-1)[:, None], np.asarray(guesses_MA)], axis=1)
 
     def _empty(self, rows: int, capacity: int, setting: Setting | None) -> Cache:
         if setting is None:
@@ -80,14 +81,12 @@ def _read_rest(graphdef: Graph, params: Any, ids_NS: jax.Array, cache: Cache) ->
     return losses_S.mean(), cache
 
 
-def _continue(graphdef: Graph, params: Any, logits_NV: jax.Array, cache: Cache, *, count: int) -> jax.Array:
-    """The likeliest tokens after a prompt, [N, count]."""
+def _guess(graphdef: Graph, params: Any, ids_NS: jax.Array, cache: Cache) -> jax.Array:
+    """The likeliest token after each of these, which are read one after another: [N, S]."""
     model = nnx.merge(graphdef, params)
 
-    def draw(carry: Any, _: None) -> Any:
-        logits_NV, cache = carry
-        token_N = logits_NV.argmax(axis=-1)
+    def read(cache: Any, token_N: jax.Array) -> Any:
         output = model(token_N[:, None], cache=cache)
-        return (output.logits[:, 0], output.cache), token_N
+        return output.cache, output.logits[:, 0].argmax(axis=-1)
 
-    return jax.lax.scan(draw, (logits_NV, cache), None, length=count)[1].T
+    return jax.lax.scan(read, cache, ids_NS.T)[1].T

@@ -46,8 +46,8 @@ class Reader(Protocol):
         """Reads rows whose first `prompt` tokens are the prompt."""
         ...
 
-    def go_on(self, ids_NP: np.ndarray, count: int, setting: Setting | None) -> np.ndarray:
-        """The likeliest `count` tokens after each prompt, one after another: [N, count]."""
+    def guess(self, ids_MP: np.ndarray, answers_MA: np.ndarray, setting: Setting | None) -> np.ndarray:
+        """The likeliest token in the place of each token of the answers, once it has read all before it: [M, A]."""
         ...
 
 
@@ -56,8 +56,9 @@ class Line:
     """What one cache makes of the rows.
 
     policy, slots: None for the full cache. change: the perplexity's, as a share of that with the full cache. found: of
-    the planted lines that the full cache finds, the share that this one finds; None if it finds none. kept_LP: by
-    layer, the share of kv heads and rows that kept each token of the prompt; None for the full cache.
+    the planted lines that the full cache continues to the last token, the share that this one does, too; recalled: the
+    same of their single tokens; None if the full cache has none. kept_LP: by layer, the share of kv heads and rows that
+    kept each token of the prompt; None for the full cache.
     """
 
     policy: str | None
@@ -65,6 +66,7 @@ class Line:
     loss: float
     change: float
     found: float | None
+    recalled: float | None
     cache_bytes: int
     tokens_per_second: float
     kept_LP: np.ndarray | None
@@ -86,7 +88,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Report:
-    """All lines, the full cache's first; how many rows of how many tokens, and how many planted lines it found."""
+    """All lines, the full cache's first; how many rows of how many tokens; the planted lines and what it found of them.
+
+    recalled_by_full: single tokens of the planted lines.
+    """
 
     lines: Sequence[Line]
     rows: int
@@ -94,6 +99,7 @@ class Report:
     prompt_tokens: int
     planted: int
     found_by_full: int
+    recalled_by_full: int
     shape: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,15 +115,15 @@ def measure(
     update: Callable[[int, int], None] = lambda _done, _whole: None,
 ) -> Report:
     """Reads the rows and continues the planted lines, with the full cache and with each setting."""
-    full_hits_M = np.zeros(0, bool)
+    full_hits_MA = np.zeros((0, ANSWER), bool)
     lines: list[Line] = []
     for number, setting in enumerate((None, *settings)):
         reading = reader.read(rows.ids_NT, prompt, setting)
-        hits_M = full_hits_M
+        hits_MA = full_hits_MA
         if len(rows.planted_MP):
-            hits_M = (reader.go_on(rows.planted_MP, ANSWER, setting) == rows.answers_MA).all(axis=1)
+            hits_MA = reader.guess(rows.planted_MP, rows.answers_MA, setting) == rows.answers_MA
         if setting is None:
-            full_hits_M = hits_M
+            full_hits_MA = hits_MA
         first_loss = lines[0].loss if lines else reading.loss
         lines.append(
             Line(
@@ -125,7 +131,8 @@ def measure(
                 slots=None if setting is None else setting.slots,
                 loss=reading.loss,
                 change=math.expm1(reading.loss - first_loss),
-                found=float(hits_M[full_hits_M].mean()) if full_hits_M.any() else None,
+                found=_share(hits_MA.all(axis=1), full_hits_MA.all(axis=1)),
+                recalled=_share(hits_MA, full_hits_MA),
                 cache_bytes=reading.cache_bytes,
                 tokens_per_second=reading.tokens_per_second,
                 kept_LP=_shares(reading.kept, prompt) if reading.kept else None,
@@ -134,13 +141,19 @@ def measure(
         update(number + 1, 1 + len(settings))
     N, T = rows.ids_NT.shape
     shape = settings[0].shape if settings else "uniform"
-    return Report(lines, N, T, prompt, len(rows.planted_MP), int(full_hits_M.sum()), shape)
+    found, recalled = int(full_hits_MA.all(axis=1).sum()), int(full_hits_MA.sum())
+    return Report(lines, N, T, prompt, len(rows.planted_MP), found, recalled, shape)
 
 
 def settings_of(slots: Sequence[int], names: Sequence[str], shape: str) -> list[Setting]:
     """Every policy within every budget, the smallest budget first. Raises UserError: there is no such policy."""
     policies = [policy(name) for name in names]
     return [Setting(count, shape, each) for count in sorted(set(slots)) for each in policies]
+
+
+def _share(hits: np.ndarray, of: np.ndarray) -> float | None:
+    """The share of hits among what the full cache has hit."""
+    return float(hits[of].mean()) if of.any() else None
 
 
 def _shares(kept: Sequence[np.ndarray], prompt: int) -> np.ndarray:

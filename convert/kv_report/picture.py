@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from itertools import groupby
 
 import numpy as np
 
@@ -11,6 +12,8 @@ _WIDTH, _LEFT, _RIGHT, _TOP, _PANEL_TOP, _PANEL_BOTTOM = 760, 150, 20, 46, 20, 2
 _LAYER = 9
 # So many columns are drawn; each is the mean over the tokens that it stands for.
 _COLUMNS = 128
+# Shares are drawn in so many tones.
+_TONES = 20
 
 _STYLE = """\
 svg { color-scheme: light dark; font: 12px system-ui, sans-serif; }
@@ -54,12 +57,14 @@ def _panel(line: Line, top: int, prompt: int) -> Sequence[str]:
         _text(_LEFT - 10, top + layers * _LAYER / 2, "end", f"{line.policy}, {line.slots} slots"),
         f'<rect class="frame" x="{_LEFT}" y="{top}" width="{_WIDTH - _LEFT - _RIGHT}" height="{layers * _LAYER}"/>',
     ]
-    for (layer, column), share in np.ndenumerate(shares):
-        if share > 0.005:
-            x, y = _LEFT + column * width, top + layer * _LAYER
-            drawn.append(
-                f'<rect class="kept" x="{x:.1f}" y="{y}" width="{width:.2f}" height="{_LAYER}" opacity="{share:.2f}"/>'
-            )
+    for layer, shares_P in enumerate(np.round(shares * _TONES) / _TONES):
+        column = 0
+        for share, same in groupby(shares_P.tolist()):
+            count, y = len(list(same)), top + layer * _LAYER
+            if share:
+                place = f'x="{_LEFT + column * width:.1f}" y="{y}" width="{count * width:.1f}" height="{_LAYER}"'
+                drawn.append(f'<rect class="kept" {place} opacity="{share:g}"/>')
+            column += count
     drawn.append(_text(_LEFT, bottom + 14, "start", "0"))
     drawn.append(_text(_WIDTH - _RIGHT, bottom + 14, "end", str(prompt)))
     return drawn

@@ -39,14 +39,12 @@ class TorchReader:
         return Reading(loss / steps, kept, self._bytes(cache) // len(ids), len(ids) * steps / seconds)
 
     @torch.no_grad()
-    def go_on(self, ids_NP: np.ndarray, count: int, setting: Setting | None) -> np.ndarray:
-        """The likeliest `count` tokens after each prompt, one after another: [N, count]."""
-        new, cache = torch.from_numpy(ids_NP).to(self._model.device), self._cache(setting)
-        tokens = []
-        for _ in range(count):
-            new = self._next(new, cache).argmax(dim=-1, keepdim=True)
-            tokens.append(new)
-        return torch.cat(tokens, dim=1).cpu().numpy()
+    def guess(self, ids_MP: np.ndarray, answers_MA: np.ndarray, setting: Setting | None) -> np.ndarray:
+        """The likeliest token in the place of each token of the answers, once it has read all before it: [M, A]."""
+        cache, answers = self._cache(setting), torch.from_numpy(answers_MA).to(self._model.device)
+        pieces = [torch.from_numpy(ids_MP).to(self._model.device), *answers[:, :-1].split(1, dim=1)]
+        guesses = [self._next(piece, cache).argmax(dim=-1) for piece in pieces]
+        return torch.stack(guesses, dim=1).cpu().numpy()
 
     def _cache(self, setting: Setting | None) -> Any:
         if setting is None:

@@ -60,52 +60,49 @@ def test_too_little_text_is_refused(tmp_path) -> None:
 
 
 class Forgetful:
-    """A reader whose pruned caches lose a tenth in perplexity, and every second planted line."""
-
-    def __init__(self, answers_MA: np.ndarray) -> None:
-        self._answers_MA = answers_MA
+    """A reader whose pruned caches lose a tenth in perplexity, and the end of the second planted line."""
 
     def read(self, ids_NT: np.ndarray, prompt: int, setting: Setting | None) -> Reading:
         kept = [] if setting is None else [np.tile(np.arange(prompt - setting.slots, prompt), (len(ids_NT), 2, 1))] * 3
         return Reading(2.0 if setting is None else 2.0 + np.log(1.1), kept, 4096 if setting is None else 1024, 10.0)
 
-    def go_on(self, ids_NP: np.ndarray, count: int, setting: Setting | None) -> np.ndarray:
-        assert ids_NP.shape[0] == len(self._answers_MA) and count == ANSWER
-        answers_MA = self._answers_MA.copy()
-        answers_MA[0] = -1  # what even the full cache does not find counts for no other
+    def guess(self, ids_MP: np.ndarray, answers_MA: np.ndarray, setting: Setting | None) -> np.ndarray:
+        assert len(ids_MP) == len(answers_MA)
+        guesses_MA = answers_MA.copy()
+        guesses_MA[0, 2:] = -1  # what even the full cache does not find counts for no other
         if setting is not None:
-            answers_MA[1] = -1
-        return answers_MA
+            guesses_MA[1, -1:] = -1
+        return guesses_MA
 
 
 def test_what_is_measured_and_shown(text) -> None:
     rows = rows_of(str(text), by_bytes, 0, (3, 600, 400), print)
-    report = measure(Forgetful(rows.answers_MA), rows, 400, settings_of([200, 100], ["window", "snap"], "uniform"))
+    report = measure(Forgetful(), rows, 400, settings_of([200, 100], ["window", "snap"], "uniform"))
     assert [(line.slots, line.policy) for line in report.lines] == [
         *((None, None), (100, "window"), (100, "snap"), (200, "window"), (200, "snap"))
     ]
-    assert (report.planted, report.found_by_full) == (3, 2)
+    assert (report.planted, report.found_by_full, report.recalled_by_full) == (3, 2, 18)
     pruned = report.lines[1]
     assert pruned.change == pytest.approx(0.1)
-    assert pruned.found == 0.5
+    assert (pruned.found, pruned.recalled) == (0.5, 17 / 18)
     assert pruned.kept_LP is not None
     assert (pruned.kept_LP == (np.arange(400) >= 300)).all()
     shown = table(report)
-    assert "2 of 3 planted lines found by the full cache" in shown
-    assert "+10.00%   50.0%" in shown
+    assert "3 planted lines: the full cache finds 2, and 18 of 24 of their tokens" in shown
+    assert "+10.00%      50.0%      94.4%" in shown
     kept = json.loads(json.dumps(report.to_dict()))["lines"][2]["kept"]
     assert kept == [[0.0] * 12 + [1.0] * 4] * 3
     drawn = ElementTree.fromstring(draw("a < b", report))
-    # The last columns are of three tokens each, the last of 100 and of 200 of which are in 34 and in 67.
-    assert sum(part.get("class") == "kept" for part in drawn) == 3 * 2 * (34 + 67)
+    # In each of four panels each of three layers has kept one stretch, which begins within a column.
+    assert sum(part.get("class") == "kept" for part in drawn) == 4 * 3 * 2
 
 
 def test_a_folder_is_measured(exported, text, tmp_path, capsys) -> None:
     few = ["--rows", "2", "--budgets", "20", "--policies", "window"]
     assert main(["kv", str(exported), "--data", str(text), *few, "-o", str(tmp_path / "kept.svg")]) == 0
-    head, columns, full, pruned = capsys.readouterr().out.splitlines()[:4]
-    assert head.startswith("2 passages of 64 tokens, 48 of them the prompt; 0 of ")
-    assert columns.split() == ["budget", "policy", "perplexity", "change", "found", "cache", "tokens/s"]
+    head, _, columns, full, pruned = capsys.readouterr().out.splitlines()[:5]
+    assert head == "2 passages of 64 tokens, 48 of them the prompt"
+    assert columns.split() == ["budget", "policy", "perplexity", "change", "found", "recalled", "cache", "tokens/s"]
     assert full.split()[0] == "all"
     assert pruned.split()[:2] == ["20", "window"]
     assert "window, 20 slots" in (tmp_path / "kept.svg").read_text()
@@ -121,7 +118,7 @@ def test_both_sides_say_the_same_of_a_model(run_dir, exported) -> None:
         assert here.loss == pytest.approx(there.loss, rel=1e-5)
         assert here.cache_bytes == 2 * 2 * 2 * 8 * 4 * (60 if which is None else 20)
         assert there.cache_bytes == (here.cache_bytes * 59 // 60 if which is None else here.cache_bytes)
-        assert np.array_equal(*(side.go_on(ids, 3, which) for side in sides))
+        assert np.array_equal(*(side.guess(ids[:, :50], ids[:, 50:53], which) for side in sides))
     assert all(np.array_equal(a[..., : b.shape[-1]], b) for a, b in zip(here.kept, there.kept, strict=True))
 
 
