@@ -61,7 +61,7 @@ def prune_run(
         run = load_trained_run(run_dir, step, shards)
         for wanted in request.each():
             check_wanted(vars(run.config.model), wanted)
-        reports, (config, params) = _pruned(run, request, progress)
+        reports, (config, params) = _pruned(run, request, _over_passes(progress, 1 + len(request.keeps)))
         save_config(config, output_dir / "model.yaml")
         try:
             save_imported(output_dir, params, RunMetadata({"model": to_dict(config)}, run.tokenizer.files))
@@ -75,18 +75,31 @@ def prune_run(
     return reports
 
 
-def _pruned(run: TrainedRun, request: Request, progress: Update) -> tuple[list[Report], tuple[ByteConfig, Params]]:
+def _over_passes(progress: Update, passes: int) -> Iterator[Update]:
+    """A progress function for each of several passes over the same batches; `progress` sees them as one pass."""
+    for index in range(passes):
+
+        def update(done: int, whole: int | None, index: int = index) -> None:
+            if whole is not None:
+                progress(index * whole + done, passes * whole)
+
+        yield update
+
+
+def _pruned(
+    run: TrainedRun, request: Request, passes: Iterator[Update]
+) -> tuple[list[Report], tuple[ByteConfig, Params]]:
     """(a report a share, the model of the last one)."""
     model, params = run.config.model, jax.device_put(run.params)
     fields = vars(model)
     graphdef, _ = abstract_model(model, Execution(run.config.training.dtype))
     found = scores(measure_importance(graphdef, params, _calibration(run, request.samples)), request.importance)
-    before = _figures(model, params, run, request, progress)
+    before = _figures(model, params, run, request, next(passes))
     reports, smaller = [], (model, params)
     for wanted in request.each():
         choice = choose(fields, found, wanted)
         smaller = cut(model, run.params, choice.cuts)
-        after = _figures(smaller[0], jax.device_put(smaller[1]), run, request, progress)
+        after = _figures(smaller[0], jax.device_put(smaller[1]), run, request, next(passes))
         reports.append(report(fields, choice, wanted.keep, wanted.by, before, after))
     return reports, smaller
 
