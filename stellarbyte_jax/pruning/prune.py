@@ -21,7 +21,7 @@ from stellarbyte.pruning.report import Figures, Report, report
 from stellarbyte.pruning.request import Request
 from stellarbyte.pruning.scores import scores
 from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, latest_step, save_imported
-from stellarbyte_jax.config_file import save_config, to_dict
+from stellarbyte_jax.config_file import load_run_config, save_config, to_dict
 from stellarbyte_jax.data.loader import Take, TrainLoader
 from stellarbyte_jax.inference.generate import Generator
 from stellarbyte_jax.model.execution import Execution
@@ -58,6 +58,8 @@ def prune_run(
     with folder_lock(output_dir, doing="prune"):
         if latest_step(output_dir) is not None:
             raise UserError(f"{output_dir} holds checkpoints already: choose another folder for the pruned model")
+        if request.recover is not None:  # before the work that takes minutes
+            load_run_config(request.recover, [f"--output_dir={output_dir}", f"--init_from={run_dir}"])
         run = load_trained_run(run_dir, step, shards)
         for wanted in request.each():
             check_wanted(vars(run.config.model), wanted)

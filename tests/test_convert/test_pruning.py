@@ -8,6 +8,8 @@ import torch
 
 from convert import config as hf_config
 from convert import names, weights
+from convert.families import fit
+from convert.families.registry import FAMILIES
 from stellarbyte.pruning.choice import Wanted, choose
 from stellarbyte.pruning.cuts import Cuts
 from stellarbyte.pruning.measure import parameters
@@ -33,7 +35,7 @@ CASES: dict[str, tuple[ByteConfig, Cuts]] = {
         Cuts(layers=(1,), heads={0: (0,)}, channels={0: (3, 4, 5), 2: (0, 6)}),
     ),
     "even": (
-        tiny(num_hidden_layers=3),
+        tiny(num_hidden_layers=3, position_embedding="rope"),
         Cuts(heads=dict.fromkeys(range(3), (2, 3)), channels={layer: (layer, 9) for layer in range(3)}),
     ),
     "deepnorm": (tiny(num_hidden_layers=4, residual="deepnorm", attention_bias=True), Cuts(layers=(0, 3))),
@@ -87,6 +89,7 @@ def test_both_sides_cut_alike_and_conversion_takes_it_there_and_back(case: str) 
     assert there == parameters(vars(config)).left(vars(config), cuts)
     if case == "even":
         assert (smaller_config.pruned_heads, smaller_config.num_attention_heads) == (None, 2)
+        assert not fit.fit(FAMILIES["llama"], smaller_config).misfits, "a stock export holds it"
         assert smaller["model"]["layers"]["self_attn"]["q_proj"]["kernel"].shape == (3, 24, 16)
 
 

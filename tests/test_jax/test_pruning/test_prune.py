@@ -84,6 +84,7 @@ def test_command(finished_run: Path, tmp_path: Path, capsys) -> None:
         (["--keep", "70%", "--eval-batches", "0"], "--eval-batches 0 must be at least 1"),
         (["--keep", "70%", "--device", "cpu"], "--device is for a folder, and"),
         (["--keep", "70%", "--recover", "nowhere"], "--recover nowhere is no file: name a config"),
+        (["--keep", "70%", "--recover", "configs/model/tiny.yaml"], "configs/model/tiny.yaml:"),
     ],
 )
 def test_what_is_refused(arguments: list[str], message: str, finished_run: Path, tmp_path: Path, capsys) -> None:
