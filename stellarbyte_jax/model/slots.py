@@ -87,7 +87,10 @@ class Slots:
         rows_B1 = jnp.arange(slots_BT.shape[0])[:, None]
 
         def write(old_BKSH: jax.Array, new_BKTH: jax.Array) -> jax.Array:
-            return old_BKSH.at[rows_B1, :, slots_BT].set(new_BKTH.transpose(0, 2, 1, 3), mode="drop")
+            # Without the barrier XLA's CPU compiler would, for one row, write once more inside the attention that reads
+            # this, and copy all slots at every token for that.
+            written_BKSH = old_BKSH.at[rows_B1, :, slots_BT].set(new_BKTH.transpose(0, 2, 1, 3), mode="drop")
+            return jax.lax.optimization_barrier(written_BKSH)
 
         return jax.tree.map(write, self, self._packed(x_BKTH))
 

@@ -331,10 +331,10 @@ def used(cache: KVCache) -> KVCache:
     return dataclasses.replace(cache, fresh=False)
 
 
-@pytest.mark.parametrize("window", [None, 2040])
-def test_a_decoding_loop_writes_in_place(window: int | None) -> None:
+@pytest.mark.parametrize(("window", "batch"), [(None, 1), (2040, 2)])
+def test_a_decoding_loop_writes_in_place(window: int | None, batch: int) -> None:
     config = tiny_config(position_embedding="rope", sliding_window=window, head_dim=16)
-    cache = used(KVCache.create(config, 2, 4096, slack=8))
+    cache = used(KVCache.create(config, batch, 4096, slack=8))
     # What it needs are scores and a mask of one call, a few [B, N, S]; a copy of keys or of values would be more.
     assert scratch(config, 1, cache, steps=8) < cache.layers[0].keys.data.nbytes
 

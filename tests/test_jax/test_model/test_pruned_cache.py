@@ -18,6 +18,7 @@ from stellarbyte.kv_cache.selection import SINKS, recent, room
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.model.kv_cache import KVCache
 from stellarbyte_jax.model.pruned_cache import PrunedCache
+from test_jax.test_model.test_kv_cache import scratch, used
 from test_jax.tiny import random_tokens, relative_error, tiny_config, tiny_model
 from tiers import short_tier
 
@@ -220,6 +221,14 @@ def test_heavy_adds_up_what_attention_gave() -> None:
     np.testing.assert_allclose(one.sum(axis=2), T, rtol=1e-5)
     assert relative_error(one, other) < 1e-5
     assert (one[:, :, 0] > one[:, :, -1]).all()
+
+
+def test_a_decoding_loop_copies_slots_only_to_prune() -> None:
+    """Beside the cache there is room for one layer's keys and values after pruning, whatever the number of layers."""
+    config = tiny_config(position_embedding="rope", head_dim=32, num_hidden_layers=3)
+    cache = PrunedCache.create(config, 1, (4096,) * 3, policy("window"))
+    a_layer = 2 * cache.layers[0].keys.data.nbytes
+    assert scratch(config, 1, used(cache), steps=8) < 1.5 * a_layer
 
 
 def test_memory_is_flat_over_32_budgets() -> None:
