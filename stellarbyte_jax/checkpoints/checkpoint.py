@@ -122,13 +122,19 @@ def restore(
     must call this; if a checkpoint is broken for one of them, all pass over it.
 
     Raises:
-        UserError: no checkpoint can be read, or an array is missing, unknown, or of another shape or dtype.
+        UserError: no checkpoint can be read, or an array is missing, unknown, or of another shape or dtype; or what is
+            pruned has been cut out since the newest that can be read.
     """
     wanted = {"params": abstract_params, "opt_state": abstract_opt_state}
     wanted |= {"ema": abstract_ema, "pruned": abstract_pruned}
 
     def read(folder: Place) -> tuple[dict[str, Tree], Stored]:
         stored = read_metadata(folder)
+        if "pruned" in stored.sums and abstract_pruned is None:
+            raise UserError(
+                f"{folder} holds the model before training.prune had cut it, and the checkpoints after it cannot be "
+                "read: move those away, and the run goes on from this one"
+            )
         return {item: read_arrays(folder / item, wanted[item]) for item in stored.sums}, stored
 
     def check(found: tuple[dict[str, Tree], Stored]) -> None:

@@ -242,6 +242,22 @@ def test_nothing_left(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
         load_params(run, 25)
 
 
+def test_a_broken_checkpoint_of_a_model_that_was_cut(tmp_path: Path) -> None:
+    """The one before it is of the larger model, and not what the run would go on with."""
+    pruned = {"kept": {"channels": jnp.array([[True, False]])}}
+    with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
+        checkpointer.save(1, *state_of(1), METADATA, None, pruned)
+        checkpointer.save(2, *state_of(2), METADATA)
+    wanted = [abstract(tree) for tree in state_of(2)]
+    assert restore(tmp_path, *wanted)[5] is None
+    delete(tmp_path / "checkpoints" / "2" / "params" / "_METADATA")
+    with pytest.raises(
+        UserError, match=r"1 holds the model before training\.prune had cut it, and the checkpoints aft"
+    ):
+        restore(tmp_path, *wanted)
+    assert same_bits(restore(tmp_path, *wanted, abstract_pruned=abstract(pruned))[5], pruned)
+
+
 def test_leftovers_of_a_crash_are_no_checkpoint(run: Path) -> None:
     leftover = run / "checkpoints" / "40.orbax-checkpoint-tmp"
     shutil.copytree(run / "checkpoints" / "30", leftover)
