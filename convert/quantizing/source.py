@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from convert import hf_checkpoint, run_checkpoint, shards, staged_folder
 from convert.config import CONFIG, read_fields
 from convert.exported_tokenizer import for_a_run
@@ -14,10 +16,10 @@ from stellarbyte.errors import UserError, shown
 from stellarbyte.file_manifest import check_files
 from stellarbyte.files import sha256_of_json
 from stellarbyte.places import BucketPath, Place, place
-from stellarbyte.quantised import check_not_quantised
 from stellarbyte_jax.config_file import to_dict
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_torch.model_folder import load_tokenizer
+from stellarbyte_torch.quantization.blocks import FolderModel
 from stellarbyte_torch.quantization.settings import QuantizationSettings
 
 
@@ -81,7 +83,8 @@ def _folder(folder: Path) -> Source:
     check_links(folder)
     check_files(folder)
     fields = read_fields(folder)
-    check_not_quantised(folder, fields)
+    # Refused here, before Transformers' tokenizers, which warn of strange configs in words of their own.
+    FolderModel(folder, torch.device("cpu"))
     manifest = staged_folder.read_manifest(folder) or {}
     step, bos, context = manifest.get("step"), fields.get("bos_token_id"), fields.get("max_position_embeddings")
     if not isinstance(context, int) or context < 1:
