@@ -77,7 +77,7 @@ class PrunedLayer(CacheLayerMixin):
 
         Args:
             attention: Transformers' function for that.
-            module: the attention module.
+            module: the attention module, one of ours.
             query, key, value: of the new tokens, [B, N, T, H] and [B, K, T, H].
             attention_mask: [B, 1, T, S], a column for each token of the rows; None: causal.
             position_ids: [1 or B, T].
@@ -87,8 +87,8 @@ class PrunedLayer(CacheLayerMixin):
         if self.slots is None:
             self.lazy_initialization(key, value)
         assert self.slots is not None
-        slots, number, (B, N, T, _) = self.slots, self._length, query.shape
-        self._window = getattr(module, "sliding_window", None)
+        slots, number, (B, _, T, _) = self.slots, self._length, query.shape
+        self._window = module.sliding_window
         real_BT = real_tokens(attention_mask, number, T)
         real_BT = None if real_BT is None else real_BT.expand(B, T)
         index_BT = self._number_tokens(number, real_BT, (B, T))
@@ -100,12 +100,12 @@ class PrunedLayer(CacheLayerMixin):
         self._length += T
 
         keys, values, mask = slots.keys[:, :, : slots.used], slots.values[:, :, : slots.used], attention_mask
-        if not getattr(module, "is_regular", True):
+        if not module.is_regular:
             keys, values = keys[:, module.kv_slots], values[:, module.kv_slots]
         mask_BNTS = mask
         if not slots.in_columns and not (mask is None and T == 1 and slots.is_full):
             mask = mask_of_keys(mask, slots.index_BKC[:, :, : slots.used], number, T)
-            mask_BNTS = mask[:, kv_head_of_queries(module, N)]
+            mask_BNTS = mask[:, kv_head_of_queries(module)]
         output, weights = attention(module, query, keys, values, mask_BNTS, position_ids=position_ids, **options)
 
         scaled = grouped(query * options["scaling"], module) if self.policy.needs else None

@@ -18,7 +18,7 @@ def rotation_of(model: nn.Module) -> Callable[[Tensor], Rotation] | None:
     @torch.no_grad()
     def rotation(positions: Tensor) -> Rotation:
         float_ = torch.zeros((), device=positions.device)
-        tables = rotary(float_, positions.reshape(1, -1))  # of Llama's kin two of [1, S, H], of ours up to four
+        tables = rotary(float_, positions.reshape(1, -1))  # two, with XPos four, of [1, S, H]
         halves = [x[0, :, : x.shape[-1] // 2].unflatten(0, positions.shape).float() for x in tables]
         cos, sin = halves[:2]
         one = torch.ones_like(cos)
