@@ -83,6 +83,8 @@ def _run(options: argparse.Namespace) -> None:
         raise UserError(f"{options.output} exists already: name a folder that is new or empty")
     if request.recover is not None and not request.recover.is_file():
         raise UserError(f"--recover {request.recover} is no file: name a config")
+    if request.pareto is not None and not request.pareto.resolve().parent.is_dir():
+        raise UserError(f"--pareto {request.pareto} is in no folder that is there: make it, or name another")
     wing = "stellarbyte_jax" if kind == "run" else "stellarbyte_torch"
     reports: list[Report] = import_module(f"{wing}.cli").prune(options, request)
     if request.pareto is not None:

@@ -84,6 +84,7 @@ def test_command(finished_run: Path, tmp_path: Path, capsys) -> None:
         (["--keep", "70%", "--eval-batches", "0"], "--eval-batches 0 must be at least 1"),
         (["--keep", "70%", "--device", "cpu"], "--device is for a folder, and"),
         (["--keep", "70%", "--recover", "nowhere"], "--recover nowhere is no file: name a config"),
+        (["--keep", "70%", "--pareto", "nowhere/p.svg"], "--pareto nowhere/p.svg is in no folder that is there"),
         (["--keep", "70%", "--recover", "configs/model/tiny.yaml"], "configs/model/tiny.yaml:"),
     ],
 )
