@@ -40,7 +40,7 @@ CONFIGS = {
     "pruned heads": tiny_config(pruned_heads=((0, 1), (2,))),
 }
 # Each policy is programs of its own. In the short tier are those for which a cache collects something.
-every_policy = pytest.mark.parametrize("name", short_tier(list(POLICIES), 1, 2, 3))
+every_policy = pytest.mark.parametrize("name", short_tier(list(POLICIES), 1, 2))
 
 
 @functools.cache
@@ -92,7 +92,7 @@ def random_text(name: str) -> tuple[np.ndarray, PrunedCache]:
 
 
 @pytest.mark.parametrize(
-    ("config", "name"), short_tier([(config, name) for config in CONFIGS for name in POLICIES], 1, 8, 19)
+    ("config", "name"), short_tier([(config, name) for config in CONFIGS for name in POLICIES], 1, 19)
 )
 def test_a_budget_for_all_tokens_changes_no_bit(config: str, name: str) -> None:
     """Whether tokens come in one call or one by one."""
@@ -241,7 +241,8 @@ def test_memory_is_flat_over_32_budgets() -> None:
     assert before == now
 
 
-@pytest.mark.parametrize("dtype", short_tier([jnp.int8, jnp.float8_e4m3fn, jnp.bfloat16], 0))
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.float8_e4m3fn, jnp.bfloat16])
 def test_slots_of_fewer_bits(dtype: Any) -> None:
     """As close to float32 as they are without a budget, as long as the same tokens are kept."""
     ids = random_tokens(XPOS, B, T)
