@@ -14,7 +14,6 @@ from stellarbyte.errors import UserError
 from stellarbyte.files import write_text
 from stellarbyte.kv_cache.settings import KVBudget
 from stellarbyte.progress import progress
-from stellarbyte_torch.library_words import hear_libraries
 
 # Of a shorter prompt even the smallest budget keeps more than half.
 _SHORTEST = 32
@@ -22,7 +21,6 @@ _SHORTEST = 32
 
 def run(options: argparse.Namespace) -> None:
     """Measures, prints the table or its JSON, and draws the picture if one is asked for."""
-    hear_libraries("stellarbyte")
     if options.output is not None and options.output.suffix != ".svg":
         raise UserError(f"-o {options.output} does not end in .svg, the format of the picture: name it so")
     if options.rows < 1:

@@ -43,6 +43,10 @@ def kv(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from convert.kv_report import command  # its libraries take seconds, which --help should not
+    # These take seconds, which --help should not; and the first has to hear what the libraries of the second say.
+    from stellarbyte_torch.library_words import hear_libraries
+
+    hear_libraries("stellarbyte")
+    from convert.kv_report import command
 
     command.run(options)
