@@ -19,6 +19,11 @@ FORMER_NAMES = {"eval_loss": "validation_loss"}
 NORM_GROUPS = ("adapters", "experts", "embeddings", "head", "norms", "attention", "feed_forward")
 
 
+def perplexity(loss: float) -> float:
+    """The exponential of a mean loss in nats; infinity where a float holds it no more."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
 @dataclass(frozen=True)
 class Figure:
     """A figure.

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from convert.kv_report.rows import ANSWER, Rows
+from stellarbyte.figures import perplexity
 from stellarbyte.kv_cache.policy import Policy
 from stellarbyte.kv_cache.registry import policy
 
@@ -74,7 +75,7 @@ class Line:
     @property
     def perplexity(self) -> float:
         """exp(loss)."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return perplexity(self.loss)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; of what was kept, for each layer the mean share of each sixteenth of the prompt."""

@@ -20,7 +20,7 @@ def kv(parser: argparse.ArgumentParser) -> None:
         "--budgets",
         default="12.5%,25%,50%",
         metavar="LIST",
-        help="tokens that each head keeps, or shares of the prompt (default %(default)s)".replace("5%,", "5%%,"),
+        help="tokens that each head keeps, or shares of the prompt (default %(default)s)",
     )
     parser.add_argument(
         "--policies", default=",".join(POLICIES), metavar="LIST", help="which to compare (default %(default)s)"

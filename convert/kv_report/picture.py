@@ -1,12 +1,12 @@
 """Draws which tokens of the prompt each layer kept, as an SVG that follows the reader's light or dark colours."""
 
 from collections.abc import Sequence
-from html import escape
 from itertools import groupby
 
 import numpy as np
 
 from convert.kv_report.measuring import Line, Report
+from convert.svg import document, label
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _PANEL_TOP, _PANEL_BOTTOM = 760, 150, 20, 46, 20, 26
 _LAYER = 9
@@ -34,16 +34,12 @@ def draw(title: str, report: Report) -> str:
     height_of_panel = _PANEL_TOP + layers * _LAYER + _PANEL_BOTTOM
     height = _TOP + len(panels) * height_of_panel
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img">',
-        f"<title>{escape(title)}</title>",
-        f"<style>{_STYLE}</style>",
-        f'<rect class="ground" width="{_WIDTH}" height="{height}"/>',
-        _text(_LEFT, 18, "start", title),
-        _text(_LEFT, 36, "start", "the tokens of the prompt that each layer kept: the stronger, the more often"),
+        label(_LEFT, 18, "start", title),
+        label(_LEFT, 36, "start", "the tokens of the prompt that each layer kept: the stronger, the more often"),
     ]
     for number, line in enumerate(panels):
         lines += _panel(line, _TOP + number * height_of_panel + _PANEL_TOP, report.prompt_tokens)
-    return "\n".join([*lines, "</svg>\n"])
+    return document(title, (_WIDTH, height), _STYLE, lines)
 
 
 def _panel(line: Line, top: int, prompt: int) -> Sequence[str]:
@@ -54,7 +50,7 @@ def _panel(line: Line, top: int, prompt: int) -> Sequence[str]:
     width = (_WIDTH - _LEFT - _RIGHT) / shares.shape[1]
     bottom = top + layers * _LAYER
     drawn = [
-        _text(_LEFT - 10, top + layers * _LAYER / 2, "end", f"{line.policy}, {line.slots} slots"),
+        label(_LEFT - 10, top + layers * _LAYER / 2, "end", f"{line.policy}, {line.slots} slots"),
         f'<rect class="frame" x="{_LEFT}" y="{top}" width="{_WIDTH - _LEFT - _RIGHT}" height="{layers * _LAYER}"/>',
     ]
     for layer, shares_P in enumerate(np.round(shares * _TONES) / _TONES):
@@ -65,10 +61,6 @@ def _panel(line: Line, top: int, prompt: int) -> Sequence[str]:
                 place = f'x="{_LEFT + column * width:.1f}" y="{y}" width="{count * width:.1f}" height="{_LAYER}"'
                 drawn.append(f'<rect class="kept" {place} opacity="{share:g}"/>')
             column += count
-    drawn.append(_text(_LEFT, bottom + 14, "start", "0"))
-    drawn.append(_text(_WIDTH - _RIGHT, bottom + 14, "end", str(prompt)))
+    drawn.append(label(_LEFT, bottom + 14, "start", "0"))
+    drawn.append(label(_WIDTH - _RIGHT, bottom + 14, "end", str(prompt)))
     return drawn
-
-
-def _text(x: float, y: float, anchor: str, words: str) -> str:
-    return f'<text class="ink {anchor}" x="{x:.1f}" y="{y:.1f}">{escape(words)}</text>'

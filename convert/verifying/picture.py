@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from html import escape
+
+from convert.svg import document, label
 
 _WIDTH, _HEIGHT = 720, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 56, 44
@@ -35,16 +36,12 @@ def draw(title: str, hidden: Errors, gradients: Errors, limits: tuple[float, flo
     names.sort(key=_place)
     x = _columns(names)
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">',
-        f"<title>{escape(title)}</title>",
-        f"<style>{_STYLE}</style>",
-        f'<rect class="ground" width="{_WIDTH}" height="{_HEIGHT}"/>',
-        _text(_LEFT, 18, "start", title),
+        label(_LEFT, 18, "start", title),
     ]
     for power in range(_LOWEST, _HIGHEST + 1):
         lines.append(_rule(10.0**power, "rule"))
         beyond = {_LOWEST: "≤ ", _HIGHEST: "≥ "}.get(power, "")
-        lines.append(_text(_LEFT - 8, _y(10.0**power) + 4, "end", f"{beyond}1e{power}" if power else f"{beyond}1"))
+        lines.append(label(_LEFT - 8, _y(10.0**power) + 4, "end", f"{beyond}1e{power}" if power else f"{beyond}1"))
     lines += _labels(names, x)
     for number, (name, errors, limit) in enumerate(
         (("hidden states", hidden, limits[0]), ("gradients", gradients, limits[1]))
@@ -55,11 +52,11 @@ def draw(title: str, hidden: Errors, gradients: Errors, limits: tuple[float, flo
         lines.append(_rule(limit, f"{style} limit"))
         lines.append(f'<polyline class="{style}" points="{joined}"/>')
         lines += [f'<circle class="{style}" cx="{a:.1f}" cy="{b:.1f}" r="2.6"/>' for a, b in points]
-        lines += [_text(x[stage] + 6, _TOP + 14, "start", "nan") for stage, error in errors.items() if error is None]
+        lines += [label(x[stage] + 6, _TOP + 14, "start", "nan") for stage, error in errors.items() if error is None]
         start = _LEFT + _ENTRY * number
         lines.append(f'<circle class="{style}" cx="{start + 5}" cy="36" r="4"/>')
-        lines.append(_text(start + 14, 40, "start", f"{name}, allowed (dashed): 1e{math.log10(limit):.0f}"))
-    return "\n".join([*lines, "</svg>", ""])
+        lines.append(label(start + 14, 40, "start", f"{name}, allowed (dashed): 1e{math.log10(limit):.0f}"))
+    return document(title, (_WIDTH, _HEIGHT), _STYLE, lines)
 
 
 def _place(name: str) -> tuple[int, int]:
@@ -90,8 +87,8 @@ def _labels(names: list[str], x: Mapping[str, float]) -> list[str]:
     kept = {name: name.removeprefix("layer ") for name in layers[::step]}
     kept |= {name: name for name in names if name in ("embedding", "head", "norm", "positions")}
     row = _HEIGHT - _BOTTOM + 16
-    middle = [_text((x[layers[0]] + x[layers[-1]]) / 2, row + 18, "middle", "layer")] if layers else []
-    return [_text(x[name], row, "middle", text) for name, text in kept.items()] + middle
+    middle = [label((x[layers[0]] + x[layers[-1]]) / 2, row + 18, "middle", "layer")] if layers else []
+    return [label(x[name], row, "middle", text) for name, text in kept.items()] + middle
 
 
 def _y(error: float | None) -> float:
@@ -103,7 +100,3 @@ def _y(error: float | None) -> float:
 def _rule(error: float, style: str) -> str:
     y = _y(error)
     return f'<line class="{style}" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-
-
-def _text(x: float, y: float, anchor: str, text: str) -> str:
-    return f'<text class="ink {anchor}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'

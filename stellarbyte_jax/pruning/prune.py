@@ -1,8 +1,5 @@
 """Makes a new run from a run's model without what matters least."""
 
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,11 @@ from stellarbyte.folder_lock import folder_lock
 from stellarbyte.places import Place
 from stellarbyte.progress import Update
 from stellarbyte.pruning.choice import check_wanted, choose
+from stellarbyte.pruning.recover import recover
 from stellarbyte.pruning.report import Figures, Report, report
 from stellarbyte.pruning.request import Request
 from stellarbyte.pruning.scores import scores
+from stellarbyte.pruning.times import PROMPT, times
 from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, latest_step, save_imported
 from stellarbyte_jax.config_file import load_run_config, save_config, to_dict
 from stellarbyte_jax.data.loader import Take, TrainLoader
@@ -30,9 +29,6 @@ from stellarbyte_jax.training.evaluation import TrainedRun, byte_lengths, evalua
 from stellarbyte_jax.training.importance import measure_importance
 from stellarbyte_jax.training.state import Params, abstract_model
 from stellarbyte_jax.training.step import make_eval_step
-
-# Of the text that times are measured on: tokens of the prompt, and tokens that follow.
-_PROMPT, _NEW = 64, 32
 
 
 def prune_run(
@@ -70,7 +66,7 @@ def prune_run(
         except OSError as error:
             raise UserError(f"{output_dir} cannot be written: {error.strerror or error}") from error
     if request.recover is not None:
-        _train(request.recover, output_dir)
+        recover("pretrain", request.recover, output_dir / "model.yaml", output_dir, output_dir)
         params = load_trained_run(output_dir, None, shards).params
         after = _figures(config, jax.device_put(params), run, request, progress)
         reports.append(reports[-1].recovered(after))
@@ -132,26 +128,7 @@ def _figures(config: ByteConfig, params: Params, run: TrainedRun, request: Reque
 
 
 def _times(model: Any) -> tuple[float, float]:
-    """Seconds for a prompt, and for a token after it: the fastest of three, once all is compiled."""
+    """See stellarbyte.pruning.times."""
     generator, config = Generator(model), model.config
-    prompt = np.random.default_rng(0).integers(0, config.vocab_size, min(_PROMPT, config.context_length // 2)).tolist()
-
-    def seconds(new: int) -> tuple[float, int]:
-        """The time, and the number of tokens that came: the model may end its text early."""
-
-        def once() -> tuple[float, int]:
-            start = time.perf_counter()
-            (tokens,) = generator.generate([prompt], new)
-            return time.perf_counter() - start, len(tokens)
-
-        return min(once() for _ in range(4))
-
-    (first, _), (whole, count) = seconds(1), seconds(min(_NEW, config.context_length - len(prompt)))
-    return first, max(whole - first, 0.0) / max(count - 1, 1)
-
-
-def _train(config: Path, output_dir: Path) -> None:
-    """Trains the pruned model on where it lies, by `stellarbyte pretrain` in a process of its own."""
-    words = ["pretrain", str(config), "--model", str(output_dir / "model.yaml"), "--output_dir", str(output_dir)]
-    if subprocess.run([sys.executable, "-m", "stellarbyte", *words], check=False).returncode != 0:
-        raise UserError(f"--recover {config} did not train {output_dir}, as said above; the pruned model is there")
+    prompt = np.random.default_rng(0).integers(0, config.vocab_size, min(PROMPT, config.context_length // 2)).tolist()
+    return times(lambda new: len(generator.generate([prompt], new)[0]), config.context_length - len(prompt))

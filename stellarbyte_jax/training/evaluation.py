@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from stellarbyte.errors import UserError
+from stellarbyte.figures import perplexity
 from stellarbyte.places import Place, place
 from stellarbyte_jax.checkpoints.checkpoint import RunMetadata
 from stellarbyte_jax.checkpoints.lora_base import load_weights
@@ -45,7 +46,7 @@ def evaluate(
     mean = loss / max(tokens, 1.0)
     return {
         "loss": mean,
-        "perplexity": math.exp(mean) if mean < 700 else math.inf,
+        "perplexity": perplexity(mean),
         "accuracy": correct / max(tokens, 1.0),
         "bits_per_byte": loss / math.log(2) / max(byte_count, 1.0),
         "tokens": tokens,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from stellarbyte.errors import UserError
+from stellarbyte.figures import perplexity
 from stellarbyte.kv_cache.budgets import layer_slots
 from stellarbyte.kv_cache.policy import Policy
 from stellarbyte.kv_cache.settings import KVPruning
@@ -133,5 +134,4 @@ def second_halves(
 
 def _means(loss: float, correct: float, tokens: float) -> dict[str, float]:
     mean = loss / max(tokens, 1.0)
-    perplexity = math.exp(mean) if mean < 700 else math.inf
-    return {"loss": mean, "perplexity": perplexity, "accuracy": correct / max(tokens, 1.0)}
+    return {"loss": mean, "perplexity": perplexity(mean), "accuracy": correct / max(tokens, 1.0)}

@@ -59,10 +59,7 @@ class PrunedCache(Cache):
         self,
         attention: Callable[..., tuple[Tensor, Tensor | None]],
         module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
+        *tensors: Tensor | None,
         position_ids: Tensor | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -78,8 +75,7 @@ class PrunedCache(Cache):
                 f"load the model with {' or '.join(_IMPLEMENTATIONS)}"
             )
         layer: Any = self.layers[module.layer_idx]
-        where = {"position_ids": position_ids}
-        return layer.attend(attention, module, query, key, value, attention_mask, **where, **options)
+        return layer.attend(attention, module, *tensors, position_ids=position_ids, **options)
 
     @property
     def nbytes(self) -> int:

@@ -11,7 +11,7 @@ from transformers.cache_utils import CacheLayerMixin
 from stellarbyte.kv_cache.evidence import Rotation
 from stellarbyte.kv_cache.policy import Policy
 from stellarbyte.kv_cache.selection import keep
-from stellarbyte_torch.kv_cache.heads import grouped, kv_head_of_queries
+from stellarbyte_torch.kv_cache.heads import grouped
 from stellarbyte_torch.kv_cache.masks import mask_of_keys, real_tokens
 from stellarbyte_torch.kv_cache.observed import Observed
 from stellarbyte_torch.kv_cache.slots import Slots
@@ -96,7 +96,7 @@ class PrunedLayer(CacheLayerMixin):
             self._offset_B = (position_ids[:, -1] - (number + T - 1)).expand(B)
         if slots.used + T > slots.size:
             self._make_room(T == 1, index_BT)
-        slots.append(key, value, number, real_BT)
+        slots.append(key, value, index_BT, is_padded=real_BT is not None)
         self._length += T
 
         keys, values, mask = slots.keys[:, :, : slots.used], slots.values[:, :, : slots.used], attention_mask
@@ -105,7 +105,7 @@ class PrunedLayer(CacheLayerMixin):
         mask_BNTS = mask
         if not slots.in_columns and not (mask is None and T == 1 and slots.is_full):
             mask = mask_of_keys(mask, slots.index_BKC[:, :, : slots.used], number, T)
-            mask_BNTS = mask[:, kv_head_of_queries(module)]
+            mask_BNTS = mask[:, module.kv_slots]
         output, weights = attention(module, query, keys, values, mask_BNTS, position_ids=position_ids, **options)
 
         scaled = grouped(query * options["scaling"], module) if self.policy.needs else None

@@ -34,15 +34,15 @@ class Slots:
         """Whether every slot in use holds a key, in each row."""
         return all(count == self.used for count in self.counts)
 
-    def append(self, key: Tensor, value: Tensor, number: int, real_BT: Tensor | None) -> None:
-        """Adds the tokens from `number` on, [B, K, T, H], even if they are more than fit; padding gets no key."""
+    def append(self, key: Tensor, value: Tensor, index_BT: Tensor, *, is_padded: bool) -> None:
+        """Adds the tokens of these numbers, [B, K, T, H], even if they are more than fit; padding, -1, gets no key.
+
+        is_padded: whether there may be padding.
+        """
         B, K, T, H = key.shape
         start, self.used = self.used, self.used + T
         self._reach(self.used)
-        index_BT = torch.arange(number, number + T, device=key.device).expand(B, T)
-        if real_BT is not None:
-            index_BT = index_BT.where(real_BT, -1)
-        if self.in_columns or (real_BT is None and all(count == start for count in self.counts)):
+        if self.in_columns or (not is_padded and all(count == start for count in self.counts)):
             self.keys[:, :, start : self.used] = key
             self.values[:, :, start : self.used] = value
             self.index_BKC[:, :, start : self.used] = index_BT[:, None]
@@ -53,7 +53,7 @@ class Slots:
             self.keys.scatter_(2, place_BKTH, key)
             self.values.scatter_(2, place_BKTH, value)
             self.index_BKC.scatter_(2, place_BKT, index_BT[:, None].expand(B, K, T))
-        new = [T] * B if real_BT is None else real_BT.sum(dim=1).tolist()
+        new = (index_BT >= 0).sum(dim=1).tolist() if is_padded else [T] * B
         self.counts = [count + more for count, more in zip(self.counts, new, strict=True)]
 
     def close_gaps(self) -> None:

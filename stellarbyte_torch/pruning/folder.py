@@ -1,8 +1,5 @@
 """Makes a smaller folder of a Hugging Face folder of our own class."""
 
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +10,12 @@ from torch import Tensor
 from stellarbyte.errors import UserError, shown
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte.pruning.choice import check_wanted, choose
+from stellarbyte.pruning.recover import recover
 from stellarbyte.pruning.report import Figures, Report, report
 from stellarbyte.pruning.request import Request
 from stellarbyte.pruning.scores import scores
+from stellarbyte.pruning.times import PROMPT, times
+from stellarbyte.quantised import is_quantised
 from stellarbyte.records.bad_records import BadRecords
 from stellarbyte.records.formats import read_records
 from stellarbyte.records.sources import files_of_sources
@@ -31,8 +31,6 @@ from stellarbyte_torch.saving import saved_whole
 _LENGTH, _ROWS = 512, 4
 # A tenth of the rows, and at least this many, is held out to measure losses on.
 _HELD_OUT = 2
-# Of the text that times are measured on: tokens of the prompt, and tokens that follow.
-_PROMPT, _NEW = 64, 32
 
 
 def prune_folder(
@@ -48,7 +46,7 @@ def prune_folder(
             `output` cannot be written.
     """
     fields = read_config(folder)
-    if fields.get("quantization_config") is not None:
+    if is_quantised(fields):
         raise UserError(f"{folder} is quantised: prune the folder of floats that it was made from, and quantise that")
     if fields.get("model_type") != ByteConfig.model_type:
         raise UserError(
@@ -70,7 +68,7 @@ def prune_folder(
             smaller.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
     if request.recover is not None:
-        _finetune(request.recover, output)
+        recover("finetune", request.recover, output, output.with_name(f"{output.name}-recovery"), output)
     return reports
 
 
@@ -134,26 +132,12 @@ def _figures(model: ByteForCausalLM, held_out: list[Tensor]) -> Figures:
 
 
 def _times(model: ByteForCausalLM, row_T: Tensor) -> tuple[float, float]:
-    """Seconds for a prompt, and for a token after it: the fastest of three, after one that warms up."""
-    prompt = row_T[None, : min(_PROMPT, len(row_T) // 2)].to(model.device)
+    """See stellarbyte.pruning.times."""
+    prompt = row_T[None, : min(PROMPT, len(row_T) // 2)].to(model.device)
 
-    def seconds(new: int) -> float:
-        def once() -> float:
-            start = time.perf_counter()
-            options: Any = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
-            model.generate(prompt, **options)
-            return time.perf_counter() - start
+    def generate(new: int) -> int:
+        options: Any = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+        model.generate(prompt, **options)
+        return new
 
-        return min(once() for _ in range(4))
-
-    new = min(_NEW, model.config.max_position_embeddings - prompt.shape[1])
-    first, whole = seconds(1), seconds(new)
-    return first, max(whole - first, 0.0) / max(new - 1, 1)
-
-
-def _finetune(config: Path, output: Path) -> None:
-    """Fine-tunes the pruned model by `stellarbyte finetune` in a process of its own; the run lies beside it."""
-    run = output.with_name(f"{output.name}-recovery")
-    words = ["finetune", str(config), "--model", str(output), "--output_dir", str(run)]
-    if subprocess.run([sys.executable, "-m", "stellarbyte", *words], check=False).returncode != 0:
-        raise UserError(f"--recover {config} did not train {output}, as said above; the pruned model is there")
+    return times(generate, model.config.max_position_embeddings - prompt.shape[1])

@@ -1,6 +1,5 @@
 """The gate: measures on held-out text what quantising a model has cost, and says PASS or FAIL."""
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stellarbyte.errors import UserError
+from stellarbyte.figures import perplexity
 from stellarbyte.progress import Update
 from stellarbyte_torch.quantization.positions import positions_of
 
@@ -66,12 +66,12 @@ class Comparison:
     @property
     def perplexities(self) -> tuple[float, float]:
         """The perplexity before and after."""
-        return _exp(self.before), _exp(self.after)
+        return perplexity(self.before), perplexity(self.after)
 
     @property
     def increase(self) -> float:
         """How much the perplexity grew, as a share of what it was."""
-        return _exp(self.after - self.before) - 1
+        return perplexity(self.after - self.before) - 1
 
     @property
     def lost(self) -> float:
@@ -81,10 +81,6 @@ class Comparison:
         a divergence is small too; but what little they differ by is lost as well if the weights are.
         """
         return self.kl / self.context if self.context > 0 else float(self.kl > 0)
-
-
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf
 
 
 @torch.no_grad()
@@ -139,9 +135,8 @@ def _figures(p_TV: Tensor, q_TV: Tensor, labels_T: Tensor) -> Tensor:
 
 def _read(model: Any, row_T: Tensor) -> None:
     """Lets a model read a row, whose documents do not see each other."""
-    ids, bos = row_T[None].to(model.device), model.config.bos_token_id
-    positions = positions_of(ids, bos if isinstance(bos, int) else None)
-    model(ids, position_ids=positions, use_cache=False, logits_to_keep=1)
+    ids = row_T[None].to(model.device)
+    model(ids, position_ids=positions_of(ids, model.config.bos_token_id), use_cache=False, logits_to_keep=1)
 
 
 @contextmanager

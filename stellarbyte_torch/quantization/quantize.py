@@ -114,8 +114,7 @@ class _Walk:
         count, length = rows_NT.shape
         batch_rows = max(1, _BATCH_POSITIONS // length)
         self.states = HiddenStates(scratch, (count, length, self.model.config.hidden_size), batch_rows)
-        bos = self.model.config.bos_token_id
-        self._positions_NT = positions_of(rows_NT, bos if isinstance(bos, int) else None)
+        self._positions_NT = positions_of(rows_NT, self.model.config.bos_token_id)
         self._keep_every = max(1, count * length // _KEPT_ROWS)
 
     def embedding(self, earlier: QuantizedBlock | None, *, goes_on: bool) -> QuantizedBlock:

@@ -14,7 +14,7 @@ import numpy as np
 
 from stellarbyte.display import Display
 from stellarbyte.errors import UserError
-from stellarbyte.figures import VALIDATION, in_words
+from stellarbyte.figures import VALIDATION, in_words, perplexity
 from stellarbyte.host_memory import resident_bytes
 from stellarbyte.metrics_file import TokensSeen, drop_records_after
 from stellarbyte.validation_table import line_words, table_rows
@@ -277,7 +277,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     numbers = {name: value for name, value in values.items() if name not in words}
     fetched = {name: np.asarray(value, np.float64).tolist() for name, value in jax.device_get(numbers).items()}
     if "loss" in fetched and "perplexity" not in fetched:
-        fetched["perplexity"] = math.exp(fetched["loss"]) if fetched["loss"] < 700 else math.inf
+        fetched["perplexity"] = perplexity(fetched["loss"])
     return jax.tree.map(lambda number: number if math.isfinite(number) else None, fetched) | words
 
 
