@@ -1,4 +1,4 @@
-"""The commands of no one wing: generate and chat, which take a run or a folder, config, info, plot and completion."""
+"""The commands of no one wing: generate and chat (a run or a folder), memory, config, info, plot, completion."""
 
 import argparse
 import json
@@ -115,6 +115,13 @@ def prune(parser: argparse.ArgumentParser) -> None:
     from stellarbyte.pruning.options import prune_options
 
     prune_options(parser)
+
+
+def memory(parser: argparse.ArgumentParser) -> None:
+    """The options of `stellarbyte memory`."""
+    from stellarbyte.memory.options import memory_options
+
+    memory_options(parser)
 
 
 def plot(parser: argparse.ArgumentParser) -> None:

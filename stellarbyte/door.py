@@ -16,6 +16,7 @@ PROGRAM = "stellarbyte"
 # The libraries of each extra, by the names that Python imports them by. What needs one that is not installed says so.
 EXTRAS = {
     "jax": ("jax", "jaxlib", "ml_dtypes", "flax", "optax", "orbax", "grain", "safetensors"),
+    "memory": ("faiss", "psycopg", "pgvector", "pypdf"),
     "plots": ("matplotlib",),
     "cloud": ("fsspec", "gcsfs", "s3fs"),
     "torch": ("torch", "transformers", "peft", "accelerate", "huggingface_hub"),
@@ -63,6 +64,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     "using a model": (
         Command("generate", "continue a prompt with a run's or an exported model", "stellarbyte.cli:generate"),
         Command("chat", "talk with a model, and swap its adapters meanwhile", "stellarbyte.cli:chat"),
+        Command("memory", "keep texts that a model may look up", "stellarbyte.cli:memory"),
         Command("kv", "measure what a budget of keys and values costs", "convert.kv_report.options:kv"),
     ),
     "fine-tuning": (

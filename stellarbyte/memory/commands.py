@@ -1,0 +1,132 @@
+"""What `stellarbyte memory` does and prints."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from stellarbyte.command_line import check_text
+from stellarbyte.errors import UserError, one_line
+from stellarbyte.memory.entries import Decision, Entry, iso_time
+from stellarbyte.memory.memory import Memory
+
+_DAY = 86_400
+
+
+def add(options: argparse.Namespace) -> None:
+    """Adds texts, and prints what the gate has decided on each."""
+    expires = None if options.days is None else time.time() + options.days * _DAY
+    with _opened(options, create=True) as memory:
+        for text in _texts(options.text):
+            decision = memory.add(text, source=options.source, kind=options.kind, expires=expires)
+            _print(options, decision.to_dict(), _decision_line(decision))
+
+
+def search(options: argparse.Namespace) -> None:
+    """Prints what a search finds."""
+    query = " ".join(options.query)
+    check_text("QUERY", query)
+    with _opened(options) as memory:
+        found = memory.search(query, options.limit, floor=options.floor)
+        for one in found:
+            _print(options, one.to_dict(), f"{one.score:.2f}  {_entry_line(one.entry)}")
+    if not found:
+        print("nothing was found", file=sys.stderr)
+
+
+def list(options: argparse.Namespace) -> None:
+    """Prints entries."""
+    with _opened(options) as memory:
+        for entry in memory.list(limit=options.limit, kind=options.kind, newest=True):
+            _print(options, entry.to_dict(), _entry_line(entry))
+
+
+def delete(options: argparse.Namespace) -> None:
+    """Deletes entries."""
+    with _opened(options) as memory:
+        missing = [number for number in options.id if memory.get(number) is None]
+        if missing:
+            raise UserError(f"{memory.name} has no entry {missing[0]}: `stellarbyte memory list` shows which there are")
+        count = memory.delete(options.id)
+    _print(options, {"deleted": count}, f"{count} deleted")
+
+
+def update(options: argparse.Namespace) -> None:
+    """Gives an entry another text."""
+    with _opened(options) as memory:
+        entry = memory.update(options.id, " ".join(options.text))
+    _print(options, entry.to_dict(), _entry_line(entry))
+
+
+def history(options: argparse.Namespace) -> None:
+    """Prints the texts that an entry had, and the one that it has."""
+    with _opened(options) as memory:
+        entry = memory.get(options.id)
+        if entry is None:
+            raise UserError(f"{memory.name} has no entry {options.id}: `stellarbyte memory list` shows which there are")
+        for old in memory.history(options.id):
+            times = {"since": iso_time(old["since"]), "until": iso_time(old["until"])}
+            line = f"{times['since']} to {times['until']}  {one_line(old['text'])}  ({old['reason']})"
+            _print(options, {**old, **times}, line)
+    _print(options, entry.to_dict(), f"{iso_time(entry.updated)} till now  {one_line(entry.text)}")
+
+
+def log(options: argparse.Namespace) -> None:
+    """Prints decisions, the newest first."""
+    with _opened(options) as memory:
+        for decision in memory.log(options.limit, outcome=options.outcome, entry=options.entry):
+            _print(options, decision.to_dict(), f"{iso_time(decision.time)}  {_decision_line(decision)}")
+
+
+def forget(options: argparse.Namespace) -> None:
+    """Deletes all of a user."""
+    with _opened(options) as memory:
+        count = memory.forget()
+    _print(options, {"deleted": count}, f"{count} deleted, and the log")
+
+
+def vacuum(options: argparse.Namespace) -> None:
+    """Gives free room back."""
+    with _opened(options) as memory:
+        size = memory.vacuum()
+    _print(options, {"bytes": size}, f"{size:,} bytes")
+
+
+def users(options: argparse.Namespace) -> None:
+    """Prints the users."""
+    with _opened(options) as memory:
+        for name, count in memory.users().items():
+            _print(options, {"user": name, "entries": count}, f"{count:>9,}  {name or '(without name)'}")
+
+
+def _opened(options: argparse.Namespace, create: bool = False) -> Memory:
+    user = getattr(options, "user", "")
+    check_text("--user", user)
+    return Memory(options.memory, user=user, create=create)
+
+
+def _texts(given: Iterable[str]) -> Iterator[str]:
+    for text in given:
+        if text == "-":
+            yield from (line for line in sys.stdin if line.strip())
+        else:
+            check_text("TEXT", text)
+            yield text
+
+
+def _print(options: argparse.Namespace, content: dict[str, Any], line: str) -> None:
+    print(json.dumps(content, ensure_ascii=False) if options.json else line)
+
+
+def _entry_line(entry: Entry) -> str:
+    source = f"  ({one_line(entry.source)})" if entry.source else ""
+    return f"{entry.id:>6}  {one_line(entry.text)}{source}"
+
+
+def _decision_line(decision: Decision) -> str:
+    scores = ", ".join(f"{name} {value:.2f}" for name, value in decision.scores.items())
+    entry = "" if decision.entry is None else f" {decision.entry}"
+    text = "" if decision.text is None else f": {one_line(decision.text)}"
+    return f"{decision.outcome}{entry}  {decision.reason}{f' ({scores})' if scores else ''}{text}"

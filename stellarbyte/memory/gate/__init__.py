@@ -1,0 +1,1 @@
+"""Decides whether a text is written to a memory; each rule is a file."""

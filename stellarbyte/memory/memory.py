@@ -1,0 +1,297 @@
+"""Memory: the one door to a store of texts."""
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from stellarbyte.errors import UserError, shown
+from stellarbyte.memory.entries import Decision, Entry, Found, Kind, Outcome
+from stellarbyte.memory.gate.gate import Candidate, decide
+from stellarbyte.memory.opening import Opened, open_store
+from stellarbyte.memory.protocols import Embedder, Judge
+from stellarbyte.memory.searching import How, Query, search
+from stellarbyte.memory.settings import MemorySettings
+from stellarbyte.memory.tables import Alive
+
+_DAY = 86_400.0
+# Texts that are embedded at once.
+_BATCH = 256
+_LONGEST_TEXT = 100_000
+
+Entries = list[Entry]
+
+
+class Memory:
+    """A store of texts of one user, in an SQLite file or a PostgreSQL database.
+
+    Processes and threads may share a store. Each method is a transaction of its own: when it returns, what it did is on
+    disk; if it raises, nothing has happened.
+
+    Args:
+        place: a file, or a URL such as postgresql://host/database.
+        embedder: makes the vectors. None: search is by words alone.
+        judge: tells how surprising a turn is. None: the gate does without that rule.
+        user: the namespace that is read and written; no method but `forget` reaches another one.
+        settings: replaces the store's settings. None: they stay; a new store gets the defaults.
+        create: whether a store that is not there is made.
+
+    Raises:
+        UserError: the store cannot be opened, or its vectors are of another embedder.
+    """
+
+    def __init__(
+        self,
+        place: str | Path,
+        *,
+        embedder: Embedder | None = None,
+        judge: Judge | None = None,
+        user: str = "",
+        settings: MemorySettings | None = None,
+        create: bool = True,
+    ) -> None:
+        _check_text(user, "user")
+        self.user, self._embedder, self._judge = user, embedder, judge
+        self._lock = threading.RLock()
+        self._store: Opened = open_store(place, embedder, user, settings, create)
+        self._tables = self._store.tables
+
+    @property
+    def name(self) -> str:
+        """The store, as sentences name it."""
+        return self._store.connection.name
+
+    @property
+    def by_words_alone(self) -> bool:
+        """Whether there is no embedder, so that search goes by words alone."""
+        return self._store.nearest is None
+
+    @property
+    def settings(self) -> MemorySettings:
+        """The store's settings; setting them is for all its processes."""
+        return self._store.settings()
+
+    @settings.setter
+    def settings(self, settings: MemorySettings) -> None:
+        with self._store.connection.writing():
+            self._tables.set_meta("settings", settings.to_json())
+
+    def add(
+        self,
+        text: str,
+        *,
+        source: str = "",
+        kind: Kind = "note",
+        recalled: Sequence[Entry] = (),
+        expires: float | None = None,
+    ) -> Decision:
+        """Remembers a text if the gate lets it in, and logs what the gate has decided.
+
+        source: where it comes from.
+        kind: "note" if the user has asked for it, "turn" for a sentence of a conversation, "passage" for a piece of a
+            document; each kind has rules of its own.
+        recalled: the entries that the prompt of this turn held, which must not come back as new ones.
+        expires: the time, in seconds since 1970, from which on it is deleted; None: never, but for retention_days.
+
+        Raises:
+            UserError: the text is empty or too long, or the store cannot be written.
+        """
+        text = _check_text(text, "text").strip()
+        if not text:
+            raise UserError("the text is empty: write what to remember")
+        _check_text(source, "source")
+        vector = None if self._embedder is None else self._embedder.embed([text])[0]
+        candidate = Candidate(text, source, kind, tuple(recalled), expires, vector)
+        with self._lock, self._store.connection.writing():
+            settings = self.settings
+            self._purge(settings)
+            decision = decide(candidate, self._store, self.user, settings, time.time())
+        return decision
+
+    def search(self, query: str, limit: int = 5, *, how: How = "hybrid", floor: float | None = None) -> list[Found]:
+        """The entries that answer the query best, the best first.
+
+        how: "words", "vectors", or "hybrid" for both, joined by reciprocal ranks; without an embedder that is "words".
+        floor: the least score, from 0 to 1; None: the store's.
+
+        Raises:
+            UserError: how is "vectors" and there is no embedder, or the store cannot be read.
+        """
+        _check_text(query, "query")
+        if how not in ("hybrid", "words", "vectors"):
+            raise UserError(f"how {shown(how)} must be hybrid, words or vectors")
+        if how == "vectors" and self._embedder is None:
+            raise UserError("a search by vectors needs an embedder: give one, or search by words")
+        if limit < 1:
+            raise UserError(f"limit {limit} must be at least 1")
+        with self._lock:
+            vector = None
+            if self._embedder is not None and how != "words" and query.strip():
+                self._embed_missing()
+                vector = self._embedder.embed([query], queries=True)[0]
+            with self._store.connection.reading():
+                settings = self.settings
+                least = settings.floor if floor is None else floor
+                found = search(
+                    self._tables, self._store.nearest, self.user, Query(query, vector), how, limit, least,
+                    _alive(settings),
+                )  # fmt: skip
+        return found
+
+    def count_uses(self, ids: Iterable[int]) -> None:
+        """Counts that entries were recalled into a prompt."""
+        with self._store.connection.writing():
+            self._tables.used(list(self._own(ids)), time.time())
+
+    def get(self, entry_id: int) -> Entry | None:
+        """The entry with this id; None: there is none, or it is another user's."""
+        return self._own([entry_id]).get(entry_id)
+
+    def update(self, entry_id: int, text: str, *, source: str | None = None) -> Entry:
+        """Gives an entry another text; the old one goes into its history. Raises UserError: there is no such entry."""
+        text = _check_text(text, "text").strip()
+        if not text:
+            raise UserError("the text is empty: write what to remember, or delete the entry")
+        vector = None if self._embedder is None else self._embedder.embed([text])[0]
+        now = time.time()
+        with self._lock, self._store.connection.writing():
+            entry = self.get(entry_id)
+            if entry is None:
+                raise UserError(f"{self.name} has no entry {entry_id}: `stellarbyte memory list` shows which there are")
+            source = entry.source if source is None else source
+            self._tables.change_text(entry, text, source=source, now=now, reason="updated by the user")
+            if vector is not None and self._store.nearest is not None:
+                self._tables.set_vectors(self.user, [(entry_id, self._store.nearest.to_column(vector))])
+            decision = Decision("updated", "updated by the user", {}, entry_id, None, now, self.user, source)
+            self._tables.decisions.write(decision, self.settings.log_entries)
+            changed = self.get(entry_id)
+        assert changed is not None
+        return changed
+
+    def delete(self, ids: Iterable[int]) -> int:
+        """Deletes entries, their history, vectors, words and texts in the log; returns how many there were."""
+        with self._lock:
+            with self._store.connection.writing():
+                own = list(self._own(ids))
+                settings = self.settings
+                for number in own:
+                    self._remove(number, self.user, "deleted", "deleted by the user", settings)
+            if own:
+                self._store.connection.scrub()
+        return len(own)
+
+    def forget(self, user: str | None = None) -> int:
+        """Deletes all that the store has of a user, the log too; None: of this one. Returns the number of entries."""
+        with self._lock:
+            with self._store.connection.writing():
+                count = self._tables.forget(self.user if user is None else user)
+            self._store.connection.scrub()
+        return count
+
+    def history(self, entry_id: int) -> list[dict[str, Any]]:
+        """The texts that an entry had: text, source, since, until, reason; from the oldest."""
+        with self._store.connection.reading():
+            return self._tables.history(entry_id) if self.get(entry_id) else []
+
+    def log(self, limit: int = 100, *, outcome: str | None = None, entry: int | None = None) -> list[Decision]:
+        """What the gate has decided, and what has happened to entries, the newest first."""
+        return self._tables.decisions.read(self.user, limit=limit, outcome=outcome, entry=entry)
+
+    def users(self) -> dict[str, int]:
+        """The users of the store, and how many entries each has."""
+        return {owner: self._tables.words.totals(owner)[0] for owner in self._tables.words.owners()}
+
+    def vacuum(self) -> int:
+        """Gives the room of what was deleted back to the system; returns the store's size in bytes."""
+        self._store.connection.compact()
+        return self._store.connection.size()
+
+    def close(self) -> None:
+        """Ends the connection to the store."""
+        with suppress(UserError):
+            self._store.connection.scrub()
+        self._store.connection.close()
+
+    def __enter__(self) -> "Memory":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self._tables.words.totals(self.user)[0]
+
+    def _own(self, ids: Iterable[int]) -> dict[int, Entry]:
+        found = self._tables.entries(list(ids), _alive(self.settings))
+        return {number: entry for number, entry in found.items() if entry.user == self.user}
+
+    def _purge(self, settings: MemorySettings) -> None:
+        """Deletes what has expired, of all users, inside a transaction that writes."""
+        for number, owner in self._tables.expired(_alive(settings)):
+            self._remove(number, owner, "expired", "its time was over", settings)
+
+    def _remove(self, number: int, owner: str, outcome: Outcome, reason: str, settings: MemorySettings) -> None:
+        self._tables.delete([number])
+        decision = Decision(outcome, reason, {}, number, None, time.time(), owner)
+        self._tables.decisions.write(decision, settings.log_entries)
+
+    def _embed_missing(self) -> None:
+        """Makes the vectors of entries that were written where there was no embedder."""
+        nearest, embedder = self._store.nearest, self._embedder
+        assert nearest is not None and embedder is not None
+        while not self._store.connection.read_only:
+            missing = self._tables.without_vector(self.user, _BATCH)
+            if not missing:
+                return
+            vectors = embedder.embed([text for _, text in missing])
+            with self._store.connection.writing():
+                there = dict(self._tables.without_vector(self.user, 2 * _BATCH))
+                self._tables.set_vectors(
+                    self.user,
+                    [
+                        (number, nearest.to_column(vector))
+                        for (number, text), vector in zip(missing, vectors, strict=True)
+                        if there.get(number) == text  # it may be deleted or changed by now
+                    ],
+                )
+
+    def list(
+        self,
+        *,
+        limit: int | None = None,
+        after: int = 0,
+        kind: Kind | None = None,
+        source: str | None = None,
+        newest: bool = False,
+    ) -> Entries:
+        """The user's entries by id.
+
+        limit: the most entries; None: all.
+        after: the id to go on from, in the direction of the order.
+        kind: of this kind alone.
+        source: those alone whose source begins so.
+        newest: whether the highest id comes first.
+        """
+        most, alive = -1 if limit is None else limit, _alive(self.settings)
+        return self._tables.listed(self.user, alive, after=after, limit=most, kind=kind, source=source, newest=newest)
+
+
+def _alive(settings: MemorySettings) -> Alive:
+    now, days = time.time(), settings.retention_days
+    return Alive(now, -1.0 if days is None else now - days * _DAY)
+
+
+def _check_text(text: str, name: str) -> str:
+    """The text. Raises UserError: it is no text that a database can hold, or too long."""
+    if not isinstance(text, str):
+        raise UserError(f"{name} {shown(text)} must be a text")
+    if len(text) > _LONGEST_TEXT:
+        raise UserError(f"{name} has {len(text):,} characters, more than {_LONGEST_TEXT:,}: cut it into passages")
+    if "\0" in text or any(0xD800 <= ord(character) < 0xE000 for character in text):
+        raise UserError(f"{name} {shown(text)} holds a character that is no text: leave it out")
+    return text

@@ -1,0 +1,92 @@
+"""The options of `stellarbyte memory`."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stellarbyte.errors import UserError
+from stellarbyte.places import is_remote
+
+POSTGRES = ("postgresql://", "postgres://")
+
+
+def memory_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the commands of `stellarbyte memory`."""
+    parser.description = (
+        "Keep texts that a model may look up, in one file or in a PostgreSQL database. What is deleted is gone."
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, summary: str, *, user: bool = True) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        added.add_argument("memory", metavar="MEMORY", type=memory_place, help="a file, or postgresql://HOST/DATABASE")
+        if user:
+            added.add_argument(
+                "--user", default="", metavar="NAME", help="whose memory (default: the one without name)"
+            )
+        added.add_argument("--json", action="store_true", help="print JSON, one object a line")
+        added.set_defaults(run=_late(name))
+        return added
+
+    add = command("add", "remember texts, as far as the gate lets them in")
+    add.add_argument("text", metavar="TEXT", nargs="+", help="what to remember; - reads one from each line of stdin")
+    add.add_argument("--source", default="", metavar="TEXT", help="where the texts come from")
+    add.add_argument(
+        "--kind", choices=("note", "turn"), default="note", help="turn: judge them as what is said in a chat"
+    )
+    add.add_argument("--days", type=float, metavar="N", help="delete them after N days")
+
+    search = command("search", "show the entries that answer a query best")
+    search.add_argument("query", metavar="QUERY", nargs="+")
+    search.add_argument("--limit", type=int, default=5, metavar="N", help="show at most N (default 5)")
+    search.add_argument("--floor", type=float, metavar="F", help="leave out scores below F, from 0 to 1")
+
+    listed = command("list", "show all entries, the newest first")
+    listed.add_argument("--limit", type=int, metavar="N", help="show at most N")
+    listed.add_argument("--kind", choices=("note", "turn", "passage"), help="of this kind alone")
+
+    delete = command("delete", "delete entries with all that was derived from them")
+    delete.add_argument("id", metavar="ID", nargs="+", type=int)
+
+    update = command("update", "give an entry another text; the old one goes into its history")
+    update.add_argument("id", metavar="ID", type=int)
+    update.add_argument("text", metavar="TEXT", nargs="+")
+
+    history = command("history", "show the texts that an entry had")
+    history.add_argument("id", metavar="ID", type=int)
+
+    log = command("log", "show what the gate has decided, and why")
+    log.add_argument("--limit", type=int, default=50, metavar="N", help="show the newest N (default 50)")
+    log.add_argument("--outcome", metavar="NAME", help="such as added, counted, replaced, refused, deleted")
+    log.add_argument("--entry", type=int, metavar="ID", help="what has happened to this entry")
+
+    forget = command("forget", "delete all that a user has, the log too", user=False)
+    forget.add_argument("--user", required=True, metavar="NAME", help="whose memory; '' is the one without name")
+
+    command("vacuum", "give the room of deleted entries back", user=False)
+    command("users", "list the users, and how many entries each has", user=False)
+
+
+def memory_place(word: str) -> Path | str:
+    """The type of MEMORY: a file, or the URL of a database."""
+    if word.startswith(POSTGRES):
+        return word
+    if not word:
+        raise argparse.ArgumentTypeError("'' names no memory: give a file")
+    if is_remote(word) or "://" in word:
+        raise argparse.ArgumentTypeError(f"{word} is neither a file of this machine nor postgresql://HOST/DATABASE")
+    return Path(word)
+
+
+def _late(name: str) -> Callable[[argparse.Namespace], Any]:
+    """The function of commands.py, which is imported when the command runs."""
+
+    def run(options: argparse.Namespace) -> Any:
+        if getattr(options, "limit", None) is not None and options.limit < 1:
+            raise UserError(f"--limit {options.limit} must be at least 1")
+        from stellarbyte.memory import commands
+
+        return getattr(commands, name)(options)
+
+    return run

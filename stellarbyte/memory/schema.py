@@ -1,0 +1,58 @@
+"""The tables of a store."""
+
+# Raised when the tables change; a store of a higher number is refused.
+SCHEMA = 1
+
+# words: a row for each term of an entry, which is what BM25 needs and what can be deleted to the last byte. FTS5 leaves
+# deleted words in its segments until these are merged (docs/tried.md).
+# fresh: the last time that an entry was said or used, from which retention counts.
+# changes: the entries whose vectors were written, changed or deleted, for the matrices in other processes' memory.
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL){bare};
+CREATE TABLE memories (
+    id {number}, owner TEXT NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL, source TEXT NOT NULL,
+    language TEXT NOT NULL, created {real} NOT NULL, updated {real} NOT NULL, last_used {real},
+    uses INTEGER NOT NULL, seen INTEGER NOT NULL, fresh {real} NOT NULL, expires {real}, loss {real}, judge TEXT,
+    digest TEXT NOT NULL, terms INTEGER NOT NULL
+);
+CREATE INDEX memories_owner ON memories (owner, id);
+CREATE INDEX memories_source ON memories (owner, source);
+CREATE INDEX memories_digest ON memories (owner, digest);
+CREATE INDEX memories_expires ON memories (expires) WHERE expires IS NOT NULL;
+CREATE INDEX memories_fresh ON memories (fresh);
+CREATE TABLE words (
+    owner TEXT NOT NULL, term TEXT NOT NULL, memory BIGINT NOT NULL, count INTEGER NOT NULL, length INTEGER NOT NULL,
+    PRIMARY KEY (owner, term, memory)
+){bare};
+CREATE TABLE totals (owner TEXT PRIMARY KEY, entries BIGINT NOT NULL, length BIGINT NOT NULL){bare};
+CREATE TABLE vectors (memory {key} PRIMARY KEY, owner TEXT NOT NULL, vector {vector} NOT NULL);
+CREATE INDEX vectors_owner ON vectors (owner, memory);
+CREATE TABLE history (
+    id {number}, memory BIGINT NOT NULL, text TEXT NOT NULL, source TEXT NOT NULL, since {real} NOT NULL,
+    until {real} NOT NULL, reason TEXT NOT NULL
+);
+CREATE INDEX history_memory ON history (memory);
+CREATE TABLE decisions (
+    id {number}, time {real} NOT NULL, owner TEXT NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL,
+    scores TEXT NOT NULL, memory BIGINT, text TEXT, source TEXT NOT NULL
+);
+CREATE INDEX decisions_memory ON decisions (memory);
+CREATE INDEX decisions_owner ON decisions (owner, id);
+CREATE TABLE changes (id {number}, memory BIGINT NOT NULL)
+"""
+
+
+def _statements(**types: str) -> tuple[str, ...]:
+    return tuple(statement.strip() for statement in _TABLES.format(**types).split(";"))
+
+
+SQLITE_TABLES = _statements(
+    number="INTEGER PRIMARY KEY AUTOINCREMENT", key="INTEGER", real="REAL", vector="BLOB", bare=" WITHOUT ROWID"
+)
+POSTGRES_TABLES = _statements(
+    number="BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
+    key="BIGINT",
+    real="DOUBLE PRECISION",
+    vector="halfvec",
+    bare="",
+)

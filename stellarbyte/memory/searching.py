@@ -1,0 +1,81 @@
+"""Searches a user's entries by words, by vectors, or by both."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from stellarbyte.memory.entries import Found
+from stellarbyte.memory.fusion import fuse
+from stellarbyte.memory.tables import Alive, Tables
+from stellarbyte.memory.vectors import Nearest
+from stellarbyte.memory.words import terms_of
+
+How = Literal["hybrid", "words", "vectors"]
+
+# What each part hands over to be joined, at least; what has expired is taken away after that.
+_DEPTH = 50
+# The terms of a long query that are searched: its rarest.
+_MOST_TERMS = 32
+
+
+class Query(NamedTuple):
+    """What is searched for.
+
+    Attributes:
+        text: the query.
+        vector: what the embedder makes of it, (D,); None: words alone.
+    """
+
+    text: str
+    vector: np.ndarray | None
+
+
+def search(
+    tables: Tables, nearest: Nearest | None, owner: str, query: Query, how: How, limit: int, floor: float, alive: Alive
+) -> list[Found]:
+    """The entries that answer the query best, at most `limit`, with scores of at least `floor`."""
+    depth = max(_DEPTH, 4 * limit)
+    lists: dict[str, Sequence[int]] = {}
+    coverages: dict[int, float] = {}
+    cosines: dict[int, float] = {}
+    if how != "vectors":
+        by_words = _by_words(tables, owner, query.text, depth)
+        lists["words"], coverages = [number for number, _ in by_words], dict(by_words)
+    if how != "words" and nearest is not None and query.vector is not None:
+        by_vectors = nearest.search(query.vector, depth)
+        lists["vectors"], cosines = [number for number, _ in by_vectors], dict(by_vectors)
+    fused = fuse(lists)
+    entries = tables.entries([number for number, _, _ in fused], alive)
+    found: list[Found] = []
+    for number, score, ranks in fused:
+        entry = entries.get(number)
+        if entry is None or entry.user != owner:
+            continue
+        parts = {
+            name: values[number] for name, values in (("coverage", coverages), ("cosine", cosines)) if number in values
+        }
+        relevance = min(1.0, max(0.0, *parts.values()))
+        if relevance >= floor:
+            found.append(Found(entry, relevance, score, ranks, parts))
+    return found[:limit]
+
+
+def _by_words(tables: Tables, owner: str, text: str, limit: int) -> list[tuple[int, float]]:
+    """The ids that BM25 puts first, and the share of the query's words that each has, by weight."""
+    count, length = tables.words.totals(owner)
+    terms = sorted(set(terms_of(text)))
+    if not count or not terms:
+        return []
+    frequencies = tables.words.frequencies(owner, terms)
+    weights = {
+        term: math.log(1 + (count - frequencies.get(term, 0) + 0.5) / (frequencies.get(term, 0) + 0.5))
+        for term in terms
+    }
+    rarest = sorted(frequencies, key=lambda term: (-weights[term], term))[:_MOST_TERMS]
+    if not rarest:
+        return []
+    total = sum(weights.values())
+    ranked = tables.words.ranked(owner, {term: weights[term] for term in rarest}, length / count, limit)
+    return [(number, matched / total) for number, _, matched in ranked]

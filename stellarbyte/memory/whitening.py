@@ -1,0 +1,53 @@
+"""Whitens vectors: takes away the mean and the directions that all texts of a store share."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+# Vectors that are enough to estimate a covariance from.
+_MOST_ROWS = 20_000
+# The mean of n vectors counts n / (n + this): a few texts do not tell what all have in common.
+_PRIOR = 8
+
+
+class Whitening(NamedTuple):
+    """x -> (x - mean) @ matrix, then of length 1.
+
+    Attributes:
+        mean: (D,).
+        matrix: (D, D), symmetric.
+        rows: the number of vectors that both were estimated for.
+    """
+
+    mean: np.ndarray
+    matrix: np.ndarray
+    rows: int
+
+    def __call__(self, vectors: np.ndarray) -> np.ndarray:
+        """The whitened vectors of length 1, (N, D) float32; a vector that is the mean itself becomes zeros."""
+        moved = (vectors.astype(np.float32) - self.mean) @ self.matrix
+        lengths = np.linalg.norm(moved, axis=-1, keepdims=True)
+        return moved / np.maximum(lengths, 1e-9)
+
+
+def fit_whitening(vectors: np.ndarray) -> Whitening:
+    """The whitening of (N, D) vectors, by the inverse root of their covariance (Su et al. 2021, arXiv:2103.15316).
+
+    The covariance is drawn towards a multiple of the identity by the oracle approximating shrinkage of Chen et al.
+    (2010, arXiv:0907.4698), which is all of it when there are few vectors.
+    """
+    count, size = vectors.shape
+    sample = vectors[:: max(1, count // _MOST_ROWS)].astype(np.float64)
+    rows = len(sample)
+    if rows == 0:
+        return Whitening(np.zeros(size, np.float32), np.eye(size, dtype=np.float32), 0)
+    mean = sample.mean(axis=0) * (rows / (rows + _PRIOR))
+    centred = sample - mean
+    covariance = centred.T @ centred / rows
+    trace, square = np.trace(covariance), np.sum(covariance**2)
+    spread = (rows + 1 - 2 / size) * (square - trace**2 / size)
+    share = min(1.0, ((1 - 2 / size) * square + trace**2) / spread) if spread > 0 else 1.0
+    shrunk = (1 - share) * covariance + share * trace / size * np.eye(size)
+    values, directions = np.linalg.eigh(shrunk)
+    roots = 1 / np.sqrt(np.maximum(values, max(values[-1], 1e-12) * 1e-6))
+    return Whitening(mean.astype(np.float32), ((directions * roots) @ directions.T).astype(np.float32), count)
