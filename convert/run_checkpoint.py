@@ -13,6 +13,9 @@ from stellarbyte.files import sha256_of_json
 from stellarbyte.journal import Journal
 from stellarbyte.places import Place
 from stellarbyte.reading import read_json_object
+from stellarbyte_jax.checkpoints.folders import checkpoints_of
+from stellarbyte_jax.checkpoints.opened import fingerprint
+from stellarbyte_jax.checkpoints.whole_model import open_weights
 from stellarbyte_jax.config_file import model_config_from_dict, save_config, to_dict
 
 
@@ -39,9 +42,11 @@ Step = int | Literal["best"]
 
 def step_of(run_dir: Place, step: Step | None) -> int | None:
     """The number of a step. Raises UserError if the best is asked for, and none of the checkpoints was validated."""
+    if step != BEST:
+        return step
     from stellarbyte_jax.checkpoints.listing import best_step
 
-    return best_step(run_dir) if step == BEST else step
+    return best_step(run_dir)
 
 
 def load(run_dir: Place, step: Step | None = None, *, ema: bool = False) -> RunCheckpoint:
@@ -55,11 +60,6 @@ def load(run_dir: Place, step: Step | None = None, *, ema: bool = False) -> RunC
     Raises:
         UserError: there is no such run or step, or the checkpoint is broken.
     """
-    # Orbax takes seconds to import; a mistake in the command line should not wait for it.
-    from stellarbyte_jax.checkpoints.checkpoint import fingerprint
-    from stellarbyte_jax.checkpoints.folders import checkpoints_of
-    from stellarbyte_jax.checkpoints.lora_base import open_weights
-
     if not run_dir.is_dir():
         raise UserError(f"{run_dir} is not a folder: give the output_dir of a run")
     params, metadata, found = open_weights(run_dir, step_of(run_dir, step), ema=ema)

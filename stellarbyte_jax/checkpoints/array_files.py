@@ -1,14 +1,6 @@
 """Reads the arrays of a checkpoint item from Orbax's files, and checks their names, shapes and bits."""
 
-import gc
-import logging
-import os
-import re
-import stat
-import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,16 +11,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from stellarbyte.bucket_errors import is_of_bucket
 from stellarbyte.errors import UserError
 from stellarbyte.places import BucketPath, Place
 from stellarbyte_jax.checkpoints.checksums import by_name, checksums
+from stellarbyte_jax.checkpoints.orbax_noise import tensorstore_silenced
 from stellarbyte_jax.checkpoints.s3_arrays import teach_orbax_s3
 
 Tree = Any
-
-
-_OF_BUCKET = re.compile(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED|NOT_FOUND): ")
 
 
 def read_arrays(folder: Place, abstract: Tree) -> Tree:
@@ -138,89 +127,3 @@ def stored_tree(folder: Place) -> Tree:
     if metadata is None:
         raise ValueError(f"no list of the arrays in {folder}")
     return metadata.tree
-
-
-def check_plain_files(folder: Place) -> None:
-    """Refuses a checkpoint's folder that holds anything but files and folders: opening a pipe would wait for ever.
-
-    Raises:
-        OSError: an entry cannot be looked at.
-        ValueError: an entry is neither a file nor a folder.
-    """
-    if isinstance(folder, BucketPath):  # where there is nothing else
-        return
-    for path in folder.rglob("*"):
-        mode = path.stat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise ValueError(f"{path} is a pipe or a device")
-
-
-def is_about_files(error: Exception) -> bool:
-    """Whether Orbax, TensorStore or json may raise this over files that are missing, cut short or garbled."""
-    # Orbax wraps TensorStore's errors in a bare Exception. A subclass that is not listed is a bug, not a broken file.
-    kinds = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-    return type(error) is Exception or isinstance(error, kinds)
-
-
-def is_from_system(error: Exception) -> bool:
-    """Whether the operating system or a bucket refused something: a full disk, say, or a lack of permission."""
-    # TensorStore reports the system's errors as a ValueError, and those of a bucket by gRPC's words.
-    return is_of_bucket(error) or "os_error_code" in str(error) or _OF_BUCKET.search(str(error)) is not None
-
-
-def reason(error: Exception) -> str:
-    """The error in one line for a user; for a long chain of TensorStore's, this is the system's own message."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
-    system = re.search(r"os_error_code='?(\d+)", str(error))
-    if system:
-        return os.strerror(int(system[1]))
-    if type(error) is Exception:
-        return "its arrays are missing, cut short or garbled"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def quieten_orbax() -> None:
-    """Keeps Orbax's log from the terminal: nobody can act on its warnings, and its errors reach us as exceptions."""
-    logging.getLogger("absl").addFilter(_not_from_orbax)
-    logging.getLogger("asyncio").addFilter(_not_of_an_abandoned_read)
-    # After a failed save, TensorStore's threads still report to its event loop, which is closed, at any later moment.
-    if not isinstance(sys.unraisablehook, _LeavingOutClosedLoops):
-        sys.unraisablehook = _LeavingOutClosedLoops(sys.unraisablehook)
-
-
-class _LeavingOutClosedLoops:
-    """A hook for exceptions that nobody can catch; it ignores those about closed event loops."""
-
-    def __init__(self, hook: Callable[[Any], Any]) -> None:
-        self._hook = hook
-
-    def __call__(self, unraisable: Any) -> None:
-        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
-            self._hook(unraisable)
-
-
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname
-
-
-def _not_of_an_abandoned_read(record: logging.LogRecord) -> bool:
-    # Arrays are read together, and the first that fails is raised; the errors of the others reach the log later.
-    return "exception was never retrieved" not in str(record.msg)
-
-
-@contextmanager
-def tensorstore_silenced() -> Iterator[None]:
-    """Silences the tracebacks that arrays print past every handler when another array, read with them, has failed."""
-    hooks = sys.excepthook, sys.unraisablehook
-    sys.excepthook = lambda *_: None
-    sys.unraisablehook = lambda _: None
-    try:
-        yield
-    except Exception:
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-            gc.collect()  # the abandoned coroutines, which would warn later
-        time.sleep(0.2)  # their reads end in TensorStore's own threads
-        raise
-    finally:
-        sys.excepthook, sys.unraisablehook = hooks

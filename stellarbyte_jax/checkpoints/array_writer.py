@@ -17,8 +17,10 @@ import tensorstore as ts
 from stellarbyte.journal import Journal
 from stellarbyte.places import BucketPath, place
 from stellarbyte.read_ahead import read_ahead
-from stellarbyte_jax.checkpoints.array_files import Tree, is_about_files
-from stellarbyte_jax.checkpoints.checksums import by_name, part_sum
+from stellarbyte_jax.checkpoints.array_files import Tree
+from stellarbyte_jax.checkpoints.checksums import by_name
+from stellarbyte_jax.checkpoints.file_errors import is_about_files
+from stellarbyte_jax.checkpoints.part_sums import part_sum
 from stellarbyte_jax.checkpoints.stored_arrays import PIECE_BYTES, SMALL_BYTES
 
 # Orbax's folder for what process 0 has written. It merges those of all processes into one.

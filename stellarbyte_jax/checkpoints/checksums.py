@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Tree = Any
+from stellarbyte_jax.checkpoints.part_sums import part_sum
 
-# Elements that are summed at once: they and their factors stay in a core's cache.
-_BLOCK = 1 << 15
-_FACTORS = 2 * np.arange(_BLOCK, dtype=np.uint32) + 1
+Tree = Any
 
 
 def checksums(tree: Tree) -> dict[str, int]:
@@ -32,19 +30,6 @@ def _device_sum(array: jax.Array) -> jax.Array:
     for axis, size in enumerate(array.shape):
         index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
     return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
-
-
-def part_sum(part: np.ndarray, first: int = 0) -> int:
-    """What a part of an array adds to its sum, modulo 2^32, if the part's elements are those from index `first` on."""
-    bits = np.ascontiguousarray(part).reshape(-1).view(f"uint{8 * part.dtype.itemsize}")
-    total = 0
-    products = np.empty(min(_BLOCK, bits.size), np.uint32)
-    for start in range(0, bits.size, _BLOCK):
-        block = bits[start : start + _BLOCK].astype(np.uint32, copy=False)
-        np.multiply(block, _FACTORS[: block.size], out=products[: block.size])
-        weighted = int(products[: block.size].sum(dtype=np.uint32))
-        total += weighted + 2 * (first + start) * int(block.sum(dtype=np.uint32))
-    return total % 2**32
 
 
 def by_name(tree: Tree) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import orbax.checkpoint as ocp
 from stellarbyte.errors import UserError
 from stellarbyte.journal import Journal
 from stellarbyte.places import BucketPath, Place, place
-from stellarbyte_jax.checkpoints.array_files import Tree, orbax_path, quieten_orbax, tensorstore_silenced
+from stellarbyte_jax.checkpoints.array_files import Tree, orbax_path
 from stellarbyte_jax.checkpoints.array_writer import TakenOver, write_arrays
 from stellarbyte_jax.checkpoints.folders import UNFINISHED, checkpoints_of, latest_step
 from stellarbyte_jax.checkpoints.metadata import METADATA, RunMetadata, to_stored
+from stellarbyte_jax.checkpoints.orbax_noise import quieten_orbax, tensorstore_silenced
 
 
 def save_imported(

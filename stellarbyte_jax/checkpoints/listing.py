@@ -14,17 +14,13 @@ from stellarbyte.metrics_file import records
 from stellarbyte.places import BucketPath, Place
 from stellarbyte.reading import read_json_object
 from stellarbyte_jax.checkpoint_config import CheckpointConfig
-from stellarbyte_jax.checkpoints.array_files import (
-    check_plain_files,
-    is_about_files,
-    quieten_orbax,
-    read_numpy_arrays,
-    reason,
-)
+from stellarbyte_jax.checkpoints.array_files import read_numpy_arrays
 from stellarbyte_jax.checkpoints.broken import BROKEN
+from stellarbyte_jax.checkpoints.file_errors import check_plain_files, is_about_files, reason
 from stellarbyte_jax.checkpoints.folders import UNFINISHED, checkpoint_steps, checkpoints_of, delete_whole
 from stellarbyte_jax.checkpoints.metadata import read_metadata
 from stellarbyte_jax.checkpoints.needed import forget_needed, needed_by
+from stellarbyte_jax.checkpoints.orbax_noise import quieten_orbax
 from stellarbyte_jax.checkpoints.retention import Retention
 from stellarbyte_jax.run_folder import check_is_run, model_files
 

@@ -41,14 +41,15 @@ def teach_orbax_s3() -> None:
         return is_gcs(path) or str(path).startswith(_S3)
 
     def kvstore(path: str) -> dict[str, Any]:
-        return _kvstore(path) if str(path).startswith(_S3) else kvstore_for_gcs(path)
+        return s3_kvstore(path) if str(path).startswith(_S3) else kvstore_for_gcs(path)
 
     gcs_utils.is_gcs_path, gcs_utils.get_kvstore_for_gcs = is_bucket, kvstore
     tensorstore_utils._use_gcs_driver = lambda path: path.startswith(_S3) or uses_gcs(path)
     tensorstore_utils._normalize_path = lambda path: normalized(path).replace("s3:/", _S3)
 
 
-def _kvstore(path: str) -> dict[str, Any]:
+def s3_kvstore(path: str) -> dict[str, Any]:
+    """TensorStore's words for what is below s3://BUCKET/PATH."""
     bucket, _, below = path.removeprefix(_S3).partition("/")
     return {"driver": "s3", "bucket": bucket, "path": below, "s3_request_retries": _RETRIES, **_connection()}
 

@@ -6,28 +6,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from stellarbyte.errors import UserError
 from stellarbyte.places import BucketPath, Place
 from stellarbyte_jax.checkpoint_config import CheckpointConfig
-from stellarbyte_jax.checkpoints.array_files import (
-    Tree,
-    is_from_system,
-    orbax_path,
-    quieten_orbax,
-    reason,
-    tensorstore_silenced,
-)
+from stellarbyte_jax.checkpoints.array_files import Tree, orbax_path
 from stellarbyte_jax.checkpoints.checksums import checksums
+from stellarbyte_jax.checkpoints.file_errors import is_from_system, reason
 from stellarbyte_jax.checkpoints.folders import UNFINISHED, checkpoint_steps, checkpoints_of, delete_whole, latest_step
 from stellarbyte_jax.checkpoints.metadata import ITEMS, METADATA, RunMetadata, to_stored
+from stellarbyte_jax.checkpoints.orbax_noise import quieten_orbax, tensorstore_silenced
 from stellarbyte_jax.checkpoints.retention import Retention, Validations
-from stellarbyte_jax.checkpoints.stored_arrays import chunks
+from stellarbyte_jax.checkpoints.stored_arrays import PIECE_BYTES, SMALL_BYTES
 
 _SECONDS_TO_CLEAR = 1.0
+
+# A piece's axes are cut at their divisors, so an axis without small ones is left whole.
+_DIVISOR = 64
 
 
 class Checkpointer:
@@ -182,3 +182,19 @@ def _uncompressed() -> ocp.handlers.CheckpointHandlerRegistry:
     for item in ITEMS:
         registry.add(item, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(use_compression=False))
     return registry
+
+
+def chunks(tree: Tree) -> Tree:
+    """Orbax's options for saving each array of a tree so that a layer of it can be read by itself.
+
+    Arrays of three and more axes have their layers on the first.
+    """
+    return jax.tree.map(_chunks, tree)
+
+
+def _chunks(array: Any) -> ocp.SaveArgs:
+    if not isinstance(array, np.ndarray | jax.Array) or array.nbytes <= SMALL_BYTES or array.ndim < 2:
+        return ocp.SaveArgs()
+    shape = array.sharding.shard_shape(array.shape) if isinstance(array, jax.Array) else array.shape
+    can_be_cut = all(size % _DIVISOR == 0 for size in shape[-2:])
+    return ocp.SaveArgs(shard_axes=(0,) if array.ndim > 2 else (), chunk_byte_size=PIECE_BYTES if can_be_cut else None)

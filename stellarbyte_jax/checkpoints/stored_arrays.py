@@ -6,15 +6,17 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from stellarbyte.errors import UserError
-from stellarbyte.places import Place
-from stellarbyte_jax.checkpoints.array_files import Tree, is_about_files, orbax_path, stored_tree
-from stellarbyte_jax.checkpoints.checksums import by_name, part_sum
+from stellarbyte.places import BucketPath, Place
+from stellarbyte.reading import read_json_object
+from stellarbyte_jax.checkpoints.file_errors import is_about_files
+from stellarbyte_jax.checkpoints.part_sums import part_sum
+from stellarbyte_jax.checkpoints.s3_arrays import s3_kvstore
+
+Tree = Any
 
 # An array of up to so many bytes stays in memory once it has been read. `chunks` cuts larger ones into layers.
 SMALL_BYTES = 4 << 20
@@ -22,24 +24,14 @@ SMALL_BYTES = 4 << 20
 # The most of one piece of a file: whoever reads a part of a piece reads all of it, and small pieces stay in the cache.
 PIECE_BYTES = 8 << 20
 
-# A piece's axes are cut at their divisors, so an axis without small ones is left whole.
-_DIVISOR = 64
+# What TensorStore reads of an array at a time.
+_READ_BYTES = 2 * PIECE_BYTES
 
+# Orbax's list of an item's arrays: some 250 bytes for each.
+_LIST, _MOST_LIST_BYTES = "_METADATA", 16 << 20
 
-def chunks(tree: Tree) -> Tree:
-    """Orbax's options for saving each array of a tree so that a layer of it can be read by itself.
-
-    Arrays of three and more axes have their layers on the first.
-    """
-    return jax.tree.map(_chunks, tree)
-
-
-def _chunks(array: Any) -> ocp.SaveArgs:
-    if not isinstance(array, np.ndarray | jax.Array) or array.nbytes <= SMALL_BYTES or array.ndim < 2:
-        return ocp.SaveArgs()
-    shape = array.sharding.shard_shape(array.shape) if isinstance(array, jax.Array) else array.shape
-    can_be_cut = all(size % _DIVISOR == 0 for size in shape[-2:])
-    return ocp.SaveArgs(shard_axes=(0,) if array.ndim > 2 else (), chunk_byte_size=PIECE_BYTES if can_be_cut else None)
+# Where the pieces of files lie, for up to some hundred thousand of them.
+_CONTEXT = {"cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}, "file_io_concurrency": {"limit": 128}}
 
 
 class StoredArray:
@@ -134,9 +126,22 @@ class StoredArray:
 
 
 def _read(store: ts.TensorStore) -> np.ndarray:
-    """All of an array, read into memory of numpy's, which has huge pages; TensorStore's own has small ones."""
+    """All of an array, read into memory of numpy's, which has huge pages; TensorStore's own has small ones.
+
+    TensorStore holds each piece of a file until it is copied. It gets a few of them to read at a time, so that it does
+    not need as much memory as the array itself.
+    """
     values: np.ndarray = np.empty(store.shape, store.dtype.numpy_dtype)
-    ts.array(values).write(store).result()
+    piece = store.chunk_layout.read_chunk.shape
+    axis = next((axis for axis, size in enumerate(store.shape) if size > 1), None)
+    if axis is None or piece is None:
+        ts.array(values).write(store).result()
+        return values
+    of_one = values.nbytes // store.shape[axis]
+    step = piece[axis] * max(1, _READ_BYTES // max(1, piece[axis] * of_one))
+    for start in range(0, store.shape[axis], step):
+        band = (*(slice(None),) * axis, slice(start, min(start + step, store.shape[axis])))
+        ts.array(values[band]).write(store[band]).result()
     return values
 
 
@@ -146,23 +151,43 @@ def open_arrays(folder: Place, sums: Mapping[str, int], refuse: Callable[[Except
     sums: the `checksums` of its arrays. refuse: as StoredArray takes it.
 
     Raises:
-        Exception: the files are missing or damaged; `is_about_files` is true of this exception.
+        Exception: the files are missing or damaged; `file_errors.is_about_files` is true of this exception.
     """
-    tree = stored_tree(folder)
-    listed = by_name(tree)
-    if listed.keys() != sums.keys():
-        raise ValueError(f"{min(listed.keys() ^ sums.keys())} is not what was saved")
-    path, context = orbax_path(folder), ocp.type_handlers.get_ts_context()
-    is_ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(path)
+    paths = _paths(folder)
+    if paths.keys() != sums.keys():
+        raise ValueError(f"{min(paths.keys() ^ sums.keys())} is not what was saved")
+    context = ts.Context(_CONTEXT)
+    stores = {name: ts.open(_spec(folder, name), read=True, open=True, context=context) for name in paths}
+    tree: Tree = {}
+    for name, (*above, last) in paths.items():
+        node = tree
+        for key in above:
+            node = node.setdefault(key, {})
+        node[last] = StoredArray(name, stores[name].result(), sums[name], refuse)
+    return tree
 
-    def opening(array: Any) -> Any:
-        info = ocp.type_handlers.ParamInfo(name=array.name, parent_dir=path, ts_context=context)
-        spec = ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=is_ocdbt)
-        return ts.open(ts.Spec(spec), read=True, open=True, context=context)
 
-    stores = {name: opening(array) for name, array in listed.items()}
-    arrays = {name: StoredArray(name, store.result(), sums[name], refuse) for name, store in stores.items()}
-    for name, array in arrays.items():
-        if (array.shape, array.dtype) != (tuple(listed[name].shape), listed[name].dtype):
-            raise ValueError(f"{name} is not what was saved")
-    return jax.tree.unflatten(jax.tree.structure(tree), list(arrays.values()))
+def _paths(folder: Place) -> dict[str, tuple[str, ...]]:
+    """Dotted name -> the keys that lead to it, of each array that Orbax has listed."""
+    listed = read_json_object(folder / _LIST, _MOST_LIST_BYTES)["tree_metadata"].values()
+    paths = [tuple(str(each["key"]) for each in entry["key_metadata"]) for entry in listed]
+    return {".".join(path): path for path in paths}
+
+
+def _spec(folder: Place, name: str) -> ts.Spec:
+    """Where TensorStore finds an array, as Orbax would tell it."""
+    base = _kvstore(folder)
+    kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/", "cache_pool": "cache_pool#ocdbt"}
+    once = {"recheck_cached_data": False, "recheck_cached_metadata": False}
+    # A piece that is not there is damage, and no zeros.
+    return ts.Spec({"driver": "zarr", "kvstore": kvstore, **once, "fill_missing_data_reads": False})
+
+
+def _kvstore(folder: Place) -> dict[str, Any]:
+    """The folder in TensorStore's words."""
+    if isinstance(folder, BucketPath):
+        url = f"{folder}/"
+        if url.startswith("s3://"):
+            return s3_kvstore(url)
+        return {"driver": "gcs", "bucket": folder.bucket, "path": url.removeprefix(f"gs://{folder.bucket}/")}
+    return {"driver": "file", "path": f"{folder.absolute()}/"}

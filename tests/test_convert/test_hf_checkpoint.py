@@ -100,8 +100,9 @@ def _sha256(tensor):
     return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
 
 
-def test_exporting_needs_no_torch_and_builds_no_model(run_dir, exported, tmp_path, python):
+def test_exporting_needs_neither_torch_nor_jax_and_builds_no_model(run_dir, exported, tmp_path, python):
     blocked = ["torch", "transformers", "huggingface_hub", "peft", "stellarbyte_jax.model", "flax", "optax"]
+    blocked += ["jax", "orbax"]
     code = BLOCK.format(blocked=blocked) + (
         "from stellarbyte.door import main\nsys.exit(main(['convert', 'to-hf', sys.argv[1], sys.argv[2]]))\n"
     )

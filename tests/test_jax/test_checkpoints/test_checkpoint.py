@@ -20,7 +20,6 @@ import pytest
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoints import checkpoint as checkpoint_module
-from stellarbyte_jax.checkpoints.array_files import quieten_orbax, reason
 from stellarbyte_jax.checkpoints.checkpoint import (
     Checkpointer,
     RunMetadata,
@@ -31,6 +30,8 @@ from stellarbyte_jax.checkpoints.checkpoint import (
     save_imported,
 )
 from stellarbyte_jax.checkpoints.checksums import checksums
+from stellarbyte_jax.checkpoints.file_errors import reason
+from stellarbyte_jax.checkpoints.orbax_noise import quieten_orbax
 from stellarbyte_jax.config import CheckpointConfig, OptimizerConfig
 from stellarbyte_jax.training.optimizer import make_optimizer
 

@@ -39,9 +39,10 @@ def arrays(dtype: str = "float32") -> dict:
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (stored_arrays, array_writer):
+    for module in (stored_arrays, saving, array_writer):
         monkeypatch.setattr(module, "SMALL_BYTES", 1000)
         monkeypatch.setattr(module, "PIECE_BYTES", 10_000)
+    monkeypatch.setattr(stored_arrays, "_READ_BYTES", 20_000)
 
 
 def save(folder: Path, tree: dict, how: str) -> None:
