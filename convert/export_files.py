@@ -21,6 +21,9 @@ _TOKENIZER_PARTS = ("model", "added_tokens", "normalizer", "pre_tokenizer", "pos
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token")
 _TEMPLATE = "chat_template.jinja"
 
+# What is hashed at once: milliseconds, so that a thread that does it seldom waits for Python's lock.
+_PIECE_BYTES = 8 * MIB
+
 
 def differences(checkpoint: RunCheckpoint, hf_dir: Path, text: str) -> list[str]:
     """Sentences on how the tokenizer and generation_config.json of an export differ from the run.
@@ -103,9 +106,10 @@ def _is_changed(folder: Path, name: str, sha256: object, given_up: Event) -> boo
         path = folder / check_plain_name(name, staged_folder.MANIFEST)
         if not path.is_file():
             return True
+        piece = memoryview(bytearray(_PIECE_BYTES))
         with path.open("rb", buffering=0) as file:
-            while not given_up.is_set() and (piece := file.read(MIB)):
-                found.update(piece)
+            while not given_up.is_set() and (count := file.readinto(piece)):
+                found.update(piece[:count])
     except (UserError, OSError):
         return True
     return found.hexdigest() != sha256

@@ -14,6 +14,8 @@ from stellarbyte.journal import Journal
 from stellarbyte.places import Place
 from stellarbyte.reading import read_json_object
 from stellarbyte_jax.checkpoints.folders import checkpoints_of
+from stellarbyte_jax.checkpoints.imported import save_imported
+from stellarbyte_jax.checkpoints.metadata import RunMetadata
 from stellarbyte_jax.checkpoints.opened import fingerprint
 from stellarbyte_jax.checkpoints.whole_model import open_weights
 from stellarbyte_jax.config_file import model_config_from_dict, save_config, to_dict
@@ -84,8 +86,6 @@ def save(
     journal: Journal | None = None,
 ) -> None:
     """Writes a model that was trained elsewhere as the first checkpoint of a new run, as `save_imported` does."""
-    from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, save_imported
-
     save_config(checkpoint.config, run_dir / "model.yaml")  # for `init_from`
     metadata = RunMetadata({"model": to_dict(checkpoint.config)}, dict(checkpoint.tokenizer_files))
     save_imported(run_dir, checkpoint.params, metadata, progress, journal)

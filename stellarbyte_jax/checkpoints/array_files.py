@@ -14,7 +14,7 @@ from etils import epath
 from stellarbyte.errors import UserError
 from stellarbyte.places import BucketPath, Place
 from stellarbyte_jax.checkpoints.checksums import by_name, checksums
-from stellarbyte_jax.checkpoints.orbax_noise import tensorstore_silenced
+from stellarbyte_jax.checkpoints.orbax_noise import quieten_orbax, tensorstore_silenced
 from stellarbyte_jax.checkpoints.s3_arrays import teach_orbax_s3
 
 Tree = Any
@@ -102,6 +102,7 @@ def _this_process_alone() -> ocp.options.MultiprocessingOptions:
 
 @contextmanager
 def _reader() -> Iterator[ocp.StandardCheckpointer]:
+    quieten_orbax()
     options = _this_process_alone()
     with tensorstore_silenced(), ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer:
         yield checkpointer

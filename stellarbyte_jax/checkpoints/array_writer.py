@@ -1,30 +1,26 @@
-"""Writes a checkpoint's arrays part by part, for models that do not fit into memory; Orbax then takes them over."""
+"""Writes a checkpoint's arrays part by part, for models that do not fit into memory: see `taken_over`."""
 
 import math
 import os
 import re
-import shutil
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from stellarbyte.journal import Journal
-from stellarbyte.places import BucketPath, place
 from stellarbyte.read_ahead import read_ahead
-from stellarbyte_jax.checkpoints.array_files import Tree
-from stellarbyte_jax.checkpoints.checksums import by_name
+from stellarbyte_jax.checkpoints.array_specs import new_context, writing
 from stellarbyte_jax.checkpoints.file_errors import is_about_files
 from stellarbyte_jax.checkpoints.part_sums import part_sum
-from stellarbyte_jax.checkpoints.stored_arrays import PIECE_BYTES, SMALL_BYTES
+from stellarbyte_jax.checkpoints.stored_arrays import PIECE_BYTES, SMALL_BYTES, Tree
 
 # Orbax's folder for what process 0 has written. It merges those of all processes into one.
-_WRITTEN = "ocdbt.process_0"
+WRITTEN = "ocdbt.process_0"
 
 # The most of what is being packed and written at a time; a larger part is written alone.
 _MOST_BYTES = 96 << 20
@@ -62,19 +58,19 @@ def write_arrays(
     progress: Callable[[int, int], None] = lambda *_: None,
     journal: Journal | None = None,
 ) -> dict[str, int]:
-    """Writes the arrays into `folder` as `TakenOver` wants them; returns their `checksums`.
+    """Writes the arrays into `folder` as `taken_over` wants them; returns their `checksums`.
 
     Args:
         folder: where to write.
-        tree: numpy's or JAX's arrays, or others of which `array[layer]` and `np.asarray(array)` are numpy arrays. Of
-            three and more axes, the first is the layers'.
+        tree: nested dicts of numpy's or JAX's arrays, or others of which `array[layer]` and `np.asarray(array)` are
+            numpy arrays. Of three and more axes, the first is the layers'.
         progress: is called with the bytes that are written, and with the bytes in all.
         journal: where each part is noted once it is on disk. What it notes already is not read and written again.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
-    arrays = by_name(tree)
+    arrays = _by_name(tree)
     stores = _open(folder, arrays)
     parts = [part for name, array in arrays.items() for part in _parts(name, array)]
     noted = {} if journal is None else dict(journal.done)
@@ -116,48 +112,24 @@ def write_arrays(
     return {name: found % 2**32 for name, found in sums.items()}
 
 
-class TakenOver(ocp.type_handlers.NumpyHandler):
-    """Gives Orbax, in place of the arrays that it is to save, those that `write_arrays` has written into `folder`."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self._written = folder / _WRITTEN
-
-    async def serialize(
-        self,
-        values: Sequence[np.ndarray],
-        infos: Sequence[ocp.type_handlers.ParamInfo],
-        args: Sequence[ocp.SaveArgs] | None = None,
-    ) -> list[ocp.future.Future]:
-        """Moves the files to where Orbax expects them; of the values it wants to know shapes and dtypes alone."""
-        del values, args
-        return [ocp.future.CommitFutureAwaitingContractedSignals(self._move(infos), name="arrays that are written")]
-
-    async def _move(self, infos: Sequence[ocp.type_handlers.ParamInfo]) -> None:
-        for info in infos:
-            await info.await_path_creation()
-        target = place(str(infos[0].parent_dir)) / _WRITTEN
-        if isinstance(target, BucketPath):
-            for file in sorted(path for path in self._written.rglob("*") if path.is_file()):
-                (target / file.relative_to(self._written).as_posix()).upload(file)
-            shutil.rmtree(self._written)
-        else:
-            self._written.rename(target)
-
-
 def _open(folder: Path, arrays: dict[str, Any]) -> dict[str, ts.TensorStore]:
-    context = ocp.type_handlers.get_ts_context()
+    context = new_context()
     folder.mkdir(exist_ok=True)
     opening = {}
     for name, array in arrays.items():
-        info = ocp.type_handlers.ParamInfo(
-            name=name, parent_dir=folder.absolute(), ts_context=context, use_compression=False
-        )
         dtype, is_cut = np.dtype(array.dtype), len(_parts(name, array)) > 1
         piece = (1, *_piece(array.shape[1:], dtype)) if is_cut else _piece(array.shape, dtype)
-        spec = ocp.type_handlers.get_json_tspec_write(info, True, tuple(array.shape), piece, dtype, process_index=0)
-        opening[name] = ts.open(ts.Spec(spec), create=True, open=True, context=context)
+        spec = writing(folder / WRITTEN, name, array.shape, piece, dtype)
+        opening[name] = ts.open(spec, create=True, open=True, context=context)
     return {name: store.result() for name, store in opening.items()}
+
+
+def _by_name(tree: Tree, above: str = "") -> dict[str, Any]:
+    """Dotted name -> array, in the order of JAX's trees."""
+    found: dict[str, Any] = {}
+    for name, value in sorted(tree.items()):
+        found |= _by_name(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+    return found
 
 
 def _parts(name: str, array: Any) -> list[_Part]:

@@ -6,18 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
-
 from stellarbyte.errors import UserError
 from stellarbyte.journal import Journal
 from stellarbyte.places import BucketPath, Place, place
-from stellarbyte_jax.checkpoints.array_files import Tree, orbax_path
-from stellarbyte_jax.checkpoints.array_writer import TakenOver, write_arrays
+from stellarbyte_jax.checkpoints.array_writer import write_arrays
 from stellarbyte_jax.checkpoints.folders import UNFINISHED, checkpoints_of, latest_step
-from stellarbyte_jax.checkpoints.metadata import METADATA, RunMetadata, to_stored
-from stellarbyte_jax.checkpoints.orbax_noise import quieten_orbax, tensorstore_silenced
+from stellarbyte_jax.checkpoints.metadata import RunMetadata, to_stored
+from stellarbyte_jax.checkpoints.stored_arrays import Tree
 
 
 def save_imported(
@@ -40,23 +35,12 @@ def save_imported(
         raise UserError(
             f"{checkpoints_of(run_dir)} holds a checkpoint of step {step} already: choose another run directory"
         )
-    quieten_orbax()
     with _arrays_of(place(run_dir), is_kept=journal is not None) as folder:
         sums = write_arrays(folder, params, progress, journal)
-        handler = ocp.CompositeCheckpointHandler(
-            params=ocp.PyTreeCheckpointHandler(
-                type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, TakenOver(folder)))
-            ),
-            **{METADATA: ocp.JsonCheckpointHandler()},
-        )
-        # Orbax asks the arrays for their shapes and dtypes alone, so one zero is enough.
-        shapes = jax.tree.map(lambda array: np.broadcast_to(np.zeros((), array.dtype), array.shape), params)
-        items = {
-            "params": ocp.args.PyTreeSave(shapes),
-            METADATA: ocp.args.JsonSave(to_stored(metadata, {"params": sums})),
-        }
-        with tensorstore_silenced(), ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(orbax_path(checkpoints_of(run_dir) / "0"), ocp.args.Composite(**items))
+        # JAX and Orbax take a second to import, in which whoever hashes the files that are read goes on.
+        from stellarbyte_jax.checkpoints.taken_over import save_written
+
+        save_written(checkpoints_of(run_dir) / "0", folder, params, to_stored(metadata, {"params": sums}))
 
 
 @contextmanager

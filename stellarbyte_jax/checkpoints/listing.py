@@ -20,7 +20,6 @@ from stellarbyte_jax.checkpoints.file_errors import check_plain_files, is_about_
 from stellarbyte_jax.checkpoints.folders import UNFINISHED, checkpoint_steps, checkpoints_of, delete_whole
 from stellarbyte_jax.checkpoints.metadata import read_metadata
 from stellarbyte_jax.checkpoints.needed import forget_needed, needed_by
-from stellarbyte_jax.checkpoints.orbax_noise import quieten_orbax
 from stellarbyte_jax.checkpoints.retention import Retention
 from stellarbyte_jax.run_folder import check_is_run, model_files
 
@@ -116,7 +115,6 @@ def damage_of(checkpoint: Place) -> str | None:
 
     Its arrays are read on one host, an item at a time.
     """
-    quieten_orbax()
     try:
         check_plain_files(checkpoint)
         for item, sums in read_metadata(checkpoint).sums.items():

@@ -8,7 +8,6 @@ from stellarbyte.places import Place
 from stellarbyte_jax.checkpoints.broken import cannot_be_read, warn_of_broken
 from stellarbyte_jax.checkpoints.file_errors import check_plain_files, is_about_files, reason
 from stellarbyte_jax.checkpoints.folders import checkpoint_steps, checkpoints_of
-from stellarbyte_jax.checkpoints.orbax_noise import quieten_orbax
 from stellarbyte_jax.processes.joined import ALONE, Processes
 
 Result = TypeVar("Result")
@@ -22,7 +21,6 @@ def read_newest(
     processes: Processes = ALONE,
 ) -> tuple[Result, int]:
     """(the result of `read`, step) for the newest checkpoint that `read` and `check` accept in all processes."""
-    quieten_orbax()
     folder = checkpoints_of(run_dir)
     steps = checkpoint_steps(run_dir)
     if not steps:

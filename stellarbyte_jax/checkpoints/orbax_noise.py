@@ -11,7 +11,10 @@ from typing import Any
 
 
 def quieten_orbax() -> None:
-    """Keeps Orbax's log from the terminal: nobody can act on its warnings, and its errors reach us as exceptions."""
+    """Keeps Orbax's log from the terminal: nobody can act on its warnings, and its errors reach us as exceptions.
+
+    Orbax has to be imported before: only a logger of absl's own tells where a record is from.
+    """
     logging.getLogger("absl").addFilter(_not_from_orbax)
     logging.getLogger("asyncio").addFilter(_not_of_an_abandoned_read)
     # After a failed save, TensorStore's threads still report to its event loop, which is closed, at any later moment.

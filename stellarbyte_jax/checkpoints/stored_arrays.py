@@ -10,11 +10,11 @@ import numpy as np
 import tensorstore as ts
 
 from stellarbyte.errors import UserError
-from stellarbyte.places import BucketPath, Place
+from stellarbyte.places import Place
 from stellarbyte.reading import read_json_object
+from stellarbyte_jax.checkpoints.array_specs import new_context, reading
 from stellarbyte_jax.checkpoints.file_errors import is_about_files
 from stellarbyte_jax.checkpoints.part_sums import part_sum
-from stellarbyte_jax.checkpoints.s3_arrays import s3_kvstore
 
 Tree = Any
 
@@ -29,9 +29,6 @@ _READ_BYTES = 2 * PIECE_BYTES
 
 # Orbax's list of an item's arrays: some 250 bytes for each.
 _LIST, _MOST_LIST_BYTES = "_METADATA", 16 << 20
-
-# Where the pieces of files lie, for up to some hundred thousand of them.
-_CONTEXT = {"cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}, "file_io_concurrency": {"limit": 128}}
 
 
 class StoredArray:
@@ -132,13 +129,13 @@ def _read(store: ts.TensorStore) -> np.ndarray:
     not need as much memory as the array itself.
     """
     values: np.ndarray = np.empty(store.shape, store.dtype.numpy_dtype)
-    piece = store.chunk_layout.read_chunk.shape
+    pieces = store.chunk_layout.read_chunk.shape
     axis = next((axis for axis, size in enumerate(store.shape) if size > 1), None)
+    piece = None if axis is None or pieces is None else pieces[axis]
     if axis is None or piece is None:
         ts.array(values).write(store).result()
         return values
-    of_one = values.nbytes // store.shape[axis]
-    step = piece[axis] * max(1, _READ_BYTES // max(1, piece[axis] * of_one))
+    step = piece * max(1, _READ_BYTES * store.shape[axis] // max(1, piece * values.nbytes))
     for start in range(0, store.shape[axis], step):
         band = (*(slice(None),) * axis, slice(start, min(start + step, store.shape[axis])))
         ts.array(values[band]).write(store[band]).result()
@@ -156,8 +153,8 @@ def open_arrays(folder: Place, sums: Mapping[str, int], refuse: Callable[[Except
     paths = _paths(folder)
     if paths.keys() != sums.keys():
         raise ValueError(f"{min(paths.keys() ^ sums.keys())} is not what was saved")
-    context = ts.Context(_CONTEXT)
-    stores = {name: ts.open(_spec(folder, name), read=True, open=True, context=context) for name in paths}
+    context = new_context()
+    stores = {name: ts.open(reading(folder, name), read=True, open=True, context=context) for name in paths}
     tree: Tree = {}
     for name, (*above, last) in paths.items():
         node = tree
@@ -172,22 +169,3 @@ def _paths(folder: Place) -> dict[str, tuple[str, ...]]:
     listed = read_json_object(folder / _LIST, _MOST_LIST_BYTES)["tree_metadata"].values()
     paths = [tuple(str(each["key"]) for each in entry["key_metadata"]) for entry in listed]
     return {".".join(path): path for path in paths}
-
-
-def _spec(folder: Place, name: str) -> ts.Spec:
-    """Where TensorStore finds an array, as Orbax would tell it."""
-    base = _kvstore(folder)
-    kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/", "cache_pool": "cache_pool#ocdbt"}
-    once = {"recheck_cached_data": False, "recheck_cached_metadata": False}
-    # A piece that is not there is damage, and no zeros.
-    return ts.Spec({"driver": "zarr", "kvstore": kvstore, **once, "fill_missing_data_reads": False})
-
-
-def _kvstore(folder: Place) -> dict[str, Any]:
-    """The folder in TensorStore's words."""
-    if isinstance(folder, BucketPath):
-        url = f"{folder}/"
-        if url.startswith("s3://"):
-            return s3_kvstore(url)
-        return {"driver": "gcs", "bucket": folder.bucket, "path": url.removeprefix(f"gs://{folder.bucket}/")}
-    return {"driver": "file", "path": f"{folder.absolute()}/"}

@@ -10,7 +10,7 @@ import pytest
 
 from stellarbyte.errors import UserError
 from stellarbyte_jax.checkpoint_config import CheckpointConfig
-from stellarbyte_jax.checkpoints import array_writer, saving, stored_arrays
+from stellarbyte_jax.checkpoints import array_specs, array_writer, saving, stored_arrays
 from stellarbyte_jax.checkpoints.checkpoint import (
     Checkpointer,
     RunMetadata,
@@ -166,3 +166,12 @@ def test_sums_of_parts_add_up(dtype: str) -> None:
     array = (100 * np.random.default_rng(0).normal(size=(5, 1000, 20))).astype(dtype)
     parts = sum(part_sum(array[i], i * 20_000) for i in range(5)) % 2**32
     assert {"a": parts} == checksums({"a": jax.numpy.asarray(array)}) == checksums({"a": array})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_arrays_are_written_as_orbax_would(tmp_path: Path, dtype: str) -> None:
+    info = ocp.type_handlers.ParamInfo(name="a.b", parent_dir=tmp_path, use_compression=False)
+    shapes = (3, 128, 64), (1, 64, 64)
+    theirs = ocp.type_handlers.get_json_tspec_write(info, True, *shapes, np.dtype(dtype), process_index=0)
+    ours = array_specs.writing(tmp_path / array_writer.WRITTEN, "a.b", *shapes, np.dtype(dtype))
+    assert ours.to_json() == array_writer.ts.Spec(theirs).to_json()
