@@ -10,6 +10,7 @@ from stellarbyte.places import Place
 
 if TYPE_CHECKING:
     from stellarbyte_jax.data.tokenizer import Tokenizer
+    from stellarbyte_jax.inference.reader import JaxReader
     from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 
 
@@ -33,10 +34,10 @@ def generate(options: argparse.Namespace) -> None:
             f"--kv-budget {options.kv_budget} drops keys that a check of what --draft guesses may have to go back to: "
             "leave one of them out"
         )
-    model, tokenizer = _loaded(options, options.model, options.step)
+    model, tokenizer, _ = _loaded(options, options.model, options.step)
     generator: Generator | SpeculativeGenerator = Generator(model, _cache_dtype(options), pruning=options.pruning)
     if options.draft is not None:
-        draft, draft_tokenizer = _loaded(options, options.draft, None)
+        draft, draft_tokenizer, _ = _loaded(options, options.draft, None)
         if draft_tokenizer.sha256 != tokenizer.sha256:
             raise UserError(
                 f"--draft {options.draft} has another tokenizer than {options.model}: take one that shares it"
@@ -75,9 +76,11 @@ def generate(options: argparse.Namespace) -> None:
 def chat(options: argparse.Namespace) -> None:
     """Talk with a run's model, in the terminal or by piped lines."""
     from stellarbyte.chat.terminal import run_chat
+    from stellarbyte.memory.chat_memory import recall_of
     from stellarbyte_jax.inference.chat import JaxChatSession
+    from stellarbyte_jax.inference.reader import reader_of
 
-    model, tokenizer = _loaded(options, options.model, options.step)
+    model, tokenizer, step = _loaded(options, options.model, options.step)
     session = JaxChatSession(
         model,
         tokenizer,
@@ -89,16 +92,32 @@ def chat(options: argparse.Namespace) -> None:
         cache_dtype=_cache_dtype(options),
         pruning=options.pruning,
     )
-    run_chat(session, options)
+    with recall_of(options, lambda: reader_of(model, tokenizer, options.model, step)) as session.recall:
+        run_chat(session, options)
 
 
-def _loaded(options: argparse.Namespace, run_dir: Place, step: int | None) -> tuple["ByteForCausalLM", "Tokenizer"]:
-    """A run's model as the options want it, and its tokenizer. Runs are saved in float32, which dtype auto keeps."""
+def open_reader(run_dir: Place, *, device: str | None = None, dtype: str = "auto") -> "JaxReader":
+    """The model of a run's newest checkpoint as a memory uses it. Raises UserError as `load_model` does.
+
+    device: JAX itself chooses; a name has no effect. dtype: auto is float32.
+    """
+    from stellarbyte_jax.inference.reader import reader_of
+    from stellarbyte_jax.training.load import load_model
+
+    del device
+    model, tokenizer, step = load_model(run_dir, None, "float32" if dtype == "auto" else dtype)
+    return reader_of(model, tokenizer, run_dir, step)
+
+
+def _loaded(
+    options: argparse.Namespace, run_dir: Place, step: int | None
+) -> tuple["ByteForCausalLM", "Tokenizer", int]:
+    """A run's model as the options want it, its tokenizer and step. Runs are saved in float32, which auto keeps."""
     from stellarbyte_jax.training.load import load_model
 
     dtype = "float32" if options.dtype == "auto" else str(options.dtype)
-    model, tokenizer, _ = load_model(run_dir, step, dtype)
-    return (model.in_int8() if options.quantize == "int8" else model), tokenizer
+    model, tokenizer, step = load_model(run_dir, step, dtype)
+    return (model.in_int8() if options.quantize == "int8" else model), tokenizer, step
 
 
 def _cache_dtype(options: argparse.Namespace) -> str | None:

@@ -27,6 +27,7 @@ from stellarbyte_torch.generate import (
 from stellarbyte_torch.kv_cache.cache import PrunedCache, cache_for
 from stellarbyte_torch.lora import LoRAManager
 from stellarbyte_torch.lora.names import near_name
+from stellarbyte_torch.memory.reader import TorchReader
 from stellarbyte_torch.model_folder import load_model, load_tokenizer
 from stellarbyte_torch.modeling_stellarbyte import CACHE
 from stellarbyte_torch.torchao_settings import Int8
@@ -83,7 +84,7 @@ class TorchChatSession(ChatSession):
             vocab_size=model.get_input_embeddings().weight.shape[0],
             max_new_tokens=max_new_tokens,
         )
-        self.manager = LoRAManager(model)
+        self.manager, self._model = LoRAManager(model), model
         self._tokenizer = tokenizer
         self._sampling, self._stop = sampling or Sampling(), stop
         self._stop_ids = sorted(_stop_ids(model, tokenizer, self.encoder))
@@ -110,6 +111,10 @@ class TorchChatSession(ChatSession):
     def adapter_names(self) -> Sequence[str]:
         """The adapters that are registered."""
         return self.manager.names
+
+    def reader(self, name: str, weights: str) -> TorchReader:
+        """The model as a memory uses it: the base, whichever adapter is active. The arguments are TorchReader's."""
+        return TorchReader(self._model, self._tokenizer, name, weights, self.manager.bare)
 
     def add_adapter(self, name: str, folder: Path) -> None:
         """Register the adapter in a PEFT folder, not yet active.

@@ -200,6 +200,18 @@ class LoRAManager:
         with self._lock.shared():
             yield
 
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Inside the block the model is the base alone; afterwards the same adapters are active again."""
+        with self._swap("run the base alone"), self._unmerged():
+            active, self._active = self._active, {}
+            try:
+                self._switch()
+                yield
+            finally:
+                self._active = active
+                self._switch()
+
     def forward(self, *args: Any, adapter_names: list[str | None] | None = None, **kwargs: Any) -> Any:
         """The model's output. adapter_names: each batch row's adapter, or None for the base; for inference only."""
         with self._rows(adapter_names) as rows:
