@@ -10,6 +10,7 @@ from typing import Any, Literal
 from stellarbyte.command_line import folder_or_bucket
 from stellarbyte.errors import UserError
 from stellarbyte.kv_cache.options import add_pruning_options, pruning_of
+from stellarbyte.memory.chat_options import add_memory_options, check_memory_options
 from stellarbyte.places import Place, local
 from stellarbyte.sampling_options import add_sampling_options, sampling_of
 
@@ -62,6 +63,7 @@ def chat(parser: argparse.ArgumentParser) -> None:
     )
     add_sampling_options(parser, max_new_tokens=512)
     _add_model_options(parser)
+    add_memory_options(parser)
     parser.add_argument("--echo", action="store_true", help="of lines that are piped in, show each before its answer")
     parser.add_argument("--json", action="store_true", help="print one JSON object an answer, or a command's reply")
     parser.set_defaults(run=_chat)
@@ -194,6 +196,7 @@ def _generate(options: argparse.Namespace) -> int | None:
 
 
 def _chat(options: argparse.Namespace) -> int | None:
+    check_memory_options(options)
     options.colour = not os.environ.get("NO_COLOR")
     return _by_its_wing("chat", options)
 

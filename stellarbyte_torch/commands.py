@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stellarbyte.config.dry_run import DryRun
     from stellarbyte.pruning.report import Report
     from stellarbyte.pruning.request import Request
+    from stellarbyte_torch.memory.reader import TorchReader
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -55,7 +56,9 @@ def chat(options: argparse.Namespace) -> None:
     """Talk with a model, in the terminal or by piped lines."""
     hear_libraries("stellarbyte")
     from stellarbyte.chat.terminal import run_chat
+    from stellarbyte.memory.chat_memory import recall_of
     from stellarbyte_torch.chat.session import add_adapters, open_session
+    from stellarbyte_torch.memory.reader import weights_hash
 
     session = open_session(
         options.model,
@@ -70,7 +73,12 @@ def chat(options: argparse.Namespace) -> None:
         pruning=options.pruning,
     )
     add_adapters(session, options.adapter)
-    run_chat(session, options)
+
+    def reader() -> "TorchReader":
+        return session.reader(options.model.resolve().name, weights_hash(options.model))
+
+    with recall_of(options, reader) as session.recall:
+        run_chat(session, options)
 
 
 def dry_run(options: argparse.Namespace) -> "DryRun":

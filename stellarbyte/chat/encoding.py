@@ -172,16 +172,31 @@ class ChatEncoder:
             RecordError, UserError: as `render` does, and where there is no token at all.
         """
         where = "the conversation"
-        check_characters(messages, where)
-        template = self._template(where, with_tools=False)
-        places = Places(template.render(messages, [], where, add_generation_prompt=True))
-        check_written(places.text)
+        places = self.prompt_places(messages, where)
         text, _ = self._named(places.text, self._special_tokens(places))
         with works(self._tokenizer.name):
             ids = list(self._backend.encode(text, add_special_tokens=False).ids)
         if not ids:
             raise RecordError(f"the chat template writes nothing for {where}, so that there is nothing to answer")
         return ids
+
+    def prompt_places(self, messages: Sequence[dict[str, Any]], where: str = "the conversation") -> Places:
+        """Who says what in the prompt that `encode_prompt` encodes; raises as that does."""
+        check_characters(messages, where)
+        template = self._template(where, with_tools=False)
+        places = Places(template.render(messages, [], where, add_generation_prompt=True))
+        check_written(places.text)
+        return places
+
+    def length(self, text: str) -> int:
+        """The number of a text's tokens where it stands in a message. Raises UserError: the tokenizer fails on it."""
+        with works(self._tokenizer.name):
+            return len(self._backend.encode(text, add_special_tokens=False).ids)
+
+    @property
+    def special_tokens(self) -> Sequence[str]:
+        """The tokenizer's special tokens, as texts spell them."""
+        return list(self._names)
 
     def _template(self, where: str, with_tools: bool) -> "_Template":
         source = self._tokenizer.tool_template if with_tools else None

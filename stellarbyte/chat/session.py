@@ -3,14 +3,19 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from stellarbyte.chat.conversations import Conversation
 from stellarbyte.chat.encoding import ChatEncoder, ChatTokenizer
+from stellarbyte.chat.wording import control_texts, takes_system
 from stellarbyte.errors import UserError
+from stellarbyte.memory.entries import Decision, Found
+from stellarbyte.memory.recall import Recall
+from stellarbyte.memory.rendering import Block, placed, rendered
 from stellarbyte.records.bad_records import RecordError
 
 BASE = "off"  # what no adapter can be called, for it names the model without any
@@ -30,6 +35,8 @@ class Answer:
         prompt_tokens: tokens of the conversation that the model was shown.
         new_tokens: tokens of the answer, without the one that ends the turn.
         tokens_per_second: of the new tokens, over the whole time that the answer took.
+        recalled: what the prompt held of the memory, the best first.
+        kept: what the memory's gate decided on what the message says; empty if it was not asked.
     """
 
     text: str
@@ -39,6 +46,8 @@ class Answer:
     prompt_tokens: int
     new_tokens: int
     tokens_per_second: float
+    recalled: tuple[Found, ...] = ()
+    kept: tuple[Decision, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,7 @@ class ChatSession(ABC):
             )
         self.system: str | None = None
         self.messages: list[dict[str, str]] = []
+        self.recall: Recall | None = None
         self.context = context
         self.encoder = ChatEncoder(tokenizer, datetime.now())
         self.max_new_tokens = max_new_tokens
@@ -112,21 +122,29 @@ class ChatSession(ABC):
         message: str,
         on_text: Callable[[str], Any] | None = None,
         stop: Callable[[], bool] | None = None,
+        on_recall: Callable[[Sequence[Found]], Any] | None = None,
     ) -> Answer:
         """Say something and hear the answer; both join the conversation.
+
+        What is recalled for a message is in its own prompt only, and no part of the conversation.
 
         Args:
             message: what the user says.
             on_text: called with each piece of the answer.
             stop: asked while the answer grows whether to break it off.
+            on_recall: called before the answer with what is recalled for it, if that is anything.
 
         Raises:
-            UserError: the message is too long, or the conversation does not suit the template; nothing was said then.
+            UserError: the message is too long, or the conversation does not suit the template, or the memory cannot be
+                read: nothing was said then. Or the memory cannot be written, which happens after the answer.
         """
         before = list(self.messages)
         self.messages.append({"role": "user", "content": message})
         try:
-            prompt_ids, forgotten = self._prompt()
+            found = [] if self.recall is None else self.recall.search(message)
+            prompt_ids, forgotten, recalled = self._prompt(found)
+            if recalled and on_recall is not None:
+                on_recall(recalled)
             started = time.perf_counter()
             added = self._continue(prompt_ids, on_text, stop or (lambda: False))
         except BaseException:
@@ -135,7 +153,10 @@ class ChatSession(ABC):
         seconds = time.perf_counter() - started
         self.messages.append({"role": "assistant", "content": added.text})
         rate = added.new_tokens / seconds
-        return Answer(added.text, self.adapter, added.finish, forgotten, len(prompt_ids), added.new_tokens, rate)
+        answer = Answer(added.text, self.adapter, added.finish, forgotten, len(prompt_ids), added.new_tokens, rate)
+        if self.recall is None:
+            return answer
+        return replace(answer, recalled=recalled, kept=self.recall.keep(message, recalled))
 
     def undo(self) -> str:
         """Take the last message and its answer back; returns the message. Raises UserError: nothing was said yet."""
@@ -144,14 +165,18 @@ class ChatSession(ABC):
         self.messages.pop()
         return self.messages.pop()["content"]
 
-    def _prompt(self) -> tuple[list[int], int]:
-        """The conversation's tokens, and how many of its oldest messages had to go for a quarter of the context."""
+    def _prompt(self, found: Sequence[Found]) -> tuple[list[int], int, tuple[Found, ...]]:
+        """The conversation's tokens, how many of its oldest messages had to go, and what of `found` is in it.
+
+        Messages go for a quarter of the context, and what was found goes before the message itself would not fit.
+        """
         reserve = min(self.max_new_tokens, self.context // 4)
         forgotten = 0
-        opening = [{"role": "system", "content": self.system}] if self.system else []
+        block = self._block(found)
         while True:
+            turns = placed(self.messages, self.system, block.text, takes_system=not block.text or self._takes_system)
             try:
-                prompt_ids = self.encoder.encode_prompt([*opening, *self.messages])
+                prompt_ids = self.encoder.encode_prompt(turns)
             except RecordError as error:
                 raise UserError(str(error)) from error
             if max(prompt_ids) >= self._vocab_size:
@@ -160,18 +185,36 @@ class ChatSession(ABC):
                     f"{self._vocab_size}: use the tokenizer that it was trained with"
                 )
             if len(prompt_ids) + reserve <= self.context:
-                return prompt_ids, forgotten
+                return prompt_ids, forgotten, block.used
             if len(self.messages) == 1:
-                break
+                if not block.text:
+                    break
+                block = Block()
+                continue
             # A question goes with its answer: most templates want users and assistants to take turns.
             del self.messages[:2]
             forgotten += 2
         if len(prompt_ids) < self.context:
-            return prompt_ids, forgotten
+            return prompt_ids, forgotten, ()
         raise UserError(
             f"the message makes a prompt of {len(prompt_ids)} tokens, too many for a context of {self.context} that "
             "must hold the answer, too: shorten it, or the system text"
         )
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        return takes_system(self.encoder)
+
+    @cached_property
+    def _control(self) -> tuple[str, ...]:
+        return control_texts(self.encoder)
+
+    def _block(self, found: Sequence[Found]) -> Block:
+        """What is recalled, within its budget and a quarter of the context."""
+        if self.recall is None or not found:
+            return Block()
+        most = min(self.recall.most_tokens, self.context // 4)
+        return rendered(found, most, self.encoder.length, self._control)
 
 
 def turn_ends(encoder: ChatEncoder, special_ids: set[int]) -> set[int]:

@@ -9,13 +9,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
 from stellarbyte.chat.session import BASE, Answer, ChatSession
 from stellarbyte.errors import UserError
+from stellarbyte.memory.entries import Found
+from stellarbyte.memory.recall import Recall, entry_line, told
 from stellarbyte.reading import expanded
 from stellarbyte.terminal_text import harmless
 
@@ -29,6 +30,9 @@ HELP = """\
 /reset             forget the conversation
 /undo              take your last message and its answer back
 /retry             answer your last message again
+/remember TEXT     put a text into the memory (of chat --memory FILE)
+/forget WHAT       delete a memory for good, by its number or by words that only it has
+/memories [WORDS]  the newest memories, or those that have to do with words
 /help              this list
 /quit              leave, as Ctrl-D does
 Ctrl-C stops an answer. A message that begins with / wants a space before it."""
@@ -50,6 +54,9 @@ class Commands:
             "/system": self._system,
             "/reset": lambda _: self._reset(),
             "/undo": lambda _: self._undo(),
+            "/remember": lambda text: self._recall().remember(text),
+            "/forget": lambda what: self._recall().forget(what),
+            "/memories": lambda words: self._recall().listing(words),
             "/help": lambda _: HELP,
             "/quit": self._quit,
         }
@@ -108,6 +115,11 @@ class Commands:
         message = self._session.undo()
         return f"taken back: {message}"
 
+    def _recall(self) -> Recall:
+        if self._session.recall is None:
+            raise UserError("this chat has no memory: start it with --memory FILE")
+        return self._session.recall
+
     def _quit(self, _: str) -> str:
         raise Quit
 
@@ -150,12 +162,12 @@ def answer_lines(session: ChatSession, lines: Iterator[str], *, as_json: bool, e
             else:
                 print(harmless(reply), file=sys.stderr, flush=True)
         elif as_json:
-            _print_json({"message": message, **asdict(session.answer(message))})
+            _print_json({"message": message, **_record(session.answer(message), session)})
         else:
-            answer = session.answer(message, on_text=_write)
+            answer = session.answer(message, on_text=_write, on_recall=_tell_recalled)
             _write("\n")
             for note in notes(answer, session):
-                print(note, file=sys.stderr, flush=True)
+                print(harmless(note), file=sys.stderr, flush=True)
 
 
 def talk(session: ChatSession, *, colour: bool) -> None:
@@ -183,7 +195,12 @@ def talk(session: ChatSession, *, colour: bool) -> None:
             message, reply = commands.take(line) if line.strip() else (None, "")
             if message is not None:
                 with _interrupts() as interrupted:
-                    answer = session.answer(message, on_text=_write, stop=interrupted.is_set)
+                    answer = session.answer(
+                        message,
+                        on_text=_write,
+                        stop=interrupted.is_set,
+                        on_recall=lambda found: tell("\n".join(recalled(found))),
+                    )
                 _write("\n")
                 reply = "\n".join(notes(answer, session))
         except UserError as error:
@@ -208,7 +225,26 @@ def notes(answer: Answer, session: ChatSession) -> list[str]:
             f"(the conversation outgrew the context of {session.context} tokens: "
             f"its first {answer.forgotten} messages are forgotten)"
         )
-    return texts
+    return [*texts, *(f"({told(decision)})" for decision in answer.kept)]
+
+
+def recalled(found: Sequence[Found]) -> list[str]:
+    """A line for each entry that a prompt holds: its number, day, source and text."""
+    return [f"recalled {entry_line(one.entry).strip()}" for one in found]
+
+
+def _tell_recalled(found: Sequence[Found]) -> None:
+    for text in recalled(found):
+        print(harmless(text), file=sys.stderr, flush=True)
+
+
+def _record(answer: Answer, session: ChatSession) -> dict[str, Any]:
+    """An answer as JSON values; those of a memory are there if the chat has one."""
+    plain = {name: value for name, value in vars(answer).items() if name not in ("recalled", "kept")}
+    if session.recall is None:
+        return plain
+    found = {name: [one.to_dict() for one in getattr(answer, name)] for name in ("recalled", "kept")}
+    return {**plain, **found}
 
 
 @contextlib.contextmanager
