@@ -14,8 +14,9 @@ from stellarbyte.kv_cache.registry import policy as policy_named
 from stellarbyte.kv_cache.settings import KVPruning
 from stellarbyte_torch.kv_cache.layer import PrunedLayer
 from stellarbyte_torch.kv_cache.rotation import rotation_of
+from stellarbyte_torch.kv_cache.stock import IMPLEMENTATION, MODEL_TYPES
 
-# What a model's config must say for the model to let a cache attend.
+# What the config of a model of ours says.
 _MODEL_TYPE = "stellarbyte"
 # The attention of Transformers that follows a mask of single keys.
 _IMPLEMENTATIONS = ("sdpa", "eager")
@@ -24,9 +25,11 @@ _IMPLEMENTATIONS = ("sdpa", "eager")
 class PrunedCache(Cache):
     """Keys and values of the tokens that matter most, at most a budget of them; for inference.
 
-    It is given to a model of ours as `past_key_values` (or `cache`), and works in `generate`, with beams, batches of
-    unequal prompts, sliding windows and assisted decoding. Nothing that is kept changes: positions and masks come
-    from the true length. As long as the budget holds all tokens, results are those of the full cache, bit for bit.
+    It is given to a model as `past_key_values` (or `cache`), and works in `generate`, with beams, batches of unequal
+    prompts, sliding windows and assisted decoding. A model of Transformers' own (stock.MODEL_TYPES) first needs the
+    attention "pruned_sdpa": `model.set_attn_implementation("pruned_sdpa")`. Nothing that is kept changes: positions and
+    masks come from the true length. As long as the budget holds all tokens, results are those of the full cache, bit
+    for bit.
 
     Args:
         model: the model, for its layers and rotary positions.
@@ -38,17 +41,13 @@ class PrunedCache(Cache):
         sizes: the slots of each kv head in each layer.
 
     Raises:
-        UserError: there is no such policy or shape, the budget is too small, or the model is not one of ours.
+        UserError: there is no such policy or shape, the budget is too small, or the model does not let a cache attend.
     """
 
     def __init__(
         self, model: PreTrainedModel, budget: int, policy: str | Policy = "snap", shape: str = "uniform"
     ) -> None:
-        if model.config.model_type != _MODEL_TYPE:
-            raise UserError(
-                f"a pruned cache computes attention itself, which a model of type {model.config.model_type} does not "
-                "let it do: leave the budget out, or convert the model with `stellarbyte convert from-hf` and `to-hf`"
-            )
+        _check_attention(model)
         policy = policy_named(policy) if isinstance(policy, str) else policy
         sizes = layer_slots(shape, budget, model.config.num_hidden_layers)
         rotation = rotation_of(model)
@@ -84,11 +83,29 @@ class PrunedCache(Cache):
         return sum(array.nbytes for held in slots for array in (held.keys, held.values))
 
 
+def _check_attention(model: PreTrainedModel) -> None:
+    """Refuses a model that would not let a cache attend."""
+    kind = model.config.model_type
+    if kind == _MODEL_TYPE:
+        return
+    if kind not in MODEL_TYPES:
+        raise UserError(
+            f"a pruned cache computes attention itself, which a model of type {kind} is not known to let it do: leave "
+            f"the budget out, or take a model of {_MODEL_TYPE}, {', '.join(MODEL_TYPES)}"
+        )
+    implementation = model.config._attn_implementation
+    if implementation != IMPLEMENTATION:
+        raise UserError(
+            f"attn_implementation {implementation} of a model of type {kind} leaves a pruned cache no attention to "
+            f"compute: call model.set_attn_implementation({IMPLEMENTATION!r}) first"
+        )
+
+
 def cache_for(model: Any, pruning: KVPruning | None, tokens: int) -> PrunedCache | None:
     """The cache that the user's settings ask for, for a text of so many tokens; None: nothing has to be dropped.
 
     Raises:
-        UserError: the model is not one of ours.
+        UserError: the model does not let a cache attend.
     """
     if pruning is None:
         return None

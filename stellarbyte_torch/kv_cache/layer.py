@@ -2,19 +2,21 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from stellarbyte.errors import UserError
 from stellarbyte.kv_cache.evidence import Rotation
 from stellarbyte.kv_cache.policy import Policy
 from stellarbyte.kv_cache.selection import keep
-from stellarbyte_torch.kv_cache.heads import grouped
+from stellarbyte_torch.kv_cache.heads import grouped, kv_heads_of
 from stellarbyte_torch.kv_cache.masks import mask_of_keys, real_tokens
 from stellarbyte_torch.kv_cache.observed import Observed
 from stellarbyte_torch.kv_cache.slots import Slots
+from stellarbyte_torch.kv_cache.stock import IMPLEMENTATION, noted
 
 
 class PrunedLayer(CacheLayerMixin):
@@ -46,6 +48,7 @@ class PrunedLayer(CacheLayerMixin):
         self._length = 0
         self._window: int | None = None
         self._has_begun = False
+        self._is_awaited = False
         self._settle: Callable[[int], None] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -55,9 +58,19 @@ class PrunedLayer(CacheLayerMixin):
         self._offset_B = torch.zeros_like(self._first_B)
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> NoReturn:
-        """Not there, because attention to what is held is computed here."""
-        raise NotImplementedError
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Gives new keys and values back to a model of Transformers, whose attention then calls `attend` with them.
+
+        Raises:
+            UserError: it did not do so with those before.
+        """
+        if self._is_awaited:
+            raise UserError(
+                f"attention has left out a pruned cache: call model.set_attn_implementation({IMPLEMENTATION!r}) before "
+                "it is made, and leave that so"
+            )
+        self._is_awaited = True
+        return noted(key_states, self), value_states
 
     def attend(
         self,
@@ -77,18 +90,19 @@ class PrunedLayer(CacheLayerMixin):
 
         Args:
             attention: Transformers' function for that.
-            module: the attention module, one of ours.
+            module: the attention module.
             query, key, value: of the new tokens, [B, N, T, H] and [B, K, T, H].
             attention_mask: [B, 1, T, S], a column for each token of the rows; None: causal.
             position_ids: [1 or B, T].
             options: what else `attention` takes.
         """
+        self._is_awaited = False
         self.settle()
         if self.slots is None:
             self.lazy_initialization(key, value)
         assert self.slots is not None
         slots, number, (B, _, T, _) = self.slots, self._length, query.shape
-        self._window = module.sliding_window
+        self._window = options.get("sliding_window")
         real_BT = real_tokens(attention_mask, number, T)
         real_BT = None if real_BT is None else real_BT.expand(B, T)
         index_BT = self._number_tokens(number, real_BT, (B, T))
@@ -100,12 +114,13 @@ class PrunedLayer(CacheLayerMixin):
         self._length += T
 
         keys, values, mask = slots.keys[:, :, : slots.used], slots.values[:, :, : slots.used], attention_mask
-        if not module.is_regular:
-            keys, values = keys[:, module.kv_slots], values[:, module.kv_slots]
+        heads_N = kv_heads_of(module, query.shape[1])
+        if not getattr(module, "is_regular", True):
+            keys, values = keys[:, heads_N], values[:, heads_N]
         mask_BNTS = mask
         if not slots.in_columns and not (mask is None and T == 1 and slots.is_full):
             mask = mask_of_keys(mask, slots.index_BKC[:, :, : slots.used], number, T)
-            mask_BNTS = mask[:, module.kv_slots]
+            mask_BNTS = mask[:, heads_N]
         output, weights = attention(module, query, keys, values, mask_BNTS, position_ids=position_ids, **options)
 
         scaled = grouped(query * options["scaling"], module) if self.policy.needs else None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache
 
 from stellarbyte.errors import UserError
 from stellarbyte_torch import configuration_stellarbyte, modeling_stellarbyte
@@ -197,7 +197,3 @@ def test_mistakes_get_a_sentence() -> None:
     flexible.config._attn_implementation = "flex_attention"
     with pytest.raises(UserError, match=r"flex_attention follows no mask .* sdpa or eager"):
         flexible.model.layers[0].self_attn(torch.ones(1, 2, 32), None, None, PrunedCache(model, 16))
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
-    llama = LlamaForCausalLM(LlamaConfig(vocab_size=97, **shape))
-    with pytest.raises(UserError, match=r"type llama does not let it .* convert from-hf"):
-        PrunedCache(llama, 16)
