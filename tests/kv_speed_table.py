@@ -40,7 +40,12 @@ def within(config: ByteConfig, name: str, slots: int, tokens: int) -> PrunedCach
     )
     newest = jnp.arange(tokens - cache.query_index.shape[1], tokens, dtype=jnp.int32)
     return dataclasses.replace(
-        cache, layers=layers, lengths=jnp.array([tokens]), segments=jnp.array([1]), query_index=newest[None]
+        cache,
+        layers=layers,
+        full={slots: jnp.array([slots])},
+        lengths=jnp.array([tokens]),
+        segments=jnp.array([1]),
+        query_index=newest[None],
     )
 
 
@@ -61,10 +66,12 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--slots", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--policies", default=",".join(POLICIES), metavar="LIST")
     options = parser.parse_args()
     fields = yaml.safe_load(options.model.read_text(encoding="utf-8"))
     config = ByteConfig(**(fields | {"max_position_embeddings": 2 * options.context, "xpos_scale_base": 4096.0}))
     graphdef, state = nnx.split(ByteForCausalLM(config, rngs=nnx.Rngs(0)).unstack())
+    policies = options.policies.split(",")
     steps = 2 * room(options.slots)  # each policy prunes twice
 
     def loop(state: Any, cache: Any) -> Any:
@@ -80,7 +87,7 @@ def main() -> None:
     caches = {
         "full": lambda: full(config, options.context + steps, options.context),
         f"full, {options.slots} tokens": lambda: full(config, options.slots, options.slots - steps),
-        **{name: lambda name=name: within(config, name, options.slots, options.context) for name in POLICIES},
+        **{name: lambda name=name: within(config, name, options.slots, options.context) for name in policies},
     }
     programs = {name: jax.jit(loop, donate_argnums=1).lower(state, make()).compile() for name, make in caches.items()}
     best = {name: np.full(2, math.inf) for name in caches}
@@ -98,7 +105,7 @@ def main() -> None:
     for name, (wall, cpu) in best.items():
         kept = sum(leaf.nbytes for leaf in jax.tree.leaves(caches[name]()))
         scratch = programs[name].memory_analysis().temp_size_in_bytes
-        cost = f"{cpu / small_cpu - 1:+.1%}" if name in POLICIES else ""
+        cost = f"{cpu / small_cpu - 1:+.1%}" if name in policies else ""
         print(
             f"| {name} | {kept / 1e6:.1f} MB | {scratch / 1e6:.1f} MB | {1 / wall:.1f} | {1e3 * cpu:.2f} | "
             f"{full_cpu / cpu:.2f} | {cost} |"

@@ -66,18 +66,17 @@ def keep(
     scores_BKS = xp.where(always_BKS, number(float("inf")), scores_BKS)
     scores_BKS = xp.where(unseen_BKS, number(_UNSEEN), scores_BKS)
     scores_BKS = xp.where(there_BKS, scores_BKS, number(float("-inf")))
-    # From the newest to the oldest, so that the newer of equals comes first; then the rank of each candidate.
-    best_first_BKS = xp.argsort(-xp.flip(scores_BKS, axis=-1), axis=-1, stable=True)
-    rank_BKS = xp.flip(xp.argsort(best_first_BKS, axis=-1, stable=True), axis=-1)
+    # From the newest to the oldest, so that the newer of equals comes first.
+    best_first_BKS = S - 1 - xp.argsort(-xp.flip(scores_BKS, axis=-1), axis=-1, stable=True)
 
     count_BK1 = xp.sum(xp.astype(there_BKS, xp.int32), axis=-1, keepdims=True)
     coming_B11 = 0 if coming_B is None else coming_B[:, None, None]
     limit_BK1 = xp.where(count_BK1 + coming_B11 > slots, slots - room(slots), count_BK1)
-    kept_BKS = there_BKS & (rank_BKS < limit_BK1)
-    # Those that are kept first, in their order.
-    source_BKS = xp.argsort(xp.astype(~kept_BKS, xp.int32), axis=-1, stable=True)
-    place_S = xp.cumulative_sum(xp.ones_like(index_BKS), axis=-1) - 1
-    source_BKS = xp.where(place_S < limit_BK1, xp.astype(source_BKS, index_BKS.dtype), place_S * 0 - 1)[..., :slots]
+    # The best ones, in their order; all others get the place S, behind them.
+    place_BKS = xp.cumulative_sum(xp.ones_like(index_BKS), axis=-1) - 1
+    kept_BKS = xp.where(place_BKS < limit_BK1, xp.astype(best_first_BKS, index_BKS.dtype), place_BKS * 0 + S)
+    source_BKS = xp.sort(kept_BKS, axis=-1)[..., :slots]
+    source_BKS = xp.where(source_BKS < S, source_BKS, source_BKS * 0 - 1)
     if slots <= S:
         return source_BKS
     none = xp.broadcast_to(source_BKS[..., :1] * 0 - 1, (*source_BKS.shape[:2], slots - S))

@@ -1,6 +1,6 @@
 """A key/value cache within a budget: it keeps the tokens that a policy finds most important."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from stellarbyte.architecture import ByteConfig
 from stellarbyte.kv_cache.evidence import WINDOW_QUERIES
 from stellarbyte.kv_cache.policy import Policy
+from stellarbyte.kv_cache.selection import room
 from stellarbyte_jax.model.kv_cache import check_cache_dtype
 from stellarbyte_jax.model.pruned_layer import PrunedLayer
 
@@ -26,7 +27,8 @@ class PrunedView:
     real_BT: whether a token is no padding.
     numbers_BT: the numbers of the tokens.
     starts_BT: the number of the first token that each sees, whatever the window: where its document begins.
-    lengths_B, firsts_B, segments_B: the cache's fields of these names after the call; before_B: `lengths` before it.
+    lengths_B, firsts_B, segments_B, full: the cache's fields of these names after the call. before_B, full_before:
+        `lengths` and `full` before it.
     query_slots_BT: the place among the remembered queries that each token's query takes; W: none.
     query_index_BW, earlier_query_index_BW: the cache's `query_index` after the call and before it.
     last_B: the place in T of each row's last token that is no padding; 0 if there is none.
@@ -37,6 +39,8 @@ class PrunedView:
     numbers_BT: jax.Array
     starts_BT: jax.Array
     before_B: jax.Array
+    full_before: Mapping[int, jax.Array]
+    full: Mapping[int, jax.Array]
     lengths_B: jax.Array
     firsts_B: jax.Array
     segments_B: jax.Array
@@ -44,6 +48,14 @@ class PrunedView:
     query_slots_BT: jax.Array
     query_index_BW: jax.Array
     earlier_query_index_BW: jax.Array
+
+
+def _full_after(full_B: jax.Array, new_B: jax.Array, slots: int, count: int) -> jax.Array:
+    """How many slots are full after a call of `count` tokens, `new_B` of which are no padding: int32 [B]."""
+    left = slots - room(slots)
+    if count == 1:
+        return jnp.where(full_B + new_B > slots, left, full_B) + new_B
+    return jnp.where(full_B + new_B > slots, left, full_B + new_B)
 
 
 @jax.tree_util.register_dataclass
@@ -55,12 +67,15 @@ class PrunedCache:
     full before it is stored. A call of several tokens lets them attend to all that was stored and to one another; then
     rows that hold more than their slots are pruned. Where all tokens fit, nothing is ever dropped.
 
+    full: how many slots of each head are full in layers of so many slots. All heads of a row have read the same tokens,
+        so this depends on no policy; layers of one size share it.
     lengths: the number of tokens that each row has read; padding counts, except at the end of a row.
     firsts: the number of the first token of each row's present document. segments: its segment id; 0 before any.
     query_index: the numbers of the tokens whose queries are remembered, in slot (number mod W); -1: none.
     """
 
     layers: tuple[PrunedLayer, ...]
+    full: dict[int, jax.Array]  # int32 [B]
     lengths: jax.Array  # int32 [B]
     firsts: jax.Array  # int32 [B]
     segments: jax.Array  # int32 [B]
@@ -84,6 +99,7 @@ class PrunedCache:
         assert len(layer_slots) == config.num_hidden_layers
         return PrunedCache(
             layers=tuple(PrunedLayer.create(config, batch_size, slots, policy, dtype) for slots in layer_slots),
+            full={slots: jnp.zeros((batch_size,), jnp.int32) for slots in layer_slots},
             lengths=jnp.zeros((batch_size,), jnp.int32),
             firsts=jnp.zeros((batch_size,), jnp.int32),
             segments=jnp.zeros((batch_size,), jnp.int32),
@@ -99,6 +115,7 @@ class PrunedCache:
         """The cache with the rows emptied where `rows_B` is true."""
         return PrunedCache(
             layers=tuple(layer.reset(rows_B) for layer in self.layers),
+            full={slots: jnp.where(rows_B, 0, full_B) for slots, full_B in self.full.items()},
             lengths=jnp.where(rows_B, 0, self.lengths),
             firsts=jnp.where(rows_B, 0, self.firsts),
             segments=jnp.where(rows_B, 0, self.segments),
@@ -121,6 +138,7 @@ class PrunedCache:
         def of_last(x_BT: jax.Array, otherwise_B: jax.Array) -> jax.Array:
             return jnp.where(kept_B > 0, jnp.take_along_axis(x_BT, last_B[:, None], axis=1)[:, 0], otherwise_B)
 
+        new_B = real_BT.sum(axis=1, dtype=jnp.int32)
         lengths_B = self.lengths + kept_B
         is_remembered_BT = real_BT & (numbers_BT >= lengths_B[:, None] - WINDOW_QUERIES)
         query_slots_BT = jnp.where(is_remembered_BT, numbers_BT % WINDOW_QUERIES, WINDOW_QUERIES)
@@ -130,6 +148,8 @@ class PrunedCache:
             numbers_BT=numbers_BT,
             starts_BT=starts_BT,
             before_B=self.lengths,
+            full_before=self.full,
+            full={slots: _full_after(full_B, new_B, slots, T) for slots, full_B in self.full.items()},
             lengths_B=lengths_B,
             firsts_B=of_last(starts_BT, self.firsts),
             segments_B=of_last(segment_ids_BT, self.segments),
@@ -141,4 +161,12 @@ class PrunedCache:
 
     def advanced(self, layers: tuple[Any, ...], view: PrunedView) -> "PrunedCache":
         """The cache after every layer has stored the tokens of `view`."""
-        return PrunedCache(layers, view.lengths_B, view.firsts_B, view.segments_B, view.query_index_BW, fresh=False)
+        return PrunedCache(
+            layers,
+            dict(view.full),
+            view.lengths_B,
+            view.firsts_B,
+            view.segments_B,
+            view.query_index_BW,
+            fresh=False,
+        )

@@ -12,7 +12,7 @@ from stellarbyte.architecture import ByteConfig
 from stellarbyte.kv_cache.evidence import WINDOW_QUERIES, Evidence, QueryMoments
 from stellarbyte.kv_cache.policy import Policy
 from stellarbyte.kv_cache.selection import keep
-from stellarbyte_jax.model.attention.kernels import cached_attention
+from stellarbyte_jax.model.attention.kernels import attention_to_slots
 from stellarbyte_jax.model.attention.received import attention_received
 from stellarbyte_jax.model.caches import NewTokens
 from stellarbyte_jax.model.slots import Slots
@@ -96,21 +96,24 @@ class PrunedLayer:
     def take(self, tokens: NewTokens, view: "PrunedView") -> "PrunedLayer":
         """The layer with the tokens of a first call, of which it keeps as many as it has slots."""
         slots, T = self.slots, tokens.k_BKTH.shape[2]
-        layer = self._grown(max(0, T - slots))._stored(tokens, view)._observed(tokens, view)
+        full_B = view.full_before[slots]
+        layer = self._grown(max(0, T - slots))._stored(tokens, view, full_B)._observed(tokens, view)
         return layer._pruned(slots, tokens, view) if slots < T else layer
 
     def attend(self, tokens: NewTokens, view: "PrunedView") -> tuple[jax.Array, "PrunedLayer"]:
         """The attention of the new tokens, [B, K, G, T, H], and the layer with them, within its slots."""
         slots, T = self.slots, tokens.k_BKTH.shape[2]
+        full_B, new_B = view.full_before[slots], view.real_BT.sum(axis=1, dtype=jnp.int32)
+        overflows = (full_B + new_B > slots).any()
         if T == 1:
-            return self._with_room(tokens, view)._attend(tokens, view)
+            layer = jax.lax.cond(overflows, lambda: self._with_room(tokens, view, new_B), lambda: self)
+            return layer._attend(tokens, view, view.full[slots] - new_B)
 
         def overflow() -> tuple[jax.Array, PrunedLayer]:
-            out_BKGTH, layer = self._grown(T)._attend(tokens, view)
+            out_BKGTH, layer = self._grown(T)._attend(tokens, view, full_B)
             return out_BKGTH, layer._pruned(slots, tokens, view)
 
-        fits = (self._count() + view.real_BT.sum(axis=1) <= slots).all()
-        return jax.lax.cond(fits, lambda: self._attend(tokens, view), overflow)
+        return jax.lax.cond(overflows, overflow, lambda: self._attend(tokens, view, full_B))
 
     def reset(self, rows_B: jax.Array) -> "PrunedLayer":
         """The layer with the rows emptied where `rows_B` is true."""
@@ -122,10 +125,6 @@ class PrunedLayer:
         attention, queries, sums = known
         index = emptied(self.index, -1)
         return dataclasses.replace(self, index=index, attention=attention, queries=queries, sums=sums)
-
-    def _count(self) -> jax.Array:
-        """The slots that are full, the same number in each head: int32 [B]."""
-        return (self.index[:, 0] >= 0).sum(axis=1, dtype=jnp.int32)
 
     def _grown(self, more: int) -> "PrunedLayer":
         """The layer with so many more slots."""
@@ -140,16 +139,13 @@ class PrunedLayer:
             attention=None if self.attention is None else jnp.pad(self.attention, behind),
         )
 
-    def _with_room(self, tokens: NewTokens, view: "PrunedView") -> "PrunedLayer":
-        """The layer after its full rows are pruned for the one token that each gets."""
-        coming_B = view.real_BT.sum(axis=1, dtype=jnp.int32)
-        is_full_B = self._count() + coming_B > self.slots
-
-        def pruned() -> PrunedLayer:
-            evidence = self._evidence(tokens, view, view.before_B, view.earlier_query_index_BW)
-            return self._kept(self.slots, evidence, coming_B)
-
-        return jax.lax.cond(is_full_B.any(), pruned, lambda: self)
+    def _with_room(self, tokens: NewTokens, view: "PrunedView", coming_B: jax.Array) -> "PrunedLayer":
+        """The layer after its full rows are pruned for the one token, or none, that each gets."""
+        evidence = self._evidence(tokens, view, view.before_B, view.earlier_query_index_BW)
+        layer = self._kept(self.slots, evidence, coming_B)
+        # As a result of both branches they need no copy; what is the same in both, JAX would hand around them.
+        queries, sums = jax.lax.optimization_barrier((layer.queries, layer.sums))
+        return dataclasses.replace(layer, queries=queries, sums=sums)
 
     def _pruned(self, slots: int, tokens: NewTokens, view: "PrunedView") -> "PrunedLayer":
         """The layer with so many slots."""
@@ -199,20 +195,22 @@ class PrunedLayer:
             moments=None if self.sums is None else self.sums.moments(),
         )
 
-    def _attend(self, tokens: NewTokens, view: "PrunedView") -> tuple[jax.Array, "PrunedLayer"]:
-        """The attention of new tokens that there are slots for, and the layer with them."""
-        layer = self._stored(tokens, view)
+    def _attend(self, tokens: NewTokens, view: "PrunedView", full_B: jax.Array) -> tuple[jax.Array, "PrunedLayer"]:
+        """The attention of new tokens that there are slots for, and the layer with them behind the full slots."""
+        layer = self._stored(tokens, view, full_B)
         index_BK1S, numbers_B1T1 = layer.index[:, :, None], view.numbers_BT[:, None, :, None]
         visible_BKTS = (index_BK1S <= numbers_B1T1) & (index_BK1S >= view.starts_BT[:, None, :, None])
         visible_BKTS &= index_BK1S >= 0
         if self.window is not None:
             visible_BKTS &= index_BK1S > numbers_B1T1 - self.window
-        return cached_attention(tokens.q_BKGTH, layer.keys, layer.values, visible_BKTS), layer._observed(tokens, view)
+        visible_BKTS |= ~view.real_BT[:, None, :, None]  # padding, which is not stored, would see nothing
+        out_BKGTH = attention_to_slots(tokens.q_BKGTH, layer.keys, layer.values, visible_BKTS)
+        return out_BKGTH, layer._observed(tokens, view)
 
-    def _stored(self, tokens: NewTokens, view: "PrunedView") -> "PrunedLayer":
-        """The layer with the new tokens behind those that it has; padding goes nowhere."""
+    def _stored(self, tokens: NewTokens, view: "PrunedView", full_B: jax.Array) -> "PrunedLayer":
+        """The layer with the new tokens behind the `full_B` that it has; padding goes nowhere."""
         rank_BT = jnp.cumsum(view.real_BT, axis=1, dtype=jnp.int32) - 1
-        slots_BT = jnp.where(view.real_BT, self._count()[:, None] + rank_BT, self.slots)
+        slots_BT = jnp.where(view.real_BT, full_B[:, None] + rank_BT, self.slots)
         rows_B1 = jnp.arange(slots_BT.shape[0])[:, None]
         return dataclasses.replace(
             self,

@@ -95,9 +95,14 @@ def cached_attention(q_BKGTH: jax.Array, keys: Slots, values: Slots, visible_BKT
     Returns:
         [B, K, G, T, H] in q's dtype.
     """
+    return attention_to_slots(q_BKGTH, keys, values, visible_BKTS | ~visible_BKTS.any(axis=3, keepdims=True))
+
+
+def attention_to_slots(q_BKGTH: jax.Array, keys: Slots, values: Slots, visible_BKTS: jax.Array) -> jax.Array:
+    """The same where every query is known to see a slot, of which no pass over the mask has to make sure."""
     B, K, G, T, H = q_BKGTH.shape
     q = q_BKGTH.reshape(B, K, G * T, H)
-    bias = bias_of(visible_BKTS | ~visible_BKTS.any(axis=3, keepdims=True), G)
+    bias = bias_of(visible_BKTS, G)
     if G * T <= FEW_QUERIES:
         out = few_queries_attention(q, keys, values, bias)
     else:

@@ -28,7 +28,7 @@ def attention_received(
         index_BKS: the number of each key's token; -1: there is no key.
         starts_BT: the number of the first token that each query sees, whatever the window.
         numbers_BT: the number of each query's token.
-        real_BT: whether a query counts.
+        real_BT: whether a query counts; such a query sees a key.
         window: the model's sliding window.
     """
     (B, K, G, T, H), index_BK1S = q_BKGTH.shape, index_BKS[:, :, None]
@@ -40,7 +40,7 @@ def attention_received(
         if window is not None:
             visible_BKTS &= index_BK1S > numbers_B1T1 - window
         q_BKQH = q_BKGTH.reshape(B, K, G * T, H)
-        bias_BKQS = bias_of(visible_BKTS | ~visible_BKTS.any(axis=3, keepdims=True), G)
+        bias_BKQS = bias_of(visible_BKTS | ~real_BT[:, None, :, None], G)
         # For few queries these are the scores of attention itself, which the compiler then computes once.
         if G * T <= FEW_QUERIES:
             scores_BKQS = keys.scores(q_BKQH) + bias_BKQS
