@@ -1,4 +1,4 @@
-"""Makes a run of the Hugging Face folder that a config's init_from names, before its data is prepared or it trains."""
+"""Makes runs of the Hugging Face folders that a config's init_from and teacher name, before its data is prepared."""
 
 import argparse
 import hashlib
@@ -12,36 +12,43 @@ from stellarbyte.places import is_remote, place
 
 
 def import_init_from(options: argparse.Namespace) -> None:
-    """Puts a run that is made of the Hugging Face folder in `init_from` in its place, as the last override.
+    """Puts runs made of the Hugging Face folders in `init_from` and `training.distill.teacher` in their places.
 
-    The run is made once, in the output_dir, by a process of its own: so this one's memory stays free, and JAX starts as
-    if nothing had been. Its name tells the folder's content. A folder in a bucket and a run of several processes are
-    left alone: such a run needs one that `stellarbyte convert from-hf` has made.
+    They become the last overrides. A run is made once, in the output_dir, by a process of its own: so this one's memory
+    stays free, and JAX starts as if nothing had been. Its name tells the folder's content. A folder in a bucket and a
+    run of several processes are left alone: such a run needs one that `stellarbyte convert from-hf` has made.
 
     Raises:
         UserError: the config cannot be read.
-        SystemExit: the folder cannot be imported; the process has said why.
+        SystemExit: a folder cannot be imported; the process has said why.
     """
     root = read_yaml(place(options.config))
     for name, value in parse_overrides(options.overrides):
         root = override(root, name, value) if not name.startswith("model.") else root
-    source, output_dir = (_text(root, name) for name in ("init_from", "output_dir"))
-    if source is None or output_dir is None or is_remote(source) or _is_distributed(root):
+    output_dir = _text(root, "output_dir")
+    if output_dir is None or _is_distributed(root):
         return
-    folder = Path(source)
-    if (folder / "checkpoints").is_dir() or not (folder / "config.json").is_file():
-        return
-    run_dir = place(output_dir) / f"init_from-{_fingerprint(folder)}"
-    if not (run_dir / "checkpoints").is_dir():
-        words = [sys.executable, "-m", "stellarbyte", "convert", "from-hf", str(folder), str(run_dir)]
-        code = subprocess.run(words, check=False).returncode
-        if code != 0:
-            raise SystemExit(code)
-    options.overrides = [*options.overrides, f"--init_from={run_dir}"]
+    for field in ("init_from", "training.distill.teacher"):
+        source = _text(root, field)
+        if source is None or is_remote(source):
+            continue
+        folder = Path(source)
+        if (folder / "checkpoints").is_dir() or not (folder / "config.json").is_file():
+            continue
+        run_dir = place(output_dir) / f"{field.rpartition('.')[2]}-{_fingerprint(folder)}"
+        if not (run_dir / "checkpoints").is_dir():
+            words = [sys.executable, "-m", "stellarbyte", "convert", "from-hf", str(folder), str(run_dir)]
+            code = subprocess.run(words, check=False).returncode
+            if code != 0:
+                raise SystemExit(code)
+        options.overrides = [*options.overrides, f"--{field}={run_dir}"]
 
 
-def _text(root: Node, name: str) -> str | None:
-    node = root.value.get(name)
+def _text(node: Node | None, name: str) -> str | None:
+    """The text in the field of this dotted name; None if there is none."""
+    for key in name.split("."):
+        fields = node.value if node is not None and isinstance(node.value, dict) else {}
+        node = fields.get(key)
     return node.value if node is not None and isinstance(node.value, str) else None
 
 

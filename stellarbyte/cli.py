@@ -5,13 +5,13 @@ import json
 import os
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from stellarbyte.command_line import folder_or_bucket
 from stellarbyte.errors import UserError
 from stellarbyte.kv_cache.options import add_pruning_options, pruning_of
 from stellarbyte.memory.chat_options import add_memory_options, check_memory_options
-from stellarbyte.places import Place, local
+from stellarbyte.places import local
 from stellarbyte.sampling_options import add_sampling_options, sampling_of
 
 # The options that only one kind of model has, with the value that says that the user has not set them.
@@ -203,8 +203,10 @@ def _chat(options: argparse.Namespace) -> int | None:
 
 def _by_its_wing(command: str, options: argparse.Namespace) -> int | None:
     """Runs the command of the wing whose model it is. Raises UserError: it is no model, or lacks an option."""
+    from stellarbyte.model_kind import model_kind
+
     options.sampling, options.pruning = sampling_of(options), pruning_of(options)
-    kind = _model_kind(options.model)
+    kind = model_kind(options.model)
     if kind == "model":
         local(options.model, "MODEL", "Hugging Face folders are read from this machine: copy it here")
     others, whose = (_OF_FOLDERS, "Hugging Face folders") if kind == "run" else (_OF_RUNS, "runs")
@@ -219,23 +221,6 @@ def _by_its_wing(command: str, options: argparse.Namespace) -> int | None:
     wing = "stellarbyte_jax" if kind == "run" else "stellarbyte_torch"
     result: int | None = getattr(import_module(f"{wing}.cli"), command)(options)
     return result
-
-
-def _model_kind(path: Place) -> Literal["run", "model"]:
-    from stellarbyte.info import folder_kind
-
-    kind = folder_kind(path)
-    if kind in ("run", "model"):
-        return kind
-    if kind == "fine-tuning run":
-        results = [str(path / name) for name in ("model", "adapter") if (path / name).is_dir()]
-        raise UserError(
-            f"{path} is a fine-tuning run: "
-            + (f"name what it has made, {results[0]}" if results else "it has made no model yet")
-        )
-    if kind == "adapter":
-        raise UserError(f"{path} is an adapter: name its base, and chat with --adapter {path}, or merge the two first")
-    raise UserError(f"{path} holds no model: name a run, or a Hugging Face folder")
 
 
 class _FieldHelp(argparse.Action):

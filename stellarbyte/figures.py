@@ -78,6 +78,13 @@ FIGURES: tuple[Figure, ...] = (
         "objective {:.4f}",
         "less",
     ),
+    Figure(
+        "divergence",
+        "nats a token",
+        "training.distill: KL(teacher ‖ student) at the temperature, the mean over labelled tokens",
+        "from teacher {:.4f}",
+        "less",
+    ),
     Figure("perplexity", "", "exp(loss)", "perplexity {:.2f}", "less", "both"),
     Figure("accuracy", "share", "labelled tokens that the model thinks most likely", "accuracy {:.3f}", "more", "both"),
     Figure(

@@ -142,7 +142,7 @@ def checkpoints(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--verify", action="store_true", help="read all files, and say which checkpoints are damaged")
     what.add_argument("--delete", type=int, metavar="STEP", help="delete the checkpoint of this step")
     parser.add_argument(
-        "--force", action="store_true", help="delete it even if it is the only one, or adapters stand on it"
+        "--force", action="store_true", help="delete it even if it is the only one, or another run needs it"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=checkpoint_commands.checkpoints)

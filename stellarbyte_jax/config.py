@@ -10,6 +10,7 @@ from stellarbyte_jax.batch_stages import Growth, Stage, merged
 from stellarbyte_jax.bounds import MOST_DEVICES, check_seed, check_whole, require
 from stellarbyte_jax.checkpoint_config import CheckpointConfig
 from stellarbyte_jax.data_config import DataConfig, SourceConfig
+from stellarbyte_jax.distill_config import DistillConfig
 from stellarbyte_jax.distributed_config import DistributedConfig
 from stellarbyte_jax.lora_config import LoRAConfig
 from stellarbyte_jax.optimizer_config import OptimizerConfig
@@ -20,6 +21,7 @@ __all__ = [
     "ByteConfig",
     "CheckpointConfig",
     "DataConfig",
+    "DistillConfig",
     "DistributedConfig",
     "LoRAConfig",
     "MeshConfig",
@@ -128,12 +130,15 @@ class RunConfig:
         if self.init_from is not None:
             check_path(self.init_from, "init_from", bucket=True)
         check_seed("seed", self.seed)
-        require(
-            self.init_from is None or os.path.normpath(self.init_from) != os.path.normpath(self.output_dir),
-            "init_from",
-            self.init_from,
-            "is output_dir as well: a run that is there goes on by itself, and a new one needs a folder of its own",
-        )
+        distill = self.training.distill
+        others = {"init_from": self.init_from, "training.distill.teacher": None if distill is None else distill.teacher}
+        for name, folder in others.items():
+            require(
+                folder is None or os.path.normpath(folder) != os.path.normpath(self.output_dir),
+                name,
+                folder,
+                "is output_dir as well: a run that is there goes on by itself, and a new one needs a folder of its own",
+            )
         if self.lora is not None:
             self.lora.layer_numbers(self.model.num_hidden_layers)
             require(

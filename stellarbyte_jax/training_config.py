@@ -5,6 +5,7 @@ from typing import Literal
 
 from stellarbyte_jax.batch_stages import Growth
 from stellarbyte_jax.bounds import check_number, check_whole, require
+from stellarbyte_jax.distill_config import DistillConfig
 from stellarbyte_jax.prune_config import PruneConfig
 
 # The losses of the window are kept in every checkpoint's metadata.
@@ -63,6 +64,9 @@ class TrainingConfig:
     """For a model that is to be smaller: the channels and heads that matter least become zero while the run trains, and
     are cut out of it in the end; null prunes nothing.
     """
+
+    distill: DistillConfig | None = None
+    """For a model that also learns from another, such as the one that it was pruned from; null for the data alone."""
 
     attention_kernel: Literal["auto", "reference", "chunked", "cudnn", "splash"] = "auto"
     """The attention kernel: reference is the plain formula, chunked is for CPUs, cudnn for GPUs and splash for TPUs.
@@ -174,6 +178,12 @@ class TrainingConfig:
             check_whole("training.eval_batches", self.eval_batches, 1, otherwise=" or null")
         smoothing = self.label_smoothing_factor
         require(0 <= smoothing < 1, "training.label_smoothing_factor", smoothing, "must be in [0, 1)")
+        require(
+            not smoothing or self.distill is None or self.distill.weight < 1,
+            "training.label_smoothing_factor",
+            smoothing,
+            "smooths labels, of which training.distill.weight 1 leaves nothing: leave one of the two out",
+        )
         check_number("training.z_loss_coef", self.z_loss_coef, least=0)
         if self.prune is not None:
             self.prune.check_run(self.max_steps, self.early_stopping_patience)

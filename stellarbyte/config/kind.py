@@ -15,7 +15,7 @@ PRETRAINING = {
     "training": ("batch_size", "dtype", "attention_kernel", "attention_block_size", "remat", "eval_batches"),
 }
 FINETUNING = {
-    "": ("trainable", "early_stopping_patience", "quantization", "dtype"),
+    "": ("trainable", "early_stopping_patience", "quantization", "dtype", "distill"),
     "data": ("packing", "seed"),
     "training": (
         *("per_device_train_batch_size", "per_device_eval_batch_size", "num_train_epochs", "learning_rate"),

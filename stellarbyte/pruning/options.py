@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from stellarbyte.command_line import folder_or_bucket
 from stellarbyte.errors import UserError
+from stellarbyte.places import is_remote
 from stellarbyte.pruning.cuts import KINDS
 
 if TYPE_CHECKING:
@@ -55,6 +56,11 @@ def prune_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recover", type=Path, metavar="CONFIG", help="train the pruned model by this config, of pretrain or finetune"
     )
+    parser.add_argument(
+        "--distill",
+        action="store_true",
+        help="with --recover: the model before the cut teaches the pruned one, as its `distill` section says",
+    )
     parser.add_argument("--pareto", type=Path, metavar="FILE.svg", help="draw perplexity over the shares of --keep")
     parser.add_argument(
         "--step", type=int, metavar="N", help="of a run: the checkpoint of step N (default: the newest)"
@@ -66,14 +72,11 @@ def prune_options(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from stellarbyte.files import write_text  # these need libraries that --help should not wait for
-    from stellarbyte.info import folder_kind
+    from stellarbyte.model_kind import model_kind
     from stellarbyte.pruning.picture import pareto
 
     request = _request(options)
-    kind = folder_kind(options.model)
-    if kind not in ("run", "model"):
-        other = f", but of kind {kind}" if kind else ""
-        raise UserError(f"{options.model} is no run and no model's folder{other}: name one of these")
+    kind = model_kind(options.model)
     for name, of in (("step", "run"), ("device", "model")):
         if getattr(options, name) is not None and kind != of:
             raise UserError(
@@ -81,8 +84,11 @@ def _run(options: argparse.Namespace) -> None:
             )
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
         raise UserError(f"{options.output} exists already: name a folder that is new or empty")
-    if request.recover is not None and not request.recover.is_file():
-        raise UserError(f"--recover {request.recover} is no file: name a config")
+    inside = Path(str(options.model)).resolve() in options.output.resolve().parents
+    if inside and not is_remote(options.model):
+        raise UserError(f"{options.output} is in {options.model}: name a folder beside it")
+    if options.recover is not None and not options.recover.is_file():
+        raise UserError(f"--recover {options.recover} is no file: name a config")
     if request.pareto is not None and not request.pareto.resolve().parent.is_dir():
         raise UserError(f"--pareto {request.pareto} is in no folder that is there: make it, or name another")
     wing = "stellarbyte_jax" if kind == "run" else "stellarbyte_torch"
@@ -99,6 +105,7 @@ def _run(options: argparse.Namespace) -> None:
 def _request(options: argparse.Namespace) -> "Request":
     """The request that the options make. Raises UserError if one is out of range."""
     from stellarbyte.pruning.choice import Wanted
+    from stellarbyte.pruning.recover import Recovery
     from stellarbyte.pruning.request import Request
 
     keeps = tuple(_share(word) for word in options.keep.split(","))
@@ -111,9 +118,10 @@ def _request(options: argparse.Namespace) -> "Request":
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
     wanted = Wanted(keeps[-1], what, options.by, options.even, options.multiple)
-    return Request(
-        keeps, wanted, options.importance, options.samples, options.eval_batches, options.recover, options.pareto
-    )
+    if options.distill and options.recover is None:
+        raise UserError("--distill is for --recover, by whose config the pruned model is trained: name one")
+    recovery = None if options.recover is None else Recovery(options.recover, options.distill, options.json)
+    return Request(keeps, wanted, options.importance, options.samples, options.eval_batches, recovery, options.pareto)
 
 
 def _share(word: str) -> float:

@@ -62,9 +62,11 @@ class Report:
     after: Figures
     layers: tuple[Layer, ...]
 
-    def recovered(self, after: Figures) -> "Report":
-        """The same report of the model after it was trained on."""
-        return replace(self, after=after, remark="the figures after are those of the model that was trained on")
+    def recovered(self, after: Figures, where: str) -> "Report":
+        """The same report of the model after it was trained on; `where` says where that is."""
+        return replace(
+            self, after=after, remark=f"the figures after are those of the model that was trained on; {where}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON has it."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stellarbyte.pruning.choice import Wanted
+from stellarbyte.pruning.recover import Recovery
 from stellarbyte.pruning.scores import Importance
 
 
@@ -17,7 +18,7 @@ class Request:
         importance: how pieces are scored.
         samples: the number of rows of training text that scores are measured on.
         eval_batches: the number of batches that the loss is measured on; None for all of the held-out text.
-        recover: a config by which the pruned model is trained afterwards.
+        recovery: how the pruned model is trained afterwards; None if it is not.
         pareto: the file of a picture of all shares.
     """
 
@@ -26,7 +27,7 @@ class Request:
     importance: Importance = "taylor"
     samples: int = 64
     eval_batches: int | None = None
-    recover: Path | None = None
+    recovery: Recovery | None = None
     pareto: Path | None = None
 
     def each(self) -> list[Wanted]:

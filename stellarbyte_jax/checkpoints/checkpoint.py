@@ -1,5 +1,7 @@
 """Checkpoints of a run: parameters, optimizer state and metadata, saved as one step and read back strictly."""
 
+from typing import NamedTuple
+
 from stellarbyte.errors import UserError
 from stellarbyte.places import Place
 from stellarbyte_jax.checkpoints.array_files import Tree, check_bits, read_arrays, read_numpy_arrays
@@ -16,6 +18,7 @@ __all__ = [
     "Base",
     "Checkpointer",
     "GuardState",
+    "Restored",
     "RunMetadata",
     "checkpoint_steps",
     "fingerprint",
@@ -27,6 +30,21 @@ __all__ = [
     "restore_params",
     "save_imported",
 ]
+
+
+class Restored(NamedTuple):
+    """What a run goes on from.
+
+    opt_state: None for an imported model. ema, pruned: the average of the parameters, and what is pruned; only some
+    runs have them.
+    """
+
+    params: Tree
+    opt_state: Tree | None
+    metadata: RunMetadata
+    step: int
+    ema: Tree | None
+    pruned: Tree | None
 
 
 def load_params(run_dir: str | Place, step: int | None = None, *, ema: bool = False) -> tuple[Tree, RunMetadata, int]:
@@ -48,13 +66,11 @@ def restore(
     processes: Processes = ALONE,
     abstract_ema: Tree | None = None,
     abstract_pruned: Tree | None = None,
-) -> tuple[Tree, Tree | None, RunMetadata, int, Tree | None, Tree | None]:
-    """(parameters, optimizer state, metadata, step, their average, what is pruned) to go on from.
+) -> Restored:
+    """What a run goes on from, sharded like the abstract trees, which hold jax.ShapeDtypeStruct leaves, or arrays.
 
-    They are sharded like the abstract trees, which hold jax.ShapeDtypeStruct leaves, or arrays. The optimizer state is
-    None for an imported model, and so are the average and what is pruned, which only some runs have. A broken newest
-    checkpoint is passed over with a warning, and renamed so that training can write that step anew. All `processes`
-    must call this; if a checkpoint is broken for one of them, all pass over it.
+    A broken newest checkpoint is passed over with a warning, and renamed so that training can write that step anew. All
+    `processes` must call this; if a checkpoint is broken for one of them, all pass over it.
 
     Raises:
         UserError: no checkpoint can be read, or an array is missing, unknown, or of another shape or dtype; or what is
@@ -83,8 +99,8 @@ def restore(
         for broken in (other for other in checkpoint_steps(run_dir) if other > step):
             set_aside(checkpoints_of(run_dir) / str(broken))
     processes.share("set aside")
-    optional = arrays.get("ema"), arrays.get("pruned")
-    return arrays["params"], arrays.get("opt_state"), stored.metadata, step, *optional
+    ema, pruned = arrays.get("ema"), arrays.get("pruned")
+    return Restored(arrays["params"], arrays.get("opt_state"), stored.metadata, step, ema, pruned)
 
 
 def restore_params(

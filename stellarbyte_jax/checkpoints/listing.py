@@ -132,7 +132,7 @@ def damage_of(checkpoint: Place) -> str | None:
 def delete_checkpoint(run_dir: Place, step: int, *, force: bool = False) -> None:
     """Deletes a checkpoint of a run that nobody is training.
 
-    force: whether to delete it even if it is the only one, or adapters stand on it.
+    force: whether to delete it even if it is the only one, or another run needs it.
 
     Raises:
         UserError: there is no such checkpoint, it must not be deleted, or the run is in training.
@@ -143,11 +143,11 @@ def delete_checkpoint(run_dir: Place, step: int, *, force: bool = False) -> None
         if step not in steps:
             there = f"only of {', '.join(map(str, steps))}" if steps else "and no other"
             raise UserError(f"--delete {step}: {checkpoints_of(run_dir)} holds no checkpoint of that step, {there}")
-        adapters = needed_by(run_dir).get(step)
-        if adapters and not force:
+        others = needed_by(run_dir).get(step)
+        if others and not force:
             raise UserError(
-                f"--delete {step}: the adapters in {', '.join(adapters)} stand on this checkpoint and are of no use "
-                "without it; if they are not needed any more, add --force"
+                f"--delete {step}: the adapters or students in {', '.join(others)} need this checkpoint and cannot go "
+                "on without it; if they are of no use any more, add --force"
             )
         if steps == [step] and not force:
             raise UserError(f"--delete {step}: it is the run's only checkpoint; to delete it all the same, add --force")

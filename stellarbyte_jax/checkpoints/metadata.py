@@ -25,12 +25,12 @@ CUT_FIELDS = {"intermediate_size", "pruned_heads"}
 
 _MOST_COUNT = 2**48  # of rows
 
-_FIELDS = {"config", "tokenizer_files", "data_position", "base", "data", "guard", "uncut", "checksums"}
+_FIELDS = {"config", "tokenizer_files", "data_position", "base", "data", "guard", "uncut", "teacher", "checksums"}
 
 
 @dataclass(frozen=True)
 class Base:
-    """The checkpoint whose weights lie below adapters, with a fingerprint that shows whether they have changed."""
+    """Another run's checkpoint on which a run depends, with a fingerprint that shows whether it has changed."""
 
     run_dir: str
     step: int
@@ -68,11 +68,12 @@ class RunMetadata:
         and the rows of the data that these took since it began; a run of an earlier version has no rows, which were
         then step times batch size. With {"amendments": 2}, its config has the first two amendments of the run. If the
         sources' weights have changed, "mixture" has [the first row, the weights] of each.
-    base: the checkpoint below the adapters, if the parameters are adapters alone.
+    base: the checkpoint whose weights lie below the adapters, if the parameters are adapters alone.
     data: the identity of the training data; None for an imported model, and for a run of an earlier version.
     guard: what the run remembers of steps that were not applied; it is left out of the file if that is nothing.
     uncut: if what training.prune has pruned is cut out of the arrays, the fields of "model" in which `config` tells of
         it, as the run was given them; None if nothing is, and then it is left out of the file.
+    teacher: the checkpoint that the run learns from; None if there is none, and then it is left out of the file.
     """
 
     config: dict[str, Any]
@@ -82,6 +83,7 @@ class RunMetadata:
     data: DataIdentity | None = None
     guard: GuardState = GuardState()
     uncut: dict[str, Any] | None = None
+    teacher: Base | None = None
 
     @property
     def model(self) -> dict[str, Any]:
@@ -105,8 +107,9 @@ def to_stored(metadata: RunMetadata, sums: dict[str, dict[str, int]]) -> dict[st
     content = dataclasses.asdict(metadata) | {"checksums": sums}
     if metadata.guard == GuardState():
         del content["guard"]
-    if metadata.uncut is None:
-        del content["uncut"]
+    for name in ("uncut", "teacher"):
+        if content[name] is None:
+            del content[name]
     return content | {"sha256": sha256_of_json(content)}
 
 
@@ -128,7 +131,7 @@ def read_metadata(checkpoint: Place) -> Stored:
 
 def _metadata(content: Mapping[str, Any]) -> RunMetadata:
     config, files, position = (content.get(name) for name in ("config", "tokenizer_files", "data_position"))
-    base, data, guard = (content.get(name) for name in ("base", "data", "guard"))
+    base, data, guard, teacher = (content.get(name) for name in ("base", "data", "guard", "teacher"))
     unknown = content.keys() - _FIELDS
     if unknown:  # it may be a known name that was damaged, such as the checksum's
         raise UserError(f"its metadata has {shown(min(unknown))}, which is none of its fields")
@@ -160,6 +163,7 @@ def _metadata(content: Mapping[str, Any]) -> RunMetadata:
         None if data is None else build(DataIdentity, locate(_object(data, "data"), where)),
         GuardState() if guard is None else build(GuardState, locate(_object(guard, "guard"), where)),
         uncut,
+        None if teacher is None else build(Base, locate(_object(teacher, "teacher"), where)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Notes in a run's folder which of its checkpoints adapters stand on, so that no rule deletes one of them."""
+"""Notes in a run's folder which of its checkpoints other runs need, so that no rule deletes one of them."""
 
 import re
 import sys
@@ -15,33 +15,34 @@ _FOLDER = "needed_by"
 _NOTE = re.compile(r"(0|[1-9][0-9]{0,17})-[0-9a-f]{16}\.json")
 
 
-def note_needed(run_dir: str | Place, step: int, adapters_dir: str | Place) -> None:
-    """Notes in the run's folder that the adapters in `adapters_dir` stand on its checkpoint of `step`.
+def note_needed(run_dir: str | Place, step: int, other_dir: str | Place) -> None:
+    """Notes in the run's folder that the run in `other_dir` needs its checkpoint of `step`.
 
-    It warns if the folder cannot be written, as that of somebody else's run.
+    Adapters stand on it, or it teaches a run. It warns if the folder cannot be written, as that of somebody else's run.
     """
-    adapters = str(place(adapters_dir).resolve())
-    note = place(run_dir) / _FOLDER / f"{step}-{sha256_of_json(adapters)[:16]}.json"
+    other = str(place(other_dir).resolve())
+    note = place(run_dir) / _FOLDER / f"{step}-{sha256_of_json(other)[:16]}.json"
     if note.exists():
         return
     try:
-        write_json(note, {"step": step, "adapters": adapters})
+        write_json(note, {"step": step, "run": other})
     except UserError as error:
         print(
             f"stellarbyte: warning: {one_line(str(error))}; so nothing keeps {run_dir} from deleting its checkpoint of "
-            f"step {step}, on which these adapters stand, if it goes on training",
+            f"step {step}, which this run needs, if it goes on training",
             file=sys.stderr,
         )
 
 
 def needed_by(run_dir: str | Place) -> dict[int, list[str]]:
-    """Step -> the folders of the adapters that stand on this checkpoint, as they were when they began to."""
+    """Step -> the folders of the runs that need this checkpoint, as they were when they began to."""
     needed: dict[int, list[str]] = defaultdict(list)
     for step, note in _notes(place(run_dir)):
-        adapters = None
+        other = None
         with suppress(UserError):
-            adapters = read_json_object(note).get("adapters")
-        needed[step].append(adapters if isinstance(adapters, str) else f"a run that {note} no longer names")
+            content = read_json_object(note)
+            other = content.get("run", content.get("adapters"))  # as an earlier version called it
+        needed[step].append(other if isinstance(other, str) else f"a run that {note} no longer names")
     return dict(needed)
 
 

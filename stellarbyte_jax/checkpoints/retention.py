@@ -23,7 +23,7 @@ from stellarbyte_jax.checkpoints.needed import needed_by
 
 
 class Retention(PreservationPolicy):
-    """Keeps the newest checkpoints, the best, every M-th, and those that adapters stand on.
+    """Keeps the newest checkpoints, the best, every M-th, and those that other runs need.
 
     A checkpoint is judged by the validation of its own step. One that is saved before it is validated is the newest
     until the next is saved, and a run that goes on validates it first: so none is deleted before its figures are known.
@@ -77,7 +77,7 @@ class Retention(PreservationPolicy):
         if self._rolls_back and config.save_steps is not None:
             rules["a rollback goes back to it"] = _NewestOfEvery(config.save_steps)
         needed = needed_by(self._run_dir)
-        return rules | ({"adapters stand on it": CustomSteps(list(needed))} if needed else {})
+        return rules | ({"another run needs it": CustomSteps(list(needed))} if needed else {})
 
 
 class _Info(NamedTuple):

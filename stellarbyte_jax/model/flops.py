@@ -51,6 +51,15 @@ def step_flops(
     return StepFlops(needed + attention, matmuls + kernels, attention, kernels)
 
 
+def forward_flops(config: ByteConfig, rows: int, length: int) -> int:
+    """The FLOPs that a forward pass over `rows` rows of `length` tokens needs; pairs of attention as in step_flops."""
+    layers = sum(layer_matmul_flops(config, width) for width in config.intermediate_sizes)
+    pairs = config.num_hidden_layers * rows * visible_pairs(length, config.sliding_window)
+    return (
+        rows * length * (layers + head_flops(config)) + 4 * config.num_attention_heads * (config.head_dim or 0) * pairs
+    )
+
+
 def kernel_flops(config: ByteConfig, rows: int, length: int, block: int = 512) -> int:
     """FLOPs that the attention kernel executes in the forward pass of one layer."""
     return (

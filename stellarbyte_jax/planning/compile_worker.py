@@ -20,6 +20,7 @@ from stellarbyte_jax.training.optimizer import run_optimizer
 from stellarbyte_jax.training.start import placed, state_shardings
 from stellarbyte_jax.training.state import init_params, run_model, run_state
 from stellarbyte_jax.training.step import on_mesh, run_train_step
+from stellarbyte_jax.training.teacher import Teacher
 
 
 def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
@@ -30,15 +31,19 @@ def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
     graphdef, abstract_params = run_model(config, layout, "tpu")
     optimizer = run_optimizer(config, abstract_params, layout)
     shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
-    train_step = run_train_step(config, graphdef, optimizer, GradualPruning.of(config, optimizer))
-    step = on_mesh(train_step, layout, shardings, frozen_shardings)
+    pruning, teacher = GradualPruning.of(config, optimizer), Teacher.of(config, layout, platform="tpu")
+    train_step = run_train_step(config, graphdef, optimizer, pruning, None if teacher is None else teacher.graphdef)
+    taught_by = {} if teacher is None else teacher.shardings
+    step = on_mesh(train_step, layout, shardings, frozen_shardings, taught_by)
     state = placed(jax.eval_shape(lambda: run_state(config, optimizer)), shardings)
     frozen = {}
     if config.lora is not None:
         frozen = placed(jax.eval_shape(lambda: init_params(config.model, config.seed)), frozen_shardings)
     batch = abstract_batch(training.batch_size, config.data.sequence_length, layout.sharding("batch", "length"))
+    if teacher is not None:
+        taught_by = placed(jax.eval_shape(lambda: init_params(teacher.model, 0)), teacher.shardings)
     try:
-        compiled = step.trace(state, batch, frozen).lower().compile()
+        compiled = step.trace(state, batch, frozen, taught_by).lower().compile()
     except jax.errors.JaxRuntimeError as error:
         return {"refused": _reason(str(error))}
     memory = compiled.memory_analysis()

@@ -14,7 +14,7 @@ from stellarbyte_jax.machine.chips import GIB, chip_of
 from stellarbyte_jax.planning.auto_remat import with_remat
 from stellarbyte_jax.planning.layer_traces import LayerTraces
 from stellarbyte_jax.planning.memory import Memory, predict_memory, tokens_a_chip
-from stellarbyte_jax.planning.parameters import ParameterCounter
+from stellarbyte_jax.planning.parameters import counter_of
 from stellarbyte_jax.planning.program import layout_of
 from stellarbyte_jax.sharding import mesh_sizes
 
@@ -62,7 +62,7 @@ class _Foreseer:
     def __init__(self, config: RunConfig, sizes: dict[str, int], platform: str) -> None:
         self.sizes, self._platform = sizes, platform
         self._traces = LayerTraces(config, platform)
-        self._parameters = ParameterCounter(config.model, config.lora).local(config, sizes, platform)
+        self._parameters = counter_of(config).local(config, sizes, platform)
 
     def memory(self, config: RunConfig) -> Memory:
         """The memory of one device at its fullest moment."""
@@ -103,10 +103,10 @@ def _check_host(config: RunConfig, sizes: dict[str, int], devices: int) -> None:
     if available is None:
         return
     layout = layout_of(config, sizes)
-    parameters = ParameterCounter(config.model, config.lora).local(config, sizes, "cpu")
+    parameters = counter_of(config).local(config, sizes, "cpu")
     # Trained parameters have a gradient, and perhaps an average.
     state = (2 if config.training.ema_decay is None else 3) * parameters.trained
-    state += parameters.optimizer + parameters.frozen
+    state += parameters.optimizer + parameters.frozen + parameters.teacher
     rows, length = tokens_a_chip(config, layout)
     tokens = rows * length * (16 * config.training.gradient_accumulation_steps + 4 * config.model.hidden_size)
     needed = devices * (state + tokens)

@@ -17,17 +17,18 @@ from stellarbyte_jax.training.loss import chunk_count
 class Memory:
     """Bytes that one chip holds at `moment`, its fullest moment in a step. A part that is not in memory then counts 0.
 
-    parameters, frozen, optimizer and batch are the step's arguments, which its results replace; the rest is temporary.
-    parameters: the trained parameters. frozen: the weights below adapters. micro_batches: the sum of gradients that
-    accumulation carries. activations: what the layers keep for their backward pass. weight_copies: the layers' weights
-    in the compute dtype. working: what one layer works with beside what is kept. exchanged: what a layer holds of other
-    chips' tokens, keys or experts. gathered: one layer's weights from all of fsdp, and their gradients before they are
-    scattered. head: the projection to the vocabulary, and its gradient.
+    parameters, frozen, teacher, optimizer and batch are the step's arguments; the rest is temporary. parameters: the
+    trained parameters. frozen: the weights below adapters. teacher: the weights of the model that is learnt from.
+    micro_batches: the sum of gradients that accumulation carries. activations: what the layers keep for their backward
+    pass. weight_copies: the layers' weights in the compute dtype. working: what one layer works with beside what is
+    kept. exchanged: what a layer holds of other chips' tokens, keys or experts. gathered: one layer's weights from all
+    of fsdp, and their gradients before they are scattered. head: the projection to the vocabulary, and its gradient.
     """
 
     moment: str
     parameters: int
     frozen: int
+    teacher: int
     optimizer: int
     batch: int
     micro_batches: int
@@ -43,7 +44,7 @@ class Memory:
     @property
     def arguments(self) -> int:
         """Bytes that stay from step to step."""
-        return self.parameters + self.frozen + self.optimizer + self.batch
+        return self.parameters + self.frozen + self.teacher + self.optimizer + self.batch
 
     @property
     def temporaries(self) -> int:
@@ -86,6 +87,7 @@ def predict_memory(
     always = {
         "parameters": parameters.trained,
         "frozen": parameters.frozen,
+        "teacher": parameters.teacher,
         # The average of the weights counts as the optimizer's.
         "optimizer": parameters.optimizer + (0 if training.ema_decay is None else parameters.trained),
         "batch": len(BATCH_ARRAYS) * micro_batches * padded_bytes((rows, length), jnp.int32, pad),
@@ -101,7 +103,8 @@ def predict_memory(
             working=0,
             exchanged=0,
             gathered=0,
-            logits=whole_logits + padded_bytes(chunk, training.dtype, pad),
+            # The teacher's logits come beside the student's, and the difference of their probabilities.
+            logits=(3 if parameters.teacher else 1) * whole_logits + padded_bytes(chunk, training.dtype, pad),
             head=head_entries * itemsize + head_gradient,
         ),
         Memory(

@@ -17,6 +17,7 @@ from stellarbyte_jax.training.optimizer import run_optimizer
 from stellarbyte_jax.training.optimizer_state import Axes, opt_state_axes
 from stellarbyte_jax.training.param_traits import trained_params
 from stellarbyte_jax.training.state import abstract_model
+from stellarbyte_jax.training.teacher import find_teacher
 
 # A name in a parameter's path -> the part of the model that it belongs to; the first that fits counts.
 _PARTS = (
@@ -30,12 +31,14 @@ _PARTS = (
 class Parameters:
     """Bytes of the float32 parameters that one chip holds, placed by the table in sharding.py.
 
-    trained, frozen: all parameters, in two kinds. optimizer: the optimizer's state beside the trained ones, but for its
-    counters. layers: the layers' parameters of both kinds. dense_layers: the layers' parameters without experts.
+    trained, frozen: all parameters, in two kinds. teacher: those of the model that the run learns from. optimizer: the
+    optimizer's state beside the trained ones, but for its counters. layers: the layers' parameters of both kinds.
+    dense_layers: the layers' parameters without experts.
     """
 
     trained: int
     frozen: int
+    teacher: int
     optimizer: int
     layers: int
     dense_layers: int
@@ -47,8 +50,14 @@ class Parameters:
 
     @property
     def total(self) -> int:
-        """Bytes of all parameters."""
+        """Bytes of all parameters of the run's own model."""
         return self.trained + self.frozen
+
+
+def counter_of(config: RunConfig) -> "ParameterCounter":
+    """The counter of a run's parameters; raises UserError if an adapter's module or the teacher is not there."""
+    found = find_teacher(config)
+    return ParameterCounter(config.model, config.lora, None if found is None else found[1])
 
 
 class ParameterCounter:
@@ -57,15 +66,19 @@ class ParameterCounter:
     abstract: the parameters as an abstract NNX state.
     total: the number of parameters of the whole model, adapters included, and without the zeros that stand for what is
         pruned.
+    teacher: the config of the model that the run learns from.
     active: the number without the experts that a token is not sent to.
 
     Raises:
         UserError: `lora` names a module that the model does not have.
     """
 
-    def __init__(self, model: ByteConfig, lora: LoRAConfig | None = None) -> None:
+    def __init__(self, model: ByteConfig, lora: LoRAConfig | None = None, teacher: ByteConfig | None = None) -> None:
+        self.teacher = teacher
         self._opt_states: dict[OptimizerConfig, list[tuple[jax.ShapeDtypeStruct, Axes]]] = {}
-        self.abstract = abstract_model(model, Execution(platform="cpu", attention_kernel="reference"), lora)[1]
+        execution = Execution(platform="cpu", attention_kernel="reference")
+        self.abstract = abstract_model(model, execution, lora)[1]
+        self._abstract_teacher = None if teacher is None else abstract_model(teacher, execution)[1]
         self._zeros = _zeros(model)
         held = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract))
         self.total = held - sum(self._zeros.values())
@@ -76,7 +89,7 @@ class ParameterCounter:
     def parts(self) -> dict[str, int]:
         """The number of parameters in each part of the model that it has."""
         parts: dict[str, int] = {}
-        for path, array in jax.tree_util.tree_leaves_with_path(self._arrays()):
+        for path, array in jax.tree_util.tree_leaves_with_path(_arrays(self.abstract)):
             names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
             part = next((part for name, part in _PARTS if name in names), "norms and gains")
             parts[part] = parts.get(part, -self._zeros.get(part, 0)) + math.prod(array.shape)
@@ -94,28 +107,33 @@ class ParameterCounter:
         def bytes_of(array: Any, sharding: Any) -> int:
             return padded_bytes(sharding.shard_shape(array.shape), array.dtype, platform == "tpu", free=True)
 
-        local = jax.tree.map(bytes_of, self._arrays(), param_shardings(self.abstract, layout))
+        def all_bytes(abstract: nnx.State) -> Any:
+            return jax.tree.map(bytes_of, _arrays(abstract), param_shardings(abstract, layout))
+
+        local = all_bytes(self.abstract)
+        teacher = 0 if self._abstract_teacher is None else _total(all_bytes(self._abstract_teacher))
         frozen, trained = split_adapters(local)
         if config.lora is None:
             frozen, trained = {}, frozen
         layers = local["model"]["layers"]
         experts = _total(layers["mlp"].get("experts", {}))
         optimizer = sum(bytes_of(array, layout.sharding(*axes.names)) for array, axes in self._opt_state(config))
-        return Parameters(_total(trained), _total(frozen), optimizer, _total(layers), _total(layers) - experts)
+        return Parameters(_total(trained), _total(frozen), teacher, optimizer, _total(layers), _total(layers) - experts)
 
     def _opt_state(self, config: RunConfig) -> list[tuple[jax.ShapeDtypeStruct, Axes]]:
         """The optimizer's arrays and their axes, without its counters; kept, because they depend on no mesh."""
         if config.optimizer not in self._opt_states:
             optimizer = run_optimizer(config, self.abstract)
-            base, adapters = split_adapters(self._arrays())
+            base, adapters = split_adapters(_arrays(self.abstract))
             state = jax.eval_shape(optimizer.init, base if config.lora is None else adapters)
             axes = opt_state_axes(optimizer, trained_params(self.abstract, config.lora))
             pairs = zip(jax.tree.leaves(state), jax.tree.leaves(axes), strict=True)
             self._opt_states[config.optimizer] = [(array, axes) for array, axes in pairs if array.shape]
         return self._opt_states[config.optimizer]
 
-    def _arrays(self) -> Any:
-        return nnx.to_pure_dict(self.abstract, extract_fn=lambda variable: variable.get_value())
+
+def _arrays(abstract: nnx.State) -> Any:
+    return nnx.to_pure_dict(abstract, extract_fn=lambda variable: variable.get_value())
 
 
 def _zeros(model: ByteConfig) -> dict[str, int]:

@@ -16,6 +16,7 @@ _MOST_BARS = 16
 _COLORS = {
     "parameters": "#1f4e79",
     "frozen": "#7d8fa3",
+    "teacher": "#55617a",
     "optimizer": "#4f8fc4",
     "batch": "#a9cbe6",
     "micro_batches": "#7a5ba8",

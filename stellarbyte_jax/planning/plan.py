@@ -9,11 +9,11 @@ from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.data.batch_placement import check_batch
 from stellarbyte_jax.model.attention.shared_rows import SharedRows
 from stellarbyte_jax.model.attention.splash import LANES, block_of
-from stellarbyte_jax.model.flops import StepFlops, head_flops, kernel_flops, step_flops
+from stellarbyte_jax.model.flops import StepFlops, forward_flops, head_flops, kernel_flops, step_flops
 from stellarbyte_jax.planning.layer_traces import LayerTraces, SavedByLayers
 from stellarbyte_jax.planning.memory import Memory, predict_memory, tokens_a_chip
 from stellarbyte_jax.planning.muon_work import muon_flops
-from stellarbyte_jax.planning.parameters import ParameterCounter
+from stellarbyte_jax.planning.parameters import counter_of
 from stellarbyte_jax.planning.program import kernel_of, layout_of
 from stellarbyte_jax.planning.roofline import Roofline, busiest_share, predict_time, received_bytes
 from stellarbyte_jax.planning.topology import Topology, mesh_sizes
@@ -132,7 +132,7 @@ class Planner:
             raise UserError("training.attention_kernel splash is for TPUs: use auto, cudnn or reference on GPUs")
         if self.kernel == "cudnn" and platform == "tpu":
             raise UserError("training.attention_kernel cudnn is for GPUs: use auto, splash or reference on TPUs")
-        self._traces, self._parameters = LayerTraces(config, platform), ParameterCounter(config.model, config.lora)
+        self._traces, self._parameters = LayerTraces(config, platform), counter_of(config)
 
     def plan(self, config: RunConfig) -> Plan:
         """Predicts the run with this variant of its config.
@@ -179,7 +179,9 @@ class Planner:
         # The base below adapters gets no gradient, so one of the head's three matmuls is not done.
         passes = 2 if frozen else 3
         head = passes * training.batch_size * length * head_flops(config.model)
+        teacher = self._parameters.teacher
+        taught = 0 if teacher is None else forward_flops(teacher, training.batch_size, length)
         update = muon_flops(config, self._parameters.abstract, layout)
-        executed = layers * chips + attention + head + update * chips
-        busiest = layers + (attention * busiest_share(config, layout) + head) / chips + update
-        return dataclasses.replace(flops, executed=executed), busiest
+        executed = layers * chips + attention + head + taught + update * chips
+        busiest = layers + (attention * busiest_share(config, layout) + head + taught) / chips + update
+        return dataclasses.replace(flops, model=flops.model + taught, executed=executed), busiest

@@ -26,6 +26,7 @@ from stellarbyte_jax.planning.program import layout_of
 from stellarbyte_jax.sharding import axis_across_slices, make_mesh, mesh_sizes
 from stellarbyte_jax.training.optimizer import run_optimizer
 from stellarbyte_jax.training.same_run import check_init_from, check_same_run
+from stellarbyte_jax.training.teacher import find_teacher
 
 Facts = dict[str, Any]
 
@@ -178,6 +179,10 @@ def _run(config: RunConfig, tokenizer: Tokenizer | None, manifest: Manifest | No
     if step is not None and tokenizer is not None and manifest is not None:
         with warned(facts):
             check_same_run(config, tokenizer, DataIdentity.of(manifest))
+    if config.training.distill is not None:
+        facts["teacher"] = config.training.distill.teacher
+        with warned(facts):
+            find_teacher(config, tokenizer)
     if config.init_from is not None and tokenizer is not None and (step is None or config.lora is not None):
         with warned(facts):
             check_init_from(config, config.init_from, tokenizer)

@@ -1,5 +1,6 @@
 """Makes a new run from a run's model without what matters least."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from stellarbyte.folder_lock import folder_lock
 from stellarbyte.places import Place
 from stellarbyte.progress import Update
 from stellarbyte.pruning.choice import check_wanted, choose
-from stellarbyte.pruning.recover import recover
+from stellarbyte.pruning.recover import Recovery
 from stellarbyte.pruning.report import Figures, Report, report
 from stellarbyte.pruning.request import Request
 from stellarbyte.pruning.scores import scores
@@ -25,10 +26,13 @@ from stellarbyte_jax.data.loader import Take, TrainLoader
 from stellarbyte_jax.inference.generate import Generator
 from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.pruning import cut
+from stellarbyte_jax.run_folder import MODEL
 from stellarbyte_jax.training.evaluation import TrainedRun, byte_lengths, evaluate, load_trained_run
+from stellarbyte_jax.training.given import Given
 from stellarbyte_jax.training.importance import measure_importance
 from stellarbyte_jax.training.state import Params, abstract_model
 from stellarbyte_jax.training.step import make_eval_step
+from stellarbyte_jax.training.teacher import find_teacher
 
 
 def prune_run(
@@ -44,33 +48,62 @@ def prune_run(
 
     Scores are measured on rows of the training split of the run's token shards, or of those in `shards`, and losses on
     the validation split. Adapters are merged into their base before. model.yaml in `output_dir` is the smaller model's
-    config. A run that names `output_dir` in `init_from` may leave `model` out. With `request.recover` the pruned model
+    config. A run that names `output_dir` in `init_from` may leave `model` out. With `request.recovery` the pruned model
     is trained on in `output_dir` itself.
 
     Raises:
         UserError: there is no such run, the request does not fit its model, `output_dir` holds a run already or is
             being written by another process, or the training fails.
+        Interrupted: a signal has ended the training.
     """
     with folder_lock(output_dir, doing="prune"):
         if latest_step(output_dir) is not None:
             raise UserError(f"{output_dir} holds checkpoints already: choose another folder for the pruned model")
-        if request.recover is not None:  # before the work that takes minutes
-            load_run_config(request.recover, [f"--output_dir={output_dir}", f"--init_from={run_dir}"])
         run = load_trained_run(run_dir, step, shards)
+        if request.recovery is not None:  # before the work that takes minutes
+            _check_recovery(request.recovery, run, _overrides(request.recovery, run_dir, output_dir, step))
         for wanted in request.each():
             check_wanted(vars(run.config.model), wanted)
         reports, (config, params) = _pruned(run, request, _over_passes(progress, 1 + len(request.keeps)))
-        save_config(config, output_dir / "model.yaml")
+        save_config(config, output_dir / MODEL)
         try:
             save_imported(output_dir, params, RunMetadata({"model": to_dict(config)}, run.tokenizer.files))
         except OSError as error:
             raise UserError(f"{output_dir} cannot be written: {error.strerror or error}") from error
-    if request.recover is not None:
-        recover("pretrain", request.recover, output_dir / "model.yaml", output_dir, output_dir)
+    if request.recovery is not None:
+        words = _overrides(request.recovery, run_dir, output_dir, step)
+        request.recovery.train("pretrain", ["--model", str(output_dir / MODEL), *words], output_dir)
         params = load_trained_run(output_dir, None, shards).params
         after = _figures(config, jax.device_put(params), run, request, progress)
-        reports.append(reports[-1].recovered(after))
+        reports.append(reports[-1].recovered(after, f"it is in {output_dir}"))
     return reports
+
+
+def _overrides(recovery: Recovery, run_dir: str | Place, output_dir: Path, step: int | None) -> list[str]:
+    """What is put over a config for recovery; its model as well."""
+    words = ["--output_dir", str(output_dir), "--init_from", "null"]
+    if recovery.distill:
+        words += ["--training.distill.teacher", str(run_dir)]
+        words += [] if step is None else ["--training.distill.teacher_step", str(step)]
+    return words
+
+
+def _check_recovery(recovery: Recovery, run: TrainedRun, overrides: list[str]) -> None:
+    """Refuses a config by which the pruned model could not be trained; raises UserError."""
+    model = json.dumps(to_dict(run.config.model))
+    config = load_run_config(recovery.config, [f"--model={model}", *overrides])
+    if config.lora is not None or config.training.prune is not None:
+        name = "training.prune" if config.lora is None else "lora"
+        raise UserError(
+            f"--recover {recovery.config} has {name}, and what is pruned is trained whole: leave that section out"
+        )
+    given = Given.of(config)
+    if given.tokenizer.sha256 != run.tokenizer.sha256:
+        raise UserError(
+            f"--recover {recovery.config} has another tokenizer than the run, data.tokenizer {config.data.tokenizer}: "
+            "name a config with data of the run's own"
+        )
+    find_teacher(config, given.tokenizer)
 
 
 def _over_passes(progress: Update, passes: int) -> Iterator[Update]:

@@ -34,6 +34,7 @@ from stellarbyte_jax.training.opening import opening
 from stellarbyte_jax.training.programs import Programs
 from stellarbyte_jax.training.save_times import SaveTimes
 from stellarbyte_jax.training.start import check_start, identity, start
+from stellarbyte_jax.training.teacher import Teacher
 from stellarbyte_jax.training.watching.compile_watch import CompileWatch
 from stellarbyte_jax.training.watching.diagnostics import Diagnostics
 from stellarbyte_jax.training.watching.metrics import MetricsLog
@@ -76,12 +77,12 @@ class Training:
         loader = TrainLoader(config.data, given.manifest, config.seed)
 
         self.config = now = as_saved(config, layout)
-        self.programs = programs = Programs.of(now, layout)
-        started = start(now, programs.optimizer, programs.shardings, programs.frozen_shardings, processes)
-        self.state, self.step, self.frozen, self.base, metadata = started
+        teacher = Teacher.of(now, layout, given.tokenizer)
+        self.programs = programs = Programs.of(now, layout, teacher)
+        started = start(now, programs.optimizer, programs.shardings, programs.frozen_shardings, processes, teacher)
+        self.state, self.step, self.frozen, self.base, metadata, self.taught_by, self.teacher = started
         self.saved, self.stopping = self.step, False
         self.early: str | None = None
-
         writes = processes.index == 0
         self.resumed = resume(config, given.data, metadata, self.step, going_on, amend=amend, writes=writes)
         self.loader = loader.mixed_by(self.resumed.segments)
@@ -89,7 +90,8 @@ class Training:
         if writes:
             save_config(config, work.path / "config.yaml")
             save_cut_model(config, now, work.path)
-        self.utilizations = {stage: Utilization.of(now, self.mesh, stage) for stage in self.feed.stages}
+        by = teacher.model if teacher else None
+        self.utilizations = {stage: Utilization.of(now, self.mesh, stage, by) for stage in self.feed.stages}
         trackers = Trackers(config.training.report_to, config.training.project, work.path, to_dict(config), self.step)
         utilization = self.utilizations[self.feed.stage(self.step)]
         self.log = MetricsLog(work.path, self.step, self.max_steps, utilization, display, self.failures, trackers)
@@ -170,7 +172,7 @@ class Training:
         stage = feed.stage(self.step)
         with log.clock.waiting():
             batch = feed.put(self.step, rows := next(self.batches))
-        self.state, metrics = self.train_steps[stage](self.state, batch, self.frozen)
+        self.state, metrics = self.train_steps[stage](self.state, batch, self.frozen, self.taught_by)
         log.utilization = self.utilizations[stage]
         log.last_epoch = guard.rows_before(self.max_steps) / len(self.loader)
         epoch = guard.rows_before(self.step + 1) / len(self.loader)
@@ -240,7 +242,7 @@ class Training:
             position = self.resumed.position(step, self.feed.rows(step))
             fields = to_dict(self.asked) | {"model": to_dict(self.config.model)}
             files, uncut = dict(self.given.tokenizer_files), uncut_fields(self.asked, self.config)
-            metadata = RunMetadata(fields, files, position, self.base, self.given.data, memory, uncut)
+            metadata = RunMetadata(fields, files, position, self.base, self.given.data, memory, uncut, self.teacher)
             self.checkpointer.save(step, state.params, state.opt_state, metadata, state.ema, state.pruned)
         self.saved = step
         self.save_times.saved(step)
@@ -251,7 +253,7 @@ class Training:
         self.config, self.state = cut(self.config, self.programs.pruning, self.state)
         self._save(final=True)
         self.checkpointer.wait()
-        jax.tree.map(lambda array: array.delete(), self.state)  # what is read again takes its place
+        jax.tree.map(lambda array: array.delete(), (self.state, self.taught_by))  # what is read again takes their place
         raise self.guard.begin_again(self.step, self.stopping)
 
     def _leave_out(self, bad: BadStep) -> None:
@@ -283,7 +285,7 @@ class Training:
             delete_after(run_dir, target)
         self.processes.share("deleted")
         self.ledger.roll_back(target, bad.step)
-        jax.tree.map(lambda array: array.delete(), (self.state, self.frozen))  # others take their place
+        jax.tree.map(lambda array: array.delete(), (self.state, self.frozen, self.taught_by))  # others take their place
         raise self.guard.rollback(bad, target, self.stopping)
 
     def _stopped_by(self, bad: BadStep) -> UserError:

@@ -25,6 +25,8 @@ def opening(
     origin = "from scratch" if config.init_from is None else f"from the weights of {config.init_from}"
     if step:
         origin = f"going on after step {step}"
+    if config.training.distill is not None:
+        origin += f", taught by {config.training.distill.teacher}"
     line = (
         f"{parameters}, {len(loader)} rows of {config.data.sequence_length} tokens, {tokens_a_step}, "
         f"{mesh.size} {jax.default_backend()} device(s) ({devices}), {config.training.dtype}, "

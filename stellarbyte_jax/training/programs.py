@@ -17,6 +17,7 @@ from stellarbyte_jax.training.schedules import learning_rate_schedule
 from stellarbyte_jax.training.start import state_shardings
 from stellarbyte_jax.training.state import Params, run_model
 from stellarbyte_jax.training.step import EvalStep, TrainStep, on_mesh, run_train_step
+from stellarbyte_jax.training.teacher import Teacher
 
 
 class Programs(NamedTuple):
@@ -36,17 +37,19 @@ class Programs(NamedTuple):
     pruning: GradualPruning | None
 
     @classmethod
-    def of(cls, config: RunConfig, layout: Layout) -> Self:
+    def of(cls, config: RunConfig, layout: Layout, teacher: Teacher | None = None) -> Self:
         """The programs of a run whose arrays lie by this layout; they are compiled when they are first called."""
         graphdef, abstract_params = run_model(config, layout)
         optimizer = run_optimizer(config, abstract_params, layout)
         shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
         pruning = GradualPruning.of(config, optimizer)
+        train_step = run_train_step(config, graphdef, optimizer, pruning, None if teacher is None else teacher.graphdef)
+        taught_by = {} if teacher is None else teacher.shardings
         return cls(
             optimizer,
             shardings,
             frozen_shardings,
-            on_mesh(run_train_step(config, graphdef, optimizer, pruning), layout, shardings, frozen_shardings),
+            on_mesh(train_step, layout, shardings, frozen_shardings, taught_by),
             eval_step_on_mesh(graphdef, join(frozen_shardings, shardings.params), layout),
             jax.jit(learning_rate_schedule(config.optimizer, config.training.max_steps, jnp)),
             pruning,

@@ -172,6 +172,8 @@ def _fixed_presences(before: RunConfig, config: RunConfig) -> dict[str, str]:
     fixed = {}
     if (before.training.ema_decay is None) != (config.training.ema_decay is None):
         fixed["training.ema_decay"] = "the average is kept from the first step on or not at all"
+    if None not in (before.training.distill, config.training.distill):
+        fixed["training.distill.teacher_step"] = "the run learns from one checkpoint"
     if bool(before.optimizer.learning_rate_pattern) != bool(config.optimizer.learning_rate_pattern):
         fixed["optimizer.learning_rate_pattern"] = "the optimizer's state is another with such factors than without any"
     return fixed
@@ -207,6 +209,8 @@ def _says_where(name: str, was: Any, now: Any, known: DataIdentity | None, confi
         if name.endswith(".weight") or any("weight" in source and source["weight"] for source in _sources(was, now)):
             return False
         return known is not None or name.endswith(".path")
+    if name == "training.distill.teacher":
+        return was is not None and now is not None  # its weights are compared when they are read
     if name == "init_from" and config.lora is None:
         # The run's own checkpoint has the weights by now; the run that was named may have been moved.
         return was is not None and now is not None and latest_step(was) is None

@@ -35,19 +35,23 @@ from stellarbyte_jax.training.optimizer_state import opt_state_axes
 from stellarbyte_jax.training.param_traits import trained_params
 from stellarbyte_jax.training.same_run import GoingOn, check_init_from, check_same_run
 from stellarbyte_jax.training.state import Params, TrainState, init_params, run_prune_state, run_state
+from stellarbyte_jax.training.teacher import Teacher
 
 
 class Start(NamedTuple):
     """The state to go on from and its step; for adapters also the frozen weights below, and their checkpoint.
 
-    metadata: that of the run's own checkpoint, if the run goes on.
+    metadata: that of the run's own checkpoint, if the run goes on. taught_by: the weights of the teacher, if there is
+    one; teacher: their checkpoint.
     """
 
     state: TrainState
     step: int
     frozen: Params
     base: Base | None
-    metadata: RunMetadata | None = None
+    metadata: RunMetadata | None
+    taught_by: Params
+    teacher: Base | None
 
 
 def identity(config: RunConfig, tokenizer: Tokenizer, data: DataIdentity, *, amend: bool = False) -> dict[str, Any]:
@@ -125,6 +129,7 @@ def start(
     shardings: Any,
     frozen_shardings: Params,
     processes: Processes = ALONE,
+    teacher: Teacher | None = None,
 ) -> Start:
     """The start of the run. Each array is made or read on its own devices, so that no host holds the whole model.
 
@@ -138,12 +143,14 @@ def start(
     abstract = placed(jax.eval_shape(create), shardings)
     metadata, opt_state, ema, pruned, step = None, None, None, None, 0
     if latest_step(config.output_dir) is not None:
-        params, opt_state, metadata, step, ema, pruned = restore(
+        found = restore(
             config.output_dir, abstract.params, abstract.opt_state, processes, abstract.ema, abstract.pruned
         )
+        params, opt_state, metadata, step = found.params, found.opt_state, found.metadata, found.step
+        ema, pruned = found.ema, found.pruned
     elif config.init_from is not None and config.lora is None:
-        params, found = restore_params(config.init_from, abstract.params, processes=processes)
-        check_finite_weights(params, f"init_from {config.init_from}/checkpoints/{found}")
+        params, its_step = restore_params(config.init_from, abstract.params, processes=processes)
+        check_finite_weights(params, f"init_from {config.init_from}/checkpoints/{its_step}")
     else:
         # Under jit, so that each device makes its own part.
         params = jax.jit(lambda: create().params, out_shardings=shardings.params)()
@@ -157,14 +164,17 @@ def start(
     guard, spikes = GuardState() if metadata is None else metadata.guard, SpikeRule.of(config.training)
     recent = None if spikes is None else jax.device_put(spikes.first(guard.recent_losses), shardings.recent_losses)
     state = TrainState(done, params, opt_state, jax.device_put(jnp.asarray(True), shardings.good), ema, recent, pruned)
-    if config.lora is None:
-        return Start(state, step, {}, None, metadata)
-
-    assert config.init_from is not None
-    abstract_base = placed(jax.eval_shape(lambda: init_params(config.model, config.seed)), frozen_shardings)
-    known = None if metadata is None else metadata.base
-    frozen, base = restore_base(config.init_from, abstract_base, known, config.output_dir, processes)
-    return Start(state, step, frozen, base, metadata)
+    frozen: Params = {}
+    base = None
+    if config.lora is not None:
+        assert config.init_from is not None
+        abstract_base = placed(jax.eval_shape(lambda: init_params(config.model, config.seed)), frozen_shardings)
+        known = None if metadata is None else metadata.base
+        frozen, base = restore_base(config.init_from, abstract_base, known, config.output_dir, processes)
+    if teacher is None:
+        return Start(state, step, frozen, base, metadata, {}, None)
+    taught_by = teacher.weights(config.output_dir, processes)
+    return Start(state, step, frozen, base, metadata, taught_by, teacher.checkpoint)
 
 
 def placed(abstract: Any, shardings: Any) -> Any:

@@ -14,9 +14,11 @@ from stellarbyte_jax.checkpoints.adapter_trees import join
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.sharding import Layout
+from stellarbyte_jax.training.distillation import Distillation, TeacherOutput
 from stellarbyte_jax.training.gradual_pruning import GradualPruning
 from stellarbyte_jax.training.group_norms import group_norms
-from stellarbyte_jax.training.loss import PLAIN, LossSums, Regularization, token_loss
+from stellarbyte_jax.training.logit_loss import PLAIN, Regularization
+from stellarbyte_jax.training.loss import LossSums, token_loss
 from stellarbyte_jax.training.loss_spike import SpikeRule
 from stellarbyte_jax.training.position_shift import shifted
 from stellarbyte_jax.training.router_loss import RouterSums, router_loss, router_metrics, router_sums
@@ -37,10 +39,12 @@ def run_train_step(
     graphdef: nnx.GraphDef[ByteForCausalLM],
     optimizer: optax.GradientTransformation,
     pruning: GradualPruning | None,
+    teacher: nnx.GraphDef[ByteForCausalLM] | None,
 ) -> TrainStep:
     """The train step of a run; see make_train_step."""
     training = config.training
-    regularization = Regularization(training.label_smoothing_factor, training.z_loss_coef)
+    teaching = Distillation.of(training.distill)
+    regularization = Regularization(training.label_smoothing_factor, training.z_loss_coef, teaching)
     return make_train_step(
         graphdef,
         optimizer,
@@ -53,6 +57,7 @@ def run_train_step(
         xpos_regularization_coef=training.xpos_regularization_coef,
         log_norms=training.log_norms,
         pruning=pruning,
+        teacher=teacher,
     )
 
 
@@ -69,8 +74,9 @@ def make_train_step(
     xpos_regularization_coef: float = 0.0,
     log_norms: bool = False,
     pruning: GradualPruning | None = None,
+    teacher: nnx.GraphDef[ByteForCausalLM] | None = None,
 ) -> TrainStep:
-    """A function (state, batch, frozen) -> (state, metrics), which applies the gradient of the batch's mean loss once.
+    """A function (state, batch, frozen, taught_by) -> (state, metrics), which applies a batch's mean gradient once.
 
     A step whose loss or gradient is not finite is not applied, nor is any step after it: see TrainState.good.
 
@@ -86,11 +92,14 @@ def make_train_step(
     the step keeps at zero what that has pruned, and the metrics have the shares that are kept.
 
     `frozen` holds the model's parameters that are not in the state, which are the base below adapters; by default there
-    are none. A batch holds int32 [B, T] arrays: input_ids, labels and, if documents are packed, position_ids and
-    segment_ids.
+    are none. `taught_by` holds the parameters of the model `teacher`, for the distillation in `regularization`; the
+    metrics then have the divergence from it. A batch holds int32 [B, T] arrays: input_ids, labels and, if documents are
+    packed, position_ids and segment_ids.
     """
 
-    def train_step(state: TrainState, batch: Batch, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, frozen: Params | None = None, taught_by: Params | None = None
+    ) -> tuple[TrainState, Metrics]:
         model = nnx.merge(graphdef, join(frozen, state.params))
         config = model.config
         if position_shift:
@@ -101,7 +110,13 @@ def make_train_step(
             params: Params, rows: Batch, dropout_key: jax.Array | None
         ) -> tuple[jax.Array, tuple[LossSums, RouterSums | None]]:
             sums, router = _forward(
-                graphdef, join(frozen, params), rows, dropout_key, training=True, regularization=regularization
+                graphdef,
+                join(frozen, params),
+                rows,
+                dropout_key,
+                training=True,
+                regularization=regularization,
+                teacher=None if teacher is None else _teacher_output(teacher, taught_by, rows),
             )
             loss = sums.objective / jnp.maximum(tokens, 1)
             if router is not None:
@@ -168,11 +183,13 @@ def moving_average(ema: Params | None, params: Params, step: jax.Array, decay: f
     return jax.tree.map(lambda average, new: average + share * (new - average), ema, params)
 
 
-def on_mesh(train_step: TrainStep, layout: Layout, shardings: Any, frozen_shardings: Params) -> Any:
-    """The train step, jitted for a state and frozen weights with these shardings. It donates the state it is given."""
+def on_mesh(
+    train_step: TrainStep, layout: Layout, shardings: Any, frozen_shardings: Params, teacher_shardings: Params
+) -> Any:
+    """The train step, jitted for a state and weights with these shardings. It donates the state it is given."""
     return jax.jit(
         train_step,
-        in_shardings=(shardings, layout.sharding("batch", "length"), frozen_shardings),
+        in_shardings=(shardings, layout.sharding("batch", "length"), frozen_shardings, teacher_shardings),
         out_shardings=(shardings, layout.sharding()),
         donate_argnums=0,
     )
@@ -208,6 +225,7 @@ def _forward(
     dropout_key: jax.Array | None,
     training: bool,
     regularization: Regularization = PLAIN,
+    teacher: TeacherOutput | None = None,
 ) -> tuple[LossSums, RouterSums | None]:
     model = nnx.merge(graphdef, params)
     output = model.model(
@@ -227,8 +245,17 @@ def _forward(
         layout=layout,
         platform=platform,
         regularization=regularization,
+        teacher=teacher,
     )
     return sums, None if output.router is None else router_sums(output.router, batch)
+
+
+def _teacher_output(graphdef: nnx.GraphDef[ByteForCausalLM], params: Params | None, batch: Batch) -> TeacherOutput:
+    """What the teacher makes of a batch, without dropout."""
+    assert params is not None
+    model = nnx.merge(graphdef, params)
+    output = model.model(batch["input_ids"], batch.get("position_ids"), batch.get("segment_ids"))
+    return TeacherOutput(output.hidden, *model.head)
 
 
 def _accumulate(  # type: ignore[no-untyped-def]
@@ -248,4 +275,5 @@ def _accumulate(  # type: ignore[no-untyped-def]
 
 def _means(sums: LossSums) -> Metrics:
     tokens = jnp.maximum(sums.tokens, 1)
-    return {"loss": sums.loss / tokens, "accuracy": sums.correct / tokens, "tokens": sums.tokens}
+    means = {"loss": sums.loss / tokens, "accuracy": sums.correct / tokens, "tokens": sums.tokens}
+    return means if sums.divergence is None else means | {"divergence": sums.divergence / tokens}

@@ -12,9 +12,10 @@ from stellarbyte.config.build import build, field_values
 from stellarbyte.config.nodes import Node, read_yaml
 from stellarbyte.config.overrides import override, parse_overrides
 from stellarbyte.config.plain import plain
-from stellarbyte.errors import UserError
+from stellarbyte.errors import UserError, shown
 from stellarbyte.files import check_path
 from stellarbyte_torch.data.config import DataConfig, refuse_old_names, with_new_names
+from stellarbyte_torch.finetune.distillation import DistillConfig
 from stellarbyte_torch.finetune.training_values import DEFAULTS, MOST, OURS, complaint
 from stellarbyte_torch.lora.config import LoRAConfig
 
@@ -61,6 +62,9 @@ class FinetuneConfig:
     trainable: TrainableConfig | None = None
     """The part of the weights that trains, without lora; null for all of them."""
 
+    distill: DistillConfig | None = None
+    """For a model that also learns from another, such as the one that it was pruned from; null for the data alone."""
+
     training: dict[str, Any] = field(
         default_factory=dict, metadata={"section": TrainingArguments, "defaults": DEFAULTS, "refused": OURS}
     )
@@ -94,6 +98,8 @@ class FinetuneConfig:
                 raise UserError(
                     "early_stopping_patience needs validation samples: set data.validation_fraction above 0"
                 )
+        if self.distill is not None:
+            self._check_distillation(self.training or {})
         if self.quantization != "none" and self.lora is None:
             raise UserError(
                 f"quantization {self.quantization} is for a base under lora, as rounded weights cannot train: "
@@ -103,6 +109,14 @@ class FinetuneConfig:
             raise UserError(
                 "dtype float16 cannot train, as its updates vanish: set float32 with training.fp16, or bfloat16"
             )
+
+    @staticmethod
+    def _check_distillation(training: dict[str, Any]) -> None:
+        shares = "shares out each model that is loaded, and distill's teacher is whole on each device"
+        smooths = "smooths labels, and with distill the teacher does"
+        for name, why in {"label_smoothing_factor": smooths, "deepspeed": shares, "fsdp": shares}.items():
+            if training.get(name):
+                raise UserError(f"training.{name} {shown(training[name])} {why}: leave one of the two out")
 
 
 def load_finetune_config(path: Path, overrides: Sequence[str] = ()) -> FinetuneConfig:

@@ -181,6 +181,10 @@ def _run(config: FinetuneConfig) -> Facts:
     facts: Facts = {"output_dir": config.output_dir, "newest_checkpoint": "none" if step is None else step}
     with warned(facts):
         check_same_run(config, run_dir)
+    if config.distill is not None:
+        facts["teacher"] = config.distill.teacher
+        with warned(facts):
+            load_base_config(config.distill.teacher, local_files_only=True)
     facts["would"] = f"start from {config.model}" if step is None else f"go on after step {step}"
     if (run_dir / "summary.json").is_file():
         with warned(facts):

@@ -21,6 +21,7 @@ from stellarbyte_torch.finetune.base_model import load_base, load_base_config, l
 from stellarbyte_torch.finetune.card import write_card
 from stellarbyte_torch.finetune.checkpoints import KnownBest, checkpoint_to_resume, lacks_validation
 from stellarbyte_torch.finetune.config import FinetuneConfig
+from stellarbyte_torch.finetune.distillation import check_teacher, load_teacher
 from stellarbyte_torch.finetune.interrupt import AskedToStopError, Interrupt
 from stellarbyte_torch.finetune.packing_check import check_packing
 from stellarbyte_torch.finetune.progress import FinetuneProgress
@@ -64,6 +65,7 @@ def finetune(config: FinetuneConfig, display: Display, interrupt: Interrupt | No
         model_config = load_base_config(config.model)
         tokenizer = _load_tokenizer(config)
     check_fits(config, model_config, tokenizer)
+    check_teacher(config.distill, model_config, tokenizer, config.data.sequence_length)
     data = _prepare(config, tokenizer, display)
     arguments = training_arguments(config, data.trainer_arguments)
     is_main = arguments.process_index == 0
@@ -80,6 +82,8 @@ def finetune(config: FinetuneConfig, display: Display, interrupt: Interrupt | No
         used_cache = getattr(base.config, "use_cache", True)
         set_seed(arguments.seed)
         model = make_trainable(base, config)
+        packed_rows = arguments.train_batch_size if config.data.packing else 0
+        teacher = load_teacher(config.distill, config.dtype, arguments.device, packed_rows)
     if is_main:
         save_yaml(config, run_dir / "config.yaml")
         write_text(run_dir / FINGERPRINT, fingerprint(data) + "\n")
@@ -89,6 +93,7 @@ def finetune(config: FinetuneConfig, display: Display, interrupt: Interrupt | No
     with _explained(), _refusals(), display.doing("preparing"):
         trainer = FinetuneTrainer(
             pad_token_id=data.collator.pad_token_id,
+            teacher=teacher,
             model=model,
             args=arguments,
             data_collator=data.collator,

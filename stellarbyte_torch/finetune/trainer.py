@@ -21,6 +21,7 @@ from stellarbyte.file_manifest import MANIFEST
 from stellarbyte.labels import IGNORED_LABEL
 from stellarbyte_torch.configuration_stellarbyte import ByteConfig
 from stellarbyte_torch.finetune.batches import EpochBatches, EpochSampler, sample_lengths
+from stellarbyte_torch.finetune.distillation import Teacher
 from stellarbyte_torch.finetune.progress import NotFiniteError
 from stellarbyte_torch.finetune.resumable_trainer import ResumableTrainer
 from stellarbyte_torch.lora.optimizer import lora_optimizer
@@ -36,13 +37,15 @@ class FinetuneTrainer(ResumableTrainer):
 
     Args:
         pad_token_id: the token that the collator pads batches with.
+        teacher: the model that this one learns from as well, if there is one.
         kwargs: arguments of ResumableTrainer and Trainer.
     """
 
     optimizer: Any
 
-    def __init__(self, *, pad_token_id: int, **kwargs: Any) -> None:
+    def __init__(self, *, pad_token_id: int, teacher: Teacher | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._teacher = teacher
         model: Any = self.model
         lora = model.peft_config[model.active_adapters[0]] if isinstance(model, PeftModel) else None
         self._regularises = bool(getattr(lora, "orthogonal_reg", 0.0) or getattr(lora, "l2_reg", 0.0))
@@ -69,13 +72,16 @@ class FinetuneTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Trainer's loss with the router losses and the adapters' regularisation added."""
+        """Trainer's loss with the teacher's part, the router losses and the adapters' regularisation added."""
         assert not return_outputs  # only Trainer's evaluation asks for them, and prediction_step replaces it
         # Trainer sums the micro-batches' losses if these are shares of one mean, and averages them otherwise.
         items = num_items_in_batch if self.model_accepts_loss_kwargs else None
         labels = inputs["labels"]
         given = {**inputs, **({"output_router_logits": True} if self._trains_routers else {})}
         loss, outputs = super().compute_loss(model, given, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if self._teacher is not None:
+            read = {name: value for name, value in inputs.items() if name != "labels"}
+            loss = loss + self._teacher.added(outputs.logits, read, labels, items, self._scale(items))
         if self._trains_routers:
             loss = loss + self._router_correction(outputs, labels, items)
         if self._regularises:
@@ -100,9 +106,11 @@ class FinetuneTrainer(ResumableTrainer):
         extra = config.router_aux_loss_coef * outputs.aux_loss
         if ours:
             extra = extra + config.router_z_loss_coef * outputs.z_loss
-        # Trainer scales a loss that is a share of all processes' tokens in the same way.
-        scale = self.accelerator.num_processes if self.args.average_tokens_across_devices and items is not None else 1
-        return (share if smoothed else share - 1.0) * scale * extra
+        return (share if smoothed else share - 1.0) * self._scale(items) * extra
+
+    def _scale(self, items: Any) -> int:
+        """The factor by which Trainer scales a loss that is a share of all processes' tokens."""
+        return self.accelerator.num_processes if self.args.average_tokens_across_devices and items is not None else 1
 
     def prediction_step(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor
 from stellarbyte.errors import UserError, shown
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte.pruning.choice import check_wanted, choose
-from stellarbyte.pruning.recover import recover
+from stellarbyte.pruning.recover import Recovery
 from stellarbyte.pruning.report import Figures, Report, report
 from stellarbyte.pruning.request import Request
 from stellarbyte.pruning.scores import scores
@@ -20,6 +20,9 @@ from stellarbyte.records.bad_records import BadRecords
 from stellarbyte.records.formats import read_records
 from stellarbyte.records.sources import files_of_sources
 from stellarbyte_torch.configuration_stellarbyte import ByteConfig
+from stellarbyte_torch.finetune.config import load_finetune_config
+from stellarbyte_torch.finetune.same_run import result_folder
+from stellarbyte_torch.lora.adapters import load_lora
 from stellarbyte_torch.model_folder import load_model, load_tokenizer, read_config
 from stellarbyte_torch.modeling_stellarbyte import ByteForCausalLM
 from stellarbyte_torch.pruning.cutting import cut
@@ -55,6 +58,9 @@ def prune_folder(
         )
     if data is None:
         raise UserError(f"{folder} does not say what text it was trained on: name some with --data")
+    recovery, run_dir = request.recovery, output.with_name(f"{output.name}-recovery")
+    words = [] if recovery is None else _overrides(recovery, folder, run_dir)
+    recovered_to = None if recovery is None else _result(recovery, [*words, "--model", str(folder)], run_dir)
     with folder_lock(output, doing="prune"):
         model: Any = load_model(folder, device, "float32")
         assert isinstance(model, ByteForCausalLM)
@@ -67,9 +73,36 @@ def prune_folder(
             smaller.generation_config = model.generation_config
             smaller.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-    if request.recover is not None:
-        recover("finetune", request.recover, output, output.with_name(f"{output.name}-recovery"), output)
+    if recovery is not None and recovered_to is not None:
+        recovery.train("finetune", [*words, "--model", str(output)], output)
+        trained = _trained(output, recovered_to, device)
+        where = f"the recovered model is in {recovered_to}"
+        if recovered_to.name == "adapter":
+            where = f"{recovered_to} recovers {output}: `stellarbyte merge` makes one model of both"
+        reports.append(reports[-1].recovered(_figures(trained, held_out), where))
     return reports
+
+
+def _overrides(recovery: Recovery, folder: Path, run_dir: Path) -> list[str]:
+    """What is put over a config for recovery; its model as well."""
+    return ["--output_dir", str(run_dir), *(["--distill.teacher", str(folder)] if recovery.distill else [])]
+
+
+def _result(recovery: Recovery, overrides: list[str], run_dir: Path) -> Path:
+    """The folder that fine-tuning will write. Raises UserError if the config is refused, or a run is there already."""
+    config = load_finetune_config(recovery.config, overrides)
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise UserError(
+            f"{run_dir}, to which --recover writes, exists already: choose another name for the pruned model"
+        )
+    return result_folder(config, run_dir)
+
+
+def _trained(pruned: Path, result: Path, device: str | None) -> Any:
+    """The model that fine-tuning has made, or the pruned one with the adapter."""
+    if result.name != "adapter":
+        return load_model(result, device, "float32")
+    return load_lora(load_model(pruned, device, "float32"), result)
 
 
 def _pruned(
@@ -93,11 +126,10 @@ def _rows(data: str, tokenizer: Any, config: ByteConfig, request: Request) -> tu
     ids: list[int] = []
     first = [] if config.bos_token_id is None else [config.bos_token_id]
     wanted = (request.samples + max(_HELD_OUT, request.samples // 9 + 1)) * length
-    for _, path in files_of_sources([(data, data)], report=lambda _: None):
-        for record in read_records(path, BadRecords("fail")):
-            text = record.fields.get("text")
-            if isinstance(text, str) and len(ids) < wanted:
-                ids += [*first, *tokenizer.encode(text, add_special_tokens=False)]
+    for text in _texts(data):
+        ids += [*first, *tokenizer.encode(text, add_special_tokens=False)]
+        if len(ids) >= wanted:
+            break
     rows = list(torch.tensor(ids[: len(ids) // length * length]).long().reshape(-1, length))
     held_out = max(_HELD_OUT, len(rows) // 10)
     if len(rows) <= held_out:
@@ -107,13 +139,22 @@ def _rows(data: str, tokenizer: Any, config: ByteConfig, request: Request) -> tu
     return rows[:-held_out][: request.samples], rows[-held_out:]
 
 
+def _texts(data: str) -> Iterator[str]:
+    """The texts in the files that `data` names, read one after the other."""
+    for _, path in files_of_sources([(data, data)], report=lambda _: None):
+        for record in read_records(path, BadRecords("fail")):
+            text = record.fields.get("text")
+            if isinstance(text, str):
+                yield text
+
+
 def _batches(rows: list[Tensor], device: torch.device) -> Iterator[Tensor]:
     for start in range(0, len(rows), _ROWS):
         yield torch.stack(rows[start : start + _ROWS]).to(device)
 
 
 @torch.no_grad()
-def _figures(model: ByteForCausalLM, held_out: list[Tensor]) -> Figures:
+def _figures(model: Any, held_out: list[Tensor]) -> Figures:
     loss, tokens = 0.0, 0
     for rows in _batches(held_out, model.device):
         count = rows[:, 1:].numel()
@@ -131,7 +172,7 @@ def _figures(model: ByteForCausalLM, held_out: list[Tensor]) -> Figures:
     )
 
 
-def _times(model: ByteForCausalLM, row_T: Tensor) -> tuple[float, float]:
+def _times(model: Any, row_T: Tensor) -> tuple[float, float]:
     """See stellarbyte.pruning.times."""
     prompt = row_T[None, : min(PROMPT, len(row_T) // 2)].to(model.device)
 

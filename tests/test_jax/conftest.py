@@ -27,6 +27,7 @@ from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training import loop, step
 from stellarbyte_jax.training.pretrain import pretrain
 from stellarbyte_jax.training.programs import Programs
+from stellarbyte_jax.training.teacher import Teacher
 from stellarbyte_jax.training.watching.metrics import MetricsLog
 from test_jax.tiny import tiny_config
 
@@ -97,22 +98,22 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def kept_programs() -> Callable[[RunConfig, Layout], Programs]:
+def kept_programs() -> Callable[..., Programs]:
     """`Programs.of`, which returns the same programs to runs that differ in nothing that a program depends on."""
     make, kept = Programs.of, dict[Any, Programs]()
 
-    def programs(config: RunConfig, layout: Layout) -> Programs:
+    def programs(config: RunConfig, layout: Layout, teacher: Teacher | None = None) -> Programs:
         alike = dataclasses.replace(config, output_dir="run", checkpoint=CheckpointConfig())
         key = repr(alike), layout, step._forward  # which poison.py replaces
         if key not in kept:
-            kept[key] = make(config, layout)
+            kept[key] = make(config, layout, teacher)
         return kept[key]
 
     return programs
 
 
 @pytest.fixture
-def traced_once(kept_programs: Callable[[RunConfig, Layout], Programs], monkeypatch: pytest.MonkeyPatch) -> None:
+def traced_once(kept_programs: Callable[..., Programs], monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of a module that are alike share their programs: tracing them is most of what a run of twelve steps costs.
 
     A run that goes on reads the very same programs from the compile cache otherwise.

@@ -7,9 +7,9 @@ import jax
 from jax.sharding import Mesh
 
 from stellarbyte_jax.batch_stages import Stage
-from stellarbyte_jax.config import RunConfig
+from stellarbyte_jax.config import ByteConfig, RunConfig
 from stellarbyte_jax.machine.chips import chip_of
-from stellarbyte_jax.model.flops import step_flops
+from stellarbyte_jax.model.flops import forward_flops, step_flops
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,20 @@ class Utilization:
     local: Sequence[jax.Device]
 
     @classmethod
-    def of(cls, config: RunConfig, mesh: Mesh, stage: Stage | None = None) -> "Utilization":
-        """The utilization of a run's steps on a mesh: those of a stage, by default of the last one."""
+    def of(
+        cls, config: RunConfig, mesh: Mesh, stage: Stage | None = None, teacher: ByteConfig | None = None
+    ) -> "Utilization":
+        """The utilization of a run's steps on a mesh: those of a stage, by default of the last one.
+
+        teacher: the model that the run learns from, which makes a forward pass in each step.
+        """
         stage = stage or config.stages[-1]
         rows = stage.batch_size * config.data.sequence_length // stage.sequence_length
         flops = step_flops(config.model, rows, stage.sequence_length, frozen=config.lora is not None)
+        taught = 0 if teacher is None else forward_flops(teacher, rows, stage.sequence_length)
         chip = chip_of(mesh.devices.flat[0].device_kind)
         peak = None if chip is None else chip.peak_flops[config.training.dtype]
-        return cls(flops.model, mesh.size, peak, mesh.local_devices)
+        return cls(flops.model + taught, mesh.size, peak, mesh.local_devices)
 
     def speed(self, seconds: float) -> dict[str, float]:
         """Figures of a step that took `seconds`: `tflops_per_second` of one device and, for a known chip, `mfu`.

@@ -43,7 +43,7 @@ def test_each_is_told_of(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = listed(run, capsys)
     assert [each["step"] for each in found["checkpoints"]] == [5, 6, 10, 12]
     kept = [each["kept_by"] for each in found["checkpoints"]]
-    assert kept == [["adapters stand on it"], [], ["newest 2"], ["newest 2"]]
+    assert kept == [["another run needs it"], [], ["newest 2"], ["newest 2"]]
     losses = {record["step"]: record["validation_loss"] for record in records(run) if "validation_loss" in record}
     assert [each["metrics"].get("validation_loss") for each in found["checkpoints"]] == [
         None, losses[6], None, losses[12],
@@ -107,7 +107,7 @@ def test_one_is_deleted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_adapters_stand_on_or_a_run_writes_is_not_deleted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     note_needed(run, 10, run.parent / "adapters")
     sentence = refused(run, capsys, "--delete", "10")
-    assert f"the adapters in {run.parent / 'adapters'} stand on this checkpoint" in sentence
+    assert f"the adapters or students in {run.parent / 'adapters'} need this checkpoint" in sentence
     with folder_lock(run, doing="pretrain"):
         for options in (("--delete", "12"), ("--delete", "12", "--force")):
             assert f"{run} is being written by process" in refused(run, capsys, *options)

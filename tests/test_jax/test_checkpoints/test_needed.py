@@ -1,4 +1,4 @@
-"""A run knows which of its checkpoints adapters stand on, whatever happens to the notes."""
+"""A run knows which of its checkpoints other runs need, whatever happens to the notes."""
 
 from pathlib import Path
 

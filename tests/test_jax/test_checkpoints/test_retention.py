@@ -44,7 +44,7 @@ def test_what_adapters_stand_on_is_kept_and_what_keeps_each_is_told(tmp_path: Pa
     config = CheckpointConfig(5, save_total_limit=1, keep_every_steps=20)
     assert Retention(config, tmp_path, {}).reasons([5, 10, 20, 25]) == {
         5: [],
-        10: ["adapters stand on it"],
+        10: ["another run needs it"],
         20: ["every 20 steps"],
         25: ["newest 1"],
     }

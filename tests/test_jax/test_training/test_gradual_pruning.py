@@ -53,7 +53,7 @@ def trained(config: RunConfig, steps: int) -> tuple[Programs, list[TrainState], 
     programs = Programs.of(config, one_device(config))
     states, metrics = [run_state(config, programs.optimizer)], []
     for step in range(steps):
-        state, figures = programs.train_step(jax.tree.map(jnp.copy, states[-1]), batch(step), {})
+        state, figures = programs.train_step(jax.tree.map(jnp.copy, states[-1]), batch(step), {}, {})
         states.append(state)
         metrics.append(figures)
     return programs, states, metrics
@@ -119,7 +119,7 @@ def test_what_is_pruned_stays_zero_and_a_cut_takes_nothing_else(optim: str) -> N
     wanted = jax.eval_shape(lambda: run_state(config_after, programs_after.optimizer))
     assert jax.tree.map(jnp.shape, smaller) == jax.tree.map(jnp.shape, wanted)
     if optim in ("adamw", "lion"):  # whose updates do not depend on the other channels
-        again, figures = programs_after.train_step(smaller, batch(7), {})
+        again, figures = programs_after.train_step(smaller, batch(7), {}, {})
         assert relative_error(figures["loss"], metrics[7]["loss"]) < 1e-6
         keys, before_the_cut = (each.params["model"]["layers"]["self_attn"]["k_proj"] for each in (again, states[-1]))
         assert relative_error(keys["kernel"], before_the_cut["kernel"]) < 1e-5
@@ -210,7 +210,7 @@ def test_a_run_that_prunes_nothing_has_nothing_of_it_in_its_program() -> None:
         config = run_of(prune=prune)
         of_run = Programs.of(config, one_device(config))
         state = jax.eval_shape(lambda config=config, of_run=of_run: run_state(config, of_run.optimizer))
-        programs[prune] = state, str(jax.make_jaxpr(of_run.train_step)(state, batch(), {}))
+        programs[prune] = state, str(jax.make_jaxpr(of_run.train_step)(state, batch(), {}, {}))
     (state, program), (_, pruning) = programs.values()
     assert state.pruned is None
     assert [word in program for word in (" cond[", " sort[")] == [False, False]

@@ -16,7 +16,8 @@ from stellarbyte.labels import IGNORED_LABEL
 from stellarbyte_jax.config import MeshConfig
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training import loss as loss_module
-from stellarbyte_jax.training.loss import PLAIN, Regularization, token_loss
+from stellarbyte_jax.training.logit_loss import PLAIN, Regularization
+from stellarbyte_jax.training.loss import token_loss
 from test_jax.tiny import relative_error
 
 D, V = 8, 50
