@@ -5,12 +5,15 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from stellarbyte.command_line import check_text
-from stellarbyte.errors import UserError, one_line
+from stellarbyte.errors import UserError, one_line, shown_path
 from stellarbyte.memory.entries import Decision, Entry, iso_time
 from stellarbyte.memory.memory import Memory
+from stellarbyte.records.bad_records import BadRecords
 
 _DAY = 86_400
 
@@ -22,6 +25,25 @@ def add(options: argparse.Namespace) -> None:
         for text in _texts(options.text):
             decision = memory.add(text, source=options.source, kind=options.kind, expires=expires)
             _print(options, decision.to_dict(), _decision_line(decision))
+
+
+def ingest(options: argparse.Namespace) -> None:
+    """Puts documents into the memory, and prints what became of their passages."""
+    from stellarbyte.memory.ingest.ingest import ingest as put
+
+    def tell(path: Path, passages: int) -> None:
+        if not options.json:
+            print(f"{passages:>6} of {shown_path(path)}", flush=True)
+
+    bad = BadRecords(options.on_bad_file, setting="--on-bad-file")
+    with _opened(options, create=True) as memory:
+        done = put(memory, options.paths, bad, tell)
+    became = ", ".join([f"{done.kept} there already", *(f"{count} {name}" for name, count in done.outcomes.items())])
+    line = f"{done.passages} passages of {done.files} files: {became}"
+    removed = f"; {done.removed} removed that no file holds any more" if done.removed else ""
+    _print(options, {**asdict(done), "skipped": bad.count}, f"{line}{removed}")
+    if summary := bad.summary():
+        print(summary, file=sys.stderr)
 
 
 def search(options: argparse.Namespace) -> None:

@@ -37,6 +37,14 @@ def memory_options(parser: argparse.ArgumentParser) -> None:
     )
     add.add_argument("--days", type=float, metavar="N", help="delete them after N days")
 
+    ingested = command("ingest", "cut documents into passages and keep these; read again, replace what has changed")
+    ingested.add_argument(
+        "paths", metavar="PATH", nargs="+", help="files, or folders of them: text, Markdown, Python, HTML, PDF, records"
+    )
+    ingested.add_argument(
+        "--on-bad-file", choices=("fail", "skip"), default="fail", help="what to do about one that cannot be read"
+    )
+
     search = command("search", "show the entries that answer a query best")
     search.add_argument("query", metavar="QUERY", nargs="+")
     search.add_argument("--limit", type=int, default=5, metavar="N", help="show at most N (default 5)")
