@@ -1,6 +1,6 @@
 """Checks weights before they are converted: they must be finite, and of a tied pair a folder holds one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -44,18 +44,28 @@ def finite(tensors: Mapping[str, LazyTensor], where: str) -> dict[str, LazyTenso
             check_finite(key, values, where)
             return values
 
-        return LazyTensor(tensor.shape, tensor.dtype, read)
+        def pieces() -> Iterator[np.ndarray]:
+            for piece in tensor.pieces():
+                if _finite_values(piece) < piece.size:
+                    read()  # which raises, with the number of them in all pieces
+                yield piece
+
+        return LazyTensor(tensor.shape, tensor.dtype, read, pieces)
 
     return {key: checked(key, tensor) for key, tensor in tensors.items()}
 
 
 def check_finite(key: str, values: np.ndarray, where: str) -> None:
     """Raises UserError unless all of a tensor's values are finite numbers."""
-    flat = values.reshape(-1)
-    blocks = (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
-    good = sum(int(np.count_nonzero(np.isfinite(block))) for block in blocks)
-    if good < flat.size:
+    good = _finite_values(values)
+    if good < values.size:
         raise UserError(
-            f"{where} holds {key} with {flat.size - good} of {flat.size} values that are nan or infinite: "
+            f"{where} holds {key} with {values.size - good} of {values.size} values that are nan or infinite: "
             "the model is broken, take an earlier one"
         )
+
+
+def _finite_values(values: np.ndarray) -> int:
+    flat = values.reshape(-1)
+    blocks = (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
+    return sum(int(np.count_nonzero(np.isfinite(block))) for block in blocks)

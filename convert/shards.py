@@ -1,12 +1,15 @@
 """Writes and reads safetensors files as transformers does, one or several with an index, a tensor at a time."""
 
+import errno
 import functools
 import hashlib
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,7 +37,21 @@ _MOST_INDEX_BYTES = 16 * MIB
 # What one call of the system writes, so that an interruption need not wait for long.
 _MOST_WRITTEN = 64 << 20
 
+# What is hashed at once: it stays in a core's cache.
+_HASHED_BYTES = 1 << 20
+
+# The most that is written and not hashed yet, so that the system has it in memory still.
+_MOST_UNHASHED = 512 << 20
+
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class _Written(NamedTuple):
+    """Where a tensor is in a file: its bytes from `begin` to `end`."""
+
+    path: Path
+    begin: int
+    end: int
 
 
 def parse_size(text: str) -> int:
@@ -100,13 +117,12 @@ def write(
     if hashes:
         print(f"stellarbyte: going on: {len(hashes)} of {len(files)} files of weights are there", file=sys.stderr)
     layouts = {name: layout(tensors, keys, about) for name, keys in files.items() if name not in hashes}
-    with closing(read_ahead(_carrying(tensors, folder, layouts))) as carried:
+    with closing(read_ahead(_carrying(tensors, folder, layouts), most_done=_MOST_UNHASHED)) as carried:
         for name, (header, keys) in layouts.items():
             sha256 = hashlib.sha256(header)
-            for _ in keys:
-                data = next(carried)[1]
-                sha256.update(data)
-                done += len(data)
+            for _, written in itertools.islice(carried, len(keys)):
+                _hash(written, sha256)
+                done += written.end - written.begin
                 progress(done, total)
             hashes[name] = sha256.hexdigest()
             journal.note(name, hashes[name])
@@ -124,7 +140,7 @@ def write(
 
 def _carrying(
     tensors: Mapping[str, LazyTensor], folder: Path, layouts: Mapping[str, tuple[bytes, list[str]]]
-) -> Iterator[tuple[str, int, Callable[[], memoryview]]]:
+) -> Iterator[tuple[str, int, Callable[[], _Written]]]:
     """(key, bytes, function that reads the tensor and writes it to its place) of each tensor; makes the files."""
     for name, (header, keys) in layouts.items():
         (folder / name).write_bytes(header)
@@ -134,13 +150,28 @@ def _carrying(
             begin += tensors[key].nbytes
 
 
-def _carry(tensor: LazyTensor, path: Path, begin: int) -> memoryview:
-    data = unwritten = memoryview(tensor.read().reshape(-1).view(np.uint8))
+def _carry(tensor: LazyTensor, path: Path, begin: int) -> _Written:
     with path.open("r+b", buffering=0) as file:
         file.seek(begin)
-        while unwritten:
-            unwritten = unwritten[file.write(unwritten[:_MOST_WRITTEN]) or 0 :]
-    return data
+        for piece in tensor.pieces():
+            unwritten = memoryview(piece.reshape(-1).view(np.uint8))
+            while unwritten:
+                unwritten = unwritten[file.write(unwritten[:_MOST_WRITTEN]) or 0 :]
+        end = file.tell()
+    assert end == begin + tensor.nbytes
+    return _Written(path, begin, end)
+
+
+def _hash(written: _Written, sha256: "hashlib._Hash") -> None:
+    """Adds to a hash what was written to a file. The system still has it in memory; this process has not."""
+    piece = memoryview(bytearray(min(_HASHED_BYTES, written.end - written.begin)))
+    with written.path.open("rb", buffering=0) as file:
+        file.seek(written.begin)
+        while (left := written.end - file.tell()) > 0:
+            count = file.readinto(piece[:left])
+            if not count:
+                raise OSError(errno.EIO, "it has become shorter while it was written", str(written.path))
+            sha256.update(piece[:count])
 
 
 def _is_whole(path: Path, sha256: str) -> bool:

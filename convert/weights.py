@@ -12,6 +12,7 @@ import numpy as np
 from convert import names
 from convert.casting import cast
 from convert.names import HFTensor, Path, Shape
+from convert.transposing import transposed, transposed_pieces
 from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
 
@@ -22,12 +23,6 @@ DTYPES: dict[str, np.dtype] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
-
-# Bytes of a line of a core's cache.
-_LINE = 64
-
-# What is transposed at once: it stays in a core's cache.
-_TILE_ROWS, _TILE_COLUMNS = 256, 512
 
 
 class Tensor(Protocol):
@@ -44,11 +39,20 @@ class Tensor(Protocol):
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that makes its values only when it is read, so that a model is never held twice."""
+    """A tensor that makes its values only when it is read, so that a model is never held twice.
+
+    in_pieces: makes the same values as `read`, in their order, a piece at a time: each is there until the next is asked
+        for. None if they are made all at once.
+    """
 
     shape: Shape
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+    in_pieces: Callable[[], Iterator[np.ndarray]] | None = None
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """The values in their order, as one array or several; each is there until the next is asked for."""
+        yield from (self.read(),) if self.in_pieces is None else self.in_pieces()
 
     @property
     def nbytes(self) -> int:
@@ -118,11 +122,17 @@ def to_hf(
         array = arrays[tensor.path]
         wanted = np.dtype(array.dtype) if dtype is None else DTYPES["float32" if tensor.keep_float32 else dtype]
 
-        def read() -> np.ndarray:
-            values = np.asarray(array if tensor.layer is None else array[tensor.layer])[tensor.kept]
-            return _transposed(cast(values, wanted, tensor.key, where, zeros), tensor)
+        def values() -> np.ndarray:
+            found = np.asarray(array if tensor.layer is None else array[tensor.layer])[tensor.kept]
+            return cast(found, wanted, tensor.key, where, zeros)
 
-        return LazyTensor(tensor.shape, wanted, read)
+        def read() -> np.ndarray:
+            return _transposed(values(), tensor)
+
+        def pieces() -> Iterator[np.ndarray]:
+            return transposed_pieces(values())
+
+        return LazyTensor(tensor.shape, wanted, read, pieces if tensor.transpose else None)
 
     return {tensor.key: lazy(tensor) for tensor in names.hf_tensors(config)}
 
@@ -185,26 +195,6 @@ def from_hf(
 
 def _transposed(values: np.ndarray, tensor: HFTensor) -> np.ndarray:
     return transposed(values) if tensor.transpose else np.ascontiguousarray(values)
-
-
-def transposed(values: np.ndarray) -> np.ndarray:
-    """A copy with the last two axes swapped, made tile by tile.
-
-    A tile is first laid out with a line of the cache between its rows: where the rows of an array are a power of two
-    apart, as those of weights often are, the values of one column would all fall on a few lines of the cache.
-    """
-    bits = values.view(f"u{values.dtype.itemsize}")  # numpy copies those faster than a dtype of another library's
-    swapped = np.empty((*bits.shape[:-2], bits.shape[-1], bits.shape[-2]), bits.dtype)
-    apart = np.empty((_TILE_ROWS, _TILE_COLUMNS + _LINE // bits.dtype.itemsize), bits.dtype)
-    for matrix in np.ndindex(bits.shape[:-2]):
-        for row in range(0, bits.shape[-2], _TILE_ROWS):
-            for column in range(0, bits.shape[-1], _TILE_COLUMNS):
-                rows, columns = slice(row, row + _TILE_ROWS), slice(column, column + _TILE_COLUMNS)
-                tile = bits[(*matrix, rows, columns)]
-                laid = apart[: tile.shape[0], : tile.shape[1]]
-                laid[...] = tile
-                swapped[(*matrix, columns, rows)] = laid.T
-    return swapped.view(values.dtype)
 
 
 def check_names(found: Iterable[tuple[str, Shape]], expected: Mapping[str, Shape], where: str) -> None:

@@ -67,8 +67,8 @@ def _table(run: Path, folder: Path, shard: str, dtype: str, cold: bool) -> None:
     copied = 0.0
     for what, command, source in commands:
         nbytes = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
-        os.sync()
         _to_memory(source, cold=cold)
+        _have_memory(folder / "scratch", nbytes)
         begin, used = time.perf_counter(), _cpu_seconds()
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         peak = 0
@@ -113,6 +113,20 @@ def _to_memory(folder: Path, *, cold: bool) -> None:
                 else:
                     while file.read(1 << 24):
                         pass
+
+
+def _have_memory(scratch: Path, nbytes: int) -> None:
+    """Writes and removes a file, so that the system has memory for another one.
+
+    What a virtual machine frees may go back to its host, and is slow to come again: the command that happens to get it
+    would pay for that.
+    """
+    piece = os.urandom(1 << 24)
+    with scratch.open("wb", buffering=0) as file:
+        for _ in range(0, nbytes, len(piece)):
+            file.write(piece)
+        os.fsync(file.fileno())
+    scratch.unlink()
 
 
 def _make_run(run: Path, config_file: Path) -> None:

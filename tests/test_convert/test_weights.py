@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convert import config as convert_config
-from convert import names, weights
+from convert import names, transposing, weights
 from stellarbyte.errors import UserError
 from stellarbyte.pruning.cuts import Cuts
 from stellarbyte_jax.model.pruning import cut
@@ -22,12 +22,16 @@ def test_law_4_there_and_back_is_the_identity_on_bits(config, seed, dtype):
 
 @pytest.mark.parametrize("dtype", weights.DTYPES.values(), ids=str)
 @pytest.mark.parametrize("shape", [(600, 1100), (2, 257, 513), (256, 512), (3, 1), (0, 4)], ids=str)
-def test_tiles_are_transposed_as_numpy_does(shape, dtype):
+def test_tiles_are_transposed_as_numpy_does(shape, dtype, monkeypatch):
     bytes_drawn = np.random.default_rng(0).bytes(int(np.prod(shape)) * dtype.itemsize)
     values = np.frombuffer(bytes_drawn, dtype).reshape(shape)
-    found = weights.transposed(values)
+    found = transposing.transposed(values)
     assert (found.dtype, found.shape) == (dtype, values.swapaxes(-1, -2).shape)
     assert found.tobytes() == values.swapaxes(-1, -2).tobytes()
+    monkeypatch.setattr(transposing, "_PIECE_BYTES", 100_000)
+    pieces = [(piece.dtype, piece.tobytes()) for piece in transposing.transposed_pieces(values)]
+    assert {each for each, _ in pieces} <= {dtype}
+    assert b"".join(piece for _, piece in pieces) == found.tobytes()
 
 
 @given(drawn.configs(), st.integers(0, 2**32))

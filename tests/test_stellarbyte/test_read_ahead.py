@@ -1,5 +1,6 @@
 """Values come in their order, read ahead within the bound, and an error comes where its values would."""
 
+import functools
 import threading
 import time
 
@@ -36,6 +37,18 @@ def test_no_more_is_read_than_fits(most: int, expected: int) -> None:
     assert sorted(began) == list(range(expected)), "the first counts as long as it is in use"
     values.close()
     assert len(began) == expected
+
+
+def test_what_takes_no_memory_once_it_is_read_does_not_count() -> None:
+    began: list[int] = []
+    values = read_ahead(((n, 10, functools.partial(began.append, n)) for n in range(20)), 10, most_done=50)
+    assert next(values) == (0, None)
+    for expected in (1, 2, 3):
+        time.sleep(0.05)
+        assert next(values)[0] == expected
+    time.sleep(0.05)
+    assert 4 < len(began) <= 9, "more than one is there, and no more than are to be"
+    values.close()
 
 
 def test_an_error_comes_in_its_turn() -> None:
