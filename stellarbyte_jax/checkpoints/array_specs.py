@@ -14,7 +14,11 @@ from stellarbyte.places import BucketPath, Place
 from stellarbyte_jax.checkpoints.s3_arrays import s3_kvstore
 
 # Where the pieces of files lie, for up to some hundred thousand of them.
-_CONTEXT = {"cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}, "file_io_concurrency": {"limit": 128}}
+_CONTEXT = {
+    "cache_pool#ocdbt": {"total_bytes_limit": 100_000_000},
+    "file_io_concurrency": {"limit": 128},
+    "file_io_sync": False,
+}
 
 # The most of one of the files that pieces are put into.
 _FILE_BYTES = 2 << 30
@@ -29,7 +33,11 @@ _CACHED = {"recheck_cached_data": False, "recheck_cached_metadata": False}
 
 
 def new_context() -> ts.Context:
-    """What the arrays of a checkpoint share while they are open."""
+    """What the arrays of a checkpoint share while they are open.
+
+    What is written goes to the disk when the system likes, as with any copy of files. If the power fails before, the
+    checkpoint's sums tell.
+    """
     return ts.Context(_CONTEXT)
 
 
