@@ -39,18 +39,26 @@ def read_ahead(
         return not reading or (reading + size <= most_bytes and ahead + size <= most_done)
 
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), "read ahead") as pool:
+
+        def begin() -> None:
+            nonlocal following, ahead
+            while following is not None and has_room(following[1]):
+                name, size, read = following
+                waiting.append((name, size, pool.submit(read)))
+                ahead += size
+                following = next(coming, None)
+
         try:
-            while waiting or following is not None:
-                while following is not None and has_room(following[1]):
-                    name, size, read = following
-                    waiting.append((name, size, pool.submit(read)))
-                    ahead += size
-                    following = next(coming, None)
+            begin()
+            while waiting:
                 name, size, reading = waiting.popleft()
                 values = reading.result()
                 del reading  # it holds the values
+                if most_done:  # a large one is not alone any more
+                    begin()
                 yield name, values
                 del values
                 ahead -= size
+                begin()
         finally:
             pool.shutdown(cancel_futures=True)
