@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -144,19 +145,21 @@ def _carrying(
     """(key, bytes, function that reads the tensor and writes it to its place) of each tensor; makes the files."""
     for name, (header, keys) in layouts.items():
         (folder / name).write_bytes(header)
-        begin = len(header)
+        begin, lock = len(header), Lock()
         for key in keys:
-            yield key, tensors[key].nbytes, functools.partial(_carry, tensors[key], folder / name, begin)
+            yield key, tensors[key].nbytes, functools.partial(_carry, tensors[key], folder / name, begin, lock)
             begin += tensors[key].nbytes
 
 
-def _carry(tensor: LazyTensor, path: Path, begin: int) -> _Written:
+def _carry(tensor: LazyTensor, path: Path, begin: int, lock: Lock) -> _Written:
+    # The system lets one thread at a time write to a file, and the others would spin.
     with path.open("r+b", buffering=0) as file:
         file.seek(begin)
         for piece in tensor.pieces():
             unwritten = memoryview(piece.reshape(-1).view(np.uint8))
             while unwritten:
-                unwritten = unwritten[file.write(unwritten[:_MOST_WRITTEN]) or 0 :]
+                with lock:
+                    unwritten = unwritten[file.write(unwritten[:_MOST_WRITTEN]) or 0 :]
         end = file.tell()
     assert end == begin + tensor.nbytes
     return _Written(path, begin, end)
