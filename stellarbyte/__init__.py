@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stellarbyte_torch import ByteConfig, ByteDecoder, ByteForCausalLM, ByteModel, LoRAConfig
+    from stellarbyte_torch import ByteConfig, ByteDecoder, ByteForCausalLM, ByteModel, LoRAConfig, MemoryModel
 
-__all__ = ["ByteConfig", "ByteDecoder", "ByteForCausalLM", "ByteModel", "LoRAConfig"]
+__all__ = ["ByteConfig", "ByteDecoder", "ByteForCausalLM", "ByteModel", "LoRAConfig", "MemoryModel"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from stellarbyte_torch.auto_classes import register_with_transformers
 
 if TYPE_CHECKING:
+    from stellarbyte_torch.chat.memory_model import MemoryModel
     from stellarbyte_torch.configuration_stellarbyte import ByteConfig
     from stellarbyte_torch.lora.config import LoRAConfig
     from stellarbyte_torch.modeling_stellarbyte import ByteDecoder, ByteForCausalLM, ByteModel
 
-__all__ = ["ByteConfig", "ByteDecoder", "ByteForCausalLM", "ByteModel", "LoRAConfig"]
+__all__ = ["ByteConfig", "ByteDecoder", "ByteForCausalLM", "ByteModel", "LoRAConfig", "MemoryModel"]
 
 register_with_transformers()
 
@@ -27,6 +28,10 @@ def __getattr__(name: str) -> Any:
         from stellarbyte_torch.lora.config import LoRAConfig
 
         return LoRAConfig
+    if name == "MemoryModel":
+        from stellarbyte_torch.chat.memory_model import MemoryModel
+
+        return MemoryModel
     if name in __all__:
         from stellarbyte_torch import modeling_stellarbyte
 

@@ -30,11 +30,13 @@ def test_models_from_a_config(block, capsys):
     assert "512, 320" in shape
 
 
-def test_an_exported_folder(tmp_path, capsys):
-    exported_folder = export(tmp_path / "hf", max_position_embeddings=128)
-    (block,) = [block for block in PYTHON_BLOCKS if "HF_DIR" in block]
-    exec(block.replace("runs/quickstart/hf", str(exported_folder)), {})
-    assert "def main(" in capsys.readouterr().out
+@pytest.mark.parametrize("shown", ["def main(", "['My dog is called Rex.']"])
+def test_an_exported_folder(shown, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exported_folder = export(tmp_path / "hf", max_position_embeddings=1024, position_embedding="rope")
+    (block,) = [block for block in PYTHON_BLOCKS if "HF_DIR" in block and ("MemoryModel" in block) is ("dog" in shown)]
+    exec(block.replace("runs/quickstart/hf", str(exported_folder)).replace("max_length=100", "max_length=20"), {})
+    assert shown in capsys.readouterr().out
 
 
 def test_the_readme_names_many_commands():
