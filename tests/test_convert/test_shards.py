@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import numpy as np
@@ -123,3 +124,10 @@ def test_integers_are_refused(tmp_path):
     save_file({"a": np.zeros(3, np.int64)}, tmp_path / shards.WEIGHTS)
     with pytest.raises(UserError, match="holds a as I64"):
         shards.read(tmp_path)
+
+
+def test_a_file_that_somebody_cuts_short_while_it_is_written_is_told(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"x" * 5)
+    with pytest.raises(OSError, match="shorter"):
+        shards._hash(shards._Written(file, 2, 10), hashlib.sha256())
