@@ -16,7 +16,7 @@ from convert import shards, staged_folder
 from convert.config import read_fields
 from convert.quantizing import rows
 from convert.quantizing.folder import write_card, write_small_files
-from convert.quantizing.source import Source, open_source
+from convert.quantizing.source import Source, check_apart, open_source
 from convert.versions import QUANTISING, versions_of
 from stellarbyte.files import sha256_of_json, write_json, write_text
 from stellarbyte.journal import NAME as NOTES
@@ -65,11 +65,12 @@ def quantize(request: Request, bars: Bars, say: Callable[[str], None]) -> dict[s
     `left` in the report says where that is.
 
     Raises:
-        UserError: the model is none that can be quantised, or is already; the settings do not fit it; the text is
-            empty or too short; activations are not finite; the disk is full.
+        UserError: the model is none that can be quantised, or is already; the output would change it; the settings do
+            not fit it; the text is empty or too short; activations are not finite; the disk is full.
     """
     started = time.monotonic()
     device = device_named(request.device)
+    check_apart(request.model, request.output)
     output = request.output.resolve()
     keep = staged_folder.check_replaceable(output, request.force)
     source = open_source(request.model, request.step)

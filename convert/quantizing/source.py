@@ -71,12 +71,32 @@ def open_source(model: Place, step: int | None) -> Source:
         UserError: it is neither, is quantised already, or is damaged.
     """
     if not (model / CONFIG).is_file():
+        if isinstance(model, Path) and not (model / "checkpoints").is_dir():
+            raise UserError(
+                f"{model} is neither a run, which has checkpoints, nor a model's folder, which has {CONFIG}: "
+                "check the path"
+            )
         return _run(model, step)
     if step is not None:
         raise UserError(f"--step {step} names a checkpoint, but {model} is a model's folder: leave --step out")
     if isinstance(model, BucketPath):
         raise UserError(f"{model} is in a bucket, and Hugging Face folders are read from this machine: copy it here")
     return _folder(model)
+
+
+def check_apart(model: Place, output: Path) -> None:
+    """Raises UserError if writing `output` would change the model that it is made of. A run may hold its exports."""
+    if not isinstance(model, Path):
+        return
+    source, target = model.resolve(), output.resolve()
+    if source == target:
+        raise UserError(f"OUT {output} is MODEL itself, whose floats would be lost: name another folder")
+    if source.is_relative_to(target):
+        raise UserError(f"OUT {output} holds MODEL {model}: name a folder beside it")
+    if target.is_relative_to(source) and (source / CONFIG).is_file():
+        raise UserError(
+            f"OUT {output} lies inside MODEL {model}, where it would go along as a part: name one beside it"
+        )
 
 
 def _folder(folder: Path) -> Source:

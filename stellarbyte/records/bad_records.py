@@ -16,7 +16,7 @@ class BadRecords:
     """Ends the run at the first bad record, or counts them and remembers the first few.
 
     `empty` counts the records without any text, which are left out but not bad. `setting` is the user's name for
-    `policy`.
+    `policy`; None if users cannot choose it.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class BadRecords:
         count: int = 0,
         first: Sequence[str] = (),
         empty: int = 0,
-        setting: str = "on_bad_record",
+        setting: str | None = "on_bad_record",
     ) -> None:
         self.policy = policy
         self.count = count
@@ -40,7 +40,8 @@ class BadRecords:
             UserError: the policy is to fail.
         """
         if self.policy == "fail":
-            raise UserError(f"{complaint}: mend it, or set {self._setting} to skip")
+            choice = "" if self._setting is None else f", or set {self._setting} to skip"
+            raise UserError(f"{complaint}: mend it{choice}")
         self.count += 1
         if len(self.first) < _FIRST_BAD_RECORDS:
             self.first = (*self.first, complaint)

@@ -27,13 +27,13 @@ def documents(
     sources: Sequence[SourceConfig],
     on_bad_record: Literal["fail", "skip"] = "fail",
     report: Callable[[str], None] = print,
-    setting: str = "on_bad_record",
+    setting: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Document]:
     """Streams the documents of sources. A bad record ends the stream, or is skipped; `report` then gets their number.
 
-    setting: the name by which the user knows `on_bad_record`. progress: called with (bytes read, bytes of all files),
-    both as stored.
+    setting: the name by which the user knows `on_bad_record`; None if users cannot set it. progress: called with (bytes
+    read, bytes of all files), both as stored.
 
     Raises:
         UserError: a file is missing or cannot be read, a record is bad, or the sources hold no text at all.
