@@ -2,7 +2,8 @@
 
 The paper multiplies column j of the weights by s_j = (mean|X_j|)^a and divides the activations by it. A group's scale
 hardly grows with one column, so this column's error shrinks by about s_j. The a in [0, 1) is that of the smallest
-output error; a = 0 is plain rounding. Then each group's range is shrunk if that makes the output error smaller.
+output error; a = 0 is plain rounding. Then each group's range is shrunk if that makes the output error smaller, and the
+scale is dropped if the shrunk ranges are better without.
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,17 @@ from torch import Tensor
 from stellarbyte_torch.quantization.grid import Grid
 from stellarbyte_torch.quantization.statistics import Statistics
 
-SHRINKS = tuple(1 - step / 20 for step in range(11))
+_TRIED = 11
+
+
+def shrinks(bits: int) -> tuple[float, ...]:
+    """The parts of its range that are tried for a grid: from all of it to 4 codes less, or to half of it.
+
+    With many bits, clipping by more only costs. What is gained there is another rounding of all weights, and of several
+    the one whose errors cancel best.
+    """
+    deepest = min(0.5, 8 / 2**bits)
+    return tuple(1 - deepest * step / (_TRIED - 1) for step in range(_TRIED))
 
 
 def best_shrink(weight_OI: Tensor, statistics: Statistics, grid: Grid, dtype: torch.dtype) -> Tensor:
@@ -23,7 +33,7 @@ def best_shrink(weight_OI: Tensor, statistics: Statistics, grid: Grid, dtype: to
     )
     best_OC = weight_OI.new_full((len(weight_OI), C), torch.inf)
     shrink_OC = torch.ones_like(best_OC)
-    for shrink in SHRINKS:
+    for shrink in shrinks(grid.bits):
         change_OI = grid.rounded(weight_OI, dtype, shrink).dequantized(torch.float32) - weight_OI
         change_COI = change_OI.unflatten(1, (C, inputs)).transpose(0, 1)
         error_OC = ((change_COI @ blocks_CII) * change_COI).sum(-1).T

@@ -110,6 +110,11 @@ class LayerQuantizer:
             self._rounding |= {name: self._rounding_error(name, own) for name, own in statistics.items()}
             for search in searches:
                 search.judge(statistics, self._settings.grid)
+        if self._calibrator.quantized is not rtn.quantized:  # by which the scales were judged
+            for chunk in chunks:
+                statistics = statistics if len(chunks) == 1 else self._collected(chunk)
+                for search in searches:
+                    search.compare(statistics, self._settings)
         for search in searches:
             scale, reach = search.best(), search.reach
             if scale is None:

@@ -10,13 +10,15 @@ from stellarbyte_torch.quantization.experts import Linear, is_router
 from stellarbyte_torch.quantization.folding import exact
 from stellarbyte_torch.quantization.grid import Grid
 from stellarbyte_torch.quantization.scaling_table import Reach
+from stellarbyte_torch.quantization.settings import QuantizationSettings
 from stellarbyte_torch.quantization.statistics import Statistics
 
 
 class ScaleSearch:
     """The search for one reach of a decoder layer; its consumers are judged in one or several calls.
 
-    A scale that makes any consumer worse than plain rounding does is out, whatever it does for the others.
+    A scale that makes any consumer worse than plain rounding does is out, whatever it does for the others. The scales
+    are judged by plain rounding, which is quick; the best is then compared with no scale once more, by the method.
     """
 
     def __init__(
@@ -27,6 +29,7 @@ class ScaleSearch:
         self._calibrator = calibrator
         self._scales: list[Tensor] = []
         self._loss, self._is_allowed = [0.0], [True]  # the first is that of no scale
+        self._by_method = [0.0, 0.0]  # the losses without a scale, and with the best
 
     def judge(self, statistics: Mapping[str, Statistics], grid: Grid) -> None:
         """Adds up the errors of those consumers whose statistics are given; the first consumer's come in first."""
@@ -50,8 +53,28 @@ class ScaleSearch:
                 self._loss[number] += found**2
                 self._is_allowed[number] = found <= rounded
 
+    def compare(self, statistics: Mapping[str, Statistics], settings: QuantizationSettings) -> None:
+        """Adds up errors by the method itself; the same calls as of `judge`, after all of those."""
+        scale = self._best_by_rounding()
+        if scale is None:
+            return
+        scale_I = self.reach.on_inputs(scale)
+        for name in self.reach.consumers:
+            if name not in statistics or is_router(name) or statistics[name].rows == 0:
+                continue
+            weight_OI, own = self._linears[name].weight, statistics[name]
+            ways = ((weight_OI, own), (weight_OI * scale_I, own.divided(scale_I)))
+            for number, (each_OI, theirs) in enumerate(ways):
+                found = self._calibrator.quantized(each_OI, theirs, settings, self._dtype)
+                self._by_method[number] += theirs.difference(each_OI, found.dequantized(torch.float32)) ** 2
+
     def best(self) -> Tensor | None:
         """The best scale of the source's channels; None if none is better than no scale."""
+        without, scaled = self._by_method
+        return self._best_by_rounding() if scaled <= without else None
+
+    def _best_by_rounding(self) -> Tensor | None:
+        """The scale that is the best by plain rounding."""
         allowed = [number for number, is_allowed in enumerate(self._is_allowed) if is_allowed]
         best = min(allowed, key=lambda number: self._loss[number])
         return None if best == 0 else self._scales[best - 1]

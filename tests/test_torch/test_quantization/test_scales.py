@@ -1,14 +1,16 @@
 """AWQ's and SmoothQuant's formulas, the choice among their scales, and the shrinking of ranges."""
 
+import pytest
 import torch
 
 from stellarbyte_torch.quantization import awq, rtn, smoothquant
 from stellarbyte_torch.quantization.calibrator import Calibrator
-from stellarbyte_torch.quantization.clipping import best_shrink
+from stellarbyte_torch.quantization.clipping import best_shrink, shrinks
 from stellarbyte_torch.quantization.experts import Linear
 from stellarbyte_torch.quantization.grid import Grid, rounded_rows
 from stellarbyte_torch.quantization.scale_search import ScaleSearch
 from stellarbyte_torch.quantization.scaling_table import Reach
+from stellarbyte_torch.quantization.settings import QuantizationSettings
 from stellarbyte_torch.quantization.statistics import Statistics
 
 GENERATOR = torch.Generator().manual_seed(7)
@@ -83,8 +85,22 @@ def test_the_shrink_is_the_best_of_all_for_each_group_alone() -> None:
         outputs = torch.einsum("mcg,ocg->moc", X.unflatten(1, (2, 8)), change.unflatten(1, (2, 8)))
         return outputs.square().sum(0)
 
-    for step in range(11):
-        assert (errors(best) <= errors(torch.full_like(best, 1 - step / 20)) * (1 + 1e-3) + 1e-4).all()
+    for part in shrinks(3):
+        assert (errors(best) <= errors(torch.full_like(best, part)) * (1 + 1e-3) + 1e-4).all()
+
+
+@pytest.mark.parametrize(("bits", "codes"), [(2, 1), (3, 2), (4, 4), (8, 4)])
+def test_ranges_are_shrunk_by_a_few_codes(bits: int, codes: int) -> None:
+    tried = shrinks(bits)
+    assert (tried[0], len(set(tried))) == (1.0, 11)
+    assert (1 - min(tried)) * 2 ** (bits - 1) == pytest.approx(codes)
+
+
+def test_with_8_bits_of_several_roundings_the_best_is_taken() -> None:
+    weight, statistics, grid = WEIGHTS[0], statistics_of(X / 10 + 1), Grid(8, None, symmetric=True)
+    chosen = grid.rounded(weight, torch.float32, best_shrink(weight, statistics, grid, torch.float32)).dequantized()
+    plain = grid.rounded(weight, torch.float32).dequantized()
+    assert statistics.difference(weight, chosen) < 0.8 * statistics.difference(weight, plain)
 
 
 def test_a_scale_that_harms_one_consumer_is_out_though_the_sum_is_smaller() -> None:
@@ -114,3 +130,34 @@ def test_a_scale_that_harms_one_consumer_is_out_though_the_sum_is_smaller() -> N
         assert (search.best() is None) == (best is None)
         assert best is None or search.best() is tried[best]
     assert harmful
+
+
+def test_a_scale_that_is_no_better_once_ranges_are_shrunk_is_dropped() -> None:
+    generator, settings = torch.Generator().manual_seed(0), QuantizationSettings("awq", 3, 8)
+    layer, statistics = torch.nn.ModuleDict({"norm": torch.nn.Linear(16, 1)}), statistics_of(X)
+    dropped, kept = 0, 0
+    for _ in range(20):
+        weights = {name: torch.randn(12, 16, generator=generator) for name in REACH.consumers}
+        linears = {name: Linear(name, weight) for name, weight in weights.items()}
+        scale = torch.exp(torch.randn(16, generator=generator) / 4)
+        search = ScaleSearch(
+            REACH, layer, linears, Calibrator(awq.quantized, lambda *_, scale=scale: [scale]), torch.float32
+        )
+        search.judge(dict.fromkeys(weights, statistics), settings.grid)
+        by_rounding = search.best()
+        for name in weights:  # in two calls, as with many experts
+            search.compare({name: statistics}, settings)
+        if by_rounding is None:
+            assert search.best() is None
+            continue
+
+        def loss(scale: torch.Tensor, weights: dict[str, torch.Tensor] = weights) -> float:
+            own = statistics.divided(scale)
+            found = ((awq.quantized(w * scale, own, settings, torch.float32), w * scale) for w in weights.values())
+            return sum(own.difference(w, each.dequantized()) ** 2 for each, w in found)
+
+        is_better = loss(scale) <= loss(torch.ones(16))
+        assert (search.best() is not None) == is_better
+        kept, dropped = kept + is_better, dropped + (not is_better)
+    assert kept
+    assert dropped
