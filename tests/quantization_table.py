@@ -15,6 +15,7 @@ from typing import Any
 
 from convert.quantizing.making import Request, quantize
 from stellarbyte.command_line import folder_or_bucket
+from stellarbyte.places import Place
 from stellarbyte.progress import Update
 from stellarbyte_torch.library_words import hear_libraries
 from stellarbyte_torch.quantization.report import Limits
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for settings in _rows(options):
         if options.only in settings.words:
-            _print_row(settings.words, _measured(options, settings))
+            _print_row(settings.words, measured(options.model, settings, options.data))
     return 0
 
 
@@ -56,13 +57,18 @@ def _rows(options: argparse.Namespace) -> Iterator[QuantizationSettings]:
         yield QuantizationSettings.of(method, **text)
 
 
-def _measured(options: argparse.Namespace, settings: QuantizationSettings) -> dict[str, Any]:
+def measured(model: Place, settings: QuantizationSettings, data: str | None = None) -> dict[str, Any]:
+    """The gate's report of a run or a folder of floats, quantised and thrown away.
+
+    Raises:
+        UserError: the model or its text cannot be quantised so.
+    """
     with tempfile.TemporaryDirectory() as folder:
         request = Request(
-            model=options.model,
+            model=model,
             output=Path(folder) / "q",
             settings=settings,
-            data=options.data,
+            data=data,
             limits=Limits(inf, inf),
             force=False,
             step=None,
