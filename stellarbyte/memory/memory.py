@@ -10,7 +10,10 @@ from typing import Any
 
 from stellarbyte.errors import UserError, shown
 from stellarbyte.memory.entries import Decision, Entry, Found, Kind, Outcome
-from stellarbyte.memory.gate.gate import Candidate, decide
+from stellarbyte.memory.gate.frames import frames_of
+from stellarbyte.memory.gate.gate import Gate
+from stellarbyte.memory.gate.rule import Candidate
+from stellarbyte.memory.gate.sentences import sentences_of
 from stellarbyte.memory.opening import Opened, open_store
 from stellarbyte.memory.protocols import Embedder, Judge
 from stellarbyte.memory.searching import How, Query, search
@@ -20,6 +23,8 @@ from stellarbyte.memory.tables import Alive
 _DAY = 86_400.0
 # Texts that are embedded at once.
 _BATCH = 256
+# What a search finds is given to the judge, at most so many entries.
+_GIVEN = 3
 _LONGEST_TEXT = 100_000
 
 Entries = list[Entry]
@@ -103,13 +108,25 @@ class Memory:
         if not text:
             raise UserError("the text is empty: write what to remember")
         _check_text(source, "source")
-        vector = None if self._embedder is None else self._embedder.embed([text])[0]
-        candidate = Candidate(text, source, kind, tuple(recalled), expires, vector)
+        candidate = self._candidate(text, source, kind, recalled, expires)
         with self._lock, self._store.connection.writing():
             settings = self.settings
             self._purge(settings)
-            decision = decide(candidate, self._store, self.user, settings, time.time())
+            decision = Gate(self._store, self.user, settings, _alive(settings)).decide(candidate)
+        if decision.outcome == "replaced":
+            self._store.connection.scrub()
         return decision
+
+    def add_turn(self, turn: str, *, source: str = "chat", recalled: Sequence[Entry] = ()) -> list[Decision]:
+        """Takes each sentence that a user has said to the gate; "remember that …" makes a note of one.
+
+        Raises:
+            UserError: where `add` does, but for a turn without any text.
+        """
+        return [
+            self.add(sentence, source=source, kind="note" if asked else "turn", recalled=recalled)
+            for sentence, asked in sentences_of(_check_text(turn, "turn"))
+        ]
 
     def search(self, query: str, limit: int = 5, *, how: How = "hybrid", floor: float | None = None) -> list[Found]:
         """The entries that answer the query best, the best first.
@@ -163,6 +180,7 @@ class Memory:
                 raise UserError(f"{self.name} has no entry {entry_id}: `stellarbyte memory list` shows which there are")
             source = entry.source if source is None else source
             self._tables.change_text(entry, text, source=source, now=now, reason="updated by the user")
+            self._tables.set_frames(entry_id, self.user, sorted({frame.key for frame in frames_of(text)}))
             if vector is not None and self._store.nearest is not None:
                 self._tables.set_vectors(self.user, [(entry_id, self._store.nearest.to_column(vector))])
             decision = Decision("updated", "updated by the user", {}, entry_id, None, now, self.user, source)
@@ -225,6 +243,16 @@ class Memory:
 
     def __len__(self) -> int:
         return self._tables.words.totals(self.user)[0]
+
+    def _candidate(
+        self, text: str, source: str, kind: Kind, recalled: Sequence[Entry], expires: float | None
+    ) -> Candidate:
+        vector = None if self._embedder is None else self._embedder.embed([text])[0]
+        loss, judge = None, None
+        if self._judge is not None and kind == "turn":
+            given = [one.entry.text for one in self.search(text, _GIVEN, floor=0.0)]
+            loss, judge = self._judge.loss(text, "\n".join(given)), self._judge.hash
+        return Candidate(text, source, kind, tuple(recalled), expires, vector, loss, judge)
 
     def _own(self, ids: Iterable[int]) -> dict[int, Entry]:
         found = self._tables.entries(list(ids), _alive(self.settings))

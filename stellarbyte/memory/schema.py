@@ -5,6 +5,7 @@ SCHEMA = 1
 
 # words: a row for each term of an entry, which is what BM25 needs and what can be deleted to the last byte. FTS5 leaves
 # deleted words in its segments until these are merged (docs/tried.md).
+# frames: what entries say of whom, in respects in which only one thing can be true (gate/frames.py).
 # fresh: the last time that an entry was said or used, from which retention counts.
 # changes: the entries whose vectors were written, changed or deleted, for the matrices in other processes' memory.
 _TABLES = """
@@ -20,10 +21,16 @@ CREATE INDEX memories_source ON memories (owner, source);
 CREATE INDEX memories_digest ON memories (owner, digest);
 CREATE INDEX memories_expires ON memories (expires) WHERE expires IS NOT NULL;
 CREATE INDEX memories_fresh ON memories (fresh);
+CREATE INDEX memories_least_used ON memories (owner, (uses + seen), fresh, id);
+CREATE INDEX memories_loss ON memories (owner, judge, loss) WHERE loss IS NOT NULL;
 CREATE TABLE words (
     owner TEXT NOT NULL, term TEXT NOT NULL, memory BIGINT NOT NULL, count INTEGER NOT NULL, length INTEGER NOT NULL,
     PRIMARY KEY (owner, term, memory)
 ){bare};
+CREATE TABLE frames (
+    owner TEXT NOT NULL, frame TEXT NOT NULL, memory BIGINT NOT NULL, PRIMARY KEY (owner, frame, memory)
+){bare};
+CREATE INDEX frames_memory ON frames (memory);
 CREATE TABLE totals (owner TEXT PRIMARY KEY, entries BIGINT NOT NULL, length BIGINT NOT NULL){bare};
 CREATE TABLE vectors (memory {key} PRIMARY KEY, owner TEXT NOT NULL, vector {vector} NOT NULL);
 CREATE INDEX vectors_owner ON vectors (owner, memory);

@@ -69,13 +69,18 @@ def _by_words(tables: Tables, owner: str, text: str, limit: int) -> list[tuple[i
     if not count or not terms:
         return []
     frequencies = tables.words.frequencies(owner, terms)
-    weights = {
-        term: math.log(1 + (count - frequencies.get(term, 0) + 0.5) / (frequencies.get(term, 0) + 0.5))
-        for term in terms
-    }
+    weights = {term: _weight(count, frequencies.get(term, 0)) for term in terms}
     rarest = sorted(frequencies, key=lambda term: (-weights[term], term))[:_MOST_TERMS]
     if not rarest:
         return []
     total = sum(weights.values())
     ranked = tables.words.ranked(owner, {term: weights[term] for term in rarest}, length / count, limit)
     return [(number, matched / total) for number, _, matched in ranked]
+
+
+def _weight(count: int, frequency: int) -> float:
+    """The weight of a term that stands in `frequency` of `count` entries.
+
+    It is the square of BM25's own: a question has one rare word, a name, among several that many entries have.
+    """
+    return math.log(1 + (count - frequency + 0.5) / (frequency + 0.5)) ** 2

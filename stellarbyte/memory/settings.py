@@ -25,7 +25,7 @@ class MemorySettings:
     retention_days: float | None = None
     duplicate: float = 0.9
     surprise: float = 0.05
-    floor: float = 0.3
+    floor: float = 0.2
     log_entries: int = 100_000
 
     def __post_init__(self) -> None:

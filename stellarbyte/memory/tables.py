@@ -142,6 +142,7 @@ class Tables:
             for statement in (
                 "DELETE FROM vectors WHERE memory IN",
                 "DELETE FROM history WHERE memory IN",
+                "DELETE FROM frames WHERE memory IN",
                 "UPDATE decisions SET text = NULL, source = '' WHERE memory IN",
                 "DELETE FROM memories WHERE id IN",
             ):
@@ -154,7 +155,7 @@ class Tables:
         inside = "memory IN (SELECT id FROM memories WHERE owner = ?)"
         self._rows("INSERT INTO changes (memory) SELECT memory FROM vectors WHERE owner = ?", (owner,))
         self._rows(f"DELETE FROM history WHERE {inside}", (owner,))
-        for table in ("memories", "words", "vectors", "totals", "decisions"):
+        for table in ("memories", "words", "frames", "vectors", "totals", "decisions"):
             self._rows(f"DELETE FROM {table} WHERE owner = ?", (owner,))
         return entries
 
@@ -172,9 +173,31 @@ class Tables:
         return cast("list[tuple[int, str]]", self._rows(statement, alive))
 
     def least_used(self, owner: str, count: int) -> list[int]:
-        """The entries to evict first: of the fewest uses and mentions, and among these the oldest."""
+        """The entries to evict first: those of the fewest uses and mentions, and among these the oldest."""
         order = "ORDER BY uses + seen, fresh, id LIMIT ?"
         return [row[0] for row in self._rows(f"SELECT id FROM memories WHERE owner = ? {order}", (owner, count))]
+
+    def set_frames(self, number: int, owner: str, frames: Iterable[str]) -> None:
+        """Writes the keys of an entry's frames."""
+        self._rows("DELETE FROM frames WHERE memory = ?", (number,))
+        self._connection.many("INSERT INTO frames VALUES (?, ?, ?)", [(owner, frame, number) for frame in frames])
+
+    def of_frames(self, owner: str, frames: Sequence[str]) -> list[int]:
+        """A user's entries that have one of these frames, the newest first."""
+        found: set[int] = set()
+        for some in chunks(frames):
+            statement = f"SELECT memory FROM frames WHERE owner = ? AND frame IN ({marks(some)})"
+            found.update(number for (number,) in self._rows(statement, [owner, *some]))
+        return sorted(found, reverse=True)
+
+    def share_below(self, owner: str, judge: str, loss: float, least: int) -> float | None:
+        """The share of a user's entries that surprised a judge less than `loss`; None: fewer than `least` did."""
+        where = "FROM memories WHERE owner = ? AND judge = ? AND loss IS NOT NULL"
+        ((count,),) = self._rows(f"SELECT COUNT(*) {where}", (owner, judge))
+        if count < least:
+            return None
+        ((below,),) = self._rows(f"SELECT COUNT(*) {where} AND loss < ?", (owner, judge, loss))
+        return float(below / count)
 
     def without_vector(self, owner: str, limit: int) -> list[tuple[int, str]]:
         """The ids and texts of a user's entries that have no vector yet."""

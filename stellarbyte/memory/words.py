@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from stellarbyte.memory.stop_words import STOP_CHARACTERS, STOP_WORDS
 
@@ -20,6 +20,7 @@ _TOKEN = re.compile(
 # Latin's, Greek's and Cyrillic's; other scripts' marks are letters.
 _ACCENTS = re.compile("[\u0300-\u036f]")
 _NOT = re.compile(r"(?:n't|cannot)$")
+_NEGATIONS = frozenset(("not", "no", "never", "without", "nor", "不", "没", "沒", "别", "無", "无", "未", "非", "勿"))
 _VOWEL = re.compile("[aeiouy]")
 
 
@@ -41,6 +42,22 @@ def tokens_of(text: str) -> list[str]:
     for unspaced, number, word in _TOKEN.findall(plain(text)):
         found += unspaced or [number or word]
     return found
+
+
+def content_of(text: str) -> list[str]:
+    """The stems of a text in their order, without stop words; a Chinese character is a word."""
+    return [term for term, is_stop in _pieces(text, pairs=False) if not is_stop]
+
+
+def negations_in(words: Iterable[str]) -> set[str]:
+    """Those of a text's stems that deny what it says."""
+    return {"not" if word in _NEGATIONS else "" for word in words} - {""}
+
+
+def values_of(text: str) -> set[str]:
+    """The numbers of a text, and the words that are capitalised though no sentence begins with them."""
+    names = re.findall(r"(?<![.!?。])(?<!^)[\s(\"'“‘]([A-ZÀ-ÖØ-Þ]\w*)", text)
+    return {plain(name) for name in names if plain(name) not in STOP_WORDS} | set(re.findall(r"\d+", plain(text)))
 
 
 def language_of(text: str) -> str:
@@ -74,7 +91,7 @@ def stem(word: str) -> str:
     return word.removesuffix("e") if len(word) > 3 else word
 
 
-def _pieces(text: str) -> Iterator[tuple[str, bool]]:
+def _pieces(text: str, *, pairs: bool = True) -> Iterator[tuple[str, bool]]:
     """Each term, and whether it is a stop word."""
     for unspaced, number, word in _TOKEN.findall(plain(text)):
         if number:
@@ -90,5 +107,5 @@ def _pieces(text: str) -> Iterator[tuple[str, bool]]:
         else:
             stops = [character in STOP_CHARACTERS for character in unspaced]
             yield from zip(unspaced, stops, strict=True)
-            for first in range(len(unspaced) - 1):
-                yield unspaced[first : first + 2], stops[first] and stops[first + 1]
+            for first in range(len(unspaced) - 1 if pairs else 0):
+                yield unspaced[first : first + 2], stops[first] or stops[first + 1]

@@ -1,0 +1,152 @@
+"""`python -m tests.memory_trial`: what a memory keeps of a long conversation, and what it finds and never finds again.
+
+500 facts in English and Chinese, half of them said twice, among 5,000 turns that nobody should remember; then 100 facts
+get another value and 100 are deleted. Each turn goes through the gate as `stellarbyte chat --memory-write` sends it,
+with what a search for it has recalled. No figure needs a model: without --embedder search goes by words alone.
+"""
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from stellarbyte.memory import Entry, Memory
+from stellarbyte.memory.protocols import Embedder, Judge
+from tests.memory_facts import Fact, facts
+from tests.memory_talk import distractors, unrelated
+
+FACTS, TURNS, AGAIN, UPDATES, DELETIONS, QUESTIONS = 500, 5_000, 250, 100, 100, 500
+
+
+def main() -> None:
+    """Runs the trial and prints its figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--embedder", metavar="FOLDER", help="a model, for search by vectors and by both")
+    parser.add_argument("--judge", metavar="FOLDER", help="a model, for the rule of surprise")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--scale", type=float, default=1.0, help="of all counts")
+    parser.add_argument("--show", action="store_true", help="print what went wrong too")
+    options = parser.parse_args()
+    embedder: Embedder | None = None
+    judge: Judge | None = None
+    if options.embedder:
+        from stellarbyte.memory.embedders import open_embedder
+
+        embedder = open_embedder(options.embedder)
+    if options.judge:
+        from stellarbyte.memory.judges import open_judge
+
+        judge = open_judge(options.judge)
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Trial(Path(folder) / "trial.db", embedder, judge, options.seed, options.scale)
+        trial.talk()
+        found = trial.figures()
+    if options.show:
+        for name, what in trial.wrong.items():
+            print(name, *what[:40], sep="\n    ")
+    print(json.dumps(found, indent=2, ensure_ascii=False))
+
+
+class Trial:
+    """One conversation and what is asked after it."""
+
+    def __init__(
+        self, path: Path, embedder: Embedder | None, judge: Judge | None, seed: int, scale: float = 1.0
+    ) -> None:
+        self.memory = Memory(path, embedder=embedder, judge=judge)
+        self.seed, self.scale, self.has_vectors = seed, scale, embedder is not None
+        chosen = facts(FACTS, seed)
+        random_ = random.Random(seed + 1)
+        random_.shuffle(chosen)
+        self.facts = chosen[: int(FACTS * scale)]
+        changeable = [fact for fact in self.facts if fact.update is not None]
+        self.updated = changeable[: int(UPDATES * scale)]
+        rest = [fact for fact in self.facts if fact not in self.updated]
+        self.deleted = rest[: int(DELETIONS * scale)]
+        self.wrong: dict[str, list[Any]] = {}
+        self.seconds: list[float] = []
+
+    def talk(self) -> None:
+        """Says all turns in a random order: an update after its fact, and a fact's second mention after its first."""
+        random_ = random.Random(self.seed + 2)
+        said = [(random_.random() * 0.6, fact.said) for fact in self.facts]
+        said += [
+            (random_.uniform(0.6, 0.7), fact.again) for fact in random_.sample(self.facts, int(AGAIN * self.scale))
+        ]
+        said += [(random_.uniform(0.8, 1), fact.update[0]) for fact in self.updated if fact.update]
+        said += [(random_.random(), turn) for turn in distractors(int(TURNS * self.scale), self.seed + 3)]
+        for _, turn in sorted(said):
+            recalled: list[Entry] = [one.entry for one in self.memory.search(turn)]
+            begun = time.perf_counter()
+            self.memory.add_turn(turn, recalled=recalled)
+            self.seconds.append(time.perf_counter() - begun)
+        for fact in self.deleted:
+            self.memory.delete([entry.id for entry in self.memory.list() if says(entry.text, fact, fact.answer)])
+
+    def figures(self) -> dict[str, Any]:
+        """What the store holds, and what searches find."""
+        kept = [fact for fact in self.facts if fact not in self.deleted]
+        values = {fact: fact.update[1] if fact in self.updated and fact.update else fact.answer for fact in kept}
+        entries = self.memory.list()
+        holders = {fact: [entry for entry in entries if says(entry.text, fact, values[fact])] for fact in kept}
+        facts_held = [entry for held in holders.values() for entry in held]
+        junk = [entry.text for entry in entries if entry not in facts_held]
+        doubles = [[entry.text for entry in held] for held in holders.values() if len(held) > 1]
+        lost = [fact.said for fact in kept if not holders[fact]]
+        result: dict[str, Any] = {
+            "entries": len(entries),
+            "facts kept": f"{len(kept) - len(lost)} of {len(kept)}",
+            "junk": len(junk) / len(entries),
+            "duplicates": sum(len(double) - 1 for double in doubles) / len(entries),
+        }
+        self.wrong |= {"junk": junk, "duplicates": doubles, "lost": lost}
+        for how in ("hybrid", "words", "vectors") if self.has_vectors else ("words",):
+            hits = {fact: self.memory.search(fact.question, how=how) for fact in kept}
+            missed = [fact for fact in kept if not any(says(one.entry.text, fact, values[fact]) for one in hits[fact])]
+            first = sum(bool(hits[fact]) and says(hits[fact][0].entry.text, fact, values[fact]) for fact in kept)
+            asked = unrelated(int(QUESTIONS * self.scale), self.seed + 4)
+            false = {question: found for question in asked if (found := self.memory.search(question, how=how))}
+            stale = [
+                fact.said
+                for fact in self.updated
+                for one in self.memory.search(fact.question, 20, how=how, floor=0)
+                if says(one.entry.text, fact, fact.answer)
+            ]
+            ghosts = [
+                fact.said
+                for fact in self.deleted
+                for one in self.memory.search(f"{fact.question} {fact.said}", 20, how=how, floor=0)
+                if says(one.entry.text, fact, fact.answer)
+            ]
+            result[how] = {
+                "recall@5": 1 - len(missed) / len(kept),
+                "first": first / len(kept),
+                "false insertions": len(false) / len(asked),
+                "old values found": len(stale),
+                "deleted facts found": len(ghosts),
+            }
+            self.wrong[f"missed by {how}"] = [
+                (fact.question, fact.said, [(round(one.score, 2), one.entry.text) for one in hits[fact][:2]])
+                for fact in missed
+            ]
+            self.wrong[f"false by {how}"] = [
+                (q, round(f[0].score, 2), f[0].entry.text, f[0].parts) for q, f in false.items()
+            ]
+            self.wrong[f"old values by {how}"], self.wrong[f"deleted by {how}"] = stale, ghosts
+        all_text = "\n".join(entry.text for entry in entries)
+        result["full context"] = {"recall": 1 - len(lost) / len(kept), "characters": len(all_text)}
+        times = sorted(self.seconds)
+        result["ms a turn"] = {"median": 1e3 * times[len(times) // 2], "p99": 1e3 * times[len(times) * 99 // 100]}
+        return result
+
+
+def says(text: str, fact: Fact, value: str) -> bool:
+    """Whether a text holds the value of a fact and names its subject, whatever the words around."""
+    return value in text and fact.key in text.lower()
+
+
+if __name__ == "__main__":
+    main()
