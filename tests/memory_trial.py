@@ -35,11 +35,12 @@ def main() -> None:
     if options.embedder:
         from stellarbyte.memory.embedders import open_embedder
 
-        embedder = open_embedder(options.embedder)
+        embedder = open_embedder(Path(options.embedder))
     if options.judge:
-        from stellarbyte.memory.judges import open_judge
+        from stellarbyte.memory.embedders import open_reader
+        from stellarbyte.memory.judges import ModelJudge
 
-        judge = open_judge(options.judge)
+        judge = ModelJudge(open_reader(Path(options.judge)))
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(Path(folder) / "trial.db", embedder, judge, options.seed, options.scale)
         trial.talk()

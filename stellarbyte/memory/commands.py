@@ -5,14 +5,18 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from stellarbyte.command_line import check_text
-from stellarbyte.errors import UserError, one_line, shown_path
+from stellarbyte.errors import UserError, one_line, shown, shown_path
 from stellarbyte.memory.entries import Decision, Entry, iso_time
 from stellarbyte.memory.memory import Memory
+from stellarbyte.memory.protocols import Embedder, Judge
+from stellarbyte.memory.settings import MemorySettings
+from stellarbyte.places import Place
 from stellarbyte.records.bad_records import BadRecords
 
 _DAY = 86_400
@@ -51,7 +55,9 @@ def search(options: argparse.Namespace) -> None:
     query = " ".join(options.query)
     check_text("QUERY", query)
     with _opened(options) as memory:
-        found = memory.search(query, options.limit, floor=options.floor)
+        if memory.by_words_alone and options.how == "hybrid":
+            print("search is by words alone: --embedder adds vectors", file=sys.stderr)
+        found = memory.search(query, options.limit, how=options.how, floor=options.floor)
         for one in found:
             _print(options, one.to_dict(), f"{one.score:.2f}  {_entry_line(one.entry)}")
     if not found:
@@ -109,6 +115,69 @@ def forget(options: argparse.Namespace) -> None:
     _print(options, {"deleted": count}, f"{count} deleted, and the log")
 
 
+def audit(options: argparse.Namespace) -> int:
+    """Prints what an audit has found; returns 1 if that is anything."""
+    with _opened(options) as memory:
+        found = memory.audit()
+    if options.json:
+        print(json.dumps(found.to_dict(), ensure_ascii=False))
+    else:
+        for entry, reason in found.junk:
+            print(f"junk       {_entry_line(entry)}: {reason}")
+        for one, two, share in found.duplicates:
+            print(f"duplicate  {_entry_line(two)}: entry {one.id} says the same ({share:.2f})")
+        for name, count in found.ghosts.items():
+            print(f"ghost      {count} {name} of entries that are gone: `stellarbyte memory export` and import mend it")
+        counts = f"{len(found.junk)} junk, {len(found.duplicates)} duplicates, {sum(found.ghosts.values())} ghosts"
+        print(f"{found.entries:,} entries: {counts}")
+    return 1 if found.junk or found.duplicates or found.ghosts else 0
+
+
+def export(options: argparse.Namespace) -> None:
+    """Writes entries to a file."""
+    with _opened(options) as memory:
+        count = memory.export(options.file)
+    _print(options, {"entries": count}, f"{count:,} entries are in {shown_path(options.file)}")
+
+
+def import_(options: argparse.Namespace) -> None:
+    """Adds the entries of a file."""
+    with _opened(options, create=True) as memory:
+        done = memory.load(options.file)
+    secrets = f", {done.secrets} left out that hold secrets" if done.secrets else ""
+    _print(options, done._asdict(), f"{done.added:,} added, {done.there:,} there already{secrets}")
+
+
+def reembed(options: argparse.Namespace) -> None:
+    """Makes all vectors anew."""
+    made = 0
+
+    def tell(count: int) -> None:
+        nonlocal made
+        made += count
+        if not options.json:
+            print(f"{made:>9,} vectors", flush=True)
+
+    embedder = _embedder(options.embedder)
+    with Memory(options.memory, create=False) as memory:
+        memory.reembed(embedder, tell)
+    _print(options, {"vectors": made, "embedder": embedder.name}, f"{made:,} vectors by {embedder.name}")
+
+
+def settings(options: argparse.Namespace) -> None:
+    """Prints the settings, and changes those that are given."""
+    names = [field.name for field in fields(MemorySettings)]
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if "retention_days" in given:
+        given["retention_days"] = _days(given["retention_days"])
+    with _opened(options) as memory:
+        if given:
+            memory.settings = replace(memory.settings, **given)
+        now = asdict(memory.settings)
+    width = max(map(len, names))
+    _print(options, now, "\n".join(f"{name:<{width}}  {shown(value)}" for name, value in now.items()))
+
+
 def vacuum(options: argparse.Namespace) -> None:
     """Gives free room back."""
     with _opened(options) as memory:
@@ -126,7 +195,41 @@ def users(options: argparse.Namespace) -> None:
 def _opened(options: argparse.Namespace, create: bool = False) -> Memory:
     user = getattr(options, "user", "")
     check_text("--user", user)
-    return Memory(options.memory, user=user, create=create)
+    folder, judge = getattr(options, "embedder", None), getattr(options, "judge", None)
+    embedder = None if folder is None else _embedder(folder)
+    return Memory(
+        options.memory, embedder=embedder, judge=None if judge is None else _judge(judge), user=user, create=create
+    )
+
+
+def _embedder(folder: Place) -> Embedder:
+    from stellarbyte.memory.embedders import open_embedder
+
+    _hear_libraries(folder)
+    return open_embedder(folder)
+
+
+def _judge(folder: Place) -> Judge:
+    from stellarbyte.memory.embedders import open_reader
+    from stellarbyte.memory.judges import ModelJudge
+
+    _hear_libraries(folder)
+    return ModelJudge(open_reader(folder))
+
+
+def _hear_libraries(folder: Place) -> None:
+    """Before PyTorch's libraries are imported: what they log becomes lines of ours."""
+    from stellarbyte.info import folder_kind
+
+    if folder_kind(folder) != "run":
+        import_module("stellarbyte_torch.library_words").hear_libraries("stellarbyte")
+
+
+def _days(word: str) -> float | None:
+    try:
+        return None if word == "none" else float(word)
+    except ValueError:
+        raise UserError(f"--retention-days {shown(word)} must be a number of days, or none") from None
 
 
 def _texts(given: Iterable[str]) -> Iterator[str]:

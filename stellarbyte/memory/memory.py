@@ -2,30 +2,31 @@
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
-from stellarbyte.errors import UserError, shown
-from stellarbyte.memory.entries import Decision, Entry, Found, Kind, Outcome
+from stellarbyte.errors import UserError
+from stellarbyte.memory.audit import Audit, audit
+from stellarbyte.memory.checks import checked_text, stated
+from stellarbyte.memory.embedding import embed_missing, forget_vectors
+from stellarbyte.memory.entries import Decision, Entry, Found, Kind
 from stellarbyte.memory.gate.frames import frames_of
 from stellarbyte.memory.gate.gate import Gate
 from stellarbyte.memory.gate.rule import Candidate
 from stellarbyte.memory.gate.sentences import sentences_of
-from stellarbyte.memory.opening import Opened, open_store
+from stellarbyte.memory.opening import Opened, open_store, with_embedder
 from stellarbyte.memory.protocols import Embedder, Judge
-from stellarbyte.memory.searching import How, Query, search
+from stellarbyte.memory.removal import purge, remove
+from stellarbyte.memory.searching import How, Query, check_search, search
 from stellarbyte.memory.settings import MemorySettings
 from stellarbyte.memory.tables import Alive
+from stellarbyte.memory.transfer import Loaded, export, load
 
 _DAY = 86_400.0
-# Texts that are embedded at once.
-_BATCH = 256
 # What a search finds is given to the judge, at most so many entries.
 _GIVEN = 3
-_LONGEST_TEXT = 100_000
 
 Entries = list[Entry]
 
@@ -58,7 +59,7 @@ class Memory:
         settings: MemorySettings | None = None,
         create: bool = True,
     ) -> None:
-        _check_text(user, "user")
+        checked_text(user, "user")
         self.user, self._embedder, self._judge = user, embedder, judge
         self._lock = threading.RLock()
         self._store: Opened = open_store(place, embedder, user, settings, create)
@@ -104,16 +105,14 @@ class Memory:
         Raises:
             UserError: the text is empty or too long, or the store cannot be written.
         """
-        text = _check_text(text, "text").strip()
-        if not text:
-            raise UserError("the text is empty: write what to remember")
-        _check_text(source, "source")
+        text = stated(text)
+        checked_text(source, "source")
         candidate = self._candidate(text, source, kind, recalled, expires)
         with self._lock, self._store.connection.writing():
             settings = self.settings
-            self._purge(settings)
+            purged = purge(self._tables, settings, _alive(settings))
             decision = Gate(self._store, self.user, settings, _alive(settings)).decide(candidate)
-        if decision.outcome == "replaced":
+        if purged or decision.outcome == "replaced":
             self._store.connection.scrub()
         return decision
 
@@ -125,7 +124,7 @@ class Memory:
         """
         return [
             self.add(sentence, source=source, kind="note" if asked else "turn", recalled=recalled)
-            for sentence, asked in sentences_of(_check_text(turn, "turn"))
+            for sentence, asked in sentences_of(checked_text(turn, "turn"))
         ]
 
     def search(self, query: str, limit: int = 5, *, how: How = "hybrid", floor: float | None = None) -> list[Found]:
@@ -137,17 +136,11 @@ class Memory:
         Raises:
             UserError: how is "vectors" and there is no embedder, or the store cannot be read.
         """
-        _check_text(query, "query")
-        if how not in ("hybrid", "words", "vectors"):
-            raise UserError(f"how {shown(how)} must be hybrid, words or vectors")
-        if how == "vectors" and self._embedder is None:
-            raise UserError("a search by vectors needs an embedder: give one, or search by words")
-        if limit < 1:
-            raise UserError(f"limit {limit} must be at least 1")
+        check_search(query, limit, how, has_embedder=self._embedder is not None)
         with self._lock:
             vector = None
             if self._embedder is not None and how != "words" and query.strip():
-                self._embed_missing()
+                embed_missing(self._store, self._embedder, self.user)
                 vector = self._embedder.embed([query], queries=True)[0]
             with self._store.connection.reading():
                 settings = self.settings
@@ -169,9 +162,7 @@ class Memory:
 
     def update(self, entry_id: int, text: str, *, source: str | None = None) -> Entry:
         """Gives an entry another text; the old one goes into its history. Raises UserError: there is no such entry."""
-        text = _check_text(text, "text").strip()
-        if not text:
-            raise UserError("the text is empty: write what to remember, or delete the entry")
+        text = stated(text)
         vector = None if self._embedder is None else self._embedder.embed([text])[0]
         now = time.time()
         with self._lock, self._store.connection.writing():
@@ -194,9 +185,9 @@ class Memory:
         with self._lock:
             with self._store.connection.writing():
                 own = list(self._own(ids))
-                settings = self.settings
+                settings, now = self.settings, time.time()
                 for number in own:
-                    self._remove(number, self.user, "deleted", "deleted by the user", settings)
+                    remove(self._tables, number, self.user, "deleted", "deleted by the user", settings, now)
             if own:
                 self._store.connection.scrub()
         return len(own)
@@ -211,8 +202,7 @@ class Memory:
 
     def history(self, entry_id: int) -> list[dict[str, Any]]:
         """The texts that an entry had: text, source, since, until, reason; from the oldest."""
-        with self._store.connection.reading():
-            return self._tables.history(entry_id) if self.get(entry_id) else []
+        return self._tables.history(entry_id) if self.get(entry_id) else []
 
     def log(self, limit: int = 100, *, outcome: str | None = None, entry: int | None = None) -> list[Decision]:
         """What the gate has decided, and what has happened to entries, the newest first."""
@@ -222,10 +212,38 @@ class Memory:
         """The users of the store, and how many entries each has."""
         return {owner: self._tables.words.totals(owner)[0] for owner in self._tables.words.owners()}
 
+    def export(self, path: str | Path) -> int:
+        """Writes the entries and their histories to a file of JSON lines; returns how many there are."""
+        return export(self._store, self.user, Path(path), _alive(self.settings))
+
+    def load(self, path: str | Path) -> Loaded:
+        """Adds the entries of such a file, all or none. Raises UserError: a line is no entry."""
+        with self._lock:
+            return load(self._store, self.user, Path(path))
+
+    def audit(self) -> Audit:
+        """Runs the gate over the entries, and looks for what is left of deleted ones; nothing is changed."""
+        return audit(self._store, self.user, _alive(self.settings))
+
+    def reembed(self, embedder: Embedder, on_batch: Callable[[int], None] | None = None) -> None:
+        """Makes the vectors of all users anew by another embedder, which the store is searched by from now on.
+
+        on_batch: is told how many were made, after each batch; None: nobody is.
+        """
+        with self._lock:
+            forget_vectors(self._store, embedder)
+            self._embedder, self._store = embedder, with_embedder(self._store, embedder, self.user)
+            for user in self.users():
+                embed_missing(self._store, embedder, user, on_batch)
+
     def vacuum(self) -> int:
         """Gives the room of what was deleted back to the system; returns the store's size in bytes."""
-        self._store.connection.compact()
-        return self._store.connection.size()
+        with self._lock:
+            with self._store.connection.writing():
+                purge(self._tables, self.settings, _alive(self.settings))
+                self._tables.next_epoch()
+            self._store.connection.compact()
+            return self._store.connection.size()
 
     def close(self) -> None:
         """Ends the connection to the store."""
@@ -233,12 +251,10 @@ class Memory:
             self._store.connection.scrub()
         self._store.connection.close()
 
-    def __enter__(self) -> "Memory":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __len__(self) -> int:
@@ -257,36 +273,6 @@ class Memory:
     def _own(self, ids: Iterable[int]) -> dict[int, Entry]:
         found = self._tables.entries(list(ids), _alive(self.settings))
         return {number: entry for number, entry in found.items() if entry.user == self.user}
-
-    def _purge(self, settings: MemorySettings) -> None:
-        """Deletes what has expired, of all users, inside a transaction that writes."""
-        for number, owner in self._tables.expired(_alive(settings)):
-            self._remove(number, owner, "expired", "its time was over", settings)
-
-    def _remove(self, number: int, owner: str, outcome: Outcome, reason: str, settings: MemorySettings) -> None:
-        self._tables.delete([number])
-        decision = Decision(outcome, reason, {}, number, None, time.time(), owner)
-        self._tables.decisions.write(decision, settings.log_entries)
-
-    def _embed_missing(self) -> None:
-        """Makes the vectors of entries that were written where there was no embedder."""
-        nearest, embedder = self._store.nearest, self._embedder
-        assert nearest is not None and embedder is not None
-        while not self._store.connection.read_only:
-            missing = self._tables.without_vector(self.user, _BATCH)
-            if not missing:
-                return
-            vectors = embedder.embed([text for _, text in missing])
-            with self._store.connection.writing():
-                there = dict(self._tables.without_vector(self.user, 2 * _BATCH))
-                self._tables.set_vectors(
-                    self.user,
-                    [
-                        (number, nearest.to_column(vector))
-                        for (number, text), vector in zip(missing, vectors, strict=True)
-                        if there.get(number) == text  # it may be deleted or changed by now
-                    ],
-                )
 
     def list(
         self,
@@ -312,14 +298,3 @@ class Memory:
 def _alive(settings: MemorySettings) -> Alive:
     now, days = time.time(), settings.retention_days
     return Alive(now, -1.0 if days is None else now - days * _DAY)
-
-
-def _check_text(text: str, name: str) -> str:
-    """The text. Raises UserError: it is no text that a database can hold, or too long."""
-    if not isinstance(text, str):
-        raise UserError(f"{name} {shown(text)} must be a text")
-    if len(text) > _LONGEST_TEXT:
-        raise UserError(f"{name} has {len(text):,} characters, more than {_LONGEST_TEXT:,}: cut it into passages")
-    if "\0" in text or any(0xD800 <= ord(character) < 0xE000 for character in text):
-        raise UserError(f"{name} {shown(text)} holds a character that is no text: leave it out")
-    return text

@@ -1,8 +1,9 @@
 """Opens a store: the connection, the tables, and whether its vectors are the embedder's."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from stellarbyte.errors import UserError
 from stellarbyte.memory.connection import Connection
@@ -51,6 +52,11 @@ def open_store(
         raise
 
 
+def with_embedder(store: Opened, embedder: Embedder, owner: str) -> Opened:
+    """The store, searched by an embedder's vectors."""
+    return replace(store, nearest=VectorsInMemory(store.connection, owner, embedder.size))
+
+
 def _begin(connection: Connection, tables: Tables, settings: MemorySettings | None) -> None:
     meta = tables.meta()
     if "epoch" in meta and meta.get("words") == str(WORDS_VERSION) and settings is None:
@@ -66,6 +72,11 @@ def _begin(connection: Connection, tables: Tables, settings: MemorySettings | No
             tables.set_meta("settings", (settings or MemorySettings()).to_json())
 
 
+def told_embedder(embedder: Embedder) -> dict[str, Any]:
+    """What a store keeps of its embedder."""
+    return {"name": embedder.name, "hash": embedder.hash, "size": embedder.size}
+
+
 def check_embedder(connection: Connection, tables: Tables, embedder: Embedder) -> None:
     """Notes the embedder in a store that has none. Raises UserError: its vectors are of another one."""
     told = tables.meta().get("embedder")
@@ -75,8 +86,7 @@ def check_embedder(connection: Connection, tables: Tables, embedder: Embedder) -
         with connection.writing():
             told = tables.meta().get("embedder")
             if told is None:
-                own = {"name": embedder.name, "hash": embedder.hash, "size": embedder.size}
-                tables.set_meta("embedder", json.dumps(own))
+                tables.set_meta("embedder", json.dumps(told_embedder(embedder)))
                 return
     known = json.loads(told)
     if known["hash"] != embedder.hash or known["size"] != embedder.size:

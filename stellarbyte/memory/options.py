@@ -5,8 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stellarbyte.command_line import folder_or_bucket
 from stellarbyte.errors import UserError
 from stellarbyte.places import is_remote
+
+_EMBEDDER = "what makes vectors: a run, a model's folder, or one of sentence-transformers or model2vec"
 
 POSTGRES = ("postgresql://", "postgres://")
 
@@ -30,6 +33,13 @@ def memory_options(parser: argparse.ArgumentParser) -> None:
         return added
 
     add = command("add", "remember texts, as far as the gate lets them in")
+    add.add_argument("--embedder", type=folder_or_bucket, metavar="FOLDER", help=_EMBEDDER)
+    add.add_argument(
+        "--judge",
+        type=folder_or_bucket,
+        metavar="FOLDER",
+        help="the model that a turn must surprise: a run or a folder",
+    )
     add.add_argument("text", metavar="TEXT", nargs="+", help="what to remember; - reads one from each line of stdin")
     add.add_argument("--source", default="", metavar="TEXT", help="where the texts come from")
     add.add_argument(
@@ -38,6 +48,7 @@ def memory_options(parser: argparse.ArgumentParser) -> None:
     add.add_argument("--days", type=float, metavar="N", help="delete them after N days")
 
     ingested = command("ingest", "cut documents into passages and keep these; read again, replace what has changed")
+    ingested.add_argument("--embedder", type=folder_or_bucket, metavar="FOLDER", help=_EMBEDDER)
     ingested.add_argument(
         "paths", metavar="PATH", nargs="+", help="files, or folders of them: text, Markdown, Python, HTML, PDF, records"
     )
@@ -46,8 +57,12 @@ def memory_options(parser: argparse.ArgumentParser) -> None:
     )
 
     search = command("search", "show the entries that answer a query best")
+    search.add_argument("--embedder", type=folder_or_bucket, metavar="FOLDER", help=_EMBEDDER)
     search.add_argument("query", metavar="QUERY", nargs="+")
     search.add_argument("--limit", type=int, default=5, metavar="N", help="show at most N (default 5)")
+    search.add_argument(
+        "--how", choices=("hybrid", "words", "vectors"), default="hybrid", help="by what (default: hybrid, of both)"
+    )
     search.add_argument("--floor", type=float, metavar="F", help="leave out scores below F, from 0 to 1")
 
     listed = command("list", "show all entries, the newest first")
@@ -72,6 +87,31 @@ def memory_options(parser: argparse.ArgumentParser) -> None:
     forget = command("forget", "delete all that a user has, the log too", user=False)
     forget.add_argument("--user", required=True, metavar="NAME", help="whose memory; '' is the one without name")
 
+    command("audit", "run the gate over the entries, and look for what is left of deleted ones")
+
+    exported = command("export", "write the entries to a file of JSON lines")
+    exported.add_argument("file", metavar="FILE", type=Path)
+
+    imported = command("import", "add the entries of a file of JSON lines, all or none")
+    imported.add_argument("file", metavar="FILE", type=Path)
+
+    reembed = command("reembed", "make all vectors anew by another embedder", user=False)
+    reembed.add_argument("--embedder", required=True, type=folder_or_bucket, metavar="FOLDER", help=_EMBEDDER)
+
+    settings = command("settings", "show the settings, or change those that are given", user=False)
+    settings.add_argument("--capacity", type=int, metavar="N", help="the most entries of a user")
+    settings.add_argument(
+        "--retention-days", metavar="N", help="delete what was not said or used for N days; none: keep all"
+    )
+    settings.add_argument(
+        "--duplicate", type=float, metavar="F", help="from which similarity on long texts say the same"
+    )
+    settings.add_argument(
+        "--surprise", type=float, metavar="F", help="the share of entries that a turn must surprise more than"
+    )
+    settings.add_argument("--floor", type=float, metavar="F", help="the score below which a search leaves out")
+    settings.add_argument("--log-entries", type=int, metavar="N", help="the most decisions that the log keeps")
+
     command("vacuum", "give the room of deleted entries back", user=False)
     command("users", "list the users, and how many entries each has", user=False)
 
@@ -95,6 +135,6 @@ def _late(name: str) -> Callable[[argparse.Namespace], Any]:
             raise UserError(f"--limit {options.limit} must be at least 1")
         from stellarbyte.memory import commands
 
-        return getattr(commands, name)(options)
+        return getattr(commands, {"import": "import_"}.get(name, name))(options)
 
     return run

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+from stellarbyte.errors import UserError, shown
+from stellarbyte.memory.checks import checked_text
 from stellarbyte.memory.entries import Found
 from stellarbyte.memory.fusion import fuse
 from stellarbyte.memory.tables import Alive, Tables
@@ -30,6 +32,17 @@ class Query(NamedTuple):
 
     text: str
     vector: np.ndarray | None
+
+
+def check_search(query: str, limit: int, how: str, *, has_embedder: bool) -> None:
+    """Raises UserError: something that is searched for, or how, cannot be."""
+    checked_text(query, "query")
+    if how not in get_args(How):
+        raise UserError(f"how {shown(how)} must be hybrid, words or vectors")
+    if how == "vectors" and not has_embedder:
+        raise UserError("a search by vectors needs an embedder: give one, or search by words")
+    if limit < 1:
+        raise UserError(f"limit {limit} must be at least 1")
 
 
 def search(

@@ -185,6 +185,8 @@ def _sentence(error: Exception) -> str:
     told = str(error)
     if "full" in told:
         return "cannot be written: the disk is full; the memory is as it was before"
+    if "I/O" in told:
+        return "cannot be read or written: the disk is full or faulty; the memory is as it was before"
     if "readonly" in told:
         return "is read-only: nothing can be written to it"
     if "locked" in told:

@@ -6,7 +6,7 @@ STOP_WORDS = frozenset((
     "been", "before", "being", "but", "by", "can", "could", "did", "do", "does", "doing", "done", "each", "else",
     "ever", "every", "for", "from", "get", "gets", "give", "given", "got", "had", "has", "have", "having", "he",
     "her", "here", "hers", "him", "his", "how", "i", "if", "in", "into", "is", "it", "it's", "its", "just", "know",
-    "let", "like", "may", "me", "might", "mine", "more", "most", "much", "my", "need", "of", "off", "oh", "ok",
+    "let", "may", "me", "might", "mine", "more", "most", "much", "my", "need", "of", "off", "oh", "ok",
     "okay", "on", "one", "only", "or", "other", "our", "ours", "out", "over", "own", "please", "quite", "rather",
     "really", "she", "should", "so", "some", "such", "tell", "than", "thank", "thanks", "that", "that's", "the",
     "their", "theirs", "them", "then", "there", "these", "they", "thing", "things", "this", "those", "to", "too",

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from stellarbyte.memory.connection import Connection, Row, chunks, marks
@@ -110,10 +110,8 @@ class Tables:
         judge: str | None = None,
     ) -> None:
         """Gives an entry another text; the old one goes into the history. Its vector is gone."""
-        self._rows(
-            "INSERT INTO history (memory, text, source, since, until, reason) VALUES (?, ?, ?, ?, ?, ?)",
-            (entry.id, entry.text, entry.source, entry.updated, now, reason),
-        )
+        old = {"text": entry.text, "source": entry.source, "since": entry.updated, "until": now, "reason": reason}
+        self.add_history(entry.id, [old])
         self.words.remove([entry.id])
         terms = Counter(terms_of(text))
         self._rows(
@@ -158,6 +156,12 @@ class Tables:
         for table in ("memories", "words", "frames", "vectors", "totals", "decisions"):
             self._rows(f"DELETE FROM {table} WHERE owner = ?", (owner,))
         return entries
+
+    def add_history(self, number: int, texts: Sequence[Mapping[str, Any]]) -> None:
+        """Adds texts that an entry had, from the oldest."""
+        statement = "INSERT INTO history (memory, text, source, since, until, reason) VALUES (?, ?, ?, ?, ?, ?)"
+        rows = [(number, *(old[name] for name in ("text", "source", "since", "until", "reason"))) for old in texts]
+        self._connection.many(statement, rows)
 
     def history(self, number: int) -> list[dict[str, Any]]:
         """The texts that an entry had, from the oldest."""
@@ -213,6 +217,17 @@ class Tables:
         upsert = "INSERT INTO vectors VALUES (?, ?, ?) ON CONFLICT (memory) DO UPDATE SET vector = excluded.vector"
         self._connection.many(upsert, rows)
         self._changed([number for number, _, _ in rows])
+
+    def forget_vectors(self) -> None:
+        """Deletes all vectors of all users; other processes read theirs anew."""
+        self._rows("DELETE FROM vectors")
+        self.next_epoch()
+
+    def next_epoch(self) -> None:
+        """Empties the list of changes; other processes read all vectors anew."""
+        self._rows("DELETE FROM changes")
+        ((epoch,),) = self._rows("SELECT value FROM meta WHERE key = 'epoch'")
+        self.set_meta("epoch", str(int(epoch) + 1))
 
     def reindex(self) -> None:
         """Writes the terms of all entries anew."""

@@ -1,0 +1,41 @@
+"""Makes the vectors of entries that have none, and all of them anew for another embedder."""
+
+import json
+from collections.abc import Callable
+
+from stellarbyte.memory.opening import Opened, told_embedder
+from stellarbyte.memory.protocols import Embedder
+
+# Texts that are embedded at once.
+_BATCH = 256
+
+
+def embed_missing(store: Opened, embedder: Embedder, owner: str, on_batch: Callable[[int], None] | None = None) -> None:
+    """Makes the vectors of a user's entries that were written where there was no embedder.
+
+    on_batch: is told how many were made, after each batch; None: nobody is.
+    """
+    assert store.nearest is not None
+    while not store.connection.read_only:
+        missing = store.tables.without_vector(owner, _BATCH)
+        if not missing:
+            return
+        vectors = embedder.embed([text for _, text in missing])
+        columns = [store.nearest.to_column(vector) for vector in vectors]
+        with store.connection.writing():
+            # One may be deleted or changed by now.
+            there = dict(store.tables.without_vector(owner, 2 * _BATCH))
+            found = zip(missing, columns, strict=True)
+            store.tables.set_vectors(
+                owner, [(number, column) for (number, text), column in found if there.get(number) == text]
+            )
+        if on_batch is not None:
+            on_batch(len(missing))
+
+
+def forget_vectors(store: Opened, embedder: Embedder) -> None:
+    """Deletes all vectors, and notes the embedder that is to make the next ones."""
+    with store.connection.writing():
+        store.tables.forget_vectors()
+        store.tables.set_meta("embedder", json.dumps(told_embedder(embedder)))
+    store.connection.scrub()
