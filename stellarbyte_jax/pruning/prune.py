@@ -1,5 +1,6 @@
 """Makes a new run from a run's model without what matters least."""
 
+import gc
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.extend.backend import clear_backends
 
 from stellarbyte.architecture import ByteConfig
 from stellarbyte.errors import UserError
@@ -27,6 +29,7 @@ from stellarbyte_jax.inference.generate import Generator
 from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.pruning import cut
 from stellarbyte_jax.run_folder import MODEL
+from stellarbyte_jax.sharding import make_mesh
 from stellarbyte_jax.training.evaluation import TrainedRun, byte_lengths, evaluate, load_trained_run
 from stellarbyte_jax.training.given import Given
 from stellarbyte_jax.training.importance import measure_importance
@@ -72,6 +75,9 @@ def prune_run(
             raise UserError(f"{output_dir} cannot be written: {error.strerror or error}") from error
     if request.recovery is not None:
         words = _overrides(request.recovery, run_dir, output_dir, step)
+        # The training is another process, and an accelerator belongs to one at a time, or its memory does.
+        gc.collect()
+        clear_backends()
         request.recovery.train("pretrain", ["--model", str(output_dir / MODEL), *words], output_dir)
         params = load_trained_run(output_dir, None, shards).params
         after = _figures(config, jax.device_put(params), run, request, progress)
@@ -97,6 +103,7 @@ def _check_recovery(recovery: Recovery, run: TrainedRun, overrides: list[str]) -
         raise UserError(
             f"--recover {recovery.config} has {name}, and what is pruned is trained whole: leave that section out"
         )
+    make_mesh(config.mesh)
     given = Given.of(config)
     if given.tokenizer.sha256 != run.tokenizer.sha256:
         raise UserError(

@@ -23,6 +23,7 @@ from stellarbyte_jax.config import (
 from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_jax.planning import fit
+from stellarbyte_jax.pruning import prune
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training import loop, step
 from stellarbyte_jax.training.pretrain import pretrain
@@ -93,7 +94,8 @@ def run_config(small_data: DataConfig, tmp_path: Path) -> Callable[..., RunConfi
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs see the first of the eight devices only."""
     device = jax.devices()[:1]
-    monkeypatch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=device))
+    for room in (loop, prune):
+        monkeypatch.setattr(room, "make_mesh", functools.partial(make_mesh, devices=device))
     monkeypatch.setattr(fit, "check_fits", lambda config, _, check=fit.check_fits: check(config, device))
 
 
