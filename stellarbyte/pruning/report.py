@@ -51,7 +51,9 @@ class Report:
 
     Attributes:
         keep: the share that was wanted. share: the share that is left, of what `by` says.
-        remark: why the two differ, if they do.
+        remark: why the two differ, if they do; or where the model is that was trained on.
+        layers: what each layer has left. whole: what it had before.
+        is_recovered: whether `after` is of the model that was trained on.
     """
 
     keep: float
@@ -61,12 +63,13 @@ class Report:
     before: Figures
     after: Figures
     layers: tuple[Layer, ...]
+    whole: tuple[Layer, ...]
+    is_recovered: bool = False
 
     def recovered(self, after: Figures, where: str) -> "Report":
         """The same report of the model after it was trained on; `where` says where that is."""
-        return replace(
-            self, after=after, remark=f"the figures after are those of the model that was trained on; {where}"
-        )
+        remark = f"the figures after are those of the model that was trained on; {where}"
+        return replace(self, after=after, remark=remark, is_recovered=True)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON has it."""
@@ -80,7 +83,8 @@ class Report:
             rows.append((name, _number(before), _number(after), change))
         lines = [f"kept: {self.share:.1%} of the {self.by}"]
         lines += [f"  {name:<24}{before:>12}{after:>12}{change:>9}" for name, before, after, change in rows]
-        lines += [f"  layer {number:<3} {_layer(layer)}" for number, layer in enumerate(self.layers)]
+        pairs = zip(self.layers, self.whole, strict=True)
+        lines += [f"  layer {number:<3} {_layer(*pair)}" for number, pair in enumerate(pairs)]
         return "\n".join(lines if self.remark is None else [*lines, self.remark])
 
 
@@ -101,7 +105,8 @@ def layers_left(fields: Mapping[str, Any], cuts: Cuts) -> tuple[Layer, ...]:
 
 def report(fields: Mapping[str, Any], choice: Choice, keep: float, by: str, before: Figures, after: Figures) -> Report:
     """The report of a choice that was carried out."""
-    return Report(keep, choice.share, by, choice.remark, before, after, layers_left(fields, choice.cuts))
+    layers, whole = (layers_left(fields, cuts) for cuts in (choice.cuts, Cuts()))
+    return Report(keep, choice.share, by, choice.remark, before, after, layers, whole)
 
 
 def _pairs(before: Figures, after: Figures) -> Sequence[tuple[str, float, float]]:
@@ -119,8 +124,10 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 10_000 else f"{value:.4g}"
 
 
-def _layer(layer: Layer) -> str:
+def _layer(layer: Layer, whole: Layer) -> str:
     if layer.heads is None:
         return "is gone"
-    inner = f"{layer.channels} channels" if layer.experts is None else f"{layer.experts} experts"
-    return f"keeps {layer.heads} heads, {inner}"
+    inner = f"{layer.channels} of {whole.channels} channels"
+    if layer.experts is not None:
+        inner = f"{layer.experts} of {whole.experts} experts"
+    return f"keeps {layer.heads} of {whole.heads} heads, {inner}"
