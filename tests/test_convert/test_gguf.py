@@ -11,15 +11,17 @@ import tokenizers
 
 from convert import exported_tokenizer, gguf_export
 from convert.gguf_tokenizer import gguf_tokenizer
-from convert.run_checkpoint import RunCheckpoint, save
+from convert.run_checkpoint import RunCheckpoint, load, save
 from stellarbyte.door import main
 from stellarbyte.errors import UserError
+from stellarbyte.pruning.cuts import Cuts
 from stellarbyte_jax.config import RopeScaling
 from stellarbyte_jax.data.corpus import stdlib_sources
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
+from stellarbyte_jax.model.pruning import cut
 from stock_tokenizers import TEXTS, llama_2, llama_3, qwen_2
-from test_convert.models import sensible_params, tiny
+from test_convert.models import held, sensible_params, tiny
 
 ROWS = 410  # more than the tokenizers have tokens
 LLAMA = {"vocab_size": ROWS, "position_embedding": "rope", "hidden_size": 32, "num_attention_heads": 4}
@@ -102,6 +104,23 @@ def test_transformers_computes_the_same_of_a_gguf(make_run, tmp_path, family):
     assert (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id) == (0, 1, 2)
     assert model.config.rope_parameters["rope_theta"] == config.rope_theta
     assert relative(logits(model), ours(run, tmp_path / "hf")) < 1e-5
+
+
+@pytest.mark.parametrize("even", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_pruned_run_goes_there_if_its_layers_are_alike(make_run, tmp_path, capsys, even):
+    run, config = make_run()
+    heads = {0: (2, 3), 1: (0, 1)} if even else {0: (1,)}
+    checkpoint, cuts = load(run), Cuts(heads=heads, channels=dict.fromkeys(range(1 + even), (0, 5)))
+    smaller, params = cut(config, held(checkpoint.params), cuts)
+    thin = tmp_path / "thin"
+    save(thin, RunCheckpoint(params, smaller, checkpoint.tokenizer_files, step=0))
+    code = main(["convert", "to-gguf", str(thin), str(tmp_path / "model.gguf"), "--dtype", "f32"])
+    if even:
+        assert code == 0 and smaller.num_attention_heads == config.num_attention_heads // 2
+        assert relative(logits(theirs(tmp_path / "model.gguf")), ours(thin, tmp_path / "hf")) < 1e-5
+    else:
+        assert code == 2 and "intermediate_size" in capsys.readouterr().err
+        assert not (tmp_path / "model.gguf").exists()
 
 
 def rounded(values, dtype):
