@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from stellarbyte.architecture import ByteConfig
+from stellarbyte.pruning.measure import flops
 
 # The backward pass of a matmul is two matmuls of its size, or one if its weights are frozen and get no gradient.
 _FORWARD_AND_BACKWARD = 3
@@ -52,12 +53,8 @@ def step_flops(
 
 
 def forward_flops(config: ByteConfig, rows: int, length: int) -> int:
-    """The FLOPs that a forward pass over `rows` rows of `length` tokens needs; pairs of attention as in step_flops."""
-    layers = sum(layer_matmul_flops(config, width) for width in config.intermediate_sizes)
-    pairs = config.num_hidden_layers * rows * visible_pairs(length, config.sliding_window)
-    return (
-        rows * length * (layers + head_flops(config)) + 4 * config.num_attention_heads * (config.head_dim or 0) * pairs
-    )
+    """The FLOPs that a forward pass over `rows` rows of `length` tokens needs; what is pruned counts for nothing."""
+    return round(rows * length * flops(vars(config), length).left(vars(config)))
 
 
 def kernel_flops(config: ByteConfig, rows: int, length: int, block: int = 512) -> int:

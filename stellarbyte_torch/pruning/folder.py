@@ -74,6 +74,9 @@ def prune_folder(
             smaller.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
     if recovery is not None and recovered_to is not None:
+        del model, smaller  # the training is another process, which needs the device's memory
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         recovery.train("finetune", [*words, "--model", str(output)], output)
         trained = _trained(output, recovered_to, device)
         where = f"the recovered model is in {recovered_to}"

@@ -13,7 +13,7 @@ from stellarbyte_jax.config_file import load_model_config
 from stellarbyte_jax.model.attention.chunked import visible
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.execution import Execution
-from stellarbyte_jax.model.flops import head_flops, layer_matmul_flops, step_flops, visible_pairs
+from stellarbyte_jax.model.flops import forward_flops, head_flops, layer_matmul_flops, step_flops, visible_pairs
 from stellarbyte_jax.planning.parameters import ParameterCounter
 
 ROWS, LENGTH = 2, 256
@@ -93,3 +93,14 @@ def test_a_kernel_executes_at_least_what_the_model_needs(kernel):
     config = load_model_config("configs/model/1b.yaml")
     flops = step_flops(config, 4, 2048, kernel)
     assert flops.model < flops.executed < 1.3 * flops.model
+
+
+@pytest.mark.parametrize("name", ["125m", "7b", "8x1b"])
+def test_a_forward_pass_is_a_third_of_a_step(name):
+    """What pruning counts of a model is what utilization counts; and less is left of a pruned one."""
+    config = load_model_config(f"configs/model/{name}.yaml")
+    for window in (None, 300):
+        config = dataclasses.replace(config, sliding_window=window)
+        assert 3 * forward_flops(config, 4, 1024) == pytest.approx(step_flops(config, 4, 1024).model, rel=1e-12)
+    gone = ((0,), *((),) * (config.num_hidden_layers - 1))
+    assert forward_flops(dataclasses.replace(config, pruned_heads=gone), 4, 1024) < forward_flops(config, 4, 1024)
