@@ -1,5 +1,6 @@
 """Loads models from folders in compressed-tensors' format, which `stellarbyte quantize` and others write."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -56,15 +57,39 @@ def check_names(folder: Path, config: Mapping[str, Any], keys: Iterable[str]) ->
     check_patterns(patterns, {key.rpartition(".")[0] for key in keys})
 
 
+def check_method(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises UserError if Transformers does not know the quant_method of a quantised folder; it would only warn."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    quantization = config["quantization_config"]
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if not isinstance(method, str) or method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        raise UserError(
+            f"{folder / 'config.json'}: quantization_config.quant_method is {shown(method)}, which Transformers does "
+            "not know: it is damaged, or made with a newer version"
+        )
+
+
 @contextmanager
-def without_bars() -> Iterator[None]:
-    """Hides the progress bars of compressed-tensors, which has no setting for them."""
-    start = tqdm.__init__
+def quietly() -> Iterator[None]:
+    """Hides the progress bars of compressed-tensors, which has no setting for them, and its warnings.
+
+    It warns, in two forms and once a layer, of settings that do not fit the layers. Their tensors do not fit either
+    then, which is told by their names.
+    """
+    from loguru import logger
+
+    start, library = tqdm.__init__, logging.getLogger("compressed_tensors")
+    level = library.level
     tqdm.__init__ = lambda self, *args, **options: start(self, *args, **{**options, "disable": True})
+    library.setLevel(logging.ERROR)
+    logger.disable("compressed_tensors")
     try:
         yield
     finally:
         tqdm.__init__ = start
+        library.setLevel(level)
+        logger.enable("compressed_tensors")
 
 
 def decompress(model: Any, *, dequantised: bool) -> None:

@@ -22,7 +22,14 @@ from stellarbyte.quantised import is_quantised
 from stellarbyte.reading import read_json_object
 from stellarbyte.safetensors_header import read_header
 from stellarbyte.tokenizer_file import check_tokenizer, works
-from stellarbyte_torch.compressed_folder import check_can_be_read, check_names, decompress, is_compressed, without_bars
+from stellarbyte_torch.compressed_folder import (
+    check_can_be_read,
+    check_method,
+    check_names,
+    decompress,
+    is_compressed,
+    quietly,
+)
 from stellarbyte_torch.configuration_stellarbyte import ByteConfig
 from stellarbyte_torch.torchao_settings import Int8, torchao_settings
 
@@ -71,6 +78,8 @@ def load_model(
     target = device_named(device)
     quantised = is_quantised(config)
     compressed = quantised and is_compressed(config)
+    if quantised:
+        check_method(folder, config)
     options: dict[str, Any] = {} if quantize is None else {"quantization_config": torchao_settings(quantize)}
     if compressed:
         check_can_be_read(folder)
@@ -78,7 +87,7 @@ def load_model(
         files = weight_files(folder, config, only_floats=not quantised) if compressed or not quantised else {}
         if compressed:
             check_names(folder, config, files)
-        with _no_report(), without_bars() if compressed else contextlib.nullcontext():
+        with _no_report(), quietly() if compressed else contextlib.nullcontext():
             # Weights that do not fit are reported below by their names.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,

@@ -1,6 +1,7 @@
 """A quantised folder through the house: LoRA on top, merged into floats, generate, and what is refused."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from stellarbyte_torch.model_folder import load_model
 
 from ..finetuning import config, model_folder, run
 from ..tiny import relative_error, tokens
-from .folders import SETTINGS, save_rounded
+from .folders import SETTINGS, save_float, save_rounded
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +55,26 @@ def test_a_second_quantisation_is_refused(folder: Path) -> None:
 
 def test_its_config_is_that_of_the_floats_which_train(folder: Path) -> None:
     assert not hasattr(load_base_config(str(folder)), "quantization_config")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"quant_method": "evil"}, "quantization_config.quant_method is 'evil', which Transformers does not know"),
+        ({"quant_method": 3}, "quantization_config.quant_method is 3, which Transformers does not know"),
+        ({"targets": ["Nothing"]}, "does not fit its config.json: missing keys"),
+        ({"group_size": 7}, "holds a model that cannot be loaded"),
+    ],
+)
+def test_a_config_of_other_codes_is_refused_in_one_sentence(change, sentence, tmp_path, capfd) -> None:
+    folder = save_rounded(save_float("ours", tmp_path / "floats"), SETTINGS["w4a16"], tmp_path / "q")
+    fields = json.loads((folder / "config.json").read_text())
+    quantization = fields["quantization_config"]
+    group = quantization["config_groups"]["group_0"]
+    for name, value in change.items():
+        owner = {"targets": group, "group_size": group["weights"]}.get(name, quantization)
+        owner[name] = value
+    (folder / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        load_model(folder, "cpu")
+    assert "compressed_tensors" not in capfd.readouterr().err
