@@ -94,6 +94,35 @@ def test_what_is_refused(arguments: list[str], message: str, finished_run: Path,
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
+def test_where_and_of_what_no_model_is_pruned(finished_run: Path, tmp_path: Path, capsys) -> None:
+    """Within the model's own folder, over what is there, and of folders that hold no model."""
+
+    def refusal(model: Path, output: Path) -> str:
+        assert main(["prune", str(model), str(output), "--keep", "70%"]) == 2
+        return capsys.readouterr().err
+
+    inside = finished_run / "thin"
+    assert f"{inside} is in {finished_run}: name a folder beside it" in refusal(finished_run, inside)
+    assert not inside.exists()
+    assert "exists already: name a folder that is new or empty" in refusal(finished_run, finished_run)
+    for name, files, message in (
+        ("adapter", {"adapter_config.json": "{}"}, "adapter is an adapter: name its base"),
+        (
+            "tuning",
+            {"config.yaml": "model: hf\ndata: {sources: []}\n"},
+            "tuning is a fine-tuning run: it has made no model",
+        ),
+        ("shards", {"manifest.json": "{}"}, "shards holds no model: name a run, or a Hugging Face folder"),
+        ("nothing", {}, "nothing is no run, model, adapter, token shards or tokenizer of ours"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file, content in files.items():
+            (folder / file).write_text(content)
+        assert message in refusal(folder, tmp_path / "out"), name
+    assert "nowhere is not there: name a folder" in refusal(tmp_path / "nowhere", tmp_path / "out")
+
+
 def test_nothing_is_overwritten(pruned, finished_run: Path) -> None:
     with pytest.raises(UserError, match="holds checkpoints already: choose another folder"):
         prune_run(finished_run, pruned[1], REQUEST)

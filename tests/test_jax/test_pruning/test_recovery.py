@@ -16,6 +16,9 @@ import yaml
 
 from stellarbyte.door import main
 from stellarbyte_jax.checkpoints.checkpoint import checkpoint_steps, latest_step, load_metadata
+from stellarbyte_jax.config_file import load_run_config
+from stellarbyte_jax.data.prepare import prepare
+from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_jax.training.load import load_model
 from test_jax.jobs import ROOT
 from test_jax.runs import losses, records
@@ -135,3 +138,16 @@ def test_a_recovery_that_cannot_be_is_refused_before_the_work(
     assert main(["prune", str(finished_run), str(tmp_path / "thin"), *SHARES, *config, *words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "thin" / "checkpoints").exists()
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_recovery_on_data_of_another_tokenizer_is_refused(
+    corpus: Path, finished_run: Path, recovery: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [json.loads(line)["text"] for line in corpus.read_text(encoding="utf-8").splitlines()]
+    train_tokenizer(texts, 300, tmp_path / "other", report=lambda _: None)
+    data = {"tokenizer": str(tmp_path / "other"), "shards": str(tmp_path / "shards")}
+    config = recovery(data=data)
+    prepare(load_run_config(config).data, report=lambda _: None)
+    assert main(["prune", str(finished_run), str(tmp_path / "thin"), *SHARES, "--recover", str(config)]) == 2
+    assert f"has another tokenizer than the run, data.tokenizer {tmp_path / 'other'}" in capsys.readouterr().err
