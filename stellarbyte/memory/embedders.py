@@ -19,10 +19,12 @@ _BATCH = 16
 
 
 class ModelEmbedder:
-    """The mean of a language model's middle states over a text's tokens, of which it needs no more than the model.
+    """The mean of a language model's states over a text's tokens: it needs nothing but the model.
 
-    The token before the text is read and not counted, because its state is huge in many models and never changes. The
-    means of a long text's windows are averaged by their numbers of tokens. A text without tokens has the vector 0.
+    States are embeddings and middle states, as the first and the last layer's are averaged by Su et al. (2021,
+    arXiv:2103.15316). A token counts by the logarithm of its number: vocabularies are made from the frequent to the
+    rare, so a low number says little, which is how Model2Vec weighs tokens. The token before the text is read and not
+    counted. A long text is read in windows. A text without tokens has the vector 0.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -39,14 +41,15 @@ class ModelEmbedder:
             windows += [(number, ids[start : start + room]) for start in range(0, len(ids), room)]
         windows.sort(key=lambda window: len(window[1]))  # rows of a batch have about one length
         sums = np.zeros((len(texts), self.size), np.float32)
-        counts = np.zeros(len(texts), np.float32)
+        totals = np.zeros(len(texts), np.float32)
         for start in range(0, len(windows), _BATCH):
             batch = windows[start : start + _BATCH]
-            rows = self._reader.sums([begin + ids for _, ids in batch], len(begin))
-            for (number, ids), row in zip(batch, rows, strict=True):
+            weights = [[0.0] * len(begin) + np.log(np.array(ids) + 2.0).tolist() for _, ids in batch]
+            rows = self._reader.sums([begin + ids for _, ids in batch], weights)
+            for (number, _), row, given in zip(batch, rows, weights, strict=True):
                 sums[number] += row
-                counts[number] += len(ids)
-        return sums / np.maximum(counts, 1)[:, None]
+                totals[number] += sum(given)
+        return sums / np.maximum(totals, 1e-9)[:, None]
 
 
 def open_embedder(folder: Place, device: str | None = None, dtype: str = "auto") -> Embedder:

@@ -1,12 +1,15 @@
-"""A language model as a memory uses it: the states of its middle layer, and its loss on a text."""
+"""A language model as a memory uses it: its states on a text, and its loss."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 
-# A longer text is read in windows: one layer's mean says little about thousands of tokens, and memory stays small.
+# A longer text is read in windows: a mean says little about thousands of tokens, and memory stays small.
 _WINDOW = 512
+
+MIDDLE_SHARE = 0.5
+"""The length that a token's state after the middle layer is given, beside 1 for its embedding, which varies less."""
 
 
 class Reader(ABC):
@@ -15,10 +18,10 @@ class Reader(ABC):
     Args:
         name: the model's name, for people.
         hash: a sha256 over what decides the states: the weights and the layer.
-        layer: the number of layers after which the states are taken.
+        layer: the number of layers after which the middle states are taken.
         size: the number of channels of a state.
         context: the largest number of tokens that the model reads at once.
-        begin: the token before every text; None if the model has none. Its state says nothing about the text.
+        begin: the token before every text; None if the model has none.
     """
 
     def __init__(self, name: str, hash: str, layer: int, size: int, context: int, begin: int | None) -> None:
@@ -31,8 +34,11 @@ class Reader(ABC):
         """The tokens of a text, without those that a tokenizer puts around it; special tokens in it stay text."""
 
     @abstractmethod
-    def sums(self, rows: Sequence[Sequence[int]], skipped: int) -> np.ndarray:
-        """The sum of a row's states after the middle layer, without its first `skipped`: float32 [rows, size]."""
+    def sums(self, rows: Sequence[Sequence[int]], weights: Sequence[Sequence[float]]) -> np.ndarray:
+        """The sum of a row's states, each times its weight: float32 [rows, size].
+
+        A token's state is its embedding at length 1, plus its hidden state after the middle layer at MIDDLE_SHARE.
+        """
 
     @abstractmethod
     def loss(self, row: Sequence[int], first: int) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from stellarbyte.files import sha256_of_json
-from stellarbyte.memory.reader import Reader, middle
+from stellarbyte.memory.reader import MIDDLE_SHARE, Reader, middle
 from stellarbyte.places import Place
 from stellarbyte_jax.checkpoints.checkpoint import fingerprint
 from stellarbyte_jax.data.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ class JaxReader(Reader):
         config = model.config
         layer, begin = middle(config.num_hidden_layers), tokenizer.bos_token_id
         hash = sha256_of_json(
-            {"mean after layer": layer, "begin": begin, "weights": weights, "tokenizer": tokenizer.sha256}
+            {"embeddings and layer": layer, "begin": begin, "weights": weights, "tokenizer": tokenizer.sha256}
         )
         super().__init__(name, hash, layer, config.hidden_size, config.context_length, begin)
         self._graphdef, self._state = nnx.split(model)
@@ -47,16 +47,17 @@ class JaxReader(Reader):
         """See Reader."""
         return self._tokenizer.encode(text)
 
-    def sums(self, rows: Sequence[Sequence[int]], skipped: int) -> np.ndarray:
+    def sums(self, rows: Sequence[Sequence[int]], weights: Sequence[Sequence[float]]) -> np.ndarray:
         """See Reader; the layers after the middle one are not computed."""
         found = [np.zeros((0, self.size), np.float32)]
         for start in range(0, len(rows), _ROWS):
             some = rows[start : start + _ROWS]
             filled = [*some, *[some[0][:1]] * (_ROWS - len(some))] if len(some) > 1 else some
             input_ids_BT, segment_ids_BT = pad_right(filled, self._pad, self._room)
-            counted_BT = segment_ids_BT.astype(np.float32)
-            counted_BT[:, :skipped] = 0
-            found.append(np.asarray(self._sums(self._state, input_ids_BT, segment_ids_BT, counted_BT))[: len(some)])
+            weights_BT = np.zeros(input_ids_BT.shape, np.float32)
+            for number, row in enumerate(weights[start : start + len(some)]):
+                weights_BT[number, : len(row)] = row
+            found.append(np.asarray(self._sums(self._state, input_ids_BT, segment_ids_BT, weights_BT))[: len(some)])
         return np.concatenate(found)
 
     def loss(self, row: Sequence[int], first: int) -> float:
@@ -91,14 +92,21 @@ def _sums(
     state: nnx.GraphState,
     input_ids_BT: jax.Array,
     segment_ids_BT: jax.Array,
-    counted_BT: jax.Array,
+    weights_BT: jax.Array,
 ) -> jax.Array:
     decoder = nnx.merge(graphdef, state).model.unstack()
     assert isinstance(decoder.layers, nnx.List)
     decoder.layers = nnx.List(list(decoder.layers)[:layer])
     decoder.norm = _AsItIs()  # type: ignore[assignment]
-    states_BTD = decoder(input_ids_BT, segment_ids=segment_ids_BT).hidden
-    return jnp.einsum("BTD,BT->BD", states_BTD.astype(jnp.float32), counted_BT)
+    middle_BTD = decoder(input_ids_BT, segment_ids=segment_ids_BT).hidden
+    embeddings_BTD = decoder.embed_tokens(input_ids_BT, decoder.execution.dtype)
+    states_BTD = _at_length_one(embeddings_BTD) + MIDDLE_SHARE * _at_length_one(middle_BTD)
+    return jnp.einsum("BTD,BT->BD", states_BTD, weights_BT)
+
+
+def _at_length_one(x_BTD: jax.Array) -> jax.Array:
+    x_BTD = x_BTD.astype(jnp.float32)
+    return x_BTD / jnp.maximum(jnp.linalg.norm(x_BTD, axis=-1, keepdims=True), 1e-12)
 
 
 def _loss(

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from stellarbyte.errors import UserError
 from stellarbyte.file_manifest import read_manifest
 from stellarbyte.files import sha256_of, sha256_of_json
-from stellarbyte.memory.reader import Reader, middle
+from stellarbyte.memory.reader import MIDDLE_SHARE, Reader, middle
 from stellarbyte.tokenizer_file import works
 from stellarbyte_torch.model_folder import load_model, load_tokenizer
 
@@ -48,7 +48,7 @@ class TorchReader(Reader):
         begin = tokenizer.bos_token_id
         begin = getattr(config, "bos_token_id", None) if begin is None else begin
         layer = middle(depth)
-        hash = sha256_of_json({"mean after layer": layer, "begin": begin, "weights": weights})
+        hash = sha256_of_json({"embeddings and layer": layer, "begin": begin, "weights": weights})
         super().__init__(name, hash, layer, int(config.hidden_size), int(context or tokenizer.model_max_length), begin)
         self._model, self._tokenizer, self._bare = model, tokenizer, bare
         self._last = _layers(model, depth)[layer - 1]
@@ -58,19 +58,19 @@ class TorchReader(Reader):
         with works(self._tokenizer.name_or_path):
             return list(self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
-    def sums(self, rows: Sequence[Sequence[int]], skipped: int) -> np.ndarray:
+    def sums(self, rows: Sequence[Sequence[int]], weights: Sequence[Sequence[float]]) -> np.ndarray:
         """See Reader; the layers after the middle one are not computed."""
         longest = max(map(len, rows))
         input_ids = torch.zeros(len(rows), longest, dtype=torch.long)
         mask_BT = torch.zeros(len(rows), longest, dtype=torch.long)
+        weights_BT = torch.zeros(len(rows), longest)
         for number, row in enumerate(rows):  # padding stands behind, where causal attention does not look
             input_ids[number, : len(row)] = torch.tensor(row)
             mask_BT[number, : len(row)] = 1
+            weights_BT[number, : len(row)] = torch.tensor(weights[number])
         device = self._model.device
         states_BTD = self._states(input_ids.to(device), mask_BT.to(device))
-        mask_BT[:, :skipped] = 0
-        sums_BD = (states_BTD.float() * mask_BT.to(device)[..., None]).sum(dim=1)
-        return sums_BD.cpu().numpy()
+        return torch.einsum("BTD,BT->BD", states_BTD, weights_BT.to(device)).cpu().numpy()
 
     @torch.no_grad()
     def loss(self, row: Sequence[int], first: int) -> float:
@@ -85,7 +85,8 @@ class TorchReader(Reader):
     def _states(self, input_ids: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
         with self._bare(), _stopping_after(self._last) as found, suppress(_Reached):
             self._model.base_model(input_ids=input_ids, attention_mask=mask_BT, use_cache=False)
-        return found[0]
+        embeddings_BTD = self._model.get_input_embeddings()(input_ids)
+        return _at_length_one(embeddings_BTD) + MIDDLE_SHARE * _at_length_one(found[0])
 
 
 def open_reader(folder: Path, *, device: str | None = None, dtype: str = "auto") -> TorchReader:
@@ -100,6 +101,10 @@ def weights_hash(folder: Path) -> str:
     known = {} if manifest is None else manifest["files"]
     names = sorted({path.name for pattern in _WEIGHTS for path in folder.glob(pattern)})
     return sha256_of_json({name: known.get(name) or sha256_of(folder / name) for name in names})
+
+
+def _at_length_one(x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.normalize(x.float(), dim=-1)
 
 
 class _Reached(Exception):

@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["byte", "llama"])
-def test_a_vector_is_the_mean_of_the_middle_states(kind: str, tmp_path: Path) -> None:
+def test_a_vector_is_the_mean_of_embeddings_and_middle_states(kind: str, tmp_path: Path) -> None:
     reader = open_reader(chat_folder(tmp_path / kind, kind, num_hidden_layers=4))
     assert reader.layer == 2
     vectors = ModelEmbedder(reader).embed(TEXTS)
@@ -33,8 +33,11 @@ def test_a_vector_is_the_mean_of_the_middle_states(kind: str, tmp_path: Path) ->
         for part in parts:
             with torch.no_grad():
                 output = reader._model(torch.tensor([[*reader.begin, *part]]), output_hidden_states=True)
-            states.append(output.hidden_states[2][0, 1:])
-        expected = torch.cat(states).sum(0) / max(len(ids), 1)
+            first, middle = (output.hidden_states[layer][0, 1:] for layer in (0, 2))
+            first, middle = (x / x.norm(dim=-1, keepdim=True) for x in (first, middle))
+            states.append(first + middle / 2)
+        weights = torch.tensor(ids, dtype=torch.float32).add(2).log()
+        expected = (torch.cat(states) * weights[:, None]).sum(0) / weights.sum().clamp_min(1e-9)
         np.testing.assert_allclose(vector, expected, atol=1e-5)
     assert not vectors[2].any() and vectors[0].any()
 
