@@ -1,6 +1,6 @@
 """How well embedders of a memory find texts: `python -m tests.embedder_table MODEL [EMBEDDER …]`.
 
-The texts are the standard library's own docstrings: a summary line must find the rest of its docstring among all others.
+The texts are the standard library's docstrings: a summary must find the rest of its docstring among all others.
 For a model it shows its embeddings and its middle layer alone beside what the memory makes of both.
 """
 
@@ -71,7 +71,8 @@ def main() -> None:
     options = parser.parse_args()
     pairs = docstrings(options.most)
     print(
-        f"{len(pairs)} docstrings; the summary finds its rest\n\n| | best | among 5 | ms a text |\n| --- | --- | --- | --- |"
+        f"{len(pairs)} docstrings; the summary finds its rest\n\n"
+        "| | best | among 5 | ms a text |\n| --- | --- | --- | --- |"
     )
     own = open_embedder(place(options.model), "cpu")
     rows: list[tuple[str, Embedder]] = [(own.name, own)]
