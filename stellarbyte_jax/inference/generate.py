@@ -51,7 +51,7 @@ class _Decoding:
 
 
 class Generator:
-    """A model ready to continue prompts; its compiled programs are kept from call to call.
+    """A model ready to continue prompts; models that differ only in their weights share compiled programs.
 
     Args:
         model: the model, with its compute dtype.
@@ -71,15 +71,10 @@ class Generator:
         self.config: ByteConfig = model.config
         self.context = model.config.context_length
         self._prompt_room, self._pruning = prompt_room, pruning
-        self._graphdef, state = nnx.split(model.unstack())
+        graphdef, state = nnx.split(model.unstack())
         self._params = nnx.to_pure_dict(state)
-        cache_dtype = jnp.dtype(cache_dtype or model.execution.dtype)
-        self._prefill = jax.jit(
-            functools.partial(_prefill, self._graphdef, cache_dtype, None if pruning is None else pruning.policy),
-            static_argnames=("new_capacity", "sampling", "layer_slots"),
-        )
-        self._decode = jax.jit(
-            functools.partial(_decode, self._graphdef), static_argnames="sampling", donate_argnames="carry"
+        self._prefill, self._decode = _programs(
+            graphdef, jnp.dtype(cache_dtype or model.execution.dtype), None if pruning is None else pruning.policy
         )
 
     def generate(
@@ -145,6 +140,19 @@ class Generator:
         return self._pruning.layer_slots(
             prompt_tokens + new_tokens, self.config.num_hidden_layers, self.config.sliding_window
         )
+
+
+# Bounded, because what is kept holds compiled programs.
+@functools.lru_cache(maxsize=16)
+def _programs(
+    graphdef: nnx.GraphDef[ByteForCausalLM], cache_dtype: jnp.dtype, policy: Policy | None
+) -> tuple[Callable[..., _Decoding], Callable[..., _Decoding]]:
+    """_prefill and _decode of a model, the same for each model that is alike."""
+    prefill = functools.partial(_prefill, graphdef, cache_dtype, policy)
+    return (
+        jax.jit(prefill, static_argnames=("new_capacity", "sampling", "layer_slots")),
+        jax.jit(functools.partial(_decode, graphdef), static_argnames="sampling", donate_argnames="carry"),
+    )
 
 
 def _prefill(

@@ -88,6 +88,13 @@ def test_prompts_in_a_batch_are_answered_as_each_alone() -> None:
     assert together == [generator().generate([prompt], NEW_TOKENS)[0] for prompt in PROMPTS]
 
 
+def test_models_of_other_weights_share_programs_and_say_their_own() -> None:
+    other = Generator(tiny_model(CONFIG, seed=5))
+    assert (other._prefill, other._decode) == (generator()._prefill, generator()._decode)
+    assert other.generate(PROMPTS[:1], NEW_TOKENS) != generator().generate(PROMPTS[:1], NEW_TOKENS)
+    assert Generator(model(), cache_dtype=jnp.bfloat16)._prefill != generator()._prefill
+
+
 @functools.cache
 def ending() -> tuple[ByteConfig, list[int], list[int]]:
     """A config whose <|SEOS|> is a token that the first prompt's greedy answer comes to, and two answers before it."""
@@ -266,7 +273,8 @@ def test_dynamic_scaling_goes_by_the_longest_prompt_not_its_padding() -> None:
     ids = np.full((len(lengths), max(lengths)), DYNAMIC.pad_token_id, np.int32)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt)] = prompt
-    logits = tiny_model(DYNAMIC, seed=4)(ids).logits
+    scaled = tiny_model(DYNAMIC, seed=4)
+    logits = jax.jit(lambda: scaled(ids).logits)()
     likeliest = [int(logits[row, length - 1].argmax()) for row, length in enumerate(lengths)]
     answers = Generator(tiny_model(DYNAMIC, seed=4)).generate(prompts, 1)
     assert answers == [[token] * (token != DYNAMIC.eos_token_id) for token in likeliest]
