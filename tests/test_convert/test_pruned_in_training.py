@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,10 +37,10 @@ def test_an_export_is_smaller_and_gives_the_same(even: bool) -> None:
     optimizer = run_optimizer(config, abstract_model(MODEL)[1])
     rule = GradualPruning.of(config, optimizer)
     assert rule is not None
-    state = run_state(config, optimizer)
+    state = jax.jit(lambda: run_state(config, optimizer))()
     assert state.pruned is not None
     pruned = PruneState(state.pruned.importance, {kind: jnp.asarray(values) for kind, values in kept.items()})
-    state = rule.applied(state, pruned)
+    state = jax.jit(rule.applied)(state, pruned)
     after, smaller = cut(config, rule, state)
 
     tensors = weights.to_hf(smaller.params, after.model)
@@ -52,7 +53,8 @@ def test_an_export_is_smaller_and_gives_the_same(even: bool) -> None:
     assert ("llama" in stock) == even
 
     ids = random_tokens(MODEL, 2, 12)
-    before = nnx.merge(abstract_model(MODEL)[0], state.params)(jnp.asarray(ids)).logits
+    graphdef = abstract_model(MODEL)[0]
+    before = jax.jit(lambda params: nnx.merge(graphdef, params)(ids).logits)(state.params)
     with torch.no_grad():
         logits = TorchModel(after.model, smaller.params).model(torch.tensor(ids, dtype=torch.long)).logits
     assert relative_error(logits.numpy(), before) < 1e-5

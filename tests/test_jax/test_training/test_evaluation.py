@@ -21,6 +21,7 @@ from stellarbyte_jax.training.evaluation import byte_lengths, evaluate, evaluate
 from stellarbyte_jax.training.state import abstract_model
 from stellarbyte_jax.training.step import make_eval_step
 from test_jax.shards import validation_batches
+from tiers import short_tier
 
 
 def by_hand(run_dir: Path) -> dict[str, float]:
@@ -71,7 +72,7 @@ def test_the_bytes_are_those_of_the_validation_text(small_data: DataConfig) -> N
 
 
 # The split has a number of rows that none of these divides.
-@pytest.mark.parametrize("batch_size", [4, 5, 16])
+@pytest.mark.parametrize("batch_size", short_tier([4, 5, 16], 1, 2))
 def test_padding_counts_for_nothing(batch_size: int, finished_run: Path) -> None:
     config = load_run_config(finished_run / "config.yaml")
     rows = len(list(validation_batches(config.data, 1)))

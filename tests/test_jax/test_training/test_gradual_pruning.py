@@ -1,6 +1,7 @@
 """Pruning in the train step: what goes, that it stays zero, and that a cut takes nothing else."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ from stellarbyte_jax.training.state import (
 )
 from stellarbyte_jax.training.step import batch_loss
 from test_jax.runs import run_config_of
-from test_jax.tiny import random_tokens, relative_error, tiny_config
+from test_jax.tiny import random_tokens, relative_error, tiny_config, tiny_params
 
 MODEL = tiny_config(attention_bias=True)
 PRUNE = PruneConfig(from_step=1, to_step=7, every_steps=2, keep_channels=0.5, keep_heads=0.5, multiple=4)
@@ -51,9 +52,10 @@ def batch(step: int = 0, model: ByteConfig = MODEL) -> dict[str, jax.Array]:
 def trained(config: RunConfig, steps: int) -> tuple[Programs, list[TrainState], list[dict[str, jax.Array]]]:
     """The programs of a run, its states before and after each step, and the steps' metrics."""
     programs = Programs.of(config, one_device(config))
-    states, metrics = [run_state(config, programs.optimizer)], []
+    states, metrics = [jax.jit(lambda: run_state(config, programs.optimizer))()], []
+    copied = jax.jit(lambda state: jax.tree.map(jnp.copy, state))  # for a step takes the state that it is given
     for step in range(steps):
-        state, figures = programs.train_step(jax.tree.map(jnp.copy, states[-1]), batch(step), {}, {})
+        state, figures = programs.train_step(copied(states[-1]), batch(step), {}, {})
         states.append(state)
         metrics.append(figures)
     return programs, states, metrics
@@ -113,8 +115,12 @@ def test_what_is_pruned_stays_zero_and_a_cut_takes_nothing_else(optim: str) -> N
     assert config_after.training.prune is None and smaller.pruned is None
     assert sum(model.intermediate_sizes) == before["channels"].sum() < 2 * 24
     assert model.pruned_heads == tuple(tuple(np.flatnonzero(~row)) for row in before["heads"])
-    loss = batch_loss(abstract_model(MODEL)[0], states[-2].params, batch(9)).loss
-    assert relative_error(batch_loss(abstract_model(model)[0], smaller.params, batch(9)).loss, loss) < 1e-6
+    before_and_after = ((MODEL, states[-2].params), (model, smaller.params))
+    loss, loss_after = (
+        jax.jit(functools.partial(batch_loss, abstract_model(each)[0]))(params, batch(9)).loss
+        for each, params in before_and_after
+    )
+    assert relative_error(loss_after, loss) < 1e-6
     programs_after = Programs.of(config_after, one_device(config_after))
     wanted = jax.eval_shape(lambda: run_state(config_after, programs_after.optimizer))
     assert jax.tree.map(jnp.shape, smaller) == jax.tree.map(jnp.shape, wanted)
@@ -147,7 +153,7 @@ def test_the_cubic_of_zhu_and_gupta() -> None:
 
 def test_the_least_important_go() -> None:
     """By the gradients of gates on what the units give, which the step does not have."""
-    graphdef, params = abstract_model(MODEL)[0], init_params(MODEL, 1)
+    graphdef, params = abstract_model(MODEL)[0], tiny_params(MODEL, 1)
 
     def loss(params: Params, gates: dict[str, jax.Array]) -> jax.Array:
         params = jax.tree.map(lambda leaf: leaf, params)

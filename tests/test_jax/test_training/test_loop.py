@@ -40,6 +40,7 @@ from stellarbyte_jax.training.evaluation import evaluate_run
 from stellarbyte_jax.training.pretrain import pretrain
 from test_jax.runs import Crash, bits, crash, losses, records
 from test_jax.shards import train_loader
+from tiers import short_tier
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
@@ -331,7 +332,7 @@ def test_an_imported_model_starts_a_run(run_config: MakeConfig, finished_run: Pa
         pretrain(dataclasses.replace(config, model=other_model))
 
 
-@pytest.mark.parametrize("save_steps", [1, 4])
+@pytest.mark.parametrize("save_steps", short_tier([1, 4], 1))
 @pytest.mark.usefixtures("one_device")
 def test_a_run_that_explodes_ends_at_once_with_its_last_good_step_saved(
     save_steps: int, run_config: MakeConfig

@@ -56,6 +56,9 @@ def padded_batch() -> dict[str, np.ndarray]:
     return rows
 
 
+sums_of = jax.jit(batch_loss, static_argnums=0)
+
+
 def start(config: ByteConfig, optimizer: optax.GradientTransformation, step: int = 0) -> TrainState:
     params = tiny_params(config)
     return TrainState(jnp.asarray(step, jnp.int32), params, optimizer.init(params))
@@ -104,7 +107,7 @@ def test_the_batch_tells_a_mean_of_means_apart() -> None:
     """Otherwise the tests above would show nothing."""
     rows, params = batch(), tiny_params(CONFIG)
     sums = [
-        jax.device_get(batch_loss(GRAPHDEF, params, {name: x[i::MICRO_BATCHES] for name, x in rows.items()}))
+        jax.device_get(sums_of(GRAPHDEF, params, {name: x[i::MICRO_BATCHES] for name, x in rows.items()}))
         for i in range(MICRO_BATCHES - 1)
     ]
     of_means = np.mean([part.loss / part.tokens for part in sums])
@@ -195,9 +198,8 @@ def test_experts_add_their_routers_losses_to_the_gradient_and_not_to_the_loss() 
 def test_evaluation_turns_no_token_away() -> None:
     unlimited = abstract_model(dataclasses.replace(EXPERTS, moe_capacity_factor=None))[0]
     limited, params = abstract_model(EXPERTS)[0], tiny_params(EXPERTS)
-    assert float(batch_loss(limited, params, padded_batch()).loss) == float(
-        batch_loss(unlimited, params, padded_batch()).loss
-    )
+    rows = padded_batch()
+    assert float(sums_of(limited, params, rows).loss) == float(sums_of(unlimited, params, rows).loss)
 
 
 @pytest.mark.long
@@ -221,8 +223,8 @@ def test_what_is_dropped_depends_on_seed_step_and_micro_batch_alone() -> None:
 def test_evaluation_drops_nothing() -> None:
     params, rows = tiny_params(DROPPING), batch()
     same = abstract_model(tiny_config())[0]
-    loss = batch_loss(abstract_model(DROPPING)[0], params, rows).loss
-    assert float(loss) == pytest.approx(float(batch_loss(same, params, rows).loss), rel=1e-6)
+    loss = sums_of(abstract_model(DROPPING)[0], params, rows).loss
+    assert float(loss) == pytest.approx(float(sums_of(same, params, rows).loss), rel=1e-6)
 
 
 def test_a_model_that_drops_nothing_draws_nothing() -> None:
