@@ -122,11 +122,11 @@ else
 	stellarbyte convert to-hf $(DEMO)/pretrained $(DEMO)/base
 endif
 
-# mypy beside the tests, which begin on one core.
+# mypy beside the tests, which begin on one core. The slowest are printed, so that whoever adds to them sees it.
 test: $(INSTALLED)
 	ruff check .
 	ruff format --check .
-	mypy & types=$$!; python -m pytest -n 2 --dist worksteal -m 'not long'; tests=$$?; wait $$types && exit $$tests
+	mypy & types=$$!; python -m pytest -n 2 --dist worksteal --durations=10 -m 'not long'; tests=$$?; wait $$types && exit $$tests
 
 # The long tier too: what is slow, and no law of its own. Trackers go through it, lm-eval, what `transformers serve` needs, and
 # DeepSpeed, which Linux alone builds.

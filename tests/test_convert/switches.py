@@ -1,7 +1,7 @@
 """Configs that combine the switches of the architecture, so that any two values of two switches meet in one of them.
 
-Of these are `rows` and `grid`, which both tiers of the tests go over; `few_rows` are those of them that what takes long
-goes over in the short tier, and `more_rows` are further ones for the long tier.
+Of these are `rows` and `grid`, which tests that take no time go over in both tiers; `few_rows` are those of them that
+what takes long goes over in the short tier, and `more_rows` are further ones for the long tier.
 """
 
 import functools

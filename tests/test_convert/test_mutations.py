@@ -23,7 +23,7 @@ def test_the_sound_export_passes(sound, tied, tmp_path):
     assert {check["result"] for check in certificate["checks"]} <= {"ok", "not checked"}
 
 
-@pytest.mark.parametrize("mutation", short_tier(MUTATIONS, 0, 1, 2, 3, 5, 7, 8, 9), ids=lambda mutation: mutation.name)
+@pytest.mark.parametrize("mutation", short_tier(MUTATIONS, 0, 2, 3, 5, 7, 9), ids=lambda mutation: mutation.name)
 def test_a_corruption_is_caught(sound, mutation, tmp_path):
     run, export = sound[mutation.tied]
     folder = shutil.copytree(export, tmp_path / "hf")
