@@ -73,9 +73,8 @@ class Generator:
         self._prompt_room, self._pruning = prompt_room, pruning
         graphdef, state = nnx.split(model.unstack())
         self._params = nnx.to_pure_dict(state)
-        self._prefill, self._decode = _programs(
-            graphdef, jnp.dtype(cache_dtype or model.execution.dtype), None if pruning is None else pruning.policy
-        )
+        policy: Any = None if pruning is None else pruning.policy  # hashable, as every Policy
+        self._prefill, self._decode = _programs(graphdef, jnp.dtype(cache_dtype or model.execution.dtype), policy)
 
     def generate(
         self,
