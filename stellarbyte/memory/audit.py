@@ -70,7 +70,8 @@ def audit(store: Opened, owner: str, alive: Alive) -> Audit:
     for first, second in similar_pairs([entry.text for entry in entries]):
         one, two = entries[first], entries[second]
         for old, new in ((one, two), (two, one)):
-            if count_duplicates(_candidate(new), Surroundings(settings, (Neighbour(old, None),), (old,))):
+            verdict = count_duplicates(_candidate(new), Surroundings(settings, (Neighbour(old, None),), (old,)))
+            if verdict is not None and verdict.outcome == "counted":
                 duplicates.append((old, new, jaccard(content_of(old.text), content_of(new.text))))
                 break
     return Audit(len(entries), tuple(junk), tuple(duplicates), {name: count for name, count in ghosts.items() if count})

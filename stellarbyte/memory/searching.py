@@ -18,6 +18,9 @@ How = Literal["hybrid", "words", "vectors"]
 
 # What each part hands over to be joined, at least; what has expired is taken away after that.
 _DEPTH = 50
+# The powers of the terms' weights by which results are ordered, and by which it is measured how much of a query one has:
+# a question has a rare word or two, such as a name, among several that many entries have.
+_ORDER, _SHARE = 1.5, 2.0
 # The terms of a long query that are searched: its rarest.
 _MOST_TERMS = 32
 
@@ -86,14 +89,13 @@ def _by_words(tables: Tables, owner: str, text: str, limit: int) -> list[tuple[i
     rarest = sorted(frequencies, key=lambda term: (-weights[term], term))[:_MOST_TERMS]
     if not rarest:
         return []
-    total = sum(weights.values())
-    ranked = tables.words.ranked(owner, {term: weights[term] for term in rarest}, length / count, limit)
+    shares = {term: weight**_SHARE for term, weight in weights.items()}
+    total = sum(shares.values())
+    asked = {term: (weights[term] ** _ORDER, shares[term]) for term in rarest}
+    ranked = tables.words.ranked(owner, asked, length / count, limit)
     return [(number, matched / total) for number, _, matched in ranked]
 
 
 def _weight(count: int, frequency: int) -> float:
-    """The weight of a term that stands in `frequency` of `count` entries.
-
-    It is the square of BM25's own: a question has one rare word, a name, among several that many entries have.
-    """
-    return math.log(1 + (count - frequency + 0.5) / (frequency + 0.5)) ** 2
+    """The weight of a term that stands in `frequency` of `count` entries (Robertson and Spärck Jones, 1976)."""
+    return math.log(1 + (count - frequency + 0.5) / (frequency + 0.5))

@@ -33,18 +33,20 @@ class WordIndex:
         return found
 
     def ranked(
-        self, owner: str, weights: Mapping[str, float], mean_length: float, limit: int
+        self, owner: str, weights: Mapping[str, tuple[float, float]], mean_length: float, limit: int
     ) -> list[tuple[int, float, float]]:
-        """The ids that BM25 puts first, their BM25 scores, and the weights of the terms that they have, summed."""
-        values = ", ".join(["(CAST(? AS TEXT), CAST(? AS DOUBLE PRECISION))"] * len(weights))
+        """The ids that BM25 puts first, their BM25 scores, and the second weights of the terms that they have, summed."""
+        values = ", ".join(
+            ["(CAST(? AS TEXT), CAST(? AS DOUBLE PRECISION), CAST(? AS DOUBLE PRECISION))"] * len(weights)
+        )
         # Robertson and Zaragoza (2009) with k1 = 1.2 and b = 0.75. In SQLite CROSS JOIN keeps the order of the tables.
         statement = (
-            f"WITH asked (term, weight) AS (VALUES {values}) "
+            f"WITH asked (term, weight, share) AS (VALUES {values}) "
             "SELECT w.memory, SUM(a.weight * w.count * 2.2 / (w.count + 0.3 + 0.9 * w.length / ?)) AS score, "
-            "SUM(a.weight) FROM asked a CROSS JOIN words w WHERE w.owner = ? AND w.term = a.term "
+            "SUM(a.share) FROM asked a CROSS JOIN words w WHERE w.owner = ? AND w.term = a.term "
             "GROUP BY w.memory ORDER BY score DESC, w.memory LIMIT ?"
         )
-        flat = [value for pair in weights.items() for value in pair]
+        flat = [value for term, pair in weights.items() for value in (term, *pair)]
         return cast("list[tuple[int, float, float]]", self._rows(statement, [*flat, mean_length, owner, limit]))
 
     def clear(self) -> None:
