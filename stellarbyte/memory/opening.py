@@ -7,6 +7,8 @@ from typing import Any
 
 from stellarbyte.errors import UserError
 from stellarbyte.memory.connection import Connection
+from stellarbyte.memory.postgres import URLS, PostgresDatabase
+from stellarbyte.memory.postgres_vectors import VectorsInPostgres
 from stellarbyte.memory.protocols import Embedder
 from stellarbyte.memory.settings import MemorySettings
 from stellarbyte.memory.sqlite_file import SqliteFile
@@ -38,15 +40,18 @@ def open_store(
     place: str | Path, embedder: Embedder | None, owner: str, settings: MemorySettings | None, create: bool
 ) -> Opened:
     """Opens the store. Raises UserError: it cannot be opened, or its vectors are of another embedder."""
-    connection: Connection = SqliteFile(Path(place), create=create)
+    is_url = isinstance(place, str) and place.startswith(URLS)
+    connection: Connection = (
+        PostgresDatabase(str(place), create=create) if is_url else SqliteFile(Path(place), create=create)
+    )
     try:
         tables = Tables(connection)
         if not connection.read_only:
             _begin(connection, tables, settings)
         if embedder is not None:
             check_embedder(connection, tables, embedder)
-        nearest = None if embedder is None else VectorsInMemory(connection, owner, embedder.size)
-        return Opened(connection, tables, nearest)
+        store = Opened(connection, tables, None)
+        return store if embedder is None else with_embedder(store, embedder, owner)
     except BaseException:
         connection.close()
         raise
@@ -54,7 +59,8 @@ def open_store(
 
 def with_embedder(store: Opened, embedder: Embedder, owner: str) -> Opened:
     """The store, searched by an embedder's vectors."""
-    return replace(store, nearest=VectorsInMemory(store.connection, owner, embedder.size))
+    kind = VectorsInPostgres if isinstance(store.connection, PostgresDatabase) else VectorsInMemory
+    return replace(store, nearest=kind(store.connection, owner, embedder.size))
 
 
 def _begin(connection: Connection, tables: Tables, settings: MemorySettings | None) -> None:

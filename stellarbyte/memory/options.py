@@ -11,8 +11,6 @@ from stellarbyte.places import is_remote
 
 _EMBEDDER = "what makes vectors: a run, a model's folder, or one of sentence-transformers or model2vec"
 
-POSTGRES = ("postgresql://", "postgres://")
-
 
 def memory_options(parser: argparse.ArgumentParser) -> None:
     """Adds the commands of `stellarbyte memory`."""
@@ -118,7 +116,7 @@ def memory_options(parser: argparse.ArgumentParser) -> None:
 
 def memory_place(word: str) -> Path | str:
     """The type of MEMORY: a file, or the URL of a database."""
-    if word.startswith(POSTGRES):
+    if word.startswith(("postgresql://", "postgres://")):
         return word
     if not word:
         raise argparse.ArgumentTypeError("'' names no memory: give a file")

@@ -7,14 +7,14 @@ SCHEMA = 1
 # deleted words in its segments until these are merged (docs/tried.md).
 # frames: what entries say of whom, in respects in which only one thing can be true (gate/frames.py).
 # fresh: the last time that an entry was said or used, from which retention counts.
-# changes: the entries whose vectors were written, changed or deleted, for the matrices in other processes' memory.
+# changes: the entries whose vectors were written, changed or deleted, for matrices in other processes.
 _TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL){bare};
+CREATE TABLE meta (key {text} PRIMARY KEY, value {text} NOT NULL){bare};
 CREATE TABLE memories (
-    id {number}, owner TEXT NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL, source TEXT NOT NULL,
-    language TEXT NOT NULL, created {real} NOT NULL, updated {real} NOT NULL, last_used {real},
-    uses INTEGER NOT NULL, seen INTEGER NOT NULL, fresh {real} NOT NULL, expires {real}, loss {real}, judge TEXT,
-    digest TEXT NOT NULL, terms INTEGER NOT NULL
+    id {number}, owner {text} NOT NULL, kind {text} NOT NULL, text {text} NOT NULL, source {text} NOT NULL,
+    language {text} NOT NULL, created {real} NOT NULL, updated {real} NOT NULL, last_used {real},
+    uses INTEGER NOT NULL, seen INTEGER NOT NULL, fresh {real} NOT NULL, expires {real}, loss {real}, judge {text},
+    digest {text} NOT NULL, terms INTEGER NOT NULL
 );
 CREATE INDEX memories_owner ON memories (owner, id);
 CREATE INDEX memories_source ON memories (owner, source);
@@ -24,24 +24,24 @@ CREATE INDEX memories_fresh ON memories (fresh);
 CREATE INDEX memories_least_used ON memories (owner, (uses + seen), fresh, id);
 CREATE INDEX memories_loss ON memories (owner, judge, loss) WHERE loss IS NOT NULL;
 CREATE TABLE words (
-    owner TEXT NOT NULL, term TEXT NOT NULL, memory BIGINT NOT NULL, count INTEGER NOT NULL, length INTEGER NOT NULL,
-    PRIMARY KEY (owner, term, memory)
+    owner {text} NOT NULL, term {text} NOT NULL, memory BIGINT NOT NULL, count INTEGER NOT NULL,
+    length INTEGER NOT NULL, PRIMARY KEY (owner, term, memory)
 ){bare};
 CREATE TABLE frames (
-    owner TEXT NOT NULL, frame TEXT NOT NULL, memory BIGINT NOT NULL, PRIMARY KEY (owner, frame, memory)
+    owner {text} NOT NULL, frame {text} NOT NULL, memory BIGINT NOT NULL, PRIMARY KEY (owner, frame, memory)
 ){bare};
 CREATE INDEX frames_memory ON frames (memory);
-CREATE TABLE totals (owner TEXT PRIMARY KEY, entries BIGINT NOT NULL, length BIGINT NOT NULL){bare};
-CREATE TABLE vectors (memory {key} PRIMARY KEY, owner TEXT NOT NULL, vector {vector} NOT NULL);
+CREATE TABLE totals (owner {text} PRIMARY KEY, entries BIGINT NOT NULL, length BIGINT NOT NULL){bare};
+CREATE TABLE vectors (memory {key} PRIMARY KEY, owner {text} NOT NULL, vector {vector} NOT NULL);
 CREATE INDEX vectors_owner ON vectors (owner, memory);
 CREATE TABLE history (
-    id {number}, memory BIGINT NOT NULL, text TEXT NOT NULL, source TEXT NOT NULL, since {real} NOT NULL,
-    until {real} NOT NULL, reason TEXT NOT NULL
+    id {number}, memory BIGINT NOT NULL, text {text} NOT NULL, source {text} NOT NULL, since {real} NOT NULL,
+    until {real} NOT NULL, reason {text} NOT NULL
 );
 CREATE INDEX history_memory ON history (memory);
 CREATE TABLE decisions (
-    id {number}, time {real} NOT NULL, owner TEXT NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL,
-    scores TEXT NOT NULL, memory BIGINT, text TEXT, source TEXT NOT NULL
+    id {number}, time {real} NOT NULL, owner {text} NOT NULL, outcome {text} NOT NULL, reason {text} NOT NULL,
+    scores {text} NOT NULL, memory BIGINT, text {text}, source {text} NOT NULL
 );
 CREATE INDEX decisions_memory ON decisions (memory);
 CREATE INDEX decisions_owner ON decisions (owner, id);
@@ -54,9 +54,15 @@ def _statements(**types: str) -> tuple[str, ...]:
 
 
 SQLITE_TABLES = _statements(
-    number="INTEGER PRIMARY KEY AUTOINCREMENT", key="INTEGER", real="REAL", vector="BLOB", bare=" WITHOUT ROWID"
+    text="TEXT",
+    number="INTEGER PRIMARY KEY AUTOINCREMENT",
+    key="INTEGER",
+    real="REAL",
+    vector="BLOB",
+    bare=" WITHOUT ROWID",
 )
 POSTGRES_TABLES = _statements(
+    text='TEXT COLLATE "C"',  # so that texts have SQLite's order, by code points
     number="BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
     key="BIGINT",
     real="DOUBLE PRECISION",

