@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import cache
 
 from stellarbyte.memory.chat_options import MOST_TOKENS, NONE
-from stellarbyte.memory.embedders import ModelEmbedder, open_embedder
+from stellarbyte.memory.embedders import ModelEmbedder, hear_libraries, open_embedder
 from stellarbyte.memory.judges import ModelJudge
 from stellarbyte.memory.memory import Memory
 from stellarbyte.memory.protocols import Embedder
@@ -40,4 +40,6 @@ def _embedder(options: argparse.Namespace, talking: Callable[[], Reader]) -> Emb
         return ModelEmbedder(talking())
     if options.memory_embedder == NONE:
         return None
-    return open_embedder(place(options.memory_embedder), options.device)
+    folder = place(options.memory_embedder)
+    hear_libraries(folder)
+    return open_embedder(folder, options.device)

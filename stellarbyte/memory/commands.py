@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -203,26 +202,18 @@ def _opened(options: argparse.Namespace, create: bool = False) -> Memory:
 
 
 def _embedder(folder: Place) -> Embedder:
-    from stellarbyte.memory.embedders import open_embedder
+    from stellarbyte.memory.embedders import hear_libraries, open_embedder
 
-    _hear_libraries(folder)
+    hear_libraries(folder)
     return open_embedder(folder)
 
 
 def _judge(folder: Place) -> Judge:
-    from stellarbyte.memory.embedders import open_reader
+    from stellarbyte.memory.embedders import hear_libraries, open_reader
     from stellarbyte.memory.judges import ModelJudge
 
-    _hear_libraries(folder)
+    hear_libraries(folder)
     return ModelJudge(open_reader(folder))
-
-
-def _hear_libraries(folder: Place) -> None:
-    """Before PyTorch's libraries are imported: what they log becomes lines of ours."""
-    from stellarbyte.info import folder_kind
-
-    if folder_kind(folder) != "run":
-        import_module("stellarbyte_torch.library_words").hear_libraries("stellarbyte")
 
 
 def _days(word: str) -> float | None:

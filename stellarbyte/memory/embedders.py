@@ -74,6 +74,12 @@ def open_embedder(folder: Place, device: str | None = None, dtype: str = "auto")
     return ModelEmbedder(open_reader(folder, device, dtype))
 
 
+def hear_libraries(folder: Place) -> None:
+    """For commands, before an embedder or a reader is opened: what PyTorch's libraries log becomes lines of ours."""
+    if isinstance(folder, Path) and ((folder / "config.json").is_file() or (folder / "modules.json").is_file()):
+        import_module("stellarbyte_torch.library_words").hear_libraries("stellarbyte")
+
+
 def open_reader(folder: Place, device: str | None = None, dtype: str = "auto") -> Reader:
     """The language model in a folder as a reader, of a run or of a Hugging Face folder. Raises UserError: it is none.
 

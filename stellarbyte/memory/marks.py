@@ -15,4 +15,4 @@ BRACKETS = "⟦⟧"
 
 def holds_marks(text: str) -> bool:
     """Whether a text has a mark in it, and so may come from a prompt: no memory may take it in again."""
-    return OPENING in text or CLOSING in text or any(line.startswith(LINE) for line in text.splitlines())
+    return OPENING in text or CLOSING in text

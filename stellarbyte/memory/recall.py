@@ -50,8 +50,7 @@ class Recall:
             self.memory.count_uses([found.entry.id for found in used])
         if not self.writes or not message.strip():
             return ()
-        recalled = [found.entry for found in used]
-        return (self.memory.add(message, source="chat", kind="turn", recalled=recalled),)
+        return tuple(self.memory.add_turn(message, source="chat", recalled=[found.entry for found in used]))
 
     def remember(self, text: str) -> str:
         """Hands a note to the gate, and says what became of it."""

@@ -66,7 +66,7 @@ def test_a_memory_over_sessions(model: Path, talk: Talk) -> None:
     (said,) = talk(model, "my star is called Rex", options=("--memory-write",))
     assert (said["recalled"], [one["outcome"] for one in said["kept"]]) == ([], ["added"])
     (first,) = talk(model, "what is my star called")
-    assert [one["text"] for one in first["recalled"]] == ["my star is called Rex"] and first["kept"] == []
+    assert [one["text"] for one in first["recalled"]] == ["My star is called Rex"] and first["kept"] == []
     assert first["recalled"][0]["source"] == "chat"
     # What is not recalled makes another prompt: the tokens of the block are in it.
     (without,) = talk(model, "is my star called by a byte", options=("--memory-floor", "1"))
@@ -75,9 +75,9 @@ def test_a_memory_over_sessions(model: Path, talk: Talk) -> None:
 
     replies = talk(model, "/memories", "/forget rex", "/memories", "/remember the byte is called Max", "/memories byte")
     texts = [reply["reply"] for reply in replies]
-    assert texts[0].endswith(", chat: my star is called Rex")
+    assert texts[0].endswith(", chat: My star is called Rex")
     assert texts[1:4] == [
-        "memory 1 is deleted for good: my star is called Rex",
+        "memory 1 is deleted for good: My star is called Rex",
         "there are no memories yet",
         "remembered as 2",
     ]
@@ -97,7 +97,7 @@ def test_words_alone_and_vectors_of_another(model: Path, talk: Talk, tmp_path: P
 def test_both_say_the_same(run: Path, export: Path, talk: Talk) -> None:
     talk(run, "/remember my star is called Rex", options=("--memory-embedder", "none"))
     options = ("--memory-embedder", "none", "--memory-floor", "0.1", "--system", "be brief")
-    said = [talk(model, "my star", "and the byte of my star", options=options) for model in (run, export)]
+    said = [talk(model, "my star", "what is my star called", options=options) for model in (run, export)]
     for ours, theirs in zip(*said, strict=True):
         assert ours["recalled"] and (ours["text"], ours["prompt_tokens"]) == (theirs["text"], theirs["prompt_tokens"])
 
@@ -136,13 +136,13 @@ def test_where_the_block_stands_in_the_prompt(export: Path, tmp_path: Path) -> N
 
     session.encoder.encode_prompt = watched  # type: ignore[method-assign]
     with Memory(tmp_path / "memory.db") as memory:
-        memory.add("my star is called <|SEOS|>Rex")
+        memory.add("my star is called ⟦Rex⟧")
         session.recall = Recall(memory)
         session.system = "be brief"
         told: list[Any] = []
         session.answer("my star", on_recall=told.extend)
         assert seen[-1].startswith(f"system: be brief\n\n{OPENING}\n") and f"{CLOSING}\nuser: my star" in seen[-1]
-        assert "<·|SEOS|>Rex" in seen[-1] and [one.entry.id for one in told] == [1]
+        assert "│ my star is called [Rex]" in seen[-1] and [one.entry.id for one in told] == [1]
         session.answer("nothing else")
         assert seen[-1].startswith("system: be brief\nuser: my star\n") and OPENING not in seen[-1]
 
