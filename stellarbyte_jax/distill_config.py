@@ -28,8 +28,8 @@ class DistillConfig:
     """
 
     temperature: float = 1.0
-    """What logits of both models are divided by before they become probabilities; above 1 the teacher's small
-    probabilities count for more.
+    """What logits of both models are divided by before they become probabilities, from 0.01 to 100; above 1 the
+    teacher's small probabilities count for more.
     """
 
     def __post_init__(self) -> None:
@@ -38,4 +38,6 @@ class DistillConfig:
             check_whole("training.distill.teacher_step", self.teacher_step, 0, otherwise=" or null")
         check_number("training.distill.weight", self.weight)
         require(0 < self.weight <= 1, "training.distill.weight", self.weight, "must be in (0, 1], such as 0.5")
-        check_number("training.distill.temperature", self.temperature, above=0)
+        # Beyond these bounds float32 has nothing left of the difference between two models.
+        in_bounds = 0.01 <= self.temperature <= 100
+        require(in_bounds, "training.distill.temperature", self.temperature, "must be at least 0.01 and at most 100")

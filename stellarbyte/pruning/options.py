@@ -61,7 +61,12 @@ def prune_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --recover: the model before the cut teaches the pruned one, as its `distill` section says",
     )
-    parser.add_argument("--pareto", type=Path, metavar="FILE.svg", help="draw perplexity over the shares of --keep")
+    parser.add_argument(
+        "--pareto",
+        type=Path,
+        metavar="FILE.svg",
+        help="draw perplexity over the shares of --keep, and what each layer keeps",
+    )
     parser.add_argument(
         "--step", type=int, metavar="N", help="of a run: the checkpoint of step N (default: the newest)"
     )

@@ -33,16 +33,16 @@ class DistillConfig:
     """
 
     temperature: float = 1.0
-    """What logits of both models are divided by before they become probabilities; above 1 the teacher's small
-    probabilities count for more.
+    """What logits of both models are divided by before they become probabilities, from 0.01 to 100; above 1 the
+    teacher's small probabilities count for more.
     """
 
     def __post_init__(self) -> None:
         check_path(self.teacher, "distill.teacher")
         if not 0 < self.weight <= 1:
             raise UserError(f"distill.weight {self.weight} must be in (0, 1], such as 0.5")
-        if not 0 < self.temperature < float("inf"):
-            raise UserError(f"distill.temperature {self.temperature} must be a finite number greater than 0")
+        if not 0.01 <= self.temperature <= 100:  # beyond, float32 has nothing left of the two models' difference
+            raise UserError(f"distill.temperature {self.temperature} must be at least 0.01 and at most 100")
 
 
 class Teacher:

@@ -72,6 +72,18 @@ def test_a_run_is_made_of_the_folder_once(config, folder, imports) -> None:
     assert second != first and len(imports) == 2
 
 
+def test_a_teachers_folder_becomes_a_run_as_well(config, folder, imports) -> None:
+    both = overrides(config, "--init_from", str(folder), "--training.distill.teacher", str(folder))
+    assert [word.partition("=")[0] for word in both] == ["--init_from", "--training.distill.teacher"] and len(
+        imports
+    ) == 2
+    run = load_run_config(config, [f"--init_from={folder}", *both])
+    assert run.training.distill is not None
+    teacher = Path(run.training.distill.teacher)
+    assert teacher.parent == Path(run.output_dir) and teacher.name.startswith("teacher-")
+    assert (teacher / "checkpoints").is_dir()
+
+
 def test_what_is_no_stock_folder_of_this_machine_is_left_alone(config, folder, run_dir, imports) -> None:
     assert overrides(config) == []
     assert overrides(config, f"--init_from={run_dir}") == []

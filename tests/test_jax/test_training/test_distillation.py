@@ -21,7 +21,11 @@ from stellarbyte_jax.checkpoints.imported import save_imported
 from stellarbyte_jax.checkpoints.metadata import RunMetadata
 from stellarbyte_jax.checkpoints.needed import needed_by
 from stellarbyte_jax.config import ByteConfig, DistillConfig, MeshConfig, RunConfig
-from stellarbyte_jax.config_file import to_dict
+from stellarbyte_jax.config_file import save_config, to_dict
+from stellarbyte_jax.model.flops import forward_flops
+from stellarbyte_jax.planning.plan import make_plan
+from stellarbyte_jax.planning.run_report import report_on
+from stellarbyte_jax.planning.topology import parse_topology
 from stellarbyte_jax.sharding import ONE_DEVICE, Layout, make_mesh
 from stellarbyte_jax.training import loop
 from stellarbyte_jax.training import loss as loss_module
@@ -30,6 +34,7 @@ from stellarbyte_jax.training.logit_loss import Regularization
 from stellarbyte_jax.training.loss import token_loss
 from stellarbyte_jax.training.pretrain import pretrain
 from stellarbyte_jax.training.state import init_params
+from test_jax.jobs import Job, stopped_in_step
 from test_jax.runs import bits, check_law_6, losses, records
 from test_jax.tiny import relative_error
 
@@ -203,6 +208,21 @@ def test_what_no_run_can_learn_from(taught: MakeConfig, finished_run: Path, tmp_
     refused(tmp_path / "other", "other has another tokenizer than data.tokenizer")
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weight": 0.0}, r"training.distill.weight 0.0 must be in \(0, 1\], such as 0.5"),
+        ({"weight": float("nan")}, "training.distill.weight nan must be a finite number"),
+        ({"temperature": 1e-9}, "training.distill.temperature 1e-09 must be at least 0.01 and at most 100"),
+        ({"teacher": ""}, "training.distill.teacher is empty"),
+        ({"teacher_step": -1}, "training.distill.teacher_step -1 must be at least 0 or null"),
+    ],
+)
+def test_fields_out_of_bounds(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DistillConfig(**{"teacher": "runs/large", **fields})
+
+
 def test_a_run_goes_on_with_its_teacher_alone(taught: MakeConfig, finished_run: Path, tmp_path: Path) -> None:
     config = taught()
     assert pretrain(config)
@@ -224,3 +244,34 @@ def test_a_run_goes_on_with_its_teacher_alone(taught: MakeConfig, finished_run: 
     assert pretrain(with_teacher(moved, 12)), "wherever it is"
     teacher = load_metadata(config.output_dir)[0].teacher
     assert teacher is not None and teacher.step == 12
+
+
+def test_a_plan_counts_the_teacher(taught: MakeConfig, finished_run: Path) -> None:
+    """Its weights lie as the run's own; it takes one forward pass, and its logits stand beside the student's."""
+    config = dataclasses.replace(taught(), mesh=MeshConfig(data=1, fsdp=2))
+    alone = dataclasses.replace(config, training=dataclasses.replace(config.training, distill=None))
+    learning, without = (make_plan(each, parse_topology("h100:2x1")) for each in (config, alone))
+    assert learning.memory.teacher == without.memory.parameters > 0 == without.memory.teacher
+    assert learning.parameters == without.parameters
+    assert learning.memory.arguments == without.memory.arguments + learning.memory.teacher
+    forward = forward_flops(config.model, config.training.batch_size, config.data.sequence_length)
+    assert learning.flops.model == without.flops.model + forward
+    assert learning.flops.executed == without.flops.executed + forward
+    facts = report_on(config).report["run"]
+    assert facts["teacher"] == str(finished_run) and "warnings" not in facts
+    distill = dataclasses.replace(config.training.distill, teacher="nowhere")
+    lost = dataclasses.replace(config, training=dataclasses.replace(config.training, distill=distill))
+    assert "nowhere holds no checkpoints" in report_on(lost).report["run"]["warnings"][0]
+
+
+@pytest.mark.long
+def test_two_processes_learn_what_one_does(taught: MakeConfig, tmp_path: Path) -> None:
+    """Law 5: of four devices each, the teacher spread among them; they are stopped on the way, and go on."""
+    config = dataclasses.replace(taught(), mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+    assert pretrain(dataclasses.replace(config, mesh=MeshConfig(data=1)))
+    save_config(elsewhere(config, "two"), tmp_path / "config.yaml")
+    for first, code in (({1: stopped_in_step(7)}, 143), ({}, 0)):
+        with Job(tmp_path / "config.yaml", 2, 4, first=first) as job:
+            ends = job.ends(timeout=600)
+        assert [found for found, *_ in ends] == [code] * 2, ends
+    assert np.allclose(losses(f"{config.output_dir}-two"), losses(config.output_dir), rtol=1e-5, atol=0)

@@ -102,7 +102,7 @@ def test_what_no_model_can_learn_from(folder: Path, teacher: Callable[..., Path]
         refused(message, folder, training=training)
     for values, message in (
         ({"weight": 0.0}, r"distill.weight 0.0 must be in \(0, 1\]"),
-        ({"temperature": float("inf")}, "distill.temperature inf must be a finite number greater than 0"),
+        ({"temperature": float("inf")}, "distill.temperature inf must be at least 0.01 and at most 100"),
     ):
         with pytest.raises(UserError, match=message):
             DistillConfig("teacher", **values)
