@@ -86,6 +86,8 @@ def _run(path: Place) -> Facts:
             model = f"{model}; {_pruning(path, _section(config, 'training')['prune'])}"
         facts |= {"model": model}
         facts |= _orbax_parameters(newest) if steps else {}
+        distill = _section(_section(config, "training"), "distill")
+        facts |= {"taught_by": distill.get("teacher")} if distill else {}
         facts |= {"data": _section(config, "data")["shards"]} if "shards" in _section(config, "data") else {}
     else:
         steps = sorted(int(n.rpartition("-")[2]) for n in _names(path / "checkpoints") if _is_trainers(n))
