@@ -10,10 +10,14 @@ import json
 import random
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stellarbyte.memory import Entry, Memory
+from stellarbyte.memory.gate.sentences import sentences_of
 from stellarbyte.memory.protocols import Embedder, Judge
 from tests.memory_facts import Fact, facts
 from tests.memory_talk import distractors, unrelated
@@ -51,13 +55,31 @@ def main() -> None:
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 
+class Cached:
+    """An embedder that makes the vectors of known texts beforehand, many at once, and each once."""
+
+    def __init__(self, embedder: Embedder, texts: list[str], queries: list[str]) -> None:
+        self.name, self.hash, self.size, self._embedder = embedder.name, embedder.hash, embedder.size, embedder
+        self._known: dict[tuple[str, bool], np.ndarray] = {}
+        self.embed(sorted(set(texts), key=len))
+        self.embed(sorted(set(queries), key=len), queries=True)
+
+    def embed(self, texts: Sequence[str], *, queries: bool = False) -> np.ndarray:
+        """The vectors, as the embedder makes them."""
+        new = [text for text in texts if (text, queries) not in self._known]
+        for first in range(0, len(new), 64):
+            some = new[first : first + 64]
+            vectors = self._embedder.embed(some, queries=queries)
+            self._known.update(zip([(text, queries) for text in some], vectors, strict=True))
+        return np.stack([self._known[text, queries] for text in texts])
+
+
 class Trial:
     """One conversation and what is asked after it."""
 
     def __init__(
         self, path: Path, embedder: Embedder | None, judge: Judge | None, seed: int, scale: float = 1.0
     ) -> None:
-        self.memory = Memory(path, embedder=embedder, judge=judge)
         self.seed, self.scale, self.has_vectors = seed, scale, embedder is not None
         chosen = facts(FACTS, seed)
         random_ = random.Random(seed + 1)
@@ -67,11 +89,17 @@ class Trial:
         self.updated = changeable[: int(UPDATES * scale)]
         rest = [fact for fact in self.facts if fact not in self.updated]
         self.deleted = rest[: int(DELETIONS * scale)]
+        self.turns = self._turns()
+        if embedder is not None:
+            asked = [fact.question for fact in self.facts] + unrelated(int(QUESTIONS * scale), seed + 4)
+            said = [sentence for turn in self.turns for sentence, _ in sentences_of(turn)]
+            embedder = Cached(embedder, said, [*self.turns, *asked])
+        self.memory = Memory(path, embedder=embedder, judge=judge)
         self.wrong: dict[str, list[Any]] = {}
         self.seconds: list[float] = []
 
-    def talk(self) -> None:
-        """Says all turns in a random order: an update after its fact, and a fact's second mention after its first."""
+    def _turns(self) -> list[str]:
+        """All turns in a random order: an update after its fact, and a fact's second mention after its first."""
         random_ = random.Random(self.seed + 2)
         said = [(random_.random() * 0.6, fact.said) for fact in self.facts]
         said += [
@@ -79,7 +107,11 @@ class Trial:
         ]
         said += [(random_.uniform(0.8, 1), fact.update[0]) for fact in self.updated if fact.update]
         said += [(random_.random(), turn) for turn in distractors(int(TURNS * self.scale), self.seed + 3)]
-        for _, turn in sorted(said):
+        return [turn for _, turn in sorted(said)]
+
+    def talk(self) -> None:
+        """Says all turns, then deletes facts."""
+        for turn in self.turns:
             recalled: list[Entry] = [one.entry for one in self.memory.search(turn)]
             begun = time.perf_counter()
             self.memory.add_turn(turn, recalled=recalled)

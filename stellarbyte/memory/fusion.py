@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 K = 60
 
 
-def fuse(lists: Mapping[str, Sequence[int]]) -> list[tuple[int, float, dict[str, int]]]:
-    """Ids, the best first, each with the sum of 1 / (60 + place) and with its place in each list, from 1."""
+def fuse(lists: Mapping[str, Sequence[int]], weights: Mapping[str, float]) -> list[tuple[int, float, dict[str, int]]]:
+    """Ids, the best first, each with the weighed sum of 1 / (60 + place) and its place in each list, from 1."""
     places: dict[int, dict[str, int]] = {}
     for part, ids in lists.items():
         for place, number in enumerate(ids, 1):
             places.setdefault(number, {})[part] = place
-    fused = [(number, sum(1 / (K + place) for place in by.values()), by) for number, by in places.items()]
+    fused = [
+        (number, sum(weights[part] / (K + place) for part, place in by.items()), by) for number, by in places.items()
+    ]
     return sorted(fused, key=lambda found: (-found[1], found[0]))

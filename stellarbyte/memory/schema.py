@@ -31,7 +31,9 @@ CREATE TABLE frames (
     owner {text} NOT NULL, frame {text} NOT NULL, memory BIGINT NOT NULL, PRIMARY KEY (owner, frame, memory)
 ){bare};
 CREATE INDEX frames_memory ON frames (memory);
-CREATE TABLE totals (owner {text} PRIMARY KEY, entries BIGINT NOT NULL, length BIGINT NOT NULL){bare};
+CREATE TABLE totals (
+    owner {text} PRIMARY KEY, entries BIGINT NOT NULL, length BIGINT NOT NULL, vector_weight {real}, weighed BIGINT
+){bare};
 CREATE TABLE vectors (memory {key} PRIMARY KEY, owner {text} NOT NULL, vector {vector} NOT NULL);
 CREATE INDEX vectors_owner ON vectors (owner, memory);
 CREATE TABLE history (

@@ -31,10 +31,12 @@ class Query(NamedTuple):
     Attributes:
         text: the query.
         vector: what the embedder makes of it, (D,); None: words alone.
+        weight: of the vectors' places and cosines, beside 1 of the words'.
     """
 
     text: str
     vector: np.ndarray | None
+    weight: float = 1.0
 
 
 def check_search(query: str, limit: int, how: str, *, has_embedder: bool) -> None:
@@ -62,7 +64,8 @@ def search(
     if how != "words" and nearest is not None and query.vector is not None:
         by_vectors = nearest.search(query.vector, depth)
         lists["vectors"], cosines = [number for number, _ in by_vectors], dict(by_vectors)
-    fused = fuse(lists)
+    weight = 1.0 if how == "vectors" else query.weight
+    fused = fuse(lists, {"words": 1.0, "vectors": weight})
     entries = tables.entries([number for number, _, _ in fused], alive)
     found: list[Found] = []
     for number, score, ranks in fused:
@@ -72,7 +75,7 @@ def search(
         parts = {
             name: values[number] for name, values in (("coverage", coverages), ("cosine", cosines)) if number in values
         }
-        relevance = min(1.0, max(0.0, *parts.values()))
+        relevance = min(1.0, max(coverages.get(number, 0.0), weight * cosines.get(number, 0.0)))
         if relevance >= floor:
             found.append(Found(entry, relevance, score, ranks, parts))
     return found[:limit]

@@ -77,6 +77,19 @@ class Tables:
             order, parameters = f"{order} LIMIT ?", [*parameters, limit]
         return [_entry(row) for row in self._rows(f"SELECT {_ENTRY} FROM memories WHERE {where} {order}", parameters)]
 
+    def sampled(self, owner: str, count: int) -> list[Entry]:
+        """So many of a user's entries, spread over their ids as evenly as these are; fewer where ids are missing."""
+        rows = self._rows("SELECT MIN(id), MAX(id) FROM memories WHERE owner = ?", (owner,))
+        first, last = rows[0]
+        if first is None:
+            return []
+        found: dict[int, Entry] = {}
+        for place in range(count):
+            least = first + (last - first + 1) * place // count
+            statement = f"SELECT {_ENTRY} FROM memories WHERE owner = ? AND id >= ? ORDER BY id LIMIT 1"
+            found.update((row[0], _entry(row)) for row in self._rows(statement, (owner, least)))
+        return list(found.values())
+
     def same_text(self, owner: str, text: str) -> int | None:
         """The entry that has this text, but for case, accents and spaces."""
         rows = self._rows("SELECT id FROM memories WHERE owner = ? AND digest = ?", (owner, _digest(text)))
@@ -221,6 +234,7 @@ class Tables:
     def forget_vectors(self) -> None:
         """Deletes all vectors of all users; other processes read theirs anew."""
         self._rows("DELETE FROM vectors")
+        self._rows("UPDATE totals SET vector_weight = NULL")
         self.next_epoch()
 
     def next_epoch(self) -> None:

@@ -24,6 +24,15 @@ class WordIndex:
         rows = self._rows("SELECT entries, length FROM totals WHERE owner = ?", (owner,))
         return (rows[0][0], rows[0][1]) if rows else (0, 0)
 
+    def vector_weight(self, owner: str) -> tuple[float, int] | None:
+        """The weight of vectors in a user's searches, and for how many entries it was measured; None: not yet."""
+        rows = self._rows("SELECT vector_weight, weighed FROM totals WHERE owner = ?", (owner,))
+        return (rows[0][0], rows[0][1]) if rows and rows[0][0] is not None else None
+
+    def set_vector_weight(self, owner: str, weight: float | None, entries: int) -> None:
+        """Keeps the weight of vectors in a user's searches; None: it is to be measured anew."""
+        self._rows("UPDATE totals SET vector_weight = ?, weighed = ? WHERE owner = ?", (weight, entries, owner))
+
     def frequencies(self, owner: str, terms: Sequence[str]) -> dict[str, int]:
         """In how many of a user's entries each term stands; terms that are nowhere are left out."""
         found: dict[str, int] = {}
@@ -75,7 +84,7 @@ class WordIndex:
 
     def _total(self, owner: str, entries: int, length: int) -> None:
         self._rows(
-            "INSERT INTO totals VALUES (?, ?, ?) ON CONFLICT (owner) DO UPDATE SET entries = totals.entries + "
-            "excluded.entries, length = totals.length + excluded.length",
+            "INSERT INTO totals (owner, entries, length) VALUES (?, ?, ?) ON CONFLICT (owner) DO UPDATE SET "
+            "entries = totals.entries + excluded.entries, length = totals.length + excluded.length",
             (owner, entries, length),
         )

@@ -38,14 +38,14 @@ _SIGNS = re.compile(r"[\W\d_]+")
 
 
 def refuse_boilerplate(candidate: Candidate, _: Surroundings) -> Verdict | None:
-    """Documents may hold system prompts and politeness; what marks a prompt is refused of them too."""
+    """Documents may tell of prompts and their tokens; the marks of recalled text are refused in them too."""
     text = candidate.text
     if holds_marks(text):
         return Verdict("refused", "it holds the marks of recalled text")
-    if _SPECIAL.search(text):
-        return Verdict("refused", "it holds special tokens of a prompt")
     if candidate.kind == "passage":
         return None
+    if _SPECIAL.search(text):
+        return Verdict("refused", "it holds special tokens of a prompt")
     if _ROLE.search(text) or _SYSTEM_PROMPT.search(text):
         return Verdict("refused", "it reads like a system prompt")
     if is_polite(text):

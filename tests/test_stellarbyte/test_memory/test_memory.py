@@ -1,7 +1,9 @@
 """Memory's methods over an SQLite file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stellarbyte.errors import UserError
@@ -72,3 +74,34 @@ def test_another_embedder_is_refused(tmp_path: Path) -> None:
         assert [one.entry.text for one in memory.search("Berlin", how="vectors", limit=1, floor=0)] == [
             "I live in Berlin"
         ]
+
+
+class Noisy(Letters):
+    """An embedder whose vectors of queries say nothing."""
+
+    def embed(self, texts: Sequence[str], *, queries: bool = False) -> np.ndarray:
+        """The vectors, (len(texts), size)."""
+        vectors = super().embed(texts)
+        return np.random.default_rng(7).standard_normal(vectors.shape, np.float32) if queries else vectors
+
+
+def test_vectors_weigh_what_they_are_worth(tmp_path: Path) -> None:
+    """A store measures it on its own entries: bad vectors leave the words' order alone, good ones say half of it."""
+    texts = [f"The {a} {b} is kept in the {c} room" for a in ("old", "new", "odd") for b in ("lamp", "harp") for c in
+             ("blue", "tall", "damp", "warm")]  # fmt: skip
+    weights = {}
+    for embedder in (Letters(name="good"), Noisy(name="noisy")):
+        with Memory(tmp_path / f"{embedder.name}.db", embedder=embedder) as memory:
+            for text in texts:
+                memory.add(text, kind="passage")
+            found = memory.search("odd harp in the damp room", 3)
+            assert found[0].entry.text == "The odd harp is kept in the damp room"
+            kept = memory._tables.words.vector_weight("")
+            assert kept is not None and kept[1] == len(texts)
+            weights[embedder.name] = kept[0]
+            if embedder.name == "noisy":
+                words = memory.search("odd harp in the damp room", 5, how="words")
+                assert [one.entry.id for one in memory.search("odd harp in the damp room", 5)] == [
+                    one.entry.id for one in words
+                ]
+    assert weights["good"] > 0.2 and weights["noisy"] < 0.1

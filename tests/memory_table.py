@@ -1,0 +1,154 @@
+"""`python -m tests.memory_table`: milliseconds, memory and file size of a memory's operations, by its number of entries.
+
+Texts are made from lists, and vectors are random ones of 256 numbers: what a model takes to make them is not measured.
+The entries are written in bulk, as an import does; the operations measured go through the gate. Without --postgres the
+rows are of SQLite, from 200,000 entries on with faiss.
+"""
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stellarbyte.memory import Entry, Memory
+from stellarbyte.memory.words import language_of
+
+SIZE = 256
+MEASURED = 30
+_ONSETS, _RHYMES = (
+    "b br c d dr f g gl h k l m n p pl r s st t tr v w z".split(),
+    "an ar el en ik il in ol on or um us".split(),
+)
+WORDS = tuple(one + rhyme + end for one in _ONSETS for rhyme in _RHYMES for end in ("", "a", "et", "ish", "o"))
+SIGNS = "山水火木金土日月风云雨雪花草鱼鸟马牛羊虎龙蛇狗猫猪鸡鸭鹅红黄蓝绿黑白东南西北春夏秋冬天地"
+
+
+class Noise:
+    """An embedder whose vectors depend on nothing but a text's bytes."""
+
+    name, hash, size = "noise", "noise", SIZE
+
+    def embed(self, texts: Sequence[str], *, queries: bool = False) -> np.ndarray:  # noqa: ARG002
+        """The vectors, (len(texts), SIZE)."""
+        return np.stack(
+            [np.random.default_rng(zlib.crc32(text.encode())).standard_normal(SIZE, np.float32) for text in texts]
+        )
+
+
+def main() -> None:
+    """Measures each size in a process of its own, and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--entries", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
+    parser.add_argument("--postgres", action="store_true", help="in a PostgreSQL server that is started for it")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one, options.entries[0])))
+        return
+    print(
+        "Medians in ms, in brackets this process's CPU time alone, which other work on the machine does not lengthen."
+    )
+    print(
+        "| entries | add | search, both | by words | by vectors | first search | delete | memory, MiB | store, MiB | import |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for entries in options.entries:
+        with tempfile.TemporaryDirectory() as folder:
+            if options.postgres:
+                from tests.postgres_server import postgres_server
+
+                with postgres_server() as url:
+                    row = _in_a_process(url, entries)
+            else:
+                row = _in_a_process(str(Path(folder) / "m.db"), entries)
+        cells = (row[name] for name in ("add", "hybrid", "words", "vectors", "first", "delete"))
+        times = " | ".join(f"{wall:.1f} ({cpu:.1f})" for wall, cpu in cells)
+        print(
+            f"| {entries:,} | {times} | {row['memory']:,.0f} | {row['store']:,.0f} | {row['import']:,.0f} s |",
+            flush=True,
+        )
+
+
+def _in_a_process(place: str, entries: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.memory_table", "--one", place, "--entries", str(entries)]
+    found: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return found
+
+
+def measure(place: str, entries: int) -> dict[str, Any]:
+    """The figures of a store that is filled and measured in this process."""
+    random_ = random.Random(entries)
+    with Memory(place, embedder=Noise()) as memory:
+        begun = time.perf_counter()
+        _fill(memory, entries, random_)
+        found: dict[str, Any] = {"import": time.perf_counter() - begun}
+    with Memory(place, embedder=Noise()) as memory:
+        before = _resident()
+        found["first"] = _milliseconds(lambda: memory.search(_text(random_)), 1)
+        for how in ("hybrid", "words", "vectors"):
+            found[how] = _milliseconds(lambda how=how: memory.search(_question(random_), how=how))  # type: ignore[misc]
+        added: list[int] = []
+        found["add"] = _milliseconds(lambda: added.append(memory.add(_text(random_)).entry or 0))
+        found["delete"] = _milliseconds(lambda: memory.delete([added.pop()]))
+        found["memory"] = _resident() - before
+        found["store"] = memory._store.connection.size() / 2**20
+    return found
+
+
+def _fill(memory: Memory, entries: int, random_: random.Random) -> None:
+    store, now = memory._store, time.time()
+    assert store.nearest is not None
+    for first in range(0, entries, 10_000):
+        with store.connection.writing():
+            columns = []
+            for text in (_text(random_) for _ in range(first, min(first + 10_000, entries))):
+                entry = Entry(0, text, "table", "", "note", language_of(text), now, now, None, 0, 1, None)
+                columns.append((store.tables.insert(entry), store.nearest.to_column(Noise().embed([text])[0])))
+            store.tables.set_vectors("", columns)
+
+
+def _text(random_: random.Random) -> str:
+    if random_.random() < 0.3:
+        return "".join(random_.choices(SIGNS, k=random_.randint(8, 24)))
+    weights = _ZIPF
+    return "My " + " ".join(random_.choices(WORDS, weights, k=random_.randint(5, 16)))
+
+
+def _question(random_: random.Random) -> str:
+    return "What is the " + " ".join(random_.choices(WORDS, _ZIPF, k=4))
+
+
+_ZIPF = [1 / place for place in range(1, len(WORDS) + 1)]
+
+
+def _milliseconds(call: Callable[[], object], times: int = MEASURED) -> tuple[float, float]:
+    """The medians of the time and of the CPU time that a call takes."""
+    taken = []
+    for _ in range(times):
+        begun, cpu = time.perf_counter(), time.process_time()
+        call()
+        taken.append((1e3 * (time.perf_counter() - begun), 1e3 * (time.process_time() - cpu)))
+    return tuple(sorted(values)[times // 2] for values in zip(*taken, strict=True))  # type: ignore[return-value]
+
+
+def _resident() -> float:
+    """The process's memory in MiB."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize() / 2**20
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+if __name__ == "__main__":
+    main()
