@@ -80,6 +80,15 @@ def test_the_store_of_a_chat_with_the_same_folder(folder: Path, model: Any, tmp_
         MemoryModel(other, tmp_path / "memory.db", AutoTokenizer.from_pretrained(folder))
 
 
+def test_the_budget_is_the_least_of_what_is_asked_for_and_a_quarter_of_the_context(model: Any, tmp_path: Path) -> None:
+    with Memory(tmp_path / "memory.db") as memory:
+        memory.add("My dog is called Rex.")
+        for budget, context, count in ((512, 2048, 1), (100, 2048, 0), (512, 512, 0)):
+            remembering = MemoryModel(model, memory, memory_tokens=budget, max_new_tokens=2)
+            remembering._session.context = context
+            assert len(remembering.generate("What is my dog called?").recalled) == count
+
+
 @pytest.mark.parametrize(
     ("messages", "complaint"),
     [
