@@ -53,7 +53,7 @@ def add_memory_options(parser: argparse.ArgumentParser) -> None:
         "--memory-embedder",
         metavar="FOLDER",
         help=f"what makes the vectors: a run, a model, or a folder of sentence-transformers or model2vec, or {NONE} to "
-        "look up by words alone (default: the middle layer of the model that talks)",
+        "look up by words alone (default: the model that talks)",
     )
 
 

@@ -98,5 +98,5 @@ def check_embedder(connection: Connection, tables: Tables, embedder: Embedder) -
     if known["hash"] != embedder.hash or known["size"] != embedder.size:
         raise UserError(
             f"{connection.name} has vectors of the embedder {known['name']}, not of {embedder.name}: give that one, or "
-            f"`stellarbyte memory reembed {connection.name} --embedder {embedder.name}`"
+            f"`stellarbyte memory reembed {connection.name} --embedder FOLDER` with the folder of this one"
         )
