@@ -126,8 +126,13 @@ def test_both_sides_say_the_same_of_a_model(run_dir, exported) -> None:
     ("options", "sentence"),
     [
         (["--budgets", "48"], "--budgets has 48 tokens, and the prompt 48: nothing would be dropped"),
-        (["--budgets", "9"], "--budgets 9 is too small"),
-        (["--policies", "best"], "--policies 'best' is unknown"),
+        (["--budgets", "9"], "--budgets 9 is too small: the first tokens and the newest are always kept"),
+        (["--budgets", "0"], "--budgets 0 is too small"),
+        (["--budgets=-5"], "--budgets -5 is too small"),
+        (["--budgets", "25%,200%"], "--budgets 200% must be above 0% and at most 100%"),
+        (["--budgets", "abc"], "--budgets 'abc' is no number of tokens and no share: write 512 or 25%"),
+        (["--policies", "best"], "--policies 'best' is unknown: use window, heavy"),
+        (["--kv-shape", "cone"], "--kv-shape: invalid choice: 'cone'"),
         (["--row-tokens", "65"], "--row-tokens 65 is more than the model's context of 64"),
         (["--rows", "0"], "--rows 0 must be at least 1"),
         (["-o", "kept.png"], "-o kept.png does not end in .svg"),
@@ -136,8 +141,35 @@ def test_both_sides_say_the_same_of_a_model(run_dir, exported) -> None:
             "a prompt of 60 tokens in a passage of 64 does not do",
         ),
         (["--step", "3"], "--step 3 names a checkpoint"),
+        (["--data", "nowhere.txt"], "nowhere.txt"),
+        (["--data", "empty.txt"], "empty.txt holds no text: name a source that has some"),
+        (["--data", "short.txt"], "short.txt has no passage of 64 tokens: name more text, or lower --row-tokens"),
+        (["--device", "moon"], "moon"),
     ],
 )
-def test_mistakes_get_a_sentence(options, sentence, exported, text, capsys) -> None:
-    assert main(["kv", str(exported), "--data", str(text), *options]) == 2
-    assert sentence in capsys.readouterr().err
+def test_mistakes_get_a_sentence(options, sentence, exported, text, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "short.txt").write_text("a few words")
+    assert sentence in _refusal(["kv", str(exported), "--data", str(text), *options], capsys)
+
+
+def test_what_is_no_model_is_refused(text, tmp_path, capsys) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("output_dir: runs/one\n")
+    for given in (config, tmp_path / "gone", tmp_path):
+        assert str(given) in _refusal(["kv", str(given), "--data", str(text)], capsys)
+    assert "required: --data" in _refusal(["kv", str(tmp_path)], capsys)
+
+
+def _refusal(words, capsys) -> str:
+    """The one line of the error, which is all that a command prints that ends with exit code 2."""
+    try:
+        code = main(words)
+    except SystemExit as exit_of_parser:
+        code = exit_of_parser.code
+    assert code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.strip().splitlines()
+    return line

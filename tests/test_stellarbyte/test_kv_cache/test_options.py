@@ -39,6 +39,8 @@ def test_what_is_said() -> None:
         (["--kv-budget", "many"], "--kv-budget 'many' is no number of tokens and no share: write 512 or 25%"),
         (["--kv-budget", "0.5"], "--kv-budget '0.5' is no number of tokens and no share"),
         (["--kv-budget", "nan%"], "--kv-budget nan% must be above 0% and at most 100%"),
+        (["--kv-budget", "0"], "--kv-budget 0 is too small: .* give at least 16"),
+        (["--kv-budget", "200%"], "--kv-budget 200% must be above 0% and at most 100%"),
         (["--kv-budget", "0%"], "--kv-budget 0% must be above 0% and at most 100%"),
         (["--kv-budget", "15"], "--kv-budget 15 is too small: .* give at least 16"),
         (["--kv-budget=-4"], "--kv-budget -4 is too small"),
