@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from convert.kv_report.measuring import Reader, Setting, measure, settings_of
+from convert.kv_report.measuring import Reader, Setting, measure, policies_of, settings_of
 from convert.kv_report.picture import draw
 from convert.kv_report.rows import CUE, rows_of
 from convert.kv_report.table import table
@@ -56,7 +56,8 @@ def _settings(options: argparse.Namespace, prompt: int) -> list[Setting]:
     """All caches to compare. Raises UserError: a budget is of no use, or there is no such policy."""
     try:
         slots = [KVBudget.parse(word).of(prompt) for word in options.budgets.split(",")]
-        settings = settings_of(slots, options.policies.split(","), options.kv_shape)
+        names = options.policies.split(",") if options.policies is not None else policies_of(options.kv_shape)
+        settings = settings_of(slots, names, options.kv_shape)
     except UserError as error:
         words = str(error).replace("--kv-budget", "--budgets").replace("--kv-policy", "--policies")
         raise UserError(words) from error

@@ -57,7 +57,7 @@ class JaxReader:
         if setting is None:
             return KVCache.create(self._config, rows, capacity)
         sizes = layer_slots(setting.shape, setting.slots, self._config.num_hidden_layers)
-        return PrunedCache.create(self._config, rows, sizes, setting.policy)
+        return PrunedCache.create(self._config, rows, sizes, setting.policy, shared=setting.shape == "entropy")
 
 
 def _read_prompt(graphdef: Graph, params: Any, ids_NP: jax.Array, cache: Cache) -> tuple[jax.Array, Any]:

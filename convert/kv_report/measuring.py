@@ -9,8 +9,9 @@ import numpy as np
 
 from convert.kv_report.rows import ANSWER, Rows
 from stellarbyte.figures import perplexity
+from stellarbyte.kv_cache.budgets import check_shape, goes_with
 from stellarbyte.kv_cache.policy import Policy
-from stellarbyte.kv_cache.registry import policy
+from stellarbyte.kv_cache.registry import POLICIES, policy
 
 # The parts of the prompt for which the report says how much each layer kept.
 PARTS = 16
@@ -146,9 +147,20 @@ def measure(
     return Report(lines, N, T, prompt, len(rows.planted_MP), found, recalled, shape)
 
 
+def policies_of(shape: str) -> list[str]:
+    """The names of all policies that go with a shape."""
+    return [name for name in POLICIES if goes_with(shape, policy(name))]
+
+
 def settings_of(slots: Sequence[int], names: Sequence[str], shape: str) -> list[Setting]:
-    """Every policy within every budget, the smallest budget first. Raises UserError: there is no such policy."""
+    """Every policy within every budget, the smallest budget first.
+
+    Raises:
+        UserError: there is no such policy, or it does not go with the shape.
+    """
     policies = [policy(name) for name in names]
+    for each in policies:
+        check_shape(shape, each)
     return [Setting(count, shape, each) for count in sorted(set(slots)) for each in policies]
 
 

@@ -23,9 +23,11 @@ def kv(parser: argparse.ArgumentParser) -> None:
         help="tokens that each head keeps, or shares of the prompt (default %(default)s)",
     )
     parser.add_argument(
-        "--policies", default=",".join(POLICIES), metavar="LIST", help="which to compare (default %(default)s)"
+        "--policies",
+        metavar="LIST",
+        help=f"which to compare (default: those of {','.join(POLICIES)} that go with the shape)",
     )
-    parser.add_argument("--kv-shape", choices=SHAPES, default="uniform", help="how layers share the budget")
+    parser.add_argument("--kv-shape", choices=SHAPES, default="uniform", help="how layers and heads share the budget")
     parser.add_argument("--rows", type=int, default=16, metavar="N", help="passages to measure on (default 16)")
     parser.add_argument(
         "--row-tokens", type=int, metavar="N", help="tokens of a passage (default: the model's context)"

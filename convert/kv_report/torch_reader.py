@@ -28,8 +28,7 @@ class TorchReader:
         self._next(ids[:, :prompt], cache)
         kept = []
         if isinstance(cache, PrunedCache):
-            held = [layer.slots.index_BKC[:, :, : layer.slots.used] for layer in cache.layers]
-            kept = [index.clone().cpu().numpy() for index in held]  # decoding changes it in place
+            kept = [layer.index_BKC.cpu().numpy().copy() for layer in cache.layers]  # decoding changes it in place
         loss, steps = 0.0, ids.shape[1] - 1 - prompt
         started = time.perf_counter()
         for place in range(prompt, prompt + steps):

@@ -3,7 +3,7 @@
 import argparse
 
 from stellarbyte.errors import UserError
-from stellarbyte.kv_cache.budgets import SHAPES
+from stellarbyte.kv_cache.budgets import SHAPES, check_shape
 from stellarbyte.kv_cache.registry import POLICIES, policy
 from stellarbyte.kv_cache.settings import KVBudget, KVPruning
 
@@ -23,7 +23,9 @@ def add_pruning_options(parser: argparse.ArgumentParser) -> None:
         help=f"which tokens to keep: {', '.join(POLICIES)} (default {DEFAULT_POLICY})",
     )
     parser.add_argument(
-        "--kv-shape", metavar="NAME", help=f"how layers share the budget: {', '.join(SHAPES)} (default {DEFAULT_SHAPE})"
+        "--kv-shape",
+        metavar="NAME",
+        help=f"how layers and heads share the budget: {', '.join(SHAPES)} (default {DEFAULT_SHAPE})",
     )
 
 
@@ -38,4 +40,6 @@ def pruning_of(options: argparse.Namespace) -> KVPruning | None:
     shape = options.kv_shape or DEFAULT_SHAPE
     if shape not in SHAPES:
         raise UserError(f"--kv-shape {shape} is unknown: use {', '.join(SHAPES)}")
-    return KVPruning(KVBudget.parse(options.kv_budget), policy(options.kv_policy or DEFAULT_POLICY), shape)
+    chosen = policy(options.kv_policy or DEFAULT_POLICY)
+    check_shape(shape, chosen)
+    return KVPruning(KVBudget.parse(options.kv_budget), chosen, shape)

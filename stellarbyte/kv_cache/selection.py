@@ -32,6 +32,8 @@ def keep(
     slots: int,
     window: int | None,
     coming_B: Array | None = None,
+    limit_BK: Array | None = None,
+    width: int | None = None,
 ) -> Array:
     """The key to be stored in each slot: int32 [B, K, C], the place of a candidate in S, or -1 for an empty slot.
 
@@ -47,6 +49,8 @@ def keep(
         slots: C, the slots of each head.
         window: the model's sliding window.
         coming_B: the number of tokens that are to be stored next; none by default.
+        limit_BK: the number of keys that each head keeps, where heads have not C slots each.
+        width: the slots in the result; C by default.
     """
     xp = array_namespace(scores_BKS)
     S = index_BKS.shape[-1]
@@ -71,13 +75,17 @@ def keep(
 
     count_BK1 = xp.sum(xp.astype(there_BKS, xp.int32), axis=-1, keepdims=True)
     coming_B11 = 0 if coming_B is None else coming_B[:, None, None]
-    limit_BK1 = xp.where(count_BK1 + coming_B11 > slots, slots - room(slots), count_BK1)
+    if limit_BK is None:
+        limit_BK1 = xp.where(count_BK1 + coming_B11 > slots, slots - room(slots), count_BK1)
+    else:
+        limit_BK1 = xp.minimum(limit_BK[..., None], count_BK1)
+    width = slots if width is None else width
     # The best ones, in their order; all others get the place S, behind them.
     place_BKS = xp.cumulative_sum(xp.ones_like(index_BKS), axis=-1) - 1
     kept_BKS = xp.where(place_BKS < limit_BK1, xp.astype(best_first_BKS, index_BKS.dtype), place_BKS * 0 + S)
-    source_BKS = xp.sort(kept_BKS, axis=-1)[..., :slots]
+    source_BKS = xp.sort(kept_BKS, axis=-1)[..., :width]
     source_BKS = xp.where(source_BKS < S, source_BKS, source_BKS * 0 - 1)
-    if slots <= S:
+    if width <= S:
         return source_BKS
-    none = xp.broadcast_to(source_BKS[..., :1] * 0 - 1, (*source_BKS.shape[:2], slots - S))
+    none = xp.broadcast_to(source_BKS[..., :1] * 0 - 1, (*source_BKS.shape[:2], width - S))
     return xp.concat([source_BKS, none], axis=-1)

@@ -55,6 +55,11 @@ class KVPruning:
     policy: Policy
     shape: str = "uniform"
 
+    @property
+    def shared(self) -> bool:
+        """Whether the heads of a layer share its slots."""
+        return self.shape == "entropy"
+
     def layer_slots(self, tokens: int, layers: int, window: int | None = None) -> tuple[int, ...] | None:
         """The slots of each layer for a text of so many tokens; None if nothing that is ever seen has to be dropped."""
         slots = self.budget.of(tokens)

@@ -13,7 +13,6 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from stellarbyte.architecture import ByteConfig
-from stellarbyte.kv_cache.policy import Policy
 from stellarbyte.kv_cache.settings import KVPruning
 from stellarbyte.sampling import Sampling
 from stellarbyte_jax.bounds import check_seed
@@ -73,8 +72,8 @@ class Generator:
         self._prompt_room, self._pruning = prompt_room, pruning
         graphdef, state = nnx.split(model.unstack())
         self._params = nnx.to_pure_dict(state)
-        policy: Any = None if pruning is None else pruning.policy  # hashable, as every Policy
-        self._prefill, self._decode = _programs(graphdef, jnp.dtype(cache_dtype or model.execution.dtype), policy)
+        hashable: Any = pruning  # as its Policy is
+        self._prefill, self._decode = _programs(graphdef, jnp.dtype(cache_dtype or model.execution.dtype), hashable)
 
     def generate(
         self,
@@ -144,10 +143,10 @@ class Generator:
 # Bounded, because what is kept holds compiled programs.
 @functools.lru_cache(maxsize=16)
 def _programs(
-    graphdef: nnx.GraphDef[ByteForCausalLM], cache_dtype: jnp.dtype, policy: Policy | None
+    graphdef: nnx.GraphDef[ByteForCausalLM], cache_dtype: jnp.dtype, pruning: KVPruning | None
 ) -> tuple[Callable[..., _Decoding], Callable[..., _Decoding]]:
     """_prefill and _decode of a model, the same for each model that is alike."""
-    prefill = functools.partial(_prefill, graphdef, cache_dtype, policy)
+    prefill = functools.partial(_prefill, graphdef, cache_dtype, pruning)
     return (
         jax.jit(prefill, static_argnames=("new_capacity", "sampling", "layer_slots")),
         jax.jit(functools.partial(_decode, graphdef), static_argnames="sampling", donate_argnames="carry"),
@@ -157,7 +156,7 @@ def _programs(
 def _prefill(
     graphdef: nnx.GraphDef[ByteForCausalLM],
     cache_dtype: jnp.dtype,
-    policy: Policy | None,
+    pruning: KVPruning | None,
     params: dict[str, Any],
     input_ids_BT: jax.Array,
     segment_ids_BT: jax.Array,
@@ -174,10 +173,10 @@ def _prefill(
     # Padding repeats the last token's position, because dynamic scaling depends on the largest position.
     position_ids_BT = jnp.minimum(jnp.arange(T), lengths_B[:, None] - 1)
     cache: Cache
-    if layer_slots is None or policy is None:
+    if layer_slots is None or pruning is None:
         cache = KVCache.create(model.config, B, T + new_capacity, cache_dtype)
     else:
-        cache = PrunedCache.create(model.config, B, layer_slots, policy, cache_dtype)
+        cache = PrunedCache.create(model.config, B, layer_slots, pruning.policy, cache_dtype, shared=pruning.shared)
     output = model.model(input_ids_BT, position_ids_BT, segment_ids_BT, cache)
     assert output.cache is not None
     seen_BV = seen_in_prompts(sampling, input_ids_BT, segment_ids_BT, model.config.vocab_size)

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from stellarbyte.architecture import ByteConfig
+from stellarbyte.kv_cache.budgets import check_heads
 from stellarbyte.kv_cache.evidence import WINDOW_QUERIES
 from stellarbyte.kv_cache.policy import Policy
 from stellarbyte.kv_cache.selection import room
 from stellarbyte_jax.model.kv_cache import check_cache_dtype
+from stellarbyte_jax.model.pooled_layer import PooledLayer
 from stellarbyte_jax.model.pruned_layer import PrunedLayer
 
 
@@ -74,7 +76,7 @@ class PrunedCache:
     query_index: the numbers of the tokens whose queries are remembered, in slot (number mod W); -1: none.
     """
 
-    layers: tuple[PrunedLayer, ...]
+    layers: tuple[PrunedLayer | PooledLayer, ...]
     full: dict[int, jax.Array]  # int32 [B]
     lengths: jax.Array  # int32 [B]
     firsts: jax.Array  # int32 [B]
@@ -89,16 +91,21 @@ class PrunedCache:
         layer_slots: Sequence[int],
         policy: Policy,
         dtype: DTypeLike = jnp.float32,
+        *,
+        shared: bool = False,
     ) -> "PrunedCache":
-        """An empty cache with so many slots for each kv head of each layer.
+        """An empty cache with so many slots for each kv head of each layer; `shared`: on average over its heads.
 
         Raises:
-            UserError: dtype is none of CACHE_DTYPES.
+            UserError: dtype is none of CACHE_DTYPES, or `shared` is for heads of which one is read by none.
         """
+        if shared:
+            check_heads(config)
         check_cache_dtype(dtype)
         assert len(layer_slots) == config.num_hidden_layers
+        kind: type[PrunedLayer | PooledLayer] = PooledLayer if shared else PrunedLayer
         return PrunedCache(
-            layers=tuple(PrunedLayer.create(config, batch_size, slots, policy, dtype) for slots in layer_slots),
+            layers=tuple(kind.create(config, batch_size, slots, policy, dtype) for slots in layer_slots),
             full={slots: jnp.zeros((batch_size,), jnp.int32) for slots in layer_slots},
             lengths=jnp.zeros((batch_size,), jnp.int32),
             firsts=jnp.zeros((batch_size,), jnp.int32),

@@ -97,7 +97,7 @@ class PrunedLayer:
         """The layer with the tokens of a first call, of which it keeps as many as it has slots."""
         slots, T = self.slots, tokens.k_BKTH.shape[2]
         full_B = view.full_before[slots]
-        layer = self._grown(max(0, T - slots))._stored(tokens, view, full_B)._observed(tokens, view)
+        layer = self.grown(max(0, T - slots)).stored(tokens, view, full_B).observed(tokens, view)
         return layer._pruned(slots, tokens, view) if slots < T else layer
 
     def attend(self, tokens: NewTokens, view: "PrunedView") -> tuple[jax.Array, "PrunedLayer"]:
@@ -107,13 +107,13 @@ class PrunedLayer:
         overflows = (full_B + new_B > slots).any()
         if T == 1:
             layer = jax.lax.cond(overflows, lambda: self._with_room(tokens, view, new_B), lambda: self)
-            return layer._attend(tokens, view, view.full[slots] - new_B)
+            return layer.attend_in_slots(tokens, view, view.full[slots] - new_B)
 
         def overflow() -> tuple[jax.Array, PrunedLayer]:
-            out_BKGTH, layer = self._grown(T)._attend(tokens, view, full_B)
+            out_BKGTH, layer = self.grown(T).attend_in_slots(tokens, view, full_B)
             return out_BKGTH, layer._pruned(slots, tokens, view)
 
-        return jax.lax.cond(overflows, overflow, lambda: self._attend(tokens, view, full_B))
+        return jax.lax.cond(overflows, overflow, lambda: self.attend_in_slots(tokens, view, full_B))
 
     def reset(self, rows_B: jax.Array) -> "PrunedLayer":
         """The layer with the rows emptied where `rows_B` is true."""
@@ -126,7 +126,7 @@ class PrunedLayer:
         index = emptied(self.index, -1)
         return dataclasses.replace(self, index=index, attention=attention, queries=queries, sums=sums)
 
-    def _grown(self, more: int) -> "PrunedLayer":
+    def grown(self, more: int) -> "PrunedLayer":
         """The layer with so many more slots."""
         if more == 0:
             return self
@@ -141,7 +141,7 @@ class PrunedLayer:
 
     def _with_room(self, tokens: NewTokens, view: "PrunedView", coming_B: jax.Array) -> "PrunedLayer":
         """The layer after its full rows are pruned for the one token, or none, that each gets."""
-        evidence = self._evidence(tokens, view, view.before_B, view.earlier_query_index_BW)
+        evidence = self.evidence(tokens, view, view.before_B, view.earlier_query_index_BW)
         layer = self._kept(self.slots, evidence, coming_B)
         # As a result of both branches they need no copy; what is the same in both, JAX would hand around them.
         queries, sums = jax.lax.optimization_barrier((layer.queries, layer.sums))
@@ -149,7 +149,7 @@ class PrunedLayer:
 
     def _pruned(self, slots: int, tokens: NewTokens, view: "PrunedView") -> "PrunedLayer":
         """The layer with so many slots."""
-        return self._kept(slots, self._evidence(tokens, view, view.lengths_B, view.query_index_BW), None)
+        return self._kept(slots, self.evidence(tokens, view, view.lengths_B, view.query_index_BW), None)
 
     def _kept(self, slots: int, evidence: Evidence, coming_B: jax.Array | None) -> "PrunedLayer":
         source_BKC = keep(
@@ -161,6 +161,11 @@ class PrunedLayer:
             window=self.window,
             coming_B=coming_B,
         )
+
+        return self.gathered(source_BKC)
+
+    def gathered(self, source_BKC: jax.Array) -> "PrunedLayer":
+        """The layer with what these slots of each head held; a slot of which this is negative is empty."""
 
         def gathered(x_BKS: jax.Array, empty: int) -> jax.Array:
             taken_BKC = jnp.take_along_axis(x_BKS, jnp.maximum(source_BKC, 0), axis=2, mode="clip")
@@ -174,9 +179,10 @@ class PrunedLayer:
             attention=None if self.attention is None else gathered(self.attention, 0),
         )
 
-    def _evidence(
+    def evidence(
         self, tokens: NewTokens, view: "PrunedView", length_B: jax.Array, query_index_BW: jax.Array
     ) -> Evidence:
+        """What the policy may know, when rows have so many tokens and remember queries of these numbers."""
         assert tokens.position_ids_BT is not None
         position_ids_BT = jnp.broadcast_to(tokens.position_ids_BT, view.numbers_BT.shape)
         offset_BT = (position_ids_BT - view.numbers_BT).astype(jnp.int32)
@@ -195,33 +201,44 @@ class PrunedLayer:
             moments=None if self.sums is None else self.sums.moments(),
         )
 
-    def _attend(self, tokens: NewTokens, view: "PrunedView", full_B: jax.Array) -> tuple[jax.Array, "PrunedLayer"]:
+    def attend_in_slots(
+        self, tokens: NewTokens, view: "PrunedView", full_B: jax.Array
+    ) -> tuple[jax.Array, "PrunedLayer"]:
         """The attention of new tokens that there are slots for, and the layer with them behind the full slots."""
-        layer = self._stored(tokens, view, full_B)
-        index_BK1S, numbers_B1T1 = layer.index[:, :, None], view.numbers_BT[:, None, :, None]
+        layer = self.stored(tokens, view, full_B)
+        out_BKGTH = attention_to_slots(tokens.q_BKGTH, layer.keys, layer.values, layer.visible(view))
+        return out_BKGTH, layer.observed(tokens, view)
+
+    def visible(self, view: "PrunedView") -> jax.Array:
+        """Whether each new token sees what each slot holds: bool [B, K, T, C]."""
+        index_BK1S, numbers_B1T1 = self.index[:, :, None], view.numbers_BT[:, None, :, None]
         visible_BKTS = (index_BK1S <= numbers_B1T1) & (index_BK1S >= view.starts_BT[:, None, :, None])
         visible_BKTS &= index_BK1S >= 0
         if self.window is not None:
             visible_BKTS &= index_BK1S > numbers_B1T1 - self.window
-        visible_BKTS |= ~view.real_BT[:, None, :, None]  # padding, which is not stored, would see nothing
-        out_BKGTH = attention_to_slots(tokens.q_BKGTH, layer.keys, layer.values, visible_BKTS)
-        return out_BKGTH, layer._observed(tokens, view)
+        return visible_BKTS | ~view.real_BT[:, None, :, None]  # padding, which is not stored, would see nothing
 
-    def _stored(self, tokens: NewTokens, view: "PrunedView", full_B: jax.Array) -> "PrunedLayer":
+    def stored(self, tokens: NewTokens, view: "PrunedView", full_B: jax.Array) -> "PrunedLayer":
         """The layer with the new tokens behind the `full_B` that it has; padding goes nowhere."""
         rank_BT = jnp.cumsum(view.real_BT, axis=1, dtype=jnp.int32) - 1
         slots_BT = jnp.where(view.real_BT, full_B[:, None] + rank_BT, self.slots)
+        return self.written(tokens.k_BKTH, tokens.v_BKTH, view.numbers_BT, slots_BT)
+
+    def written(
+        self, k_BKTH: jax.Array, v_BKTH: jax.Array, numbers_BT: jax.Array, slots_BT: jax.Array
+    ) -> "PrunedLayer":
+        """The layer with tokens of these numbers in these slots; one beyond the last stores nothing."""
         rows_B1 = jnp.arange(slots_BT.shape[0])[:, None]
         return dataclasses.replace(
             self,
-            keys=self.keys.write(tokens.k_BKTH, slots_BT),
-            values=self.values.write(tokens.v_BKTH, slots_BT),
-            index=self.index.at[rows_B1, :, slots_BT].set(view.numbers_BT[..., None], mode="drop"),
+            keys=self.keys.write(k_BKTH, slots_BT),
+            values=self.values.write(v_BKTH, slots_BT),
+            index=self.index.at[rows_B1, :, slots_BT].set(numbers_BT[..., None], mode="drop"),
         )
 
-    def _observed(self, tokens: NewTokens, view: "PrunedView") -> "PrunedLayer":
+    def observed(self, tokens: NewTokens, view: "PrunedView") -> "PrunedLayer":
         """The layer, which has stored the new tokens, with what their queries tell."""
-        attention, queries, sums = self.attention, self.queries, self.sums
+        attention = self.attention
         if attention is not None:
             attention = attention + attention_received(
                 tokens.q_BKGTH,
@@ -232,10 +249,15 @@ class PrunedLayer:
                 real_BT=view.real_BT,
                 window=self.window,
             )
+        return dataclasses.replace(self, attention=attention).with_queries(tokens, view)
+
+    def with_queries(self, tokens: NewTokens, view: "PrunedView") -> "PrunedLayer":
+        """The layer with what the policy has to know of the queries themselves."""
+        queries, sums = self.queries, self.sums
         if queries is not None:
             rows_B1 = jnp.arange(view.real_BT.shape[0])[:, None]
             q_BTKGH = tokens.q_BKGTH.transpose(0, 3, 1, 2, 4).astype(jnp.float32)
             queries = queries.at[rows_B1, :, :, view.query_slots_BT].set(q_BTKGH, mode="drop")
         if sums is not None:
             sums = sums.with_queries(tokens.unturned_BKGTH, view.real_BT)
-        return dataclasses.replace(self, attention=attention, queries=queries, sums=sums)
+        return dataclasses.replace(self, queries=queries, sums=sums)

@@ -13,7 +13,6 @@ from flax import nnx
 from stellarbyte.errors import UserError
 from stellarbyte.figures import perplexity
 from stellarbyte.kv_cache.budgets import layer_slots
-from stellarbyte.kv_cache.policy import Policy
 from stellarbyte.kv_cache.settings import KVPruning
 from stellarbyte.labels import IGNORED_LABEL
 from stellarbyte.places import Place
@@ -83,7 +82,7 @@ def evaluate_pruned(
         )
     graphdef, _ = abstract_model(model, Execution(training.dtype, weight_grid=weight_grid(training)))
     sizes = layer_slots(pruning.shape, slots, model.num_hidden_layers)
-    measure = jax.jit(functools.partial(second_halves, graphdef, sizes, pruning.policy))
+    measure = jax.jit(functools.partial(second_halves, graphdef, sizes, pruning))
     params, totals = jax.device_put(run.params), [[0.0] * 3, [0.0] * 3]
     for batch in run.validation_batches(progress=progress):
         for total, sums in zip(totals, jax.device_get(measure(params, batch)), strict=True):
@@ -98,7 +97,7 @@ def evaluate_pruned(
 def second_halves(
     graphdef: nnx.GraphDef[ByteForCausalLM],
     sizes: tuple[int, ...],
-    policy: Policy,
+    pruning: KVPruning,
     params: Params,
     batch: dict[str, jax.Array],
 ) -> tuple[LossSums, LossSums]:
@@ -111,7 +110,7 @@ def second_halves(
     model = nnx.merge(graphdef, params).unstack()
     positions_BT = batch.get("position_ids", jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T)))
     segments_BT = batch.get("segment_ids", jnp.ones((B, T), jnp.int32))
-    cache = PrunedCache.create(model.config, B, sizes, policy, model.execution.dtype)
+    cache = PrunedCache.create(model.config, B, sizes, pruning.policy, model.execution.dtype, shared=pruning.shared)
     ids_BT, position_ids_BT, segment_ids_BT = (
         x_BT[:, :half] for x_BT in (batch["input_ids"], positions_BT, segments_BT)
     )

@@ -8,11 +8,12 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from stellarbyte.errors import UserError
-from stellarbyte.kv_cache.budgets import layer_slots
+from stellarbyte.kv_cache.budgets import check_heads, check_shape, layer_slots
 from stellarbyte.kv_cache.policy import Policy
 from stellarbyte.kv_cache.registry import policy as policy_named
 from stellarbyte.kv_cache.settings import KVPruning
 from stellarbyte_torch.kv_cache.layer import PrunedLayer
+from stellarbyte_torch.kv_cache.pooled import PooledLayer
 from stellarbyte_torch.kv_cache.rotation import rotation_of
 from stellarbyte_torch.kv_cache.stock import IMPLEMENTATION, MODEL_TYPES
 
@@ -49,9 +50,13 @@ class PrunedCache(Cache):
     ) -> None:
         _check_attention(model)
         policy = policy_named(policy) if isinstance(policy, str) else policy
+        check_shape(shape, policy)
+        if shape == "entropy":
+            check_heads(model.config)
         sizes = layer_slots(shape, budget, model.config.num_hidden_layers)
         rotation = rotation_of(model)
-        super().__init__(layers=[PrunedLayer(size, policy, rotation) for size in sizes])
+        kind = PooledLayer if shape == "entropy" else PrunedLayer
+        super().__init__(layers=[kind(size, policy, rotation) for size in sizes])
         self.sizes = sizes
 
     def attend(

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from stellarbyte.errors import UserError
-from stellarbyte.kv_cache.evidence import Rotation
+from stellarbyte.kv_cache.evidence import Evidence, Rotation
 from stellarbyte.kv_cache.policy import Policy
 from stellarbyte.kv_cache.selection import keep
 from stellarbyte_torch.kv_cache.heads import grouped, kv_heads_of
@@ -98,6 +98,7 @@ class PrunedLayer(CacheLayerMixin):
         """
         self._is_awaited = False
         self.settle()
+        self._begin()
         if self.slots is None:
             self.lazy_initialization(key, value)
         assert self.slots is not None
@@ -108,7 +109,7 @@ class PrunedLayer(CacheLayerMixin):
         index_BT = self._number_tokens(number, real_BT, (B, T))
         if position_ids is not None and (T > 1 or number == 0):  # they rise by one with each token
             self._offset_B = (position_ids[:, -1] - (number + T - 1)).expand(B)
-        if slots.used + T > slots.size:
+        if slots.used + T > slots.end:
             self._make_room(T == 1, index_BT)
         slots.append(key, value, index_BT, is_padded=real_BT is not None)
         self._length += T
@@ -135,6 +136,12 @@ class PrunedLayer(CacheLayerMixin):
             settle, self._settle = self._settle, None
             settle(taken_back)
 
+    @property
+    def index_BKC(self) -> Tensor:
+        """The numbers of the tokens that each head holds; -1: none."""
+        assert self.slots is not None
+        return self.slots.index_BKC[:, :, : self.slots.used]
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """The columns of the mask for so many new tokens, and the number of the first: one for each token so far."""
         return self._length + query_length, 0
@@ -159,6 +166,7 @@ class PrunedLayer(CacheLayerMixin):
         """
         if tokens_to_remove > 0:
             raise ValueError(f"crop({tokens_to_remove}) is above 0: give minus the number of tokens to take back")
+        self._begin()
         gone = min(-tokens_to_remove, self._length)
         self._length -= gone
         if self.slots is not None and gone:
@@ -178,6 +186,9 @@ class PrunedLayer(CacheLayerMixin):
         """Keeps some rows."""
         if self.slots is not None:
             self._choose_rows(torch.arange(len(self.slots.counts))[indices.cpu()])
+
+    def _begin(self) -> None:
+        """Prepares the slots for a change, which `settle` ends."""
 
     def _choose_rows(self, rows: Tensor) -> None:
         if self.slots is None:
@@ -211,7 +222,7 @@ class PrunedLayer(CacheLayerMixin):
         assert self.slots is not None
         self.slots.close_gaps()
         coming_B = (index_BT >= 0).sum(dim=1)
-        if is_one and max(map(sum, zip(self.slots.counts, coming_B.tolist(), strict=True))) > self.size:
+        if is_one and max(map(sum, zip(self.slots.counts, coming_B.tolist(), strict=True))) > self.slots.end:
             self._prune(coming_B)
 
     def _observe_and_drop(
@@ -224,18 +235,26 @@ class PrunedLayer(CacheLayerMixin):
             mask = None if mask is None else mask[..., :T, : self.slots.used]
             queries, numbers, positions = q_BKGTH[:, :, :, :T], index_BT[:, :T], positions_BT[:, :T]
             self.observed.add(queries, numbers, positions, mask, self.slots, is_padded=is_padded)
-        if self.slots.used > self.size:
+        if self.slots.used > self.slots.end:
             self.slots.close_gaps()  # policies look at neighbours
-            self._prune(torch.zeros_like(self._first_B))
+            self._prune(None)
 
-    def _prune(self, coming_B: Tensor) -> None:
-        """Keeps what leaves room for `coming_B` tokens, by the rules of stellarbyte/kv_cache/selection.py."""
+    def _prune(self, coming_B: Tensor | None) -> None:
+        """Keeps what leaves room for `coming_B` tokens, by the rules of stellarbyte/kv_cache/selection.py.
+
+        coming_B: None after a call of several tokens, which has stored them all.
+        """
+        assert self.slots is not None
+        evidence, place = self._evidence()
+        scores_BKS = self.policy.scores(evidence)
+        self.slots.take(keep(scores_BKS, evidence.index_BKS, slots=self.size, coming_B=coming_B, **place))
+
+    def _evidence(self) -> tuple[Evidence, dict[str, Any]]:
+        """What the policy may know, and where the rows stand."""
         assert self.slots is not None
         place: dict[str, Any] = {
             "first_B": self._first_B.clamp(min=0),
             "length_B": torch.full_like(self._first_B, self._length),
             "window": self._window,
         }
-        evidence = self.observed.evidence(self.slots, **place, offset_B=self._offset_B)
-        scores_BKS = self.policy.scores(evidence)
-        self.slots.take(keep(scores_BKS, evidence.index_BKS, slots=self.size, coming_B=coming_B, **place))
+        return self.observed.evidence(self.slots, **place, offset_B=self._offset_B), place

@@ -13,7 +13,9 @@ class Slots:
         keys, values: [B, K, C, H].
         index_BKC: the number of each key's token in its row, padding counted: rising from slot 0 on; -1: no key.
         attention_BKC: the softmax weights that each key has got, float32; None if nobody asks.
-        counts: the keys of each row, the same in each head.
+        counts: the keys of each row, in the head that has most of them.
+        is_even: whether all heads of a row have the same number of keys; not so if `drop_from` has reached back behind
+            the newest tokens, which all heads hold.
         used: all keys are in the slots before this one.
         in_columns: slot s holds token s of every row, padding as well, like Transformers' own caches: nothing was
             dropped so far.
@@ -25,14 +27,19 @@ class Slots:
         self.keys, self.values = (x.new_zeros(B, K, 0, x.shape[-1]) for x in (key, value))
         self.index_BKC = torch.full((B, K, 0), -1, device=key.device)
         self.attention_BKC = torch.zeros(B, K, 0, device=key.device) if attention else None
-        self.counts = [0] * B
+        self.counts, self.is_even = [0] * B, True
         self.used = 0
         self.in_columns = True
 
     @property
     def is_full(self) -> bool:
         """Whether every slot in use holds a key, in each row."""
-        return all(count == self.used for count in self.counts)
+        return self.is_even and all(count == self.used for count in self.counts)
+
+    @property
+    def end(self) -> int:
+        """All keys have to be in the slots before this one after a call."""
+        return self.size
 
     def append(self, key: Tensor, value: Tensor, index_BT: Tensor, *, is_padded: bool) -> None:
         """Adds the tokens of these numbers, [B, K, T, H], even if they are more than fit; padding, -1, gets no key.
@@ -65,7 +72,7 @@ class Slots:
 
     def take(self, source_BKC: Tensor) -> None:
         """Keeps the keys in these slots, in this order; -1 stands behind the last of a row."""
-        self.counts = (source_BKC[:, 0] >= 0).sum(dim=-1).tolist()
+        self._count(source_BKC)
         self.used = max(self.counts)
         source_BKC = source_BKC[:, :, : self.used].long()
         kept = source_BKC.clamp(min=0)
@@ -87,7 +94,7 @@ class Slots:
         self.index_BKC.masked_fill_(gone_BKC, -1)
         if self.attention_BKC is not None:
             self.attention_BKC.masked_fill_(gone_BKC, 0)
-        self.counts = (self.index_BKC[:, 0] >= 0).sum(dim=-1).tolist()
+        self._count(self.index_BKC)
         self.used = self.used if self.in_columns else max(self.counts)
 
     def each(self, change: Callable[[Tensor], Tensor], rows: list[int]) -> None:
@@ -95,6 +102,12 @@ class Slots:
         self.keys, self.values, self.index_BKC = change(self.keys), change(self.values), change(self.index_BKC)
         self.attention_BKC = None if self.attention_BKC is None else change(self.attention_BKC)
         self.counts = [self.counts[row] for row in rows]
+
+    def _count(self, numbers_BKC: Tensor) -> None:
+        """Takes note of how many keys there are: numbers that are not negative."""
+        counts_BK = (numbers_BKC >= 0).sum(dim=-1)
+        self.counts = counts_BK.amax(dim=1).tolist()
+        self.is_even = bool((counts_BK == counts_BK[:, :1]).all())
 
     def _reach(self, end: int) -> None:
         """Makes the arrays hold `end` slots: all that there may be, or for this call still more."""

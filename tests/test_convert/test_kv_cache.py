@@ -8,7 +8,9 @@ import pytest
 import torch
 from flax import nnx
 
+from stellarbyte.kv_cache.budgets import layer_slots
 from stellarbyte.kv_cache.registry import policy
+from stellarbyte.kv_cache.settings import KVBudget, KVPruning
 from stellarbyte_jax.model.pruned_cache import PrunedCache
 from stellarbyte_jax.training.state import abstract_model
 from stellarbyte_torch.kv_cache import PrunedCache as TorchPrunedCache
@@ -19,6 +21,9 @@ from test_convert.torch_side import TorchModel
 PROMPT, STEPS, MORE, SLOTS = 30, 4, 6, 20
 
 ROWS: list[Any] = [
+    ("snap entropy", {"position_embedding": "xpos", "xpos_scale_base": 64.0}),
+    pytest.param("heavy entropy", {"sliding_window": 24, "position_embedding": "rope"}, marks=pytest.mark.long),
+    pytest.param("expected entropy", {"position_embedding": "none"}, marks=pytest.mark.long),
     ("snap", {"position_embedding": "xpos", "xpos_scale_base": 64.0}),
     pytest.param("expected", {"position_embedding": "xpos", "xpos_scale_base": 64.0}, marks=pytest.mark.long),
     pytest.param("norm", {"position_embedding": "xpos", "xpos_scale_base": 64.0}, marks=pytest.mark.long),
@@ -38,20 +43,41 @@ def test_both_sides_keep_the_same_tokens(name: str, fields: dict[str, Any]) -> N
 
     graphdef = abstract_model(config)[0]
     read = jax.jit(lambda params, ids, cache: nnx.merge(graphdef, params).model(ids, cache=cache).cache)
-    there = PrunedCache.create(config, 2, (SLOTS,) * config.num_hidden_layers, policy(name))
+    name, _, shape = name.partition(" ")
+    pruning = KVPruning(KVBudget(slots=SLOTS), policy(name), shape or "uniform")
+    sizes = layer_slots(pruning.shape, SLOTS, config.num_hidden_layers)
+    there = PrunedCache.create(config, 2, sizes, pruning.policy, shared=pruning.shared)
     model = TorchModel(config, params).model
-    here = TorchPrunedCache(model, SLOTS, name)
+    here = TorchPrunedCache(model, SLOTS, pruning.policy, pruning.shape)
     for piece in pieces:
         there = read(params, piece, there)
         with torch.no_grad():
             model(torch.from_numpy(piece), past_key_values=here)
         for layer, (jax_layer, torch_layer) in enumerate(zip(there.layers, here.layers, strict=True)):
             slots: Any = torch_layer.slots  # type: ignore[attr-defined]
+            if pruning.shared:
+                _check_pool(jax_layer, slots)
+                continue
             left = _kv_heads_left(config, layer)
             index_BKC = np.asarray(jax_layer.index)[:, left]
             assert np.array_equal(index_BKC[:, :, : slots.used], slots.index_BKC[:, :, : slots.used])
             keys = np.asarray(jax_layer.keys.data)[:, left][:, :, : slots.used]
             np.testing.assert_allclose(slots.keys[:, :, : slots.used], keys, rtol=0, atol=1e-4 * np.abs(keys).max())
+
+
+def _check_pool(layer: Any, slots: Any) -> None:
+    """Both sides lay the slots that heads share one after another."""
+    assert np.array_equal(layer.lanes, slots.lanes_BK)
+    B, size = len(slots.counts), layer.pool.index[0].size
+    index_BS, there_BS = np.asarray(layer.pool.index).reshape(B, size), slots.index_BKC.reshape(B, size).numpy()
+    assert np.array_equal(index_BS, there_BS)
+    for name in ("keys", "values"):
+        held, there = (
+            np.asarray(getattr(layer.pool, name).data).reshape(B, size, -1),
+            getattr(slots, name)[:, 0].numpy(),
+        )
+        is_full_BS = index_BS >= 0
+        np.testing.assert_allclose(there[is_full_BS], held[is_full_BS], rtol=0, atol=1e-4 * np.abs(held).max())
 
 
 def _kv_heads_left(config: Any, layer: int) -> list[int]:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from stellarbyte.kv_cache.registry import policy
+from stellarbyte.kv_cache.settings import KVBudget, KVPruning
 from stellarbyte.labels import IGNORED_LABEL
 from stellarbyte_jax.training.pruned_evaluation import PrunedEvaluation, second_halves
 from stellarbyte_jax.training.state import abstract_model
@@ -20,7 +21,11 @@ def test_slots_for_whole_rows_lose_nothing() -> None:
     labels[:, 14] = IGNORED_LABEL
     batch = {"input_ids": random_tokens(config, 2, 20), "labels": labels}
     batch |= {"position_ids": positions, "segment_ids": segment_ids}
-    measure = jax.jit(functools.partial(second_halves, abstract_model(config)[0], (20,), policy("heavy")))
+    measure = jax.jit(
+        functools.partial(
+            second_halves, abstract_model(config)[0], (20,), KVPruning(KVBudget(slots=20), policy("heavy"))
+        )
+    )
     full, pruned = measure(tiny_params(config), batch)
     assert int(full.tokens) == int(pruned.tokens) == 2 * 9
     np.testing.assert_allclose(pruned.loss, full.loss, rtol=1e-5)

@@ -44,7 +44,7 @@ def read(model: Any, cache: Any, ids: Tensor, prompt: int, mask: Tensor | None =
 
 def kept(cache: PrunedCache) -> list[Tensor]:
     """The numbers of the tokens that each layer holds, [B, K, C]."""
-    return [layer.slots.index_BKC[:, :, : layer.slots.used] for layer in cache.layers]
+    return [layer.index_BKC for layer in cache.layers]
 
 
 @pytest.mark.parametrize(
@@ -197,3 +197,23 @@ def test_mistakes_get_a_sentence() -> None:
     flexible.config._attn_implementation = "flex_attention"
     with pytest.raises(UserError, match=r"flex_attention follows no mask .* sdpa or eager"):
         flexible.model.layers[0].self_attn(torch.ones(1, 2, 32), None, None, PrunedCache(model, 16))
+
+
+@torch.no_grad()
+def test_taking_back_more_than_all_heads_hold_leaves_each_head_what_it_has() -> None:
+    model, ids = tiny_model(), tokens(1, 40)
+    cache = PrunedCache(model, 24, "snap")
+    model(ids, past_key_values=cache)
+    before = [[{n for n in head if 0 <= n < 28} for head in held[0].tolist()] for held in kept(cache)]
+    assert any(len(one) != len(other) for one, other in before), "heads differ in what they hold of the first 28"
+    cache.crop(-12)
+    for number in range(28, 31):
+        logits = model(ids[:, number : number + 1], past_key_values=cache).logits
+        for held, heads in zip(kept(cache), before, strict=True):
+            for head, numbers in zip(held[0].tolist(), heads, strict=True):
+                assert {n for n in head if n >= 0} == numbers | set(range(28, number + 1))
+    for layer in cache.layers:  # what stands in empty slots is read by nobody
+        empty = layer.slots.index_BKC < 0
+        layer.slots.keys[empty], layer.slots.values[empty] = 1e4, 1e4
+    cache.crop(-1)
+    torch.testing.assert_close(model(ids[:, 30:31], past_key_values=cache).logits, logits)
