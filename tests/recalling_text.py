@@ -1,10 +1,12 @@
-"""Text of which lines come back: `python -m tests.recalling_text CORPUS.jsonl FOLDER`.
+"""Text that comes back: `python -m tests.recalling_text CORPUS.jsonl FOLDER`.
 
-What is measured of a pruned cache means little if the model never looks far back, and text as it is teaches that late.
-So documents are made here in which passages of a document, from a single line to a thousand tokens, come back word for
-word, whole or in part. Most of what such a row holds is then best told from what came before, and a model of a million
-parameters learns within minutes to go on with a line as it went on before. The folder gets train.jsonl, and of
-documents held out of it recalling.jsonl (made the same way) and plain.jsonl (as they are).
+What is measured of a pruned cache means little if the model never looks far back, and text as it is teaches that late. So
+documents are made here of passages that come back word for word, whole or in part. They are as often in each doubling of
+their length, from three words to a thousand tokens: among a few words what came before is soon found, and what has been
+learnt there serves in long ones. Half of them have their words in another order, which nothing tells but what came before.
+A model of a million parameters then learns within minutes to go on with a line as it went on before. The folder gets
+train.jsonl, and of documents held out of it recalling.jsonl (the long ones alone, with words in their order) and plain.jsonl
+(as they are).
 """
 
 import argparse
@@ -14,30 +16,63 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-# Passages are as often in each doubling of their length; the longest has some 500 tokens.
-MOST_LINES = 40
-# A passage comes back so many times at most.
-MOST_RETURNS = 3
-# One document in so many is held out.
+# Words of a passage; some 400 tokens at most. A passage comes back so many times at most.
+FEWEST_WORDS, MOST_WORDS, MOST_RETURNS = 3, 150, 3
+# Passages of a document: one, or several, from which lines of any come back.
+MOST_PASSAGES = 6
+# One document of the corpus in so many is held out.
 HELD_OUT = 20
 
 
-def recalling(text: str, rng: random.Random) -> str:
-    """The text with each passage of it followed by parts of itself."""
-    told: list[str] = []
+def pieces(text: str, rng: random.Random) -> Iterator[list[str]]:
+    """The text in passages, each a list of lines; the last line of a passage is cut if it is too long."""
     lines = [line for line in text.splitlines(keepends=True) if line.strip()]
     at = 0
     while at < len(lines):
-        passage = lines[at : at + int(math.exp(rng.uniform(0, math.log(MOST_LINES + 1))))]
-        at += len(passage)
+        wanted = math.exp(rng.uniform(math.log(FEWEST_WORDS), math.log(MOST_WORDS)))
+        passage: list[str] = []
+        while at < len(lines) and wanted > 0:
+            count, left = len(lines[at].split()), max(FEWEST_WORDS, int(wanted))
+            rest = lines[at].split(maxsplit=left)[left:]
+            passage.append(lines[at].removesuffix("".join(rest)).rstrip() + "\n")
+            wanted -= count
+            at += 1
+        yield passage
+
+
+def recalling(passages: list[list[str]], rng: random.Random) -> str:
+    """A document of passages, after each of which parts of it, or of an earlier one, come back."""
+    told: list[str] = []
+    for number, passage in enumerate(passages):
         told += passage
         for _ in range(rng.randint(1, MOST_RETURNS)):
-            start = rng.randrange(len(passage))
-            told += passage[start : rng.randint(start, len(passage)) + 1]
+            earlier = passages[rng.randint(0, number)]
+            start = rng.randrange(len(earlier))
+            told += earlier[start : rng.randint(start, len(earlier)) + 1]
     return "".join(told)
 
 
-def _documents(corpus: Path) -> Iterator[str]:
+def shuffled(text: str, rng: random.Random) -> str:
+    """The text with its words in another order, as many in each line as before."""
+    lines = [line.split() for line in text.splitlines()]
+    words = [word for line in lines for word in line]
+    rng.shuffle(words)
+    left = iter(words)
+    return "".join(" ".join(next(left) for _ in line) + "\n" for line in lines)
+
+
+def documents(text: str, rng: random.Random, fewest: int = 1) -> Iterator[str]:
+    """Documents of one to MOST_PASSAGES passages of a text."""
+    waiting: list[list[str]] = []
+    wanted = rng.randint(fewest, MOST_PASSAGES)
+    for passage in pieces(text, rng):
+        waiting.append(passage)
+        if len(waiting) >= wanted:
+            yield recalling(waiting, rng)
+            waiting, wanted = [], max(fewest, rng.choice((1, 1, MOST_PASSAGES)))
+
+
+def _texts(corpus: Path) -> Iterator[str]:
     with corpus.open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)["text"]
@@ -51,17 +86,17 @@ def main() -> None:
     options = parser.parse_args()
     rng = random.Random(0)
     options.folder.mkdir(parents=True, exist_ok=True)
-    names = ("train", "recalling", "plain")
-    files = {name: (options.folder / f"{name}.jsonl").open("w", encoding="utf-8") for name in names}
-    for number, text in enumerate(_documents(options.corpus)):
-        made = recalling(text, rng)
+    made: dict[str, list[str]] = {"train": [], "recalling": [], "plain": []}
+    for number, text in enumerate(_texts(options.corpus)):
         if number % HELD_OUT:
-            files["train"].write(json.dumps({"text": made}) + "\n")
+            made["train"] += [*documents(text, rng), *documents(shuffled(text, rng), rng)]
         else:
-            files["recalling"].write(json.dumps({"text": made}) + "\n")
-            files["plain"].write(json.dumps({"text": text}) + "\n")
-    for file in files.values():
-        file.close()
+            made["recalling"] += documents(text, rng, MOST_PASSAGES)
+            made["plain"].append(text)
+    rng.shuffle(made["train"])
+    for name, texts in made.items():
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (options.folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
 
 
 if __name__ == "__main__":
