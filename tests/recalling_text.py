@@ -1,17 +1,15 @@
 """Text that comes back: `python -m tests.recalling_text CORPUS.jsonl FOLDER`.
 
-What is measured of a pruned cache means little if the model never looks far back, and text as it is teaches that late. So
-documents are made here of passages that come back word for word, whole or in part. They are as often in each doubling of
-their length, from three words to a thousand tokens: among a few words what came before is soon found, and what has been
-learnt there serves in long ones. Half of them have their words in another order, which nothing tells but what came before.
-A model of a million parameters then learns within minutes to go on with a line as it went on before. The folder gets
-train.jsonl, and of documents held out of it recalling.jsonl (the long ones alone, with words in their order) and plain.jsonl
-(as they are).
+What is measured of a pruned cache means little if the model never looks far back, and text as it is teaches that late.
+So documents are made of passages that come back word for word, whole or in part. Passages of each doubling of their
+length, from three words to some hundred tokens, have as much of the text: among a few words what came before is soon
+found, and what has been learnt there serves in long ones. Half of them have their words in another order, which nothing
+tells but what came before. The folder gets train.jsonl, and of documents held out of it recalling.jsonl (the long ones
+alone, with words in their order) and plain.jsonl (as they are).
 """
 
 import argparse
 import json
-import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +27,7 @@ def pieces(text: str, rng: random.Random) -> Iterator[list[str]]:
     lines = [line for line in text.splitlines(keepends=True) if line.strip()]
     at = 0
     while at < len(lines):
-        wanted = math.exp(rng.uniform(math.log(FEWEST_WORDS), math.log(MOST_WORDS)))
+        wanted = 1 / rng.uniform(1 / MOST_WORDS, 1 / FEWEST_WORDS)
         passage: list[str] = []
         while at < len(lines) and wanted > 0:
             count, left = len(lines[at].split()), max(FEWEST_WORDS, int(wanted))
