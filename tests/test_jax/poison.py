@@ -23,8 +23,8 @@ def poison(patch: pytest.MonkeyPatch, fingerprints: list[int], added: float = np
     """Adds a number to the sum of the losses of the batches with these fingerprints, in training alone."""
     forward = step._forward
 
-    def poisoned(graphdef, params, batch, dropout_key, training, regularization=step.PLAIN):  # type: ignore[no-untyped-def]
-        sums, router = forward(graphdef, params, batch, dropout_key, training, regularization)
+    def poisoned(graphdef, params, batch, *given, training, **options):  # type: ignore[no-untyped-def]
+        sums, router = forward(graphdef, params, batch, *given, training=training, **options)
         if training:
             is_bad = jnp.isin(fingerprint(batch["input_ids"], jnp), jnp.asarray(fingerprints))
             sums = step.LossSums(sums.loss + jnp.where(is_bad, added, 0.0), sums.correct, sums.tokens)
