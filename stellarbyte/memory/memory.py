@@ -23,7 +23,8 @@ from stellarbyte.memory.searching import How, Query, check_search, search
 from stellarbyte.memory.settings import MemorySettings
 from stellarbyte.memory.tables import Alive
 from stellarbyte.memory.transfer import Loaded, export, load
-from stellarbyte.memory.weighing import weight_of_vectors
+from stellarbyte.memory.weighing import trust_in_vectors
+from stellarbyte.memory.word_index import Trust
 
 _DAY = 86_400.0
 # What a search finds is given to the judge, at most so many entries.
@@ -139,15 +140,15 @@ class Memory:
         """
         check_search(query, limit, how, has_embedder=self._embedder is not None)
         with self._lock:
-            vector, weight = None, 1.0
+            vector, trust = None, Trust(1.0, 0.0)
             if self._embedder is not None and how != "words" and query.strip():
                 embed_missing(self._store, self._embedder, self.user)
-                weight = weight_of_vectors(self._store, self._embedder, self.user)
+                trust = trust_in_vectors(self._store, self._embedder, self.user)
                 vector = self._embedder.embed([query], queries=True)[0]
             with self._store.connection.reading():
                 settings = self.settings
                 least = settings.floor if floor is None else floor
-                asked, alive = Query(query, vector, weight), _alive(settings)
+                asked, alive = Query(query, vector, trust), _alive(settings)
                 return search(self._tables, self._store.nearest, self.user, asked, how, limit, least, alive)
 
     def count_uses(self, ids: Iterable[int]) -> None:

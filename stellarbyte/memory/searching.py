@@ -12,6 +12,7 @@ from stellarbyte.memory.entries import Found
 from stellarbyte.memory.fusion import fuse
 from stellarbyte.memory.tables import Alive, Tables
 from stellarbyte.memory.vectors import Nearest
+from stellarbyte.memory.word_index import Trust
 from stellarbyte.memory.words import terms_of
 
 How = Literal["hybrid", "words", "vectors"]
@@ -31,12 +32,12 @@ class Query(NamedTuple):
     Attributes:
         text: the query.
         vector: what the embedder makes of it, (D,); None: words alone.
-        weight: of the vectors' places and cosines, beside 1 of the words'.
+        trust: how far the vectors can be trusted.
     """
 
     text: str
     vector: np.ndarray | None
-    weight: float = 1.0
+    trust: Trust = Trust(1.0, 0.0)
 
 
 def check_search(query: str, limit: int, how: str, *, has_embedder: bool) -> None:
@@ -64,7 +65,9 @@ def search(
     if how != "words" and nearest is not None and query.vector is not None:
         by_vectors = nearest.search(query.vector, depth)
         lists["vectors"], cosines = [number for number, _ in by_vectors], dict(by_vectors)
-    weight = 1.0 if how == "vectors" else query.weight
+    # The more of the query words have found, the less vectors can add.
+    best = max(coverages.values(), default=0.0)
+    weight = 1.0 if how == "vectors" else query.trust.weight * (1 - best) ** 2
     fused = fuse(lists, {"words": 1.0, "vectors": weight})
     entries = tables.entries([number for number, _, _ in fused], alive)
     found: list[Found] = []
@@ -75,7 +78,8 @@ def search(
         parts = {
             name: values[number] for name, values in (("coverage", coverages), ("cosine", cosines)) if number in values
         }
-        relevance = min(1.0, max(coverages.get(number, 0.0), weight * cosines.get(number, 0.0)))
+        above = (cosines.get(number, -1.0) - query.trust.wrong) / max(1e-6, 1 - query.trust.wrong)
+        relevance = min(1.0, max(0.0, coverages.get(number, 0.0), above))
         if relevance >= floor:
             found.append(Found(entry, relevance, score, ranks, parts))
     return found[:limit]

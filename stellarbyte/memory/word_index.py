@@ -2,10 +2,22 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 from stellarbyte.memory.connection import Connection, chunks, marks
 from stellarbyte.memory.words import terms_of
+
+
+class Trust(NamedTuple):
+    """How far vectors can be trusted beside words.
+
+    Attributes:
+        weight: of their places, from 0 to 1, where words find nothing.
+        wrong: a cosine that wrong entries hardly reach.
+    """
+
+    weight: float
+    wrong: float
 
 
 class WordIndex:
@@ -24,14 +36,15 @@ class WordIndex:
         rows = self._rows("SELECT entries, length FROM totals WHERE owner = ?", (owner,))
         return (rows[0][0], rows[0][1]) if rows else (0, 0)
 
-    def vector_weight(self, owner: str) -> tuple[float, int] | None:
-        """The weight of vectors in a user's searches, and for how many entries it was measured; None: not yet."""
-        rows = self._rows("SELECT vector_weight, weighed FROM totals WHERE owner = ?", (owner,))
-        return (rows[0][0], rows[0][1]) if rows and rows[0][0] is not None else None
+    def trust(self, owner: str) -> tuple[Trust, int] | None:
+        """How far a user's vectors can be trusted, and for how many entries that was measured; None: not yet."""
+        rows = self._rows("SELECT vector_weight, wrong_cosine, weighed FROM totals WHERE owner = ?", (owner,))
+        return (Trust(rows[0][0], rows[0][1]), rows[0][2]) if rows and rows[0][0] is not None else None
 
-    def set_vector_weight(self, owner: str, weight: float | None, entries: int) -> None:
-        """Keeps the weight of vectors in a user's searches; None: it is to be measured anew."""
-        self._rows("UPDATE totals SET vector_weight = ?, weighed = ? WHERE owner = ?", (weight, entries, owner))
+    def set_trust(self, owner: str, trust: Trust, entries: int) -> None:
+        """Keeps how far a user's vectors can be trusted."""
+        statement = "UPDATE totals SET vector_weight = ?, wrong_cosine = ?, weighed = ? WHERE owner = ?"
+        self._rows(statement, (*trust, entries, owner))
 
     def frequencies(self, owner: str, terms: Sequence[str]) -> dict[str, int]:
         """In how many of a user's entries each term stands; terms that are nowhere are left out."""

@@ -96,9 +96,9 @@ def test_vectors_weigh_what_they_are_worth(tmp_path: Path) -> None:
                 memory.add(text, kind="passage")
             found = memory.search("odd harp in the damp room", 3)
             assert found[0].entry.text == "The odd harp is kept in the damp room"
-            kept = memory._tables.words.vector_weight("")
+            kept = memory._tables.words.trust("")
             assert kept is not None and kept[1] == len(texts)
-            weights[embedder.name] = kept[0]
+            weights[embedder.name] = kept[0].weight
             if embedder.name == "noisy":
                 words = memory.search("odd harp in the damp room", 5, how="words")
                 assert [one.entry.id for one in memory.search("odd harp in the damp room", 5)] == [
