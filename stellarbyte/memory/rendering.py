@@ -10,6 +10,8 @@ from stellarbyte.memory.marks import CLOSING, NOTE, OPENING
 
 _LONGEST_SOURCE = 80
 _MORE = "…"
+# A text with more characters for each token of the budget does not fit, and need not be looked at as a whole.
+_CHARACTERS = 32
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ def rendered(
     parts: list[str] = []
     used: list[Found] = []
     for one in found:
-        part = _part(len(parts) + 1, one, one.entry.text, control)
-        if tokens(_joined([*parts, part])) > most_tokens:
+        too_long = len(one.entry.text) > _CHARACTERS * most_tokens
+        part = "" if too_long else _part(len(parts) + 1, one, one.entry.text, control)
+        if too_long or tokens(_joined([*parts, part])) > most_tokens:
             if one is not found[0]:
                 continue
             part = _beginning(one, most_tokens, tokens, control)
@@ -60,7 +63,7 @@ def _part(number: int, found: Found, text: str, control: tuple[str, ...]) -> str
 
 def _beginning(found: Found, most_tokens: int, tokens: Callable[[str], int], control: tuple[str, ...]) -> str:
     """The entry's part with as much of its text as fits; "" where not even a few words do."""
-    text = visible(found.entry.text)
+    text = visible(found.entry.text[: _CHARACTERS * most_tokens])
     fits, too_long = 0, len(text)
     while too_long - fits > 1:
         middle = (fits + too_long) // 2

@@ -26,7 +26,9 @@ _MOST_DEPTH = 500  # what is nested deeper is read as if it were not
 def html_sections(text: str) -> list[Section]:
     """A section for each heading that text follows; elements that a browser would not show are left out."""
     page = _Page()
-    page.feed(text)
+    # Python's parser would try each tag that never ends again from each sign behind it.
+    end = text.rfind(">") + 1
+    page.feed(text[:end] + text[end:].replace("<", " "))
     page.close()
     page.end_section()
     return page.sections

@@ -4,7 +4,7 @@ import re
 
 from stellarbyte.memory.ingest.passages import Block, Section, lines_of, paragraphs
 
-_HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*")
+_HEADING = re.compile(r" {0,3}(#{1,6})(?=[ \t]|$)")
 _UNDERLINE = re.compile(r" {0,3}(=+|-+)[ \t]*")
 _RULE = re.compile(r" {0,3}([-*_])[ \t]*(?:\1[ \t]*){2,}")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
@@ -51,8 +51,8 @@ def markdown_sections(text: str) -> list[Section]:
             end_text()
             fence = opened[1]
             fenced.append((number, line.rstrip()))
-        elif heading := _HEADING.fullmatch(line):
-            begin(len(heading[1]), heading[2] or "")
+        elif heading := _HEADING.match(line):
+            begin(len(heading[1]), _title(line[heading.end() :].strip()))
         elif (underline := _UNDERLINE.fullmatch(line)) and len(lines) == 1 and lines[0][1].strip():
             title = lines.pop()[1]
             begin(1 if underline[1][0] == "=" else 2, title)
@@ -67,6 +67,12 @@ def markdown_sections(text: str) -> list[Section]:
         end_fence()
     end_section()
     return sections
+
+
+def _title(text: str) -> str:
+    """A heading's text without the signs that may end it."""
+    shorter = text.rstrip("#")
+    return shorter.rstrip() if not shorter or shorter[-1] in " \t" else text
 
 
 def _front_matter(text: str) -> Block | None:

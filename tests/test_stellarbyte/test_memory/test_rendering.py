@@ -56,6 +56,17 @@ def test_a_beginning_ends_with_a_sentence_where_one_ends_late_enough() -> None:
     assert line == f"{LINE}{'甲乙丙丁戊己庚辛。' * 4}…"
 
 
+def test_a_huge_text_is_not_looked_at_as_a_whole() -> None:
+    lengths: list[int] = []
+
+    def tokens(text: str) -> int:
+        lengths.append(len(text))
+        return words(text)
+
+    block = rendered([found("word " * 200_000), found("x", number=2)], 50, tokens)
+    assert [one.entry.id for one in block.used] == [1] and max(lengths) < 3000
+
+
 def test_too_small_a_budget_recalls_nothing() -> None:
     assert rendered([found("My dog is called Rex.")], 10, words) == Block()
 

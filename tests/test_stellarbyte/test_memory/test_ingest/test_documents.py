@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,34 @@ def test_markdown(tmp_path: Path) -> None:
         "a.md:26": "Guide › Usage\ntext",
         "a.md:30-31": "End\n~~~\nnever closed",
     }
+
+
+@pytest.mark.parametrize(
+    ("line", "heading"),
+    [
+        ("# A #", "A"),
+        ("## C# ##  ", "C#"),
+        ("### # #", "#"),
+        ("#", ""),
+        ("# #", ""),
+        ("   # A", "A"),
+        ("#\tA", "A"),
+        ("#A", None),
+        ("####### A", None),
+        ("    # A", None),
+    ],
+)
+def test_headings(line: str, heading: str | None, tmp_path: Path) -> None:
+    (text,) = read(tmp_path / "a.md", f"{line}\ntext").values()
+    assert text == (f"{heading}\ntext" if heading else "text" if heading == "" else f"{line}\ntext".rstrip())
+
+
+def test_a_hostile_line_takes_no_time(tmp_path: Path) -> None:
+    started = time.process_time()
+    for line in ("# " + " \t" * 100_000 + "x", "# " + "# " * 100_000 + "x", "<a b='" * 50_000, "<!--" * 50_000):
+        read(tmp_path / "a.md", line)
+        read(tmp_path / "a.html", line)
+    assert time.process_time() - started < 5
 
 
 def test_text(tmp_path: Path) -> None:
