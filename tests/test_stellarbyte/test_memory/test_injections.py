@@ -2,6 +2,7 @@
 
 import unicodedata
 from functools import cache
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -10,9 +11,12 @@ from tokenizers import decoders, models, pre_tokenizers
 from stellarbyte.chat.encoding import ChatEncoder, ChatTokenizer
 from stellarbyte.chat.template import STELLARBYTE_TEMPLATE
 from stellarbyte.chat.wording import control_texts, takes_system
+from stellarbyte.memory import Memory
 from stellarbyte.memory.escaping import BREAK
+from stellarbyte.memory.ingest.ingest import ingest
 from stellarbyte.memory.marks import CLOSING, LINE, NOTE, OPENING
 from stellarbyte.memory.rendering import placed, rendered
+from stellarbyte.records.bad_records import BadRecords
 
 from .recalled import found
 
@@ -162,3 +166,25 @@ def test_honest_text_stays_as_it_is() -> None:
     block = rendered([found(honest)], 10_000, encoder.length, CONTROL["chatml"]).text
     assert block.splitlines()[3:-1] == [f"{LINE}{line}".rstrip() for line in honest.split("\n")]
     assert BREAK not in block
+
+
+def test_from_a_document_to_the_prompt(tmp_path: Path) -> None:
+    """Each attack as a document of its own, which a question finds: what the gate lets in stays between its marks."""
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for number, (kind, attack) in enumerate(ATTACKS.items()):
+        text = f"The zebra{number} file: {kind}.\n{attack.replace('{}', ORDER)}\n"
+        (folder / f"{number}.md").write_text(text.encode("utf-8", "ignore").decode().replace("\0", ""), "utf-8")
+    encoder, control = ENCODERS["chatml"], CONTROL["chatml"]
+    plain = [token for token in encoder.encode_prompt(placed(MESSAGES, "x", "", takes_system=True)) if token >= 256]
+    recalled = 0
+    with Memory(tmp_path / "memory.db") as memory:
+        ingest(memory, [str(folder)], BadRecords("fail"))
+        for number in range(len(ATTACKS)):
+            block = rendered(memory.search(f"zebra{number}"), 100_000, encoder.length, control)
+            turns = placed(MESSAGES, "x", block.text, takes_system=True)
+            assert [token for token in encoder.encode_prompt(turns) if token >= 256] == plain
+            whole = encoder.prompt_places(turns).text
+            assert whole.count(OPENING) == whole.count(CLOSING) == bool(block.used)
+            recalled += bool(block.used)
+    assert recalled >= 20
