@@ -16,7 +16,7 @@ from stellarbyte.memory.gate.frames import frames_of
 from stellarbyte.memory.gate.gate import Gate
 from stellarbyte.memory.gate.rule import Candidate
 from stellarbyte.memory.gate.sentences import sentences_of
-from stellarbyte.memory.opening import Opened, open_store, with_embedder
+from stellarbyte.memory.opening import open_store, with_embedder
 from stellarbyte.memory.protocols import Embedder, Judge
 from stellarbyte.memory.removal import purge, remove
 from stellarbyte.memory.searching import How, Query, check_search, search
@@ -63,8 +63,7 @@ class Memory:
     ) -> None:
         checked_text(user, "user")
         self.user, self._embedder, self._judge = user, embedder, judge
-        self._lock = threading.RLock()
-        self._store: Opened = open_store(place, embedder, user, settings, create)
+        self._lock, self._store = threading.RLock(), open_store(place, embedder, user, settings, create)
         self._tables = self._store.tables
 
     @property
@@ -152,9 +151,10 @@ class Memory:
                 return search(self._tables, self._store.nearest, self.user, asked, how, limit, least, alive)
 
     def count_uses(self, ids: Iterable[int]) -> None:
-        """Counts that entries were recalled into a prompt."""
-        with self._store.connection.writing():
-            self._tables.used(list(self._own(ids)), time.time())
+        """Counts that entries were recalled into a prompt, where the store can be written."""
+        if not self._store.connection.read_only:
+            with self._store.connection.writing():
+                self._tables.used(list(self._own(ids)), time.time())
 
     def get(self, entry_id: int) -> Entry | None:
         """The entry with this id; None: there is none, or it is another user's."""

@@ -254,6 +254,7 @@ def test_a_read_only_store_is_read_and_not_written(tmp_path: Path) -> None:
                 patch.setattr(os, "access", lambda *_: False)
             with Memory(path, embedder=Letters()) as memory:
                 assert [one.entry.text for one in memory.search("first fact")] == ["The first fact"]
+                memory.count_uses([1])  # a chat recalls all the same
                 for write in (lambda: memory.add("no"), lambda: memory.delete([1]), memory.vacuum):
                     with pytest.raises(UserError, match="is read-only: nothing can be written to it"):
                         write()

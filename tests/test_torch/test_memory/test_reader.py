@@ -115,3 +115,18 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
     reader._model.model.layers = torch.nn.ModuleList(reader._model.model.layers[:1])
     with pytest.raises(UserError, match="ByteForCausalLM has no list of 3 layers"):
         TorchReader(reader._model, reader._tokenizer, "x", "y")
+
+
+def test_a_model_that_came_with_adapters(folder: Path, tmp_path: Path) -> None:
+    """PEFT's own wrapper around a model: the base's vectors all the same."""
+    from peft import PeftModel
+
+    from stellarbyte_torch.chat.session import TorchChatSession
+    from stellarbyte_torch.model_folder import load_model, load_tokenizer
+
+    (adapter,) = adapter_folders(folder, tmp_path, ["terse"])
+    model = PeftModel.from_pretrained(load_model(folder, "cpu"), adapter).eval()
+    session = TorchChatSession(model, load_tokenizer(folder), max_new_tokens=4)
+    vectors = ModelEmbedder(session.reader("model", "hash")).embed(TEXTS)
+    np.testing.assert_allclose(vectors, open_embedder(folder, "cpu").embed(TEXTS), atol=1e-6)
+    assert session.adapter == "default"
