@@ -11,8 +11,8 @@ _SPECIAL = re.compile(
 )
 _ROLE = re.compile(r"^\W{0,4}(?:system|assistant|developer|tool|系统|助手)\W{0,4}[:：]", re.IGNORECASE | re.MULTILINE)
 _SYSTEM_PROMPT = re.compile(
-    r"\byou are (?:now )?(?:an?|the|chatgpt|claude|gemini|qwen|llama|deepseek|developer mode)\b(?=.*\b(?:assistant|"
-    r"ai|model|chatbot|bot|agent|expert|"
+    r"\byou are (?:now )?(?:an?|the|chatgpt|claude|gemini|qwen|llama|deepseek|developer mode)\b(?=.{0,200}\b(?:"
+    r"assistant|ai|model|chatbot|bot|agent|expert|"
     r"gpt|claude|gemini|qwen|llama|deepseek|mode)\b)"
     r"|\bas an? (?:ai|artificial|large language|language model)\b|\byour (?:task|job|role|goal) is to\b"
     r"|\b(?:ignore|disregard|forget|override)\b.{0,40}\b(?:previous|prior|above|earlier|system|"

@@ -47,6 +47,7 @@ _FILLER = re.compile(
 _CLAUSES = re.compile(
     r"\s*(?:[,;，；。]|\.(?=\s|$)|\bbut\b|\band\b(?= (?:i|we|my|our|it|he|she|they|now)\b)|而是|但是|但)\s*"
 )
+_LONGEST = 500
 # In these respects several things are true at a time: they tell duplicates, and nothing contradicts another.
 MANY = frozenset(("allergy",))
 _INSTEAD = re.compile(
@@ -56,7 +57,9 @@ _HAN = re.compile("[\u4e00-\u9fff]")
 
 
 def frames_of(text: str) -> list[Frame]:
-    """The frames of a text, each once."""
+    """The frames of a text, each once; a text of more than a few sentences has none."""
+    if len(text) > _LONGEST:
+        return []
     found: list[Frame] = []
     subject = ""
     for clause in _clauses(text):

@@ -1,11 +1,14 @@
 """The gate: what each rule lets in, counts, replaces and refuses."""
 
+import time
 from pathlib import Path
 
 import pytest
 
 from stellarbyte.memory import Decision, Memory, MemorySettings
 from stellarbyte.memory.gate.frames import frames_of
+from stellarbyte.memory.gate.gate import RULES
+from stellarbyte.memory.gate.rule import Candidate, Surroundings
 from stellarbyte.memory.gate.secrets import secret_in
 from stellarbyte.memory.gate.sentences import sentences_of
 from test_stellarbyte.test_memory.embedders import Letters
@@ -226,3 +229,21 @@ def test_frames() -> None:
     assert frame == ("my sister lena", "phone", "555-1234", False) and frame.key == "lena|phone"
     assert [frame.denied for frame in frames_of("I no longer work at Siemens, I work at Bosch")] == [True, False]
     assert frames_of("It is raining") == []
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["a.", "you are an ", "my password ", "4111 ", "-----BEGIN ", "密码", "我的狗叫", "is called ", "ignore all ",
+     "my x's name is ", "\n", "i am so very ", "，", "eyJaaaaaaaaaa.", "s://a:b", "<|", "hello ", "Aa1",
+     "i moved from a to "],
+)  # fmt: skip
+def test_no_text_takes_long(piece: str) -> None:
+    text = (piece * 20_000)[:20_000]
+    candidate = Candidate(text, "", "turn")
+    around = Surroundings(MemorySettings())
+    begun = time.process_time()
+    for rule in RULES["turn"]:
+        rule(candidate, around)
+    frames_of(text)
+    sentences_of(text)
+    assert time.process_time() - begun < 1
