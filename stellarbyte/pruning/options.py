@@ -103,8 +103,12 @@ def _run(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps([report.to_dict() for report in reports]))
         return
-    print("\n".join(report.text() for report in reports))
+    _tell([report for report in reports if request.recovery is None or report.is_recovered])
     print(f"{options.output}: the pruned model")
+
+
+def _tell(reports: "list[Report]") -> None:
+    print("\n".join(report.text() for report in reports), flush=True)
 
 
 def _request(options: argparse.Namespace) -> "Request":
@@ -125,7 +129,9 @@ def _request(options: argparse.Namespace) -> "Request":
     wanted = Wanted(keeps[-1], what, options.by, options.even, options.multiple)
     if options.distill and options.recover is None:
         raise UserError("--distill is for --recover, by whose config the pruned model is trained: name one")
-    recovery = None if options.recover is None else Recovery(options.recover, options.distill, options.json)
+    recovery = None
+    if options.recover is not None:
+        recovery = Recovery(options.recover, options.distill, options.json, (lambda _: None) if options.json else _tell)
     return Request(keeps, wanted, options.importance, options.samples, options.eval_batches, recovery, options.pareto)
 
 

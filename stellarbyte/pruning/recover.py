@@ -3,13 +3,14 @@
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupted, give_back, take_signals
+from stellarbyte.pruning.report import Report
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,15 @@ class Recovery:
         config: a config of `stellarbyte pretrain` for a run, or of `finetune` for a folder.
         distill: whether the model before the cut teaches the pruned one.
         talks_on_stderr: whether what the training says goes to stderr, as stdout is for something else.
+        tell: called with the reports of what was cut, before the training, which may take long or be interrupted.
     """
 
     config: Path
     distill: bool = False
     talks_on_stderr: bool = False
+    tell: Callable[[list[Report]], None] = lambda _: None
 
-    def train(self, command: str, overrides: Sequence[str], pruned: Path) -> None:
+    def train(self, command: str, overrides: Sequence[str], pruned: Path, reports: list[Report]) -> None:
         """Trains `pruned` by `stellarbyte COMMAND CONFIG OVERRIDES`, in a process of its own.
 
         A signal is passed on, so that the training saves and ends as it does alone.
@@ -35,6 +38,7 @@ class Recovery:
             UserError: the training fails; the command itself has said why.
             Interrupted: a signal has ended it; the sentence says what goes on with it.
         """
+        self.tell(reports)
         words = [command, str(self.config), *overrides]
         came: list[int] = []
         process: subprocess.Popen[bytes] | None = None

@@ -3,6 +3,7 @@
 import gc
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,11 @@ def prune_run(
     if request.recovery is not None:
         words = _overrides(request.recovery, run_dir, output_dir, step)
         # The training is another process, and an accelerator belongs to one at a time, or its memory does.
+        del params
+        run = replace(run, params={})
         gc.collect()
         clear_backends()
-        request.recovery.train("pretrain", ["--model", str(output_dir / MODEL), *words], output_dir)
+        request.recovery.train("pretrain", ["--model", str(output_dir / MODEL), *words], output_dir, reports)
         params = load_trained_run(output_dir, None, shards).params
         after = _figures(config, jax.device_put(params), run, request, progress)
         reports.append(reports[-1].recovered(after, f"it is in {output_dir}"))

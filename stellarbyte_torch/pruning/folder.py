@@ -77,7 +77,7 @@ def prune_folder(
         del model, smaller  # the training is another process, which needs the device's memory
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        recovery.train("finetune", [*words, "--model", str(output)], output)
+        recovery.train("finetune", [*words, "--model", str(output)], output, reports)
         trained = _trained(output, recovered_to, device)
         where = f"the recovered model is in {recovered_to}"
         if recovered_to.name == "adapter":

@@ -84,8 +84,9 @@ def test_an_interrupted_recovery_goes_on(
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=120)
+        told, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + number, errors
+    assert "kept: 79" in told and "layer 1   keeps" in told, "what was cut is told before the training"
     goes_on = re.search(r"holds the pruned model, and `(.*)` goes on with it", errors)
     assert goes_on is not None, errors
     saved = latest_step(thin)
