@@ -16,6 +16,13 @@ def checked_text(text: str, name: str) -> str:
     return text
 
 
+def checked_time(value: float | None, name: str) -> float | None:
+    """A time in seconds since 1970. Raises UserError: it is none."""
+    if value is not None and not (isinstance(value, int | float) and 0 <= value < 1e11):
+        raise UserError(f"{name} {shown(value)} must be seconds since 1970")
+    return value
+
+
 def stated(text: str) -> str:
     """A text to remember, without spaces around it. Raises UserError: it is empty, or `checked_text` refuses it."""
     text = checked_text(text, "text").strip()

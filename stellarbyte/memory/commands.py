@@ -23,6 +23,8 @@ _DAY = 86_400
 
 def add(options: argparse.Namespace) -> None:
     """Adds texts, and prints what the gate has decided on each."""
+    if options.days is not None and not 0 < options.days <= 36_500:
+        raise UserError(f"--days {options.days} must be a number above 0 and at most 36500")
     expires = None if options.days is None else time.time() + options.days * _DAY
     with _opened(options, create=True) as memory:
         for text in _texts(options.text):
@@ -54,9 +56,9 @@ def search(options: argparse.Namespace) -> None:
     query = " ".join(options.query)
     check_text("QUERY", query)
     with _opened(options) as memory:
+        found = memory.search(query, options.limit, how=options.how, floor=options.floor)
         if memory.by_words_alone and options.how == "hybrid":
             print("search is by words alone: --embedder adds vectors", file=sys.stderr)
-        found = memory.search(query, options.limit, how=options.how, floor=options.floor)
         for one in found:
             _print(options, one.to_dict(), f"{one.score:.2f}  {_entry_line(one.entry)}")
     if not found:
@@ -188,7 +190,7 @@ def users(options: argparse.Namespace) -> None:
     """Prints the users."""
     with _opened(options) as memory:
         for name, count in memory.users().items():
-            _print(options, {"user": name, "entries": count}, f"{count:>9,}  {name or '(without name)'}")
+            _print(options, {"user": name, "entries": count}, f"{count:>9,}  {one_line(name) or '(without name)'}")
 
 
 def _opened(options: argparse.Namespace, create: bool = False) -> Memory:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from stellarbyte.errors import UserError
 from stellarbyte.memory.audit import Audit, audit
-from stellarbyte.memory.checks import checked_text, stated
+from stellarbyte.memory.checks import checked_text, checked_time, stated
 from stellarbyte.memory.embedding import embed_missing, forget_vectors
 from stellarbyte.memory.entries import Decision, Entry, Found, Kind
 from stellarbyte.memory.gate.frames import frames_of
@@ -108,7 +108,7 @@ class Memory:
         """
         text = stated(text)
         checked_text(source, "source")
-        candidate = self._candidate(text, source, kind, recalled, expires)
+        candidate = self._candidate(text, source, kind, recalled, checked_time(expires, "expires"))
         with self._lock, self._store.connection.writing():
             settings = self.settings
             purged = purge(self._tables, settings, _alive(settings))
@@ -137,7 +137,7 @@ class Memory:
         Raises:
             UserError: how is "vectors" and there is no embedder, or the store cannot be read.
         """
-        check_search(query, limit, how, has_embedder=self._embedder is not None)
+        check_search(query, limit, how, floor, has_embedder=self._embedder is not None)
         with self._lock:
             vector, trust = None, Trust(1.0, 0.0)
             if self._embedder is not None and how != "words" and query.strip():

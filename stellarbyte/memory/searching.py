@@ -40,7 +40,7 @@ class Query(NamedTuple):
     trust: Trust = Trust(1.0, 0.0)
 
 
-def check_search(query: str, limit: int, how: str, *, has_embedder: bool) -> None:
+def check_search(query: str, limit: int, how: str, floor: float | None, *, has_embedder: bool) -> None:
     """Raises UserError: something that is searched for, or how, cannot be."""
     checked_text(query, "query")
     if how not in get_args(How):
@@ -49,6 +49,8 @@ def check_search(query: str, limit: int, how: str, *, has_embedder: bool) -> Non
         raise UserError("a search by vectors needs an embedder: give one, or search by words")
     if limit < 1:
         raise UserError(f"limit {limit} must be at least 1")
+    if floor is not None and not 0 <= floor <= 1:
+        raise UserError(f"floor {floor} must be a number from 0 to 1")
 
 
 def search(

@@ -175,13 +175,15 @@ class SqliteFile:
         """Turns SQLite's errors into sentences."""
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, OverflowError) as error:
             raise UserError(f"{self.name} {_sentence(error)}") from error
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"cannot be read: {error.strerror or error}"
+    if isinstance(error, OverflowError):
+        return "cannot be asked for a number of more than 64 bits"
     told = str(error)
     if "full" in told:
         return "cannot be written: the disk is full; the memory is as it was before"
