@@ -18,9 +18,11 @@ def give_back_large() -> None:
     """Has each large array go back to the system at once when it is freed.
 
     By itself glibc keeps arrays of up to 32 MiB in a heap of each thread that has freed one: those of a model's layers,
-    read by many threads, came to hundreds of megabytes that nobody used.
+    read by many threads, came to hundreds of megabytes that nobody used. What is smaller shares one heap, so that a
+    thread's can serve another.
     """
     _set_option(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+    _set_option(_M_ARENA_MAX, 1)
 
 
 def keep_freed() -> None:

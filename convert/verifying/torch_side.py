@@ -149,13 +149,13 @@ class TorchSide:
             in_turns = more if in_turns is None or more is None else in_turns + more
             yield f"layer {number}", found
             del found
+        self._decoder.embed_tokens.sparse = True  # its gradient then has the rows of the tokens that were read alone
         with self._parts.held("model.embed_tokens") as embedding:
             looked_up = self._decoder.embed_tokens(torch.from_numpy(batch.input_ids).long())
             (in_embedding,) = torch.autograd.grad(looked_up, [embedding["weight"]], gradient)
+        self._decoder.embed_tokens.sparse = False
         del embedding, looked_up
-        of_tokens = _numpy(in_embedding)[np.unique(batch.input_ids)]
-        del in_embedding
-        yield "embedding", {EMBEDDING: of_tokens}
+        yield "embedding", {EMBEDDING: _numpy(in_embedding.coalesce().values())}
         if in_turns is not None:
             zeta = self._decoder.rotary_emb.zeta.requires_grad_()
             turns = self._decoder.rotary_emb(gradient, torch.from_numpy(batch.position_ids).long())
