@@ -149,21 +149,17 @@ def test_law_6_of_a_run_that_learns_from_another(taught: MakeConfig, finished_ru
 
 
 def test_a_student_that_is_its_teacher_learns_nothing() -> None:
-    """Of packed documents, with dropout in neither: the teacher reads a batch as the student does."""
+    """Of packed documents: the teacher reads a batch as the student does."""
     config = tiny_config(num_hidden_layers=1)
     tokens, (positions, ids) = random_tokens(config, 1, 25), segments(9, 5, 8, padding=2)
     labels = np.where(ids > 0, tokens[:, 1:], IGNORED_LABEL)
     batch = {"input_ids": tokens[:, :-1], "labels": labels, "position_ids": positions, "segment_ids": ids}
-    graphdef, params = abstract_model(config)[0], tiny_params(config)
-    dropping = abstract_model(dataclasses.replace(config, hidden_dropout=0.5))[0]
-    for student in (graphdef, dropping):
-        on = Regularization(distillation=Distillation(1.0, 1.0))
-        step = jax.jit(make_train_step(student, optax.sgd(1.0), regularization=on, teacher=graphdef))
-        state = TrainState(jnp.zeros((), jnp.int32), params, optax.sgd(1.0).init(params))
-        _, metrics = step(state, batch, None, params)
-        learns = float(metrics["divergence"]) > 0.1, float(metrics["grad_norm"]) > 0.1
-        assert learns == ((False, False) if student is graphdef else (True, True))
-        assert student is dropping or abs(float(metrics["divergence"])) < 1e-6 > float(metrics["grad_norm"])
+    graphdef, params, optimizer = abstract_model(config)[0], tiny_params(config), optax.sgd(1.0)
+    on = Regularization(distillation=Distillation(1.0, 1.0))
+    step = jax.jit(make_train_step(graphdef, optimizer, regularization=on, teacher=graphdef))
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    _, metrics = step(state, batch, None, params)
+    assert abs(float(metrics["divergence"])) < 1e-6 > float(metrics["grad_norm"]) and float(metrics["loss"]) > 1
 
 
 @pytest.mark.long
