@@ -287,6 +287,12 @@ def test_no_passage_is_too_wide_and_nothing_is_lost(letter: str, join: str, tmp_
     assert "".join("".join(found).split()) == "".join(text.split())
 
 
+def test_characters_of_chinese_count_twice(tmp_path: Path) -> None:
+    assert width("abc") == 3 and width("春眠a") == 5
+    (tmp_path / "a.txt").write_text("春眠不觉晓，处处闻啼鸟。" * 100)
+    assert max(len(one.text) for one in passages_of(tmp_path / "a.txt", BadRecords("fail"))) <= MOST_WIDTH // 2
+
+
 def test_which_files_are_documents(tmp_path: Path) -> None:
     for name in ("b.md", "a.TXT", "sub/c.html", "sub/d.bin", ".hidden/e.md", "sub/.f.md", "g.txt.gz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
