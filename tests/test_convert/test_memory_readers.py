@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from stellarbyte.memory.embedders import ModelEmbedder, open_embedder, open_reader
 from stellarbyte.memory.judges import ModelJudge
@@ -22,6 +23,7 @@ def test_both_wings_read_alike(run_dir: Path, exported: Path) -> None:
         assert abs(ModelJudge(ours).loss(text, given) / ModelJudge(theirs).loss(text, given) - 1) < 1e-5
 
 
+@pytest.mark.long
 def test_a_run_is_its_own_embedder(run_dir: Path) -> None:
     """One text at a time or many: the same vectors. And the same hash each time."""
     embedder = open_embedder(run_dir)

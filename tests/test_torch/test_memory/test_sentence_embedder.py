@@ -11,6 +11,7 @@ from stellarbyte.errors import UserError
 from stellarbyte.memory.embedders import open_embedder
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
+pytestmark = pytest.mark.long
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "the", "star", "byte", "query", "passage", ":"]
 TEXTS = ["a star", "the byte the star", ""]
