@@ -30,6 +30,7 @@ from stellarbyte_torch.compressed_folder import (
     is_compressed,
     quietly,
 )
+from stellarbyte_torch.compressed_scheme import check_scheme
 from stellarbyte_torch.configuration_stellarbyte import ByteConfig
 from stellarbyte_torch.torchao_settings import Int8, torchao_settings
 
@@ -87,6 +88,7 @@ def load_model(
         files = weight_files(folder, config, only_floats=not quantised) if compressed or not quantised else {}
         if compressed:
             check_names(folder, config, files)
+            check_scheme(folder, config, files)
         with _no_report(), quietly() if compressed else contextlib.nullcontext():
             # Weights that do not fit are reported below by their names.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -97,8 +99,13 @@ def load_model(
                 ignore_mismatched_sizes=True,
                 **options,
             )
+    except UserError:
+        raise
     except MISTAKES as error:
-        raise UserError(f"{folder} holds a model that cannot be loaded: {first_line(error)}") from error
+        # Transformers fails like this on compressed layers whose codes it would have to make up.
+        misfits = compressed and isinstance(error, AttributeError)
+        why = "layers that quantization_config.ignore does not name lack codes" if misfits else first_line(error)
+        raise UserError(f"{folder} holds a model that cannot be loaded: {why}") from error
     model, report = loaded
     check_decoder(model, str(folder))
     report["mismatched_keys"] = [

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,18 +78,63 @@ def test_without_the_library_one_sentence_says_what_to_install(folders, monkeypa
         pytest.param(
             {"ignore": ["re:(.*.*)*x"]}, "takes more than 1 second on the names of this model", marks=pytest.mark.long
         ),
-        ({"config_groups": {"a": {"targets": ["Linear"], "format": "magic"}}}, "cannot be loaded"),
+        (
+            {"config_groups": {"a": {"targets": ["Linear"], "format": "magic"}}},
+            "a.format is 'magic', which compressed-",
+        ),
+        ({"quantization_status": 3}, "quantization_status is 3, which compressed-tensors refuses"),
+        ({"ignore": []}, "layers that quantization_config.ignore does not name lack codes"),
     ],
 )
 def test_what_a_stranger_s_config_may_say(folders, tmp_path, changes, sentence) -> None:
-    _, folder = folders["ours", "w4a16"]
-    for path in folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    fields = json.loads((folder / "config.json").read_text())
-    fields["quantization_config"] |= changes
-    (tmp_path / "config.json").write_text(json.dumps(fields))
     with pytest.raises(UserError, match=sentence):
-        load_model(tmp_path, "cpu")
+        load_model(_changed(folders["ours", "w4a16"][1], tmp_path, lambda fields: fields.update(changes)), "cpu")
+
+
+def test_what_it_says_is_held_against_the_codes(folders, tmp_path, subtests) -> None:
+    for part, changes, sentence in (
+        (
+            "weights",
+            {"group_size": 3},
+            r"group_0\.weights\.group_size is 3, but model\.layers\.0\.\S+ has 4 scales a row",
+        ),
+        ("weights", {"group_size": 10**12}, "group_size is 1000000000000, but"),
+        ("weights", {"group_size": "8"}, "group_size is '8', expected a number of channels"),
+        ("weights", {"num_bits": 3}, "num_bits is 3, but .* words of 32 bits for its"),
+        ("weights", {"num_bits": 10**12}, "num_bits is 1000000000000, expected a number from 1 to 16"),
+        ("weights", {"strategy": "magic"}, r"weights\.strategy is 'magic', which compressed-tensors refuses"),
+        ("weights", {"actorder": "magic"}, r"weights\.actorder is 'magic', which compressed-tensors refuses"),
+        ("weights", {"symmetric": False}, "symmetric is false, but there is no .*weight_zero_point"),
+        ("weights", None, r"group_0\.weights is null, but model\.layers\.0"),
+        ("input_activations", {"num_bits": 8}, r"input_activations\.dynamic is false, but there is no .*input_scale"),
+        ("input_activations", 3, "input_activations is 3, expected a mapping or null"),
+    ):
+
+        def change(fields: dict[str, Any], part: str = part, changes: Any = changes) -> None:
+            group = fields["config_groups"]["group_0"]
+            group[part] = {**(group[part] or {}), **changes} if isinstance(changes, dict) else changes
+
+        with subtests.test(sentence), pytest.raises(UserError, match=sentence):
+            load_model(_changed(folders["ours", "w4a16"][1], tmp_path, change), "cpu")
+
+
+def test_with_several_groups_codes_may_fit_any_of_them(folders, tmp_path) -> None:
+    def change(fields: dict[str, Any]) -> None:
+        other = json.loads(json.dumps(fields["config_groups"]["group_0"]))
+        other["targets"], other["weights"]["num_bits"] = ["Nothing"], 8
+        fields["config_groups"] = {"other": other, **fields["config_groups"]}
+
+    load_model(_changed(folders["ours", "w4a16"][1], tmp_path, change), "cpu")
+
+
+def _changed(folder: Path, home: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a folder whose quantization_config is changed."""
+    for path in folder.iterdir():
+        (home / path.name).write_bytes(path.read_bytes())
+    fields = json.loads((folder / "config.json").read_text())
+    change(fields["quantization_config"])
+    (home / "config.json").write_text(json.dumps(fields))
+    return home
 
 
 def test_a_damaged_scale_is_found(folders, tmp_path) -> None:

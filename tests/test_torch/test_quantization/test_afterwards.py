@@ -63,7 +63,7 @@ def test_its_config_is_that_of_the_floats_which_train(folder: Path) -> None:
         ({"quant_method": "evil"}, "quantization_config.quant_method is 'evil', which Transformers does not know"),
         ({"quant_method": 3}, "quantization_config.quant_method is 3, which Transformers does not know"),
         ({"targets": ["Nothing"]}, "does not fit its config.json: missing keys"),
-        ({"group_size": 7}, "holds a model that cannot be loaded"),
+        ({"group_size": 7}, "weights.group_size is 7, but model.layers.0"),
     ],
 )
 def test_a_config_of_other_codes_is_refused_in_one_sentence(change, sentence, tmp_path, capfd) -> None:
