@@ -14,6 +14,7 @@ from stellarbyte.kv_cache.settings import KVBudget, KVPruning
 from stellarbyte_jax.model.pruned_cache import PrunedCache
 from stellarbyte_jax.training.state import abstract_model
 from stellarbyte_torch.kv_cache import PrunedCache as TorchPrunedCache
+from stellarbyte_torch.modeling_stellarbyte import ByteForCausalLM
 from test_convert.models import sensible_params, tiny
 from test_convert.torch_side import TorchModel
 
@@ -85,3 +86,30 @@ def _kv_heads_left(config: Any, layer: int) -> list[int]:
     gone = set(config.pruned_heads[layer]) if config.pruned_heads else set()
     group = config.num_attention_heads // config.num_key_value_heads
     return [k for k in range(config.num_key_value_heads) if not {*range(k * group, (k + 1) * group)} <= gone]
+
+
+_REMOTE = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+assert "stellarbyte_torch" not in sys.modules, "the code is to be the export's own"
+from stellarbyte_torch.kv_cache import PrunedCache
+cache = PrunedCache(model, 16, "snap", sys.argv[2])
+ids = torch.arange(5, 45)[None]
+greedy = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+print(model.generate(ids, past_key_values=cache, **greedy)[0, 40:].tolist())
+print(type(model).__module__, cache.nbytes)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("shape", ["uniform", "entropy"])
+def test_a_model_by_the_code_of_its_export(shape: str, exported: Any, python: Any, tmp_path: Any) -> None:
+    answer, facts = python(_REMOTE, tmp_path, str(exported), shape).splitlines()[-2:]
+    module, cache_bytes = facts.split()
+    assert module.startswith("transformers_modules.")
+    model = ByteForCausalLM.from_pretrained(exported).eval()
+    assert int(cache_bytes) == 2 * 2 * model.config.num_hidden_layers * 16 * model.config.head_dim * 4
+    cache = TorchPrunedCache(model, 16, "snap", shape)
+    options: Any = {"past_key_values": cache, "max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    assert str(model.generate(torch.arange(5, 45)[None], **options)[0, 40:].tolist()) == answer
