@@ -90,10 +90,11 @@ def main() -> None:
         best, among = recalls(queries, texts)
         print(f"| {name} | {best:.1%} | {among:.1%} | {each * 1e3:.1f} |", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        settings = MemorySettings(duplicate=1.0)
-        with Memory(Path(folder) / "memory.db", embedder=own, settings=settings) as memory:
+        store = Path(folder) / "memory.db"
+        with Memory(store, settings=MemorySettings(duplicate=1.0)) as memory:
             for number, (_, rest) in enumerate(pairs):
                 memory.add(rest, source=str(number), kind="passage")
+        with Memory(store, embedder=own) as memory:
             for how in ("words", "vectors", "hybrid"):
                 found = [
                     [one.entry.source for one in memory.search(summary, 5, how=how, floor=0.0)] for summary, _ in pairs
