@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from stellarbyte.memory.gate.frames import MANY, Frame, frames_of, same_value
+from stellarbyte.memory.gate.frames import MANY, Frame, clauses_in, frames_of, same_value
 from stellarbyte.memory.gate.rule import Candidate, Surroundings, Verdict
 from stellarbyte.memory.words import content_of, negations_in, plain, tokens_of
 
@@ -102,7 +102,8 @@ def replace_contradicted(candidate: Candidate, around: Surroundings) -> Verdict 
     frames = frames_of(candidate.text)
     framed = [entry for entry in around.same_frame if contradicts(frames, frames_of(entry.text))]
     if framed:
-        return Verdict("replaced", "it says otherwise of the same", {}, tuple(framed))
+        changed = _with_new_value(candidate.text, frames, framed[0].text) if len(framed) == 1 else None
+        return Verdict("replaced", "it says otherwise of the same", {}, tuple(framed), changed)
     for entry, cosine in around.neighbours:
         if entry.kind == "passage":
             continue
@@ -123,6 +124,18 @@ def contradicts(new: Sequence[Frame], old: Sequence[Frame]) -> bool:
             if frame.denied if same else not frame.denied:
                 return True
     return False
+
+
+def _with_new_value(text: str, frames: Sequence[Frame], known: str) -> str | None:
+    """The entry's text with another value, if it says more, which would be lost otherwise; None: it does not."""
+    if clauses_in(known) < 2 or len(frames) != 1 or clauses_in(text) != 1:
+        return None
+    value = re.search(re.escape(frames[0].value), text, re.IGNORECASE)
+    old = next((frame for frame in frames_of(known) if contradicts(frames, [frame])), None)
+    if value is None or old is None:
+        return None
+    changed, count = re.subn(re.escape(old.value), lambda _: value[0], known, flags=re.IGNORECASE)
+    return changed if count == 1 else None
 
 
 def _common_of_other_value(text: str, known: str) -> float | None:

@@ -49,7 +49,7 @@ _STATEMENTS = (
     ("birthday", rf"{_SUBJECT} birthday (?:is|falls)(?: on| in)? {_VALUE}"),
     ("age", rf"{_SUBJECT} (?:is|am|are|turned|just turned|became) (?P<value>\d+|one|two|three|four|five|six|seven|"
             rf"eight|nine|ten)(?: years?(?: old)?| months?(?: old)?)?"),
-    ("car", rf"{_SUBJECT} (?:drives?|am driving|is driving) {_VALUE}"),
+    ("car", rf"{_SUBJECT} (?:drives?|am driving|is driving) (?!(?:to|from|home|past|every|on|in)\b){_VALUE}"),
     ("commute", rf"{_SUBJECT} (?:commutes?|gets? to work|goes? to work|go to work) by {_VALUE}"),
     ("married to", rf"{_SUBJECT} (?:is|am|are|got) (?:married|engaged) to {_VALUE}"),
     ("diet", rf"{_SUBJECT} (?:is|am|became|turned) (?:an? )?(?P<value>vegan|vegetarian|pescatarian|omnivore|"

@@ -83,8 +83,12 @@ def same_value(one: str, other: str) -> bool:
 
 def says_nothing_else(text: str) -> bool:
     """Whether each clause of a text is a frame, so that texts of the same frames say the same."""
-    clauses = list(_clauses(text))
-    return bool(clauses) and len(frames_of(text)) == len(clauses)
+    return 0 < len(frames_of(text)) == clauses_in(text)
+
+
+def clauses_in(text: str) -> int:
+    """The number of clauses of a text."""
+    return len(list(_clauses(text)))
 
 
 def _clauses(text: str) -> Iterator[str]:

@@ -117,6 +117,8 @@ class Gate:
         """The first entry gets the new text; others that it contradicts would only bring the old value back."""
         tables, now = self.store.tables, self.alive.now
         first, *others = verdict.entries
+        if verdict.text is not None:  # its vector is made when a search misses it
+            candidate = replace(candidate, text=verdict.text, vector=None, loss=None, judge=None)
         tables.change_text(
             first, candidate.text, source=candidate.source, now=now, reason=verdict.reason, loss=candidate.loss,
             judge=candidate.judge,

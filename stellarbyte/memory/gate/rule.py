@@ -51,6 +51,7 @@ class Verdict(NamedTuple):
         reason: the rule in words.
         scores: what it measured.
         entries: the entries that it was held against; the first is the one that is counted or replaced.
+        text: what the replaced entry is to say; None: the candidate's text.
         may_be_logged: whether the log may hold the text.
     """
 
@@ -58,6 +59,7 @@ class Verdict(NamedTuple):
     reason: str
     scores: dict[str, float] = {}  # noqa: RUF012 - never written to
     entries: tuple[Entry, ...] = ()
+    text: str | None = None
     may_be_logged: bool = True
 
 

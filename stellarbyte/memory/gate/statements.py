@@ -2,8 +2,9 @@
 
 import re
 
+from stellarbyte.memory.gate.frames import frames_of
 from stellarbyte.memory.gate.rule import Candidate, Surroundings, Verdict
-from stellarbyte.memory.words import content_of
+from stellarbyte.memory.words import content_of, plain
 
 _QUESTION = re.compile(
     r"[?？]\s*[\"')\]]*$|^(?:and |but |so |ok(?:ay)?,? |hey,? |well,? )?(?:what|who|whom|whose|where|when|why|how|"
@@ -88,6 +89,14 @@ def refuse_no_statement(candidate: Candidate, around: Surroundings) -> Verdict |
         return Verdict("refused", "it will be over soon")
     if _REMARK.search(text):
         return Verdict("refused", "it is a remark on the conversation")
-    if not _OF_THE_USER.search(text) and around.foreseen is None:
+    if not _OF_THE_USER.search(text) and around.foreseen is None and not _names_somebody_known(text, around):
         return Verdict("refused", "it says nothing of the user")
     return None
+
+
+def _names_somebody_known(text: str, around: Surroundings) -> bool:
+    """Whether a text says something of whom an entry has named, such as a child that the user has told of."""
+    subjects = [
+        words[-1] for frame in frames_of(text) if (words := frame.subject.split()) and words[0] not in ("i", "the")
+    ]
+    return any(subject in plain(one.entry.text) for subject in subjects for one in around.neighbours)

@@ -184,6 +184,21 @@ def test_who_says_more_replaces(memory: Memory) -> None:
     assert [entry.text for entry in memory.list()] == ["My boss plays the cello in an orchestra"]
 
 
+def test_what_else_an_entry_says_stays(memory: Memory) -> None:
+    number = memory.add("My name is Jonas, I live in Berlin. My dog is called Rex").entry
+    assert memory.add("Actually I live in Munich now").entry == number
+    assert [entry.text for entry in memory.list()] == ["My name is Jonas, I live in Munich. My dog is called Rex"]
+    assert memory.search("Berlin") == []
+
+
+def test_turns_on_somebody_known_are_statements(memory: Memory) -> None:
+    assert memory.add_turn("Mia is 6 years old.")[0].reason == "it says nothing of the user"
+    memory.add_turn("We have two kids, Mia and Ben.")
+    assert [memory.add_turn(turn)[0].outcome for turn in ("Mia is 6 years old.", "Mia is 7 years old now.")] == [
+        "added", "replaced",
+    ]  # fmt: skip
+
+
 def test_a_passage_contradicts_nothing(memory: Memory) -> None:
     memory.add("I live in Berlin")
     assert memory.add("I live in Munich", kind="passage").outcome == "added"
