@@ -19,9 +19,13 @@ How = Literal["hybrid", "words", "vectors"]
 
 # What each part hands over to be joined, at least; what has expired is taken away after that.
 _DEPTH = 50
-# The powers of the terms' weights by which results are ordered, and by which the share of a query is measured that one
-# has: a question has a rare word or two, such as a name, among several that many entries have.
-_ORDER, _SHARE = 1.5, 2.0
+# The share of a query that a result has is measured by the squares of the terms' weights: a question has a rare word or
+# two, such as a name, among several that many entries have.
+_SHARE = 2.0
+# Of the results that BM25 puts first, so many are ordered by their places in that order and, twice as much, by their
+# shares: BM25 alone puts several common words before a rare one.
+_REORDERED = 200
+_SHARES_COUNT = 2.0
 # The terms of a long query that are searched: its rarest.
 _MOST_TERMS = 32
 
@@ -88,7 +92,7 @@ def search(
 
 
 def _by_words(tables: Tables, owner: str, text: str, limit: int) -> list[tuple[int, float]]:
-    """The ids that BM25 puts first, and the share of the query's words that each has, by weight."""
+    """The ids that have most of the query's words, and the share that each has, by weight."""
     count, length = tables.words.totals(owner)
     terms = sorted(set(terms_of(text)))
     if not count or not terms:
@@ -100,9 +104,12 @@ def _by_words(tables: Tables, owner: str, text: str, limit: int) -> list[tuple[i
         return []
     shares = {term: weight**_SHARE for term, weight in weights.items()}
     total = sum(shares.values())
-    asked = {term: (weights[term] ** _ORDER, shares[term]) for term in rarest}
-    ranked = tables.words.ranked(owner, asked, length / count, limit)
-    return [(number, matched / total) for number, _, matched in ranked]
+    asked = {term: (weights[term], shares[term]) for term in rarest}
+    ranked = tables.words.ranked(owner, asked, length / count, max(_REORDERED, limit))
+    found = {number: matched / total for number, _, matched in ranked}
+    by_share = sorted(found, key=lambda number: -found[number])  # equals stay in BM25's order
+    fused = fuse({"bm25": list(found), "share": by_share}, {"bm25": 1.0, "share": _SHARES_COUNT})
+    return [(number, found[number]) for number, _, _ in fused[:limit]]
 
 
 def _weight(count: int, frequency: int) -> float:

@@ -158,6 +158,8 @@ def _common_of_other_value(text: str, known: str) -> float | None:
     before, ends = new[:first], last == 0
     if not (_LINKS & set(before) or before[0] in ("i", "we", "我")):
         return None  # they differ in what they are about
+    if _LINKS & {*value, *other}:
+        return None  # or in what they say of it
     kinds = _class_of(value, text) & _class_of(other, known)
     corrects = _CORRECTION.search(plain(text)) is not None
     return share if kinds - {"name"} or (ends and (corrects or kinds)) else None

@@ -34,7 +34,7 @@ class Frame(NamedTuple):
         if self.relation != other.relation:
             return False
         short, long = sorted((self.subject, other.subject), key=len)
-        return short == long or (not short.startswith(("my ", "i", "the")) and long.endswith(short))
+        return short == long or (short.split()[:1] not in (["my"], ["i"], ["the"]) and long.endswith(short))
 
 
 # Words of no weight that corrections have.
@@ -76,9 +76,12 @@ def frames_of(text: str) -> list[Frame]:
 
 
 def same_value(one: str, other: str) -> bool:
-    """Whether the words of one value are all in the other: "Munich", and "Munich since May"."""
-    first, second = (content_of(value) or tokens_of(value) for value in (one, other))
-    return set(first) <= set(second) or set(second) <= set(first)
+    """Whether the words of one value are all in the other: "Munich", and "Munich since May"; of Chinese, as a piece."""
+    if _HAN.search(one + other):
+        first, second = one.replace(" ", ""), other.replace(" ", "")
+        return first in second or second in first
+    words, others = (set(content_of(value) or tokens_of(value)) for value in (one, other))
+    return words <= others or others <= words
 
 
 def says_nothing_else(text: str) -> bool:

@@ -104,4 +104,4 @@ def test_vectors_weigh_what_they_are_worth(tmp_path: Path) -> None:
                 assert [one.entry.id for one in memory.search("odd harp in the damp room", 5)] == [
                     one.entry.id for one in words
                 ]
-    assert weights["good"] > 0.2 and weights["noisy"] < 0.1
+    assert weights["good"] > 0.1 and weights["noisy"] < 0.02
