@@ -90,11 +90,11 @@ def _measured(store: Opened, embedder: Embedder, owner: str) -> Trust:
 
 
 def _of_strangers(store: Opened, embedder: Embedder) -> float:
-    """The cosine that nineteen in twenty questions on anything do not reach with their nearest entry."""
+    """The highest cosine that a question on anything has with its nearest entry."""
     assert store.nearest is not None
     vectors = embedder.embed(_STRANGERS, queries=True)
     nearest = [found[0][1] for vector in vectors if (found := store.nearest.search(vector, 1))]
-    return float(np.quantile(nearest, 0.95)) if nearest else 0.0
+    return max(nearest, default=0.0)
 
 
 def _part(text: str, share: int, random: np.random.Generator) -> str:
