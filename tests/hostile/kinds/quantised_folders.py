@@ -66,6 +66,9 @@ ACCEPTED: dict[str, str] = {
     r"^floats, config.json: (infinities|a lone surrogate)": "Transformers keeps fields that it does not know",
     r"^[a-z_.0]+(:| is) .*\(info\)$": "info tells of the format and the verdict alone, and computes nothing",
     r"^format: .*\(generate\)$": "compressed-tensors goes by the format that each group of layers has",
+    r"^sparsity_config: ": "no library reads it any more, and sparse weights have tensors of names that are refused",
+    r"^version: ": "it tells what wrote the folder, and nobody goes by it",
+    r"^dequantize: ": "Transformers then makes the floats itself, which are the same",
 }
 
 
