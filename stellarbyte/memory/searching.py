@@ -28,6 +28,9 @@ _REORDERED = 200
 _SHARES_COUNT = 2.0
 # The terms of a long query that are searched: its rarest.
 _MOST_TERMS = 32
+# Entries without any of the terms that are thought to be there: in a store of a few entries a term that one of them has
+# would weigh a fraction of a term that none has, and no entry would be above the floor.
+_OTHERS = 100
 
 
 class Query(NamedTuple):
@@ -114,4 +117,4 @@ def _by_words(tables: Tables, owner: str, text: str, limit: int) -> list[tuple[i
 
 def _weight(count: int, frequency: int) -> float:
     """The weight of a term that stands in `frequency` of `count` entries (Robertson and Spärck Jones, 1976)."""
-    return math.log(1 + (count - frequency + 0.5) / (frequency + 0.5))
+    return math.log(1 + (count + _OTHERS - frequency + 0.5) / (frequency + 0.5))

@@ -30,6 +30,14 @@ def test_what_is_added_is_found_by_words_and_vectors(tmp_path: Path) -> None:
         assert memory.search("nothing of the kind", floor=0.3) == []
 
 
+def test_a_store_of_two_entries_answers_a_question_with_a_word_that_neither_has(tmp_path: Path) -> None:
+    with Memory(tmp_path / "m.db") as memory:
+        for text in ("My dog is called Max", "我住在北京"):
+            memory.add(text)
+        assert [one.entry.text for one in memory.search("what is my dog's name")] == ["My dog is called Max"]
+        assert memory.search("which colour has the moon") == []
+
+
 def test_an_entry_changes_and_goes_with_its_history(tmp_path: Path) -> None:
     with Memory(tmp_path / "m.db", embedder=Letters()) as memory:
         number = memory.add("My dog is called Rex", source="chat").entry
