@@ -30,6 +30,7 @@ def run(options: argparse.Namespace) -> int:
         force=options.force,
         step=options.step,
         device=options.device,
+        fit_groups=options.group_size is None,
     )
     with interruptible():
         found = quantize(request, progress, _say)

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from stellarbyte.progress import Update
 from stellarbyte.staged_folder import Unfinished, staged
 from stellarbyte_torch.model_folder import device_named, load_model
 from stellarbyte_torch.quantization.block_files import BlockFiles, Contents, kept_names
+from stellarbyte_torch.quantization.blocks import FolderModel
 from stellarbyte_torch.quantization.compressed import config_fields
+from stellarbyte_torch.quantization.fits import with_fitting_groups
 from stellarbyte_torch.quantization.gate import compare, reference, run
 from stellarbyte_torch.quantization.picture import PICTURE, draw
 from stellarbyte_torch.quantization.quantize import quantize_blocks
@@ -45,7 +47,8 @@ class Request:
 
     model: a run or a model's folder. data: text or token shards instead of the run's own. limits: what may be lost at
     most. force: whether to write a folder that fails, and over files that no export wrote. step:
-    of a run; the newest by default. device: where to compute; CUDA by default if there is one.
+    of a run; the newest by default. device: where to compute; CUDA by default if there is one. fit_groups: whether
+    groups become smaller where those of the settings do not divide a layer.
     """
 
     model: Place
@@ -56,6 +59,7 @@ class Request:
     force: bool
     step: int | None
     device: str | None
+    fit_groups: bool = False
 
 
 def quantize(request: Request, bars: Bars, say: Callable[[str], None]) -> dict[str, Any]:
@@ -89,6 +93,7 @@ def quantize(request: Request, bars: Bars, say: Callable[[str], None]) -> dict[s
             journal = Journal(folder, task)
             staged_folder.remove_others(folder, {_FLOATS, *kept_names(journal)})
             floats = source.folder(folder / _FLOATS)
+            request = _with_fitting_groups(request, floats, say)
             contents = _blocks(request, floats, chosen, folder, journal, device, bars)
             outcome = _gate(request, floats, chosen, contents, folder, bars)
             about = {
@@ -109,6 +114,16 @@ def quantize(request: Request, bars: Bars, say: Callable[[str], None]) -> dict[s
     except Unfinished as failed:
         found["left"] = failed.state
     return found
+
+
+def _with_fitting_groups(request: Request, floats: Path, say: Callable[[str], None]) -> Request:
+    if not request.fit_groups:
+        return request
+    settings = with_fitting_groups(FolderModel(floats, torch.device("cpu")), request.settings)
+    if settings.group_size != request.settings.group_size:
+        groups = "one scale a row" if settings.group_size is None else f"groups of {settings.group_size}"
+        say(f"groups of {request.settings.group_size} channels do not divide all layers: {groups} instead")
+    return replace(request, settings=settings)
 
 
 def _blocks(

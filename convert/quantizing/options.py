@@ -29,7 +29,7 @@ def quantize(parser: argparse.ArgumentParser) -> None:
         "--group-size",
         type=_group_size,
         metavar="N",
-        help="input channels that share a scale, or `row` for all of them (default 128)",
+        help="input channels that share a scale, or `row` for all of them (default 128, or fewer to divide all layers)",
     )
     parser.add_argument(
         "--symmetric",

@@ -1,6 +1,7 @@
-"""Refuses settings that do not fit the model that they are for."""
+"""Whether settings fit the model that they are for, and which groups of channels do."""
 
 import math
+from dataclasses import replace
 
 from stellarbyte.errors import UserError
 from stellarbyte_torch.quantization.blocks import EMBEDDING, HEAD, FolderModel
@@ -22,19 +23,39 @@ def check_fits(model: FolderModel, settings: QuantizationSettings) -> None:
         if settings.group_size is None or not settings.symmetric:
             name = "symmetric false" if not settings.symmetric else "group_size null"
             raise UserError(f"{name} is not for {model.folder}: {why}")
-    sizes = {
-        f"{model.prefix(number)}{on_disk(model.model_type, name)}": linear.weight.shape[1]
-        for number, layer in enumerate(model.empty_layers())
-        for name, linear in linears_of(layer).items()
-        if not is_router(name)
-    }
-    sizes |= {HEAD.removesuffix(".weight"): model.config.hidden_size} if settings.include_head else {}
-    sizes |= {EMBEDDING.removesuffix(".weight"): model.config.hidden_size} if settings.include_embeddings else {}
-    common = math.gcd(*sizes.values())
-    fitting = [size for size in (128, 64, 32, 16, 8) if common % size == 0]
-    for name, inputs in sizes.items():
+    inputs_of = _inputs(model, settings)
+    fitting = _fitting_sizes(inputs_of)
+    for name, inputs in inputs_of.items():
         if settings.group_size is not None and inputs % settings.group_size:
             instead = f"{fitting[0]}, which divides all layers" if fitting else "null for one scale a row"
             raise UserError(
                 f"group_size {settings.group_size} does not divide the {inputs} inputs of {name}: use {instead}"
             )
+
+
+def with_fitting_groups(model: FolderModel, settings: QuantizationSettings) -> QuantizationSettings:
+    """The settings with the largest groups, up to their own, that divide the inputs of all layers; else one a row."""
+    if settings.group_size is None:
+        return settings
+    sizes = [size for size in _fitting_sizes(_inputs(model, settings)) if size <= settings.group_size]
+    return replace(settings, group_size=sizes[0] if sizes else None)
+
+
+def _inputs(model: FolderModel, settings: QuantizationSettings) -> dict[str, int]:
+    """The number of input channels of each weight that is to be quantised, by its name."""
+    inputs = {
+        f"{model.prefix(number)}{on_disk(model.model_type, name)}": linear.weight.shape[1]
+        for number, layer in enumerate(model.empty_layers())
+        for name, linear in linears_of(layer).items()
+        if not is_router(name)
+    }
+    inputs |= {HEAD.removesuffix(".weight"): model.config.hidden_size} if settings.include_head else {}
+    return inputs | (
+        {EMBEDDING.removesuffix(".weight"): model.config.hidden_size} if settings.include_embeddings else {}
+    )
+
+
+def _fitting_sizes(inputs_of: dict[str, int]) -> list[int]:
+    """The sizes of groups that divide all inputs, from the largest."""
+    common = math.gcd(*inputs_of.values())
+    return [size for size in (128, 64, 32, 16, 8) if common % size == 0]

@@ -1,5 +1,6 @@
 """What users get wrong ends in one sentence, before anything is written."""
 
+import json
 import shutil
 
 import pytest
@@ -38,6 +39,13 @@ def test_a_mistake_is_one_sentence(floats, text, tmp_path, options, sentence) ->
     with pytest.raises(UserError, match=sentence):
         run(floats, tmp_path / "q", *(GROUPS if "--method" not in given else ()), *FEW, *given, *rest)
     assert not (tmp_path / "q").exists()
+
+
+def test_groups_become_smaller_unless_their_size_is_given(floats, text, tmp_path, capsys) -> None:
+    assert run(floats, tmp_path / "q", "--method", "rtn", *FEW, "--data", str(text), "--force") in (0, 1)
+    assert "groups of 128 channels do not divide all layers: groups of 16 instead" in capsys.readouterr().err
+    found = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]
+    assert found["config_groups"]["group_0"]["weights"]["group_size"] == 16
 
 
 @pytest.mark.parametrize(
