@@ -189,7 +189,7 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     refused("holds no tokenizer.json")
     tokenizer.write_bytes(whole_tokenizer)
     weights.write_bytes(whole_weights[:1000])
-    refused("holds a model that cannot be loaded: ")
+    refused("model.safetensors is not a whole safetensors file: ")
     weights.unlink()
     refused("holds a model that cannot be loaded: .*model.safetensors")
     weights.write_bytes(whole_weights)
