@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from stellarbyte.memory.connection import Connection
+from stellarbyte.memory.connection import Connection, chunks, marks
 from stellarbyte.memory.matrix import Matrix, new_matrix
 from stellarbyte.memory.whitening import Whitening, fit_whitening
 
@@ -81,10 +81,9 @@ class VectorsInMemory:
 
     def _put(self, ids: Sequence[int], whitening: Whitening) -> None:
         assert self._matrix is not None
-        for first in range(0, len(ids), 500):
-            some = list(ids[first : first + 500])
-            marks = ", ".join("?" * len(some))
-            statement = f"SELECT memory, vector FROM vectors WHERE owner = ? AND memory IN ({marks}) ORDER BY memory"
+        for some in chunks(ids):
+            wanted = marks(some)
+            statement = f"SELECT memory, vector FROM vectors WHERE owner = ? AND memory IN ({wanted}) ORDER BY memory"
             rows = self._connection.rows(statement, [self._owner, *some])
             raw = from_bytes([vector for _, vector in rows], self._size)
             self._matrix.add([number for number, _ in rows], whitening(raw))

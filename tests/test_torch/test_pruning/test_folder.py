@@ -12,20 +12,6 @@ from stellarbyte.pruning.choice import Wanted
 from stellarbyte.pruning.request import Request
 from stellarbyte_torch.pruning.folder import prune_folder
 
-from ..exported import export
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(tmp_path_factory.mktemp("folder") / "hf", max_position_embeddings=32)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.jsonl"
-    path.write_text("".join(json.dumps({"text": f"def star_{n}(x): return x ** {n}"}) + "\n" for n in range(60)))
-    return path
-
 
 def test_a_smaller_folder(folder: Path, text: Path, tmp_path: Path) -> None:
     request = Request((0.8,), Wanted(0.8, ("heads", "channels"), multiple=1), samples=4)
