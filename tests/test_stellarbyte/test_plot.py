@@ -76,7 +76,7 @@ def test_pictures(tmp_path: Path) -> None:
     assert {"first $x_1$", "<b>second & last", "loss (validation dashed)", "gradient norm", "step"} <= words
     assert "validation bits per byte" not in words
     text = page.read_text(encoding="utf-8")
-    assert "<td>&lt;b&gt;second &amp; last</td><td>25</td><td>1,250</td>" in text
+    assert "&lt;b&gt;second &amp; last</th><td>25</td><td>1,250</td>" in text
     assert "<td>1.3649</td><td>40</td>" in text, "the best validation loss, 8 / √40 + 0.1"
     assert not re.findall(r'(?:src|href)="(?!#)[^"]*"|url\((?!#)', text), "it needs nothing from elsewhere"
     assert png.read_bytes().startswith(b"\x89PNG")
