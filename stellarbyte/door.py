@@ -80,6 +80,8 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     "help": (
         Command("config", "check a config, and show what it comes to", "stellarbyte.cli:config"),
         Command("info", "tell what a folder is: a run, a model, an adapter …", "stellarbyte.cli:info"),
+        Command("env", "tell what a report of a bug should say of this machine", "stellarbyte.environment.cli:env"),
+        Command("doctor", "say what is wrong with an installation", "stellarbyte.environment.cli:doctor"),
         Command("completion", "print a shell's completion of these commands", "stellarbyte.cli:completion"),
     ),
 }

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from stellarbyte.bucket_lock import bucket_lock
+from stellarbyte.bucket_lock import NAME, bucket_lock, read_holder
 from stellarbyte.errors import UserError
 from stellarbyte.places import BucketPath, Place, place
 
@@ -105,6 +105,33 @@ def _open(path: Path) -> tuple[int, bool]:
 def folder_of(lock: Path) -> Path:
     """The folder that a lock file is for."""
     return lock.parent if lock.name == _INSIDE else lock.with_name(lock.name.removeprefix(".").removesuffix(".lock"))
+
+
+def lock_holder(folder: str | Place) -> dict[str, Any] | None:
+    """What the lock of a folder says of the process that writes there; None if there is no lock. Nothing is locked.
+
+    "gone" is whether that process is known to run no longer, as after a kill, whose lock stays behind. The rest is as
+    the process wrote it: "pid", "host", "doing", "started", "command"; all of it may be missing.
+    """
+    folder = place(folder).resolve()
+    if isinstance(folder, BucketPath):
+        found = read_holder(folder / NAME)
+        return None if found is None else {**found, "gone": _is_gone(found)}
+    for path in (folder.with_name(f".{folder.name}.lock"), folder / _INSIDE):
+        try:
+            file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
+        except OSError:
+            continue
+        try:
+            if stat.S_ISREG(os.fstat(file).st_mode):
+                content = os.pread(file, _MOST_BYTES, 0)
+                holder = json.loads(content)
+                return {**holder, "gone": _is_gone(holder)} if isinstance(holder, dict) else {"gone": False}
+        except (OSError, ValueError, RecursionError):
+            return {"gone": False}  # it is being written
+        finally:
+            os.close(file)
+    return None
 
 
 def _hold(file: int, is_new: bool, path: Path, folder: Path) -> bool:

@@ -6,6 +6,8 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
+from stellarbyte.cache_home import cache_home
+
 FOLDER, MAX_SIZE, ENABLED = (
     "JAX_COMPILATION_CACHE_DIR",
     "JAX_COMPILATION_CACHE_MAX_SIZE",
@@ -25,7 +27,7 @@ def cache_settings(environment: Mapping[str, str]) -> tuple[dict[str, str], str 
     if FOLDER in environment or off:
         return {}, None
     try:
-        folder = _cache_home(environment) / "stellarbyte" / "compiled" / machine_name()
+        folder = cache_home(environment) / "stellarbyte" / "compiled" / machine_name()
         # JAX runs the programs that it finds there, so nobody else may write to this folder.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _remove_unfinished(folder)
@@ -35,12 +37,6 @@ def cache_settings(environment: Mapping[str, str]) -> tuple[dict[str, str], str 
         reason = error.strerror if isinstance(error, OSError) else error
         return {}, f"compiled programs are not kept for the next start ({reason}): set {FOLDER} to a folder for them"
     return {FOLDER: str(folder), MAX_SIZE: environment.get(MAX_SIZE, str(MAX_BYTES))}, None
-
-
-def _cache_home(environment: Mapping[str, str]) -> Path:
-    # The XDG base directory specification says that a relative path is ignored.
-    named = Path(environment.get("XDG_CACHE_HOME", ""))
-    return named if named.is_absolute() else Path.home() / ".cache"
 
 
 def machine_name() -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import grimp
 
+from stellarbyte.door import COMMANDS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -20,6 +22,7 @@ def test_the_ground_holds_what_more_than_one_wing_needs() -> None:
     """A module stands there if two of the wings and the converter need it, or the program's own commands do."""
     graph = grimp.build_graph("stellarbyte", "stellarbyte_jax", "stellarbyte_torch", "convert", cache_dir=None)
     program = {"stellarbyte", *(f"stellarbyte.{name}" for name in ("__main__", "cli", "completion", "door", "lora"))}
+    program |= {command.door.partition(":")[0] for command in COMMANDS.values()}
 
     def users(module: str) -> set[str]:
         seen, found, todo = {module}, set(), [module]

@@ -1,0 +1,1 @@
+"""What StellarByte runs on: `stellarbyte env` tells it, `stellarbyte doctor` says what is wrong with it."""

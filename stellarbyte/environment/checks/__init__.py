@@ -1,0 +1,1 @@
+"""What `stellarbyte doctor` looks at, a concern a file."""
