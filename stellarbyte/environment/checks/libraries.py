@@ -52,7 +52,7 @@ def _direct(wanted: Mapping[str, Sequence["Requirement"]], present: Sequence[str
             if extra == DEVELOPMENT or str(requirement) in told:
                 continue
             told.add(str(requirement))
-            named = f"{PACKAGE}[{extra}]" if extra else PACKAGE
+            named = f"{PACKAGE}[{extra}]" if extra else "StellarByte"
             if version is None and extra in present and extra in _WHOLE:
                 words = f"{requirement.name} is missing, which {named} needs"
                 yield Finding(CHECK, "wrong", words, f"pip install {shlex.quote(str(_bare(requirement)))}")

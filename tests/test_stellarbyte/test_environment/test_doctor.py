@@ -51,7 +51,7 @@ def test_libraries(distributions: Callable[..., None]) -> None:
     assert told(libraries.check_libraries()) == [("well", "every version is within its bounds; extras: jax", "")]
 
     distributions(**sound | {"numpy": ("1.26", [])}, flax=("0.12.1", []))
-    words = "numpy 1.26 is installed, but stellarbyte needs >=2.0"
+    words = "numpy 1.26 is installed, but StellarByte needs >=2.0"
     assert told(libraries.check_libraries()) == [("wrong", words, "pip install 'numpy>=2.0'")]
 
     distributions(**sound)
