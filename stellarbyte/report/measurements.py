@@ -1,0 +1,205 @@
+"""The parts of a report that are measured on a model's weights, on a text or on a machine."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine reaches at its best, measured: the roofline.
+
+    Attributes:
+        name: the processor's or the card's. dtype: that of the computation.
+        flops: FLOPs a second of a large matmul. bandwidth: bytes a second that are read from memory.
+    """
+
+    name: str
+    dtype: str
+    flops: float
+    bandwidth: float
+
+
+@dataclass(frozen=True)
+class LatencyPoint:
+    """One measurement of speed.
+
+    Attributes:
+        phase: prefill (the prompts of a batch) or decode (one token for each row of it).
+        batch: rows. length: tokens of a prompt; in decode, tokens in the cache.
+        median, p95: seconds of a pass, over `repeats` of them; the first ones, which warm up, are left out.
+        tokens_per_second: of all rows together, at the median.
+        bound: compute or memory: what the roofline says that it waits for.
+        reached: the share of the roofline's rate that it reaches.
+        compile_seconds: the time of compiling, which is in no other figure; None where nothing is compiled.
+    """
+
+    phase: str
+    batch: int
+    length: int
+    median: float
+    p95: float
+    repeats: int
+    tokens_per_second: float
+    bound: str
+    reached: float
+    compile_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Speed over batch and length. library: jax or torch, with its version. remark: what was left out, and why."""
+
+    library: str
+    machine: Machine
+    points: tuple[LatencyPoint, ...]
+    remark: str | None = None
+
+
+@dataclass(frozen=True)
+class MatrixFacts:
+    """What the numbers of one matrix look like.
+
+    Attributes:
+        layer: the layer's number; None outside the layers. matrix: its name in the layer, such as self_attn.q_proj.
+        shape: its shape, (out, in). Of several experts the figures are means over all of them.
+        small: the share of numbers that are small. outliers: the share of outliers.
+        effective_rank: exp of the entropy of the singular values; rank_share: that, over the smaller side of the shape.
+        init_distance: the distance from the first weights, or from their distribution.
+        not_finite: how many numbers are NaN or infinite.
+    """
+
+    layer: int | None
+    matrix: str
+    shape: tuple[int, ...]
+    small: float
+    outliers: float
+    effective_rank: float | None
+    rank_share: float | None
+    init_distance: float | None
+    not_finite: int = 0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The matrices' facts, and how each figure is defined: name of the figure -> a sentence."""
+
+    matrices: tuple[MatrixFacts, ...]
+    definitions: dict[str, str]
+    remark: str | None = None
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What each query head is worth. importance: by layer, by head; None for a head that is pruned.
+
+    method: how it is measured, in a sentence. tokens: on how many.
+    """
+
+    importance: tuple[tuple[float | None, ...], ...]
+    method: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class AttentionPattern:
+    """The attention of one head over a text: weights[t][s] of query t on key s, each row summing to 1.
+
+    chosen: why this head is shown.
+    """
+
+    layer: int
+    head: int
+    weights: tuple[tuple[float, ...], ...]
+    chosen: str
+
+
+@dataclass(frozen=True)
+class AttentionFacts:
+    """How the heads attend on a text.
+
+    Attributes:
+        tokens: the text's tokens, as text, which `patterns` are over.
+        patterns: a few heads.
+        entropy: by layer, by head: mean entropy of a query's weights, in nats.
+        distance: by layer, by head: mean distance to what is attended to, in tokens.
+        first_token: by layer, by head: mean weight on the first token.
+    """
+
+    tokens: tuple[str, ...]
+    patterns: tuple[AttentionPattern, ...]
+    entropy: tuple[tuple[float, ...], ...]
+    distance: tuple[tuple[float, ...], ...]
+    first_token: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """A token as text, and its loss in nats; None for the first, which nothing predicts."""
+
+    text: str
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """The losses over a text. mean: in nats a token. bits_per_byte: over the bytes of the tokens that have a loss."""
+
+    tokens: tuple[TokenLoss, ...]
+    mean: float
+    bits_per_byte: float
+    remark: str | None = None
+
+
+@dataclass(frozen=True)
+class CurvePoints:
+    """A figure of a run: steps, the tokens trained on up to each of them, and values; all of one length."""
+
+    steps: tuple[int, ...]
+    tokens: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TensorStatistics:
+    """Statistics of one array of a step.
+
+    Attributes:
+        name: the array's. kind: activation or gradient. layer: its layer's number; None outside the layers.
+        rms: root of the mean square. largest: the largest magnitude. Both are of the finite values alone.
+        zeros: the share of zeros. not_finite: how many values are NaN or infinite.
+    """
+
+    name: str
+    kind: str
+    layer: int | None
+    rms: float
+    largest: float
+    zeros: float
+    not_finite: int
+
+
+@dataclass(frozen=True)
+class StepStatistics:
+    """What happens in a step of a run: activations in the order of computation, then gradients.
+
+    Attributes:
+        step: the step whose batch is read. checkpoint: the step of the weights.
+        first_not_finite: the name of the first array, in the order of computation, that holds a NaN or an infinity.
+    """
+
+    step: int
+    checkpoint: int
+    loss: float | None
+    tensors: tuple[TensorStatistics, ...]
+    first_not_finite: str | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a wing measures of a model; None where it was not asked for, or cannot be: then `remarks` says why."""
+
+    latency: Latency | None = None
+    heads: Heads | None = None
+    attention: AttentionFacts | None = None
+    token_losses: TokenLosses | None = None
+    step_statistics: StepStatistics | None = None
+    remarks: tuple[str, ...] = ()

@@ -1,0 +1,75 @@
+"""The report of a model: counted facts, and measured ones where they were asked for."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from stellarbyte.report.architecture import Architecture
+from stellarbyte.report.flops import Flops
+from stellarbyte.report.measurements import CurvePoints, Measured, Weights
+from stellarbyte.report.memory import Memory
+from stellarbyte.report.parameters import Parameters
+
+Kind = Literal["run", "model", "config"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be measured of the models of one command.
+
+    Attributes:
+        latency: whether to measure speed.
+        data: the path of a text, to measure losses, attention and heads on.
+        step: the step of a run whose batch is computed again.
+        lang: en or zh, of the page and the pictures.
+    """
+
+    latency: bool = False
+    data: str | None = None
+    step: int | None = None
+    lang: str = "en"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is known of one model.
+
+    Attributes:
+        name: a short name, which no other model of the command has.
+        kind: run (of pretraining), model (a Hugging Face folder) or config (nothing is trained yet).
+        path: what the user named.
+        facts: what it is, in a few words: name -> text, in the order to show.
+        flops: None where the family's heads or widths are not known.
+        weights, curves, measured: None or empty where they were not asked for, or there are none.
+        remarks: sentences that a reader must know, such as what is not counted.
+    """
+
+    name: str
+    kind: Kind
+    path: str
+    facts: dict[str, str]
+    architecture: Architecture
+    parameters: Parameters
+    memory: Memory
+    flops: Flops | None
+    weights: Weights | None = None
+    measured: Measured = dataclasses.field(default_factory=Measured)
+    curves: dict[str, CurvePoints] = dataclasses.field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report for JSON; a float that is not finite becomes null, for which JSON has no number."""
+        plain = _plain(dataclasses.asdict(self))
+        assert isinstance(plain, dict)
+        for entry, training in zip(plain["memory"]["training"], self.memory.training, strict=True):
+            entry["total"] = training.total
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
