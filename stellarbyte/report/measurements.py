@@ -5,30 +5,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine reaches at its best, measured: the roofline.
+    """The most that this machine has reached, measured (Williams et al. 2009, doi:10.1145/1498765.1498785).
 
     Attributes:
         name: the processor's or the card's. dtype: that of the computation.
-        flops: FLOPs a second of a large matmul. bandwidth: bytes a second that are read from memory.
+        flops: FLOPs a second of a large matmul. bandwidth: bytes a second of reading an array that no cache holds.
+        threads: those of a processor; None for an accelerator.
     """
 
     name: str
     dtype: str
     flops: float
     bandwidth: float
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
 class LatencyPoint:
-    """One measurement of speed.
+    """One measurement of speed, with a cache of its own.
 
     Attributes:
         phase: prefill (the prompts of a batch) or decode (one token for each row of it).
         batch: rows. length: tokens of a prompt; in decode, tokens in the cache.
         median, p95: seconds of a pass, over `repeats` of them; the first ones, which warm up, are left out.
         tokens_per_second: of all rows together, at the median.
+        flops: the FLOPs of a pass, as counted. nbytes: the bytes of weights, keys and values that it has to read.
         bound: compute or memory: what the roofline says that it waits for.
-        reached: the share of the roofline's rate that it reaches.
+        reached: the shortest time that the roofline allows, as a share of the median.
         compile_seconds: the time of compiling, which is in no other figure; None where nothing is compiled.
     """
 
@@ -39,6 +42,8 @@ class LatencyPoint:
     p95: float
     repeats: int
     tokens_per_second: float
+    flops: float
+    nbytes: float
     bound: str
     reached: float
     compile_seconds: float | None = None
@@ -56,14 +61,18 @@ class Latency:
 
 @dataclass(frozen=True)
 class MatrixFacts:
-    """What the numbers of one matrix look like.
+    """What the numbers of one matrix look like. Those that are not finite count in no figure but their own.
 
     Attributes:
         layer: the layer's number; None outside the layers. matrix: its name in the layer, such as self_attn.q_proj.
-        shape: its shape, (out, in). Of several experts the figures are means over all of them.
-        small: the share of numbers that are small. outliers: the share of outliers.
-        effective_rank: exp of the entropy of the singular values; rank_share: that, over the smaller side of the shape.
-        init_distance: the distance from the first weights, or from their distribution.
+        shape: its shape as it is stored, (out, in) in PyTorch's files. Of several experts it is that of one, and the
+            figures are means over all of them.
+        small: the share of numbers that are small. outliers: the share of outliers. largest: the largest magnitude,
+            over the root mean square.
+        effective_rank: exp of the entropy of the singular values. rank_share: that, over the smaller side of the shape.
+            None where numbers are not finite.
+        estimated: whether the rank is a randomised estimate.
+        init_distance: the distance from the first weights, or from their distribution; None where neither is known.
         not_finite: how many numbers are NaN or infinite.
     """
 
@@ -72,18 +81,24 @@ class MatrixFacts:
     shape: tuple[int, ...]
     small: float
     outliers: float
+    largest: float
     effective_rank: float | None
     rank_share: float | None
+    estimated: bool
     init_distance: float | None
     not_finite: int = 0
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The matrices' facts, and how each figure is defined: name of the figure -> a sentence."""
+    """The matrices' facts, and how each figure is defined: name of the figure -> a sentence.
+
+    init: what init_distance is from: weights (the first ones, which are known) or distribution; None where it is None.
+    """
 
     matrices: tuple[MatrixFacts, ...]
     definitions: dict[str, str]
+    init: str | None = None
     remark: str | None = None
 
 
@@ -103,7 +118,8 @@ class Heads:
 class AttentionPattern:
     """The attention of one head over a text: weights[t][s] of query t on key s, each row summing to 1.
 
-    chosen: why this head is shown.
+    chosen: why this head is shown; of all heads it is the one that looks most at the first token (first), nearest,
+        farthest, at the fewest tokens (narrowest) or at the most (widest).
     """
 
     layer: int
@@ -117,23 +133,27 @@ class AttentionFacts:
     """How the heads attend on a text.
 
     Attributes:
-        tokens: the text's tokens, as text, which `patterns` are over.
-        patterns: a few heads.
-        entropy: by layer, by head: mean entropy of a query's weights, in nats.
+        tokens: the text's first tokens, as text, which `patterns` are over. patterns: a few heads.
+        read: how many tokens the figures below are means over; the first counts in none, since it sees itself alone.
+        entropy: by layer, by head: mean entropy of a query's weights, in nats; None for a head that is pruned.
         distance: by layer, by head: mean distance to what is attended to, in tokens.
         first_token: by layer, by head: mean weight on the first token.
     """
 
     tokens: tuple[str, ...]
     patterns: tuple[AttentionPattern, ...]
-    entropy: tuple[tuple[float, ...], ...]
-    distance: tuple[tuple[float, ...], ...]
-    first_token: tuple[tuple[float, ...], ...]
+    read: int
+    entropy: tuple[tuple[float | None, ...], ...]
+    distance: tuple[tuple[float | None, ...], ...]
+    first_token: tuple[tuple[float | None, ...], ...]
 
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """A token as text, and its loss in nats; None for the first, which nothing predicts."""
+    """A token as text, and its loss in nats; None for the first, which nothing predicts.
+
+    The texts of all tokens, one after the other, are the text; a token in the middle of a character has an empty one.
+    """
 
     text: str
     loss: float | None
@@ -163,7 +183,8 @@ class TensorStatistics:
     """Statistics of one array of a step.
 
     Attributes:
-        name: the array's. kind: activation or gradient. layer: its layer's number; None outside the layers.
+        name: the array's. kind: activation, activation_gradient, parameter or gradient (of a parameter).
+        layer: its layer's number; None outside the layers.
         rms: root of the mean square. largest: the largest magnitude. Both are of the finite values alone.
         zeros: the share of zeros. not_finite: how many values are NaN or infinite.
     """
@@ -179,18 +200,27 @@ class TensorStatistics:
 
 @dataclass(frozen=True)
 class StepStatistics:
-    """What happens in a step of a run: activations in the order of computation, then gradients.
+    """What happens in a step of a run: its arrays in the order of computation.
 
     Attributes:
-        step: the step whose batch is read. checkpoint: the step of the weights.
+        step: the step whose batch is read, from 1. checkpoint: the step of the weights.
+        samples: which rows of the data the batch holds, by their places in the run's order of samples.
+        batch_tokens: the tokens of the batch that are trained on.
+        loss: the cross-entropy, in nats a token. grad_norm: the norm of the gradient of all that is trained.
+        tensors: the activations as they are made, their gradients as they are made, then parameters with theirs.
         first_not_finite: the name of the first array, in the order of computation, that holds a NaN or an infinity.
+        remark: what differs from the step as it was; None if nothing does.
     """
 
     step: int
     checkpoint: int
-    loss: float | None
+    samples: tuple[int, ...]
+    batch_tokens: int
+    loss: float
+    grad_norm: float
     tensors: tuple[TensorStatistics, ...]
     first_not_finite: str | None
+    remark: str | None = None
 
 
 @dataclass(frozen=True)
