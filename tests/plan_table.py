@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+from stellarbyte.chips import GIB
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import (
     ByteConfig,
@@ -21,7 +22,6 @@ from stellarbyte_jax.config import (
     SourceConfig,
     TrainingConfig,
 )
-from stellarbyte_jax.machine.chips import GIB
 from stellarbyte_jax.planning.compile_ahead import compile_ahead
 from stellarbyte_jax.planning.plan import make_plan
 from stellarbyte_jax.planning.topology import parse_topology

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stellarbyte.pruning.cuts import Cuts, kept_groups
+from stellarbyte.token_flops import keys_seen, matmul_flops, score_flops
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,13 @@ def flops(fields: Mapping[str, Any], context: int) -> Measure:
     """The forward FLOPs of a token of such a model, on average over a text of `context` tokens; only matmuls count."""
     D, H = fields["hidden_size"], fields["head_dim"]
     X = fields["moe_intermediate_size"] or 0
-    window = min(fields["sliding_window"] or context, context)
-    seen = (window * (window + 1) / 2 + (context - window) * window) / context
+    seen = keys_seen(context, fields["sliding_window"])
     at_work = fields["num_experts_per_tok"] + fields["num_shared_experts"] if fields["num_experts"] else 0
     return Measure(
-        outside=2 * D * fields["vocab_size"],
-        layer=6 * D * X * at_work,
-        query_head=4 * D * H + 4 * H * seen,
-        key_value_head=4 * D * H,
-        channel=6 * D,
-        expert=2 * D,
+        outside=matmul_flops(D * fields["vocab_size"]),
+        layer=matmul_flops(3 * D * X * at_work),
+        query_head=matmul_flops(2 * D * H) + score_flops(1, H, H) * seen,
+        key_value_head=matmul_flops(2 * D * H),
+        channel=matmul_flops(3 * D),
+        expert=matmul_flops(D),
     )

@@ -4,15 +4,20 @@ from dataclasses import dataclass
 
 from stellarbyte.architecture import ByteConfig
 from stellarbyte.pruning.measure import flops
-
-# The backward pass of a matmul is two matmuls of its size, or one if its weights are frozen and get no gradient.
-_FORWARD_AND_BACKWARD = 3
-_FORWARD_AND_BACKWARD_FROZEN = 2
+from stellarbyte.token_flops import (
+    FORWARD_AND_BACKWARD,
+    FORWARD_AND_BACKWARD_FROZEN,
+    matmul_flops,
+    score_flops,
+    visible_pairs,
+)
 
 # Splash's backward pass computes the scores twice more, once for the gradient of queries and once for that of keys and
-# values, and each time what flows into them: 2 matmuls forward and 3 + 4 backward, where 2 + 4 would be enough.
+# values, and each time what flows into them: 2 matmuls forward and 3 + 4 backward, where 2 + 4 would be enough. cuDNN's
+# computes them once more.
 _SPLASH_MATMULS = 9
-_ATTENTION_MATMULS = 6
+_CUDNN_MATMULS = 7
+_ATTENTION_MATMULS = 2 * FORWARD_AND_BACKWARD
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,15 @@ def step_flops(
     work, norms, the optimizer and the adapters beside `frozen` weights are left out: together 1 % or less.
     """
     L = config.num_hidden_layers
-    passes = rows * length * (_FORWARD_AND_BACKWARD_FROZEN if frozen else _FORWARD_AND_BACKWARD)
+    passes = rows * length * (FORWARD_AND_BACKWARD_FROZEN if frozen else FORWARD_AND_BACKWARD)
     layers = sum(layer_matmul_flops(config, width) for width in config.intermediate_sizes)
     needed = passes * (layers + head_flops(config))
     matmuls = passes * (L * layer_matmul_flops(config) + head_flops(config))
-    a_pair = 2 * config.num_attention_heads * (config.head_dim or 0) * L * rows
+    a_pair = score_flops(config.num_attention_heads, config.head_dim or 0, 0) * L * rows
     attention = _ATTENTION_MATMULS * a_pair * visible_pairs(length, config.sliding_window)
     kernels = {
         "splash": _SPLASH_MATMULS * a_pair * visible_pairs(length, config.sliding_window, block),
-        "cudnn": (_ATTENTION_MATMULS + 1) * a_pair * visible_pairs(length, config.sliding_window, 128),
+        "cudnn": _CUDNN_MATMULS * a_pair * visible_pairs(length, config.sliding_window, 128),
     }.get(kernel, _ATTENTION_MATMULS * a_pair * length * length)
     return StepFlops(needed + attention, matmuls + kernels, attention, kernels)
 
@@ -59,13 +64,9 @@ def forward_flops(config: ByteConfig, rows: int, length: int) -> int:
 
 def kernel_flops(config: ByteConfig, rows: int, length: int, block: int = 512) -> int:
     """FLOPs that the attention kernel executes in the forward pass of one layer."""
-    return (
-        4
-        * rows
-        * config.num_attention_heads
-        * (config.head_dim or 0)
-        * visible_pairs(length, config.sliding_window, block)
-    )
+    H = config.head_dim or 0
+    a_pair = score_flops(config.num_attention_heads, H, H)
+    return rows * a_pair * visible_pairs(length, config.sliding_window, block)
 
 
 def layer_matmul_flops(config: ByteConfig, width: int | None = None) -> int:
@@ -74,26 +75,14 @@ def layer_matmul_flops(config: ByteConfig, width: int | None = None) -> int:
     width: that of the layer's feed-forward network; by default the widest layer's, which programs compute in each.
     """
     D, N, H = config.hidden_size, config.num_attention_heads, config.head_dim or 0
-    attention = 2 * D * H * (2 * N + 2 * (config.num_key_value_heads or N))
+    attention = 2 * D * H * (N + (config.num_key_value_heads or N))
     if not config.num_experts:
-        return attention + 6 * D * (width or max(config.intermediate_sizes))
+        return matmul_flops(attention + 3 * D * (width or max(config.intermediate_sizes)))
     experts_at_work = config.num_experts_per_tok + config.num_shared_experts
-    return attention + 2 * D * config.num_experts + experts_at_work * 6 * D * (config.moe_intermediate_size or 0)
+    experts = D * config.num_experts + experts_at_work * 3 * D * (config.moe_intermediate_size or 0)
+    return matmul_flops(attention + experts)
 
 
 def head_flops(config: ByteConfig) -> int:
     """Forward FLOPs of the logits of one token."""
-    return 2 * config.hidden_size * config.vocab_size
-
-
-def visible_pairs(length: int, window: int | None, block: int = 1) -> int:
-    """The number of (query, key) pairs of a row that are visible, or that lie in a block with a visible pair."""
-    window = min(window or length, length)
-    if block == 1:
-        return window * (window + 1) // 2 + (length - window) * window
-    block = min(block, length)
-    pairs = 0
-    for start in range(0, length, block):
-        first_key = max(0, start - window + 1) // block * block
-        pairs += (start + block - first_key) * block
-    return pairs
+    return matmul_flops(config.hidden_size * config.vocab_size)

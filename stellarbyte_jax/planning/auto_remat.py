@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from stellarbyte.chips import GIB, Chip, chip_of
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RunConfig
-from stellarbyte_jax.machine.chips import GIB, Chip, chip_of
 from stellarbyte_jax.model.remat import POLICIES
 from stellarbyte_jax.planning.plan import Plan, Planner
 from stellarbyte_jax.planning.topology import Topology

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
+from stellarbyte.chips import GIB, chip_of
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import RunConfig
-from stellarbyte_jax.machine.chips import GIB, chip_of
 from stellarbyte_jax.planning.auto_remat import with_remat
 from stellarbyte_jax.planning.layer_traces import LayerTraces
 from stellarbyte_jax.planning.memory import Memory, predict_memory, tokens_a_chip

@@ -3,7 +3,7 @@
 import math
 from html import escape
 
-from stellarbyte_jax.machine.chips import GIB
+from stellarbyte.chips import GIB
 from stellarbyte_jax.planning.plan import Plan
 
 _WIDTH, _HEIGHT = 860, 440

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from stellarbyte_jax.machine.chips import GIB
+from stellarbyte.chips import GIB
 from stellarbyte_jax.planning.auto_remat import MOST_OF_HBM
 from stellarbyte_jax.planning.compile_ahead import Compiled
 from stellarbyte_jax.planning.memory import Memory

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
+from stellarbyte.token_flops import visible_pairs
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.model.attention.shared_rows import SharedRows
 from stellarbyte_jax.model.attention.splash import LANES
-from stellarbyte_jax.model.flops import visible_pairs
 from stellarbyte_jax.planning.layer_traces import SavedByLayers
 from stellarbyte_jax.planning.memory import tokens_a_chip
 from stellarbyte_jax.planning.parameters import Parameters

@@ -5,10 +5,10 @@ import math
 import re
 from dataclasses import dataclass
 
+from stellarbyte.chips import CHIPS, Chip
 from stellarbyte.errors import UserError
 from stellarbyte_jax import sharding
 from stellarbyte_jax.config import MeshConfig
-from stellarbyte_jax.machine.chips import CHIPS, Chip
 
 # The slices are those of Google's pages of the chips, docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e: all slices
 # of v5e and v6e; for v4 and v5p the slices smaller than a cube, and how far cubes go along each side (v4's pod is

@@ -12,13 +12,13 @@ from typing import IO, Any, Self
 import jax
 import numpy as np
 
+from stellarbyte.chips import GIB
 from stellarbyte.display import Display
 from stellarbyte.errors import UserError
 from stellarbyte.figures import VALIDATION, in_words, perplexity
 from stellarbyte.host_memory import resident_bytes
 from stellarbyte.metrics_file import TokensSeen, drop_records_after
 from stellarbyte.validation_table import line_words, table_rows
-from stellarbyte_jax.machine.chips import GIB
 from stellarbyte_jax.training.failures import Failures
 from stellarbyte_jax.training.watching.compile_watch import Compilation
 from stellarbyte_jax.training.watching.step_clock import StepClock

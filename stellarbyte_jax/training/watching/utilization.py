@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import Mesh
 
+from stellarbyte.chips import chip_of
 from stellarbyte_jax.batch_stages import Stage
 from stellarbyte_jax.config import ByteConfig, RunConfig
-from stellarbyte_jax.machine.chips import chip_of
 from stellarbyte_jax.model.flops import forward_flops, step_flops
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from stellarbyte.token_flops import visible_pairs
 from stellarbyte_jax.config import ByteConfig
 from stellarbyte_jax.config_file import load_model_config
 from stellarbyte_jax.model.attention.chunked import visible
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.execution import Execution
-from stellarbyte_jax.model.flops import forward_flops, head_flops, layer_matmul_flops, step_flops, visible_pairs
+from stellarbyte_jax.model.flops import forward_flops, head_flops, layer_matmul_flops, step_flops
 from stellarbyte_jax.planning.parameters import ParameterCounter
 
 ROWS, LENGTH = 2, 256

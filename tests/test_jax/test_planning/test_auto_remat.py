@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from stellarbyte.chips import CHIPS
 from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import TrainingConfig
 from stellarbyte_jax.config_file import save_config
-from stellarbyte_jax.machine.chips import CHIPS
 from stellarbyte_jax.planning import auto_remat
 from stellarbyte_jax.planning.auto_remat import REMAT_POLICIES, choose, plan_policies, resolve_remat, with_remat
 from stellarbyte_jax.planning.topology import Topology, parse_topology

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from stellarbyte.chips import CHIPS
 from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config_file import save_config
-from stellarbyte_jax.machine.chips import CHIPS
 from stellarbyte_jax.planning import fit
 from stellarbyte_jax.planning.fit import check_fits
 from stellarbyte_jax.planning.plan import make_plan

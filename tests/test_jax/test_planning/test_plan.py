@@ -5,11 +5,11 @@ import json
 
 import pytest
 
+from stellarbyte.chips import CHIPS
 from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte_jax.config import LoRAConfig
 from stellarbyte_jax.config_file import save_config
-from stellarbyte_jax.machine.chips import CHIPS
 from stellarbyte_jax.planning.compile_ahead import Compiled, compile_ahead
 from stellarbyte_jax.planning.hlo import Collective, ProgramReport
 from stellarbyte_jax.planning.jaxprs import KERNEL, equations

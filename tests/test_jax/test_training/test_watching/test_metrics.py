@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from stellarbyte.chips import GIB
 from stellarbyte.errors import UserError
-from stellarbyte_jax.machine.chips import GIB
 from stellarbyte_jax.training.watching.compile_watch import Compilation
 from stellarbyte_jax.training.watching.metrics import MetricsLog
 from stellarbyte_jax.training.watching.utilization import Utilization

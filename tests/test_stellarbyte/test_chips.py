@@ -2,7 +2,7 @@
 
 import pytest
 
-from stellarbyte_jax.machine.chips import CHIPS, chip_of
+from stellarbyte.chips import CHIPS, chip_of
 
 
 @pytest.mark.parametrize(
