@@ -47,7 +47,7 @@ def read_runs(run_dirs: Sequence[Place]) -> list[RunCurves]:
     Raises:
         UserError: one is no run, has recorded nothing, or its metrics cannot be read.
     """
-    names = _names(run_dirs)
+    names = short_names(run_dirs)
     return [RunCurves(name, read_curves(run_dir)) for name, run_dir in zip(names, run_dirs, strict=True)]
 
 
@@ -89,12 +89,16 @@ def thinned(values: np.ndarray, most: int) -> np.ndarray:
     return np.array(sorted(kept))
 
 
-def _names(run_dirs: Iterable[Place]) -> list[str]:
-    """The last part of each path, with as many parts before it as it takes to tell all apart."""
-    paths: list[Place] = [run_dir.resolve() for run_dir in run_dirs]
+def short_names(named: Iterable[Place]) -> list[str]:
+    """The last part of each path, with as many parts before it as it takes to tell all apart.
+
+    Raises:
+        UserError: a path is named twice.
+    """
+    paths: list[Place] = [path.resolve() for path in named]
     for path in paths:
         if paths.count(path) > 1:
-            raise UserError(f"{path} is named twice: name each run once")
+            raise UserError(f"{path} is named twice: name each once")
     for count in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-count:]) for path in paths]
         if len(set(names)) == len(names):

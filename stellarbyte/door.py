@@ -59,6 +59,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("plan", "foresee memory, speed and cost on a machine that is not here", "stellarbyte_jax.cli:plan"),
         Command("checkpoints", "list a run's checkpoints, verify or delete them", "stellarbyte_jax.cli:checkpoints"),
         Command("evaluate", "measure a run's model on its validation split", "stellarbyte_jax.cli:evaluate"),
+        Command("report", "tell what a model is made of and what it costs", "stellarbyte.report.options:report"),
         Command("plot", "draw the curves of one or several runs", "stellarbyte.cli:plot"),
         Command("prune", "cut a model down to a share of it", "stellarbyte.cli:prune"),
     ),

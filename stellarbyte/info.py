@@ -49,7 +49,12 @@ def _description(path: Place) -> Callable[[Place], Facts]:
 def info_text(facts: Mapping[str, Any]) -> str:
     """The facts as lines, with their names in one column."""
     width = max(map(len, facts)) + 2
-    return "\n".join(f"{name.replace('_', ' '):{width}}{_shown(value)}" for name, value in facts.items())
+    return "\n".join(f"{name:{width}}{text}" for name, text in fact_texts(facts).items())
+
+
+def fact_texts(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The facts in words: name -> text."""
+    return {name.replace("_", " "): _shown(value) for name, value in facts.items()}
 
 
 class _Run(NamedTuple):

@@ -1,5 +1,6 @@
 """The structure of a decoder as a report draws it: its layers, equal ones folded, and the switches in use."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -19,6 +20,11 @@ class Weight:
     shape: tuple[int, ...]
     part: str
     copies: int = 1
+
+    @property
+    def count(self) -> int:
+        """The numbers in all copies."""
+        return self.copies * math.prod(self.shape)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,31 @@
 """The memory of a model, in bytes: at rest, in training, with a cache, and the chips that it fits."""
 
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from stellarbyte.chips import CHIPS
+from stellarbyte.kv_cache.settings import KVBudget
+from stellarbyte.report.architecture import Architecture, Weight
+from stellarbyte.report.flops import LENGTHS, TRAINING_LENGTH
+from stellarbyte.report.parameters import Parameters
+from stellarbyte.report.subject import Subject
+
+DTYPES = ("float32", "bfloat16", "int8", "int4")
+CACHE_DTYPES = ("float32", "bfloat16", "int8")
+
+_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+# AdamW keeps two numbers for each that is trained.
+_MOMENTS = 2
+# Of quantised matrices: bits of a code, and inputs that share a scale of two bytes; None: all of a row.
+_CODES: dict[str, tuple[int, int | None]] = {"int8": (8, None), "int4": (4, 128)}
+_SCALE_BYTES = 2
+_QUANTISED = ("attention_q", "attention_k", "attention_v", "attention_qkv", "attention_o", "feed_forward")
+_WITH_EXPERTS = (*_QUANTISED, "experts", "shared_experts")
+# The scale of an int8 key or value is a float32.
+_CACHE_SCALE_BYTES = {"float32": 0, "bfloat16": 0, "int8": 4}
 
 
 @dataclass(frozen=True)
@@ -12,6 +37,7 @@ class TrainingMemory:
         rows, length: the batch. dtype: that of the computation.
         weights: the parameters, in float32. optimizer: its state.
         activations: what the layers keep for the backward pass. working: what one layer and the loss work with beside.
+        moment: the loss, or the layers' backward pass; in the first there are no gradients yet.
     """
 
     remat: str
@@ -23,6 +49,7 @@ class TrainingMemory:
     optimizer: int
     activations: int
     working: int
+    moment: str
 
     @property
     def total(self) -> int:
@@ -35,10 +62,10 @@ class CacheMemory:
     """The bytes of keys and values for one row of tokens, in one dtype.
 
     Attributes:
-        dtype: float32, bfloat16 or int8.
+        dtype: float32, bfloat16 or int8; int8 has a float32 scale for each key and value of each head.
         token: the bytes that one more token takes where no window or budget is full.
         lengths: (tokens of context, bytes), ascending; a window holds no more than its tokens.
-        budget: the slots of each head, where a budget was named; None without.
+        budget: the slots of each head at the longest of these, where a budget was named; None without.
     """
 
     dtype: str
@@ -64,15 +91,35 @@ class ChipFit:
 
 
 @dataclass(frozen=True)
+class Foreseen:
+    """What the planner of the JAX wing foresees of training on one device.
+
+    Attributes:
+        training: one for each policy of remat.
+        rows: chip -> remat policy -> the largest batch that fits.
+        recomputed: remat policy -> FLOPs of a token that are computed a second time.
+        remarks: sentences about what is left out.
+    """
+
+    training: tuple[TrainingMemory, ...] = ()
+    rows: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    recomputed: dict[str, float] = dataclasses.field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Memory:
     """The memory of a model.
 
     Attributes:
-        stored: the bytes of its tensors as they are stored, each once; None of a bare config.
+        stored: the bytes of its tensors as they are stored, each once, with what files hold beside them; None of a
+            model that is not stored.
         stored_dtypes: dtype as stored, in safetensors' words -> bytes.
-        weights: dtype (float32, bfloat16, int8, int4) -> the bytes of the weights in it.
-        optimizer: the name of the optimizer that `training` counts.
-        training: one for each policy of remat; empty where the family's layers are not known.
+        weights: dtype (float32, bfloat16, int8, int4) -> the bytes of the weights in it. int8 and int4 are of the
+            layers' matrices, with one bfloat16 scale a row or for 128 inputs; the rest is bfloat16 then.
+        optimizer: the name of the optimizer that `state` and `training` count.
+        state: what training holds from step to step, in float32: weights, gradients, optimizer -> bytes.
+        training: one for each policy of remat; empty where the family's training is not known.
         cache: one for each dtype; empty where the heads are not known.
         chips: what fits, from the smallest chip to the largest.
     """
@@ -81,6 +128,117 @@ class Memory:
     stored_dtypes: dict[str, int]
     weights: dict[str, int]
     optimizer: str
+    state: dict[str, int]
     training: tuple[TrainingMemory, ...]
     cache: tuple[CacheMemory, ...]
     chips: tuple[ChipFit, ...]
+
+
+def count_memory(
+    subject: Subject,
+    architecture: Architecture,
+    parameters: Parameters,
+    foreseen: Foreseen,
+    budget: KVBudget | None = None,
+) -> Memory:
+    """The memory of a model. budget: that of a cache; None for one of all tokens."""
+    stored: dict[str, int] = defaultdict(int)
+    for tensor in subject.tensors.values():
+        stored[tensor.dtype] += tensor.nbytes
+    weights = weight_bytes(architecture, parameters.total)
+    cache = tuple(_cache(architecture, dtype, budget) for dtype in CACHE_DTYPES) if _attends(architecture) else ()
+    trained = subject.training
+    state = {"weights": 4 * parameters.total, "gradients": 4 * parameters.trained}
+    if foreseen.training:  # the optimizer's own arrays
+        state["optimizer"] = foreseen.training[0].optimizer
+    elif trained is None or trained.optimizer == "adamw":
+        state["optimizer"] = 4 * _MOMENTS * parameters.trained
+    return Memory(
+        stored=sum(stored.values()) + subject.buffers if subject.is_stored else None,
+        stored_dtypes={dtype: nbytes for dtype, nbytes in sorted(stored.items()) if nbytes},
+        weights=weights,
+        optimizer="adamw" if trained is None else trained.optimizer,
+        state=state,
+        training=foreseen.training,
+        cache=cache,
+        chips=tuple(
+            ChipFit(
+                chip.name,
+                int(chip.hbm_bytes),
+                foreseen.rows.get(chip.name, {}),
+                {dtype: _rows(architecture, cache, weights[dtype], dtype, chip.hbm_bytes) for dtype in DTYPES}
+                if cache
+                else {},
+            )
+            for chip in sorted(CHIPS.values(), key=lambda chip: chip.hbm_bytes)
+        ),
+    )
+
+
+def weight_bytes(architecture: Architecture, total: int) -> dict[str, int]:
+    """Dtype -> bytes of the weights of a model with `total` parameters."""
+    found = {dtype: _BYTES[dtype] * total for dtype in ("float32", "bfloat16")}
+    matrices = [(weight, len(group.layers)) for group in architecture.groups for weight in _matrices(group.weights)]
+    rest = total - sum(count * weight.count for weight, count in matrices)
+    for dtype, (bits, group) in _CODES.items():
+        codes = sum(count * weight.copies * _quantised(weight, bits, group) for weight, count in matrices)
+        found[dtype] = 2 * rest + codes
+    return found
+
+
+def _matrices(weights: Iterable[Weight]) -> list[Weight]:
+    return [w for w in weights if w.part in _WITH_EXPERTS and len(w.shape) > 1 and not w.name.endswith("bias")]
+
+
+def _quantised(weight: Weight, bits: int, group: int | None) -> int:
+    *_, inputs = weight.shape
+    rows = math.prod(weight.shape) // inputs
+    scales = 1 if group is None else math.ceil(inputs / group)
+    return rows * (math.ceil(inputs * bits / 8) + scales * _SCALE_BYTES)
+
+
+def _attends(architecture: Architecture) -> bool:
+    return any(group.attention is not None for group in architecture.groups)
+
+
+def _cache(architecture: Architecture, dtype: str, budget: KVBudget | None) -> CacheMemory:
+    context = architecture.context or TRAINING_LENGTH
+    lengths = sorted({at for at in LENGTHS if at < context} | {context})
+    return CacheMemory(
+        dtype=dtype,
+        token=cache_bytes(architecture, dtype, 1),
+        lengths=tuple((at, cache_bytes(architecture, dtype, at, budget)) for at in lengths),
+        budget=None if budget is None else budget.of(context),
+    )
+
+
+def cache_bytes(architecture: Architecture, dtype: str, tokens: int, budget: KVBudget | None = None) -> int:
+    """The bytes of one row's keys and values behind so many tokens; what a policy remembers beside them is left out."""
+    total = 0
+    for group in architecture.groups:
+        attention = group.attention
+        if attention is None:
+            continue
+        held = min(tokens, attention.window or tokens, tokens if budget is None else budget.of(tokens))
+        channels = _BYTES[dtype] * (attention.head_dim + attention.value_dim) + 2 * _CACHE_SCALE_BYTES[dtype]
+        total += len(group.layers) * attention.key_value_heads * channels * held
+    return total
+
+
+def _rows(architecture: Architecture, cache: Sequence[CacheMemory], weights: int, dtype: str, available: float) -> int:
+    """The most rows with a full context beside the weights: keys and values, logits, and one layer's activations."""
+    computed = "float32" if dtype == "float32" else "bfloat16"
+    context, held = next(found for found in cache if found.dtype == computed).lengths[-1]
+    row = held + 4 * (architecture.vocab_size or 0) + context * _BYTES[computed] * _working(architecture)
+    return max(0, int((available - weights) // row))
+
+
+def _working(architecture: Architecture) -> int:
+    """The numbers of one token that a layer of the forward pass holds at once: its input, and the network's inside."""
+    widest = 0
+    for group in architecture.groups:
+        network = group.feed_forward
+        if network is not None:
+            at_work = network.experts_per_token or 1
+            widest = max(widest, (2 + network.gated) * (network.width * at_work + network.shared_width))
+    return 2 * (architecture.hidden_size or 0) + widest

@@ -3,15 +3,14 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from stellarbyte.report.architecture import Architecture
 from stellarbyte.report.flops import Flops
 from stellarbyte.report.measurements import CurvePoints, Measured, Weights
 from stellarbyte.report.memory import Memory
 from stellarbyte.report.parameters import Parameters
-
-Kind = Literal["run", "model", "config"]
+from stellarbyte.report.subject import Kind
 
 
 @dataclass(frozen=True)

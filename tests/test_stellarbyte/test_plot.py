@@ -106,7 +106,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ("words", "complaint"),
     [
         (["RUN", "-o", "x.gif"], "x.gif has the suffix .gif: end it in .html, .svg, .png"),
-        (["RUN", "RUN"], "is named twice: name each run once"),
+        (["RUN", "RUN"], "is named twice: name each once"),
         (["RUN", "--smooth", "0"], "--smooth 0 must be at least 1"),
         (["nowhere"], "nowhere holds no metrics.jsonl: name the output_dir of a run that has trained"),
         (["EMPTY"], "metrics.jsonl has recorded no figure yet"),
