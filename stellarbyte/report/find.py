@@ -1,5 +1,6 @@
 """Finds the model that a user names: a run, a Hugging Face folder, a config of ours, or a config.json alone."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
@@ -12,7 +13,7 @@ from stellarbyte.config.nodes import read_yaml
 from stellarbyte.config.plain import plain
 from stellarbyte.errors import UserError, shown
 from stellarbyte.info import fact_texts, folder_kind, info
-from stellarbyte.places import Place
+from stellarbyte.places import Place, local
 from stellarbyte.reading import read_json_object
 from stellarbyte.report.model_folder import StoredTensors
 from stellarbyte.report.subject import StoredTensor, Subject, Training
@@ -38,8 +39,7 @@ def find_subject(path: Place) -> Subject:
     if not path.exists():
         raise UserError(f"{path} is not there: name a run, a Hugging Face folder, a config of ours or a config.json")
     if path.suffix in _YAML:
-        assert isinstance(path, Path), "a bucket's file is not read as a config"
-        return _config(path)
+        return _config(local(path, "MODEL", "a config is read from this machine: copy it here"))
     if path.suffix == ".json":
         return _bare(path, read_json_object(path), {})
     advice = "name its folder, with config.json in it" if path.suffix == ".safetensors" else "name a folder or a config"
@@ -112,8 +112,7 @@ def _bare(path: Place, fields: Mapping[str, Any], facts: dict[str, str]) -> Subj
             f"{path} is of model_type {shown(fields.get('model_type'))}, whose tensors are not known without its "
             f"weights: name a folder with safetensors files, or a config of {OURS}, {families}"
         )
-    found = _of_config("config", path, config, facts, 0, _model_type(fields))
-    return found
+    return _of_config("config", path, config, facts, 0, _model_type(fields))
 
 
 def _config(path: Path) -> Subject:
@@ -137,7 +136,7 @@ def _of_config(
         model_type=model_type,
         fields=plain(config),
         config=config,
-        tensors={name: StoredTensor(shape, "F32", nbytes * _count(shape)) for name, shape in shapes.items()},
+        tensors={name: StoredTensor(shape, "F32", nbytes * math.prod(shape)) for name, shape in shapes.items()},
         facts=facts,
     )
 
@@ -206,10 +205,3 @@ def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the language model, which models of several kinds of input have in text_config."""
     text = fields.get("text_config")
     return {**fields, **text} if isinstance(text, dict) else dict(fields)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

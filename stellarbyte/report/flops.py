@@ -96,11 +96,34 @@ def count_flops(
     return Flops(
         training=_work(architecture, length, _seen_on_average(length), 1, _above_frozen if adapters else _in_training),
         recomputed={},
-        prefill=tuple(_work(architecture, at, _seen_on_average(at), 1 / at) for at in prompts),
-        decode=tuple(_work(architecture, at, _seen_behind(at), 1) for at in caches),
+        prefill=tuple(prefill_work(architecture, at) for at in prompts),
+        decode=tuple(decode_work(architecture, at) for at in caches),
         rotation=float(sum(len(group.layers) * _rotation(group.attention, fields) for group in architecture.groups)),
         complete=not any(weight.part == "other" and _is_matrix(weight) for weight in weights),
     )
+
+
+def prefill_work(architecture: Architecture, length: int) -> Work:
+    """The forward pass over a prompt of `length` tokens, with logits of the last one alone."""
+    return _work(architecture, length, _seen_on_average(length), 1 / length)
+
+
+def decode_work(architecture: Architecture, cached: int) -> Work:
+    """One token behind a cache of `cached` tokens, with its logits."""
+    return _work(architecture, cached, _seen_behind(cached), 1)
+
+
+def forward_work(architecture: Architecture, length: int, every_pair: bool = False) -> Work:
+    """The forward pass over a row of `length` tokens, with all logits.
+
+    every_pair: whether hidden pairs of attention count as well, as they do in counters that know no mask.
+    """
+    seen = _everything(length) if every_pair else _seen_on_average(length)
+    return _work(architecture, length, seen, 1)
+
+
+def _everything(length: int) -> Callable[[Attention], float]:
+    return lambda _: length
 
 
 def _seen_on_average(length: int) -> Callable[[Attention], float]:

@@ -22,6 +22,8 @@ _NAMES = {
     "context": ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"),
     "activation": ("hidden_act", "hidden_activation", "activation_function", "ffn_act_fn", "afn"),
 }
+# What ends a feed-forward network.
+_ENDS = ("down_proj", "c_proj", "fc2", "fc_out", "4h_to_h", "w2")
 _GATES = ("gate_proj", "gate_up_proj", "w1", "gate_and_up", "w3")
 
 
@@ -145,7 +147,7 @@ def _gated(matrices: Sequence[tuple[str, tuple[int, ...]]]) -> bool:
 def _width(matrices: Sequence[tuple[str, tuple[int, ...]]], hidden: Any) -> int:
     """The channels inside: the side of the matrix that ends the network which is not the model's width."""
     for inner, shape in matrices:
-        if len(shape) < 2 or not any(word in inner for word in ("down_proj", "c_proj", "fc2", "4h_to_h", "w2")):
+        if len(shape) < 2 or not any(word in inner for word in _ENDS):
             continue
         first, second = shape[-2:]
         return first if second == hidden and first != hidden else second

@@ -65,7 +65,9 @@ def _foresee(subject: Subject, architecture: Architecture) -> tuple[Foreseen, li
     if subject.config is None:
         if any("not foreseen" in remark for remark in subject.remarks):
             return Foreseen(), []
-        return Foreseen(), [f"activations are not foreseen: the training of a {subject.model_type} is not known"]
+        return Foreseen(), [
+            f"activations are not foreseen, because the training of model_type {subject.model_type} is not known"
+        ]
     if find_spec("jax") is None:
         return Foreseen(), ["activations are foreseen by JAX, which is not installed: pip install 'stellarbyte[jax]'"]
     training = subject.training

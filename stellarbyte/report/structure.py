@@ -43,7 +43,7 @@ def structure_of(subject: Subject) -> Architecture:
         hidden_size=hidden if isinstance(hidden, int) else None,
         context=context if isinstance(context, int) else None,
         tied=not any(known.part == "head" for known, _ in outside),
-        norm=None if not norms else "layer_norm" if any(name.endswith("bias") for name in norms) else "rms_norm",
+        norm=_norm(fields, norms),
         residual=_residual(fields, norms),
         parallel=_parallel(subject.model_type, fields),
         switches=_switches(subject.config, fields),
@@ -88,6 +88,15 @@ def _place(weight: Weight) -> int:
     if "attn" in module or "attention" in module:
         return 10 + at
     return {"router": 40, "experts": 50, "shared_experts": 55}.get(weight.part, 45) + (at if at > 5 else 0) // 2
+
+
+def _norm(fields: Mapping[str, Any], norms: set[str]) -> str | None:
+    if not norms:
+        return None
+    if any(name in fields for name in ("layer_norm_eps", "layer_norm_epsilon", "layernorm_epsilon")):
+        return "layer_norm"
+    by_bias = any(name.endswith("bias") for name in norms) and "rms_norm_eps" not in fields
+    return "layer_norm" if by_bias or fields.get("model_type") == "mpt" else "rms_norm"
 
 
 def _residual(fields: Mapping[str, Any], norms: set[str]) -> str | None:
