@@ -58,7 +58,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("schedule", "print and draw the learning rate of a config", "stellarbyte_jax.cli:schedule"),
         Command("plan", "foresee memory, speed and cost on a machine that is not here", "stellarbyte_jax.cli:plan"),
         Command("checkpoints", "list a run's checkpoints, verify or delete them", "stellarbyte_jax.cli:checkpoints"),
-        Command("evaluate", "measure a run's model on its validation split", "stellarbyte_jax.cli:evaluate"),
+        Command("evaluate", "measure a model on text or on tasks", "stellarbyte.evaluation.cli:evaluate"),
         Command("report", "tell what a model is made of and what it costs", "stellarbyte.report.options:report"),
         Command("plot", "draw the curves of one or several runs", "stellarbyte.cli:plot"),
         Command("prune", "cut a model down to a share of it", "stellarbyte.cli:prune"),

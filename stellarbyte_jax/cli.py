@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 from stellarbyte.command_line import folder_or_bucket
 from stellarbyte.interrupt import hold_signals
-from stellarbyte.kv_cache.options import add_pruning_options
 from stellarbyte.log_settings import log_options
+from stellarbyte.places import Place
 from stellarbyte_jax import checkpoint_commands, commands, data_commands, text_commands
 from stellarbyte_jax.machine.compile_cache import cache_settings
 from stellarbyte_jax.machine.xla_flags import Platform, flag_settings, platform_here
 
 if TYPE_CHECKING:
     from stellarbyte.config.dry_run import DryRun
+    from stellarbyte.evaluation.scorer import Scorer
     from stellarbyte.pruning.report import Report
     from stellarbyte.pruning.request import Request
 
@@ -148,14 +149,16 @@ def checkpoints(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=checkpoint_commands.checkpoints)
 
 
-def evaluate(parser: argparse.ArgumentParser) -> None:
-    """The options of `stellarbyte evaluate`."""
-    _run_dir_options(parser)
-    _shards_option(parser)
-    parser.add_argument("--ema", action="store_true", help="measure the average of the weights (training.ema_decay)")
-    add_pruning_options(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=_compiling(commands.evaluate))
+def evaluate(options: argparse.Namespace) -> None:
+    """`stellarbyte evaluate` of a run on its own validation split."""
+    _compiling(commands.evaluate)(options)
+
+
+def scorer(run_dir: Place, *, step: int | None, dtype: str, ema: bool) -> "Scorer":
+    """A run's model, as an evaluation uses it. Raises UserError where `JaxScorer` does."""
+    _give_cpu_devices_threads()
+    _keep_compiled_programs()
+    return commands.scorer(run_dir, step, dtype, ema=ema)
 
 
 def prune(options: argparse.Namespace, request: "Request") -> "list[Report]":
@@ -260,17 +263,3 @@ def _xla_flags_option(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="for GPUs and TPUs, set no XLA flags beside those of the environment",
     )
-
-
-def _shards_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data.shards",
-        dest="shards",
-        metavar="DIR",
-        help="token shards to use (default: those the run was trained on, also where they were moved with it)",
-    )
-
-
-def _run_dir_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", type=folder_or_bucket, metavar="RUN_DIR", help="the output_dir of a pretraining run")
-    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of step N (default: the newest)")

@@ -14,10 +14,12 @@ from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupt, exit_code, interruptible
 from stellarbyte.kv_cache.options import pruning_of
 from stellarbyte.log_settings import LEVELS, log_settings
+from stellarbyte.places import Place
 from stellarbyte.progress import progress
 from stellarbyte_jax.run_folder import check_not_moved
 
 if TYPE_CHECKING:
+    from stellarbyte.evaluation.scorer import Scorer
     from stellarbyte.pruning.report import Report
     from stellarbyte.pruning.request import Request
 
@@ -178,14 +180,14 @@ def evaluate(options: argparse.Namespace) -> None:
             from stellarbyte_jax.training.pruned_evaluation import evaluate_pruned
 
             halves, step = evaluate_pruned(
-                options.run_dir, pruning, options.step, update, options.shards, ema=options.ema
+                options.model, pruning, options.step, update, options.shards, ema=options.ema
             )
         print(json.dumps({"step": step, **halves.to_dict()}) if options.json else f"step {step}, {halves.text()}")
         return
     with progress("evaluating, batches") as update:
         from stellarbyte_jax.training.evaluation import evaluate_run
 
-        figures, step = evaluate_run(options.run_dir, options.step, update, options.shards, ema=options.ema)
+        figures, step = evaluate_run(options.model, options.step, update, options.shards, ema=options.ema)
     if options.json:
         print(json.dumps({"step": step, **figures}))
         return
@@ -202,3 +204,10 @@ def prune(options: argparse.Namespace, request: "Request") -> "list[Report]":
         return prune_run(
             options.model, options.output, request, step=options.step, shards=options.data, progress=update
         )
+
+
+def scorer(run_dir: Place, step: int | None, dtype: str, *, ema: bool) -> "Scorer":
+    """A run's model, as an evaluation uses it."""
+    from stellarbyte_jax.evaluation.scorer import JaxScorer
+
+    return JaxScorer(run_dir, step, dtype, ema=ema)

@@ -11,6 +11,7 @@ from stellarbyte_torch import commands
 
 if TYPE_CHECKING:
     from stellarbyte.config.dry_run import DryRun
+    from stellarbyte.evaluation.scorer import Scorer
     from stellarbyte.pruning.report import Report
     from stellarbyte.pruning.request import Request
 
@@ -23,6 +24,12 @@ def generate(options: argparse.Namespace) -> None:
 def chat(options: argparse.Namespace) -> None:
     """`stellarbyte chat` with a Hugging Face folder."""
     _offline(commands.chat)(options)
+
+
+def scorer(folder: Path, *, device: str | None, dtype: str) -> "Scorer":
+    """A folder's model, as an evaluation uses it. Raises UserError where `TorchScorer` does."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return commands.scorer(folder, device, dtype)
 
 
 def dry_run(options: argparse.Namespace) -> "DryRun":

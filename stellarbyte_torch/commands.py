@@ -5,6 +5,7 @@ import json
 import sys
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stellarbyte.command_line import (
@@ -21,6 +22,7 @@ from stellarbyte_torch.library_words import hear_libraries
 
 if TYPE_CHECKING:
     from stellarbyte.config.dry_run import DryRun
+    from stellarbyte.evaluation.scorer import Scorer
     from stellarbyte.pruning.report import Report
     from stellarbyte.pruning.request import Request
     from stellarbyte_torch.memory.reader import TorchReader
@@ -177,3 +179,11 @@ def prune(options: argparse.Namespace, request: "Request") -> "list[Report]":
         from stellarbyte_torch.pruning.folder import prune_folder
 
         return prune_folder(options.model, options.output, request, data=options.data, device=options.device)
+
+
+def scorer(folder: Path, device: str | None, dtype: str) -> "Scorer":
+    """A folder's model, as an evaluation uses it."""
+    hear_libraries("stellarbyte")
+    from stellarbyte_torch.evaluation.scorer import TorchScorer
+
+    return TorchScorer(folder, device, dtype)

@@ -127,7 +127,9 @@ def byte_lengths(tokenizer: Tokenizer, vocab_size: int) -> jax.Array:
 
 def _run_config(metadata: RunMetadata, run_dir: str | Place) -> RunConfig:
     if "data" not in metadata.config:
-        raise UserError(f"{run_dir} holds an imported model, which has no validation split of its own")
+        raise UserError(
+            f"{run_dir} holds an imported model, which has no validation split of its own: name text with --data"
+        )
     return run_config_from_dict(metadata.config, str(run_dir))
 
 

@@ -213,7 +213,7 @@ def test_several_prompts_are_answered_in_their_order(finished_run: Path, capsys:
         (["generate", "run", "--prompt", "x", "--top-k", "many"], "--top-k: invalid int value: 'many'"),
         (["pretrain", "nowhere.yaml"], "nowhere.yaml"),
         (["prepare", "nowhere.yaml"], "nowhere.yaml"),
-        (["evaluate", "nowhere"], "nowhere/checkpoints holds no checkpoint"),
+        (["evaluate", "nowhere"], "nowhere is not there: name a folder"),
         (["generate", "nowhere", "--prompt", "x"], "nowhere is not there: name a folder"),
         (["generate", "nowhere", "--prompt", "x", "--temperature", "-1"], "temperature -1.0 must be at least 0"),
         (["generate", "nowhere", "--prompt", "x", "--top-p", "2"], "top_p 2.0 must be greater than 0 and at most 1"),
@@ -345,13 +345,15 @@ def test_a_full_disk_while_saving_leaves_the_earlier_checkpoint(
     assert latest_step(config_file.parent / "run") == 5
 
 
-def test_other_exceptions_are_bugs_and_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_exceptions_are_bugs_and_keep_their_traceback(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("stellarbyte_jax.training.evaluation.evaluate_run", fail)
     with pytest.raises(ZeroDivisionError):
-        main(["evaluate", "run"])
+        main(["evaluate", str(finished_run)])
 
 
 def stellarbyte(*arguments: object, **options: Any) -> subprocess.Popen[str]:
@@ -414,11 +416,12 @@ def test_a_reader_that_has_gone_is_no_error(finished_run: Path) -> None:
     assert err == ""
 
 
-def test_cpu_devices_get_threads_to_wait_in(monkeypatch: pytest.MonkeyPatch, capsys: CapSys) -> None:
+def test_cpu_devices_get_threads_to_wait_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: CapSys) -> None:
+    (tmp_path / "config.yaml").write_text("model: {}\n")
     for devices, given, expected in (("8", None, "32"), ("8", "5", "5"), ("1", None, None), (None, None, None)):
         for name, value in (("JAX_NUM_CPU_DEVICES", devices), ("NPROC", given)):
             monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
-        assert main(["evaluate", "missing"]) == 2
+        assert main(["evaluate", str(tmp_path)]) == 2
         assert os.environ.get("NPROC") == expected
         monkeypatch.delenv("NPROC", raising=False)
     capsys.readouterr()

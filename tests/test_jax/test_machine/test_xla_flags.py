@@ -95,7 +95,7 @@ def test_flags_that_this_jaxlib_does_not_know_are_left_out(machine: Path) -> Non
         (["plan", "c.yaml", "--topology", "v5e:2x2"], None),
         (["pretrain", "c.yaml"], "XLA_FLAGS"),
         (["pretrain", "c.yaml", "--no-xla-flags"], None),
-        (["evaluate", "run"], None),
+        (["evaluate", "."], None),
     ],
     ids=str,
 )
@@ -110,6 +110,8 @@ def test_what_the_cli_sets(
     for name in ("plan", "pretrain", "evaluate"):
         monkeypatch.setattr(commands, name, lambda _: 0)
     options = build_parser().parse_args(command, Namespace(overrides=[], own_process=False, remarks=()))
+    (machine / "config.yaml").write_text("model: {}\n")
+    monkeypatch.chdir(machine)
     options.run(options)
     set_here = {"XLA_FLAGS", "LIBTPU_INIT_ARGS"} & environment.keys()
     assert set_here == ({variable} if variable else set())

@@ -1,0 +1,1 @@
+"""Measuring a model, a run's or a folder's, on text and on tasks."""

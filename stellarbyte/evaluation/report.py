@@ -1,0 +1,74 @@
+"""What a terminal shows of an evaluation, and its JSON."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from stellarbyte.evaluation.comparing import Comparison
+from stellarbyte.evaluation.figures import BINS
+from stellarbyte.evaluation.measuring import Measured
+
+# The figures of a line, in the order of its columns: the key in to_dict, the heading, and the format.
+_COLUMNS = (
+    ("documents", "documents", "{:,}"),
+    ("bytes", "bytes", "{:,}"),
+    ("tokens", "tokens", "{:,}"),
+    ("bits_per_byte", "bits/byte", "{:.4f}"),
+    ("loss", "loss", "{:.4f}"),
+    ("perplexity", "perplexity", "{:,.2f}"),
+    ("word_perplexity", "of words", "{:,.1f}"),
+    ("accuracy", "accuracy", "{:.4f}"),
+    ("calibration_error", "calibration", "{:.4f}"),
+)
+_WIDEST = 40
+
+
+def measured_text(measured: Measured) -> str:
+    """The figures of every domain and of all together, as a table."""
+    rows = [["domain", *(heading for _, heading, _ in _COLUMNS)]]
+    rows += [_cells(name, figures.to_dict()) for name, figures in measured.domains.items()]
+    if len(measured.domains) > 1:
+        rows.append(_cells("all", measured.whole.to_dict()))
+    return "\n".join([*_head(measured), *_aligned(rows), _LEGEND])
+
+
+def comparison_text(ours: Measured, theirs: Measured, found: Comparison) -> str:
+    """The figures of both models, and what is between them."""
+    names = [_name(side) for side in (ours, theirs)]
+    return "\n\n".join([measured_text(ours), measured_text(theirs), found.sentence(*names)])
+
+
+def finite_json(value: Any) -> Any:
+    """The same with null for numbers that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {name: finite_json(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [finite_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_LEGEND = f"bits/byte and perplexities: less is better. calibration: the expected calibration error, {BINS} bins."
+
+
+def _name(measured: Measured) -> str:
+    step = measured.facts.get("step")
+    return str(measured.facts["model"]) + (f" (step {step})" if step is not None else "")
+
+
+def _head(measured: Measured) -> list[str]:
+    windows = measured.windows
+    how = f"windows of {windows.window} tokens, {windows.stride} of them scored in each but the first"
+    return [f"{_name(measured)}, {measured.facts['dtype']}; {how}"]
+
+
+def _cells(name: str, figures: Mapping[str, Any]) -> list[str]:
+    name = name if len(name) <= _WIDEST else f"…{name[1 - _WIDEST :]}"
+    return [name, *(form.format(figures[key]) for key, _, form in _COLUMNS)]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) if not place else cell.rjust(width) for place, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
+    ]

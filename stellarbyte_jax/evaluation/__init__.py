@@ -1,0 +1,1 @@
+"""A run's model as an evaluation uses it."""

@@ -1,0 +1,1 @@
+"""A folder's model as an evaluation uses it."""
