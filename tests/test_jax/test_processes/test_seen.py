@@ -20,7 +20,7 @@ def test_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
         ("SLURM_STEP_NODELIST", "node7"),
         ("SLURM_PROCID", "2"),
         ("SLURM_LOCALID", "0"),
-        ("SLURM_STEP_NUM_TASKS", "4"),
+        ("SLURM_NTASKS", "4"),
     ):
         monkeypatch.setenv(name, value)
     found = cluster()
