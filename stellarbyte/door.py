@@ -61,6 +61,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("evaluate", "measure a model on text or on tasks", "stellarbyte.evaluation.cli:evaluate"),
         Command("report", "tell what a model is made of and what it costs", "stellarbyte.report.options:report"),
         Command("plot", "draw the curves of one or several runs", "stellarbyte.cli:plot"),
+        Command("watch", "show a page that follows runs while they train", "stellarbyte.watch.cli:watch"),
         Command("prune", "cut a model down to a share of it", "stellarbyte.cli:prune"),
     ),
     "using a model": (

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -214,7 +215,7 @@ def test_what_killed_commands_have_left(tmp_path: Path) -> None:
     (run / "checkpoints" / "10").mkdir()
     (tmp_path / ".hf.partial").mkdir()
     lock = run.with_name(".small.lock")
-    lock.write_text(json.dumps({"pid": 4711, "host": __import__("socket").gethostname(), "boot": "another"}))
+    lock.write_text(json.dumps({"pid": 4711, "host": socket.gethostname(), "boot": "another"}))
     words = [finding.words for finding in runs.check_runs(tmp_path)]
     assert len(words) == 3 and "hf.partial was being made" in words[0] and "process 4711" in words[1]
     assert "20.orbax-checkpoint-tmp-7 is a checkpoint that was not finished" in words[2]
