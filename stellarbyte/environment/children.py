@@ -1,10 +1,14 @@
 """Asks questions in processes of their own, with a time limit: a library that crashes or hangs breaks nothing here."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,26 +35,67 @@ def ask_python(code: str, environment: Mapping[str, str], *words: str, seconds: 
         return Answer(error="it ended without an answer")
 
 
-def run(command: Sequence[str], environment: Mapping[str, str], seconds: float = SECONDS) -> tuple[str, str | None]:
-    """(what a command has written to stdout, what went wrong in one line, or None)."""
-    try:
-        done = subprocess.run(
-            command,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return "", f"it has not ended within {seconds:g} seconds"
-    except OSError as error:
-        return "", f"{command[0]} cannot be started: {error.strerror}"
-    if done.returncode == 0:
-        return done.stdout, None
-    return done.stdout, _why(done.returncode, done.stderr)
+def run(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    seconds: float = SECONDS,
+    heard: Callable[[str], None] = lambda _: None,
+) -> tuple[str, str | None]:
+    """(what a command has written to stdout, what went wrong in one line, or None).
+
+    seconds: after so long a silence the command is ended. heard: called with each line of its output as it comes.
+    """
+    silent = threading.Event()
+    with tempfile.TemporaryFile() as errors:
+        try:
+            child = subprocess.Popen(
+                command,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+        except OSError as error:
+            return "", f"{command[0]} cannot be started: {error.strerror}"
+
+        def end() -> None:
+            silent.set()
+            _kill(child)
+
+        assert child.stdout is not None
+        lines: list[str] = []
+        timer = _started(seconds, end)
+        for line in child.stdout:
+            timer.cancel()
+            timer = _started(seconds, end)
+            lines.append(line)
+            heard(line)
+        code = child.wait()
+        timer.cancel()
+        errors.seek(0)
+        stderr = errors.read().decode("utf-8", "replace")
+    if silent.is_set():
+        return "".join(lines), f"it has said nothing for {seconds:g} seconds"
+    return "".join(lines), None if code == 0 else _why(code, stderr)
+
+
+def _started(seconds: float, end: Callable[[], None]) -> threading.Timer:
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _kill(child: subprocess.Popen[str]) -> None:
+    """Ends a child and what it has started, which would keep its output open."""
+    with suppress(OSError):
+        if hasattr(os, "killpg"):
+            os.killpg(child.pid, signal.SIGKILL)
+        else:
+            child.kill()
 
 
 def _why(code: int, stderr: str) -> str:

@@ -28,14 +28,18 @@ def doctor(parser: argparse.ArgumentParser) -> None:
 def _env(options: argparse.Namespace) -> None:
     from stellarbyte.environment.environment import describe
     from stellarbyte.environment.text import text
+    from stellarbyte.progress import progress
 
-    found = describe(os.environ)
+    with progress("looking at this machine"):
+        found = describe(os.environ)
     print(json.dumps(found) if options.json else text(found))
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from stellarbyte.environment.doctor import examine, report, to_dict
+    from stellarbyte.progress import progress
 
-    findings = examine(os.environ)
+    with progress("libraries imported") as update:
+        findings = examine(os.environ, update)
     print(json.dumps(to_dict(findings)) if options.json else report(findings))
     return 1 if any(finding.level == "wrong" for finding in findings) else 0

@@ -1,6 +1,7 @@
 """Examines an installation: runs each check in turn, and shows what they have found."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from stellarbyte.environment.accelerators import accelerators
@@ -13,24 +14,29 @@ from stellarbyte.terminal_text import harmless
 _SIGNS = {"well": "ok   ", "note": "note ", "wrong": "WRONG"}
 
 
-def examine(environment: Mapping[str, str]) -> list[Finding]:
-    """All that the checks have found, in the order in which a user should mend it."""
-    checks: Sequence[Callable[[], list[Finding]]] = (
-        lambda: installation.check_python(),
-        lambda: installation.check_environment(environment),
-        lambda: installation.check_programs(environment),
-        lambda: installation.check_source(),
-        lambda: libraries.check_libraries(),
-        lambda: imports.check_imports(environment),
-        lambda: devices.check_accelerators(accelerators(environment), environment),
-        lambda: disk.check_space(caches(environment)),
-        lambda: disk.check_shared_memory(),
-        lambda: disk.check_caches(caches(environment)),
-        lambda: shell.check_text(),
-        lambda: shell.check_clock(),
-        lambda: runs.check_runs(),
-    )
-    return [finding for check in checks for finding in check()]
+def examine(environment: Mapping[str, str], update: Callable[[int, int], None] = lambda *_: None) -> list[Finding]:
+    """All that the checks have found, in the order in which a user should mend it.
+
+    update: called with the number of libraries that were imported, and of all; that takes the most time.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        seen = thread.submit(accelerators, environment)
+        checks: Sequence[Callable[[], list[Finding]]] = (
+            lambda: installation.check_python(),
+            lambda: installation.check_environment(environment),
+            lambda: installation.check_programs(environment),
+            lambda: installation.check_source(),
+            lambda: libraries.check_libraries(),
+            lambda: imports.check_imports(environment, update),
+            lambda: devices.check_accelerators(seen.result(), environment),
+            lambda: disk.check_space(caches(environment)),
+            lambda: disk.check_shared_memory(),
+            lambda: disk.check_caches(caches(environment)),
+            lambda: shell.check_text(),
+            lambda: shell.check_clock(),
+            lambda: runs.check_runs(),
+        )
+        return [finding for check in checks for finding in check()]
 
 
 def report(findings: Sequence[Finding]) -> str:

@@ -1,7 +1,8 @@
 """Checks that what is installed can be imported; a library that crashes or hangs takes only a child with it."""
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -10,6 +11,7 @@ from stellarbyte.environment.finding import Finding, well
 from stellarbyte.environment.versions import DEVELOPMENT, installed, requirements
 
 CHECK = "imports"
+# The longest that one library may take.
 _SECONDS = 120.0
 
 # The modules of distributions whose names differ from theirs.
@@ -25,31 +27,28 @@ _MODULES = {
 _CHILD = "import sys; from stellarbyte.environment.checks.imports import try_imports; try_imports(sys.argv[1:])"
 
 
-def check_imports(environment: Mapping[str, str]) -> list[Finding]:
+def check_imports(
+    environment: Mapping[str, str], update: Callable[[int, int], None] = lambda *_: None
+) -> list[Finding]:
     """Which libraries cannot be imported, each with its own error.
 
-    The libraries of an extra share a child, as they do in a run; after one that crashes, another child goes on.
+    They share a child, as they do in a command that needs all of them; after one that crashes, another child goes on.
+    update: called with the number of libraries that were tried, and of all.
     """
     try:
         wanted = requirements()
     except ModuleNotFoundError:  # check_libraries has told it
         return []
-    import sys
-
-    findings: list[Finding] = []
-    done: set[str] = set()
-    for extra, listed in wanted.items():
-        if extra == DEVELOPMENT:
-            continue
-        names = [each.name for each in listed if installed(each.name) is not None and each.name not in done]
-        done |= set(names)
-        errors = tried([module_of(name) for name in names], [sys.executable, "-c", _CHILD], environment)
-        for name in names:
-            error = errors.get(module_of(name))
-            if error is not None:
-                mend = f"pip install --force-reinstall --no-deps {name}=={installed(name)}"
-                findings.append(Finding(CHECK, "wrong", f"{name} cannot be imported: {error}", mend))
-    return findings or well(CHECK, f"{len(done)} libraries can be imported")
+    listed = (each.name for extra, of_extra in wanted.items() if extra != DEVELOPMENT for each in of_extra)
+    names = [name for name in dict.fromkeys(listed) if installed(name) is not None]
+    errors = tried([module_of(name) for name in names], [sys.executable, "-c", _CHILD], environment, update)
+    findings = []
+    for name in names:
+        error = errors.get(module_of(name))
+        if error is not None:
+            mend = f"pip install --force-reinstall --no-deps {name}=={installed(name)}"
+            findings.append(Finding(CHECK, "wrong", f"{name} cannot be imported: {error}", mend))
+    return findings or well(CHECK, f"{len(names)} libraries can be imported")
 
 
 def module_of(distribution: str) -> str:
@@ -57,22 +56,28 @@ def module_of(distribution: str) -> str:
     return _MODULES.get(distribution.lower(), distribution.replace("-", "_"))
 
 
-def tried(modules: Sequence[str], child: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+def tried(
+    modules: Sequence[str],
+    child: Sequence[str],
+    environment: Mapping[str, str],
+    update: Callable[[int, int], None] = lambda *_: None,
+) -> dict[str, str]:
     """Module -> why it cannot be imported, for those that cannot."""
     errors: dict[str, str] = {}
     rest = list(modules)
+
+    def heard(line: str) -> None:
+        if line.startswith('{"module":'):
+            answer = json.loads(line)
+            rest.remove(answer["module"])
+            if answer["error"] is not None:
+                errors[answer["module"]] = answer["error"]
+            update(len(modules) - len(rest), len(modules))
+
     while rest:
-        output, failure = run([*child, *rest], environment, _SECONDS)
-        for line in output.splitlines():
-            if line.startswith('{"module":'):
-                answer = json.loads(line)
-                rest.remove(answer["module"])
-                if answer["error"] is not None:
-                    errors[answer["module"]] = answer["error"]
-        if rest and failure is None:
-            failure = "it ended Python"
-        if rest and failure is not None:
-            errors[rest.pop(0)] = failure
+        _, failure = run([*child, *rest], environment, _SECONDS, heard)
+        if rest:
+            errors[rest.pop(0)] = failure or "it ended Python"
     return errors
 
 

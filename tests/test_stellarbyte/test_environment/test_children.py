@@ -1,6 +1,8 @@
 """A child answers, crashes, hangs or says nonsense, and its parent goes on."""
 
 import os
+import sys
+import time
 
 import pytest
 
@@ -20,7 +22,7 @@ def test_an_answer() -> None:
         ("raise SystemExit(3)", "it ended with code 3"),
         ("print('no JSON')", "it ended without an answer"),
         ("pass", "it ended without an answer"),
-        ("import time; time.sleep(60)", "it has not ended within 1 seconds"),
+        ("import time; time.sleep(60)", "it has said nothing for 1 seconds"),
         ("raise ImportError('libx.so: wrong\\n  details\\n  more')", "ImportError: libx.so: wrong"),
     ],
 )
@@ -31,3 +33,17 @@ def test_what_goes_wrong(code: str, error: str) -> None:
 
 def test_a_command_that_is_not_there() -> None:
     assert run(["/no/such/command"], {}) == ("", "/no/such/command cannot be started: No such file or directory")
+
+
+def test_a_child_that_speaks_may_take_longer() -> None:
+    code = "import time\nfor n in range(6):\n    print(n, flush=True)\n    time.sleep(0.3)"
+    heard: list[str] = []
+    assert run([sys.executable, "-c", code], os.environ, 1.2, heard.append) == ("0\n1\n2\n3\n4\n5\n", None)
+    assert len(heard) == 6
+
+
+def test_what_a_child_has_started_ends_with_it() -> None:
+    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']).wait()"
+    began = time.monotonic()
+    assert run([sys.executable, "-c", code], os.environ, 1)[1] == "it has said nothing for 1 seconds"
+    assert time.monotonic() - began < 30

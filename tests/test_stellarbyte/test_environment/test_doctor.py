@@ -226,7 +226,7 @@ def test_what_killed_commands_have_left(tmp_path: Path) -> None:
 
 def test_the_command(monkeypatch: Patch, capsys: pytest.CaptureFixture[str]) -> None:
     findings = [*well("python", "3.12"), Finding("disk", "note", "is \x1b[31mread-only"), Finding("text", "well", "x")]
-    monkeypatch.setattr(doctor, "examine", lambda _: findings)
+    monkeypatch.setattr(doctor, "examine", lambda *_: findings)
     assert door.main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert said.splitlines()[-1] == "nothing is wrong" and "\\x1b[31m" in said and "\x1b" not in said
