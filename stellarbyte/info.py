@@ -12,6 +12,7 @@ from stellarbyte.metrics_file import records
 from stellarbyte.places import Place
 from stellarbyte.quantised import is_quantised
 from stellarbyte.reading import read_json, read_json_object
+from stellarbyte.report.model_folder import stored_numbers
 from stellarbyte.safetensors_header import read_header
 
 Facts = dict[str, Any]
@@ -123,7 +124,7 @@ def _model(path: Place) -> Facts:
     config = read_json_object(path / "config.json")
     kind = "StellarByte model" if config.get("model_type") == "stellarbyte" else "Hugging Face model"
     facts: Facts = {"kind": kind, "model_type": config.get("model_type"), "model": _architecture(config)}
-    facts |= _weights(path, "model.safetensors") | _quantisation(path, config)
+    facts |= _weights(path, "model.safetensors", config) | _quantisation(path, config)
     facts |= {"context": config.get("max_position_embeddings")} | _vocabulary(path)
     if (path / "stellarbyte_export.json").is_file():
         export = read_json_object(path / "stellarbyte_export.json")
@@ -196,17 +197,17 @@ def _architecture(fields: Mapping[str, Any]) -> str | None:
     return f"{text}, vocabulary {size('vocab_size')}"
 
 
-def _weights(path: Place, name: str) -> Facts:
-    """Parameters, dtypes and bytes of a folder's safetensors files."""
+def _weights(path: Place, name: str, model: Mapping[str, Any] | None = None) -> Facts:
+    """Numbers, dtypes and bytes of a folder's safetensors files. model: the config.json of a model."""
     index = path / f"{name}.index.json"
     files = [path / name]
     if not files[0].exists() and index.exists():
         weight_map = _section(read_json_object(index), "weight_map")
         files = [path / PurePath(str(file)).name for file in sorted(set(map(str, weight_map.values())))]
-    if not files[0].exists():
+    if not files or not files[0].exists():
         return {"weights": "none in safetensors files"}
     tensors = [tensor for file in files for tensor in read_header(file).values()]
-    count = sum(math.prod(tensor.shape) for tensor in tensors)
+    count = sum(math.prod(tensor.shape) for tensor in tensors) if model is None else stored_numbers(path, model)
     dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors}))
     return {"parameters": count, "weights": f"{dtypes}, {sum(t.end - t.start for t in tensors):,} bytes"}
 
@@ -219,10 +220,8 @@ def _quantisation(path: Place, config: Mapping[str, Any]) -> Facts:
     if not (path / "quantization.json").is_file():
         return {"quantised": str(method)}
     report = read_json_object(path / "quantization.json")
-    held_out, weights = (_section(report, name) for name in ("held_out", "weights"))
-    facts: Facts = {"quantised": f"{report.get('how')}, {method}"}
-    # Codes are packed, so the headers of the files do not tell how many weights there are.
-    facts |= {"parameters": weights.get("all"), "gate": report.get("verdict")}
+    held_out = _section(report, "held_out")
+    facts: Facts = {"quantised": f"{report.get('how')}, {method}", "gate": report.get("verdict")}
     before, after = (held_out.get(f"perplexity_{when}") for when in ("before", "after"))
     if isinstance(before, float) and isinstance(after, float):
         facts["perplexity"] = f"{before:.4f} before, {after:.4f} quantised"

@@ -10,6 +10,7 @@ from stellarbyte.errors import UserError, shown
 from stellarbyte.places import Place
 from stellarbyte.reading import read_json_object
 from stellarbyte.report.names import is_buffer, stem_of_scale
+from stellarbyte.report.parameters import tied_head
 from stellarbyte.report.subject import StoredTensor
 from stellarbyte.safetensors_header import TensorHeader, data_begin, read_header
 
@@ -110,6 +111,13 @@ class StoredTensors:
         with file.open("rb") as opened:
             opened.seek(data_begin(file) + header.start)
             return opened.read(_bytes(header))
+
+
+def stored_numbers(folder: Place, fields: Mapping[str, Any]) -> int:
+    """How many numbers a folder's model has: of a tied head none, and of codes as many as they stand for."""
+    found = StoredTensors(folder, fields).parameters
+    again = tied_head(found, fields)
+    return sum(math.prod(tensor.shape) for name, tensor in found.items() if name != again)
 
 
 def _files(folder: Place) -> list[Place]:

@@ -75,16 +75,16 @@ def experts_per_token(fields: Mapping[str, Any]) -> int | None:
     return next((fields[name] for name in _AT_WORK if isinstance(fields.get(name), int)), None)
 
 
-def tied_head(subject: Subject) -> str | None:
-    """The name of a stored head that is the embedding once more; None if there is none."""
-    names = {named(name).part: name for name in subject.tensors if named(name).part in ("embedding", "head")}
-    tied = subject.fields.get("tie_word_embeddings") is True and "embedding" in names
-    return names.get("head") if tied else None
+def tied_head(names: Iterable[str], fields: Mapping[str, Any]) -> str | None:
+    """The name, of those of a model's tensors, of a head that is the embedding once more; None if there is none."""
+    found = {named(name).part: name for name in names if named(name).part in ("embedding", "head")}
+    tied = fields.get("tie_word_embeddings") is True and "embedding" in found
+    return found.get("head") if tied else None
 
 
 def own_tensors(subject: Subject) -> dict[str, tuple[Named, tuple[int, ...]]]:
     """Name -> (what the name tells, shape) of each parameter, tied ones once."""
-    again = tied_head(subject)
+    again = tied_head(subject.tensors, subject.fields)
     return {name: (named(name), tensor.shape) for name, tensor in subject.tensors.items() if name != again}
 
 

@@ -100,7 +100,9 @@ def _memory(memory: Memory) -> list[str]:
             words.append(f"trains {_rows(rows)} at once with remat {remat}" if rows else "does not train it alone")
         best = {dtype: rows for dtype, rows in chip.inference_rows.items() if rows}
         if best:
-            words.append(f"answers {', '.join(f'{_rows(rows)} in {dtype}' for dtype, rows in best.items())}")
+            words.append(
+                f"answers with weights in {', '.join(f'{dtype} {_rows(rows)}' for dtype, rows in best.items())}"
+            )
         elif chip.inference_rows:
             words.append("does not hold it with a full context")
         if words:
