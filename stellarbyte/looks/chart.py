@@ -11,9 +11,10 @@ from typing import Any
 
 from stellarbyte.looks import colours
 from stellarbyte.looks.fonts import quiet_fonts
+from stellarbyte.looks.markup import sound
 
 # Points of SVG; a page shows a chart this wide on a phone, and a little larger on a desk.
-WIDTH, HEIGHT = 330.0, 215.0
+WIDTH, HEIGHT = 300.0, 200.0
 
 _PNG_DOTS = 160
 # What a browser needs not, and what may stand in a page but once.
@@ -24,6 +25,8 @@ _DROPPED = re.compile(
     re.DOTALL,
 )
 _SPACES = re.compile(r"\s*\n\s*")
+_TAG = re.compile(r"<[^>]*>")
+_LONG_NUMBER = re.compile(r"\d+\.\d{3,}")
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,13 @@ def svg(chart: Chart) -> str:
         drawn = _HEAD.sub("", svg_file(_figure(chart)), count=1)
     start = f'<svg role="img" aria-label="{escape(chart.description)}"'
     body = _SPACES.sub("\n", _DROPPED.sub("", drawn)).replace("xlink:href", "href")
-    return colours.with_variables(body.replace("<svg", start, 1))
+    body = _TAG.sub(lambda tag: _LONG_NUMBER.sub(_shorter, tag[0]), body)
+    return colours.with_variables(sound(body.replace("<svg", start, 1)))
+
+
+def _shorter(number: re.Match[str]) -> str:
+    """A coordinate to a hundredth of a point, which no eye sees; half of a page would be further digits."""
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
 def png(chart: Chart, families: Sequence[str]) -> bytes:

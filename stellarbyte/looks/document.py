@@ -32,15 +32,18 @@ nav{position:sticky;top:0;z-index:2;background:var(--ground);border-bottom:1px s
 nav>div{display:flex;gap:1.15rem;overflow-x:auto;scrollbar-width:none}
 nav a{flex:none;padding:.65rem 0;color:var(--muted);text-decoration:none;font-size:.92rem;white-space:nowrap}
 nav a:hover,nav a:focus-visible{color:var(--accent)}
-.tiles{display:grid;gap:.75rem;grid-template-columns:repeat(auto-fit,minmax(9.25rem,1fr));margin:1.4rem 0 0}
+.tiles{display:grid;gap:.75rem;grid-template-columns:repeat(auto-fit,minmax(clamp(9.4rem,17vw,12rem),1fr));
+margin:1.4rem 0 0}
 .tile{background:var(--panel);border:1px solid var(--line);border-radius:.6rem;padding:.7rem .9rem;min-width:0}
 .tile dt{color:var(--muted);font-size:.82rem;line-height:1.35}
-.tile dd{margin:.15rem 0 0;font-size:1.3rem;font-weight:600;line-height:1.25;font-variant-numeric:tabular-nums;
+.tile dd{margin:.15rem 0 0;font-size:1.18rem;font-weight:600;line-height:1.25;font-variant-numeric:tabular-nums;
 overflow-wrap:anywhere}
 .tile small{display:block;font-size:.8rem;font-weight:400;color:var(--muted)}
 .table{overflow-x:auto;margin:1rem 0 1.25rem;-webkit-overflow-scrolling:touch}
-table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums;min-width:min(100%,22rem)}
-caption{text-align:left;font-weight:600;padding:0 0 .45rem;position:sticky;left:0}
+table{border-collapse:separate;border-spacing:0;font-size:.92rem;font-variant-numeric:tabular-nums;min-width:min(100%,22rem)}
+caption{text-align:left;font-weight:600;padding:0 0 .45rem}
+caption span{display:inline-block;position:sticky;left:0;max-width:min(44rem,calc(100vw - 2.2rem));white-space:normal}
+.tables{display:flex;flex-wrap:wrap;gap:0 3.5rem;align-items:flex-start}.tables>*{min-width:0;max-width:100%}
 th,td{padding:.36rem 0 .36rem 1.4rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line);
 font-weight:400}
 tr>:first-child{text-align:left;padding-left:0;position:sticky;left:0;background:var(--ground)}
@@ -70,7 +73,12 @@ h2,h3,caption{break-after:avoid}figure,.tile,tr,.block{break-inside:avoid}.table
 
 
 def document(
-    title: str, body: Html, lang: str = "en", sections: Sequence[tuple[str, str]] = (), header: Html | None = None
+    title: str,
+    body: Html,
+    lang: str = "en",
+    sections: Sequence[tuple[str, str]] = (),
+    header: Html | None = None,
+    style: str = "",
 ) -> str:
     """The page's HTML.
 
@@ -80,6 +88,7 @@ def document(
         lang: the language of the text, as HTML says it.
         sections: (id, name) of the sections that the bar at the top leads to.
         header: what stands between the heading and the bar.
+        style: CSS of this page alone.
     """
     links = [tag("a", name, href=f"#{place}") for place, name in sections]
     bar = tag("nav", tag("div", links), aria_label=title) if links else None
@@ -89,7 +98,7 @@ def document(
         tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", title),
-        Html(f"\n<style>\n{STYLE}</style>\n"),
+        Html(f"\n<style>\n{STYLE}{style}</style>\n"),
     )
     top = tag("header", tag("h1", title), header)
     page = tag("html", tag("head", head), Html("\n"), tag("body", top, bar, tag("main", body)), lang=lang)

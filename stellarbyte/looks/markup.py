@@ -25,7 +25,7 @@ def html(*contents: Content) -> Html:
         if isinstance(content, Html):
             parts.append(str(content))
         elif isinstance(content, str):
-            parts.append(escape(_sound(content)))
+            parts.append(escape(sound(content)))
         elif content is not None:
             parts.append(html(*content))
     return Html("".join(parts))
@@ -34,14 +34,14 @@ def html(*contents: Content) -> Html:
 def tag(name: str, /, *contents: Content, **attributes: str | int | None) -> Html:
     """An element: attributes of the value None are left out, `class_` is class, and other `_` become `-`."""
     words = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
-    inside = "".join(f' {key}="{escape(_sound(str(value)))}"' for key, value in words.items())
+    inside = "".join(f' {key}="{escape(sound(str(value)))}"' for key, value in words.items())
     return Html(f"<{name}{inside}>") if name in _EMPTY else Html(f"<{name}{inside}>{html(*contents)}</{name}>")
 
 
 def table(
     caption: str, head: Sequence[Content], rows: Iterable[Sequence[Content]], foot: Sequence[Content] | None = None
 ) -> Html:
-    """A table that scrolls by itself where it is too wide; each row's first cell is its heading."""
+    """A table that scrolls by itself where it is too wide; each row's first cell is its heading. head: may be empty."""
 
     def row(cells: Sequence[Content], total: bool = False) -> Html:
         first, *others = cells
@@ -52,14 +52,14 @@ def table(
     if foot is not None:
         lines.append(row(foot, total=True))
     inside = (
-        tag("caption", caption),
-        tag("thead", tag("tr", [tag("th", cell, scope="col") for cell in head])),
+        tag("caption", tag("span", caption)),
+        tag("thead", tag("tr", [tag("th", cell, scope="col") for cell in head])) if head else None,
         tag("tbody", [(line, Html("\n")) for line in lines]),
     )
     # A box that scrolls must be reachable without a mouse.
     return tag("div", tag("table", *inside), class_="table", role="region", aria_label=caption, tabindex=0)
 
 
-def _sound(text: str) -> str:
+def sound(text: str) -> str:
     """The text without what HTML cannot hold: control characters and halves of surrogate pairs become U+FFFD."""
     return _UNSOUND.sub("\ufffd", text)

@@ -2,8 +2,16 @@
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stellarbyte.command_line import folder_or_bucket
+from stellarbyte.errors import UserError
+
+if TYPE_CHECKING:
+    from stellarbyte.report.report import Report
 
 
 def report(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +28,15 @@ def report(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the slots of each head of a cache within a budget, as of generate: 512 or 25%%",
     )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE.html",
+        help="write a page with drawings and charts, which needs no network",
+    )
+    parser.add_argument("--png", type=Path, metavar="DIR", help="write every chart as a PNG file into a folder")
+    parser.add_argument("--lang", choices=("en", "zh"), default="en", help="of the page and the pictures (default en)")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each model, a line each")
     parser.set_defaults(run=_run)
 
@@ -29,9 +46,38 @@ def _run(options: argparse.Namespace) -> None:
     from stellarbyte.report.making import make_reports  # these take a moment, which --help should not
     from stellarbyte.report.text import report_text
 
+    _check_output(options.output, options.png)
     budget = None if options.kv_budget is None else KVBudget.parse(options.kv_budget)
     reports = make_reports(options.models, budget)
     if options.json:
         print("\n".join(json.dumps(found.to_dict(), allow_nan=False) for found in reports))
-        return
-    print("\n\n".join(report_text(found) for found in reports))
+    else:
+        print("\n\n".join(report_text(found) for found in reports))
+    _write(options, reports)
+
+
+def _check_output(output: Path | None, png: Path | None) -> None:
+    """Refuses what would fail after the work."""
+    if output is not None and output.suffix not in (".html", ".htm"):
+        raise UserError(f"--output {output} has the suffix {output.suffix or 'of no format'}: end it in .html")
+    if output is not None and output.is_dir():
+        raise UserError(f"--output {output} is a folder: name a file in it")
+    if png is not None and png.exists() and not png.is_dir():
+        raise UserError(f"--png {png} is a file: name a folder, which is made where it is not there")
+
+
+def _write(options: argparse.Namespace, reports: "Sequence[Report]") -> None:
+    """Writes the page and the pictures that were asked for, and tells on stderr where they are."""
+    if options.output is not None:
+        from stellarbyte.report.page import write_page
+
+        replaced = options.output.exists()
+        write_page(options.output, reports, options.lang)
+        print(f"{options.output}{' (replaced)' if replaced else ''}", file=sys.stderr)
+    if options.png is not None:
+        from stellarbyte.report.png import write_pictures
+
+        paths, remark = write_pictures(options.png, reports, options.lang)
+        print(f"{options.png}: {len(paths)} pictures", file=sys.stderr)
+        if remark is not None:
+            print(remark, file=sys.stderr)

@@ -16,7 +16,7 @@ def draw(figure: Any) -> None:
 
 def test_an_svg_of_a_page() -> None:
     drawn = chart.svg(Chart("a", "A", 'seen "by" <all>', draw))
-    assert drawn.startswith('<svg role="img" aria-label="seen &quot;by&quot; &lt;all&gt;" viewBox="0 0 330 215"')
+    assert drawn.startswith('<svg role="img" aria-label="seen &quot;by&quot; &lt;all&gt;" viewBox="0 0 300 200"')
     assert "步 &lt;b&gt;" in drawn, "text stays text"
     assert "font-family" not in drawn, "the page's font draws it"
     assert "var(--series-1)" in drawn and not re.search(r"#[0-9a-f]{6}\b", drawn.replace(colours.SERIES[1], ""))
