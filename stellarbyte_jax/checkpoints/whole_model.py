@@ -28,13 +28,20 @@ def whole_model(
     params, metadata, step = read(run_dir, step, ema=ema)
     if metadata.base is None:
         return params, metadata, step
-    below = _found_again(metadata.base, metadata.config.get("output_dir"), place(run_dir))
-    check_base(below, run_dir)
-    base, *_ = read(below.run_dir, below.step)
+    base = base_params(metadata.base, metadata, run_dir, read)
     where = f"{run_dir}/checkpoints/{step}"
     lora = lora_config_from_dict(metadata.config["lora"], where)
     check_adapters(params, lora, kernel_shapes(base), where)
     return merge_adapters(base, params, lora), metadata, step
+
+
+def base_params(
+    base: Base, metadata: RunMetadata, run_dir: str | Place, read: Callable[..., tuple[Tree, RunMetadata, int]]
+) -> Tree:
+    """The parameters below the adapters in `run_dir`, wherever they lie now; `read` as for `whole_model`."""
+    below = _found_again(base, metadata.config.get("output_dir"), place(run_dir))
+    check_base(below, run_dir)
+    return read(below.run_dir, below.step)[0]
 
 
 def _found_again(base: Base, old_run: Any, run_dir: Place) -> Base:

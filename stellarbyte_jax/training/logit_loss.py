@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from stellarbyte.labels import IGNORED_LABEL
+from stellarbyte_jax.config import TrainingConfig
 from stellarbyte_jax.training.distillation import Distillation, divergence
 
 
@@ -23,6 +24,11 @@ class Regularization:
     label_smoothing_factor: float = 0.0
     z_loss_coef: float = 0.0
     distillation: Distillation | None = None
+
+    @classmethod
+    def of(cls, training: TrainingConfig) -> "Regularization":
+        """That of a run."""
+        return cls(training.label_smoothing_factor, training.z_loss_coef, Distillation.of(training.distill))
 
     def __bool__(self) -> bool:
         return bool(self.label_smoothing_factor or self.z_loss_coef or self.distillation)

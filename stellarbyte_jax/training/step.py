@@ -14,24 +14,19 @@ from stellarbyte_jax.checkpoints.adapter_trees import join
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.sharding import Layout
-from stellarbyte_jax.training.distillation import Distillation, TeacherOutput
 from stellarbyte_jax.training.gradual_pruning import GradualPruning
 from stellarbyte_jax.training.group_norms import group_norms
 from stellarbyte_jax.training.logit_loss import PLAIN, Regularization
-from stellarbyte_jax.training.loss import LossSums, token_loss
+from stellarbyte_jax.training.loss import LossSums
 from stellarbyte_jax.training.loss_spike import SpikeRule
-from stellarbyte_jax.training.position_shift import shifted
-from stellarbyte_jax.training.router_loss import RouterSums, router_loss, router_metrics, router_sums
+from stellarbyte_jax.training.objective import Batch, Objective, forward, in_micro_batches
+from stellarbyte_jax.training.router_loss import RouterSums, router_loss, router_metrics
 from stellarbyte_jax.training.state import Params, TrainState
 from stellarbyte_jax.training.zeta_loss import zeta_loss
 
-Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 EvalStep = Callable[[Params, jax.Array, Any], tuple[LossSums, jax.Array]]
-
-# Parameters are drawn from the same seed; this number gives dropout a random stream of its own.
-_DROPOUT_STREAM = 0xD207
 
 
 def run_train_step(
@@ -43,14 +38,12 @@ def run_train_step(
 ) -> TrainStep:
     """The train step of a run; see make_train_step."""
     training = config.training
-    teaching = Distillation.of(training.distill)
-    regularization = Regularization(training.label_smoothing_factor, training.z_loss_coef, teaching)
     return make_train_step(
         graphdef,
         optimizer,
         training.gradient_accumulation_steps,
         config.seed,
-        regularization,
+        Regularization.of(training),
         training.ema_decay,
         spikes=SpikeRule.of(training),
         position_shift=training.position_shift,
@@ -96,41 +89,24 @@ def make_train_step(
     metrics then have the divergence from it. A batch holds int32 [B, T] arrays: input_ids, labels and, if documents are
     packed, position_ids and segment_ids.
     """
+    objective = Objective(
+        gradient_accumulation_steps, seed, regularization, position_shift, xpos_regularization_coef, teacher
+    )
 
     def train_step(
         state: TrainState, batch: Batch, frozen: Params | None = None, taught_by: Params | None = None
     ) -> tuple[TrainState, Metrics]:
         model = nnx.merge(graphdef, join(frozen, state.params))
         config = model.config
-        if position_shift:
-            batch = shifted(batch, position_shift, seed, state.step)
+        batch = objective.whole_batch(batch, state.step)
         tokens = jnp.sum(batch["labels"] != IGNORED_LABEL, dtype=jnp.float32)
+        keys = objective.dropout_keys(model, state.step)
 
         def mean_loss(
             params: Params, rows: Batch, dropout_key: jax.Array | None
         ) -> tuple[jax.Array, tuple[LossSums, RouterSums | None]]:
-            sums, router = _forward(
-                graphdef,
-                join(frozen, params),
-                rows,
-                dropout_key,
-                training=True,
-                regularization=regularization,
-                teacher=None if teacher is None else _teacher_output(teacher, taught_by, rows),
-            )
-            loss = sums.objective / jnp.maximum(tokens, 1)
-            if router is not None:
-                loss += router_loss(config, router, batch)
-            if xpos_regularization_coef:  # in equal parts, as the losses of micro-batches are added up
-                assert config.head_dim is not None
-                penalty = zeta_loss(params, config.head_dim)
-                loss += xpos_regularization_coef / gradient_accumulation_steps * penalty
-            return loss, (sums, router)
-
-        keys = None
-        if model.model.stochastic:
-            stream = jax.random.fold_in(jax.random.key(seed), _DROPOUT_STREAM)
-            keys = jax.random.split(jax.random.fold_in(stream, state.step), gradient_accumulation_steps)
+            model = nnx.merge(graphdef, join(frozen, params))
+            return objective.mean_loss(model, params, rows, dropout_key, batch, taught_by)
 
         gradient_of = jax.grad(mean_loss, has_aux=True)
         if gradient_accumulation_steps == 1:
@@ -215,54 +191,13 @@ def text_bytes(byte_lengths_V: jax.Array, batch: Batch) -> jax.Array:
 
 def batch_loss(graphdef: nnx.GraphDef[ByteForCausalLM], params: Params, batch: Batch) -> LossSums:
     """Sums of loss, correct predictions and tokens over a batch, without dropout."""
-    return _forward(graphdef, params, batch, None, training=False)[0]
-
-
-def _forward(
-    graphdef: nnx.GraphDef[ByteForCausalLM],
-    params: Params,
-    batch: Batch,
-    dropout_key: jax.Array | None,
-    training: bool,
-    regularization: Regularization = PLAIN,
-    teacher: TeacherOutput | None = None,
-) -> tuple[LossSums, RouterSums | None]:
-    model = nnx.merge(graphdef, params)
-    output = model.model(
-        batch["input_ids"],
-        batch.get("position_ids"),
-        batch.get("segment_ids"),
-        dropout_key=dropout_key,
-        training=training,
-    )
-    head, head_axes = model.head
-    layout, platform = model.execution.layout, model.execution.platform
-    sums = token_loss(
-        output.hidden,
-        head,
-        batch["labels"],
-        head_axes,
-        layout=layout,
-        platform=platform,
-        regularization=regularization,
-        teacher=teacher,
-    )
-    return sums, None if output.router is None else router_sums(output.router, batch)
-
-
-def _teacher_output(graphdef: nnx.GraphDef[ByteForCausalLM], params: Params | None, batch: Batch) -> TeacherOutput:
-    """What the teacher makes of a batch, without dropout."""
-    assert params is not None
-    model = nnx.merge(graphdef, params)
-    output = model.model(batch["input_ids"], batch.get("position_ids"), batch.get("segment_ids"))
-    return TeacherOutput(output.hidden, *model.head)
+    return forward(nnx.merge(graphdef, params), batch, None, training=False)[0]
 
 
 def _accumulate(  # type: ignore[no-untyped-def]
     gradient_of, params: Params, batch: Batch, keys: jax.Array | None, steps: int
 ) -> tuple[Params, tuple[LossSums, RouterSums | None]]:
-    # Micro-batch i takes rows i, i + steps, …, so that each device keeps its own rows of a batch that is on a mesh.
-    micro_batches = jax.tree.map(lambda x: x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1), batch)
+    micro_batches = in_micro_batches(batch, steps)
     some_key = None if keys is None else keys[0]
     first = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient_of, params, batch, some_key))
 

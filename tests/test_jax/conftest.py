@@ -25,7 +25,7 @@ from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_jax.planning import fit
 from stellarbyte_jax.pruning import prune
 from stellarbyte_jax.sharding import Layout, make_mesh
-from stellarbyte_jax.training import loop, step
+from stellarbyte_jax.training import loop, objective
 from stellarbyte_jax.training.pretrain import pretrain
 from stellarbyte_jax.training.programs import Programs
 from stellarbyte_jax.training.teacher import Teacher
@@ -106,7 +106,7 @@ def kept_programs() -> Callable[..., Programs]:
 
     def programs(config: RunConfig, layout: Layout, teacher: Teacher | None = None) -> Programs:
         alike = dataclasses.replace(config, output_dir="run", checkpoint=CheckpointConfig())
-        key = repr(alike), layout, step._forward  # which poison.py replaces
+        key = repr(alike), layout, objective.forward  # which poison.py replaces
         if key not in kept:
             kept[key] = make(config, layout, teacher)
         return kept[key]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from stellarbyte_jax.config import RunConfig
-from stellarbyte_jax.training import step
+from stellarbyte_jax.training import objective
+from stellarbyte_jax.training.loss import LossSums
 from test_jax.shards import train_loader
 
 Add = Callable[[Any], Any]
@@ -21,16 +22,16 @@ def fingerprint(input_ids_BT: Any, numbers: Any = np) -> Any:
 
 def poison(patch: pytest.MonkeyPatch, fingerprints: list[int], added: float = np.nan) -> None:
     """Adds a number to the sum of the losses of the batches with these fingerprints, in training alone."""
-    forward = step._forward
+    forward = objective.forward
 
-    def poisoned(graphdef, params, batch, *given, training, **options):  # type: ignore[no-untyped-def]
-        sums, router = forward(graphdef, params, batch, *given, training=training, **options)
+    def poisoned(model, batch, *given, training, **options):  # type: ignore[no-untyped-def]
+        sums, router = forward(model, batch, *given, training=training, **options)
         if training:
             is_bad = jnp.isin(fingerprint(batch["input_ids"], jnp), jnp.asarray(fingerprints))
-            sums = step.LossSums(sums.loss + jnp.where(is_bad, added, 0.0), sums.correct, sums.tokens)
+            sums = LossSums(sums.loss + jnp.where(is_bad, added, 0.0), sums.correct, sums.tokens)
         return sums, router
 
-    patch.setattr(step, "_forward", poisoned)
+    patch.setattr(objective, "forward", poisoned)
 
 
 def batches_of(config: RunConfig, *numbers: int) -> list[int]:
