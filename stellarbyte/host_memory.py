@@ -1,4 +1,4 @@
-"""Measures this process's memory on the host."""
+"""Measures memory on the host: this process's own, and what is free."""
 
 import os
 import sys
@@ -23,3 +23,14 @@ def peak_resident_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_bytes() -> int | None:
+    """Bytes that a process may take without swapping; None where the system does not say so, as Linux does."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None

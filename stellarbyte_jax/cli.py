@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from stellarbyte.config.dry_run import DryRun
     from stellarbyte.evaluation.scorer import Scorer
     from stellarbyte.pruning.report import Report
-    from stellarbyte.pruning.request import Request
+    from stellarbyte.pruning.request import Request as PruneRequest
+    from stellarbyte.report.architecture import Architecture
+    from stellarbyte.report.measurements import Measured
+    from stellarbyte.report.report import Request
+    from stellarbyte.report.stored_arrays import StoredArray
 
 # What JAX reads of the environment, and the config's name for it. The rest of what it knows of clusters it detects.
 DISTRIBUTED_VARIABLES = {
@@ -161,11 +165,29 @@ def scorer(run_dir: Place, *, step: int | None, dtype: str, ema: bool) -> "Score
     return commands.scorer(run_dir, step, dtype, ema=ema)
 
 
-def prune(options: argparse.Namespace, request: "Request") -> "list[Report]":
+def prune(options: argparse.Namespace, request: "PruneRequest") -> "list[Report]":
     """`stellarbyte prune` of a run."""
     _give_cpu_devices_threads()
     _keep_compiled_programs()
     return commands.prune(options, request)
+
+
+def measured(run_dir: Place, request: "Request", architecture: "Architecture") -> "Measured":
+    """What `stellarbyte report` measures of a run. Raises UserError where `measure` does."""
+    _give_cpu_devices_threads()
+    _keep_compiled_programs()
+    from stellarbyte_jax.report.measuring import measure
+
+    return measure(run_dir, request, architecture)
+
+
+def weight_arrays(run_dir: Place) -> "tuple[dict[str, StoredArray], dict[str, StoredArray]]":
+    """(a run's weights, its first weights). Raises UserError where `weight_arrays` of the report does."""
+    _give_cpu_devices_threads()
+    _keep_compiled_programs()
+    from stellarbyte_jax.report import weights
+
+    return weights.weight_arrays(run_dir)
 
 
 def generate(options: argparse.Namespace) -> None:

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from stellarbyte.config.dry_run import DryRun
     from stellarbyte.evaluation.scorer import Scorer
     from stellarbyte.pruning.report import Report
-    from stellarbyte.pruning.request import Request
+    from stellarbyte.pruning.request import Request as PruneRequest
+    from stellarbyte.report.architecture import Architecture
+    from stellarbyte.report.measurements import Measured
+    from stellarbyte.report.report import Request
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -30,6 +33,12 @@ def scorer(folder: Path, *, device: str | None, dtype: str) -> "Scorer":
     """A folder's model, as an evaluation uses it. Raises UserError where `TorchScorer` does."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return commands.scorer(folder, device, dtype)
+
+
+def measured(folder: Path, request: "Request", architecture: "Architecture") -> "Measured":
+    """What `stellarbyte report` measures of a folder. Raises UserError where `measure` does."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return commands.measured(folder, request, architecture)
 
 
 def dry_run(options: argparse.Namespace) -> "DryRun":
@@ -83,7 +92,7 @@ def merge(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_offline(commands.merge))
 
 
-def prune(options: argparse.Namespace, request: "Request") -> "list[Report]":
+def prune(options: argparse.Namespace, request: "PruneRequest") -> "list[Report]":
     """`stellarbyte prune` of a Hugging Face folder."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return commands.prune(options, request)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from stellarbyte.evaluation.scorer import Scorer
     from stellarbyte.pruning.report import Report
     from stellarbyte.pruning.request import Request
+    from stellarbyte.report.architecture import Architecture
+    from stellarbyte.report.measurements import Measured
+    from stellarbyte.report.report import Request as ReportRequest
     from stellarbyte_torch.memory.reader import TorchReader
 
 
@@ -187,3 +190,11 @@ def scorer(folder: Path, device: str | None, dtype: str) -> "Scorer":
     from stellarbyte_torch.evaluation.scorer import TorchScorer
 
     return TorchScorer(folder, device, dtype)
+
+
+def measured(folder: Path, request: "ReportRequest", architecture: "Architecture") -> "Measured":
+    """What a report measures of a folder."""
+    hear_libraries("stellarbyte")
+    from stellarbyte_torch.report.measuring import measure
+
+    return measure(folder, request, architecture)

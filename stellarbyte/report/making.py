@@ -13,27 +13,35 @@ from stellarbyte.places import Place
 from stellarbyte.report.architecture import Architecture
 from stellarbyte.report.find import find_subject
 from stellarbyte.report.flops import TRAINING_LENGTH, count_flops
+from stellarbyte.report.measure import measure
 from stellarbyte.report.measurements import CurvePoints
 from stellarbyte.report.memory import Foreseen, count_memory
 from stellarbyte.report.parameters import count_parameters
-from stellarbyte.report.report import Report
+from stellarbyte.report.report import Report, Request
 from stellarbyte.report.structure import structure_of
 from stellarbyte.report.subject import Subject
+from stellarbyte.report.weights import weights_of
 
 # More points than a screen has columns.
 _MOST_POINTS = 2000
 
 
-def make_reports(paths: Sequence[Place], budget: KVBudget | None = None) -> list[Report]:
-    """A report of what is counted of each model, in their order. budget: that of a cache; None for all tokens.
+def make_reports(
+    paths: Sequence[Place],
+    budget: KVBudget | None = None,
+    request: Request = Request(weights=False),  # noqa: B008 - it is frozen
+) -> list[Report]:
+    """A report of each model, in their order.
+
+    budget: that of a cache; None for all tokens. request: what is measured beside what is counted; by default nothing.
 
     Raises:
-        UserError: one is no model, is named twice, or cannot be read.
+        UserError: one is no model, is named twice, or cannot be read or measured.
     """
-    return [_report(name, path, budget) for name, path in zip(short_names(paths), paths, strict=True)]
+    return [_report(name, path, budget, request) for name, path in zip(short_names(paths), paths, strict=True)]
 
 
-def _report(name: str, path: Place, budget: KVBudget | None) -> Report:
+def _report(name: str, path: Place, budget: KVBudget | None, request: Request) -> Report:
     subject = find_subject(path)
     architecture, parameters = structure_of(subject), count_parameters(subject)
     training = subject.training
@@ -46,6 +54,10 @@ def _report(name: str, path: Place, budget: KVBudget | None) -> Report:
         if not flops.complete:
             remarks.append("some matrices have names that are not known: each is counted once a token")
     curves, missing = _curves(subject)
+    weights = weights_of(subject, request.weights)
+    if weights is not None and weights.remark is not None:
+        remarks.append(weights.remark)
+    measured = measure(subject, request, architecture)
     return Report(
         name=name,
         kind=subject.kind,
@@ -55,8 +67,10 @@ def _report(name: str, path: Place, budget: KVBudget | None) -> Report:
         parameters=parameters,
         memory=count_memory(subject, architecture, parameters, foreseen, budget),
         flops=flops,
+        weights=weights,
+        measured=measured,
         curves=curves,
-        remarks=(*subject.remarks, *remarks, *missing),
+        remarks=(*subject.remarks, *remarks, *missing, *measured.remarks),
     )
 
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def report(parser: argparse.ArgumentParser) -> None:
     """The options of `stellarbyte report`."""
     parser.description = (
-        "Tell what a model is made of and what it costs: parameters, memory and FLOPs, by part and by layer. A model "
+        "Tell what a model is made of and what it costs: parameters, memory and FLOPs, by part and by layer, "
+        "and on request what is measured. A model "
         "is a run, any Transformers causal model's folder, a config of ours, or a config.json alone."
     )
     parser.add_argument(
@@ -37,6 +38,19 @@ def report(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--png", type=Path, metavar="DIR", help="write every chart as a PNG file into a folder")
     parser.add_argument("--lang", choices=("en", "zh"), default="en", help="of the page and the pictures (default en)")
+    measured = parser.add_argument_group("what is measured")
+    measured.add_argument(
+        "--weights",
+        action=argparse.BooleanOptionalAction,
+        help="look at the numbers of all matrices: rank, outliers, distance from the first (default: up to 300 M)",
+    )
+    measured.add_argument("--latency", action="store_true", help="time prefill and decoding over batch and length")
+    measured.add_argument(
+        "--data", metavar="TEXT", help="read this file, folder or glob: losses of tokens, attention, worth of heads"
+    )
+    measured.add_argument(
+        "--step", type=int, metavar="N", help="of a run: compute step N again, and tell what passed through the model"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object for each model, a line each")
     parser.set_defaults(run=_run)
 
@@ -44,11 +58,13 @@ def report(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> None:
     from stellarbyte.kv_cache.settings import KVBudget
     from stellarbyte.report.making import make_reports  # these take a moment, which --help should not
+    from stellarbyte.report.report import Request
     from stellarbyte.report.text import report_text
 
     _check_output(options.output, options.png)
     budget = None if options.kv_budget is None else KVBudget.parse(options.kv_budget)
-    reports = make_reports(options.models, budget)
+    request = Request(latency=options.latency, data=options.data, step=options.step, weights=options.weights)
+    reports = make_reports(options.models, budget, request)
     if options.json:
         print("\n".join(json.dumps(found.to_dict(), allow_nan=False) for found in reports))
     else:

@@ -21,12 +21,14 @@ class Request:
         latency: whether to measure speed.
         data: the path of a text, to measure losses, attention and heads on.
         step: the step of a run whose batch is computed again.
+        weights: whether to look at the numbers of all weights; None does so if they are not too many.
         lang: en or zh, of the page and the pictures.
     """
 
     latency: bool = False
     data: str | None = None
     step: int | None = None
+    weights: bool | None = None
     lang: str = "en"
 
 

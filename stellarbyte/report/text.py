@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from stellarbyte.report.architecture import Architecture, LayerGroup
 from stellarbyte.report.flops import Flops, Work
+from stellarbyte.report.measured_text import measured_lines, weights_lines
 from stellarbyte.report.memory import Memory
 from stellarbyte.report.parameters import Parameters
 from stellarbyte.report.report import Report
@@ -13,12 +14,15 @@ _KINDS = {"run": "a run of pretraining", "model": "a Hugging Face folder", "conf
 
 
 def report_text(report: Report) -> str:
-    """The report for a terminal: what is counted."""
+    """The report for a terminal: what is counted, and in short what is measured."""
     lines = [f"{report.name}: {_KINDS[report.kind]}"]
     lines += _columns([(name, text) for name, text in report.facts.items()])
     lines += ["", *_architecture(report.architecture), "", *_parameters(report.parameters), "", *_memory(report.memory)]
     if report.flops is not None:
         lines += ["", *_flops(report.flops)]
+    weights = [] if report.weights is None else weights_lines(report.weights)
+    for part in filter(None, (weights, *measured_lines(report.measured))):
+        lines += ["", *part]
     return "\n".join([*lines, *([""] if report.remarks else []), *report.remarks])
 
 

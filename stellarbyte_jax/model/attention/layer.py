@@ -59,7 +59,7 @@ class Attention(nnx.Module):
         self, x_BTD: jax.Array, context: CallContext, layer: LayerContext, dropout_key: jax.Array | None
     ) -> tuple[jax.Array, LayerCache | None]:
         """Attends within the sequence, or to cache and sequence: [B, T, D] -> ([B, T, D], the layer's cache)."""
-        tokens = self._new_tokens(x_BTD, context)
+        tokens = self.new_tokens(x_BTD, context)
         q_BKGTH, k_BKTH, v_BKTH = tokens.q_BKGTH, tokens.k_BKTH, tokens.v_BKTH
         cache, view = layer.cache, context.cache_view
         if cache is None or view is None:
@@ -112,7 +112,8 @@ class Attention(nnx.Module):
             segment_ids_BT = jnp.pad(segment_ids_BT, ((0, 0), (0, more)))
         return self._attend(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT)[:, :, :, :T]
 
-    def _new_tokens(self, x_BTD: jax.Array, context: CallContext) -> NewTokens:
+    def new_tokens(self, x_BTD: jax.Array, context: CallContext) -> NewTokens:
+        """Queries, keys and values of hidden states, normalised and turned as attention and caches take them."""
         (B, T, _), K, H = x_BTD.shape, self.num_kv_heads, self.head_dim
         tables = context.tables
         q_BNTH = self.q_proj(x_BTD).reshape(B, T, -1, H).transpose(0, 2, 1, 3)
