@@ -10,6 +10,7 @@ import numpy as np
 from stellarbyte.curves import Curve, RunCurves, smoothed, thinned
 from stellarbyte.looks import colours
 from stellarbyte.looks.chart import Chart
+from stellarbyte.looks.legend import legend_below
 
 # Of a curve, as many points as a wide screen can show.
 _MOST_POINTS = 1000
@@ -52,6 +53,7 @@ def curve_charts(
     by: str = "step",
     window: int | None = None,
     words: Mapping[str, str] | None = None,
+    named: bool = False,
 ) -> list[Chart]:
     """A chart for each panel of which a run has a curve; the n-th run has the n-th colour.
 
@@ -60,13 +62,14 @@ def curve_charts(
         by: what the curves are drawn over, "step" or "tokens".
         window: over how many steps the lines are means; None for a fiftieth of each run.
         words: another language's words for the panels' names, for "step" and "tokens".
+        named: whether the runs' names stand below each chart, where there are several.
     """
     words = words or {}
     names = ", ".join(run.name for run in runs)
     charts = []
     for panel in panels_of(runs):
         title = words.get(panel.name, panel.name)
-        draw = partial(_draw_figure, panel=panel, runs=runs, by=by, window=window, label=words.get(by, by))
+        draw = partial(_draw_figure, panel=panel, runs=runs, by=by, window=window, label=words.get(by, by), named=named)
         charts.append(Chart(panel.name.partition(" (")[0].replace(" ", "-"), title, f"{title}: {names}", draw))
     return charts
 
@@ -103,9 +106,13 @@ def window_of(curve: Curve, window: int | None) -> int:
     return window or max(1, len(curve) // _WINDOWS)
 
 
-def _draw_figure(figure: Any, panel: Panel, runs: Sequence[RunCurves], by: str, window: int | None, label: str) -> None:
+def _draw_figure(
+    figure: Any, panel: Panel, runs: Sequence[RunCurves], by: str, window: int | None, label: str, named: bool
+) -> None:
     axes = figure.subplots()
     draw_panel(axes, panel, runs, by, window, label)
+    if named:
+        legend_below(figure, axes)
 
 
 def _line(axes: Any, curve: Curve, values: np.ndarray, by: str, **look: Any) -> None:

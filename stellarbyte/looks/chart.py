@@ -17,6 +17,7 @@ from stellarbyte.looks.markup import sound
 WIDTH, HEIGHT = 300.0, 200.0
 
 _PNG_DOTS = 160
+_PNG_MARGIN = 0.12
 # What a browser needs not, and what may stand in a page but once.
 _HEAD = re.compile(r"^.*?(?=<svg)", re.DOTALL)
 _DROPPED = re.compile(
@@ -141,7 +142,9 @@ def svg_file(figure: Any) -> str:
 def png_file(figure: Any) -> bytes:
     """A figure as a PNG file on white."""
     drawn = BytesIO()
-    figure.savefig(drawn, format="png", dpi=_PNG_DOTS, facecolor=colours.GROUND)
+    figure.savefig(
+        drawn, format="png", dpi=_PNG_DOTS, facecolor=colours.GROUND, bbox_inches="tight", pad_inches=_PNG_MARGIN
+    )
     return drawn.getvalue()
 
 

@@ -78,7 +78,7 @@ def all_charts(reports: Sequence[Report], words: Words) -> Iterator[Chart]:
         for make in _OF_ONE:
             for each in make(report, words):
                 yield replace(each, name=start + each.name)
-    yield from training_charts(reports, words)
+    yield from training_charts(reports, words, named=True)
 
 
 def _families(charts: Sequence[Chart]) -> list[str] | None:

@@ -1,11 +1,9 @@
-"""Bars of parts on top of each other, and a legend beside or below them."""
+"""Bars of parts on top of each other."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from stellarbyte.looks import colours
-
-_LONGEST = 32
 
 
 def stacked(
@@ -47,26 +45,3 @@ def stacked(
         axes.set_xlim(0, most * 1.24)
     else:
         axes.set_ylim(0, most * 1.1)
-
-
-def shortened(name: str) -> str:
-    """A name that fits into a legend: of a long one, both its ends."""
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 + 1 :]}"
-
-
-def legend_below(figure: Any, axes: Any, columns: int = 2) -> None:
-    """The names of what is drawn, below it; none if there is but one."""
-    handles, labels = axes.get_legend_handles_labels()
-    if len(labels) > 1:
-        figure.legend(
-            handles,
-            [shortened(label) for label in labels],
-            loc="outside lower left",
-            ncols=columns,
-            handlelength=0.9,
-            handleheight=0.9,
-            handletextpad=0.5,
-            columnspacing=1.2,
-            labelspacing=0.35,
-            borderaxespad=0,
-        )

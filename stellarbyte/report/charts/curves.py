@@ -11,11 +11,11 @@ from stellarbyte.report.report import Report
 from stellarbyte.report.words import Words
 
 
-def training_charts(reports: Sequence[Report], words: Words) -> list[Chart]:
-    """A chart for each figure that a run has recorded, all runs in it."""
+def training_charts(reports: Sequence[Report], words: Words, named: bool = False) -> list[Chart]:
+    """A chart for each figure that a run has recorded, all runs in it. named: whether the runs' names stand below."""
     translated = {panel.name: words(f"curve.{panel.name}") for panel in PANELS} | {"step": words("step")}
     runs = runs_of(reports)
-    return curve_charts(runs, words=translated) if runs else []
+    return curve_charts(runs, words=translated, named=named) if runs else []
 
 
 def runs_of(reports: Sequence[Report]) -> list[RunCurves]:

@@ -5,7 +5,8 @@ from functools import partial
 from typing import Any
 
 from stellarbyte.looks.chart import Chart
-from stellarbyte.report.charts.bars import legend_below, stacked
+from stellarbyte.looks.legend import legend_below
+from stellarbyte.report.charts.bars import stacked
 from stellarbyte.report.flops import PARTS, Flops, Work
 from stellarbyte.report.parts import colour_of
 from stellarbyte.report.quantities import count, exact, flops

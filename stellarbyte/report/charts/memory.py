@@ -6,8 +6,9 @@ from typing import Any
 
 from stellarbyte.looks import colours
 from stellarbyte.looks.chart import Chart
+from stellarbyte.looks.legend import legend_below
 from stellarbyte.report.charts.axes import logarithmic
-from stellarbyte.report.charts.bars import legend_below, stacked
+from stellarbyte.report.charts.bars import stacked
 from stellarbyte.report.memory import CacheMemory, TrainingMemory
 from stellarbyte.report.quantities import exact, size
 from stellarbyte.report.report import Report

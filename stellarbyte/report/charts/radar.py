@@ -7,7 +7,7 @@ from typing import Any
 
 from stellarbyte.looks import colours
 from stellarbyte.looks.chart import Chart
-from stellarbyte.report.charts.bars import legend_below
+from stellarbyte.looks.legend import legend_below
 from stellarbyte.report.report import Report
 from stellarbyte.report.words import Words
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from stellarbyte.looks import colours
 from stellarbyte.looks.chart import Chart
+from stellarbyte.looks.legend import legend_below
 from stellarbyte.report.charts.axes import logarithmic
-from stellarbyte.report.charts.bars import legend_below
 from stellarbyte.report.measurements import TensorStatistics
 from stellarbyte.report.report import Report
 from stellarbyte.report.words import Words

@@ -42,7 +42,8 @@ background:var(--muted)}
 border-left-color:var(--muted);border-right:0}
 .branch-title{color:var(--muted);font-size:.8rem;margin:.15rem 0 .35rem .3rem}
 .column{display:flex;flex-direction:column;gap:.3rem}
-.row{display:flex;flex-wrap:wrap;gap:.3rem}.row>.node{flex:1 1 4.9rem;flex-direction:column;align-items:center}
+.row{display:flex;flex-wrap:wrap;gap:.3rem}.row>.node{flex:1 1 4.9rem;
+min-width:min-content;flex-direction:column;align-items:center;overflow-wrap:break-word}
 .parallel{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,11rem),1fr));gap:.5rem;margin-top:.3rem}
 .side{min-width:0}.side.experts{border:1px dashed var(--muted);border-radius:.5rem;padding:.15rem .4rem .4rem}
 .sum{position:relative;display:flex;align-items:center;gap:1.75rem;margin:.25rem 0 .1rem -2.08rem}
@@ -89,8 +90,10 @@ def _value(value: str | int | float | bool) -> str:
 
 
 def _drawing(shape: Architecture, words: Words) -> Html:
-    before = [weight for weight in shape.outside if weight.part in ("embedding", "positions")]
-    after = [weight for weight in shape.outside if weight not in before]
+    matrices = [weight for weight in shape.outside if not weight.name.endswith("bias")]
+    # Some families normalise the embeddings.
+    before = [each for each in matrices if each.part in ("embedding", "positions") or "embed" in each.name]
+    after = [weight for weight in matrices if weight not in before]
     ends = [weight_node(weight) for weight in after]
     if shape.tied and not any(weight.part == "head" for weight in after):
         ends.append(node("lm_head", None, words("tied head"), "ghost"))

@@ -13,8 +13,17 @@ from stellarbyte.report.words import Words
 def header(view: View) -> Html:
     """What stands below the page's heading: of one model its kind and key numbers, of several their names."""
     if len(view.reports) > 1:
-        kinds = [f"{report.name}: {view.words(f'kind.{report.kind}')}" for report in view.reports]
-        return tag("p", view.words("list").join(kinds), class_="muted")
+        kinds = list(dict.fromkeys(report.kind for report in view.reports))
+        named = view.words("list")
+        told = [
+            (view.words(f"kind.{kind}"), named.join(each.name for each in view.reports if each.kind == kind))
+            for kind in kinds
+        ]
+        return (
+            html([tag("p", f"{kind}: {names}", class_="muted path") for kind, names in told])
+            if len(told) > 1
+            else html()
+        )
     report = view.reports[0]
     tiles = [
         tag("div", tag("dt", name), tag("dd", value, tag("small", more) if more else None), class_="tile")

@@ -1,12 +1,15 @@
-"""The words of a report's page and pictures, a file a language."""
+"""The words of a report's page and pictures, by language."""
 
 import re
 from functools import cache
 
 from stellarbyte.report.quantities import Lang
-from stellarbyte.report.words import chinese, chinese_sentences, english
+from stellarbyte.report.words import chinese, chinese_measured, chinese_sentences, english, english_measured
 
-_TABLES = {"en": english.WORDS, "zh": chinese.WORDS}
+TABLES = {
+    "en": english.WORDS | english_measured.WORDS,
+    "zh": chinese.WORDS | chinese_measured.WORDS,
+}
 _HOLE = re.compile(r"\{(\w+)\}")
 
 
@@ -15,7 +18,7 @@ class Words:
 
     def __init__(self, lang: Lang) -> None:
         self.lang = lang
-        self._table = _TABLES[lang]
+        self._table = TABLES[lang]
 
     def __call__(self, key: str, /, **values: str | int) -> str:
         """The text of a key, with values for its holes."""

@@ -10,7 +10,7 @@ from stellarbyte.report import flops, memory, parameters
 from stellarbyte.report.charts import radar, step, weights
 from stellarbyte.report.charts.memory import TRAINING_PARTS
 from stellarbyte.report.parts import _GROUPS
-from stellarbyte.report.words import Words, chinese, chinese_sentences, english
+from stellarbyte.report.words import TABLES, Words, chinese_sentences
 
 REPORT = Path(stellarbyte.report.__file__).parent
 CHINESE = re.compile("[\u4e00-\u9fff]")
@@ -21,9 +21,9 @@ def holes(text: str) -> list[str]:
 
 
 def test_both_languages_have_the_same_words() -> None:
-    assert english.WORDS.keys() == chinese.WORDS.keys()
-    for key, text in english.WORDS.items():
-        assert holes(text) == holes(chinese.WORDS[key]), key
+    assert TABLES["en"].keys() == TABLES["zh"].keys()
+    for key, text in TABLES["en"].items():
+        assert holes(text) == holes(TABLES["zh"][key]), key
         assert not CHINESE.search(text), key
     for key, text in chinese_sentences.SENTENCES.items():
         assert set(holes(text)) <= set(holes(key)) and CHINESE.search(text), key
@@ -44,7 +44,7 @@ def test_every_key_of_the_code_is_there() -> None:
         for start in ("chart.speed", "chart.flops", "axis", "legend")
         for phase in ("prefill", "decode")
     }
-    assert not asked - english.WORDS.keys()
+    assert not asked - TABLES["en"].keys()
     assert memory.DTYPES  # dtypes and remat policies are names, which no language translates
 
 
