@@ -73,7 +73,7 @@ def _figure(runs: Sequence[RunCurves], by: str, window: int | None, families: Se
 
 def _page(runs: Sequence[RunCurves], by: str, window: int | None) -> str:
     charts = [figure(each.title, Html(chart.svg(each))) for each in curve_charts(runs, by, window)]
-    body = html(_table(runs), tag("div", charts, class_="charts wide"))
+    body = html(_table(runs), tag("div", charts, class_="charts"))
     return document("Training of " + ", ".join(run.name for run in runs), body)
 
 

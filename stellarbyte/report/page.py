@@ -34,6 +34,7 @@ _STYLE = """
 .facts th{text-align:left}.facts td{white-space:normal;text-align:left;vertical-align:top;min-width:10rem;
 overflow-wrap:anywhere}
 .below{display:block;line-height:1.2;font-size:.78rem}.below:empty{display:none}
+.noted{max-width:26rem}
 .radar{flex:1 1 24rem}
 .beside{display:grid;gap:1rem 2rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,23rem),1fr));align-items:start}
 .beside>*{min-width:0}

@@ -34,6 +34,11 @@ def memory_charts(report: Report, words: Words) -> list[Chart]:
         alt = words("chart.training.alt", model=report.name, parts=told)
         draw = partial(_draw_training, training=memory.training, words=words)
         charts.append(Chart("training-memory", title, alt, draw, height=34.0 * len(memory.training) + 70))
+    elif memory.state:
+        told = words("list").join(f"{words(f'memory.{part}')} {size(number)}" for part, number in memory.state.items())
+        alt = words("chart.alt", title=words("chart.state"), model=report.name, parts=told)
+        draw = partial(_draw_state, state=memory.state, optimizer=memory.optimizer, words=words)
+        charts.append(Chart("training-state", words("chart.state"), alt, draw, height=110))
     if any(len(each.lengths) > 1 for each in memory.cache):
         told = words("list").join(f"{each.dtype} {size(each.lengths[-1][1])}" for each in memory.cache if each.lengths)
         alt = words("chart.cache.alt", model=report.name, parts=told)
@@ -53,6 +58,15 @@ def _draw_training(figure: Any, training: Sequence[TrainingMemory], words: Words
         for colour, name in enumerate(TRAINING_PARTS)
     ]
     stacked(axes, [each.remat.replace("_", " ") for each in training], parts, size, across=True)
+    legend_below(figure, axes, columns=3)
+
+
+def _draw_state(figure: Any, state: dict[str, int], optimizer: str, words: Words) -> None:
+    axes = figure.subplots()
+    parts = [
+        (words(f"memory.{name}"), colour, [state[name]]) for colour, name in enumerate(TRAINING_PARTS) if name in state
+    ]
+    stacked(axes, [optimizer], parts, size, across=True)
     legend_below(figure, axes, columns=3)
 
 

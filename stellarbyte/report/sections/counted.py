@@ -8,6 +8,7 @@ from stellarbyte.looks.markup import Content, Html, html, table, tag
 from stellarbyte.report.charts.flops import flops_charts
 from stellarbyte.report.charts.memory import TRAINING_PARTS, memory_charts
 from stellarbyte.report.charts.parameters import parameter_charts
+from stellarbyte.report.flops import PARTS as WORK_PARTS
 from stellarbyte.report.parameters import PARTS, LayerParameters
 from stellarbyte.report.parts import colour_of, group_of, in_words
 from stellarbyte.report.quantities import exact, flops, share, size
@@ -103,7 +104,12 @@ def _weights(report: Report, view: View) -> Html | None:
         rows.append([words("as stored", dtypes=words("list").join(found.stored_dtypes)), size(found.stored)])
     if found.state:
         rows.append([words("in training", optimizer=found.optimizer), size(sum(found.state.values()))])
-    return table(words("table.weights"), [words("dtype"), words("memory")], rows) if rows else None
+    shown = table(words("table.weights"), [words("dtype"), words("memory")], rows)
+    return (
+        html(tag("div", shown, view.note("int note") if "int8" in found.weights else None, class_="noted"))
+        if rows
+        else None
+    )
 
 
 def _training(report: Report, view: View) -> Html | None:
@@ -169,12 +175,26 @@ def work(view: View) -> Section | None:
         if counted is None:
             return None
         words = view.words
-        rows = [[words("phase.training", length=exact(counted.training.length)), flops(counted.training.total)]]
-        for phase, works in (("prefill", counted.prefill), ("decode", counted.decode)):
-            rows += [[words(f"phase.{phase}", length=exact(each.length)), flops(each.total)] for each in works]
-        shown = table(words("table.flops"), [words("phase"), words("flops a token")], rows)
-        incomplete = None if counted.complete else view.note("flops incomplete")
-        return html(view.pictures(flops_charts(report, words), report), shown, view.note("flops note"), incomplete)
+        training = words("phase.training", length=exact(counted.training.length))
+        works = [
+            (training, counted.training),
+            *((words("phase.prefill", length=exact(each.length)), each) for each in counted.prefill),
+            *((words("phase.decode", length=exact(each.length)), each) for each in counted.decode),
+        ]
+        known = [part for part in WORK_PARTS if any(part in each.parts for _, each in works)]
+        head = [words("phase"), words("together"), *(words.of("work", part) for part in known)]
+        rows = [
+            [name, flops(each.total), *(flops(each.parts[part]) if part in each.parts else "–" for part in known)]
+            for name, each in works
+        ]
+        again = [
+            [remat, flops(more), share(more / counted.training.total)] for remat, more in counted.recomputed.items()
+        ]
+        more = table(words("table.again"), [words("remat"), words("flops a token"), words("share")], again)
+        notes = [view.note("flops note", rotation=flops(counted.rotation))]
+        notes += [] if counted.complete else [view.note("flops incomplete")]
+        tables = tag("div", table(words("table.flops"), head, rows), more if again else None, class_="tables")
+        return html(view.pictures(flops_charts(report, words), report), tables, notes)
 
     body = view.of_each(of)
     return Section("flops", view.words("section.flops"), body) if body else None

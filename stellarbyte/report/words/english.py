@@ -142,6 +142,8 @@ WORDS = {
     "tokens": "{number} tokens",
     "tokens of context": "tokens of context",
     "table.weights": "The weights at rest",
+    "int note": "int8 and int4 are of the layers' matrices, with a bfloat16 scale for each row or for 128 inputs; "
+    "the rest is bfloat16.",
     "table.training": "A training step on one device: {rows} rows of {length} tokens in {dtype}, with {optimizer}",
     "fullest moment": "fullest moment",
     "moment.the loss": "the loss",
@@ -157,6 +159,7 @@ WORDS = {
     "chart.weights.alt": "Memory of the weights of {model} by dtype: {parts}",
     "chart.training": "Training step, {rows} × {length} tokens, by remat policy",
     "chart.training.alt": "Memory of a training step of {model} by remat policy: {parts}",
+    "chart.state": "Held by training from step to step",
     "chart.cache": "Keys and values of one row",
     "chart.cache.alt": "Memory of keys and values of {model} over the context; at the longest: {parts}",
     # FLOPs.
@@ -166,8 +169,10 @@ WORDS = {
     "phase.prefill": "prefill of {length} tokens",
     "phase.decode": "decoding behind {length} tokens",
     "table.flops": "Work of one token",
+    "table.again": "Work that training does again, by remat policy",
     "flops note": "A multiply-add counts two. Matmuls and the visible pairs of attention count, elementwise work does "
-    "not.",
+    "not, such as the {rotation} by which positions turn a token's queries and keys. In prefill the logits of the last "
+    "token alone are computed.",
     "flops incomplete": "The family is not known: there may be matmuls that the tensors' names do not tell.",
     "work.attention_projections": "attention: projections",
     "work.attention_scores": "attention: scores",
