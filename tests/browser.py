@@ -55,13 +55,20 @@ class Browser:
         raise AssertionError(f"{method} has no answer within {_SECONDS:g} seconds")
 
     def open(self, url: str, *, width: int = 1280, height: int = 900, dark: bool = False, lang: str = "en") -> None:
-        """Opens a page in a window of this size, for a reader of this language who likes it light or dark."""
+        """Opens a page in a window of this size, for a reader of this language who likes it light or dark.
+
+        Requests and console are then those of this page alone.
+        """
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         phone = width < 600
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         self.call("Network.setExtraHTTPHeaders", headers={"Accept-Language": lang})
+        self.call("Page.navigate", url="about:blank")
+        self.requests.clear()
+        self.console.clear()
         self.call("Page.navigate", url=url)
+        self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def evaluate(self, script: str) -> Any:
         """The value of a script's expression, as JSON has it."""

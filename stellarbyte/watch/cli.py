@@ -47,6 +47,8 @@ def _watch(options: argparse.Namespace) -> None:
 
     if options.port is not None and not 0 <= options.port < 65536:
         raise UserError(f"--port {options.port} is no port: give a number from 1024 to 65535, or 0 for any")
+    if not options.host:  # which sockets take for every address
+        raise UserError("--host '' is no address: give one of this machine, such as 127.0.0.1")
     for place in options.runs:
         check_named(place)
     with (
@@ -70,7 +72,11 @@ def _watch(options: argparse.Namespace) -> None:
 
             webbrowser.open(server.url)
         try:
-            threading.Event().wait()
+            _wait_for_a_signal()
         finally:
             server.shutdown()
             server.server_close()
+
+
+def _wait_for_a_signal() -> None:
+    threading.Event().wait()

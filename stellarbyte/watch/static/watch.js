@@ -57,7 +57,14 @@ function take(number, news) {
   have.count = news.count;
 }
 
-async function poll() {
+/* One after the other: an answer that is late must not replace a newer one. */
+let asking = Promise.resolve();
+function poll() {
+  asking = asking.catch(() => {}).then(pollOnce);
+  return asking;
+}
+
+async function pollOnce() {
   const answer = await ask("runs.json");
   runs = answer.runs;
   if (!runs.some((run) => run.number === selected)) selected = runs.length ? liveliest(runs).number : null;
