@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stellarbyte.curves import Curve, RunCurves, smoothed, thinned
+from stellarbyte.curves import TASK, Curve, RunCurves, smoothed, task_names, thinned
 from stellarbyte.looks import colours
 from stellarbyte.looks.chart import Chart
 from stellarbyte.looks.legend import legend_below
@@ -44,8 +44,10 @@ PANELS = (
 
 
 def panels_of(runs: Sequence[RunCurves]) -> list[Panel]:
-    """The panels for which a run has a curve."""
-    return [panel for panel in PANELS if any({panel.line, panel.points} & run.curves.keys() for run in runs)]
+    """The panels for which a run has a curve; those of tasks come last."""
+    tasks = dict.fromkeys(name for run in runs for name in task_names(run.curves))
+    panels = (*PANELS, *(Panel(f"accuracy of {name.removeprefix(TASK)}", "", name, False) for name in tasks))
+    return [panel for panel in panels if any({panel.line, panel.points} & run.curves.keys() for run in runs)]
 
 
 def curve_charts(

@@ -12,8 +12,15 @@ from stellarbyte.figures import finite, value_of
 from stellarbyte.metrics_file import records
 from stellarbyte.places import Place
 
-# The figures that are read as curves.
+# The names of tasks' accuracies begin so.
+TASK = "validation_task_"
+# The figures that are read as curves, beside those of tasks.
 DRAWN = ("loss", "validation_loss", "validation_bits_per_byte", "learning_rate", "grad_norm", "tokens_per_second")
+
+
+def task_names(names: Iterable[str]) -> list[str]:
+    """Those of the names that are accuracies of tasks (training.eval_tasks), not those by bytes."""
+    return [name for name in names if name.startswith(TASK) and not name.endswith("_by_bytes")]
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class RunCurves:
-    """The curves of a run, by the names in DRAWN; a figure that the run has never recorded is not there."""
+    """The curves of a run, by the names in DRAWN and of tasks; a figure that it has never recorded is not there."""
 
     name: str
     curves: dict[str, Curve]
@@ -61,7 +68,7 @@ def read_curves(run_dir: Place) -> dict[str, Curve]:
     for _, record in records(path):
         if "loss" in record:  # older runs have not recorded their sum
             tokens = int(finite(record.get("tokens_seen")) or tokens + (finite(record.get("tokens")) or 0))
-        for name in DRAWN:
+        for name in (*DRAWN, *task_names(record)):
             value = finite(value_of(record, name))
             if value is not None:
                 points.setdefault(name, []).append((record["step"], tokens, value))

@@ -21,6 +21,7 @@ EXTRAS = {
     "plots": ("matplotlib",),
     "cloud": ("fsspec", "gcsfs", "s3fs"),
     "torch": ("torch", "transformers", "peft", "accelerate", "huggingface_hub"),
+    "eval": ("lm_eval",),
     "quantization": ("compressed_tensors", "torchao"),
 }
 

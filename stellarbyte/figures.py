@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 VALIDATION = "validation_"
@@ -29,7 +29,7 @@ class Figure:
     """A figure.
 
     Attributes:
-        name: its key in a record. GROUP in it stands for each of NORM_GROUPS.
+        name: its key in a record. GROUP in it stands for each of NORM_GROUPS, TASK for the name of any task.
         unit: its unit; empty for a plain number.
         meaning: what it is.
         shown: how a terminal shows it, as a format; empty if it does not.
@@ -95,6 +95,22 @@ FIGURES: tuple[Figure, ...] = (
         "less",
         "validation",
     ),
+    Figure(
+        "task_TASK",
+        "share",
+        "training.eval_tasks: questions of a task whose right choice is the likeliest",
+        "TASK {:.3f}",
+        "more",
+        "validation",
+    ),
+    Figure(
+        "task_TASK_by_bytes",
+        "share",
+        "training.eval_tasks: the same by the likeliest choice a byte, so that long ones are not at a disadvantage",
+        "TASK by bytes {:.3f}",
+        "more",
+        "validation",
+    ),
     Figure("balance_loss", "", "experts: the load-balance loss, 1 for an even load", "balance {:.3f}", "less"),
     Figure("z_loss", "", "experts: the routers' z-loss"),
     Figure("expert_load", "share", "experts: each expert's share of all choices, a list"),
@@ -130,7 +146,10 @@ FIGURES: tuple[Figure, ...] = (
     Figure("hbm_limit_bytes", "bytes", "what there is"),
 )
 
-_BY_NAME = {figure.name.replace("GROUP", group): figure for figure in FIGURES for group in NORM_GROUPS}
+_TASK = "TASK"
+_OF_TASKS = tuple(figure for figure in FIGURES if _TASK in figure.name)
+_FIXED = tuple(figure for figure in FIGURES if figure not in _OF_TASKS)
+_BY_NAME = {figure.name.replace("GROUP", group): figure for figure in _FIXED for group in NORM_GROUPS}
 
 
 def split_name(key: str) -> tuple[bool, str]:
@@ -142,9 +161,19 @@ def split_name(key: str) -> tuple[bool, str]:
 def figure_of(key: str) -> Figure | None:
     """The figure that a record's key names; None if there is no such figure."""
     is_validation, name = split_name(key)
-    figure = _BY_NAME.get(name)
+    figure = _BY_NAME.get(name) or _of_task(name)
     others = "step" if is_validation else "validation"
     return None if figure is None or figure.of == others else figure
+
+
+def _of_task(name: str) -> Figure | None:
+    """The figure of a task; None if the name is no such figure's."""
+    for figure in reversed(_OF_TASKS):  # the longer name first
+        before, _, behind = figure.name.partition(_TASK)
+        task = name[len(before) : len(name) - len(behind)]
+        if task and name == f"{before}{task}{behind}":
+            return replace(figure, name=name, shown=figure.shown.replace(_TASK, task))
+    return None
 
 
 def value_of(record: Mapping[str, Any], key: str) -> Any:
@@ -171,12 +200,13 @@ def greater_is_better(key: str) -> bool:
 
 def in_words(record: Mapping[str, Any], prefix: str = "") -> list[str]:
     """The figures of a record that a terminal shows, in the table's order; a number that is missing is not finite."""
-    figures = (figure for figure in shown_figures(prefix) if prefix + figure.name in record)
-    words = (figure.in_words(record[prefix + figure.name]) for figure in figures)
+    words = (figure.in_words(record[prefix + figure.name]) for figure in figures_in(record, prefix))
     return [text for text in words if text is not None]
 
 
-def shown_figures(prefix: str = "") -> Sequence[Figure]:
-    """The figures that a terminal shows of a step's record, or with the prefix `validation_` of a validation's."""
+def figures_in(record: Mapping[str, Any], prefix: str = "") -> Sequence[Figure]:
+    """The figures of a step's record that a terminal shows, or with the prefix `validation_` of a validation's."""
     others = "step" if prefix == VALIDATION else "validation"
-    return [figure for figure in FIGURES if figure.shown and figure.of != others]
+    fixed = [figure for figure in _FIXED if figure.shown and figure.of != others and prefix + figure.name in record]
+    tasks = [_of_task(key.removeprefix(VALIDATION)) for key in record if key.startswith(VALIDATION)]
+    return fixed if others == "validation" else [*fixed, *(figure for figure in tasks if figure is not None)]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stellarbyte.figures import VALIDATION, Figure, finite, in_words, shown_figures
+from stellarbyte.figures import FIGURES, VALIDATION, Figure, figures_in, finite, in_words
 
 # A validation's step -> its figures, such as {"validation_loss": 2.1}.
 Validations = Mapping[int, Mapping[str, Any]]
@@ -13,7 +13,7 @@ def table_rows(step: int, record: Mapping[str, Any], earlier: Validations) -> li
     """A row for each figure: its name, its value, the change since the validation before, and the best so far."""
     before = _before(step, earlier)
     rows: list[Sequence[str]] = []
-    for figure in _figures(record):
+    for figure in figures_in(record, VALIDATION):
         value, old = (finite(each.get(VALIDATION + figure.name)) for each in (record, before))
         if value is None:
             rows.append((figure.label, "not finite", "", ""))
@@ -30,10 +30,10 @@ def line_words(step: int, record: Mapping[str, Any], earlier: Validations) -> li
     """The same in a few words: each figure with its change, and the best loss if this one is not."""
     before = _before(step, earlier)
     words = []
-    for figure, text in zip(_figures(record), in_words(record, VALIDATION), strict=True):
+    for figure, text in zip(figures_in(record, VALIDATION), in_words(record, VALIDATION), strict=True):
         value, old = (finite(each.get(VALIDATION + figure.name)) for each in (record, before))
         words.append(text if value is None or old is None else f"{text} ({_change(figure, value, old)})")
-    loss = shown_figures(VALIDATION)[0]
+    loss = FIGURES[0]
     best = best_of(loss, {**earlier, step: record})
     return words if best is None or best[0] == step else [*words, f"best {loss.in_words(best[1])} at step {best[0]}"]
 
@@ -47,10 +47,6 @@ def best_of(figure: Figure, validations: Validations) -> tuple[int, float] | Non
         return None
     step = (max if figure.better == "more" else min)(known, key=lambda step: known[step])
     return step, known[step]
-
-
-def _figures(record: Mapping[str, Any]) -> list[Figure]:
-    return [figure for figure in shown_figures(VALIDATION) if VALIDATION + figure.name in record]
 
 
 def _before(step: int, earlier: Validations) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stellarbyte.command_line import folder_or_bucket
 from stellarbyte.interrupt import hold_signals
@@ -45,9 +45,11 @@ def corpus(parser: argparse.ArgumentParser) -> None:
     """The options of `stellarbyte corpus`."""
     parser.add_argument("name", choices=["stdlib"], help="stdlib: the Python standard library, one document a file")
     parser.add_argument("output", type=Path, metavar="OUT.jsonl")
-    parser.add_argument(
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
         "--chat", action="store_true", help="as questions and answers made of its docstrings, in the messages format"
     )
+    form.add_argument("--questions", action="store_true", help="as multiple-choice questions: which line comes next")
     parser.add_argument("--force", action="store_true", help="replace a file of other content that is there")
     parser.set_defaults(run=commands.corpus)
 
@@ -163,6 +165,15 @@ def scorer(run_dir: Place, *, step: int | None, dtype: str, ema: bool) -> "Score
     _give_cpu_devices_threads()
     _keep_compiled_programs()
     return commands.scorer(run_dir, step, dtype, ema=ema)
+
+
+def task_model(
+    run_dir: Place, batch_tokens: int, *, step: int | None, dtype: str, ema: bool
+) -> tuple[Any, dict[str, Any]]:
+    """(a run's model as lm-eval's tasks use it, what a report says of it). Raises UserError where `JaxScorer` does."""
+    _give_cpu_devices_threads()
+    _keep_compiled_programs()
+    return commands.task_model(run_dir, batch_tokens, step, dtype, ema=ema)
 
 
 def prune(options: argparse.Namespace, request: "PruneRequest") -> "list[Report]":

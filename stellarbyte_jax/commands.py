@@ -19,9 +19,9 @@ from stellarbyte.progress import progress
 from stellarbyte_jax.run_folder import check_not_moved
 
 if TYPE_CHECKING:
-    from stellarbyte.evaluation.scorer import Scorer
     from stellarbyte.pruning.report import Report
     from stellarbyte.pruning.request import Request
+    from stellarbyte_jax.evaluation.scorer import JaxScorer
 
 
 def corpus(options: argparse.Namespace) -> None:
@@ -32,6 +32,11 @@ def corpus(options: argparse.Namespace) -> None:
         with interruptible():
             count, pairs = write_stdlib_chat(options.output, force=options.force)
         written = f"{count} conversations of {pairs} question/answer pairs"
+    elif options.questions:
+        from stellarbyte_jax.data.line_questions import write_line_questions
+
+        with interruptible():
+            written = f"{write_line_questions(options.output, force=options.force)} questions"
     else:
         from stellarbyte_jax.data.corpus import write_stdlib_corpus
 
@@ -206,8 +211,18 @@ def prune(options: argparse.Namespace, request: "Request") -> "list[Report]":
         )
 
 
-def scorer(run_dir: Place, step: int | None, dtype: str, *, ema: bool) -> "Scorer":
+def scorer(run_dir: Place, step: int | None, dtype: str, *, ema: bool) -> "JaxScorer":
     """A run's model, as an evaluation uses it."""
     from stellarbyte_jax.evaluation.scorer import JaxScorer
 
     return JaxScorer(run_dir, step, dtype, ema=ema)
+
+
+def task_model(
+    run_dir: Place, batch_tokens: int, step: int | None, dtype: str, *, ema: bool
+) -> tuple[Any, dict[str, Any]]:
+    """A run's model as lm-eval's tasks use it, and what a report says of it."""
+    from stellarbyte_jax.evaluation.task_model import RunTaskModel
+
+    opened = scorer(run_dir, step, dtype, ema=ema)
+    return RunTaskModel(opened, batch_tokens), opened.facts

@@ -101,6 +101,11 @@ class TrainingConfig:
     eval_batches: int | None = None
     """Number of batches in a validation; null for the whole validation split."""
 
+    eval_tasks: tuple[str, ...] = ()
+    """Files of multiple-choice questions (.jsonl: context, choices, answer) that each validation asks as well; a task
+    is named after its file. The answer is the choice that the model thinks likeliest.
+    """
+
     report_to: tuple[TrackerName, ...] = ()
     """Trackers that get the figures of metrics.jsonl as well: tensorboard, wandb, swanlab and trackio. One that fails
     is told and left; training goes on.

@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stellarbyte.log_settings import log_options
 from stellarbyte_torch import commands
@@ -39,6 +39,12 @@ def measured(folder: Path, request: "Request", architecture: "Architecture") -> 
     """What `stellarbyte report` measures of a folder. Raises UserError where `measure` does."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return commands.measured(folder, request, architecture)
+
+
+def task_model(folder: Path, batch_tokens: int, *, device: str | None, dtype: str) -> tuple[Any, dict[str, Any]]:
+    """(a folder's model as lm-eval's tasks use it, what a report says of it); raises as `TorchScorer` does."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return commands.task_model(folder, batch_tokens, device, dtype)
 
 
 def dry_run(options: argparse.Namespace) -> "DryRun":

@@ -6,7 +6,7 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stellarbyte.command_line import (
     USER_ERROR,
@@ -22,12 +22,12 @@ from stellarbyte_torch.library_words import hear_libraries
 
 if TYPE_CHECKING:
     from stellarbyte.config.dry_run import DryRun
-    from stellarbyte.evaluation.scorer import Scorer
     from stellarbyte.pruning.report import Report
     from stellarbyte.pruning.request import Request
     from stellarbyte.report.architecture import Architecture
     from stellarbyte.report.measurements import Measured
     from stellarbyte.report.report import Request as ReportRequest
+    from stellarbyte_torch.evaluation.scorer import TorchScorer
     from stellarbyte_torch.memory.reader import TorchReader
 
 
@@ -184,7 +184,7 @@ def prune(options: argparse.Namespace, request: "Request") -> "list[Report]":
         return prune_folder(options.model, options.output, request, data=options.data, device=options.device)
 
 
-def scorer(folder: Path, device: str | None, dtype: str) -> "Scorer":
+def scorer(folder: Path, device: str | None, dtype: str) -> "TorchScorer":
     """A folder's model, as an evaluation uses it."""
     hear_libraries("stellarbyte")
     from stellarbyte_torch.evaluation.scorer import TorchScorer
@@ -198,3 +198,12 @@ def measured(folder: Path, request: "ReportRequest", architecture: "Architecture
     from stellarbyte_torch.report.measuring import measure
 
     return measure(folder, request, architecture)
+
+
+def task_model(folder: Path, batch_tokens: int, device: str | None, dtype: str) -> tuple[Any, dict[str, Any]]:
+    """A folder's model as lm-eval's tasks use it, and what a report says of it."""
+    hear_libraries("stellarbyte")
+    from stellarbyte_torch.evaluation.task_model import FolderTaskModel
+
+    opened = scorer(folder, device, dtype)
+    return FolderTaskModel(opened, batch_tokens), opened.facts

@@ -2,18 +2,13 @@
 
 import argparse
 import os
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from stellarbyte.command_line import folder_or_bucket
 from stellarbyte.kv_cache.options import add_pruning_options
-from stellarbyte.places import Place
 
-if TYPE_CHECKING:
-    from stellarbyte.evaluation.scorer import Scorer
-
-# Local files are all that an evaluation reads: without these the libraries would ask a server about some of them.
-_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
+# Local files are all that an evaluation reads: without the first three the libraries would ask a server about some of
+# them. With the last lm-eval computes the errors of scores in this process, which has threads that a fork would lose.
+_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "DISABLE_MULTIPROC")
 
 
 def evaluate(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +50,25 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     text.add_argument(
         "--compare-step", type=int, metavar="N", help="of a run: the checkpoint of OTHER (default: newest)"
     )
-    text.add_argument("--limit", type=int, metavar="N", help="the first N documents of each TEXT alone")
-    text.add_argument(
+    tasks = parser.add_argument_group("on tasks")
+    tasks.add_argument(
+        "--tasks",
+        nargs="+",
+        default=[],
+        action="extend",
+        metavar="PATH",
+        help="files of multiple-choice questions (.jsonl), or tasks of lm-eval (extra eval): a YAML, a folder of them",
+    )
+    tasks.add_argument(
+        "--few-shot",
+        type=int,
+        metavar="N",
+        help="of lm-eval's: examples before a question (default: as it says)",
+    )
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="the first N documents of a TEXT, or questions of a task"
+    )
+    parser.add_argument(
         "--batch-tokens",
         type=int,
         default=4096,
@@ -86,16 +98,9 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run)
 
 
-def open_scorer(kind: str, path: Place, **how: Any) -> "Scorer":
-    """The model of a run or of a folder, by its wing, with the wing's options."""
-    for name in _OFFLINE:
-        os.environ.setdefault(name, "1")
-    wing = {"run": "stellarbyte_jax", "model": "stellarbyte_torch"}[kind]
-    scorer: Scorer = import_module(f"{wing}.cli").scorer(path, **how)
-    return scorer
-
-
 def _run(options: argparse.Namespace) -> None:
+    for name in _VARIABLES:
+        os.environ.setdefault(name, "1")
     from stellarbyte.evaluation import command
 
-    command.run(options, open_scorer)
+    command.run(options)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from stellarbyte.evaluation.choices import TaskFigures
 from stellarbyte.evaluation.comparing import Comparison
 from stellarbyte.evaluation.figures import BINS
 from stellarbyte.evaluation.measuring import Measured
@@ -16,7 +17,7 @@ _COLUMNS = (
     ("bits_per_byte", "bits/byte", "{:.4f}"),
     ("loss", "loss", "{:.4f}"),
     ("perplexity", "perplexity", "{:,.2f}"),
-    ("word_perplexity", "of words", "{:,.1f}"),
+    ("word_perplexity", "of words", "{:.6g}"),
     ("accuracy", "accuracy", "{:.4f}"),
     ("calibration_error", "calibration", "{:.4f}"),
 )
@@ -34,7 +35,7 @@ def measured_text(measured: Measured) -> str:
 
 def comparison_text(ours: Measured, theirs: Measured, found: Comparison) -> str:
     """The figures of both models, and what is between them."""
-    names = [_name(side) for side in (ours, theirs)]
+    names = [_name(side.facts) for side in (ours, theirs)]
     return "\n\n".join([measured_text(ours), measured_text(theirs), found.sentence(*names)])
 
 
@@ -50,15 +51,29 @@ def finite_json(value: Any) -> Any:
 _LEGEND = f"bits/byte and perplexities: less is better. calibration: the expected calibration error, {BINS} bins."
 
 
-def _name(measured: Measured) -> str:
-    step = measured.facts.get("step")
-    return str(measured.facts["model"]) + (f" (step {step})" if step is not None else "")
+def head(facts: Mapping[str, Any]) -> str:
+    """Which model it is, and what it is computed in."""
+    return f"{_name(facts)}, {facts['dtype']}"
+
+
+def questions_text(facts: Mapping[str, Any], found: Mapping[str, TaskFigures]) -> str:
+    """The figures of tasks as a table."""
+    rows = [["task", "questions", "accuracy", "", "by bytes"]]
+    for name, figures in found.items():
+        shares = f"{figures.accuracy:.4f}", f"± {figures.error:.4f}", f"{figures.accuracy_by_bytes:.4f}"
+        rows.append([name, f"{figures.questions:,}", *shares])
+    return "\n".join([head(facts), *_aligned(rows)])
+
+
+def _name(facts: Mapping[str, Any]) -> str:
+    step = facts.get("step")
+    return str(facts["model"]) + (f" (step {step})" if step is not None else "")
 
 
 def _head(measured: Measured) -> list[str]:
     windows = measured.windows
     how = f"windows of {windows.window} tokens, {windows.stride} of them scored in each but the first"
-    return [f"{_name(measured)}, {measured.facts['dtype']}; {how}"]
+    return [f"{head(measured.facts)}; {how}"]
 
 
 def _cells(name: str, figures: Mapping[str, Any]) -> list[str]:

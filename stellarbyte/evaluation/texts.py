@@ -41,10 +41,8 @@ class Sources:
         """The sources of `[NAME=]TEXT` words.
 
         Raises:
-            UserError: two of them have one name, or the limit is not at least 1.
+            UserError: two of them have one name.
         """
-        if limit is not None and limit < 1:
-            raise UserError(f"--limit {limit} must be at least 1")
         named: dict[str, str] = {}
         for word in words:
             found = None if Path(word).exists() else _NAMED.fullmatch(word)

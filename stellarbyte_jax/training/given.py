@@ -1,10 +1,11 @@
 """The tokenizer and the token shards that a run is given, checked against its config."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
 import jax
 
+from stellarbyte.evaluation.choices import Task, read_tasks
 from stellarbyte.places import place
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.data.agreement import check_made_with, check_tokenizer_fits
@@ -20,6 +21,7 @@ class Given(NamedTuple):
 
     tokenizer_files: the files of the tokenizer that its checkpoints carry, with the chat template if there is one.
     warning: what the user is told about that template. bytes_a_token_V: int32 [V], see byte_lengths.
+    tasks: those of training.eval_tasks.
     """
 
     tokenizer: Tokenizer
@@ -28,6 +30,7 @@ class Given(NamedTuple):
     tokenizer_files: Mapping[str, str]
     warning: str | None
     bytes_a_token_V: jax.Array
+    tasks: Sequence[Task]
 
     @classmethod
     def of(cls, config: RunConfig) -> Self:
@@ -43,4 +46,5 @@ class Given(NamedTuple):
         template = None if chat is None else chat.chat_template_sha256
         files, warning = files_with_template(tokenizer, config.data, template)
         lengths_V = byte_lengths(tokenizer, config.model.vocab_size)
-        return cls(tokenizer, manifest, DataIdentity.of(manifest), files, warning, lengths_V)
+        tasks = read_tasks(config.training.eval_tasks)
+        return cls(tokenizer, manifest, DataIdentity.of(manifest), files, warning, lengths_V, tasks)

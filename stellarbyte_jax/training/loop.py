@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from stellarbyte.display import Display
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupt
-from stellarbyte_jax.checkpoints.adapter_trees import join
 from stellarbyte_jax.checkpoints.checkpoint import Checkpointer, RunMetadata, latest_step
 from stellarbyte_jax.checkpoints.folders import delete_after
 from stellarbyte_jax.config import RunConfig
@@ -22,10 +21,9 @@ from stellarbyte_jax.processes.joined import Processes
 from stellarbyte_jax.sharding import Layout, make_mesh
 from stellarbyte_jax.training.amending import resume
 from stellarbyte_jax.training.cut_model import as_saved, cut, save_cut_model, uncut_fields
-from stellarbyte_jax.training.cut_short import CutShortError, until
+from stellarbyte_jax.training.cut_short import CutShortError
 from stellarbyte_jax.training.early_stopping import stops_early
 from stellarbyte_jax.training.ending import conclude
-from stellarbyte_jax.training.evaluation import evaluate
 from stellarbyte_jax.training.failures import Failures, ReadAhead
 from stellarbyte_jax.training.finite import check_finite
 from stellarbyte_jax.training.given import Given
@@ -35,6 +33,7 @@ from stellarbyte_jax.training.programs import Programs
 from stellarbyte_jax.training.save_times import SaveTimes
 from stellarbyte_jax.training.start import check_start, identity, start
 from stellarbyte_jax.training.teacher import Teacher
+from stellarbyte_jax.training.validation import Validation
 from stellarbyte_jax.training.watching.compile_watch import CompileWatch
 from stellarbyte_jax.training.watching.diagnostics import Diagnostics
 from stellarbyte_jax.training.watching.metrics import MetricsLog
@@ -87,6 +86,7 @@ class Training:
         self.resumed = resume(config, given.data, metadata, self.step, going_on, amend=amend, writes=writes)
         self.loader = loader.mixed_by(self.resumed.segments)
         self.feed = Feed(config, self.loader, layout, self.step, self.resumed.rows)
+        self.validation = Validation.of(now, given, self.feed, layout, programs, processes, self.failures)
         if writes:
             save_config(config, work.path / "config.yaml")
             save_cut_model(config, now, work.path)
@@ -130,7 +130,7 @@ class Training:
             train_step = self.programs.train_step
             self.train_steps = {stage: compile_watch.watch(train_step) for stage in self.feed.stages}
             self.train_steps[self.feed.stage(self.step)] = compile_watch.watch(train_step, self.diagnostics.dump_hlo)
-            self.eval_step = compile_watch.watch(self.programs.eval_step)
+            self.validation = self.validation.watched(compile_watch)
             try:
                 self._begin()
                 while self.step < self.max_steps and not self.stopping and self.early is None:
@@ -210,15 +210,14 @@ class Training:
             return True
         # A signal that came before the end of the last step stops no training, so it stops no validation either.
         heeded = self.step < self.max_steps or not any(self.processes.share(self.interrupt.requested))
+
+        def ends() -> bool:
+            return (heeded and self.interrupt.requested) or self._failed()
+
         with log.paused("validation"), log.doing("validating") as progress:
-            ema = state.ema if config.training.eval_ema else None
-            weights = join(self.frozen, state.params if ema is None else ema)
-            rows = self.feed.validation(self.given.manifest, progress)
-            rows = until(
-                lambda: (heeded and self.interrupt.requested) or self._failed(), rows, self.processes, self.failures
-            )
+            weights = self.validation.weights(state, self.frozen)
             try:
-                log.validation(self.step, evaluate(self.eval_step, weights, rows, self.given.bytes_a_token_V))
+                log.validation(self.step, self.validation.figures(weights, ends, progress))
             except CutShortError:
                 return False
             self.work.copy(log.say)

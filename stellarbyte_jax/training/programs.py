@@ -10,6 +10,7 @@ import optax
 from stellarbyte_jax.checkpoints.adapter_trees import join
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.sharding import Layout
+from stellarbyte_jax.training.eval_tasks import ChoiceStep, choice_step_on_mesh
 from stellarbyte_jax.training.evaluation import eval_step_on_mesh
 from stellarbyte_jax.training.gradual_pruning import GradualPruning
 from stellarbyte_jax.training.optimizer import run_optimizer
@@ -25,7 +26,8 @@ class Programs(NamedTuple):
 
     shardings: a TrainState with a sharding for each array. frozen_shardings: those of the weights below adapters.
     learning_rate: a function from the number of steps that are done to the rate of the next.
-    pruning: the rule by which the train step prunes; None if it does not.
+    pruning: the rule by which the train step prunes; None if it does not. choice_step: for training.eval_tasks; None
+    without them.
     """
 
     optimizer: optax.GradientTransformation
@@ -35,6 +37,7 @@ class Programs(NamedTuple):
     eval_step: EvalStep
     learning_rate: Callable[[Any], Any]
     pruning: GradualPruning | None
+    choice_step: ChoiceStep | None
 
     @classmethod
     def of(cls, config: RunConfig, layout: Layout, teacher: Teacher | None = None) -> Self:
@@ -44,13 +47,16 @@ class Programs(NamedTuple):
         shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
         pruning = GradualPruning.of(config, optimizer)
         train_step = run_train_step(config, graphdef, optimizer, pruning, None if teacher is None else teacher.graphdef)
+        weights_shardings = join(frozen_shardings, shardings.params)
+        asks = bool(config.training.eval_tasks)
         taught_by = {} if teacher is None else teacher.shardings
         return cls(
             optimizer,
             shardings,
             frozen_shardings,
             on_mesh(train_step, layout, shardings, frozen_shardings, taught_by),
-            eval_step_on_mesh(graphdef, join(frozen_shardings, shardings.params), layout),
+            eval_step_on_mesh(graphdef, weights_shardings, layout),
             jax.jit(learning_rate_schedule(config.optimizer, config.training.max_steps, jnp)),
             pruning,
+            choice_step_on_mesh(graphdef, weights_shardings, layout) if asks else None,
         )

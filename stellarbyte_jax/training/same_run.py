@@ -39,6 +39,7 @@ _FREE_FIELDS = (
     "training.early_stopping",
     "training.eval_steps",
     "training.eval_batches",
+    "training.eval_tasks",
     "training.log_norms",
     "training.max_skipped_in_a_row",
     "training.on_not_finite",

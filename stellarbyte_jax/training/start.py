@@ -2,6 +2,7 @@
 
 import dataclasses
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import optax
 from flax import nnx
 
 from stellarbyte.errors import UserError
+from stellarbyte.files import sha256_of
 from stellarbyte_jax.amendments import read_amendments
 from stellarbyte_jax.checkpoints.adapter_trees import split_adapters
 from stellarbyte_jax.checkpoints.array_files import check_finite_weights
@@ -61,6 +63,7 @@ def identity(config: RunConfig, tokenizer: Tokenizer, data: DataIdentity, *, ame
         **to_dict(config),
         "sha256 of the tokenizer": tokenizer.sha256,
         "sha256 of the token shards' manifest": data.sha256,
+        **{f"sha256 of the task {path}": sha256_of(Path(path)) for path in config.training.eval_tasks},
         "version of": versions,
         f"newest checkpoint in {config.output_dir}": latest_step(config.output_dir),
         "--amend": amend,

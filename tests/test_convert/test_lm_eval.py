@@ -3,11 +3,13 @@
 import json
 import math
 import random
+import re
 from pathlib import Path
 
 import pytest
 
 from convert import hf_checkpoint
+from stellarbyte.door import main
 from stellarbyte_jax.checkpoints.checkpoint import RunMetadata, save_imported
 from stellarbyte_jax.config import ByteConfig, DataConfig, OptimizerConfig, RunConfig, SourceConfig, TrainingConfig
 from stellarbyte_jax.config_file import to_dict
@@ -140,6 +142,32 @@ def scores(run_dir, texts, tmp_path_factory):
         result = lm_eval.simple_evaluate(wrapped, tasks=names, task_manager=tasks, bootstrap_iters=0)
         found[type(model).__name__] = {name: result["results"][name] for name in names}
     return found
+
+
+@pytest.mark.parametrize("family", [None, "llama"])
+def test_long_texts_have_the_rolling_likelihood_of_lm_eval(family, run_dir, texts, tmp_path, capsys):
+    """Its own class alone, on texts of many windows and of a few tokens; and the run, in JAX."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from stellarbyte_torch.evaluation.scorer import TorchScorer
+
+    documents = ["\n".join(texts[1][:12]), texts[1][3], "é", "a b"]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    hf_checkpoint.to_hf(run_dir, tmp_path / "hf", family=family)
+    scorer = TorchScorer(tmp_path / "hf", "cpu")
+    wrapped = HFLM(scorer.model, tokenizer=scorer.tokenizer, backend="causal", batch_size=4, add_bos_token=False)
+    requests = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in documents]
+    nats = -sum(wrapped.loglikelihood_rolling(requests, disable_tqdm=True))
+    expected = nats / sum(len(text.encode()) for text in documents) / math.log(2)
+    capsys.readouterr()
+    for model in (tmp_path / "hf", run_dir):
+        assert main(["evaluate", str(model), "--data", str(tmp_path / "texts.jsonl"), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["tokens"] > 3 * LENGTH
+        assert abs(found["bits_per_byte"] - expected) < 1e-5, model
+        words = sum(len(re.split(r"\s+", text)) for text in documents)
+        assert found["word_perplexity"] == pytest.approx(math.exp(nats / words), rel=1e-4)
 
 
 def _write_tasks(folder: Path, texts: list[str]) -> None:

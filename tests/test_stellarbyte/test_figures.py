@@ -10,9 +10,10 @@ from stellarbyte.figures import (
     NORM_GROUPS,
     VALIDATION,
     figure_of,
+    figures_in,
     finite,
+    greater_is_better,
     in_words,
-    shown_figures,
     split_name,
     value_of,
 )
@@ -47,7 +48,19 @@ def test_in_words() -> None:
     assert in_words(record) == ["loss 2.0000", "perplexity not finite", "1,234 tokens/s", "MFU 50.0%"]
     assert in_words({"loss": 2.0, "tokens_per_second": None}) == ["loss 2.0000"], "the first step has no rate"
     assert in_words({"validation_loss": 2.0, "loss": 1.0}, VALIDATION) == ["loss 2.0000"]
-    assert [figure.label for figure in shown_figures(VALIDATION)] == ["loss", "perplexity", "accuracy", "bits/byte"]
+    names = ("loss", "perplexity", "accuracy", "bits_per_byte", "tokens", "seconds")
+    shown = figures_in(dict.fromkeys((VALIDATION + name for name in names), 1.0), VALIDATION)
+    assert [figure.label for figure in shown] == ["loss", "perplexity", "accuracy", "bits/byte"]
+
+
+def test_figures_of_tasks() -> None:
+    record = {"validation_task_arc-easy": 0.5, "validation_loss": 2.0, "validation_task_arc-easy_by_bytes": 0.25}
+    assert in_words(record, VALIDATION) == ["loss 2.0000", "arc-easy 0.500", "arc-easy by bytes 0.250"]
+    assert in_words(record) == []
+    figure = figure_of("validation_task_arc-easy_by_bytes")
+    assert figure is not None and (figure.better, figure.number(0.125)) == ("more", "0.125")
+    assert greater_is_better("validation_task_x")
+    assert all(figure_of(name) is None for name in ("task_x", "validation_task_", "validation_tusk_x"))
 
 
 @pytest.mark.parametrize("value", [None, "1", [1], True, float("nan"), float("inf"), 10**400])

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
-from stellarbyte.figures import VALIDATION, finite, shown_figures
+from stellarbyte.figures import VALIDATION, figures_in, finite
 from stellarbyte.host_memory import peak_resident_bytes
 from stellarbyte.validation_table import Validations, best_of
 from stellarbyte_jax.config import RunConfig
@@ -55,7 +55,7 @@ def _validation(validations: Validations) -> dict[str, str]:
         return {}
     last = max(validations)
     words = []
-    for figure in shown_figures(VALIDATION):
+    for figure in figures_in(validations[last], VALIDATION):
         value, best = finite(validations[last].get(VALIDATION + figure.name)), best_of(figure, validations)
         if value is not None and best is not None:
             better = "" if best[0] == last else f" (best {figure.number(best[1])} at step {best[0]})"

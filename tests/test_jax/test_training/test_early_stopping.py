@@ -11,7 +11,7 @@ import pytest
 
 from stellarbyte_jax.checkpoints.checkpoint import latest_step
 from stellarbyte_jax.config import RunConfig
-from stellarbyte_jax.training import loop
+from stellarbyte_jax.training import validation
 from stellarbyte_jax.training.early_stopping import stops_early
 from stellarbyte_jax.training.pretrain import pretrain
 from test_jax.runs import bits, records
@@ -86,7 +86,7 @@ def test_a_run_ends_early_saved_and_stays_so_until_it_is_more_patient(
         evaluated.append(5.0)
         return {"loss": 5.0, "accuracy": 0.5, "bits_per_byte": 1.0, "tokens": 1.0}
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(validation, "evaluate", evaluate)
     assert pretrain(config)
     # The best is that of step 6, so the validation of step 10, which is due at once, is no improvement.
     assert latest_step(config.output_dir) == 10 and len(evaluated) == 1

@@ -35,7 +35,7 @@ from stellarbyte_jax.data.prepare import prepare
 from stellarbyte_jax.data.tokenizer_training import train_tokenizer
 from stellarbyte_jax.pruning.prune import prune_run
 from stellarbyte_jax.sharding import make_mesh
-from stellarbyte_jax.training import loop
+from stellarbyte_jax.training import loop, validation
 from stellarbyte_jax.training.evaluation import evaluate_run
 from stellarbyte_jax.training.pretrain import pretrain
 from test_jax.runs import Crash, bits, crash, losses, records
@@ -144,7 +144,9 @@ def test_the_best_and_every_sixth_stay_across_an_interruption(
     accuracies = {0: 0.1, 2: 0.3, 4: 0.9, 6: 0.2, 8: 0.5, 10: 0.4, 12: 0.8}
     evaluated = iter(accuracies.values())
     monkeypatch.setattr(
-        loop, "evaluate", lambda *_: {"loss": 1.0, "accuracy": next(evaluated), "bits_per_byte": 1.0, "tokens": 1.0}
+        validation,
+        "evaluate",
+        lambda *_: {"loss": 1.0, "accuracy": next(evaluated), "bits_per_byte": 1.0, "tokens": 1.0},
     )
     rules = {"keep_best": 2, "metric_for_best_model": "validation_accuracy", "keep_every_steps": 6}
     config = run_config(training={"eval_steps": 2}, checkpoint={"save_steps": 2, "save_total_limit": 1, **rules})

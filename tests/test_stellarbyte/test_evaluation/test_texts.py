@@ -49,7 +49,6 @@ def test_documents_without_text_are_told() -> None:
         (["many.jsonl"], {"field": "prose"}, r"many.jsonl:1 lacks the field 'prose' \(it has text, kind, body\)"),
         (["many.jsonl"], {"domain": "sort"}, "many.jsonl:1 lacks the field 'sort'"),
         (["poem.txt"], {"domain": "kind"}, "--domain-field kind is for records, and poem.txt is plain text"),
-        (["poem.txt"], {"limit": 0}, "--limit 0 must be at least 1"),
         (["empty.txt"], {}, "--data empty.txt holds no text"),
         (["number.jsonl"], {}, "number.jsonl:1 has a number in the field 'text', not text: mend it"),
     ],
