@@ -226,19 +226,27 @@ def cache_bytes(architecture: Architecture, dtype: str, tokens: int, budget: KVB
 
 
 def _rows(architecture: Architecture, cache: Sequence[CacheMemory], weights: int, dtype: str, available: float) -> int:
-    """The most rows with a full context beside the weights: keys and values, logits, and one layer's activations."""
+    """The most rows with a full context that fit beside the weights."""
     computed = "float32" if dtype == "float32" else "bfloat16"
     context, held = next(found for found in cache if found.dtype == computed).lengths[-1]
-    row = held + 4 * (architecture.vocab_size or 0) + context * _BYTES[computed] * _working(architecture)
-    return max(0, int((available - weights) // row))
+    return max(0, int((available - weights) // (held + prefill_bytes(architecture, computed, context))))
+
+
+def prefill_bytes(architecture: Architecture, dtype: str, tokens: int) -> int:
+    """The bytes of one row of a prompt at the fullest moment, beside weights and cache: a layer's work, and logits."""
+    return 4 * (architecture.vocab_size or 0) + tokens * _BYTES[dtype] * _working(architecture)
 
 
 def _working(architecture: Architecture) -> int:
-    """The numbers of one token that a layer of the forward pass holds at once: its input, and the network's inside."""
+    """The numbers of one token that a forward pass holds at once, within a feed-forward network, as PyTorch runs it.
+
+    They are the embeddings, the residual stream before and after attention, the branch and the network's input, and of
+    its inside what the gate, its activation's product and the other half hold.
+    """
     widest = 0
     for group in architecture.groups:
         network = group.feed_forward
         if network is not None:
             at_work = network.experts_per_token or 1
             widest = max(widest, (2 + network.gated) * (network.width * at_work + network.shared_width))
-    return 2 * (architecture.hidden_size or 0) + widest
+    return 5 * (architecture.hidden_size or 0) + widest

@@ -81,7 +81,7 @@ def test_rows_that_fit(plain):
     """By hand: what is left beside the weights, over what a row takes."""
     found = memory(plain)
     assert [fit.bytes for fit in found.chips] == sorted(int(chip.hbm_bytes) for chip in CHIPS.values())
-    row = 64 * 2 * TOKEN + 4 * 96 + 64 * 2 * (2 * 32 + 3 * 48)
+    row = 64 * 2 * TOKEN + 4 * 96 + 64 * 2 * (5 * 32 + 3 * 48)
     for fit in found.chips:
         assert fit.inference_rows["bfloat16"] == (fit.bytes - 2 * NUMBERS) // row
         assert fit.training_rows == {}
