@@ -38,6 +38,7 @@ SMALL: dict[str, Any] = {
     **{"num_attention_heads": 12, "num_key_value_heads": 4, "max_position_embeddings": 2048},
 }
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 1024, "num_hidden_layers": 6}
+WIDE_HEADS = {"num_attention_heads": 6, "num_key_value_heads": 2}
 # Model's fields, rows of 2048 tokens, remat.
 STEPS: dict[str, tuple[dict[str, Any], int, str]] = {
     "train step, none": ({}, 8, "none"),
@@ -45,6 +46,8 @@ STEPS: dict[str, tuple[dict[str, Any], int, str]] = {
     "train step, save_attention": ({}, 16, "save_attention"),
     "train step, full": ({}, 16, "full"),
     "train step, window 512, LayerScale, none": ({"sliding_window": 512, "layer_scale_init": 0.1}, 8, "none"),
+    "train step, heads of 128, dots": (WIDE_HEADS, 16, "dots"),
+    "train step, heads of 128, save_attention": (WIDE_HEADS, 16, "save_attention"),
     "train step, 2 of 8 experts, full": (EXPERTS, 8, "full"),
 }
 # Prints the peak of a process that has read a prompt, less what it took with its libraries alone.

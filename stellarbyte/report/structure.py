@@ -7,7 +7,7 @@ from stellarbyte.architecture import ByteConfig
 from stellarbyte.report.architecture import Architecture, LayerGroup, Weight
 from stellarbyte.report.layer_shapes import Tensors, attention_of, feed_forward_of, field
 from stellarbyte.report.names import Named
-from stellarbyte.report.parameters import own_tensors
+from stellarbyte.report.parameters import PARTS, own_tensors
 from stellarbyte.report.subject import Subject
 
 # Fields that the drawing says already, or that change nothing of it.
@@ -48,7 +48,7 @@ def structure_of(subject: Subject) -> Architecture:
         parallel=_parallel(subject.model_type, fields),
         switches=_switches(subject.config, fields),
         groups=_folded(layers, fields),
-        outside=tuple(Weight(known.inner, shape, known.part) for known, shape in outside),
+        outside=tuple(sorted((Weight(w.inner, shape, w.part) for w, shape in outside), key=_place_outside)),
     )
 
 
@@ -72,6 +72,10 @@ def _weights(tensors: Tensors) -> tuple[Weight, ...]:
         copies[key] = copies.get(key, 0) + 1
     weights = [Weight(*key, copies=count) for key, count in copies.items()]
     return tuple(sorted(weights, key=lambda weight: (_place(weight), weight.name, weight.shape)))
+
+
+def _place_outside(weight: Weight) -> tuple[int, str]:
+    return PARTS.index(weight.part), weight.name
 
 
 def _place(weight: Weight) -> int:

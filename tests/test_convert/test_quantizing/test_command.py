@@ -21,6 +21,9 @@ from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte.info import info
 from stellarbyte.interrupt import Interrupted
+from stellarbyte.report.find import find_subject
+from stellarbyte.report.structure import structure_of
+from stellarbyte.safetensors_header import read_header
 from stellarbyte_torch.model_folder import load_model
 from stellarbyte_torch.quantization import block_files
 from stellarbyte_torch.quantization.gate import compare
@@ -203,6 +206,16 @@ def test_info_tells_of_it(quantised) -> None:
     assert facts["quantised"] == "rtn, 8 bits, groups of 16, compressed-tensors"
     assert facts["gate"] == "PASS"
     assert facts["parameters"] == report_of(quantised)["weights"]["all"]
+
+
+def test_a_report_tells_its_structure_as_that_of_the_floats(floats, quantised) -> None:
+    """Codes count as weights, and all bytes of the files are told of: by dtype, with scales."""
+    plain, codes = find_subject(floats), find_subject(quantised)
+    assert structure_of(plain) == structure_of(codes)
+    assert codes.tensors["model.layers.0.self_attn.q_proj.weight"].dtype == "I8"
+    stored = sum(tensor.nbytes for tensor in codes.tensors.values()) + codes.buffers
+    headers = (read_header(file) for file in quantised.glob("*.safetensors"))
+    assert stored == sum(tensor.end - tensor.start for header in headers for tensor in header.values())
 
 
 @pytest.mark.long

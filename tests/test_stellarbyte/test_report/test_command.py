@@ -5,6 +5,7 @@ import json
 import pytest
 
 from stellarbyte.door import main
+from stellarbyte.report import making
 from stellarbyte.report.making import make_reports
 from stellarbyte.report.text import amount, report_text, size
 from test_stellarbyte.test_report.folders import LLAMA, folder, llama
@@ -28,7 +29,7 @@ def test_lines(path, capsys):
 
 def test_json_is_one_object_a_model(path, tmp_path, capsys):
     other = folder(tmp_path / "byte", LLAMA | {"model_type": "stablelm"}, llama(tied=True))
-    assert main(["report", str(path), str(other), "--json"]) == 0
+    assert main(["report", str(path), str(other), "--no-weights", "--json"]) == 0
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert [first["name"], second["name"]] == ["star", "byte"]
     assert first["parameters"]["total"] - second["parameters"]["total"] == 96 * 32
@@ -63,6 +64,15 @@ def test_a_folder_without_weights_is_counted_by_its_config(tmp_path):
     assert "holds no weights in safetensors files" in report.remarks[0]
     assert report.memory.training[0].remat == "none"
     assert "remat full" in report_text(report)
+
+
+def test_without_jax_a_sentence_stands_for_what_is_not_foreseen(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(making, "find_spec", lambda _: None)
+    assert main(["report", str(folder(tmp_path / "m", LLAMA, llama())), "--no-weights"]) == 0
+    captured = capsys.readouterr()
+    assert "pip install 'stellarbyte[jax]'" in captured.out
+    assert "answers with weights in float32" in captured.out
+    assert "remat" not in captured.out
 
 
 @pytest.mark.parametrize(
