@@ -23,7 +23,7 @@ def test_a_page_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     pictures = sorted(folder.iterdir())
     assert told.splitlines()[:3] == [f"{file}", f"{file} (replaced)", f"{folder}: {len(pictures)} pictures"]
     assert 'lang="zh-CN"' in file.read_text(encoding="utf-8") and [each.name for each in pictures] == [
-        *("parameters.png", "weights.png")
+        *("parameters.png", "training-state.png", "weights.png")
     ]
 
 
