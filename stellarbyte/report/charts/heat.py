@@ -43,7 +43,7 @@ def heat(
         np.ma.masked_invalid(values), aspect="auto", interpolation="none", cmap=_MAP, vmin=least, vmax=most
     )
     turned = sum(len(name) + 2 for name in columns) > _LETTERS and max(map(len, columns), default=0) > 2
-    _ticks(axes.xaxis, columns, 14 if turned else 16)
+    _ticks(axes.xaxis, columns, 16 if turned else 10)
     if turned:
         axes.tick_params(axis="x", labelrotation=90)
     _ticks(axes.yaxis, rows, 14)

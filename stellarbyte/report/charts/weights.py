@@ -13,6 +13,8 @@ from stellarbyte.report.words import Words
 # The figures that are drawn, and whether each is a share.
 FIGURES = (("small", True), ("outliers", True), ("rank_share", True), ("init_distance", False))
 
+_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate", "gate_proj", "up_proj", "gate_up_proj", "down_proj")
+
 
 def weight_charts(report: Report, words: Words) -> list[Chart]:
     """A heat map for each figure of the layers' matrices that is known."""
@@ -20,7 +22,7 @@ def weight_charts(report: Report, words: Words) -> list[Chart]:
         return []
     matrices = [each for each in report.weights.matrices if each.layer is not None]
     layers = sorted({each.layer for each in matrices if each.layer is not None})
-    names = list(dict.fromkeys(each.matrix for each in matrices))
+    names = sorted(dict.fromkeys(each.matrix for each in matrices), key=_order)
     if not matrices:
         return []
     charts = []
@@ -46,6 +48,12 @@ def weight_charts(report: Report, words: Words) -> list[Chart]:
         )
         charts.append(Chart(f"weights-{figure.replace('_', '-')}", title, alt, draw, height=250))
     return charts
+
+
+def _order(matrix: str) -> int:
+    """The place of a matrix in the order of computation; files list them by the alphabet, and others come last."""
+    name = short(matrix)
+    return _ORDER.index(name) if name in _ORDER else len(_ORDER)
 
 
 def short(matrix: str) -> str:

@@ -52,7 +52,9 @@ def latency(view: View) -> Section | None:
         note = view.note(
             "latency note",
             library=found.library,
-            machine=machine.name,
+            machine=machine.name
+            if machine.threads is None
+            else words("threads", name=machine.name, number=machine.threads),
             dtype=machine.dtype,
             flops=flops(machine.flops, "FLOP/s"),
             bandwidth=flops(machine.bandwidth, "B/s"),

@@ -16,6 +16,7 @@ WORDS = {
     "table.latency": "实测速度",
     "latency note": "使用 {library} 在 {machine} 上以 {dtype} 测得；该机大矩阵乘法可达 {flops}，"
     "读内存可达 {bandwidth}；每点最多重复 {repeats} 次。",
+    "threads": "{name}（{number} 线程）",
     "chart.speed.prefill": "预填充：词元/秒",
     "chart.speed.decode": "解码：词元/秒",
     "chart.speed.alt": "{model} 的{title}；最快为每秒 {rate} 词元，批量 {batch}，长度 {length}",

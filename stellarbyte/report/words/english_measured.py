@@ -17,6 +17,7 @@ WORDS = {
     "table.latency": "Measured speed",
     "latency note": "Measured with {library} on {machine} in {dtype}, which reaches {flops} in a large matmul and "
     "reads {bandwidth}; up to {repeats} repeats a point.",
+    "threads": "{name} ({number} threads)",
     "chart.speed.prefill": "Prefill: tokens a second",
     "chart.speed.decode": "Decoding: tokens a second",
     "chart.speed.alt": "{title} of {model}; the fastest is {rate} at batch {batch} and length {length}",

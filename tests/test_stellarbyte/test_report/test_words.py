@@ -9,10 +9,14 @@ from stellarbyte.curve_charts import PANELS
 from stellarbyte.report import flops, memory, parameters
 from stellarbyte.report.charts import radar, step, weights
 from stellarbyte.report.charts.memory import TRAINING_PARTS
+from stellarbyte.report.matrix_facts import DEFINITIONS, DISTANCE_OF_DISTRIBUTION, DISTANCE_OF_WEIGHTS
+from stellarbyte.report.on_text import METHOD
 from stellarbyte.report.parts import _GROUPS
 from stellarbyte.report.words import TABLES, Words, chinese_sentences
 
 REPORT = Path(stellarbyte.report.__file__).parent
+ROOT = REPORT.parents[1]
+PACKAGES = ("stellarbyte", "stellarbyte_jax", "stellarbyte_torch", "convert")
 CHINESE = re.compile("[\u4e00-\u9fff]")
 
 
@@ -56,3 +60,20 @@ def test_sentences_are_translated_with_what_is_in_their_holes() -> None:
     assert words.sentence("a sentence of tomorrow") == "a sentence of tomorrow"
     assert Words("en").sentence(text) == text
     assert words.of("part", "of tomorrow") == "of tomorrow"
+
+
+def test_what_the_measured_parts_define_is_translated() -> None:
+    """A sentence that is changed there has to be changed here."""
+    definitions = (*DEFINITIONS.values(), DISTANCE_OF_WEIGHTS, DISTANCE_OF_DISTRIBUTION, METHOD)
+    for sentence in definitions:
+        translated = Words("zh").sentence(sentence)
+        assert CHINESE.search(translated), sentence
+        assert set(re.findall(r"[\d.]+ ?%|\d{4,}", sentence)) <= set(re.findall(r"[\d.]+ ?%|\d{4,}", translated))
+
+
+def test_sentences_stand_in_the_code_as_they_stand_in_the_table() -> None:
+    files = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if "words" not in path.parts)
+    code = re.sub(r'"\n\s*f?"', "", "\n".join(path.read_text(encoding="utf-8") for path in files))
+    for template in chinese_sentences.SENTENCES:
+        pieces = re.split(r"\{\w+\}|; | \(|\)|, vocabulary |, feed-forward | experts|none$", template)
+        assert all(piece in code for piece in pieces if len(piece) > 8), template
