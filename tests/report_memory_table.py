@@ -29,7 +29,14 @@ from stellarbyte_jax.config_file import load_model_config, save_config
 from stellarbyte_jax.model.kv_cache import KVCache
 from stellarbyte_jax.planning.compile_ahead import compile_ahead
 from stellarbyte_jax.planning.one_device import _Device, _on_one_device, foresee
+from stellarbyte_jax.planning.program import abstract_batch
 from stellarbyte_jax.planning.topology import parse_topology
+from stellarbyte_jax.sharding import Layout, make_mesh
+from stellarbyte_jax.training.gradual_pruning import GradualPruning
+from stellarbyte_jax.training.optimizer import run_optimizer
+from stellarbyte_jax.training.start import placed, state_shardings
+from stellarbyte_jax.training.state import run_model, run_state
+from stellarbyte_jax.training.step import on_mesh, run_train_step
 from stellarbyte_torch import ByteConfig as TorchConfig
 from stellarbyte_torch import ByteForCausalLM
 
@@ -85,6 +92,25 @@ def step_of(fields: dict[str, Any], rows: int, remat: str) -> tuple[int, int]:
     training = dataclasses.replace(config.training, remat=remat)
     run: RunConfig = dataclasses.replace(config, training=training)
     return _Device(run, "tpu").memory(remat, rows).total, compile_ahead(run, parse_topology("v5e:1x1")).peak
+
+
+def step_on_cpu(remat: str) -> tuple[int, int]:
+    """Arguments and temporaries of a train step on one CPU device: foreseen, and compiled."""
+    model = load_model_config("configs/model/30m.yaml")
+    config = _on_one_device(model, None, 4, 512)
+    run = dataclasses.replace(config, training=dataclasses.replace(config.training, remat=remat, dtype="float32"))
+    layout = Layout.of(run.mesh, make_mesh(run.mesh, jax.devices()[:1]))
+    graphdef, params = run_model(run, layout, "cpu")
+    optimizer = run_optimizer(run, params, layout)
+    shardings, frozen = state_shardings(run, params, optimizer, layout)
+    train_step = run_train_step(run, graphdef, optimizer, GradualPruning.of(run, optimizer), None)
+    state = placed(jax.eval_shape(lambda: run_state(run, optimizer)), shardings)
+    batch = abstract_batch(4, 512, layout.sharding("batch", "length"))
+    compiled = on_mesh(train_step, layout, shardings, frozen, {}).trace(state, batch, {}, {}).lower().compile()
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    taken = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return _Device(run, "cpu").memory(remat, 4).total, taken
 
 
 def jax_cache(dtype: str, **fields: Any) -> tuple[int, int]:
@@ -174,6 +200,8 @@ ROWS: dict[str, Callable[[], tuple[int, int]]] = {
     "prompts of 4 x 1024 in PyTorch, tensors alive": lambda: alive(4, 1024),
     "prompts of 2 x 2048 in PyTorch, tensors alive": lambda: alive(2, 2048, intermediate_size=1024),
     "prompts of 8 x 2048 in PyTorch, the whole process": lambda: prompt(8, 2048),
+    "train step on a CPU, none": lambda: step_on_cpu("none"),
+    "train step on a CPU, full": lambda: step_on_cpu("full"),
 }
 
 
