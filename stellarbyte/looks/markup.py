@@ -6,7 +6,7 @@ from html import escape
 from typing import Final
 
 _UNSOUND = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-_EMPTY: Final = frozenset({"br", "col", "meta"})
+_EMPTY: Final = frozenset({"br", "col", "hr", "img", "input", "link", "meta"})
 
 
 class Html(str):

@@ -7,7 +7,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from stellarbyte.command_line import folder_or_bucket
+from stellarbyte.command_line import check_text, folder_or_bucket
 
 
 def watch(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,13 @@ def watch(parser: argparse.ArgumentParser) -> None:
         type=folder_or_bucket,
         nargs="+",
         help="a run's output_dir, which may be yet to come, or a folder of runs",
+    )
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="of pretraining: have the newest checkpoint continue this text, and show it; may be given several times",
     )
     parser.add_argument("--port", type=int, metavar="N", help="0 for any (default: 8180, or the next that is free)")
     parser.add_argument(
@@ -42,6 +49,7 @@ def _watch(options: argparse.Namespace) -> None:
     from stellarbyte.watch.found import check_named
     from stellarbyte.watch.hosts import is_loopback
     from stellarbyte.watch.report_page import Reports
+    from stellarbyte.watch.samples import check_prompts
     from stellarbyte.watch.server import serve
     from stellarbyte.watch.watcher import Watcher
 
@@ -49,13 +57,16 @@ def _watch(options: argparse.Namespace) -> None:
         raise UserError(f"--port {options.port} is no port: give a number from 1024 to 65535, or 0 for any")
     if not options.host:  # which sockets take for every address
         raise UserError("--host '' is no address: give one of this machine, such as 127.0.0.1")
+    check_prompts(options.prompt)
+    for prompt in options.prompt:
+        check_text("--prompt", prompt)
     for place in options.runs:
         check_named(place)
     with (
         interruptible(),
         tempfile.TemporaryDirectory(prefix="stellarbyte-watch-") as folder,
         Children(os.environ) as children,
-        Watcher(options.runs, children) as watcher,
+        Watcher(options.runs, children, options.prompt) as watcher,
     ):
         reports = Reports(Path(folder), children)
         server = serve(options.host, options.port, watcher, reports, options.lang)

@@ -69,6 +69,7 @@ def page(lang: Lang) -> str:
                 tag("div", id="checkpoints", class_="table"),
                 tag("p", id="report"),
             ),
+            tag("section", tag("h2", words["samples"]), tag("div", id="samples"), id="samples-section", hidden=""),
             tag("section", tag("h2", words["log"]), tag("pre", id="log", tabindex=0)),
         ),
         tag("footer", tag("p", words["footer"])),

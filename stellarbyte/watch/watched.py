@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from stellarbyte.watch.checkpoints import Checkpoints
 from stellarbyte.watch.children import Children
 from stellarbyte.watch.condition import Condition, condition
 from stellarbyte.watch.outlook import outlook, patience
+from stellarbyte.watch.samples import Samples
 from stellarbyte.watch.series import Series
 from stellarbyte.watch.tail import Tail, last_lines
 
@@ -28,14 +30,15 @@ _PATIENCE_IN_A_BUCKET = 3600.0
 class Watched:
     """The run in a folder, which may not be there yet. All methods may be called from any thread.
 
-    name: what the page calls it.
+    name: what the page calls it. prompts: what its newest checkpoints are to continue.
     """
 
-    def __init__(self, run_dir: Place, name: str, children: Children) -> None:
+    def __init__(self, run_dir: Place, name: str, children: Children, prompts: Sequence[str] = ()) -> None:
         self.run_dir, self.name = run_dir, harmless(shown_path(name))
         self._lock = threading.Lock()
         self._tail, self._series = Tail(run_dir / "metrics.jsonl"), Series()
         self._checkpoints = Checkpoints(run_dir, children)
+        self._samples = Samples(run_dir, prompts, children)
         self._log: list[str] = []
         self._steps: list[int] = []
         self._training: dict[str, Any] = {}
@@ -104,9 +107,11 @@ class Watched:
             }
 
     def details(self) -> dict[str, Any]:
-        """Its checkpoints and the end of its log, ready for JSON."""
+        """Its checkpoints, its samples and the end of its log, ready for JSON. Asking for them begins new samples."""
+        self._samples.ask(self.newest_checkpoint())
         with self._lock:
-            return {"checkpoints": self._checkpoints.told(self._series), "log": self._log[-_LOG_LINES:]}
+            checkpoints = self._checkpoints.told(self._series)
+            return {"checkpoints": checkpoints, "samples": self._samples.told(), "log": self._log[-_LOG_LINES:]}
 
     def since(self, generation: int, count: int) -> dict[str, Any]:
         """Its figures that a page lacks: see `Series.since`."""

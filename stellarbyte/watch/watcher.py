@@ -22,10 +22,13 @@ _SECONDS_UNWATCHED = 15.0
 
 
 class Watcher:
-    """The runs at or below the named paths, in the order in which they were found; a run's number never changes."""
+    """The runs at or below the named paths, in the order in which they were found; a run's number never changes.
 
-    def __init__(self, paths: Sequence[Place], children: Children) -> None:
-        self._paths, self._children = list(paths), children
+    prompts: what the newest checkpoints of each are to continue.
+    """
+
+    def __init__(self, paths: Sequence[Place], children: Children, prompts: Sequence[str] = ()) -> None:
+        self._paths, self._children, self._prompts = list(paths), children, prompts
         self._runs: dict[int, Watched] = {}
         self._numbers = count()
         self._lock = threading.Lock()
@@ -83,7 +86,7 @@ class Watcher:
             known = {run.run_dir for run in kept.values()}
             for run_dir in found:
                 if run_dir not in known and len(kept) < MOST_RUNS:
-                    kept[next(self._numbers)] = Watched(run_dir, self._name(run_dir), self._children)
+                    kept[next(self._numbers)] = Watched(run_dir, self._name(run_dir), self._children, self._prompts)
                     known.add(run_dir)
             self._runs = kept
 

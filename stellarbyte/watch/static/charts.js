@@ -16,7 +16,7 @@ const PANELS = [
   { title: "chart_device", line: "hbm_bytes", raw: true, bytes: true },
   { title: "chart_balance", line: "balance_loss" },
   { title: "chart_dropped", line: "dropped_share" },
-  { title: "chart_pruned", line: "kept_channels", points: "kept_heads", raw: true },
+  { title: "chart_pruned", line: "kept_channels", points: "kept_heads", raw: true, pointsWord: "heads" },
 ];
 const SERIES_COLOURS = 10;
 
@@ -95,15 +95,16 @@ class Charts {
         const x = line[this.settings.axis], window = panel.raw ? 1 : this.window(line.values.length);
         if (window > 1) {
           tables.push([x, line.values]);
-          series.push({ stroke: colour, alpha: 0.25, width: 1, points: { show: false }, spanGaps: true });
+          series.push({ label: "", stroke: colour, alpha: 0.25, width: 1, points: { show: false }, spanGaps: true });
         }
         tables.push([x, smoothed(line.values, window)]);
         series.push({ label: run.name, stroke: colour, width: 2, points: { show: x.length < 2 }, spanGaps: true });
       }
       if (points) {
         tables.push([points[this.settings.axis], points.values]);
+        const what = line ? this.words[panel.pointsWord || "validation"] : "";
         series.push({
-          label: run.name, stroke: colour, width: 1.5, dash: [5, 4], spanGaps: true,
+          label: `${run.name} ${what}`.trim(), stroke: colour, width: 1.5, dash: [5, 4], spanGaps: true,
           points: { show: true, size: 6, fill: colour },
         });
       }
@@ -163,7 +164,8 @@ class Charts {
     plot.series.forEach((series, number) => {
       if (!number || !series.label) return;
       const found = nearest(plot.data[number], place);
-      if (found !== null) parts.push(`${this.runs.length > 1 ? `${series.label} ` : ""}${shortNumber(found, panel.bytes)}`);
+      const label = this.runs.length > 1 ? series.label : series.label.slice(this.runs[0].name.length).trim();
+      if (found !== null) parts.push(`${label} ${shortNumber(found, panel.bytes)}`.trim());
     });
     return parts.join(" · ");
   }

@@ -194,12 +194,37 @@ function showDetails(run) {
   link.href = `report?run=${run.number}`;
   report.replaceChildren(link);
 
+  showSamples(details.samples);
+
   const log = byId("log"), atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
   const text = details.log.join("\n") || words.no_log;
   if (log.textContent !== text) {
     log.textContent = text;
     if (atEnd) log.scrollTop = log.scrollHeight;
   }
+}
+
+const SHOWN_STEPS = 5;
+
+/* For each prompt the newest texts, below each other, so that they can be compared. */
+function showSamples(samples) {
+  byId("samples-section").hidden = samples.prompts.length === 0;
+  const rows = samples.rows.slice(0, SHOWN_STEPS);
+  if (!rows.length) {
+    byId("samples").replaceChildren(element("p", words.sampling, "note"));
+    return;
+  }
+  byId("samples").replaceChildren(...samples.prompts.map((prompt, place) => {
+    const box = element("figure"), list = element("dl");
+    for (const row of rows) {
+      const text = element("dd");
+      if (row.problem) text.append(element("span", row.problem, "why"));
+      else text.append(element("span", prompt, "why"), row.texts[place]);
+      list.append(element("dt", filled("at_step", { step: whole(row.step) })), text);
+    }
+    box.append(list);
+    return box;
+  }));
 }
 
 /* A table in place of the one before; a cell is text or an element. What had the focus in it has it again. */

@@ -132,3 +132,35 @@ def test_a_run_that_goes_on_from_an_older_step(page: Browser, tmp_path: Path) ->
         while time.monotonic() - began < 5:  # nothing else comes
             assert page.evaluate(POINTS) == 12
             time.sleep(0.5)
+
+
+def test_a_chart_is_read_and_zoomed(page: Browser, tmp_path: Path) -> None:
+    run = write(tmp_path / "run", range(1, 41))
+    reaches = "[...charts.drawn.values()].map(each => [each.plot.scales.x.min, each.plot.scales.x.max].map(Math.round))"
+    with watching(run) as (url, _):
+        page.open(url)
+        page.wait_for(f"{POINTS} === 40")
+        box = "document.querySelector('#chart_loss .u-over').getBoundingClientRect()"
+        left, top, width, height = page.evaluate(f"(box => [box.x, box.y, box.width, box.height])({box})")
+
+        def mouse(kind: str, share: float, **more: object) -> None:
+            place = {"x": left + share * width, "y": top + height / 2}
+            page.call("Input.dispatchMouseEvent", type=f"mouse{kind}", **place, **more)
+
+        mouse("Moved", 0.5)
+        shown = page.wait_for("document.querySelector('#chart_loss small').textContent")
+        assert re.fullmatch(r"step 2\d · 0\.\d+ · validation 0\.\d+", shown)
+        held = {"button": "left", "clickCount": 1, "buttons": 1}
+        mouse("Pressed", 0.25, **held)
+        mouse("Moved", 0.5, button="left", buttons=1)
+        mouse("Released", 0.5, **held)
+        zoomed = page.wait_for(f"({reaches}).every(each => each[1] < 30) && ({reaches})")
+        assert len({tuple(each) for each in zoomed if each[0] > 0}) <= 2, "all charts together"
+        write(run, range(41, 51))
+        page.wait_for(f"{POINTS} === 50")
+        assert page.evaluate(reaches) == zoomed, "what comes later leaves it zoomed"
+        for count in (1, 2):
+            mouse("Pressed", 0.5, button="left", clickCount=count, buttons=1)
+            mouse("Released", 0.5, button="left", clickCount=count)
+        page.wait_for(f"({reaches}).every(each => each[1] === 50)")
+        assert page.console == []
