@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from stellarbyte.errors import UserError
+from stellarbyte.errors import UserError, shown
 from stellarbyte.watch.hosts import may_name
 from stellarbyte.watch.page import SCRIPTS, asset, message, page, style
 from stellarbyte.watch.report_page import Reports
@@ -75,15 +75,14 @@ def serve(host: str, port: int | None, watcher: Watcher, reports: Reports, lang:
     for each in ports:
         try:
             return Server(host, each, watcher, reports, lang)
+        except (socket.gaierror, UnicodeError) as error:  # the latter for what can be no name at all
+            why = "give one of this machine, such as 127.0.0.1"
+            raise UserError(f"--host {shown(host)} is no address: {why}") from error
         except OSError as error:
             problem = error
-            if isinstance(error, socket.gaierror):
-                break
-    if isinstance(problem, socket.gaierror):
-        raise UserError(f"--host {host} is no address: give one of this machine, such as 127.0.0.1")
-    reason = (problem.strerror if problem is not None else None) or "it is taken"
+    assert problem is not None
     what = f"--port {port}" if port is not None else f"a port from {ports[0]} to {ports[-1]}"
-    raise UserError(f"{what} at {host} cannot be used ({reason}): give another by --port, or 0 for any")
+    raise UserError(f"{what} at {host} cannot be used ({problem.strerror}): give another by --port, or 0 for any")
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -170,7 +170,7 @@ def test_ports() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"--port {port} at 127.0.0.1 cannot be used"):
             serve("127.0.0.1", port, None, None, None)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"--host no\.such\.host\.invalid is no address"):
+    with pytest.raises(UserError, match=r"--host 'no\.such\.host\.invalid' is no address"):
         serve("no.such.host.invalid", 0, None, None, None)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"--port 0 at 203\.0\.113\.1 cannot be used"):
         serve("203.0.113.1", 0, None, None, None)  # type: ignore[arg-type]

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from memory_bucket import use_memory
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
+from stellarbyte.places import BucketPath, place
 from stellarbyte.watch.children import Children
 from stellarbyte.watch.found import check_named, runs_of
 from stellarbyte.watch.watched import Watched
@@ -150,6 +152,34 @@ def test_a_folder_in_which_runs_begin_later(tmp_path: Path) -> None:
         watcher._searched_at = -1e9
         watcher.look()
         assert {number: run.name for number, run in watcher.runs().items()} == {1: "x", 2: "a"}
+
+
+def test_a_run_in_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_memory(monkeypatch)
+    base = place("s3://runs/folder")
+    assert isinstance(base, BucketPath)
+    assert runs_of(base) == [base]
+    run_dir = base / "one"
+    check_named(run_dir)
+    run = Watched(run_dir, "one", Silent({"checkpoints": [{"step": 2, "kept_by": ["newest 2"]}]}))
+    assert told(run)["state"] == "waiting"
+    (run_dir / "config.yaml").write_bytes(b"training: {max_steps: 40}")
+    content = b'{"step": 1, "loss": 2.0, "tokens": 5}\n{"step": 2, "loss": 1.0, "tokens": 5}\n'
+    (run_dir / "metrics.jsonl").write_bytes(content + b'{"st')
+    with folder_lock(run_dir, "pretrain"):
+        found = told(run)
+        assert (found["state"], found["step"], found["max_steps"], found["tokens"]) == ("running", 2, 40, 10)
+    (run_dir / "metrics.jsonl").write_bytes(content + b'{"step": 3, "loss": 0.5, "tokens": 5}\n')
+    found = told(run)
+    assert (found["state"], found["step"], found["generation"]) == ("stopped", 3, 0), "what is new was read"
+    (run_dir / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.0, "tokens": 5}\n')
+    assert (told(run)["step"], told(run)["generation"]) == (1, 1)
+    (run_dir / "checkpoints" / "2" / "params").write_bytes(b"12345")
+    assert told(run)["newest_checkpoint"] is None, "it is being written"
+    (run_dir / "checkpoints" / "2" / "commit_success.txt").write_bytes(b"")
+    assert told(run)["newest_checkpoint"] == 2 and runs_of(base) == [run_dir]
+    (row,) = run.details()["checkpoints"]
+    assert (row["bytes"], row["saved_at"], row["kept_by"]) == (5, None, ["newest 2"])
 
 
 def test_nothing_is_read_while_nobody_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
