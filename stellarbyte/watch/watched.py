@@ -84,7 +84,7 @@ class Watched:
             return {
                 "name": self.name,
                 "state": found.state,
-                "words": harmless(found.words),
+                "words": found.words,
                 "problem": harmless(self._problem),
                 "generation": series.generation,
                 "count": series.count,

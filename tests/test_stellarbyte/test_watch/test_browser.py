@@ -57,7 +57,7 @@ def training(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_real_run(page: Browser, tmp_path: Path) -> None:
-    with watching(tmp_path / "run") as (url, server):
+    with watching(tmp_path / "run", words=("--prompt", "deep field")) as (url, server):
         page.open(url)
         page.wait_for(f"{STATE} === 'state waiting'")
         with training(tmp_path) as run:
@@ -74,6 +74,7 @@ def test_a_real_run(page: Browser, tmp_path: Path) -> None:
             run.wait(60)
         page.wait_for(f"{STATE} === 'state stopped'")
         page.wait_for("/one of the newest 2/.test(document.getElementById('checkpoints').textContent)", 120)
+        page.wait_for("/step [0-9,]+deep field./.test(document.getElementById('samples').textContent)", 180)
         assert "stopped after step" in page.evaluate("document.getElementById('condition').textContent")
         assert page.console == []
         asked = {re.sub(r"\?.*", "", each) for each in page.requests if not each.startswith("data:")}

@@ -34,7 +34,9 @@ def test_each_checkpoint_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--step", "10", "--max-new-tokens", "64", "--json"]
     assert children.asked == [["generate", "runs/x", *options, "--prompt", "def ", "in"]], "one a minute"
     monkeypatch.setattr(samples, "_SECONDS_BETWEEN", 0.0)
-    found.ask(20)
+    for _ in range(3):
+        found.ask(20)
+    assert len(children.asked) == 2
     assert [row["step"] for row in found.told()["rows"]] == [20, 10]
     assert found.told()["rows"][0] == {"step": 20, "texts": ["a\\x1b[31m", "b"], "problem": ""}
     for step in range(30, 60):

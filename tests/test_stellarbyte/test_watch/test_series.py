@@ -48,6 +48,7 @@ def test_a_long_run_is_thinned_and_keeps_its_peaks() -> None:
     series.add(lines(range(1, 2_001)))
     series.add([b'{"step": 2001, "loss": 99.0, "tokens": 1}'])
     series.add(lines(range(2_002, 4_000)))
+    assert series.since(0, 0)["whole"], "more than a page needs to add to what it has"
     found = points(series.since(-1, 0), "loss")
     assert len(found) <= 1500 and max(value for _, _, value in found) == 99.0 and found[-1][0] == 3_999
 

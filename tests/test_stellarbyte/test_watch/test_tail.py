@@ -61,6 +61,17 @@ def test_a_file_that_is_begun_anew(way: str, tmp_path: Path) -> None:
     assert followed.read() == ([], False, False)
 
 
+def test_another_file_with_the_same_end(tmp_path: Path) -> None:
+    path, followed = tmp_path / "m", Tail(tmp_path / "m")
+    end = b"".join(b"%09d\n" % step for step in range(50))
+    path.write_bytes(b"1\n" + end)
+    assert len(followed.read().lines) == 51
+    (tmp_path / "other").write_bytes(b"2\n" + end + b"new\n")
+    (tmp_path / "other").replace(path)
+    news = followed.read()
+    assert news.anew and news.lines[0] == b"2" and len(news.lines) == 52
+
+
 def test_a_long_file_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tail, "_PIECE", 100)
     path, followed, seen = tmp_path / "m", Tail(tmp_path / "m"), []
