@@ -10,7 +10,7 @@ from stellarbyte.looks.markup import Html, html, tag
 from stellarbyte.report.quantities import Lang
 from stellarbyte.report.report import Report
 from stellarbyte.report.sections import counted, drawing, head, measured
-from stellarbyte.report.sections.view import Section, View
+from stellarbyte.report.sections.view import Charts, Section, View
 from stellarbyte.report.words import Words
 
 # In the order of the page. A section that has nothing to tell is left out.
@@ -28,6 +28,9 @@ _SECTIONS: tuple[Callable[[View], Section | None], ...] = (
     measured.curves,
     measured.step,
 )
+
+# What a mail takes, and a phone opens at once.
+_MOST_BYTES = 1_000_000
 
 _STYLE = """
 .path{overflow-wrap:anywhere;margin:0}.remarks{padding-left:1.1rem}
@@ -59,14 +62,24 @@ def write_page(path: Path, reports: Sequence[Report], lang: Lang) -> None:
 
 
 def page(reports: Sequence[Report], lang: Lang) -> str:
-    """The page's HTML. Without matplotlib it has tables and drawings, and says what brings the charts."""
-    words = Words(lang)
-    view = View(tuple(reports), words, find_spec("matplotlib") is not None)
+    """The page's HTML. Without matplotlib it has tables and drawings, and says what brings the charts.
+
+    Of so many models that it would be too large, only the charts that compare them are drawn.
+    """
+    charts: Charts = "all" if find_spec("matplotlib") is not None else "none"
+    text = _page(reports, Words(lang), charts)
+    if charts == "all" and len(reports) > 1 and len(text.encode()) > _MOST_BYTES:
+        text = _page(reports, Words(lang), "of several")
+    return text
+
+
+def _page(reports: Sequence[Report], words: Words, charts: Charts) -> str:
+    view = View(tuple(reports), words, charts)
     sections = [section for make in _SECTIONS if (section := make(view)) is not None]
     body = [_section(section) for section in sections]
     links = [(section.name, section.title) for section in sections]
     title = words("title", models=words("list").join(report.name for report in reports))
-    language = {"en": "en", "zh": "zh-CN"}[lang]
+    language = {"en": "en", "zh": "zh-CN"}[words.lang]
     return document(title, html(body), language, links, header=head.header(view), style=drawing.STYLE + _STYLE)
 
 

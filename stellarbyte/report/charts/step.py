@@ -24,14 +24,15 @@ def step_charts(report: Report, words: Words) -> list[Chart]:
         tensors = [each for each in found.tensors if each.kind == kind and each.largest > 0]
         if len(tensors) > 1:
             title = words(f"chart.step.{kind}")
+            order = words("axis.order" if "activation" in kind else "axis.listed")
             most = max(tensors, key=lambda each: each.largest)
             alt = words("chart.step.alt", title=title, model=report.name, name=most.name)
-            draw = partial(_draw, tensors=tensors, words=words)
+            draw = partial(_draw, tensors=tensors, words=words, order=order)
             charts.append(Chart(f"step-{kind.replace('_', '-')}", title, alt, draw))
     return charts
 
 
-def _draw(figure: Any, tensors: list[TensorStatistics], words: Words) -> None:
+def _draw(figure: Any, tensors: list[TensorStatistics], words: Words, order: str) -> None:
     axes = figure.subplots()
     for number, (name, values) in enumerate(
         (("step.rms", [each.rms for each in tensors]), ("step.largest", [each.largest for each in tensors]))
@@ -44,6 +45,6 @@ def _draw(figure: Any, tensors: list[TensorStatistics], words: Words) -> None:
             bad, [max(tensors[n - 1].largest, 1e-30) for n in bad], "X", color=colours.BAD, label=words("step.bad")
         )
     logarithmic(axes.yaxis, lambda value: f"{value:g}")
-    axes.set_xlabel(words("axis.order"))
+    axes.set_xlabel(order)
     axes.grid(alpha=0.8)
     legend_below(figure, axes, columns=3)

@@ -77,17 +77,17 @@ def about(view: View) -> Section | None:
         for name in names
     ]
     remarks = [
-        (f"{report.name}: " if len(view.reports) > 1 else "") + words.sentence(remark)
+        (f"{report.name}: " if len(view.reports) > 1 else "") + words.remark(remark)
         for report in view.reports
         for remark in (*report.remarks, *report.measured.remarks)
     ]
     told = tag("ul", [tag("li", remark) for remark in remarks], class_="note remarks") if remarks else None
-    if not cells and not remarks:
+    if not cells and not remarks and view.charts == "all":
         return None
     head = ["", *(report.name for report in view.reports)] if len(view.reports) > 1 else []
     facts = tag("div", table(words("table.facts"), head, cells), class_="facts") if cells else None
-    missing = None if view.has_charts else view.note("no charts")
-    return Section("about", words("section.about"), html(facts, told, missing))
+    missing = {"all": None, "of several": "fewer charts", "none": "no charts"}[view.charts]
+    return Section("about", words("section.about"), html(facts, told, view.note(missing) if missing else None))
 
 
 def side_by_side(view: View) -> Section | None:

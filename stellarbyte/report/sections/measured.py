@@ -116,7 +116,7 @@ def heads(view: View) -> Section | None:
             told.append(view.note("over tokens", number=exact(found.tokens)))
         if attention is not None:
             told.append(view.note("attention note", number=exact(attention.read)))
-        worth = _most_worth(found.importance, view) if found is not None and not view.has_charts else None
+        worth = _most_worth(found.importance, view) if found is not None and view.charts != "all" else None
         charts = [*head_charts(report, words), *attention_charts(report, words)]
         return html(view.pictures(charts, report), worth, told)
 

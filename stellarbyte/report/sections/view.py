@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from stellarbyte.looks import chart
 from stellarbyte.looks.document import figure
@@ -19,6 +19,9 @@ class Section(NamedTuple):
     body: Html
 
 
+Charts = Literal["all", "of several", "none"]
+
+
 @dataclass(frozen=True)
 class View:
     """The reports of a page, and how it is written.
@@ -26,16 +29,16 @@ class View:
     Attributes:
         reports: the models, in the order in which the user named them.
         words: the page's language.
-        has_charts: whether matplotlib is here to draw charts.
+        charts: which charts are drawn: all, only those of several models together, or none without matplotlib.
     """
 
     reports: tuple[Report, ...]
     words: Words
-    has_charts: bool
+    charts: Charts
 
     def pictures(self, charts: Sequence[chart.Chart], of: Report | None = None, wide: bool = False) -> Html | None:
         """The charts beside each other; None where there are none, or they cannot be drawn."""
-        if not charts or not self.has_charts:
+        if not charts or self.charts == "none" or (of is not None and self.charts != "all"):
             return None
         # Ids within an SVG come from the chart's name, and no two of a page may be the same.
         place = "" if of is None else f"-{self.reports.index(of)}"
@@ -55,4 +58,4 @@ class View:
 
     def remark(self, sentence: str | None) -> Html | None:
         """A sentence of the report in small letters."""
-        return tag("p", self.words.sentence(sentence), class_="note") if sentence else None
+        return tag("p", self.words.remark(sentence), class_="note") if sentence else None

@@ -37,6 +37,14 @@ class Words:
                 return translated.format(**found.groupdict())
         return text
 
+    def remark(self, text: str) -> str:
+        """A sentence as it stands by itself: with a capital, unless it begins with a name, and a full stop."""
+        translated = self.sentence(text)
+        first = translated.partition(" ")[0]
+        if first.isalpha() and first.isascii() and first.islower():
+            translated = translated[:1].upper() + translated[1:]
+        return translated if translated.endswith((".", "。")) else translated + {"en": ".", "zh": "。"}[self.lang]
+
 
 @cache
 def _patterns() -> list[tuple[re.Pattern[str], str]]:

@@ -39,6 +39,7 @@ WORDS = {
     "section.curves": "训练曲线",
     "section.step": "单步统计",
     "no charts": "未安装 matplotlib，本页没有图表：pip install 'stellarbyte[plots]'。",
+    "fewer charts": "若为每个模型都画图表，本页将超过 1 MB：减少一次报告的模型数即可看到全部图表。",
     "table.models": "各模型的主要数字",
     "table.facts": "基本信息",
     "fact.model": "模型",

@@ -89,10 +89,11 @@ WORDS = {
     "step.rms": "均方根",
     "step.largest": "最大值",
     "step.bad": "非有限值",
+    "axis.listed": "数组（按表中顺序）",
     "axis.order": "数组（按计算顺序）",
     "chart.step.activation": "激活值",
     "chart.step.activation_gradient": "激活值的梯度",
     "chart.step.parameter": "参数",
     "chart.step.gradient": "参数的梯度",
-    "chart.step.alt": "{model} 的{title}，按计算顺序；最大值在 {name}",
+    "chart.step.alt": "{model} 的{title}，逐个数组；最大值在 {name}",
 }

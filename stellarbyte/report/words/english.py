@@ -41,6 +41,8 @@ WORDS = {
     "section.curves": "Training",
     "section.step": "One step",
     "no charts": "This page has no charts, because matplotlib is not installed: pip install 'stellarbyte[plots]'.",
+    "fewer charts": "With charts of each of these models the page would be larger than 1 MB: report fewer at once for "
+    "all charts.",
     "table.models": "The key numbers of each model",
     "table.facts": "In a few words",
     "fact.model": "model",

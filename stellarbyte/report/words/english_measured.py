@@ -96,10 +96,11 @@ WORDS = {
     "step.rms": "root mean square",
     "step.largest": "largest",
     "step.bad": "not finite",
+    "axis.listed": "arrays, as the table lists them",
     "axis.order": "arrays, in the order of computation",
     "chart.step.activation": "Activations",
     "chart.step.activation_gradient": "Gradients of activations",
     "chart.step.parameter": "Parameters",
     "chart.step.gradient": "Gradients of parameters",
-    "chart.step.alt": "{title} of {model} in the order of computation; the largest number is in {name}",
+    "chart.step.alt": "{title} of {model}, array by array; the largest number is in {name}",
 }

@@ -146,6 +146,15 @@ def test_a_long_text_and_a_deep_model_are_a_small_page() -> None:
     assert len(text.encode()) < 1_000_000 and "The first 3,000 tokens are shown." in text
 
 
+def test_of_many_models_only_what_compares_them_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    reports = [made.dense("first"), made.dense("second")]
+    assert Reader(page(reports, "en")).tags["svg"] > 6
+    monkeypatch.setattr("stellarbyte.report.page._MOST_BYTES", 50_000)
+    read = Reader(page(reports, "en"))
+    assert read.tags["svg"] == 1 and "report fewer at once" in read.text
+    assert Reader(page(reports[:1], "en")).tags["svg"] > 3, "one model has all of its own"
+
+
 @needs_browser
 @pytest.mark.long
 @pytest.mark.parametrize("subject", ["whole", "several"])

@@ -59,6 +59,10 @@ def test_sentences_are_translated_with_what_is_in_their_holes() -> None:
     assert words.sentence("activations are not foreseen, because {x} is {y}") == "未估计激活值，原因：{x} is {y}"
     assert words.sentence("a sentence of tomorrow") == "a sentence of tomorrow"
     assert Words("en").sentence(text) == text
+    assert words.remark(text) == words.sentence(text) + "。"
+    english = Words("en")
+    assert english.remark("some are not known") == "Some are not known."
+    assert english.remark("hf/x holds none") == "hf/x holds none." and english.remark("Done.") == "Done."
     assert words.of("part", "of tomorrow") == "of tomorrow"
 
 
