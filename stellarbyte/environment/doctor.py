@@ -9,6 +9,7 @@ from stellarbyte.environment.caches import caches
 from stellarbyte.environment.checks import accelerators as devices
 from stellarbyte.environment.checks import disk, imports, installation, libraries, runs, shell
 from stellarbyte.environment.finding import Finding
+from stellarbyte.environment.installer import for_this_python
 from stellarbyte.terminal_text import harmless
 
 _SIGNS = {"well": "ok   ", "note": "note ", "wrong": "WRONG"}
@@ -36,7 +37,7 @@ def examine(environment: Mapping[str, str], update: Callable[[int, int], None] =
             lambda: shell.check_clock(),
             lambda: runs.check_runs(),
         )
-        return [finding for check in checks for finding in check()]
+        return [for_this_python(finding, environment) for check in checks for finding in check()]
 
 
 def report(findings: Sequence[Finding]) -> str:

@@ -30,6 +30,7 @@ def condition(
     last_step: int,
     recorded: bool,
     max_steps: int | None,
+    finished: bool,
     silent_seconds: float,
     patience: float,
 ) -> Condition:
@@ -41,6 +42,7 @@ def condition(
         log: the last lines of its log.
         last_step, recorded: the last step with a record, and whether there is any record.
         max_steps: the steps that it is to do; None if it does not say.
+        finished: whether it has left the summary of a fine-tuning run that is done.
         silent_seconds: the time since anything of it has changed.
         patience: how long a run that lives may be silent.
     """
@@ -55,7 +57,7 @@ def condition(
         return Condition("failed", error)
     if last and _DONE.search(last):
         return Condition("done")
-    if max_steps is not None and last_step >= max_steps and not (last and _STOPPED.search(last)):
+    if (finished or (max_steps is not None and last_step >= max_steps)) and not last:
         return Condition("done")
     if last:
         return Condition("stopped", last)
@@ -78,7 +80,7 @@ def _ending(log: Sequence[str]) -> tuple[str, str]:
         elif match["level"] == "error":
             errors.append(text)
         elif _DONE.search(text) or _STOPPED.search(text):
-            last = text
+            errors, last = [], text  # what a library has called an error before has not ended the run
     # Of a traceback the last line says what it was.
     plain = [
         text.removeprefix("ended: ")

@@ -43,7 +43,7 @@ class Watched:
         self._steps: list[int] = []
         self._training: dict[str, Any] = {}
         self._holder: dict[str, Any] | None = None
-        self._there = False
+        self._there = self._finished = False
         self._changed_at = time.time()
         self._problem = ""
         self._config_mark: object = None
@@ -132,6 +132,7 @@ class Watched:
             last_step=self._series.last,
             recorded=self._series.count > 0,
             max_steps=self._max_steps(),
+            finished=self._finished,
             silent_seconds=time.time() - self._changed_at,
             patience=_PATIENCE_IN_A_BUCKET if in_bucket else patience(self._series),
         )
@@ -179,9 +180,9 @@ class Watched:
             self._steps = steps
 
     def _read_lock(self) -> None:
-        holder = lock_holder(self.run_dir)
+        holder, finished = lock_holder(self.run_dir), (self.run_dir / "summary.json").is_file()
         with self._lock:
-            self._holder = holder
+            self._holder, self._finished = holder, finished
 
     def _note_change(self, name: str) -> None:
         """Notes when a file was written; what a bucket has is as new as it is here."""

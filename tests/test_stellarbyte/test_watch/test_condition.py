@@ -22,6 +22,7 @@ SOUND: dict[str, Any] = {
     "last_step": 7,
     "recorded": True,
     "max_steps": 460,
+    "finished": False,
     "silent_seconds": 5.0,
     "patience": 120.0,
 }
@@ -39,10 +40,14 @@ LIVE, GONE = {"pid": 7, "gone": False}, {"pid": 7, "gone": True}
         ({"log": [BEGINS, DONE], "last_step": 460}, "done", ""),
         ({"log": [BEGINS, DONE]}, "done", ""),  # early
         ({"log": [], "last_step": 460}, "done", ""),
+        ({"finished": True, "max_steps": None}, "done", ""),  # fine-tuning
+        ({"finished": True, "log": [BEGINS, STOPPED]}, "stopped", "stopped after step 7"),
         ({"log": [BEGINS, STOPPED]}, "stopped", "stopped after step 7, saved in runs/x: the same command goes on"),
         ({"log": [BEGINS, ENDED]}, "failed", "the disk is full"),
         ({"log": [BEGINS, DONE, BEGINS, *CRASHED]}, "failed", "KeyError: 'x'"),
         ({"log": [BEGINS, ENDED, BEGINS, STOPPED]}, "stopped", "stopped after step 7"),
+        ({"log": [BEGINS, "2026 error 0: absl: a library's word", DONE]}, "done", ""),
+        ({"log": [BEGINS, DONE, ENDED]}, "failed", "the disk is full"),
         ({"holder": GONE}, "failed", ""),  # killed: its lock stays behind
         ({"log": ["no line of ours"]}, "stopped", ""),
         ({"log": [], "recorded": False, "last_step": 0}, "waiting", ""),

@@ -111,6 +111,9 @@ def test_a_fine_tuning_run(tmp_path: Path) -> None:
     children = Silent()
     run = Watched(run_dir, "run", children)
     assert told(run)["newest_checkpoint"] == 2 and not children.asked
+    assert told(run)["state"] == "stopped"
+    (run_dir / "summary.json").write_text("{}")
+    assert told(run)["state"] == "done"
 
 
 def test_what_cannot_be_read_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
