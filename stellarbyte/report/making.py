@@ -13,7 +13,7 @@ from stellarbyte.places import Place
 from stellarbyte.report.architecture import Architecture
 from stellarbyte.report.find import find_subject
 from stellarbyte.report.flops import TRAINING_LENGTH, count_flops
-from stellarbyte.report.measure import measure
+from stellarbyte.report.measure import check_request, measure
 from stellarbyte.report.measurements import CurvePoints
 from stellarbyte.report.memory import Foreseen, count_memory
 from stellarbyte.report.parameters import count_parameters
@@ -43,6 +43,7 @@ def make_reports(
 
 def _report(name: str, path: Place, budget: KVBudget | None, request: Request) -> Report:
     subject = find_subject(path)
+    check_request(subject, request)
     architecture, parameters = structure_of(subject), count_parameters(subject)
     training = subject.training
     foreseen, remarks = _foresee(subject, architecture)

@@ -53,8 +53,6 @@ def find_step(run_dir: Place, step: int) -> RunStep:
     Raises:
         UserError: the run has no such step, or its weights or its data cannot be read.
     """
-    if step < 1:
-        raise UserError(f"--step {step} must be at least 1")
     checkpoint = max((found for found in checkpoint_steps(run_dir) if found < step), default=None)
     amendments = tuple(amendment for amendment in read_amendments(run_dir) if amendment.step < step)
     metadata: RunMetadata | None = None

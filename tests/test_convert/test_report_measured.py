@@ -127,7 +127,7 @@ def test_the_worth_of_heads_is_prunings(exported: Path) -> None:
     np.testing.assert_allclose(reader.heads(rows), np.array(found.heads) / found.tokens, rtol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "falcon", "opt"])
+@pytest.mark.parametrize("family", short_tier(["gpt2", "gpt_neox", "falcon", "opt"], 0))
 def test_families_of_other_words(family: str, tokenizer: Any, text: Path, tmp_path: Path) -> None:
     sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     other = {"ffn_dim": 24, "word_embed_proj_dim": 32} if family == "opt" else {"intermediate_size": 24}
@@ -150,6 +150,7 @@ def report(*words: object, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]
     return found
 
 
+@pytest.mark.long
 def test_the_command(run_dir: Path, exported: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ours, theirs = (report(path, "--data", text, capsys=capsys) for path in (run_dir, exported))
     for found in (ours, theirs):
@@ -185,7 +186,8 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "options", "sentence"), MISTAKES)
+# The others need a model to be loaded.
+@pytest.mark.parametrize(("kind", "options", "sentence"), short_tier(MISTAKES, 0, 2, 4, 5, 6, 7))
 def test_mistakes(
     kind: str,
     options: list[str],

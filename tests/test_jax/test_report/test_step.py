@@ -188,7 +188,6 @@ def test_steps_that_there_are_not(finished_run: Path, tmp_path: Path) -> None:
     imported = tmp_path / "imported"
     save_imported(imported, {"model": {"norm": {"scale": np.ones(4, np.float32)}}}, RunMetadata({"model": {}}, {}))
     for folder, step, sentence in (
-        (finished_run, 0, "--step 0 must be at least 1"),
         (finished_run, 13, "--step 13 is more than training.max_steps 12"),
         (finished_run, 9, "no checkpoint .* from before step 9 is kept: name a step after 10"),
         (imported, 1, "holds an imported model, which was trained by no steps"),
