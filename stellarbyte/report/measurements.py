@@ -9,7 +9,9 @@ class Machine:
 
     Attributes:
         name: the processor's or the card's. dtype: that of the computation.
-        flops: FLOPs a second of a large matmul. bandwidth: bytes a second of reading an array that no cache holds.
+        flops: FLOPs a second of a large matmul.
+        bandwidth: bytes a second of reading or copying an array as large as the model's weights, up to 256 MiB, since a
+            small model's lie in caches.
         threads: those of a processor; None for an accelerator.
     """
 

@@ -19,7 +19,7 @@ from stellarbyte.report.matrix_facts import (
     mean,
 )
 from stellarbyte.report.measurements import MatrixFacts, Weights
-from stellarbyte.report.names import named
+from stellarbyte.report.names import named, stem_of_scale
 from stellarbyte.report.stored_arrays import StoredArray, folder_arrays
 from stellarbyte.report.subject import Subject
 
@@ -51,7 +51,7 @@ def weights_of(subject: Subject, everything: bool | None = None) -> Weights | No
         arrays, first = import_module("stellarbyte_jax.cli").weight_arrays(subject.path)
     else:
         assert isinstance(subject.path, Path)
-        arrays = folder_arrays(subject.path)
+        arrays = _floats(folder_arrays(subject.path), subject)
     with progress("looking at weights") as update:
         matrices = look(arrays, first, lambda inner: first_stddev(subject.fields, inner), update)
     known = any(facts.init_distance is not None for facts in matrices)
@@ -63,6 +63,13 @@ def weights_of(subject: Subject, everything: bool | None = None) -> Weights | No
     if is_quantised(subject.fields):
         remark = "of quantised weights the codes are not looked at: name the folder of floats that they were made from"
     return Weights(tuple(matrices), definitions, init, remark)
+
+
+def _floats(arrays: Mapping[str, StoredArray], subject: Subject) -> dict[str, StoredArray]:
+    """The arrays without codes and what belongs to these: scales, zero points, numbers of a byte or less."""
+    codes = {name for name, tensor in subject.tensors.items() if tensor.nbytes < 2 * math.prod(tensor.shape)}
+    of_codes = codes if is_quantised(subject.fields) else ()
+    return {name: array for name, array in arrays.items() if stem_of_scale(name) is None and name not in of_codes}
 
 
 def look(

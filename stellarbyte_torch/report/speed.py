@@ -14,10 +14,11 @@ from stellarbyte.report.processor import processor_name
 from stellarbyte.report.timing import Pass
 from stellarbyte_torch.modeling_stellarbyte import CACHE
 
-# What the machine is measured on: the side of square matrices, and the bytes of an array that no cache holds.
+# What the machine is measured on: the side of square matrices, and the most bytes of an array. A small model's weights
+# may lie in caches, so the array has no more bytes than these.
 _SIDES, _BYTES = {"cpu": 2048}, 256 << 20
 _SIDE = 8192
-_ROUNDS = 5
+_ROUNDS = 10
 
 
 class TorchEngine:
@@ -30,14 +31,15 @@ class TorchEngine:
 
     @torch.inference_mode()
     def machine(self) -> Machine:
-        """The best of a few large matmuls, and of a few passes over a large array."""
+        """The best of a few large matmuls, and of a few passes over an array as large as the weights."""
         side, dtype, device = _SIDES.get(self._device.type, _SIDE), self._model.dtype, self._device
         square = torch.ones(side, side, dtype=dtype, device=device)
-        large = torch.ones(_BYTES // dtype.itemsize, dtype=dtype, device=device)
+        nbytes = min(_BYTES, sum(weight.nbytes for weight in self._model.parameters()))
+        large = torch.ones(nbytes // dtype.itemsize, dtype=dtype, device=device)
         other = torch.empty_like(large)
         matmul = self._best(lambda: square @ square)
-        copied = 2 * _BYTES / self._best(lambda: other.copy_(large))
-        read = _BYTES / self._best(lambda: large.sum())
+        copied = 2 * nbytes / self._best(lambda: other.copy_(large))
+        read = nbytes / self._best(lambda: large.sum())
         is_cpu = device.type == "cpu"
         return Machine(
             name=processor_name() if is_cpu else torch.cuda.get_device_name(device),
