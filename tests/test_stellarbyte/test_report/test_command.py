@@ -55,6 +55,7 @@ def test_numbers_of_no_float_are_null(path):
     assert report.to_dict()["flops"]["recomputed"] == {"full": None}
 
 
+@pytest.mark.long
 def test_a_folder_without_weights_is_counted_by_its_config(tmp_path):
     folder(tmp_path / "m", LLAMA, llama())
     (tmp_path / "m" / "model.safetensors").unlink()
