@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -84,3 +85,30 @@ def test_a_signal_ends_it(number: signal.Signals, code: int, tmp_path: Path) -> 
     assert warning.startswith("warning: --host 0.0.0.0 shows these runs to everybody")
     assert end.startswith("stellarbyte: interrupted")
     assert not list(tmp_path.glob("stellarbyte-watch-*")), "its folder for reports is gone"
+
+
+def test_it_opens_a_browser_and_ends_by_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, opened = write(tmp_path / "run", range(1, 3)), []
+
+    def look() -> None:
+        with urlopen(f"{opened[0]}runs.json") as answer:
+            assert b'"run"' in answer.read()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("stellarbyte.watch.cli._wait_for_a_signal", look)
+    assert door.main(["watch", str(run), "--port", "0", "--open"]) == 130
+    said = capsys.readouterr()
+    assert said.out == f"{opened[0]} shows {run}; Ctrl-C ends it\n"
+    assert said.err == "stellarbyte: interrupted\n"
+
+
+def test_what_the_page_needs_is_part_of_the_package() -> None:
+    root = Path(__file__).parents[3]
+    (globs,) = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"].values()
+    packaged = {path for pattern in globs for path in (root / "stellarbyte" / "watch").glob(pattern)}
+    assert packaged == {
+        path for path in (root / "stellarbyte" / "watch").rglob("*.*") if path.suffix not in (".py", ".pyc")
+    }
