@@ -119,7 +119,7 @@ function showRun(run) {
     [words.speed, run.tokens_per_second === null ? "–" : whole(run.tokens_per_second), run.seconds_per_step === null ? "" : filled("step_time", { seconds: duration(run.seconds_per_step) })],
     [words.left, duration(run.seconds_left), run.seconds_left === null ? "" : filled("until", { time: clock(run.seconds_left) })],
     [words.tokens, run.tokens ? shortNumber(run.tokens) : "–", ""],
-    [words.memory, memory[0] === null ? "–" : shortNumber(memory[0], true), memory[0] === null ? "" : memory[1]],
+    ...(memory[0] === null ? [] : [[words.memory, shortNumber(memory[0], true), memory[1]]]),
   ];
   byId("tiles").replaceChildren(...tiles.map(([name, value, note]) => {
     const tile = element("div", null, "tile"), shown = element("dd", value);
