@@ -42,6 +42,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "pretraining_tp": (1, None),
     "quantization_config": (None,),
     "tie_encoder_decoder": (False, None),
+    "use_mrope": (False, None),  # in Qwen2.5's files
 }
 
 
