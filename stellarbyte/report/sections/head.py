@@ -63,7 +63,11 @@ def key_numbers(report: Report, words: Words, compared: bool = False) -> Iterato
     if latency is not None and (points := [point for point in latency.points if point.phase == "decode"]):
         best = max(points, key=lambda point: point.tokens_per_second)
         rate = words("rate", number=count(best.tokens_per_second, lang))
-        yield words("key.speed"), rate, words("key.batch", batch=best.batch, length=exact(best.length))
+        yield (
+            words("key.speed"),
+            rate,
+            words("key.batch", batch=best.batch, length=exact(best.length), library=latency.library),
+        )
     if losses is not None:
         yield words("key.bits"), plain(losses.bits_per_byte), words("key.of text")
 

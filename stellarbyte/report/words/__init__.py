@@ -34,7 +34,7 @@ class Words:
             return text
         for pattern, translated in _patterns():
             if found := pattern.fullmatch(text):
-                return translated.format(**found.groupdict())
+                return translated.format(**{hole: _fragment(text) for hole, text in found.groupdict().items()})
         return text
 
     def remark(self, text: str) -> str:
@@ -44,6 +44,12 @@ class Words:
         if first.isalpha() and first.isascii() and first.islower():
             translated = translated[:1].upper() + translated[1:]
         return translated if translated.endswith((".", "。")) else translated + {"en": ".", "zh": "。"}[self.lang]
+
+
+def _fragment(text: str) -> str:
+    for pattern, translated in chinese_sentences.FRAGMENTS:
+        text = re.sub(pattern, translated, text)
+    return text
 
 
 @cache

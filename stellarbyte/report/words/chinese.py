@@ -23,7 +23,7 @@ WORDS = {
     "key.decode": "解码，每词元",
     "key.cached": "已缓存 {length} 个词元",
     "key.speed": "最快解码",
-    "key.batch": "批量 {batch}，缓存 {length}",
+    "key.batch": "批量 {batch}，缓存 {length}，{library}",
     "key.bits": "每字节比特数",
     "key.of text": "在给定文本上",
     "section.models": "模型对比",

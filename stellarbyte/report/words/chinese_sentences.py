@@ -1,5 +1,13 @@
 """The sentences of a report in Chinese, by their English templates: facts, remarks and definitions."""
 
+# What stands in holes, where it is words: patterns and what takes their place.
+FRAGMENTS = (
+    (r"\bprefill of batch (\d+) at (\d+)", r"预填充（批量 \1，长度 \2）"),
+    (r"\bdecode of batch (\d+) at (\d+)", r"解码（批量 \1，缓存 \2）"),
+    (r", (?=预填充|解码)", "、"),
+    (r" and (\d+) more\b", r"等，另有 \1 项"),
+)
+
 # Holes carry over by name. A template whose beginning another's holes could swallow stands after it.
 SENTENCES: dict[str, str] = {
     # Facts, as `stellarbyte info` words them.
@@ -67,8 +75,8 @@ SENTENCES: dict[str, str] = {
         "不查看量化权重的编码：请指定量化前的浮点文件夹"
     ),
     # Speed, heads and text.
-    "{points} would take longer than {seconds} s in all, and are left out": "{points} 总共将超过 {seconds} 秒，已略去",
-    "{points} need more memory than there is, and are left out": "{points} 所需内存超出本机，已略去",
+    "{points} would take longer than {seconds} s in all, and are left out": "{points}：总共将超过 {seconds} 秒，已略去",
+    "{points} need more memory than there is, and are left out": "{points}：所需内存超出本机，已略去",
     "the change of the loss of a token, in nats and to first order, if the head gave 0 (Michel et al. 2019): "
     "|Σ gradient · output|, on average over the tokens": (
         "若该头输出 0，词元损失的一阶变化，单位奈特（Michel 等，2019）：|Σ 梯度 · 输出|，对词元取平均"

@@ -24,7 +24,7 @@ WORDS = {
     "key.decode": "Decoding, a token",
     "key.cached": "behind {length} tokens",
     "key.speed": "Fastest decoding",
-    "key.batch": "batch {batch}, {length} cached",
+    "key.batch": "batch {batch}, {length} cached, {library}",
     "key.bits": "Bits per byte",
     "key.of text": "of the text given",
     # Sections, and what they begin with.
