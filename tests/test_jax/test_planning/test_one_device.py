@@ -1,6 +1,8 @@
 """What a report foresees of training is what the planner says, and what it counts is what the train step multiplies."""
 
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -182,3 +184,21 @@ def test_a_length_that_a_kernel_refuses_is_told(planned_run):
 @pytest.mark.parametrize("largest", [0, 1, 2, 3, 64, 1000])
 def test_the_largest_that_fits(largest):
     assert _largest(lambda rows: rows <= largest) == largest
+
+
+@pytest.mark.long
+def test_no_device_is_taken(tmp_path):
+    """A report may be asked for beside a run that has all the devices."""
+    save_config(make_run(**SIZES, hidden_dropout=0.1).model, tmp_path / "model.yaml")
+    program = """
+import sys
+from pathlib import Path
+from jax._src import xla_bridge
+from stellarbyte.report.making import make_reports
+(report,) = make_reports([Path(sys.argv[1])])
+assert report.memory.training and not xla_bridge._backends
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "model.yaml"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
