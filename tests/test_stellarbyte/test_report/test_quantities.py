@@ -40,11 +40,6 @@ def test_times_and_shares() -> None:
         "250 ms",
         "12.0 s",
     ]
-    assert [quantities.share(n) for n in (0, 1e-6, 0.0123, 0.5, 1)] == [
-        "0 %",
-        "< 0.01 %",
-        "1.23 %",
-        "50.0 %",
-        "100.0 %",
-    ]
+    shares = {0: "0 %", 1e-6: "< 0.01 %", 0.0005: "0.05 %", 0.0123: "1.23 %", 0.5: "50.0 %", 1: "100.0 %"}
+    assert {number: quantities.share(number) for number in shares} == shares
     assert quantities.plain(None) == "–" and quantities.plain(float("nan")) == "nan"
