@@ -68,7 +68,11 @@ def _on_texts(options: argparse.Namespace, kind: str) -> None:
     if other_kind == "model" and options.compare_step is not None:
         raise UserError(f"--compare-step is for runs, and {options.compare} is a Hugging Face folder: leave it out")
     _check_there(options.compare, options.compare_step)
-    texts = read_texts(Sources.of(options.data, options.text_field, options.domain_field, options.limit), _say)
+    remarks: list[str] = []  # told once it is known that there is text
+    sources = Sources.of(options.data, options.text_field, options.domain_field, options.limit)
+    texts = read_texts(sources, remarks.append)
+    for remark in remarks:
+        print(f"stellarbyte: {remark}", file=sys.stderr)
     ours = _measured(open_scorer(options.model, kind, how_of(options, kind, options.step)), texts, options)
     if other_kind is None:
         print(json.dumps(finite_json(ours.to_dict())) if options.json else measured_text(ours))
@@ -102,7 +106,3 @@ def _refuse(options: argparse.Namespace, names: dict[str, Any], why: str) -> Non
         if getattr(options, name) != unset:
             option = "data.shards" if name == "shards" else name.replace("_", "-")
             raise UserError(f"--{option} {why}")
-
-
-def _say(text: str) -> None:
-    print(f"stellarbyte: {text}", file=sys.stderr)

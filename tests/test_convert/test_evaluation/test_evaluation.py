@@ -90,6 +90,22 @@ def test_a_stock_folder_has_the_figures_of_its_own_logits(family, tokenizer, tex
     assert found["loss"] == pytest.approx(nats / tokens, rel=1e-5)
 
 
+@pytest.mark.long
+def test_a_quantised_folder_and_a_run_of_bfloat16_are_measured(run_dir, exported, text, tmp_path, capsys) -> None:
+    """Eight bits and half the digits cost little of a model's figures, and something."""
+    how = ("--method", "rtn", "--bits", "8", "--group-size", "row", "--samples", "4", "--sequence-length", "24")
+    assert main(["quantize", str(exported), str(tmp_path / "int8"), *how, "--data", str(text)]) == 0
+    capsys.readouterr()
+    floats = figures(exported, "--data", text, capsys=capsys)
+    for found in (
+        figures(tmp_path / "int8", "--data", text, capsys=capsys),
+        figures(run_dir, "--data", text, "--dtype", "bfloat16", capsys=capsys),
+        figures(exported, "--data", text, "--dtype", "bfloat16", capsys=capsys),
+    ):
+        assert 0 < abs(found["bits_per_byte"] / floats["bits_per_byte"] - 1) < 0.01
+        assert found["tokens"] == floats["tokens"]
+
+
 @pytest.mark.parametrize("sides", ["run", "folder"])
 def test_padding_and_batches_change_no_score(sides, run_dir, exported) -> None:
     scorer: Scorer = JaxScorer(run_dir) if sides == "run" else TorchScorer(exported, "cpu")

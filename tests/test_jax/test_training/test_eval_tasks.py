@@ -17,6 +17,7 @@ from stellarbyte.errors import UserError
 from stellarbyte.evaluation.batches import score_rows
 from stellarbyte_jax.checkpoints.checkpoint import load_params
 from stellarbyte_jax.config import DataConfig, MeshConfig, RunConfig
+from stellarbyte_jax.config_file import save_config
 from stellarbyte_jax.data.tokenizer import Tokenizer
 from stellarbyte_jax.evaluation.scorer import JaxScorer
 from stellarbyte_jax.sharding import Layout, make_mesh
@@ -26,6 +27,7 @@ from stellarbyte_jax.training.given import Given
 from stellarbyte_jax.training.pretrain import pretrain
 from stellarbyte_jax.training.programs import Programs
 from test_jax.conftest import WORDS
+from test_jax.jobs import Job
 from test_jax.runs import check_law_6, records
 from tiers import short_tier
 
@@ -110,6 +112,25 @@ def test_rows_on_a_mesh_have_the_scores_of_one_device(
     np.testing.assert_allclose(found[:21], [alone[number] for number in range(21)], rtol=1e-5)
     assert Tokenizer.load(small_data.tokenizer).bos_token_id == rows[0].ids[0]
     assert max(len(row.ids) for row in rows) == 25
+
+
+@pytest.mark.long
+def test_two_processes_have_the_answers_of_one(
+    run_config: Callable[..., RunConfig], quiz: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+        alone = run_config(training={"eval_tasks": (quiz,)})
+        assert pretrain(alone)
+    two = dataclasses.replace(alone, mesh=MeshConfig(data=2), output_dir=str(tmp_path / "two"))
+    save_config(two, tmp_path / "two.yaml")
+    with Job(tmp_path / "two.yaml", count=2, devices=1) as job:
+        ends = job.ends()
+    assert [code for code, *_ in ends] == [0, 0], ends
+    for ours, theirs in zip(evals(two), evals(alone), strict=True):
+        assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], rel=1e-5)
+        assert ours["validation_task_quiz"] == theirs["validation_task_quiz"]
+        assert ours["validation_task_quiz_by_bytes"] == theirs["validation_task_quiz_by_bytes"]
 
 
 def test_rows_are_cut_short_where_questions_are(run_config: Callable[..., RunConfig], quiz: str) -> None:
