@@ -58,7 +58,7 @@ def test_rows_are_context_and_choice_of_which_the_choice_is_scored() -> None:
 
 def test_accuracy_by_the_choice_and_by_its_bytes() -> None:
     questions = [Question("", ("é" * 5, "b"), 0), Question("", ("a", "b"), 1), Question("", ("a", "b", "c"), 2)]
-    log_p = [-10.0, -2.0, -1.0, -0.5, -3.0, -1.0, -2.0]
+    log_p = [-15.0, -2.0, -1.0, -0.5, -3.0, -1.0, -2.0]
     found = figures_of(Task("t", questions), log_p)
     assert (found.accuracy, found.accuracy_by_bytes, found.questions) == (1 / 3, 2 / 3, 3)
     assert found.error == pytest.approx(np.std([1, 0, 0], ddof=1) / np.sqrt(3))

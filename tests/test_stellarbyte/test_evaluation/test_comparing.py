@@ -43,6 +43,12 @@ def test_what_a_comparison_says() -> None:
         "A", "B"
     ) and "p < 0.0002, 200 documents" in found.sentence("A", "B")
     assert found.sentence("A", "B").endswith("the difference is real, and A is better on text like this")
+    # As wide as the normal approximation of a ratio of sums, whose bounds are 1.96 standard errors away.
+    bytes_N = np.array([each.bytes.sum() for each in ours])
+    bits = [np.array([each.nats.sum() for each in side]) / np.log(2) for side in (theirs, ours)]
+    residual_N = bits[0] - bits[1] - found.difference * bytes_N
+    error = np.sqrt((residual_N**2).sum()) / bytes_N.sum()
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.05)
     other = compare(theirs, ours)
     assert (other.low, other.high) == pytest.approx((-found.high, -found.low))
     assert other.sentence("B", "A").endswith("the difference is real, and A is better on text like this")

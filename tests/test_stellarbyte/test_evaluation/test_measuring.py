@@ -82,7 +82,7 @@ def test_few_shapes_are_given_to_the_model() -> None:
 
 @pytest.mark.parametrize("step", [1, 3])
 def test_blocks_of_a_long_text_have_the_losses_of_the_tokens_that_begin_there(step: int) -> None:
-    text = "é, " * (BLOCK_BYTES + 100)  # four blocks; no block's edge falls into a character
+    text = "éa" * (4 * BLOCK_BYTES // 3)  # four blocks, whose middle falls into a character
     (document,) = measured(ByteScorer(64, step=step), Windows(64, 64), [Text(text, "x")]).documents
     assert len(document.bytes) == 4
     assert document.bytes.sum() == len(text.encode())
