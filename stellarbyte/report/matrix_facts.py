@@ -22,7 +22,7 @@ DEFINITIONS = {
     "outliers": f"the share of numbers whose size is above {OUTLIER:.0f} times the matrix's root mean square",
     "largest": "the largest size, over the matrix's root mean square",
     "effective_rank": "exp of the entropy of the singular values, taken as shares of their sum (Roy & Vetterli 2007); "
-    f"where the smaller side is above {EXACT_SIDE}, a randomised estimate, within about 5 %",
+    f"where the smaller side is above {EXACT_SIDE}, a randomised estimate, mostly within 1 %",
     "rank_share": "the effective rank, as a share of the smaller side",
 }
 DISTANCE_OF_WEIGHTS = "the Frobenius norm of the change since the first weights, over the norm of these"
