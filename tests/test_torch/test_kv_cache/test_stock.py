@@ -5,11 +5,21 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, LlamaConfig, MistralConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from stellarbyte.errors import UserError
 from stellarbyte_torch.kv_cache import PrunedCache
-from stellarbyte_torch.kv_cache.stock import IMPLEMENTATION
+from stellarbyte_torch.kv_cache.stock import IMPLEMENTATION, MODEL_TYPES
 from stellarbyte_torch.modeling_stellarbyte import CACHE
 from test_torch.test_kv_cache.test_cache import every_policy, kept, left_padded, read
 from test_torch.tiny import tiny_model, tokens
@@ -26,7 +36,10 @@ SHAPE: dict[str, Any] = {
 CONFIGS = {
     "llama": LlamaConfig(**SHAPE),
     "mistral": MistralConfig(**SHAPE, sliding_window=40),
+    "mixtral": MixtralConfig(**SHAPE, num_local_experts=3, num_experts_per_tok=2),
+    "qwen2": Qwen2Config(**SHAPE),
     "qwen3": Qwen3Config(**SHAPE, head_dim=8),
+    "qwen3_moe": Qwen3MoeConfig(**SHAPE, head_dim=8, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=16),
 }
 
 
@@ -46,6 +59,18 @@ def test_a_budget_for_all_tokens_changes_no_bit(kind: str) -> None:
         actual = read(model, PrunedCache(model, 20, policy), ids, 14, mask)
         assert torch.equal(actual[mask.bool()], expected[mask.bool()])
     assert torch.equal(read(model, DynamicCache(), ids, 14, mask)[mask.bool()], expected[mask.bool()])
+
+
+@pytest.mark.parametrize("kind", MODEL_TYPES)
+@torch.no_grad()
+def test_keys_are_told_the_attention_that_they_get(kind: str) -> None:
+    model, ids = stock_model(kind), tokens(2, 30)
+    cache = PrunedCache(model, 30, "heavy")
+    read(model, cache, ids, 26)
+    attentions = stock_model(kind, "eager")(ids, output_attentions=True).attentions
+    for layer, weights_BNTS in zip(cache.layers, attentions, strict=True):
+        expected_BKS = weights_BNTS.unflatten(1, (2, 2)).mean(dim=2).sum(dim=2)
+        torch.testing.assert_close(layer.slots.attention_BKC, expected_BKS)
 
 
 @every_policy
