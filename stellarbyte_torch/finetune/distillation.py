@@ -1,11 +1,16 @@
 """Distillation: a fine-tuned model also learns the probabilities of another of the same vocabulary."""
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedTokenizerBase
 
 from stellarbyte.errors import UserError
@@ -50,6 +55,16 @@ class Teacher:
 
     def __init__(self, model: Any, config: DistillConfig) -> None:
         self.model, self.config = model.eval().requires_grad_(False), config
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the names, types, shapes and bytes of its weights, wherever they were read from."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(chain(self.model.named_parameters(), self.model.named_buffers())):
+            for tensor in _plain_tensors(weight.detach()):
+                digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+                digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def added(
         self, logits_BTV: Tensor, inputs: dict[str, Any], labels_BT: Tensor, items: Any, processes: int
@@ -112,3 +127,12 @@ def load_teacher(config: DistillConfig | None, dtype: str, device: torch.device,
             "false"
         )
     return teacher
+
+
+def _plain_tensors(tensor: Any) -> Iterator[Tensor]:
+    """The tensor, or what a quantised one is made of."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _plain_tensors(getattr(tensor, name))

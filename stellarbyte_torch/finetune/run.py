@@ -28,8 +28,10 @@ from stellarbyte_torch.finetune.progress import FinetuneProgress
 from stellarbyte_torch.finetune.report import Summary, opening, summarise
 from stellarbyte_torch.finetune.same_run import (
     FINGERPRINT,
+    TEACHER,
     check_same_data,
     check_same_run,
+    check_same_teacher,
     ended,
     fingerprint,
     result_folder,
@@ -84,9 +86,13 @@ def finetune(config: FinetuneConfig, display: Display, interrupt: Interrupt | No
         model = make_trainable(base, config)
         packed_rows = arguments.train_batch_size if config.data.packing else 0
         teacher = load_teacher(config.distill, config.dtype, arguments.device, packed_rows)
+        if teacher is not None and checkpoint is not None:
+            check_same_teacher(teacher, run_dir)
     if is_main:
         save_yaml(config, run_dir / "config.yaml")
         write_text(run_dir / FINGERPRINT, fingerprint(data) + "\n")
+        if teacher is not None:
+            write_text(run_dir / TEACHER, teacher.fingerprint + "\n")
 
     interrupt = interrupt or Interrupt(speaks=is_main)
     progress = FinetuneProgress(run_dir / "metrics.jsonl", display, interrupt, is_main=is_main, lacks_validation=lacks)

@@ -12,6 +12,7 @@ from stellarbyte.reading import read_json, read_text
 from stellarbyte_torch.data.samples import PreparedData
 from stellarbyte_torch.finetune.checkpoints import newest_checkpoint
 from stellarbyte_torch.finetune.config import FinetuneConfig, load_saved_config
+from stellarbyte_torch.finetune.distillation import Teacher
 from stellarbyte_torch.finetune.report import Summary, is_summary
 
 # Fields that may change when a run is resumed, because no training step depends on them.
@@ -29,8 +30,8 @@ _WHAT_TO_DO = (
     "saving and logging may change"
 )
 
-# A file in output_dir, beside config.yaml.
-FINGERPRINT = "samples.sha256"
+# Files in output_dir, beside config.yaml.
+FINGERPRINT, TEACHER = "samples.sha256", "teacher.sha256"
 
 
 def check_same_run(config: FinetuneConfig, run_dir: Path) -> None:
@@ -49,7 +50,10 @@ def check_same_run(config: FinetuneConfig, run_dir: Path) -> None:
         before = load_saved_config(path)
     except UserError as error:
         raise UserError(f"output_dir {run_dir} holds another kind of run, choose another one: {error}") from error
-    differing = [found for found in differing_fields(before, config) if not found[0].startswith(_FREE_FIELDS)]
+    free: tuple[str, ...] = _FREE_FIELDS
+    if (run_dir / TEACHER).exists() and None not in (before.distill, config.distill):
+        free = (*free, "distill.teacher")  # its weights are compared when they are read
+    differing = [found for found in differing_fields(before, config) if not found[0].startswith(free)]
     if differing and (newest_checkpoint(run_dir) or (run_dir / "summary.json").exists()):
         shown = ", ".join(f"{name} (was {a}, now {b})" for name, a, b in differing)
         raise UserError(f"output_dir {run_dir} holds a run with another config: {shown}; {_WHAT_TO_DO}")
@@ -87,6 +91,16 @@ def check_same_data(data: PreparedData, run_dir: Path) -> None:
         raise UserError(
             f"output_dir {run_dir} holds a run on other samples: the sources or the tokenizer have changed since; "
             "choose another output_dir"
+        )
+
+
+def check_same_teacher(teacher: Teacher, run_dir: Path) -> None:
+    """Raises UserError if the run in the folder has learnt from other weights; an earlier version's run says nothing."""
+    path = run_dir / TEACHER
+    if os.path.lexists(path) and read_text(path, 1024).strip() != teacher.fingerprint:
+        raise UserError(
+            f"output_dir {run_dir} holds a run that learns from other weights than distill.teacher "
+            f"{teacher.config.teacher} has: name the run's own teacher, or choose another output_dir"
         )
 
 

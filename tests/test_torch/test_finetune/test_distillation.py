@@ -16,6 +16,7 @@ from stellarbyte_torch.finetune.distillation import DistillConfig
 
 from ..finetuning import config, metrics, model_folder, run
 from ..tiny import tiny_model
+from .test_run import interrupt_at
 
 LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}
 # All samples in every step, in micro-batches of unequally many tokens.
@@ -80,6 +81,28 @@ def test_a_student_that_is_its_teacher_learns_nothing(packing: bool, folder: Pat
     run(config(folder, tmp_path, lora=LORA, training=training, data=data, distill=DistillConfig(str(folder), 1.0)))
     (record,) = [record for record in metrics(tmp_path) if "loss" in record]
     assert abs(record["loss"]) < 1e-5 and record["grad_norm"] < 1e-4
+
+
+def test_a_run_goes_on_with_its_teacher_wherever_that_lies(
+    folder: Path, teacher: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = teacher(), teacher(hidden_size=32)
+
+    def settings(name: str, teaching: Path, weight: float = 0.5) -> Any:
+        return config(folder, tmp_path / name, training={"max_steps": 4}, distill=DistillConfig(str(teaching), weight))
+
+    run(settings("whole", first))
+    interrupt_at(2, monkeypatch)
+    run(settings("parts", first))
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=f"learns from other weights than distill.teacher {other} has: name the run's"):
+        run(settings("parts", other))
+    with pytest.raises(UserError, match=r"another config: distill\.weight \(was 0\.5, now 0\.25\)"):
+        run(settings("parts", first, 0.25))
+    moved = first.rename(tmp_path / "moved")
+    _, printed = run(settings("parts", moved))
+    assert "going on after step 2" in printed
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
 
 
 def test_what_no_model_can_learn_from(folder: Path, teacher: Callable[..., Path], tmp_path: Path) -> None:

@@ -1,8 +1,14 @@
 """A pruned folder that is fine-tuned by the same command, with the folder before as its teacher."""
 
 import json
+import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +16,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from stellarbyte.door import main
+from stellarbyte_torch.finetune.checkpoints import newest_checkpoint
 from stellarbyte_torch.lora.adapters import load_lora
 
 
@@ -59,6 +66,52 @@ def test_the_folder_before_teaches_the_pruned_one(
         adapter = tmp_path / "thin-recovery" / "adapter"
         load_lora(AutoModelForCausalLM.from_pretrained(tmp_path / "thin"), adapter)
         assert main(["merge", str(tmp_path / "thin"), str(adapter), str(tmp_path / "merged")]) == 0
+
+
+def terminate(prune: "subprocess.Popen[str]") -> None:
+    prune.send_signal(signal.SIGTERM)
+
+
+def kill_the_training(prune: "subprocess.Popen[str]") -> None:
+    (training,) = Path(f"/proc/{prune.pid}/task/{prune.pid}/children").read_text().split()
+    os.kill(int(training), signal.SIGKILL)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("stop", "code"), [(terminate, 128 + signal.SIGTERM), (kill_the_training, 2)])
+def test_an_interrupted_recovery_goes_on(
+    stop: Callable[["subprocess.Popen[str]"], None], code: int, folder: Path, text: Path, tmp_path: Path
+) -> None:
+    training = {"max_steps": 80, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "eval_steps": 5}
+    recovery = config(text, tmp_path / "recovery.yaml", lora=None, training=training)
+
+    def prune(name: str) -> "subprocess.Popen[str]":
+        given = f"prune {folder} {name} --keep 80% --multiple 1 --samples 4 --data {text} --device cpu --distill"
+        words = [sys.executable, "-m", "stellarbyte", *given.split(), "--recover", str(recovery)]
+        return subprocess.Popen(words, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    with prune("thin") as process:
+        deadline = time.monotonic() + 300
+        while newest_checkpoint(tmp_path / "thin-recovery") is None:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        stop(process)
+        told, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    assert "kept: 79" in told or "kept: 80" in told, "what was cut is told before the training"
+    goes_on = re.search(r"holds the pruned model, and `stellarbyte (.*)` goes on with it", errors)
+    assert goes_on is not None, errors
+    assert not (tmp_path / "thin-recovery" / "model").exists()
+    words = [sys.executable, "-m", "stellarbyte", *shlex.split(goes_on[1])]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "going on after step" in done.stdout + done.stderr
+
+    with prune("other") as process:
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    one, other = (tmp_path / f"{name}-recovery" / "model" / "model.safetensors" for name in ("thin", "other"))
+    assert one.read_bytes() == other.read_bytes()
 
 
 @pytest.mark.parametrize(
