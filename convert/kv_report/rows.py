@@ -1,5 +1,6 @@
 """Cuts passages out of a text, and plants a line of each passage at the end of its prompt."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,8 +14,9 @@ from stellarbyte_jax.data.corpus import documents
 # Of a planted line, so many tokens stand at the prompt's end, and so many are then to be continued.
 CUE, ANSWER = 8, 8
 
-# A passage has at most so many characters for each token that is wanted of it.
-_CHARACTERS = 6
+# A passage has at most so many characters for each token that is wanted of it, and no more than so many times what
+# the tokens of the first one have: a text makes more passages then.
+_CHARACTERS, _MARGIN = 6, 1.25
 # More passages than this many times what is wanted are not looked at.
 _PLENTY = 40
 # The part of the prompt in which a line to plant begins: early, but behind what every cache keeps.
@@ -55,7 +57,7 @@ def rows_of(
     """
     count, length, prompt = sizes
     with works("of the model"):
-        passages = _passages(data, length * _CHARACTERS, count * _PLENTY, say)
+        passages = _passages(data, length, encode, count * _PLENTY, say)
         chosen: list[tuple[str, list[int]]] = []
         for number in np.linspace(0, len(passages) - 1, min(count, len(passages))).astype(int):
             ids = encode(passages[number])
@@ -72,12 +74,18 @@ def rows_of(
     return Rows(np.array([ids for _, ids in chosen]), prompts, answers)
 
 
-def _passages(data: str, characters: int, most: int, say: Callable[[str], None]) -> list[str]:
-    """The text in passages of so many characters; a last one that is shorter counts if there is no other."""
-    passages, rest = [], ""
+def _passages(
+    data: str, tokens: int, encode: Callable[[str], list[int]], most: int, say: Callable[[str], None]
+) -> list[str]:
+    """The text in passages of about so many tokens; a last one that is shorter counts if there is no other."""
+    passages: list[str] = []
+    rest, characters = "", tokens * _CHARACTERS
     for document in documents([SourceConfig(data)], report=say):
         rest += document.text + "\n"
         while len(rest) >= characters:
+            if not passages:
+                per_token = len(rest[:characters]) / max(1, len(encode(rest[:characters])))
+                characters = min(characters, math.ceil(tokens * per_token * _MARGIN))
             passages.append(rest[:characters])
             rest = rest[characters:]
         if len(passages) >= most:

@@ -48,7 +48,8 @@ def test_passages_begin_with_bos_and_end_in_the_beginning_of_one_of_their_lines(
 
 def test_a_text_without_lines_has_none_planted(tmp_path) -> None:
     (tmp_path / "one.txt").write_text("a" * 5000)
-    rows = rows_of(str(tmp_path / "one.txt"), by_bytes, None, (2, 100, 80), print)
+    rows = rows_of(str(tmp_path / "one.txt"), by_bytes, None, (40, 100, 80), print)
+    assert rows.ids_NT.shape == (40, 100), "a passage takes little more of the text than its tokens have"
     assert rows.planted_MP.shape == (0, 80)
     assert rows.answers_MA.shape == (0, ANSWER)
 
@@ -93,8 +94,8 @@ def test_what_is_measured_and_shown(text) -> None:
     kept = json.loads(json.dumps(report.to_dict()))["lines"][2]["kept"]
     assert kept == [[0.0] * 12 + [1.0] * 4] * 3
     drawn = ElementTree.fromstring(draw("a < b", report))
-    # In each of four panels each of three layers has kept one stretch, which begins within a column.
-    assert sum(part.get("class") == "kept" for part in drawn) == 4 * 3 * 2
+    # In each of four panels each of three layers has kept one stretch, which begins within a column; and the legend.
+    assert sum(part.get("class") == "kept" for part in drawn) == 4 * 3 * 2 + 4
 
 
 def test_a_folder_is_measured(exported, text, tmp_path, capsys) -> None:
@@ -105,7 +106,8 @@ def test_a_folder_is_measured(exported, text, tmp_path, capsys) -> None:
     assert columns.split() == ["budget", "policy", "perplexity", "change", "found", "recalled", "cache", "tokens/s"]
     assert full.split()[0] == "all"
     assert pruned.split()[:2] == ["20", "window"]
-    assert "window, 20 slots" in (tmp_path / "kept.svg").read_text()
+    picture = (tmp_path / "kept.svg").read_text()
+    assert ">20 of 48 tokens<" in picture and ">window<" in picture
 
 
 @pytest.mark.long
