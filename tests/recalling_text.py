@@ -1,19 +1,25 @@
-"""Text that comes back: `python -m tests.recalling_text CORPUS.jsonl FOLDER`.
+"""Text that comes back, and text as it is: `python -m tests.recalling_text CORPUS.jsonl FOLDER`.
 
 What is measured of a pruned cache means little if the model never looks far back, and text as it is teaches that late.
-So documents are made whose passages come back word for word. The folder gets
+So documents are made whose passages come back word for word. FOLDER/train gets
 
 - short.jsonl: a few random words of a document, four to seven times. There the heads that look for what stood before
   are found within 600 steps of 1,024 tokens; without it, not within 4,000.
-- train.jsonl: passages of three words to some hundred tokens, as much text of each doubling of their length, which come
-  back whole or in part; half of them with their words in another order, which nothing tells but what came before.
-- of documents held out of both: recalling.jsonl (made like train.jsonl, the long ones alone, with words in their order)
-  and plain.jsonl (as they are).
+- recalling.jsonl: passages of three words to some hundred tokens, as much text of each doubling of their length, which
+  come back whole or in part; half of them with their words in another order, which nothing tells but what came before.
+- notes.jsonl: docstrings and comments in any order, in each of EDITIONS another. Each is understood without the others,
+  as the pieces of a chat are. In half of the documents notes break off, and a line that stood before comes back.
+
+FOLDER/held_out has notes.jsonl, plain.jsonl (documents as they are) and recalling.jsonl (the long ones alone, with
+words in their order) of other documents; nothing comes back in its notes but what does so by itself.
 """
 
 import argparse
+import ast
 import json
 import random
+import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +29,18 @@ FEWEST_WORDS, MOST_WORDS, MOST_RETURNS = 3, 150, 3
 MOST_PASSAGES = 6
 # Documents of short.jsonl, and characters of a few words.
 SHORT_DOCUMENTS, LONGEST_SHORT = 90_000, 60
+# Characters of the shortest note, and of the shortest document of notes: more than a row of tokens.
+SHORTEST_NOTE, SHORTEST_NOTES = 60, 6000
+# A line of so many characters that two notes have makes one of them no note of its own.
+TELLING = 24
+# The notes of the training text come so many times, in another order and with other lines that come back.
+EDITIONS = 3
+# The line that comes back stood within so many characters, and has at least so many.
+REACH, SHORTEST_LINE = 2200, 50
 # One document of the corpus in so many is held out.
-HELD_OUT = 20
+HELD_OUT = 4
+
+_COMMENT = re.compile(r"(?m)(?:^ *# .*\n){2,}")
 
 
 def pieces(text: str, rng: random.Random) -> Iterator[list[str]]:
@@ -86,6 +102,51 @@ def short(text: str, rng: random.Random) -> Iterator[str]:
             yield f"{few}\n" * rng.randint(4, 7)
 
 
+def notes(text: str) -> Iterator[str]:
+    """The docstrings of Python's source code, and its comments of two lines and more."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of old escapes in strings
+        tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+    for match in _COMMENT.finditer(text):
+        yield "\n".join(line.strip().removeprefix("# ") for line in match[0].splitlines())
+
+
+def unlike(pieces: list[str]) -> list[str]:
+    """The notes that are long enough, and share no telling line with one before."""
+    seen: set[str] = set()
+    kept = []
+    for piece in pieces:
+        lines = {line.strip() for line in piece.splitlines() if len(line.strip()) >= TELLING}
+        if len(piece) >= SHORTEST_NOTE and not lines & seen:
+            kept.append(piece)
+        seen |= lines
+    return kept
+
+
+def together(pieces: list[str], rng: random.Random, *, recalls: bool = False) -> Iterator[str]:
+    """Documents of many notes in any order; `recalls`: with lines that come back in half of them."""
+    document, is_recalling = "", False
+    for piece in rng.sample(pieces, len(pieces)):
+        lines = [line for line in document[-REACH:].splitlines()[1:] if len(line) >= SHORTEST_LINE]
+        if is_recalling and lines and rng.random() < 0.7:
+            document += broken_off(piece, rng) + broken_off(rng.choice(lines), rng, from_end=True) + "\n\n"
+        else:
+            document += f"{piece}\n\n"
+        if len(document) >= SHORTEST_NOTES:
+            yield document
+            document, is_recalling = "", recalls and rng.random() < 0.5
+
+
+def broken_off(text: str, rng: random.Random, *, from_end: bool = False) -> str:
+    """The text up to the end of a word in it; from_end: from within its first third on."""
+    if from_end:
+        return text[rng.randrange(1 + len(text) // 3) :]
+    return text[: text.find(" ", rng.randrange(len(text))) + 1]
+
+
 def _texts(corpus: Path) -> Iterator[str]:
     with corpus.open(encoding="utf-8") as lines:
         for line in lines:
@@ -93,26 +154,33 @@ def _texts(corpus: Path) -> Iterator[str]:
 
 
 def main() -> None:
-    """Writes the three files."""
+    """Writes the files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", type=Path, help="what `stellarbyte corpus stdlib` has written")
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
     rng = random.Random(0)
-    options.folder.mkdir(parents=True, exist_ok=True)
-    made: dict[str, list[str]] = {"short": [], "train": [], "recalling": [], "plain": []}
+    train: dict[str, list[str]] = {"short": [], "recalling": [], "notes": []}
+    held_out: dict[str, list[str]] = {"recalling": [], "notes": [], "plain": []}
     for number, text in enumerate(_texts(options.corpus)):
-        if number % HELD_OUT:
+        made = train if number % HELD_OUT else held_out
+        made["notes"] += notes(text)
+        if made is train:
             made["short"] += short(text, rng)
-            made["train"] += [*documents(text, rng), *documents(shuffled(text, rng), rng)]
+            made["recalling"] += [*documents(text, rng), *documents(shuffled(text, rng), rng)]
         else:
-            made["recalling"] += documents(text, rng, MOST_PASSAGES)
             made["plain"].append(text)
-    made["short"] = rng.sample(made["short"], min(SHORT_DOCUMENTS, len(made["short"])))
-    rng.shuffle(made["train"])
-    for name, texts in made.items():
-        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-        (options.folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+            made["recalling"] += documents(text, rng, MOST_PASSAGES)
+    train["short"] = rng.sample(train["short"], min(SHORT_DOCUMENTS, len(train["short"])))
+    train_notes = unlike(train.pop("notes"))
+    train["notes"] = [text for _ in range(EDITIONS) for text in together(train_notes, rng, recalls=True)]
+    held_out["notes"] = [*together(unlike(held_out["notes"]), rng)]
+    for split, made in {"train": train, "held_out": held_out}.items():
+        (options.folder / split).mkdir(parents=True, exist_ok=True)
+        for name, texts in made.items():
+            rng.shuffle(texts)
+            lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+            (options.folder / split / f"{name}.jsonl").write_text(lines, encoding="utf-8")
 
 
 if __name__ == "__main__":

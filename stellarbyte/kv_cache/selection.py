@@ -20,7 +20,7 @@ def room(slots: int) -> int:
 
 def recent(slots: int) -> int:
     """The number of newest tokens that are always kept."""
-    return max(room(slots), slots // 8)
+    return slots // 4
 
 
 def keep(
