@@ -8,7 +8,7 @@ So documents are made whose passages come back word for word. FOLDER/train gets
 - recalling.jsonl: passages of three words to some hundred tokens, as much text of each doubling of their length, which
   come back whole or in part; half of them with their words in another order, which nothing tells but what came before.
 - notes.jsonl: docstrings and comments in any order, in each of EDITIONS another. Each is understood without the others,
-  as the pieces of a chat are. In half of the documents notes break off, and a line that stood before comes back.
+  as the pieces of a chat are. In most documents notes break off, and a line that stood before comes back.
 
 FOLDER/held_out has notes.jsonl, plain.jsonl (documents as they are) and recalling.jsonl (the long ones alone, with
 words in their order) of other documents; nothing comes back in its notes but what does so by itself.
@@ -36,7 +36,9 @@ TELLING = 24
 # The notes of the training text come so many times, in another order and with other lines that come back.
 EDITIONS = 3
 # The line that comes back stood within so many characters, and has at least so many.
-REACH, SHORTEST_LINE = 2200, 50
+REACH, SHORTEST_LINE = 3000, 50
+# The share of documents of notes in which lines come back, and there the share of notes that one breaks off.
+RECALLING, BROKEN_OFF = 0.75, 0.9
 # One document of the corpus in so many is held out.
 HELD_OUT = 4
 
@@ -127,17 +129,17 @@ def unlike(pieces: list[str]) -> list[str]:
 
 
 def together(pieces: list[str], rng: random.Random, *, recalls: bool = False) -> Iterator[str]:
-    """Documents of many notes in any order; `recalls`: with lines that come back in half of them."""
+    """Documents of many notes in any order; `recalls`: with lines that come back in most of them."""
     document, is_recalling = "", False
     for piece in rng.sample(pieces, len(pieces)):
         lines = [line for line in document[-REACH:].splitlines()[1:] if len(line) >= SHORTEST_LINE]
-        if is_recalling and lines and rng.random() < 0.7:
+        if is_recalling and lines and rng.random() < BROKEN_OFF:
             document += broken_off(piece, rng) + broken_off(rng.choice(lines), rng, from_end=True) + "\n\n"
         else:
             document += f"{piece}\n\n"
         if len(document) >= SHORTEST_NOTES:
             yield document
-            document, is_recalling = "", recalls and rng.random() < 0.5
+            document, is_recalling = "", recalls and rng.random() < RECALLING
 
 
 def broken_off(text: str, rng: random.Random, *, from_end: bool = False) -> str:

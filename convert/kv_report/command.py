@@ -25,11 +25,13 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"-o {options.output} does not end in .svg, the format of the picture: name it so")
     if options.rows < 1:
         raise UserError(f"--rows {options.rows} must be at least 1")
+    if options.lines < 1:
+        raise UserError(f"--lines {options.lines} must be at least 1")
     source = open_source(options.model, options.step)
     length, prompt = _lengths(options, source)
     settings = _settings(options, prompt)
     sizes = (options.rows, length, prompt)
-    rows = rows_of(options.data, source.encode(), source.bos, sizes, _say)
+    rows = rows_of(options.data, source.encode(), source.bos, sizes, _say, options.lines)
     reader = _reader(options, source)
     with progress("measuring caches") as update:
         report = measure(reader, rows, prompt, settings, update)

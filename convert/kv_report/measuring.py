@@ -123,7 +123,7 @@ def measure(
         reading = reader.read(rows.ids_NT, prompt, setting)
         hits_MA = full_hits_MA
         if len(rows.planted_MP):
-            hits_MA = reader.guess(rows.planted_MP, rows.answers_MA, setting) == rows.answers_MA
+            hits_MA = _guesses(reader, rows, setting) == rows.answers_MA
         if setting is None:
             full_hits_MA = hits_MA
         first_loss = lines[0].loss if lines else reading.loss
@@ -162,6 +162,14 @@ def settings_of(slots: Sequence[int], names: Sequence[str], shape: str) -> list[
     for each in policies:
         check_shape(shape, each)
     return [Setting(count, shape, each) for count in sorted(set(slots)) for each in policies]
+
+
+def _guesses(reader: Reader, rows: Rows, setting: Setting | None) -> np.ndarray:
+    """The answers to all planted lines, [M, A]: to as many at once as there are passages, for the sake of memory."""
+    count = len(rows.ids_NT)
+    starts = range(0, len(rows.planted_MP), count)
+    parts = [(rows.planted_MP[start : start + count], rows.answers_MA[start : start + count]) for start in starts]
+    return np.concatenate([reader.guess(prompts, answers, setting) for prompts, answers in parts])
 
 
 def _share(hits: np.ndarray, of: np.ndarray) -> float | None:

@@ -30,6 +30,9 @@ def kv(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-shape", choices=SHAPES, default="uniform", help="how layers and heads share the budget")
     parser.add_argument("--rows", type=int, default=16, metavar="N", help="passages to measure on (default 16)")
     parser.add_argument(
+        "--lines", type=int, default=1, metavar="N", help="most lines of a passage to plant, one at a time (default 1)"
+    )
+    parser.add_argument(
         "--row-tokens", type=int, metavar="N", help="tokens of a passage (default: the model's context)"
     )
     parser.add_argument(

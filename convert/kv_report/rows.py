@@ -1,8 +1,9 @@
 """Cuts passages out of a text, and plants a line of each passage at the end of its prompt."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -27,7 +28,7 @@ _EARLIEST, _LATEST = 1 / 16, 0.4
 class Rows:
     """Passages, and prompts that end in the beginning of a line that they hold.
 
-    ids_NT: token ids of passages. planted_MP: prompts with a planted line, those of the passages that hold one.
+    ids_NT: token ids of passages. planted_MP: prompts with a planted line; none of a passage that holds no such line.
     answers_MA: how the planted lines go on.
     """
 
@@ -42,6 +43,7 @@ def rows_of(
     bos: int | None,
     sizes: tuple[int, int, int],
     say: Callable[[str], None],
+    lines: int = 1,
 ) -> Rows:
     """Passages spread over a text that `prepare` reads.
 
@@ -51,6 +53,7 @@ def rows_of(
         bos: the token before each passage.
         sizes: the number of passages, their tokens, and those of them that are the prompt.
         say: called with remarks on files.
+        lines: the most lines of a passage that are planted, each in a prompt of its own.
 
     Raises:
         UserError: there is no text, or too little for one passage.
@@ -66,7 +69,7 @@ def rows_of(
                 chosen.append((passages[number], ids[:length]))
         if not chosen:
             raise UserError(f"--data {data} has no passage of {length} tokens: name more text, or lower --row-tokens")
-        planted = [found for text, ids in chosen if (found := _planted(text, ids[:prompt], encode)) is not None]
+        planted = [found for text, ids in chosen for found in islice(_planted(text, ids[:prompt], encode), lines)]
     if len(chosen) < count:
         say(f"--data {data} makes {len(chosen)} passages of {length} tokens, fewer than --rows {count}")
     empty = np.empty((0, prompt), np.int64), np.empty((0, ANSWER), np.int64)
@@ -93,8 +96,8 @@ def _passages(
     return passages or [rest]
 
 
-def _planted(text: str, prompt: list[int], encode: Callable[[str], list[int]]) -> tuple[list[int], list[int]] | None:
-    """(the prompt with the first tokens of one of its lines at its end, those that follow in the line), if possible.
+def _planted(text: str, prompt: list[int], encode: Callable[[str], list[int]]) -> Iterator[tuple[list[int], list[int]]]:
+    """(the prompt with the first tokens of one of its lines at its end, those that follow in the line), for each line.
 
     The line begins early in the prompt, and its first tokens occur nowhere else in it.
     """
@@ -109,5 +112,4 @@ def _planted(text: str, prompt: list[int], encode: Callable[[str], list[int]]) -
         if len(answer) < ANSWER or len(where) != 1 or not earliest < where[0] < latest:
             continue
         if body[where[0] + CUE :][:ANSWER] == answer:
-            return [*body, *cue], answer
-    return None
+            yield [*body, *cue], answer

@@ -46,6 +46,14 @@ def test_passages_begin_with_bos_and_end_in_the_beginning_of_one_of_their_lines(
         assert body[body.index(cue) + CUE :].startswith(bytes(answer))
 
 
+def test_a_passage_has_as_many_lines_planted_as_are_wanted(tmp_path) -> None:
+    (tmp_path / "stars.txt").write_text("".join(f"{number:08d} is the number of a star\n" for number in range(200)))
+    one, three = (rows_of(str(tmp_path), by_bytes, 0, (4, 600, 400), print, lines) for lines in (1, 3))
+    assert len(one.planted_MP) == 4 and len(three.planted_MP) == 12
+    assert (three.planted_MP[::3] == one.planted_MP).all() and (three.answers_MA[::3] == one.answers_MA).all()
+    assert len({prompt.tobytes() for prompt in three.planted_MP}) == 12
+
+
 def test_a_text_without_lines_has_none_planted(tmp_path) -> None:
     (tmp_path / "one.txt").write_text("a" * 5000)
     rows = rows_of(str(tmp_path / "one.txt"), by_bytes, None, (40, 100, 80), print)
@@ -137,6 +145,7 @@ def test_both_sides_say_the_same_of_a_model(run_dir, exported) -> None:
         (["--kv-shape", "cone"], "--kv-shape: invalid choice: 'cone'"),
         (["--row-tokens", "65"], "--row-tokens 65 is more than the model's context of 64"),
         (["--rows", "0"], "--rows 0 must be at least 1"),
+        (["--lines", "0"], "--lines 0 must be at least 1"),
         (["-o", "kept.png"], "-o kept.png does not end in .svg"),
         (
             ["--prompt-tokens", "60"],
