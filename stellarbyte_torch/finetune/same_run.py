@@ -95,7 +95,7 @@ def check_same_data(data: PreparedData, run_dir: Path) -> None:
 
 
 def check_same_teacher(teacher: Teacher, run_dir: Path) -> None:
-    """Raises UserError if the run in the folder has learnt from other weights; an earlier version's run says nothing."""
+    """Raises UserError if the run in the folder has learnt from other weights; earlier versions' runs say nothing."""
     path = run_dir / TEACHER
     if os.path.lexists(path) and read_text(path, 1024).strip() != teacher.fingerprint:
         raise UserError(
