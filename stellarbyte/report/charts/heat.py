@@ -37,8 +37,8 @@ def heat(
     axes = figure.subplots()
     known = values[np.isfinite(values)]
     least, most = limits or ((float(known.min()), float(known.max())) if known.size else (0.0, 1.0))
-    if least == most:
-        least, most = least - 0.5 * abs(least or 1), most + 0.5 * abs(most or 1)
+    if least == most:  # a scale from 0, on which the one number can be read
+        least, most = min(2 * least, 0.0), max(2 * most, 0.0) or float(least == 0)
     drawn = axes.imshow(
         np.ma.masked_invalid(values), aspect="auto", interpolation="none", cmap=_MAP, vmin=least, vmax=most
     )

@@ -91,16 +91,31 @@ def weights(view: View) -> Section | None:
         some_bad = any(each.not_finite for each in outside)
         caption = words("table.matrices bad" if some_bad else "table.matrices")
         shown = table(caption, head, rows) if rows else None
-        terms = [
-            (tag("dt", words.of("figure", name)), tag("dd", words.sentence(told)))
-            for name, told in found.definitions.items()
-        ]
-        defined = tag("dl", terms, class_="note terms") if terms else None
         pictures = view.pictures(weight_charts(report, words), report)
-        return html(pictures, shown, defined, view.remark(found.remark)) or None
+        return html(pictures, shown, view.remark(found.remark)) or None
 
     body = view.of_each(of)
-    return Section("weights", view.words("section.weights"), body) if body else None
+    return Section("weights", view.words("section.weights"), html(body, _definitions(view))) if body else None
+
+
+def _definitions(view: View) -> Html | None:
+    """What the figures are; the models that one is of are named where it is not the same of all."""
+    of: dict[tuple[str, str], list[str]] = {}
+    looked_at = [report for report in view.reports if report.weights is not None]
+    for report in looked_at:
+        for term in report.weights.definitions.items() if report.weights is not None else ():
+            of.setdefault(term, []).append(report.name)
+    words = view.words
+    terms = [
+        (
+            tag("dt", words.of("figure", name)),
+            tag(
+                "dd", words.sentence(told), f" ({words('list').join(models)})" if len(models) < len(looked_at) else None
+            ),
+        )
+        for (name, told), models in of.items()
+    ]
+    return tag("dl", terms, class_="note terms") if terms else None
 
 
 def heads(view: View) -> Section | None:

@@ -206,3 +206,10 @@ def unknown(name: str = "gpt2") -> Report:
     )
     memory = replace(plain.memory, training=(), cache=())
     return replace(plain, architecture=shape, flops=None, memory=memory, facts={}, remarks=())
+
+
+def weighed(name: str, init: str) -> Report:
+    """The dense model, one of whose matrices was looked at."""
+    facts = MatrixFacts(0, "self_attn.q_proj", (256, 256), 0.0, 0.0, 3.0, 180.0, 0.7, False, 0.4)
+    definitions = {"small": "the share of numbers below a hundredth of the rms", "init_distance": f"from the {init}"}
+    return dense(name, weights=Weights((facts,), definitions, init))

@@ -107,6 +107,13 @@ def test_numbers_are_those_of_the_report() -> None:
     assert "5,475,328" in text and "548 万" in text
 
 
+def test_definitions_are_told_once() -> None:
+    first, second = made.weighed("first", "distribution"), made.weighed("second", "weights")
+    text = Reader(page([first, second], "en")).text
+    assert text.count("the share of numbers below a hundredth of the rms") == 1
+    assert "from the distribution (first)" in text and "from the weights (second)" in text
+
+
 def test_equal_layers_are_drawn_once() -> None:
     text = made_page("whole", "en")
     assert text.count(">q_proj</b>") == 1 and "× 6" in text and "Layers 0–5" in text
