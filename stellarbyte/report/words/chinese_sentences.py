@@ -57,8 +57,8 @@ SENTENCES: dict[str, str] = {
     ),
     "the largest size, over the matrix's root mean square": "最大绝对值与矩阵均方根之比",
     "exp of the entropy of the singular values, taken as shares of their sum (Roy & Vetterli 2007); where the smaller "
-    "side is above {side}, a randomised estimate, within about 5 %": (
-        "奇异值占其总和之比例的熵的指数（Roy & Vetterli 2007）；短边大于 {side} 时为随机估计，误差约 5 %"
+    "side is above {side}, a randomised estimate, mostly within 1 %": (
+        "奇异值占其总和之比例的熵的指数（Roy & Vetterli 2007）；短边大于 {side} 时为随机估计，误差多在 1 % 以内"
     ),
     "the effective rank, as a share of the smaller side": "有效秩占短边的比例",
     "the Frobenius norm of the change since the first weights, over the norm of these": (
