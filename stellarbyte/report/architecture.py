@@ -37,6 +37,8 @@ class Attention:
         window: the number of positions that a token sees, itself included; None lets it see all earlier ones.
         positions: xpos, rope, learned, alibi or none.
         qk_norm: whether queries and keys are normalised. bias: whether projections have biases.
+        latent: the channels of the one vector from which all heads' keys and values of a token are made, and which is
+            cached in their place, as in DeepSeek's models; None where there is none.
     """
 
     query_heads: int
@@ -47,6 +49,7 @@ class Attention:
     positions: str
     qk_norm: bool
     bias: bool
+    latent: int | None = None
 
 
 @dataclass(frozen=True)

@@ -38,12 +38,13 @@ def attention_of(number: int, tensors: Tensors, fields: Mapping[str, Any]) -> At
     heads, hidden = field(fields, "heads"), field(fields, "hidden")
     if not rows or not isinstance(heads, int) or not isinstance(hidden, int) or heads < 1:
         return None
-    nope, rope = fields.get("qk_nope_head_dim"), fields.get("qk_rope_head_dim")
-    if isinstance(nope, int) and isinstance(rope, int):  # keys and values from one latent vector, as DeepSeek has them
+    nope, rope, rank = (fields.get(name) for name in ("qk_nope_head_dim", "qk_rope_head_dim", "kv_lora_rank"))
+    latent = None
+    if isinstance(nope, int) and isinstance(rope, int) and isinstance(rank, int):
         value_dim = fields.get("v_head_dim")
         if not isinstance(value_dim, int):
             return None
-        sizes = heads, heads, nope + rope, value_dim
+        sizes, latent = (heads, heads, nope + rope, value_dim), rank + rope
     else:
         found = _heads(rows, heads, hidden, fields)
         if found is None:
@@ -55,6 +56,7 @@ def attention_of(number: int, tensors: Tensors, fields: Mapping[str, Any]) -> At
         positions=_positions(fields),
         qk_norm=any(known.part == "norms" and _is_qk_norm(known.inner) for known, _ in tensors),
         bias=any(inner.endswith("bias") for inner in rows),
+        latent=latent,
     )
 
 

@@ -220,8 +220,11 @@ def cache_bytes(architecture: Architecture, dtype: str, tokens: int, budget: KVB
         if attention is None:
             continue
         held = min(tokens, attention.window or tokens, tokens if budget is None else budget.of(tokens))
-        channels = _BYTES[dtype] * (attention.head_dim + attention.value_dim) + 2 * _CACHE_SCALE_BYTES[dtype]
-        total += len(group.layers) * attention.key_value_heads * channels * held
+        heads, channels = attention.key_value_heads, attention.head_dim + attention.value_dim
+        if attention.latent is not None:
+            heads, channels = 1, attention.latent
+        a_token = heads * (_BYTES[dtype] * channels + 2 * _CACHE_SCALE_BYTES[dtype])
+        total += len(group.layers) * a_token * held
     return total
 
 

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from convert.described import described
 from stellarbyte.report.find import find_subject
+from stellarbyte.report.memory import cache_bytes
 from stellarbyte.report.parameters import count_parameters
 from stellarbyte.report.structure import structure_of
 from stellarbyte_jax.config_file import save_config
@@ -95,6 +96,16 @@ def test_a_family_that_is_not_ours(family, tmp_path):
     for group in structure.groups:
         assert group.attention.query_heads == 4
         assert group.feed_forward.width in (32, 112, 256)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "falcon", "phi3", "gpt_oss", "deepseek_v3"])
+def test_keys_and_values_are_what_transformers_keeps(family, tmp_path):
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **OTHERS[family])).eval()
+    with torch.no_grad():
+        cache = model(torch.ones((1, 40), dtype=torch.long), use_cache=True).past_key_values
+    held = sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
+    model.save_pretrained(tmp_path)
+    assert cache_bytes(structure_of(find_subject(tmp_path)), "float32", 40) == held
 
 
 def test_a_run_by_its_config_and_its_export(run_dir, exported):
