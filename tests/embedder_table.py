@@ -54,9 +54,9 @@ class Part(ModelEmbedder):
         return np.stack(vectors)
 
 
-def recalls(queries: np.ndarray, texts: np.ndarray) -> list[float]:
+def recalls(queries: np.ndarray, texts: np.ndarray, *, whitened: bool) -> list[float]:
     """The share of queries whose own text is the best, or among the best 5, by the cosine of whitened vectors."""
-    whitening = fit_whitening(texts)
+    whitening = fit_whitening(texts, directions=whitened)
     scores = whitening(queries) @ whitening(texts).T
     ranks = (scores >= np.diag(scores)[:, None]).sum(1)
     return [float((ranks <= most).mean()) for most in (1, 5)]
@@ -87,7 +87,7 @@ def main() -> None:
         texts = embedder.embed([rest for _, rest in pairs])
         queries = embedder.embed([summary for summary, _ in pairs], queries=True)
         each = (time.perf_counter() - started) / (2 * len(pairs))
-        best, among = recalls(queries, texts)
+        best, among = recalls(queries, texts, whitened=embedder.whitened)
         print(f"| {name} | {best:.1%} | {among:.1%} | {each * 1e3:.1f} |", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "memory.db"

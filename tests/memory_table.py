@@ -36,7 +36,7 @@ SIGNS = "山水火木金土日月风云雨雪花草鱼鸟马牛羊虎龙蛇狗�
 class Noise:
     """An embedder whose vectors depend on nothing but a text's bytes."""
 
-    name, hash, size = "noise", "noise", SIZE
+    name, hash, size, whitened = "noise", "noise", SIZE, True
 
     def embed(self, texts: Sequence[str], *, queries: bool = False) -> np.ndarray:  # noqa: ARG002
         """The vectors, (len(texts), SIZE)."""

@@ -60,6 +60,7 @@ class Cached:
 
     def __init__(self, embedder: Embedder, texts: list[str], queries: list[str]) -> None:
         self.name, self.hash, self.size, self._embedder = embedder.name, embedder.hash, embedder.size, embedder
+        self.whitened = embedder.whitened
         self._known: dict[tuple[str, bool], np.ndarray] = {}
         self.embed(sorted(set(texts), key=len))
         self.embed(sorted(set(queries), key=len), queries=True)

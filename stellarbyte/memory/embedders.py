@@ -27,6 +27,8 @@ class ModelEmbedder:
     counted. A long text is read in windows. A text without tokens has the vector 0.
     """
 
+    whitened = True
+
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self.name, self.hash, self.size = reader.name, reader.hash, reader.size

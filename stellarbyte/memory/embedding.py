@@ -5,26 +5,51 @@ from collections.abc import Callable
 
 from stellarbyte.memory.opening import Opened, told_embedder
 from stellarbyte.memory.protocols import Embedder
+from stellarbyte.memory.tables import Reached
 
 # Texts that are embedded at once.
 _BATCH = 256
 
 
-def embed_missing(store: Opened, embedder: Embedder, owner: str, on_batch: Callable[[int], None] | None = None) -> None:
-    """Makes the vectors of a user's entries that were written where there was no embedder.
+class MissingVectors:
+    """Makes the vectors of a user's entries that were written where there was no embedder."""
 
+    def __init__(self, store: Opened, embedder: Embedder, owner: str) -> None:
+        self._store, self._embedder, self._owner = store, embedder, owner
+        self._since: Reached | None = None
+
+    def make(self) -> None:
+        """Makes those that are missing now; after the first time it looks only at what was written since."""
+        reached = self._store.tables.reached(self._owner)
+        if reached == self._since:
+            return
+        since = self._since if self._since and self._since.epoch == reached.epoch else None
+        embed_missing(self._store, self._embedder, self._owner, since)
+        self._since = reached
+
+
+def embed_missing(
+    store: Opened,
+    embedder: Embedder,
+    owner: str,
+    since: Reached | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> None:
+    """Makes the vectors of a user's entries that have none.
+
+    since: when all of them had one; None: they never had.
     on_batch: is told how many were made, after each batch; None: nobody is.
     """
     assert store.nearest is not None
     while not store.connection.read_only:
-        missing = store.tables.without_vector(owner, _BATCH)
+        missing = store.tables.without_vector(owner, _BATCH, since)
         if not missing:
             return
         vectors = embedder.embed([text for _, text in missing])
         columns = [store.nearest.to_column(vector) for vector in vectors]
         with store.connection.writing():
             # One may be deleted or changed by now.
-            there = dict(store.tables.without_vector(owner, 2 * _BATCH))
+            there = dict(store.tables.without_vector(owner, 2 * _BATCH, since))
             found = zip(missing, columns, strict=True)
             store.tables.set_vectors(
                 owner, [(number, column) for (number, text), column in found if there.get(number) == text]

@@ -58,22 +58,19 @@ class Found:
     Attributes:
         entry: the entry.
         score: how well it answers the query, from 0 to 1; a search leaves out what is below its floor.
-        fused: the sum of reciprocal ranks that the results are ordered by.
         ranks: its place in each part's own list, from 1: "words", "vectors"; a part that has not found it is missing.
         parts: what each part has measured: "coverage" (the share of the query's words, by weight), "cosine".
     """
 
     entry: Entry
     score: float
-    fused: float
     ranks: Mapping[str, int] = field(default_factory=dict)
     parts: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        scores = {"score": round(self.score, 4), "fused": round(self.fused, 6)}
         parts = {name: round(value, 4) for name, value in self.parts.items()}
-        return {**self.entry.to_dict(), **scores, "ranks": dict(self.ranks), "parts": parts}
+        return {**self.entry.to_dict(), "score": round(self.score, 4), "ranks": dict(self.ranks), "parts": parts}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Vectors of length 1 that are searched exactly: in NumPy, and from FAISS_FROM on in a flat index of faiss."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from contextlib import suppress
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -22,8 +23,11 @@ class Matrix(Protocol):
     def remove(self, ids: Sequence[int]) -> None:
         """Removes vectors; ids that are not there are passed over."""
 
-    def search(self, vector: np.ndarray, limit: int) -> list[tuple[int, float]]:
-        """Ids and inner products with `vector` (D,) of the nearest, the best first; equals by id."""
+    def search(self, vectors: np.ndarray, limit: int) -> list[list[tuple[int, float]]]:
+        """For each of `vectors` (Q, D) the ids and inner products of the nearest, the best first; equals by id."""
+
+    def products(self, vector: np.ndarray, ids: Sequence[int]) -> dict[int, float]:
+        """The inner products of `vector` (D,) with those of the ids that are there."""
 
 
 def new_matrix(count: int, size: int) -> Matrix:
@@ -66,13 +70,20 @@ class NumpyMatrix:
                 self._places[int(self._ids[place])] = place
             self._rows[last] = 0  # what is deleted is gone from memory too
 
-    def search(self, vector: np.ndarray, limit: int) -> list[tuple[int, float]]:
-        """Ids and inner products of the nearest, the best first; equals by id."""
-        count = len(self)
-        products = self._rows[:count] @ vector
-        best = np.argpartition(products, count - limit)[count - limit :] if limit < count else np.arange(count)
-        order = best[np.lexsort((self._ids[best], -products[best]))]
-        return [(int(self._ids[place]), float(products[place])) for place in order]
+    def search(self, vectors: np.ndarray, limit: int) -> list[list[tuple[int, float]]]:
+        """See Matrix."""
+        count, found = len(self), []
+        for vector in vectors:
+            products = self._rows[:count] @ vector
+            best = np.argpartition(products, count - limit)[count - limit :] if limit < count else np.arange(count)
+            order = best[np.lexsort((self._ids[best], -products[best]))]
+            found.append([(int(self._ids[place]), float(products[place])) for place in order])
+        return found
+
+    def products(self, vector: np.ndarray, ids: Sequence[int]) -> dict[int, float]:
+        """See Matrix."""
+        places = {number: self._places[number] for number in ids if number in self._places}
+        return dict(zip(places, (self._rows[list(places.values())] @ vector).tolist(), strict=True))
 
 
 class FaissMatrix:
@@ -98,11 +109,24 @@ class FaissMatrix:
 
     def remove(self, ids: Sequence[int]) -> None:
         """Removes vectors; ids that are not there are passed over."""
-        if len(ids):
-            self._index.remove_ids(np.asarray(ids, np.int64))
+        there = [number for number in ids if self._vector(number) is not None]
+        if there:  # faiss goes through all its rows
+            self._index.remove_ids(np.asarray(there, np.int64))
 
-    def search(self, vector: np.ndarray, limit: int) -> list[tuple[int, float]]:
-        """Ids and inner products of the nearest, the best first; equals by id."""
-        products, ids = self._index.search(vector[None].astype(np.float32), limit)
-        found = [(int(number), float(value)) for number, value in zip(ids[0], products[0], strict=True) if number >= 0]
-        return sorted(found, key=lambda pair: (-pair[1], pair[0]))
+    def search(self, vectors: np.ndarray, limit: int) -> list[list[tuple[int, float]]]:
+        """See Matrix."""
+        found = []
+        for products, ids in zip(*self._index.search(np.ascontiguousarray(vectors, np.float32), limit), strict=True):
+            pairs = [(int(number), float(value)) for number, value in zip(ids, products, strict=True) if number >= 0]
+            found.append(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
+        return found
+
+    def products(self, vector: np.ndarray, ids: Sequence[int]) -> dict[int, float]:
+        """See Matrix."""
+        found = ((number, self._vector(number)) for number in ids)
+        return {number: float(one @ vector) for number, one in found if one is not None}
+
+    def _vector(self, number: int) -> np.ndarray | None:
+        with suppress(RuntimeError):  # it is not there
+            return cast("np.ndarray", self._index.reconstruct(number))
+        return None

@@ -10,7 +10,7 @@ from typing import Any, Self
 from stellarbyte.errors import UserError
 from stellarbyte.memory.audit import Audit, audit
 from stellarbyte.memory.checks import checked_text, checked_time, stated
-from stellarbyte.memory.embedding import embed_missing, forget_vectors
+from stellarbyte.memory.embedding import MissingVectors, embed_missing, forget_vectors
 from stellarbyte.memory.entries import Decision, Entry, Found, Kind
 from stellarbyte.memory.gate.frames import frames_of
 from stellarbyte.memory.gate.gate import Gate
@@ -26,7 +26,6 @@ from stellarbyte.memory.transfer import Loaded, export, load
 from stellarbyte.memory.weighing import trust_in_vectors
 from stellarbyte.memory.word_index import Trust
 
-_DAY = 86_400.0
 # What a search finds is given to the judge, at most so many entries.
 _GIVEN = 3
 
@@ -65,6 +64,7 @@ class Memory:
         self.user, self._embedder, self._judge = user, embedder, judge
         self._lock, self._store = threading.RLock(), open_store(place, embedder, user, settings, create)
         self._tables = self._store.tables
+        self._missing = None if embedder is None else MissingVectors(self._store, embedder, user)
 
     @property
     def name(self) -> str:
@@ -139,9 +139,9 @@ class Memory:
         """
         check_search(query, limit, how, floor, has_embedder=self._embedder is not None)
         with self._lock:
-            vector, trust = None, Trust(1.0, 0.0)
-            if self._embedder is not None and how != "words" and query.strip():
-                embed_missing(self._store, self._embedder, self.user)
+            vector, trust = None, Trust()
+            if self._embedder is not None and self._missing is not None and how != "words" and query.strip():
+                self._missing.make()
                 trust = trust_in_vectors(self._store, self._embedder, self.user)
                 vector = self._embedder.embed([query], queries=True)[0]
             with self._store.connection.reading():
@@ -162,9 +162,8 @@ class Memory:
 
     def update(self, entry_id: int, text: str, *, source: str | None = None) -> Entry:
         """Gives an entry another text; the old one goes into its history. Raises UserError: there is no such entry."""
-        text = stated(text)
+        text, now = stated(text), time.time()
         vector = None if self._embedder is None else self._embedder.embed([text])[0]
-        now = time.time()
         with self._lock, self._store.connection.writing():
             entry = self.get(entry_id)
             if entry is None:
@@ -233,8 +232,9 @@ class Memory:
         with self._lock:
             forget_vectors(self._store, embedder)
             self._embedder, self._store = embedder, with_embedder(self._store, embedder, self.user)
+            self._missing = MissingVectors(self._store, embedder, self.user)
             for user in self.users():
-                embed_missing(self._store, embedder, user, on_batch)
+                embed_missing(self._store, embedder, user, on_batch=on_batch)
 
     def vacuum(self) -> int:
         """Gives the room of what was deleted back to the system; returns the store's size in bytes."""
@@ -297,4 +297,4 @@ class Memory:
 
 def _alive(settings: MemorySettings) -> Alive:
     now, days = time.time(), settings.retention_days
-    return Alive(now, -1.0 if days is None else now - days * _DAY)
+    return Alive(now, -1.0 if days is None else now - 86_400 * days)

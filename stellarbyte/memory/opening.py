@@ -60,7 +60,7 @@ def open_store(
 def with_embedder(store: Opened, embedder: Embedder, owner: str) -> Opened:
     """The store, searched by an embedder's vectors."""
     kind = VectorsInPostgres if isinstance(store.connection, PostgresDatabase) else VectorsInMemory
-    return replace(store, nearest=kind(store.connection, owner, embedder.size))
+    return replace(store, nearest=kind(store.connection, owner, embedder.size, whitened=embedder.whitened))
 
 
 def _begin(connection: Connection, tables: Tables, settings: MemorySettings | None) -> None:

@@ -13,11 +13,14 @@ class Embedder(Protocol):
         name: what a user calls it, such as its folder.
         hash: a hash of everything that decides the vectors: weights and settings.
         size: the length of a vector.
+        whitened: whether a memory whitens the vectors, which are only centred otherwise. A language model's states
+            share directions that say nothing of a text; whoever was trained to be compared by cosines loses by it.
     """
 
     name: str
     hash: str
     size: int
+    whitened: bool
 
     def embed(self, texts: Sequence[str], *, queries: bool = False) -> np.ndarray:
         """The vectors, (len(texts), size) in float32, neither whitened nor normalised.

@@ -33,7 +33,7 @@ CREATE TABLE frames (
 CREATE INDEX frames_memory ON frames (memory);
 CREATE TABLE totals (
     owner {text} PRIMARY KEY, entries BIGINT NOT NULL, length BIGINT NOT NULL, vector_weight {real},
-    wrong_cosine {real}, weighed BIGINT
+    usual_cosine {real}, cosine_spread {real}, weighed BIGINT
 ){bare};
 CREATE TABLE vectors (memory {key} PRIMARY KEY, owner {text} NOT NULL, vector {vector} NOT NULL);
 CREATE INDEX vectors_owner ON vectors (owner, memory);

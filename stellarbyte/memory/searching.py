@@ -1,7 +1,8 @@
 """Searches a user's entries by words, by vectors, or by both."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import accumulate
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -10,14 +11,15 @@ from stellarbyte.errors import UserError, shown
 from stellarbyte.memory.checks import checked_text
 from stellarbyte.memory.entries import Found
 from stellarbyte.memory.fusion import fuse
+from stellarbyte.memory.scoring import ALONE, score, score_of_cosine
 from stellarbyte.memory.tables import Alive, Tables
 from stellarbyte.memory.vectors import Nearest
-from stellarbyte.memory.word_index import Trust
+from stellarbyte.memory.word_index import Trust, bm25
 from stellarbyte.memory.words import terms_of
 
 How = Literal["hybrid", "words", "vectors"]
 
-# What each part hands over to be joined, at least; what has expired is taken away after that.
+# The entries that each part hands over, at least; what has expired is taken away after that.
 _DEPTH = 50
 # The share of a query that a result has is measured by the squares of the terms' weights: a question has a rare word or
 # two, such as a name, among several that many entries have.
@@ -28,6 +30,9 @@ _REORDERED = 200
 _SHARES_COUNT = 2.0
 # The terms of a long query that are searched: its rarest.
 _MOST_TERMS = 32
+# Entries are looked for by the rarest terms, at least two, which together stand in no more entries than this. What is
+# found is then ordered by all terms: to read a million entries' rows of frequent words takes most of a second.
+_MOST_POSTINGS, _FEWEST_TERMS = 100_000, 2
 # Entries without any of the terms that are thought to be there: in a store of a few entries a term that one of them has
 # would weigh a fraction of a term that none has, and no entry would be above the floor.
 _OTHERS = 100
@@ -44,7 +49,7 @@ class Query(NamedTuple):
 
     text: str
     vector: np.ndarray | None
-    trust: Trust = Trust(1.0, 0.0)
+    trust: Trust = Trust()
 
 
 def check_search(query: str, limit: int, how: str, floor: float | None, *, has_embedder: bool) -> None:
@@ -65,33 +70,35 @@ def search(
 ) -> list[Found]:
     """The entries that answer the query best, at most `limit`, with scores of at least `floor`."""
     depth = max(_DEPTH, 4 * limit)
-    lists: dict[str, Sequence[int]] = {}
-    coverages: dict[int, float] = {}
+    coverages = dict(_by_words(tables, owner, query.text, depth)) if how != "vectors" else {}
     cosines: dict[int, float] = {}
-    if how != "vectors":
-        by_words = _by_words(tables, owner, query.text, depth)
-        lists["words"], coverages = [number for number, _ in by_words], dict(by_words)
+    places = {"words": _places(coverages), "vectors": {}}
     if how != "words" and nearest is not None and query.vector is not None:
-        by_vectors = nearest.search(query.vector, depth)
-        lists["vectors"], cosines = [number for number, _ in by_vectors], dict(by_vectors)
-    # The more of the query words have found, the less vectors can add.
-    best = max(coverages.values(), default=0.0)
-    weight = 1.0 if how == "vectors" else query.trust.weight * (1 - best) ** 2
-    fused = fuse(lists, {"words": 1.0, "vectors": weight})
-    entries = tables.entries([number for number, _, _ in fused], alive)
+        cosines = dict(nearest.search(query.vector[None], depth)[0])
+        places["vectors"] = _places(cosines)
+        cosines |= nearest.cosines(query.vector, [number for number in coverages if number not in cosines])
+    entries = tables.entries([*coverages, *(number for number in cosines if number not in coverages)], alive)
     found: list[Found] = []
-    for number, score, ranks in fused:
+    for number in {**coverages, **cosines}:
         entry = entries.get(number)
         if entry is None or entry.user != owner:
             continue
         parts = {
             name: values[number] for name, values in (("coverage", coverages), ("cosine", cosines)) if number in values
         }
-        above = (cosines.get(number, -1.0) - query.trust.wrong) / max(1e-6, 1 - query.trust.wrong)
-        relevance = min(1.0, max(0.0, coverages.get(number, 0.0), above))
-        if relevance >= floor:
-            found.append(Found(entry, relevance, score, ranks, parts))
-    return found[:limit]
+        if how == "vectors":
+            scored = score_of_cosine(cosines[number], query.trust, ALONE)
+        else:
+            scored = score(coverages.get(number, 0.0), cosines.get(number), query.trust)
+        if scored >= floor:
+            ranks = {part: by[number] for part, by in places.items() if number in by}
+            found.append(Found(entry, scored, ranks, parts))
+    # Equals stay in the order of the words' list, and after that of the vectors'.
+    return sorted(found, key=lambda one: -one.score)[:limit]
+
+
+def _places(found: Iterable[int]) -> dict[int, int]:
+    return {number: place for place, number in enumerate(found, 1)}
 
 
 def _by_words(tables: Tables, owner: str, text: str, limit: int) -> list[tuple[int, float]]:
@@ -105,10 +112,18 @@ def _by_words(tables: Tables, owner: str, text: str, limit: int) -> list[tuple[i
     rarest = sorted(frequencies, key=lambda term: (-weights[term], term))[:_MOST_TERMS]
     if not rarest:
         return []
+    reached = list(accumulate(frequencies[term] for term in rarest))
+    few = max(_FEWEST_TERMS, sum(entries <= _MOST_POSTINGS for entries in reached))
     shares = {term: weight**_SHARE for term, weight in weights.items()}
     total = sum(shares.values())
-    asked = {term: (weights[term], shares[term]) for term in rarest}
+    asked = {term: (weights[term], shares[term]) for term in rarest[:few]}
     ranked = tables.words.ranked(owner, asked, length / count, max(_REORDERED, limit))
+    if frequent := rarest[few:]:
+        sums = {number: (by_bm25, matched) for number, by_bm25, matched in ranked}
+        for number, term, times, terms_there in tables.words.matched(owner, frequent, list(sums)):
+            before, matched = sums[number]
+            sums[number] = before + weights[term] * bm25(times, terms_there, length / count), matched + shares[term]
+        ranked = sorted(((number, *both) for number, both in sums.items()), key=lambda one: (-one[1], one[0]))
     found = {number: matched / total for number, _, matched in ranked}
     by_share = sorted(found, key=lambda number: -found[number])  # equals stay in BM25's order
     fused = fuse({"bm25": list(found), "share": by_share}, {"bm25": 1.0, "share": _SHARES_COUNT})

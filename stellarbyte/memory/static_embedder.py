@@ -23,6 +23,8 @@ class StaticEmbedder:
         ModuleNotFoundError: model2vec is not installed.
     """
 
+    whitened = False
+
     def __init__(self, folder: Path) -> None:
         from model2vec import StaticModel
 

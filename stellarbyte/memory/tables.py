@@ -21,6 +21,14 @@ class Alive(NamedTuple):
     fresh_after: float
 
 
+class Reached(NamedTuple):
+    """How far a store goes: changes are counted anew in each epoch."""
+
+    epoch: str
+    entry: int
+    change: int
+
+
 class Tables:
     """The tables behind a connection.
 
@@ -216,13 +224,25 @@ class Tables:
         ((below,),) = self._rows(f"SELECT COUNT(*) {where} AND loss < ?", (owner, judge, loss))
         return float(below / count)
 
-    def without_vector(self, owner: str, limit: int) -> list[tuple[int, str]]:
-        """The ids and texts of a user's entries that have no vector yet."""
-        statement = (
-            "SELECT id, text FROM memories WHERE owner = ? AND NOT EXISTS (SELECT 1 FROM vectors WHERE memory = id) "
-            "ORDER BY id LIMIT ?"
-        )
-        return cast("list[tuple[int, str]]", self._rows(statement, (owner, limit)))
+    def reached(self, owner: str) -> Reached:
+        """How far a user's entries and the list of changes go at this moment."""
+        ((epoch,),) = self._rows("SELECT value FROM meta WHERE key = 'epoch'")
+        ((newest,),) = self._rows("SELECT COALESCE(MAX(id), 0) FROM memories WHERE owner = ?", (owner,))
+        ((change,),) = self._rows("SELECT COALESCE(MAX(id), 0) FROM changes")
+        return Reached(epoch, newest, change)
+
+    def without_vector(self, owner: str, limit: int, since: Reached | None = None) -> list[tuple[int, str]]:
+        """The ids and texts of a user's entries that have no vector yet.
+
+        since: when all of them had one; of a large store only what was written after that is looked at. None: all.
+        """
+        parameters: list[Any] = [owner, since.entry if since else 0]
+        bare = "SELECT id, text FROM memories WHERE owner = ? AND NOT EXISTS (SELECT 1 FROM vectors WHERE memory = id)"
+        statement = f"{bare} AND id > ?"
+        if since:
+            statement += f" UNION {bare} AND id IN (SELECT memory FROM changes WHERE id > ?)"
+            parameters += [owner, since.change]
+        return cast("list[tuple[int, str]]", self._rows(f"{statement} ORDER BY id LIMIT ?", [*parameters, limit]))
 
     def set_vectors(self, owner: str, vectors: Iterable[tuple[int, Any]]) -> None:
         """Writes vectors of entries, which the connection's database takes as they are."""

@@ -13,8 +13,11 @@ from stellarbyte.memory.whitening import Whitening, fit_whitening
 class Nearest(Protocol):
     """Finds the entries that are nearest to a vector."""
 
-    def search(self, vector: np.ndarray, limit: int) -> list[tuple[int, float]]:
-        """Ids and cosines of the nearest entries, the best first; vector: (D,), as an embedder gives it."""
+    def search(self, vectors: np.ndarray, limit: int) -> list[list[tuple[int, float]]]:
+        """For each of `vectors` (Q, D), as an embedder gives them, ids and cosines of the nearest, the best first."""
+
+    def cosines(self, vector: np.ndarray, ids: Sequence[int]) -> dict[int, float]:
+        """The cosines of a vector (D,) with those of the user's entries that have one."""
 
     def to_column(self, vector: np.ndarray) -> object:
         """A vector as the store's column takes it."""
@@ -24,29 +27,35 @@ class VectorsInMemory:
     """The whitened vectors of one user, read from the store, and brought up to date before each search.
 
     size: the length of a vector.
+    whitened: see Embedder.
     """
 
-    def __init__(self, connection: Connection, owner: str, size: int) -> None:
-        self._connection, self._owner, self._size = connection, owner, size
+    def __init__(self, connection: Connection, owner: str, size: int, *, whitened: bool) -> None:
+        self._connection, self._owner, self._size, self._whitened = connection, owner, size, whitened
         self._epoch: str | None = None
         self._seen = 0
         self._matrix: Matrix | None = None
         self._whitening: Whitening | None = None
 
-    def search(self, vector: np.ndarray, limit: int) -> list[tuple[int, float]]:
-        """Ids and cosines of the nearest entries, the best first."""
+    def search(self, vectors: np.ndarray, limit: int) -> list[list[tuple[int, float]]]:
+        """See Nearest."""
         self._follow()
         assert self._matrix is not None and self._whitening is not None
         if not len(self._matrix):
-            return []
-        return self._matrix.search(self._whitening(vector[None])[0], limit)
+            return [[] for _ in vectors]
+        return self._matrix.search(self._whitening(vectors), limit)
+
+    def cosines(self, vector: np.ndarray, ids: Sequence[int]) -> dict[int, float]:
+        """See Nearest; as the last search has found the store."""
+        assert self._matrix is not None and self._whitening is not None
+        return self._matrix.products(self._whitening(vector[None])[0], ids)
 
     def to_column(self, vector: np.ndarray) -> bytes:
         """A vector as the store keeps it: float16, little-endian."""
         return to_bytes(vector)
 
     def _follow(self) -> None:
-        """Reads what has changed since; all of it at first, and when there are twice or half as many vectors."""
+        """Reads what has changed since; all of it at first, and when the number of vectors has changed by a quarter."""
         epochs = self._connection.rows("SELECT value FROM meta WHERE key = 'epoch'")
         if self._matrix is None or self._epoch != epochs[0][0]:
             self._load()
@@ -55,15 +64,14 @@ class VectorsInMemory:
         if not changes:
             return
         assert self._whitening is not None
-        fitted = self._whitening.rows
-        if len(changes) > max(64, fitted):
+        if len(changes) > max(64, self._whitening.rows):
             self._load()
             return
         ids = sorted({memory for _, memory in changes})
         self._matrix.remove(ids)
         self._put(ids, self._whitening)
         self._seen = changes[-1][0]
-        if not fitted // 2 <= len(self._matrix) <= 2 * fitted:
+        if not self._whitening.suits(len(self._matrix)):
             self._load()
 
     def _load(self) -> None:
@@ -73,7 +81,7 @@ class VectorsInMemory:
             statement = "SELECT memory, vector FROM vectors WHERE owner = ? ORDER BY memory"
             rows = self._connection.rows(statement, (self._owner,))
         raw = from_bytes([vector for _, vector in rows], self._size)
-        self._whitening = fit_whitening(raw)
+        self._whitening = fit_whitening(raw, directions=self._whitened)
         self._matrix = new_matrix(len(rows), self._size)
         for first in range(0, len(rows), 10_000):  # so that the float32 copies stay small
             some = slice(first, first + 10_000)

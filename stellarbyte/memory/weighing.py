@@ -6,14 +6,14 @@ import numpy as np
 
 from stellarbyte.memory.opening import Opened
 from stellarbyte.memory.protocols import Embedder
-from stellarbyte.memory.searching import Query, search
-from stellarbyte.memory.tables import Alive
 from stellarbyte.memory.word_index import Trust
 
 # The entries that are looked for, and the fewest that tell anything.
-_SAMPLE, _FEWEST = 48, 16
-# Of a store too small to measure.
-_UNMEASURED = Trust(0.5, 0.3)
+_SAMPLE, _FEWEST = 64, 16
+# A search that does not find the entry among so many counts 0.
+_DEPTH = 20
+# The least standard deviation of cosines: a few alike must not make the next one look like a find.
+_LEAST_SPREAD = 0.02
 # Questions that few memories have an answer to.
 _STRANGERS = (
     "What is the capital of Mongolia?",
@@ -28,6 +28,18 @@ _STRANGERS = (
     "What's the square root of 1764?",
     "Give me a recipe for pancakes.",
     "Why is the sky blue?",
+    "How many players are on a volleyball team?",
+    "Plan a three-day trip to Marrakesh.",
+    "Write an email that asks a landlord to mend the heating.",
+    "Which planets have rings?",
+    "Rewrite this paragraph so that it sounds friendlier.",
+    "Is a tomato a fruit or a vegetable?",
+    "Compare electric cars with hybrid ones.",
+    "What does the word serendipity mean?",
+    "How long does it take to boil an egg?",
+    "Give me ten names for a coffee shop.",
+    "When was the printing press invented?",
+    "Teach me the rules of backgammon.",
     "蒙古国的首都是哪里？",
     "写一首关于秋天落叶的诗。",
     "怎么用Python给一组数字排序？",
@@ -40,24 +52,30 @@ _STRANGERS = (
     "一千七百六十四的平方根是多少？",
     "煎饼怎么做？",
     "天空为什么是蓝色的？",
+    "排球队有几名队员？",
+    "帮我安排三天的西安旅行。",
+    "写一封邮件，请房东修暖气。",
+    "哪些行星有光环？",
+    "把这段话改得更友好一些。",
+    "西红柿是水果还是蔬菜？",
+    "比较一下电动车和混合动力车。",
+    "“缘分”这个词是什么意思？",
+    "煮一个鸡蛋要多长时间？",
+    "给咖啡店取十个名字。",
+    "印刷术是什么时候发明的？",
+    "教我五子棋的规则。",
 )
-# A search that finds the entry at this place or behind it counts 0.
-_DEPTH = 20
 
 
 def trust_in_vectors(store: Opened, embedder: Embedder, owner: str) -> Trust:
-    """How far a user's vectors can be trusted beside words.
-
-    Each of a sample of entries is looked for by a third of its words and a few of another entry. The weight is the
-    fourth power of the mean reciprocal rank by vectors over that by words, because these queries are kinder to vectors
-    than people's are. The cosine that wrong entries hardly reach is the highest that one had in these searches, or that
-    of questions on anything. Both are kept in the store, and measured anew when it has twice or half as many entries.
-    """
+    """How far a user's vectors can be trusted; measured anew when there are twice or half as many entries."""
     entries, _ = store.tables.words.totals(owner)
     kept = store.tables.words.trust(owner)
+    if not entries:
+        return Trust()
     if kept is not None and kept[1] // 2 <= entries <= 2 * kept[1]:
         return kept[0]
-    trust = _measured(store, embedder, owner) if entries >= _FEWEST else _UNMEASURED
+    trust = _measured(store, embedder, owner)
     if not store.connection.read_only:
         with store.connection.writing():
             store.tables.words.set_trust(owner, trust, entries)
@@ -65,46 +83,36 @@ def trust_in_vectors(store: Opened, embedder: Embedder, owner: str) -> Trust:
 
 
 def _measured(store: Opened, embedder: Embedder, owner: str) -> Trust:
-    alive = Alive(0.0, -1.0)  # what has expired is as good as any other here
-    sampled = store.tables.sampled(owner, _SAMPLE)
+    """Entries are looked for by half of their words, and questions on anything show how near a wrong entry may be."""
+    assert store.nearest is not None
+    unmeasured = Trust()
+    nearest = store.nearest.search(embedder.embed(_STRANGERS, queries=True), 1)
+    cosines = [found[0][1] for found in nearest if found]
+    if not cosines:
+        return unmeasured
+    usual, spread = min(float(np.mean(cosines)), 0.9), max(float(np.std(cosines)), _LEAST_SPREAD)
     random = np.random.default_rng(18)
     asked = {
-        entry.id: f"{part} {_part(other.text, 6, random)}"
-        for entry, other in zip(sampled, sampled[1:] + sampled[:1], strict=True)
-        if (part := _part(entry.text, 3, random))
+        entry.id: part for entry in store.tables.sampled(owner, _SAMPLE) if (part := _half(entry.text, random)) != ""
     }
     if len(asked) < _FEWEST:
-        return _UNMEASURED
-    vectors = embedder.embed(list(asked.values()), queries=True)
-    ranks = {"words": 0.0, "vectors": 0.0}
-    wrong = _of_strangers(store, embedder)
-    for (number, text), vector in zip(asked.items(), vectors, strict=True):
-        found = search(store.tables, store.nearest, owner, Query(text, vector), "hybrid", 4 * _DEPTH, 0.0, alive)
-        places = next((one.ranks for one in found if one.entry.id == number), {})
-        for part in ranks:
-            place = places.get(part, _DEPTH)
-            ranks[part] += 1 / place if place < _DEPTH else 0.0
-        wrong = max(wrong, *(one.parts.get("cosine", 0.0) for one in found if one.entry.id != number), 0.0)
-    weight = min(1.0, ranks["vectors"] / ranks["words"]) ** 4 if ranks["words"] else 1.0
-    return Trust(weight, min(wrong, 0.99))
+        return Trust(unmeasured.weight, usual, spread)
+    searches = store.nearest.search(embedder.embed(list(asked.values()), queries=True), _DEPTH)
+    places = [
+        next((1 / place for place, (found, _) in enumerate(search, 1) if found == number), 0.0)
+        for number, search in zip(asked, searches, strict=True)
+    ]
+    return Trust(float(np.mean(places)), usual, spread)
 
 
-def _of_strangers(store: Opened, embedder: Embedder) -> float:
-    """The highest cosine that a question on anything has with its nearest entry."""
-    assert store.nearest is not None
-    vectors = embedder.embed(_STRANGERS, queries=True)
-    nearest = [found[0][1] for vector in vectors if (found := store.nearest.search(vector, 1))]
-    return max(nearest, default=0.0)
-
-
-def _part(text: str, share: int, random: np.random.Generator) -> str:
-    """A `share`th of a text's words in their order, at least two; of Chinese a part in one piece. Empty: too short."""
+def _half(text: str, random: np.random.Generator) -> str:
+    """Half of a text's words in their order, at least two; of Chinese a part in one piece. Empty: it is too short."""
     words = text.split()
     if len(words) >= 4:
-        kept = sorted(random.choice(len(words), max(2, len(words) // share), replace=False))
+        kept = sorted(random.choice(len(words), len(words) // 2, replace=False))
         return " ".join(words[place] for place in kept)
     signs = re.sub(r"\s", "", text)
-    length = max(3, len(signs) // share)
+    length = max(3, len(signs) // 2)
     if len(signs) < 2 * length:
         return ""
     first = int(random.integers(0, len(signs) - length))

@@ -9,15 +9,21 @@ from stellarbyte.memory.words import terms_of
 
 
 class Trust(NamedTuple):
-    """How far vectors can be trusted beside words.
+    """How far a store's vectors can be trusted, as weighing.py measures it; the values here are for an unmeasured one.
 
     Attributes:
-        weight: of their places, from 0 to 1, where words find nothing.
-        wrong: a cosine that wrong entries hardly reach.
+        weight: the mean reciprocal place at which they find an entry by half of its text, from 0 to 1.
+        usual, spread: mean and standard deviation of the cosine that the nearest entry has to a question on anything.
     """
 
-    weight: float
-    wrong: float
+    weight: float = 0.5
+    usual: float = 0.3
+    spread: float = 0.1
+
+
+def bm25(count: int, length: int, mean_length: float) -> float:
+    """What a term's weight is multiplied by (Robertson and Zaragoza, 2009, with k1 = 1.2 and b = 0.75)."""
+    return count * 2.2 / (count + 0.3 + 0.9 * length / mean_length)
 
 
 class WordIndex:
@@ -38,12 +44,16 @@ class WordIndex:
 
     def trust(self, owner: str) -> tuple[Trust, int] | None:
         """How far a user's vectors can be trusted, and for how many entries that was measured; None: not yet."""
-        rows = self._rows("SELECT vector_weight, wrong_cosine, weighed FROM totals WHERE owner = ?", (owner,))
-        return (Trust(rows[0][0], rows[0][1]), rows[0][2]) if rows and rows[0][0] is not None else None
+        rows = self._rows(
+            "SELECT vector_weight, usual_cosine, cosine_spread, weighed FROM totals WHERE owner = ?", (owner,)
+        )
+        return (Trust(*rows[0][:3]), rows[0][3]) if rows and rows[0][0] is not None else None
 
     def set_trust(self, owner: str, trust: Trust, entries: int) -> None:
         """Keeps how far a user's vectors can be trusted."""
-        statement = "UPDATE totals SET vector_weight = ?, wrong_cosine = ?, weighed = ? WHERE owner = ?"
+        statement = (
+            "UPDATE totals SET vector_weight = ?, usual_cosine = ?, cosine_spread = ?, weighed = ? WHERE owner = ?"
+        )
         self._rows(statement, (*trust, entries, owner))
 
     def frequencies(self, owner: str, terms: Sequence[str]) -> dict[str, int]:
@@ -61,7 +71,7 @@ class WordIndex:
         values = ", ".join(
             ["(CAST(? AS TEXT), CAST(? AS DOUBLE PRECISION), CAST(? AS DOUBLE PRECISION))"] * len(weights)
         )
-        # Robertson and Zaragoza (2009) with k1 = 1.2 and b = 0.75. In SQLite CROSS JOIN keeps the order of the tables.
+        # As `bm25` computes it. In SQLite CROSS JOIN keeps the order of the tables.
         statement = (
             f"WITH asked (term, weight, share) AS (VALUES {values}) "
             "SELECT w.memory, SUM(a.weight * w.count * 2.2 / (w.count + 0.3 + 0.9 * w.length / ?)) AS score, "
@@ -70,6 +80,16 @@ class WordIndex:
         )
         flat = [value for term, pair in weights.items() for value in (term, *pair)]
         return cast("list[tuple[int, float, float]]", self._rows(statement, [*flat, mean_length, owner, limit]))
+
+    def matched(self, owner: str, terms: Sequence[str], ids: Sequence[int]) -> list[tuple[int, str, int, int]]:
+        """The ids of entries, each with a term that it has, how often, and the number of all its terms."""
+        found: list[tuple[int, str, int, int]] = []
+        for term in terms:
+            for some in chunks(ids):
+                statement = "SELECT memory, term, count, length FROM words WHERE owner = ? AND term = ? AND memory IN"
+                rows = self._rows(f"{statement} ({marks(some)})", [owner, term, *some])
+                found += cast("list[tuple[int, str, int, int]]", rows)
+        return found
 
     def clear(self) -> None:
         """Removes all terms of all users."""

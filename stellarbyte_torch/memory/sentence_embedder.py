@@ -24,6 +24,8 @@ class SentenceEmbedder:
         ModuleNotFoundError: sentence-transformers is not installed.
     """
 
+    whitened = False
+
     def __init__(self, folder: Path, device: str | None = None) -> None:
         from sentence_transformers import SentenceTransformer
 

@@ -9,6 +9,8 @@ import numpy as np
 class Letters:
     """Counts of hashed trigrams."""
 
+    whitened = True
+
     def __init__(self, size: int = 64, name: str = "letters") -> None:
         self.name, self.hash, self.size = name, f"{name}-{size}", size
 

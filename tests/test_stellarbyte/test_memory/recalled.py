@@ -7,4 +7,4 @@ NOON = 1_780_000_000.0
 
 def found(text: str, source: str = "notes.md:1-2", number: int = 1) -> Found:
     entry = Entry(number, text, source, "", "passage", "en", NOON, NOON, None, 0, 1, None)
-    return Found(entry, score=0.9, fused=0.03)
+    return Found(entry, score=0.9)

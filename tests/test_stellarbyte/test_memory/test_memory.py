@@ -94,7 +94,7 @@ class Noisy(Letters):
 
 
 def test_vectors_weigh_what_they_are_worth(tmp_path: Path) -> None:
-    """A store measures it on its own entries: bad vectors leave the words' order alone, good ones say half of it."""
+    """A store measures it on its own entries: bad vectors hardly change what the words say."""
     texts = [f"The {a} {b} is kept in the {c} room" for a in ("old", "new", "odd") for b in ("lamp", "harp") for c in
              ("blue", "tall", "damp", "warm")]  # fmt: skip
     weights = {}
@@ -108,8 +108,6 @@ def test_vectors_weigh_what_they_are_worth(tmp_path: Path) -> None:
             assert kept is not None and kept[1] == len(texts)
             weights[embedder.name] = kept[0].weight
             if embedder.name == "noisy":
-                words = memory.search("odd harp in the damp room", 5, how="words")
-                assert [one.entry.id for one in memory.search("odd harp in the damp room", 5)] == [
-                    one.entry.id for one in words
-                ]
-    assert weights["good"] > 0.1 and weights["noisy"] < 0.02
+                for one, other in zip(found, memory.search("odd harp in the damp room", 3, how="words"), strict=True):
+                    assert abs(one.score - other.score) < 0.02
+    assert weights["good"] > 0.25 > weights["noisy"]
