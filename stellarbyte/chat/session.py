@@ -141,7 +141,8 @@ class ChatSession(ABC):
         before = list(self.messages)
         self.messages.append({"role": "user", "content": message})
         try:
-            found = [] if self.recall is None else self.recall.search(message)
+            earlier = [turn["content"] for turn in before if turn["role"] == "user"]
+            found = [] if self.recall is None else self.recall.search(message, earlier)
             prompt_ids, forgotten, recalled = self._prompt(found)
             if recalled and on_recall is not None:
                 on_recall(recalled)

@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from stellarbyte.errors import UserError
 from stellarbyte.memory.audit import Audit, audit
 from stellarbyte.memory.checks import checked_text, checked_time, stated
@@ -16,18 +18,15 @@ from stellarbyte.memory.gate.frames import frames_of
 from stellarbyte.memory.gate.gate import Gate
 from stellarbyte.memory.gate.rule import Candidate
 from stellarbyte.memory.gate.sentences import sentences_of
+from stellarbyte.memory.gate.surprise import GIVEN
 from stellarbyte.memory.opening import open_store, with_embedder
 from stellarbyte.memory.protocols import Embedder, Judge
-from stellarbyte.memory.removal import purge, remove
+from stellarbyte.memory.removal import alive_by, purge, remove
 from stellarbyte.memory.searching import How, Query, check_search, search
 from stellarbyte.memory.settings import MemorySettings
-from stellarbyte.memory.tables import Alive
 from stellarbyte.memory.transfer import Loaded, export, load
 from stellarbyte.memory.weighing import trust_in_vectors
 from stellarbyte.memory.word_index import Trust
-
-# What a search finds is given to the judge, at most so many entries.
-_GIVEN = 3
 
 Entries = list[Entry]
 
@@ -63,7 +62,7 @@ class Memory:
         checked_text(user, "user")
         self.user, self._embedder, self._judge = user, embedder, judge
         self._lock, self._store = threading.RLock(), open_store(place, embedder, user, settings, create)
-        self._tables = self._store.tables
+        self._tables, self._made = self._store.tables, dict[str, np.ndarray]()
         self._missing = None if embedder is None else MissingVectors(self._store, embedder, user)
 
     @property
@@ -106,16 +105,21 @@ class Memory:
         Raises:
             UserError: the text is empty or too long, or the store cannot be written.
         """
-        text = stated(text)
-        checked_text(source, "source")
+        text, source = stated(text), checked_text(source, "source")
         candidate = self._candidate(text, source, kind, recalled, checked_time(expires, "expires"))
         with self._lock, self._store.connection.writing():
             settings = self.settings
-            purged = purge(self._tables, settings, _alive(settings))
-            decision = Gate(self._store, self.user, settings, _alive(settings)).decide(candidate)
+            purged = purge(self._tables, settings, alive_by(settings))
+            decision = Gate(self._store, self.user, settings, alive_by(settings)).decide(candidate)
         if purged or decision.outcome == "replaced":
             self._store.connection.scrub()
         return decision
+
+    def prepare(self, texts: Sequence[str]) -> None:
+        """Makes the vectors of texts that `add` gets next, at once, which takes less time than one after the other."""
+        if self._embedder is not None and texts:
+            wanted = [stated(text) for text in texts]
+            self._made = dict(zip(wanted, self._embedder.embed(wanted), strict=True))
 
     def add_turn(self, turn: str, *, source: str = "chat", recalled: Sequence[Entry] = ()) -> list[Decision]:
         """Takes each sentence that a user has said to the gate; "remember that …" makes a note of one.
@@ -147,7 +151,7 @@ class Memory:
             with self._store.connection.reading():
                 settings = self.settings
                 least = settings.floor if floor is None else floor
-                asked, alive = Query(query, vector, trust), _alive(settings)
+                asked, alive = Query(query, vector, trust), alive_by(settings)
                 return search(self._tables, self._store.nearest, self.user, asked, how, limit, least, alive)
 
     def count_uses(self, ids: Iterable[int]) -> None:
@@ -213,7 +217,7 @@ class Memory:
 
     def export(self, path: str | Path) -> int:
         """Writes the entries and their histories to a file of JSON lines; returns how many there are."""
-        return export(self._store, self.user, Path(path), _alive(self.settings))
+        return export(self._store, self.user, Path(path), alive_by(self.settings))
 
     def load(self, path: str | Path) -> Loaded:
         """Adds the entries of such a file, all or none. Raises UserError: a line is no entry."""
@@ -222,7 +226,7 @@ class Memory:
 
     def audit(self) -> Audit:
         """Runs the gate over the entries, and looks for what is left of deleted ones; nothing is changed."""
-        return audit(self._store, self.user, _alive(self.settings))
+        return audit(self._store, self.user, alive_by(self.settings))
 
     def reembed(self, embedder: Embedder, on_batch: Callable[[int], None] | None = None) -> None:
         """Makes the vectors of all users anew by another embedder, which the store is searched by from now on.
@@ -231,7 +235,8 @@ class Memory:
         """
         with self._lock:
             forget_vectors(self._store, embedder)
-            self._embedder, self._store = embedder, with_embedder(self._store, embedder, self.user)
+            self._embedder, self._made = embedder, {}
+            self._store = with_embedder(self._store, embedder, self.user)
             self._missing = MissingVectors(self._store, embedder, self.user)
             for user in self.users():
                 embed_missing(self._store, embedder, user, on_batch=on_batch)
@@ -240,7 +245,7 @@ class Memory:
         """Gives the room of what was deleted back to the system; returns the store's size in bytes."""
         with self._lock:
             with self._store.connection.writing():
-                purge(self._tables, self.settings, _alive(self.settings))
+                purge(self._tables, self.settings, alive_by(self.settings))
                 self._tables.next_epoch()
             self._store.connection.compact()
             return self._store.connection.size()
@@ -263,15 +268,17 @@ class Memory:
     def _candidate(
         self, text: str, source: str, kind: Kind, recalled: Sequence[Entry], expires: float | None
     ) -> Candidate:
-        vector = None if self._embedder is None else self._embedder.embed([text])[0]
+        vector = self._made.pop(text, None)
+        if vector is None and self._embedder is not None:
+            vector = self._embedder.embed([text])[0]
         loss, judge = None, None
         if self._judge is not None and kind == "turn":
-            given = [one.entry.text for one in self.search(text, _GIVEN, floor=0.0)]
+            given = [one.entry.text for one in self.search(text, GIVEN, floor=0.0)]
             loss, judge = self._judge.loss(text, "\n".join(given)), self._judge.hash
         return Candidate(text, source, kind, tuple(recalled), expires, vector, loss, judge)
 
     def _own(self, ids: Iterable[int]) -> dict[int, Entry]:
-        found = self._tables.entries(list(ids), _alive(self.settings))
+        found = self._tables.entries(list(ids), alive_by(self.settings))
         return {number: entry for number, entry in found.items() if entry.user == self.user}
 
     def list(
@@ -285,16 +292,9 @@ class Memory:
     ) -> Entries:
         """The user's entries by id.
 
-        limit: the most entries; None: all.
+        limit: the most entries; None: all. newest: whether the highest id comes first.
         after: the id to go on from, in the direction of the order.
-        kind: of this kind alone.
-        source: those alone whose source begins so.
-        newest: whether the highest id comes first.
+        kind, source: those alone that are of this kind, or whose source begins so.
         """
-        most, alive = -1 if limit is None else limit, _alive(self.settings)
+        most, alive = -1 if limit is None else limit, alive_by(self.settings)
         return self._tables.listed(self.user, alive, after=after, limit=most, kind=kind, source=source, newest=newest)
-
-
-def _alive(settings: MemorySettings) -> Alive:
-    now, days = time.time(), settings.retention_days
-    return Alive(now, -1.0 if days is None else now - 86_400 * days)

@@ -1,16 +1,27 @@
 """A memory as a conversation uses it: what a message recalls, what is kept of it, and what its user may ask."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from stellarbyte.errors import UserError
 from stellarbyte.memory.entries import Decision, Entry, Found
 from stellarbyte.memory.memory import Memory
+from stellarbyte.memory.words import content_of
 
 # Entries that are looked at for a prompt; how many of them it holds is for the budget of tokens.
 _LOOKED_AT = 24
 _LISTED = 20
+# A follow-up is searched with so many earlier messages at most, and what these find counts this much.
+_FOLLOWED, _COUNTS = 3, 0.8
+# A follow-up has a word that stands for what was named before, or is joined to it, and says little of its own.
+_STANDS_FOR = re.compile(
+    r"\b(?:it|its|he|she|him|his|her|hers|they|them|their|theirs|(?:that|this) one|those|these)\b|"
+    r"^(?:and|or|but|what about|how about)\b|[它他她]|^(?:那|还有|其)|呢[？?]?$",
+    re.IGNORECASE,
+)
+_SAYS_LITTLE = 3
 _SHOWN = 120
 
 
@@ -36,9 +47,33 @@ class Recall:
         if self.floor is not None and not 0 <= self.floor <= 1:
             raise UserError(f"--memory-floor {self.floor} must be a number from 0 to 1")
 
-    def search(self, message: str) -> list[Found]:
-        """What the message recalls, the best first. Raises UserError: the store cannot be read."""
-        return self.memory.search(message, _LOOKED_AT, floor=self.floor) if message.strip() else []
+    def search(self, message: str, earlier: Sequence[str] = ()) -> list[Found]:
+        """What the message recalls, the best first.
+
+        A follow-up such as "and its colour?" is also looked for with the message that it follows, which counts less.
+
+        earlier: what the user has said before, from the oldest.
+
+        Raises:
+            UserError: the store cannot be read.
+        """
+        if not message.strip():
+            return []
+        found = self.memory.search(message, _LOOKED_AT, floor=self.floor)
+        said = [message]
+        for before in reversed(earlier[-_FOLLOWED:]):
+            if not follows(said[0]):
+                break
+            said.insert(0, before)
+        if len(said) == 1:
+            return found
+        floor = self.memory.settings.floor if self.floor is None else self.floor
+        known = {one.entry.id: one for one in found}
+        for one in self.memory.search(" ".join(said), _LOOKED_AT, floor=min(1.0, floor / _COUNTS)):
+            less = replace(one, score=one.score * _COUNTS)
+            if one.entry.id not in known or known[one.entry.id].score < less.score:
+                known[one.entry.id] = less
+        return sorted(known.values(), key=lambda one: -one.score)[:_LOOKED_AT]
 
     def keep(self, message: str, used: Sequence[Found]) -> tuple[Decision, ...]:
         """Counts what was used in the prompt, and hands the message to the gate if this memory writes.
@@ -89,6 +124,11 @@ class Recall:
             "\n".join([*map(entry_line, entries), *(more if count > len(entries) else [])])
             or "there are no memories yet"
         )
+
+
+def follows(message: str) -> bool:
+    """Whether a message means something that was named before it."""
+    return _STANDS_FOR.search(message.strip()) is not None and len(set(content_of(message))) <= _SAYS_LITTLE
 
 
 def told(decision: Decision) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 
 from stellarbyte.memory.opening import Opened
 from stellarbyte.memory.protocols import Embedder
+from stellarbyte.memory.scoring import ALONE
 from stellarbyte.memory.word_index import Trust
 
 # The entries that are looked for, and the fewest that tell anything.
@@ -83,7 +84,7 @@ def trust_in_vectors(store: Opened, embedder: Embedder, owner: str) -> Trust:
 
 
 def _measured(store: Opened, embedder: Embedder, owner: str) -> Trust:
-    """Entries are looked for by half of their words, and questions on anything show how near a wrong entry may be."""
+    """Entries are looked for by half of their words, as a search by vectors alone would; see Trust."""
     assert store.nearest is not None
     unmeasured = Trust()
     nearest = store.nearest.search(embedder.embed(_STRANGERS, queries=True), 1)
@@ -98,8 +99,11 @@ def _measured(store: Opened, embedder: Embedder, owner: str) -> Trust:
     if len(asked) < _FEWEST:
         return Trust(unmeasured.weight, usual, spread)
     searches = store.nearest.search(embedder.embed(list(asked.values()), queries=True), _DEPTH)
+    enough = usual + ALONE * spread
     places = [
-        next((1 / place for place, (found, _) in enumerate(search, 1) if found == number), 0.0)
+        next(
+            (1 / place for place, (found, cosine) in enumerate(search, 1) if found == number and cosine >= enough), 0.0
+        )
         for number, search in zip(asked, searches, strict=True)
     ]
     return Trust(float(np.mean(places)), usual, spread)

@@ -12,7 +12,8 @@ class Trust(NamedTuple):
     """How far a store's vectors can be trusted, as weighing.py measures it; the values here are for an unmeasured one.
 
     Attributes:
-        weight: the mean reciprocal place at which they find an entry by half of its text, from 0 to 1.
+        weight: the mean reciprocal place at which they find an entry by half of its text, 0 where its cosine is no
+            higher than those of questions on anything; from 0 to 1.
         usual, spread: mean and standard deviation of the cosine that the nearest entry has to a question on anything.
     """
 

@@ -2,6 +2,9 @@
 
 from stellarbyte.memory.gate.rule import Candidate, Surroundings, Verdict
 
+GIVEN = 3
+"""The most entries, of those that a search finds, that the judge reads before a text."""
+
 
 def refuse_foreseen(candidate: Candidate, around: Surroundings) -> Verdict | None:
     """The measure is the store's own: the losses that its entries had when they came in."""

@@ -13,6 +13,8 @@ from stellarbyte.memory.memory import Memory
 from stellarbyte.reading import expanded
 from stellarbyte.records.bad_records import BadRecords, RecordError
 
+# Passages whose vectors are made at once.
+_AT_ONCE = 64
 _SOURCE = re.compile(r"(.*)(?:#page=\d+|:\d+(?:-\d+)?)", re.DOTALL)
 
 
@@ -98,7 +100,9 @@ def _take(memory: Memory, file: str, passages: Sequence[Passage], done: Ingested
     new = [passage for passage in passages if (passage.text.strip(), passage.source) not in stay]
     kept = {stay.get((passage.text.strip(), passage.source)) for passage in passages}
     done.removed += memory.delete([entry.id for entry in before if entry.id not in kept])
-    for passage in new:
+    for place, passage in enumerate(new):
+        if place % _AT_ONCE == 0:
+            memory.prepare([one.text for one in new[place : place + _AT_ONCE]])
         outcome = memory.add(passage.text, source=passage.source, kind="passage").outcome
         done.outcomes[outcome] = done.outcomes.get(outcome, 0) + 1
     done.files += 1

@@ -50,6 +50,25 @@ def test_forgetting(memory: Memory) -> None:
         recall.forget("zebra")
 
 
+@pytest.mark.parametrize(
+    ("earlier", "message", "expected"),
+    [
+        (["What is my dog called?"], "And its colour?", 2),
+        (["What is my dog called?", "And its colour?"], "And when is its birthday?", 3),
+        (["我的猫叫什么？"], "它几岁了？", 4),
+        (["What is my dog called?"], "What is the capital of Mongolia?", None),
+        (["What is my dog called?"], "Thanks!", None),
+    ],
+)
+def test_a_follow_up_is_looked_for_with_what_it_follows(
+    earlier: list[str], message: str, expected: int | None, memory: Memory
+) -> None:
+    texts = ("My dog is called Rex.", "The colour of my dog is brown.", "My dog's birthday is May 3.", "我的猫三岁。")
+    numbers = [memory.add(text).entry for text in (*texts, "My car is red.", "Lena plays the harp.")]
+    found = [one.entry.id for one in Recall(memory).search(message, earlier)]
+    assert found[:1] == ([] if expected is None else [numbers[expected - 1]])
+
+
 def test_only_what_was_used_is_counted_and_only_a_memory_that_writes_is_written(memory: Memory) -> None:
     Recall(memory).remember("My dog is called Rex.")
     found = Recall(memory).search("What is my dog called?")

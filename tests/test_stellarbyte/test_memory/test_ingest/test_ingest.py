@@ -1,9 +1,10 @@
 """Documents in a store: read again they change nothing, changed they replace what they said."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stellarbyte.door import main
@@ -11,6 +12,7 @@ from stellarbyte.errors import UserError
 from stellarbyte.memory import Memory
 from stellarbyte.memory.ingest.ingest import Ingested, file_of, ingest
 from stellarbyte.records.bad_records import BadRecords
+from tests.test_stellarbyte.test_memory.embedders import Letters
 
 
 @pytest.fixture
@@ -34,6 +36,25 @@ def put(memory: Memory, *paths: Path, policy: str = "fail") -> Ingested:
 
 def sources(memory: Memory) -> list[str]:
     return sorted(entry.source.rpartition("/")[2] for entry in memory.list())
+
+
+def test_passages_get_their_vectors_many_at_once(tmp_path: Path, folder: Path) -> None:
+    class Counting(Letters):
+        calls = 0
+
+        def embed(self, texts: Sequence[str], *, queries: bool = False) -> np.ndarray:
+            self.calls += 1
+            return super().embed(texts, queries=queries)
+
+    (folder / "long.txt").write_text(
+        "\n\n".join(f"{name} " * 150 for name in ("Minho", "Sado", "Mira", "Lima", "Vouga"))
+    )
+    embedder = Counting()
+    with Memory(tmp_path / "vectors.db", embedder=embedder) as memory:
+        done = put(memory, folder)
+        assert done.outcomes == {"added": done.passages} and done.passages > 5 and embedder.calls == done.files
+        found = memory.search("Vouga " * 150, how="vectors", floor=0)
+        assert found[0].entry.text.startswith("Vouga")
 
 
 def test_again_and_changed(memory: Memory, folder: Path) -> None:
