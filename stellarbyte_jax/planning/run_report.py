@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from stellarbyte.config.dry_run import DryRun, source_facts, warned
+from stellarbyte.evaluation.choices import read_tasks
 from stellarbyte.places import BucketPath, place
 from stellarbyte_jax.batch_stages import rows_between
 from stellarbyte_jax.checkpoints.checkpoint import checkpoint_steps, latest_step
@@ -53,6 +54,8 @@ def report_on(config: RunConfig) -> DryRun:
         "shapes": _shapes(config, counter, sizes, manifest),
         "run": _run(config, tokenizer, manifest),
     }
+    if config.training.eval_tasks:
+        report["tasks"] = _tasks(config)
     if sizes is not None:
         config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **sizes))
     return DryRun(to_dict(config), report)
@@ -75,6 +78,14 @@ def _tokenizer(config: RunConfig) -> tuple[Tokenizer | None, Facts]:
             own = "its own" if chat_template(tokenizer, config.data.chat_template) is not None else "none"
             facts["chat_template"] = config.data.chat_template or own
     return tokenizer, facts
+
+
+def _tasks(config: RunConfig) -> Facts:
+    """What validations ask."""
+    facts: Facts = {}
+    with warned(facts):
+        facts |= {task.name: f"{len(task.questions):,} questions" for task in read_tasks(config.training.eval_tasks)}
+    return facts
 
 
 def _data(config: RunConfig, tokenizer: Tokenizer | None) -> tuple[Manifest | None, Facts]:

@@ -65,6 +65,16 @@ def test_a_run_that_may_begin(check, run_config, small_data):
     assert not any("warnings" in facts for facts in found.report.values())
 
 
+def test_tasks_that_validations_ask(check, run_config, tmp_path):
+    question = {"context": "a", "choices": ["x", "y"], "answer": 0}
+    (tmp_path / "quiz.jsonl").write_text(json.dumps(question) + "\n" + json.dumps(question))
+    found = check(run_config(training={"eval_tasks": (str(tmp_path / "quiz.jsonl"),)}))
+    assert report(found, "tasks") == {"quiz": "2 questions"}
+    found = check(run_config(training={"eval_tasks": ("nowhere.jsonl",)}))
+    assert "the task nowhere.jsonl is no file" in report(found, "tasks")["warnings"][0]
+    assert "tasks" not in check(run_config()).report
+
+
 def test_shapes(check, run_config):
     found = check(run_config(training={"batch_size": 16, "gradient_accumulation_steps": 2}, mesh={"data": -1}))
     shapes = report(found, "shapes")
