@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from stellarbyte.door import main
+from tiers import short_tier
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "tasks"
 WORDS = ("star", "byte", "the", "that was", "def star(byte):", "return", "é。")
@@ -55,7 +56,7 @@ def scores(model: Path, *options: object, capsys: pytest.CaptureFixture[str]) ->
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("kind", ["run", "folder"])
+@pytest.mark.parametrize("kind", short_tier(["run", "folder"], 1))
 def test_a_file_of_questions(kind, run_dir, exported, tasks, capsys) -> None:
     model = run_dir if kind == "run" else exported
     found = scores(model, "--tasks", tasks / "questions.jsonl", "--limit", "6", capsys=capsys)["tasks"]["questions"]
