@@ -26,6 +26,10 @@ from stellarbyte.report.subject import Subject
 # Larger models take more than some seconds.
 MOST_NUMBERS = 300_000_000
 
+WITHOUT_JAX = (
+    "the weights of a run are read by JAX's libraries, which are not installed: pip install 'stellarbyte[jax]'"
+)
+
 # The projections that end a branch, which start smaller (Radford et al. 2019), and those that DeepNorm scales.
 _OUTPUTS = ("o_proj", "down_proj")
 _DEEPNORM = ("v_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")
@@ -38,6 +42,7 @@ def weights_of(subject: Subject, everything: bool | None = None) -> Weights | No
 
     Raises:
         UserError: weights are missing or damaged.
+        ModuleNotFoundError: they are asked for, and the libraries that read a run's are not installed.
     """
     if not subject.is_stored or everything is False:
         return None
@@ -48,7 +53,12 @@ def weights_of(subject: Subject, everything: bool | None = None) -> Weights | No
         )
     first: Mapping[str, StoredArray] = {}
     if subject.kind == "run":
-        arrays, first = import_module("stellarbyte_jax.cli").weight_arrays(subject.path)
+        try:
+            arrays, first = import_module("stellarbyte_jax.cli").weight_arrays(subject.path)
+        except ModuleNotFoundError:
+            if everything:
+                raise
+            return Weights((), {}, remark=WITHOUT_JAX)
     else:
         assert isinstance(subject.path, Path)
         arrays = _floats(folder_arrays(subject.path), subject)

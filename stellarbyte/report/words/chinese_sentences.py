@@ -74,6 +74,9 @@ SENTENCES: dict[str, str] = {
     "{number} numbers take a while to look at: {option} does it all the same": (
         "查看 {number} 个数需要较长时间：仍要查看请用 {option}"
     ),
+    "the weights of a run are read by JAX's libraries, which are not installed: {command}": (
+        "运行的权重由 JAX 的库读取，但未安装：{command}"
+    ),
     "of quantised weights the codes are not looked at: name the folder of floats that they were made from": (
         "不查看量化权重的编码：请指定量化前的浮点文件夹"
     ),

@@ -1,13 +1,16 @@
 """The weights of runs by Hugging Face's names, as they are and as they were at first."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stellarbyte.report.weights import look
+import stellarbyte_jax.report
+from stellarbyte.report.find import find_subject
+from stellarbyte.report.weights import WITHOUT_JAX, look, weights_of
 from stellarbyte_jax.checkpoints.checkpoint import load_params
 from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.report.weights import weight_arrays
@@ -35,3 +38,13 @@ def test_a_run_that_began_with_another_has_that_ones_weights_first(
     config = dataclasses.replace(run_config(training={"max_steps": 5}), init_from=str(finished_run))
     assert pretrain(config)
     assert weight_arrays(Path(config.output_dir))[1] == {}  # it holds several, and the newest may be another by now
+
+
+def test_without_jax_a_sentence_takes_their_place(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = find_subject(finished_run)
+    monkeypatch.setitem(sys.modules, "stellarbyte_jax.report.weights", None)
+    monkeypatch.delattr(stellarbyte_jax.report, "weights", raising=False)
+    found = weights_of(subject)
+    assert found is not None and (found.matrices, found.remark) == ((), WITHOUT_JAX)
+    with pytest.raises(ModuleNotFoundError):
+        weights_of(subject, everything=True)
