@@ -103,7 +103,7 @@ def measure_latency(
         update(number, len(wanted))
         shortest = _shortest(machine, point)
         if found and clock() - began + slowest * shortest * (WARM_UP + LEAST) > budget:
-            remark = f"{_left(wanted[number:])} would take longer than {budget:.0f} s in all, and are left out"
+            remark = f"left out to stay within {budget:.0f} s: {_left(wanted[number:])}"
             break
         try:
             _check_memory(engine, point)
@@ -111,7 +111,7 @@ def measure_latency(
         except Exception as error:
             if not engine.is_out_of_memory(error):
                 raise
-            remark = f"{_left(wanted[number:])} need more memory than there is, and are left out"
+            remark = f"left out for want of memory: {_left(wanted[number:])}"
             break
         found.append(measured)
         slowest = measured.median / max(shortest, 1e-12)

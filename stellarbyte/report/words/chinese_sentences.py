@@ -81,8 +81,8 @@ SENTENCES: dict[str, str] = {
         "不查看量化权重的编码：请指定量化前的浮点文件夹"
     ),
     # Speed, heads and text.
-    "{points} would take longer than {seconds} s in all, and are left out": "{points}：总共将超过 {seconds} 秒，已略去",
-    "{points} need more memory than there is, and are left out": "{points}：所需内存超出本机，已略去",
+    "left out to stay within {seconds} s: {points}": "为不超过 {seconds} 秒，已略去：{points}",
+    "left out for want of memory: {points}": "因内存不足，已略去：{points}",
     "the change of the loss of a token, in nats and to first order, if the head gave 0 (Michel et al. 2019): "
     "|Σ gradient · output|, on average over the tokens": (
         "若该头输出 0，词元损失的一阶变化，单位奈特（Michel 等，2019）：|Σ 梯度 · 输出|，对词元取平均"

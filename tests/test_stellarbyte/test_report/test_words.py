@@ -60,8 +60,8 @@ def test_sentences_are_translated_with_what_is_in_their_holes() -> None:
     assert words.sentence("a sentence of tomorrow") == "a sentence of tomorrow"
     assert Words("en").sentence(text) == text
     left = "prefill of batch 1 at 512, decode of batch 16 at 128 and 2 more"
-    assert words.sentence(f"{left} need more memory than there is, and are left out") == (
-        "预填充（批量 1，长度 512）、解码（批量 16，缓存 128）等，另有 2 项：所需内存超出本机，已略去"
+    assert words.sentence(f"left out for want of memory: {left}") == (
+        "因内存不足，已略去：预填充（批量 1，长度 512）、解码（批量 16，缓存 128）等，另有 2 项"
     )
     assert words.remark(text) == words.sentence(text) + "。"
     english = Words("en")
