@@ -21,6 +21,7 @@ from stellarbyte.memory.gate.sentences import sentences_of
 from stellarbyte.memory.protocols import Embedder, Judge
 from tests.memory_facts import Fact, facts
 from tests.memory_talk import distractors, unrelated
+from tests.packaged_embedders import packaged
 
 FACTS, TURNS, AGAIN, UPDATES, DELETIONS, QUESTIONS = 500, 5_000, 250, 100, 100, 500
 
@@ -28,7 +29,9 @@ FACTS, TURNS, AGAIN, UPDATES, DELETIONS, QUESTIONS = 500, 5_000, 250, 100, 100, 
 def main() -> None:
     """Runs the trial and prints its figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--embedder", metavar="FOLDER", help="a model, for search by vectors and by both")
+    parser.add_argument(
+        "--embedder", metavar="FOLDER", help="for search by vectors and by both: a folder, or use or wordllama"
+    )
     parser.add_argument("--judge", metavar="FOLDER", help="a model, for the rule of surprise")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--scale", type=float, default=1.0, help="of all counts")
@@ -36,7 +39,9 @@ def main() -> None:
     options = parser.parse_args()
     embedder: Embedder | None = None
     judge: Judge | None = None
-    if options.embedder:
+    if options.embedder in ("use", "wordllama"):
+        embedder = packaged(options.embedder, Path(tempfile.mkdtemp()))
+    elif options.embedder:
         from stellarbyte.memory.embedders import open_embedder
 
         embedder = open_embedder(Path(options.embedder))

@@ -18,6 +18,8 @@ APPLICATION_ID = 0x53426D65
 _HEADER = b"SQLite format 3\0"
 # Seconds that a writer waits for the others.
 _PATIENCE = 60.0
+# The pages of the log after which it is written into the file and begun anew: 1 MiB, so that it fills no small disk.
+_LOG_PAGES = 256
 
 
 class SqliteFile:
@@ -141,6 +143,7 @@ class SqliteFile:
         self.rows("PRAGMA synchronous = FULL")
         self.rows("PRAGMA secure_delete = ON")
         self.rows("PRAGMA cache_size = -65536")
+        self.rows(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         self.rows("PRAGMA foreign_keys = ON")
         if not tables:
             with self.writing():
@@ -149,8 +152,13 @@ class SqliteFile:
                         self.rows(statement)
                     self.rows(f"PRAGMA application_id = {APPLICATION_ID}")
                     self.rows(f"PRAGMA user_version = {SCHEMA}")
-        # What a process that was killed has deleted may still stand in the log.
-        self.scrub()
+        # What a process that was killed has deleted may still stand in the log. On a full disk it stays there until
+        # there is room, and the store can be read.
+        try:
+            self.scrub()
+        except UserError as error:
+            if not isinstance(error.__cause__, sqlite3.OperationalError):
+                raise
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:

@@ -237,6 +237,30 @@ except UserError as error:
         assert memory.add("There is room again").outcome == "added" and not memory.audit().ghosts
 
 
+@pytest.mark.long
+def test_a_small_disk_that_is_full_can_be_read_and_has_lost_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("this user may mount no disk")
+    try:
+        path, told = disk / "m.db", []
+        full = "the disk is full; the memory is as it was before"
+        with Memory(path) as memory, pytest.raises(UserError, match=full):  # noqa: PT012
+            for number in range(1_000):
+                things = " ".join(f"{number * 7919 % 10_007}x{thing}" for thing in range(60))
+                told.append(memory.add(f"Hall {number} holds {things}", kind="passage").entry)
+        with Memory(path) as memory:
+            assert [entry.id for entry in memory.list()] == told and len(told) > 20
+            assert memory.search("hall 5", 1)[0].entry.text.startswith("Hall 5 ")
+        subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+        with Memory(path) as memory:
+            assert memory.add("My dog is called Rex").outcome == "added" and memory.delete(told) == len(told)
+            assert b"Hall" not in bytes_of(path)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_read_only_store_is_read_and_not_written(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "m.db"
