@@ -11,7 +11,7 @@ from stellarbyte.kv_cache.evidence import Array, Evidence
 # Each key scores as the best of itself, so many before it and so many after it: what follows a find is read next.
 _BEFORE, _AFTER = 11, 3
 # A query counts half as much as one that is so much newer: what was looked for last is being read.
-_HALF_LIFE = 8
+_HALF_LIFE = 4
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ def test_snap_is_the_attention_of_the_newest_queries(window: int | None) -> None
             last = S - W + w
             first = max(3 * b, 0 if window is None else last - window + 1)
             products = np.exp(given.keys_BKSH[b, k, first : last + 1] @ given.queries_BKGWH[b, k, g, w])
-            summed[first : last + 1] += products / products.sum() / G * 2 ** (-(W - 1 - w) / 8)
+            summed[first : last + 1] += products / products.sum() / G * 2 ** (-(W - 1 - w) / 4)
         pooled = [summed[max(0, s - 11) : s + 4].max() for s in range(S)]
         np.testing.assert_allclose(scores[b, k], pooled, rtol=1e-5, atol=1e-7)
 
