@@ -157,7 +157,7 @@ ENGLISH_OF_THE_USER = (
     ("My grandmother taught me to {v}.", "What did my grandmother teach me?", "", "crochet"),
     ("I am learning {v} with a tutor.", "Which language am I learning with a tutor?", "", "Finnish"),
     ("My team uses {v} for code reviews.", "What does my team use for code reviews?", "", "Gerrit"),
-    ("Our wedding anniversary is {v}.", "When is our wedding anniversary?", "", "May 23"),
+    ("Our wedding anniversary is {v}.", "When is our wedding anniversary?", "", "midsummer"),
     ("My project deadline is {v}.", "When is the deadline of my project?", "My project deadline is {v} now.", "Friday Tuesday"),
     ("My yoga class is on {v}.", "On which day is my yoga class?", "My yoga class is on {v} now.", "Monday Thursday"),
     ("I read {v} before sleeping.", "What do I read before sleeping?", "", "haiku"),
