@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from stellarbyte.errors import UserError
 from stellarbyte.memory.connection import Row
-from stellarbyte.memory.schema import POSTGRES_TABLES, SCHEMA
+from stellarbyte.memory.schema import POSTGRES_TABLES, SCHEMA, upgrade_statements
 
 URLS = ("postgresql://", "postgres://")
 
@@ -98,12 +98,21 @@ class PostgresDatabase:
             with self.writing():
                 if not self.rows(there, (_SCHEMA,)):  # no other process has come first
                     self._make_tables()
-        ((version,),) = self.rows("SELECT value FROM meta WHERE key = 'schema'") or [("0",)]
-        if int(version) > SCHEMA:
+        version = self._version()
+        if version > SCHEMA:
             raise UserError(
                 f"{self.name} was made by a newer StellarByte (schema {version}, this one knows {SCHEMA}): update "
                 "StellarByte"
             )
+        if version < SCHEMA:
+            with self.writing():
+                for statement in upgrade_statements(self._version()):  # another process may have come first
+                    self.rows(statement)
+                self.rows("UPDATE meta SET value = ? WHERE key = 'schema'", (str(SCHEMA),))
+
+    def _version(self) -> int:
+        ((version,),) = self.rows("SELECT value FROM meta WHERE key = 'schema'")
+        return int(version)
 
     def _make_tables(self) -> None:
         try:

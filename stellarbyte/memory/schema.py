@@ -1,7 +1,17 @@
 """The tables of a store."""
 
-# Raised when the tables change; a store of a higher number is refused.
-SCHEMA = 1
+# Raised when the tables change; a store of a higher number is refused, and one of a lower number is brought up to it.
+SCHEMA = 2
+
+# Of each older number, the statements that make the next one of it. What a store knew of its vectors is found anew.
+UPGRADES = {
+    1: (
+        "ALTER TABLE totals ADD COLUMN usual_cosine DOUBLE PRECISION",
+        "ALTER TABLE totals ADD COLUMN cosine_spread DOUBLE PRECISION",
+        "ALTER TABLE totals DROP COLUMN wrong_cosine",
+        "UPDATE totals SET vector_weight = NULL, weighed = NULL",
+    ),
+}
 
 # words: a row for each term of an entry, which is what BM25 needs and what can be deleted to the last byte. FTS5 leaves
 # deleted words in its segments until these are merged (docs/tried.md).
@@ -50,6 +60,11 @@ CREATE INDEX decisions_memory ON decisions (memory);
 CREATE INDEX decisions_owner ON decisions (owner, id);
 CREATE TABLE changes (id {number}, memory BIGINT NOT NULL)
 """
+
+
+def upgrade_statements(version: int) -> tuple[str, ...]:
+    """What brings a store of this number up to SCHEMA."""
+    return tuple(statement for older in range(version, SCHEMA) for statement in UPGRADES[older])
 
 
 def _statements(**types: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from stellarbyte.errors import UserError, shown_path
 from stellarbyte.memory.connection import Row
-from stellarbyte.memory.schema import SCHEMA, SQLITE_TABLES
+from stellarbyte.memory.schema import SCHEMA, SQLITE_TABLES, upgrade_statements
 
 # In the file's header, so that another program's SQLite file is known from ours: "SBme".
 APPLICATION_ID = 0x53426D65
@@ -137,6 +137,11 @@ class SqliteFile:
                 "StellarByte"
             )
         if self.read_only:
+            if tables and version < SCHEMA:
+                raise UserError(
+                    f"{self.name} was made by an older StellarByte (schema {version}, this one knows {SCHEMA}) and is "
+                    "read-only: copy it to where it can be written"
+                )
             return
         self.rows("PRAGMA journal_mode = WAL")
         # A transaction that was reported done survives a power failure.
@@ -152,6 +157,12 @@ class SqliteFile:
                         self.rows(statement)
                     self.rows(f"PRAGMA application_id = {APPLICATION_ID}")
                     self.rows(f"PRAGMA user_version = {SCHEMA}")
+        elif version < SCHEMA:
+            with self.writing():
+                ((version,),) = self.rows("PRAGMA user_version")  # another process may have come first
+                for statement in upgrade_statements(version):
+                    self.rows(statement)
+                self.rows(f"PRAGMA user_version = {SCHEMA}")
         # What a process that was killed has deleted may still stand in the log. On a full disk it stays there until
         # there is room, and the store can be read.
         try:

@@ -70,6 +70,20 @@ def test_it_does_what_a_file_does(url: str, tmp_path: Path) -> None:
         assert memory.forget() == 4 and memory.list() == []
 
 
+def test_an_older_store_is_brought_up(url: str) -> None:
+    import psycopg
+
+    with Memory(url) as memory:
+        memory.add("My dog is called Rex.")
+    with psycopg.connect(url, autocommit=True) as database:
+        database.execute("SET search_path = stellarbyte_memory")
+        database.execute("ALTER TABLE totals DROP COLUMN usual_cosine, DROP COLUMN cosine_spread")
+        database.execute("ALTER TABLE totals ADD COLUMN wrong_cosine DOUBLE PRECISION")
+        database.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
+    with Memory(url, embedder=Letters()) as memory:
+        assert [found.entry.text for found in memory.search("dog")] == ["My dog is called Rex."]
+
+
 def test_processes_that_write_at_once_lose_nothing(url: str) -> None:
     command = [sys.executable, "-c", WRITER, url]
     running = [subprocess.Popen([*command, str(n), str(ROOT), str(ROOT / "tests")]) for n in range(4)]

@@ -191,6 +191,30 @@ def test_files_that_are_no_memory(tmp_path: Path) -> None:
         Memory(tmp_path / "nowhere" / "m.db")
 
 
+def test_an_older_store_is_brought_up(tmp_path: Path) -> None:
+    path = tmp_path / "m.db"
+    with Memory(path) as memory:
+        memory.add("My dog is called Rex.")
+    older = ("usual_cosine", "cosine_spread")
+    with sqlite3.connect(path) as database:
+        for column in older:
+            database.execute(f"ALTER TABLE totals DROP COLUMN {column}")
+        database.execute("ALTER TABLE totals ADD COLUMN wrong_cosine REAL")
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+    path.chmod(0o444)
+    if os.geteuid():  # root may write what is read-only
+        refused(path, "older StellarByte .schema 1, this one knows")
+    path.chmod(0o644)
+    with Memory(path, embedder=Letters(16)) as memory:
+        assert [found.entry.text for found in memory.search("dog")] == ["My dog is called Rex."]
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
+        columns = {row[1] for row in database.execute("PRAGMA table_info(totals)")}
+    database.close()
+    assert columns >= {*older} and "wrong_cosine" not in columns
+
+
 def test_a_newer_and_a_damaged_store(tmp_path: Path) -> None:
     path = tmp_path / "m.db"
     with Memory(path) as memory:
