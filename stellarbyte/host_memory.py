@@ -27,10 +27,19 @@ def peak_resident_bytes() -> int | None:
 
 def free_bytes() -> int | None:
     """Bytes that a process may take without swapping; None where the system does not say so, as Linux does."""
+    return system_memory().get("MemAvailable")
+
+
+def system_memory() -> dict[str, int]:
+    """Bytes by the names of Linux's /proc/meminfo, such as MemTotal; elsewhere MemTotal alone, or nothing."""
+    found = {}
     try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if value.strip().endswith("kB"):
+                found[name] = int(value.split()[0]) * 1024
     except OSError:
         pass
-    return None
+    if not found and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found["MemTotal"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return found

@@ -7,16 +7,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from stellarbyte.host_memory import system_memory
+from stellarbyte.processor import processor_name
+
 
 def machine() -> dict[str, Any]:
     """System, processor, cores, load and memory in bytes; a limit where the container or the job has one."""
-    memory = _memory()
+    memory = system_memory()
     return {
         "platform": platform.platform(),
         "machine": platform.machine(),
         "libc": " ".join(filter(None, platform.libc_ver())) or None,
         "container": _container(),
-        "cpu": _cpu(),
+        "cpu": processor_name(),
         "cores": os.cpu_count(),
         "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "cores_limit": _core_limit(),
@@ -46,25 +49,6 @@ def nearest(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
     folder = folder.absolute()
     return next((each for each in (folder, *folder.parents) if each.is_dir()), folder)
-
-
-def _cpu() -> str | None:
-    for line in _lines("/proc/cpuinfo"):
-        name, _, value = line.partition(":")
-        if name.strip() in ("model name", "Model", "Hardware"):
-            return value.strip()
-    return platform.processor() or None
-
-
-def _memory() -> dict[str, int]:
-    found = {}
-    for line in _lines("/proc/meminfo"):
-        name, _, value = line.partition(":")
-        if value.strip().endswith("kB"):
-            found[name] = int(value.split()[0]) * 1024
-    if not found and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found["MemTotal"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return found
 
 
 def _memory_limit() -> int | None:

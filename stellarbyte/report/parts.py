@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
+from stellarbyte.layer_ranges import layer_ranges
+
 # A group's parts of parameters.PARTS, and the number of its colour.
 _GROUPS: dict[str, tuple[tuple[str, ...], int]] = {
     "embedding": (("embedding", "positions"), 0),
@@ -40,10 +42,4 @@ def colour_of(name: str) -> int:
 
 def in_words(numbers: Iterable[int]) -> str:
     """Ascending numbers with runs of them joined: 0-3, 7."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}\N{EN DASH}{last}" for first, last in runs)
+    return layer_ranges(numbers).replace("-", "\N{EN DASH}").replace(",", ", ")

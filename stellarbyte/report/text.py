@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from stellarbyte.layer_ranges import layer_ranges
 from stellarbyte.report.architecture import Architecture, LayerGroup
 from stellarbyte.report.flops import Flops, Work
 from stellarbyte.report.measured_text import measured_lines, weights_lines
@@ -44,7 +45,7 @@ def size(nbytes: float) -> str:
 
 def _architecture(architecture: Architecture) -> list[str]:
     lines = [f"architecture: {architecture.model_type}, {architecture.num_layers} layers"]
-    rows = [(_numbers(group.layers), _layer(group)) for group in architecture.groups]
+    rows = [("layers " + layer_ranges(group.layers).replace(",", ", "), _layer(group)) for group in architecture.groups]
     outside = [f"{part} {_shape(shape)}" for part, shape in _outside(architecture)]
     rows.append(("outside", ", ".join(outside) + ("; the head is the embedding" if architecture.tied else "")))
     if architecture.switches:
@@ -139,17 +140,6 @@ def _rows(count: int) -> str:
 
 def _shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
-
-
-def _numbers(layers: Sequence[int]) -> str:
-    """Numbers as ranges: 0-3, 5."""
-    ranges: list[list[int]] = []
-    for number in layers:
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
-        else:
-            ranges.append([number, number])
-    return "layers " + ", ".join(f"{a}-{b}" if a < b else str(a) for a, b in ranges)
 
 
 def _columns(rows: Sequence[tuple[str, str]]) -> list[str]:

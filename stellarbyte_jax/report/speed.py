@@ -13,8 +13,8 @@ import numpy as np
 from flax import nnx
 
 from stellarbyte.host_memory import free_bytes
+from stellarbyte.processor import processor_name
 from stellarbyte.report.measurements import Machine
-from stellarbyte.report.processor import processor_name
 from stellarbyte.report.timing import ROOM, Pass
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.kv_cache import KVCache
@@ -51,7 +51,7 @@ class JaxEngine:
         copied = 2 * nbytes / _best(jax.jit(lambda x: x + 1), large)
         read = nbytes / _best(jax.jit(jnp.sum), large)
         return Machine(
-            name=processor_name() if platform == "cpu" else jax.devices()[0].device_kind,
+            name=(processor_name() or "a processor") if platform == "cpu" else jax.devices()[0].device_kind,
             dtype=self._dtype.name,
             flops=2 * side**3 / matmul,
             bandwidth=max(copied, read),

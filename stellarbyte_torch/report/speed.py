@@ -9,8 +9,8 @@ import torch
 from transformers import DynamicCache
 
 from stellarbyte.host_memory import free_bytes
+from stellarbyte.processor import processor_name
 from stellarbyte.report.measurements import Machine
-from stellarbyte.report.processor import processor_name
 from stellarbyte.report.timing import Pass
 from stellarbyte_torch.modeling_stellarbyte import CACHE
 
@@ -42,7 +42,7 @@ class TorchEngine:
         read = nbytes / self._best(lambda: large.sum())
         is_cpu = device.type == "cpu"
         return Machine(
-            name=processor_name() if is_cpu else torch.cuda.get_device_name(device),
+            name=(processor_name() or "a processor") if is_cpu else torch.cuda.get_device_name(device),
             dtype=str(dtype).removeprefix("torch."),
             flops=2 * side**3 / matmul,
             bandwidth=max(copied, read),

@@ -4,13 +4,13 @@ import platform
 from pathlib import Path
 
 
-def processor_name() -> str:
-    """Its name as the system tells it, or at least its kind."""
+def processor_name() -> str | None:
+    """Its name as the system tells it; None where it does not."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             name, _, value = line.partition(":")
-            if name.strip() in ("model name", "Model"):
+            if name.strip() in ("model name", "Model", "Hardware"):
                 return value.strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine() or "a processor"
+    return platform.processor() or None
