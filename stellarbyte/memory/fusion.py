@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 K = 60
 
 
-def fuse(lists: Mapping[str, Sequence[int]], weights: Mapping[str, float]) -> list[tuple[int, float, dict[str, int]]]:
-    """Ids, the best first, each with the weighed sum of 1 / (60 + place) and its place in each list, from 1."""
-    places: dict[int, dict[str, int]] = {}
+def fuse(lists: Mapping[str, Sequence[int]], weights: Mapping[str, float]) -> list[int]:
+    """Ids, the best first, by the weighed sum of 1 / (60 + place) over the lists; equals by their numbers."""
+    sums: dict[int, float] = {}
     for part, ids in lists.items():
         for place, number in enumerate(ids, 1):
-            places.setdefault(number, {})[part] = place
-    fused = [
-        (number, sum(weights[part] / (K + place) for part, place in by.items()), by) for number, by in places.items()
-    ]
-    return sorted(fused, key=lambda found: (-found[1], found[0]))
+            sums[number] = sums.get(number, 0.0) + weights[part] / (K + place)
+    return sorted(sums, key=lambda number: (-sums[number], number))

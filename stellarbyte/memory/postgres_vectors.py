@@ -30,12 +30,13 @@ class VectorsInPostgres:
 
     def cosines(self, vector: np.ndarray, ids: Sequence[int]) -> dict[int, float]:
         """See Nearest."""
+        whitening = self._fitted()
         found: dict[int, float] = {}
         for some in chunks(ids):
             statement = (
                 f"SELECT memory, CAST(vector AS TEXT) FROM vectors WHERE owner = ? AND memory IN ({marks(some)})"
             )
-            found.update(_compared(self._fitted(), vector, self._connection.rows(statement, [self._owner, *some])))
+            found.update(_compared(whitening, vector, self._connection.rows(statement, [self._owner, *some])))
         return found
 
     def _nearest(self, whitening: Whitening, vector: np.ndarray, limit: int) -> list[tuple[int, float]]:

@@ -4,7 +4,7 @@
 SCHEMA = 2
 
 # Of each older number, the statements that make the next one of it. What a store knew of its vectors is found anew.
-UPGRADES = {
+_UPGRADES = {
     1: (
         "ALTER TABLE totals ADD COLUMN usual_cosine DOUBLE PRECISION",
         "ALTER TABLE totals ADD COLUMN cosine_spread DOUBLE PRECISION",
@@ -64,7 +64,7 @@ CREATE TABLE changes (id {number}, memory BIGINT NOT NULL)
 
 def upgrade_statements(version: int) -> tuple[str, ...]:
     """What brings a store of this number up to SCHEMA."""
-    return tuple(statement for older in range(version, SCHEMA) for statement in UPGRADES[older])
+    return tuple(statement for older in range(version, SCHEMA) for statement in _UPGRADES[older])
 
 
 def _statements(**types: str) -> tuple[str, ...]:

@@ -77,9 +77,10 @@ def search(
         cosines = dict(nearest.search(query.vector[None], depth)[0])
         places["vectors"] = _places(cosines)
         cosines |= nearest.cosines(query.vector, [number for number in coverages if number not in cosines])
-    entries = tables.entries([*coverages, *(number for number in cosines if number not in coverages)], alive)
+    numbers = list(coverages | cosines)
+    entries = tables.entries(numbers, alive)
     found: list[Found] = []
-    for number in {**coverages, **cosines}:
+    for number in numbers:
         entry = entries.get(number)
         if entry is None or entry.user != owner:
             continue
@@ -127,7 +128,7 @@ def _by_words(tables: Tables, owner: str, text: str, limit: int) -> list[tuple[i
     found = {number: matched / total for number, _, matched in ranked}
     by_share = sorted(found, key=lambda number: -found[number])  # equals stay in BM25's order
     fused = fuse({"bm25": list(found), "share": by_share}, {"bm25": 1.0, "share": _SHARES_COUNT})
-    return [(number, found[number]) for number, _, _ in fused[:limit]]
+    return [(number, found[number]) for number in fused[:limit]]
 
 
 def _weight(count: int, frequency: int) -> float:

@@ -86,18 +86,17 @@ def trust_in_vectors(store: Opened, embedder: Embedder, owner: str) -> Trust:
 def _measured(store: Opened, embedder: Embedder, owner: str) -> Trust:
     """Entries are looked for by half of their words, as a search by vectors alone would; see Trust."""
     assert store.nearest is not None
-    unmeasured = Trust()
     nearest = store.nearest.search(embedder.embed(_STRANGERS, queries=True), 1)
     cosines = [found[0][1] for found in nearest if found]
     if not cosines:
-        return unmeasured
+        return Trust()
     usual, spread = min(float(np.mean(cosines)), 0.9), max(float(np.std(cosines)), _LEAST_SPREAD)
     random = np.random.default_rng(18)
     asked = {
         entry.id: part for entry in store.tables.sampled(owner, _SAMPLE) if (part := _half(entry.text, random)) != ""
     }
     if len(asked) < _FEWEST:
-        return Trust(unmeasured.weight, usual, spread)
+        return Trust(usual=usual, spread=spread)
     searches = store.nearest.search(embedder.embed(list(asked.values()), queries=True), _DEPTH)
     enough = usual + ALONE * spread
     places = [

@@ -17,17 +17,19 @@ class Whitening(NamedTuple):
 
     Attributes:
         mean: (D,).
-        matrix: (D, D), symmetric.
+        matrix: (D, D), symmetric; None: the mean alone is taken away.
         rows: the number of vectors that both were estimated for.
     """
 
     mean: np.ndarray
-    matrix: np.ndarray
+    matrix: np.ndarray | None
     rows: int
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         """The whitened vectors of length 1, (N, D) float32; a vector that is the mean itself becomes zeros."""
-        moved = (vectors.astype(np.float32) - self.mean) @ self.matrix
+        moved = vectors.astype(np.float32) - self.mean
+        if self.matrix is not None:
+            moved = moved @ self.matrix
         lengths = np.linalg.norm(moved, axis=-1, keepdims=True)
         return moved / np.maximum(lengths, 1e-9)
 
@@ -49,10 +51,10 @@ def fit_whitening(vectors: np.ndarray, *, directions: bool) -> Whitening:
     sample = vectors[:: max(1, count // MOST_ROWS)].astype(np.float64)
     rows = len(sample)
     if rows == 0:
-        return Whitening(np.zeros(size, np.float32), np.eye(size, dtype=np.float32), 0)
+        return Whitening(np.zeros(size, np.float32), None, 0)
     mean = sample.mean(axis=0) * (rows / (rows + _PRIOR))
     if not directions:
-        return Whitening(mean.astype(np.float32), np.eye(size, dtype=np.float32), count)
+        return Whitening(mean.astype(np.float32), None, count)
     centred = sample - mean
     covariance = centred.T @ centred / rows
     trace, square = np.trace(covariance), np.sum(covariance**2)
