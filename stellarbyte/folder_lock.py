@@ -56,7 +56,7 @@ def folder_lock(folder: str | Place, doing: str) -> Iterator[Callable[[], None]]
         with bucket_lock(folder, _this_process(doing), _is_gone, refusal) as held:
             yield lambda: held.check(refusal)
         return
-    for path in (folder.with_name(f".{folder.name}.lock"), folder / _INSIDE):
+    for path in _lock_files(folder):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = _take(path, folder, doing)
@@ -102,6 +102,11 @@ def _open(path: Path) -> tuple[int, bool]:
     return file, is_new
 
 
+def _lock_files(folder: Path) -> tuple[Path, Path]:
+    """Where the lock of a folder may be: beside it, or in it where nothing can be made above."""
+    return folder.with_name(f".{folder.name}.lock"), folder / _INSIDE
+
+
 def folder_of(lock: Path) -> Path:
     """The folder that a lock file is for."""
     return lock.parent if lock.name == _INSIDE else lock.with_name(lock.name.removeprefix(".").removesuffix(".lock"))
@@ -117,7 +122,7 @@ def lock_holder(folder: str | Place) -> dict[str, Any] | None:
     if isinstance(folder, BucketPath):
         found = read_holder(folder / NAME)
         return None if found is None else {**found, "gone": _is_gone(found)}
-    for path in (folder.with_name(f".{folder.name}.lock"), folder / _INSIDE):
+    for path in _lock_files(folder):
         try:
             file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
         except OSError:

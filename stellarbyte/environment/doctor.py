@@ -20,22 +20,23 @@ def examine(environment: Mapping[str, str], update: Callable[[int, int], None] =
 
     update: called with the number of libraries that were imported, and of all; that takes the most time.
     """
+    kept = caches(environment)
     with ThreadPoolExecutor(1) as thread:
         seen = thread.submit(accelerators, environment)
         checks: Sequence[Callable[[], list[Finding]]] = (
-            lambda: installation.check_python(),
+            installation.check_python,
             lambda: installation.check_environment(environment),
             lambda: installation.check_programs(environment),
-            lambda: installation.check_source(),
-            lambda: libraries.check_libraries(),
+            installation.check_source,
+            libraries.check_libraries,
             lambda: imports.check_imports(environment, update),
             lambda: devices.check_accelerators(seen.result(), environment),
-            lambda: disk.check_space(caches(environment)),
-            lambda: disk.check_shared_memory(),
-            lambda: disk.check_caches(caches(environment)),
-            lambda: shell.check_text(),
-            lambda: shell.check_clock(),
-            lambda: runs.check_runs(),
+            lambda: disk.check_space(kept),
+            disk.check_shared_memory,
+            lambda: disk.check_caches(kept),
+            shell.check_text,
+            shell.check_clock,
+            runs.check_runs,
         )
         return [for_this_python(finding, environment) for check in checks for finding in check()]
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from stellarbyte.environment.finding import Finding
@@ -27,7 +28,7 @@ def for_this_python(finding: Finding, environment: Mapping[str, str]) -> Finding
     checkout = package_folder().parent
     if (checkout / "pyproject.toml").is_file():
         words = _EXTRA.sub(lambda found: f"-e {shlex.quote(f'{checkout}[{found[1]}]')}", words)
-    return Finding(finding.check, finding.level, finding.words, f"{_installer(environment, words)}")
+    return replace(finding, mend=_installer(environment, words))
 
 
 def _installer(environment: Mapping[str, str], words: str) -> str:

@@ -55,15 +55,13 @@ def condition(
     error, last = _ending(log)
     if error:
         return Condition("failed", error)
-    if last and _DONE.search(last):
-        return Condition("done")
-    if (finished or (max_steps is not None and last_step >= max_steps)) and not last:
-        return Condition("done")
     if last:
-        return Condition("stopped", last)
-    if holder is not None or recorded:
-        return Condition("failed" if holder is not None else "stopped")
-    return Condition("waiting")
+        return Condition("done") if _DONE.search(last) else Condition("stopped", last)
+    if finished or (max_steps is not None and last_step >= max_steps):
+        return Condition("done")
+    if holder is not None:
+        return Condition("failed")
+    return Condition("stopped" if recorded else "waiting")
 
 
 def _ending(log: Sequence[str]) -> tuple[str, str]:

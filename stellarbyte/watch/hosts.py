@@ -7,8 +7,6 @@ what the server answers. Its requests still carry the site's name in `Host`; an 
 import ipaddress
 import socket
 
-LOOPBACK = "127.0.0.1"
-
 
 def is_loopback(host: str) -> bool:
     """Whether a server at this address can be reached from this machine alone."""

@@ -49,14 +49,14 @@ def step_statistics(run_dir: Place, step: int) -> StepStatistics:
     model = nnx.merge(graphdef, join(found_frozen, params))
     keys = objective.dropout_keys(model, done)
     micro_batches = in_micro_batches(batch, objective.gradient_accumulation_steps)
+    sizes = _sizes(graphdef, join(found_frozen, params), {name: array[0] for name, array in micro_batches.items()})
+    zeros = {name: jnp.zeros((2, 4), jnp.float32) for name in sizes}
     gradient_of = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
     gradients: Any = None
     spreads: dict[str, list[np.ndarray]] = {}
     total = 0.0
     for number in range(objective.gradient_accumulation_steps):
         rows = {name: array[number] for name, array in micro_batches.items()}
-        sizes = _sizes(graphdef, join(found_frozen, params), rows)
-        zeros = {name: jnp.zeros((2, 4), jnp.float32) for name in sizes}
         (more, seen), part = gradient_of(params, zeros, rows, None if keys is None else keys[number], batch)
         gradients = more if gradients is None else jax.tree.map(jnp.add, gradients, more)
         for name in sizes:

@@ -41,16 +41,11 @@ def run_train_step(
     return make_train_step(
         graphdef,
         optimizer,
-        training.gradient_accumulation_steps,
-        config.seed,
-        Regularization.of(training),
-        training.ema_decay,
+        **Objective.of(config, teacher)._asdict(),
+        ema_decay=training.ema_decay,
         spikes=SpikeRule.of(training),
-        position_shift=training.position_shift,
-        xpos_regularization_coef=training.xpos_regularization_coef,
         log_norms=training.log_norms,
         pruning=pruning,
-        teacher=teacher,
     )
 
 
