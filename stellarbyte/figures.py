@@ -182,6 +182,15 @@ def value_of(record: Mapping[str, Any], key: str) -> Any:
     return next((record[name] for name in (key, *former) if name in record), None)
 
 
+def finite_json(value: Any) -> Any:
+    """The same with null for numbers that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {str(key): finite_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def finite(value: Any) -> float | None:
     """The value if it is a finite number; somebody may have written anything into a file."""
     if not isinstance(value, int | float) or isinstance(value, bool):

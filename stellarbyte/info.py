@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from pathlib import PurePath
 from typing import Any, Literal, NamedTuple
 
 from stellarbyte.config.nodes import read_yaml
@@ -12,8 +11,8 @@ from stellarbyte.metrics_file import records
 from stellarbyte.places import Place
 from stellarbyte.quantised import is_quantised
 from stellarbyte.reading import read_json, read_json_object
-from stellarbyte.report.model_folder import stored_numbers
-from stellarbyte.safetensors_header import read_header
+from stellarbyte.report.model_folder import StoredTensors
+from stellarbyte.safetensors_header import WEIGHTS, read_header, weight_files
 
 Facts = dict[str, Any]
 Kind = Literal["run", "fine-tuning run", "model", "adapter", "shards", "tokenizer"]
@@ -124,7 +123,7 @@ def _model(path: Place) -> Facts:
     config = read_json_object(path / "config.json")
     kind = "StellarByte model" if config.get("model_type") == "stellarbyte" else "Hugging Face model"
     facts: Facts = {"kind": kind, "model_type": config.get("model_type"), "model": _architecture(config)}
-    facts |= _weights(path, "model.safetensors", config) | _quantisation(path, config)
+    facts |= _weights(path, WEIGHTS, config) | _quantisation(path, config)
     facts |= {"context": config.get("max_position_embeddings")} | _vocabulary(path)
     if (path / "stellarbyte_export.json").is_file():
         export = read_json_object(path / "stellarbyte_export.json")
@@ -199,15 +198,15 @@ def _architecture(fields: Mapping[str, Any]) -> str | None:
 
 def _weights(path: Place, name: str, model: Mapping[str, Any] | None = None) -> Facts:
     """Numbers, dtypes and bytes of a folder's safetensors files. model: the config.json of a model."""
-    index = path / f"{name}.index.json"
-    files = [path / name]
-    if not files[0].exists() and index.exists():
-        weight_map = _section(read_json_object(index), "weight_map")
-        files = [path / PurePath(str(file)).name for file in sorted(set(map(str, weight_map.values())))]
+    files = weight_files(path, name)
     if not files or not files[0].exists():
         return {"weights": "none in safetensors files"}
-    tensors = [tensor for file in files for tensor in read_header(file).values()]
-    count = sum(math.prod(tensor.shape) for tensor in tensors) if model is None else stored_numbers(path, model)
+    if model is None:
+        tensors = [tensor for file in files for tensor in read_header(file).values()]
+        count = sum(math.prod(tensor.shape) for tensor in tensors)
+    else:
+        stored = StoredTensors(path, model)
+        tensors, count = stored.headers, stored.numbers
     dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors}))
     return {"parameters": count, "weights": f"{dtypes}, {sum(t.end - t.start for t in tensors):,} bytes"}
 

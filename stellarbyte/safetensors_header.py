@@ -3,11 +3,12 @@
 import math
 import stat
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from stellarbyte.errors import UserError, in_full
 from stellarbyte.places import Place
-from stellarbyte.reading import parse_json
+from stellarbyte.reading import parse_json, read_json_object
 
 # The bytes of one element. Dtypes narrower than a byte are left out, because no weight of ours or PEFT's has one.
 ELEMENT_BYTES = {
@@ -16,6 +17,9 @@ ELEMENT_BYTES = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
+
+# The weights of a Hugging Face folder: one file, or several that an index beside it lists.
+WEIGHTS = "model.safetensors"
 
 # A header has about 150 bytes a tensor, so this is enough for 160,000 tensors.
 MAX_HEADER_BYTES = 25_000_000
@@ -32,6 +36,25 @@ class TensorHeader:
     shape: tuple[int, ...]
     start: int
     end: int
+
+
+def index_of(folder: Place, name: str = WEIGHTS) -> Place:
+    """The index of the files that hold what would be in the file of this name."""
+    return folder / f"{name}.index.json"
+
+
+def weight_files(folder: Place, name: str = WEIGHTS) -> list[Place]:
+    """The file of this name, or those that its index lists, all of them in the folder; none without.
+
+    Raises:
+        UserError: the index cannot be read.
+    """
+    if (folder / name).exists():
+        return [folder / name]
+    index = index_of(folder, name)
+    listed = read_json_object(index).get("weight_map") if index.exists() else None
+    names = sorted({*map(str, listed.values())}) if isinstance(listed, dict) else []
+    return [folder / PurePath(name).name for name in names]  # a name that leads out of the folder is not followed
 
 
 def read_header(path: Place) -> dict[str, TensorHeader]:

@@ -22,6 +22,13 @@ class Row(NamedTuple):
     ids: np.ndarray
     scored: int
 
+    def fill(self, ids_T: np.ndarray, labels_T: np.ndarray) -> int:
+        """Writes what is read, and the labels of what is scored; returns how many tokens are read."""
+        T = len(self.ids) - 1
+        ids_T[:T] = self.ids[:-1]
+        labels_T[T - self.scored : T] = self.ids[len(self.ids) - self.scored :]
+        return T
+
 
 class RowScores(NamedTuple):
     """What a model thinks of the scored tokens of a row, in their order; see TokenScores."""
@@ -63,12 +70,10 @@ def _score_batch(scorer: Scorer, some: list[tuple[Key, Row]], length: int) -> It
     labels_BT = np.full((count, length), IGNORED_LABEL, np.int32)
     lengths_B = np.ones(count, np.int64)
     for place, (_, row) in enumerate(some):
-        T = len(row.ids) - 1
-        ids_BT[place, :T], lengths_B[place] = row.ids[:-1], T
-        labels_BT[place, T - row.scored : T] = row.ids[len(row.ids) - row.scored :]
+        lengths_B[place] = row.fill(ids_BT[place], labels_BT[place])
     scores = scorer.score(ids_BT, labels_BT, lengths_B)
     for place, (key, row) in enumerate(some):
-        T = len(row.ids) - 1
+        T = lengths_B[place]
         yield key, RowScores(*(array_BT[place, T - row.scored : T] for array_BT in scores))
 
 

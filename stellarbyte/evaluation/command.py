@@ -10,11 +10,12 @@ from stellarbyte.errors import UserError
 from stellarbyte.evaluation.comparing import compare
 from stellarbyte.evaluation.measuring import Measured, measure
 from stellarbyte.evaluation.opening import evaluated_kind, how_of, open_scorer
-from stellarbyte.evaluation.report import comparison_text, finite_json, measured_text
+from stellarbyte.evaluation.report import comparison_text, measured_text
 from stellarbyte.evaluation.scorer import Scorer
 from stellarbyte.evaluation.task_command import on_tasks
 from stellarbyte.evaluation.texts import Sources, Text, read_texts
 from stellarbyte.evaluation.windows import Windows
+from stellarbyte.figures import finite_json
 from stellarbyte.places import Place
 from stellarbyte.progress import progress
 

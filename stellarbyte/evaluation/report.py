@@ -1,6 +1,5 @@
 """What a terminal shows of an evaluation, and its JSON."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,15 +36,6 @@ def comparison_text(ours: Measured, theirs: Measured, found: Comparison) -> str:
     """The figures of both models, and what is between them."""
     names = [_name(side.facts) for side in (ours, theirs)]
     return "\n\n".join([measured_text(ours), measured_text(theirs), found.sentence(*names)])
-
-
-def finite_json(value: Any) -> Any:
-    """The same with null for numbers that JSON does not know."""
-    if isinstance(value, Mapping):
-        return {name: finite_json(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [finite_json(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 _LEGEND = f"bits/byte and perplexities: less is better. calibration: the expected calibration error, {BINS} bins."

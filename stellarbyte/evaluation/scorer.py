@@ -62,6 +62,12 @@ class Scorer(Protocol):
         ...
 
 
+def character_bytes(text: str) -> np.ndarray:
+    """The bytes in UTF-8 of each character, int64 [C]."""
+    codes_C = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    return 1 + (codes_C >= 0x80).astype(np.int64) + (codes_C >= 0x800) + (codes_C >= 0x10000)
+
+
 def check_ids(ids: np.ndarray, vocab_size: int, name: str) -> None:
     """Raises UserError where a tokenizer gives tokens that the model `name` does not have."""
     largest = int(np.max(ids, initial=0))

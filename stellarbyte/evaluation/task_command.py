@@ -11,8 +11,9 @@ from stellarbyte.errors import UserError
 from stellarbyte.evaluation.batches import score_rows
 from stellarbyte.evaluation.choices import TaskFigures, figures_of, read_tasks, rows_of
 from stellarbyte.evaluation.opening import how_of, open_scorer, open_task_model
-from stellarbyte.evaluation.report import finite_json, head, questions_text
+from stellarbyte.evaluation.report import head, questions_text
 from stellarbyte.evaluation.tasks import is_task_file, load_tasks, run_tasks, tasks_json, tasks_text
+from stellarbyte.figures import finite_json
 from stellarbyte.progress import progress
 
 

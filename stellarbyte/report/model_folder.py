@@ -3,18 +3,14 @@
 import json
 import math
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import Any
 
 from stellarbyte.errors import UserError, shown
 from stellarbyte.places import Place
-from stellarbyte.reading import read_json_object
 from stellarbyte.report.names import is_buffer, stem_of_scale
 from stellarbyte.report.parameters import tied_head
 from stellarbyte.report.subject import StoredTensor
-from stellarbyte.safetensors_header import TensorHeader, data_begin, read_header
-
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+from stellarbyte.safetensors_header import TensorHeader, data_begin, index_of, read_header, weight_files
 
 # A quantised tensor's own description, of bitsandbytes, is a few hundred bytes.
 _MOST_STATE_BYTES = 1 << 16
@@ -33,7 +29,7 @@ class StoredTensors:
     """
 
     def __init__(self, folder: Place, fields: Mapping[str, Any]) -> None:
-        self._quantization = fields.get("quantization_config")
+        self._fields, self._quantization = fields, fields.get("quantization_config")
         self._headers: dict[str, tuple[Place, TensorHeader]] = {}
         files = _files(folder)
         for file in files:
@@ -57,6 +53,17 @@ class StoredTensors:
                 self.parameters[weight] = StoredTensor(tensor.shape, tensor.dtype, tensor.nbytes + nbytes)
             else:
                 self.buffers += nbytes
+
+    @property
+    def headers(self) -> list[TensorHeader]:
+        """Those of all tensors, codes and scales as they are stored."""
+        return [header for _, header in self._headers.values()]
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the model has: of a tied head none, and of codes as many as they stand for."""
+        again = tied_head(self.parameters, self._fields)
+        return sum(math.prod(tensor.shape) for name, tensor in self.parameters.items() if name != again)
 
     def _parameter(self, name: str, header: TensorHeader) -> tuple[str, StoredTensor]:
         """(the name of the weights that a tensor holds, their shape and what they take)."""
@@ -113,24 +120,12 @@ class StoredTensors:
             return opened.read(_bytes(header))
 
 
-def stored_numbers(folder: Place, fields: Mapping[str, Any]) -> int:
-    """How many numbers a folder's model has: of a tied head none, and of codes as many as they stand for."""
-    found = StoredTensors(folder, fields).parameters
-    again = tied_head(found, fields)
-    return sum(math.prod(tensor.shape) for name, tensor in found.items() if name != again)
-
-
 def _files(folder: Place) -> list[Place]:
     """The folder's files of weights. Raises UserError if the index of several names none."""
-    if (folder / _WEIGHTS).exists():
-        return [folder / _WEIGHTS]
-    if not (folder / _INDEX).exists():
-        return []
-    weight_map = read_json_object(folder / _INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{folder / _INDEX} names no files: fetch or save the folder again")
-    # A name that leads out of the folder is not followed.
-    return [folder / PurePath(str(file)).name for file in sorted(set(map(str, weight_map.values())))]
+    files = weight_files(folder)
+    if not files and index_of(folder).exists():
+        raise UserError(f"{index_of(folder)} names no files: fetch or save the folder again")
+    return files
 
 
 def _bytes(header: TensorHeader) -> int:

@@ -1,15 +1,15 @@
 """What a model makes of a text of the user's: the loss of each token, where heads look, and what they are worth."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Protocol
 
 import numpy as np
 
 from stellarbyte.errors import UserError
-from stellarbyte.evaluation.scorer import Encoded, Scorer
+from stellarbyte.evaluation.scorer import Encoded, Scorer, character_bytes
 from stellarbyte.evaluation.texts import Sources, read_texts
 from stellarbyte.report import attention_sums
 from stellarbyte.report.measurements import AttentionFacts, Heads, TokenLoss, TokenLosses
@@ -78,7 +78,7 @@ def measure_on_text(reader: Reader, data: str) -> OnText:
     remarks = []
     seen = min(attention_sums.TOKENS, len(row_T))
     attention = reader.attention(row_T[:seen], [BEGIN, *(token.text for token in losses.tokens)][:seen])
-    rows = _rows(scorer, [text.text for text in texts], length)
+    rows = _rows(scorer, chain([first.ids], (scorer.encode(text.text).ids for text in texts[1:])), length)
     worth = reader.heads(rows)
     remarks += [found for found in (attention, worth) if isinstance(found, str)]
     heads = None if isinstance(worth, str) else Heads(worth, METHOD, sum(len(row) - 1 for row in rows))
@@ -90,9 +90,7 @@ def pieces(text: str, starts: Sequence[int]) -> list[str]:
 
     A token that ends within a character has no text, and the token that ends the character has it.
     """
-    characters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    widths = 1 + (characters >= 0x80).astype(int) + (characters >= 0x800) + (characters >= 0x10000)
-    ends = np.cumsum(widths)
+    ends = np.cumsum(character_bytes(text))
     cuts = [*np.searchsorted(ends, np.asarray(starts), side="right").tolist(), len(text)]
     cuts[0] = 0
     return [text[begin:end] for begin, end in pairwise(cuts)]
@@ -103,13 +101,12 @@ def _row(scorer: Scorer, ids: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([[scorer.begin], ids])[:length]
 
 
-def _rows(scorer: Scorer, texts: Sequence[str], length: int) -> list[np.ndarray]:
-    """Up to ROWS rows from the texts, of which none holds parts of two."""
+def _rows(scorer: Scorer, documents: Iterable[np.ndarray], length: int) -> list[np.ndarray]:
+    """Up to ROWS rows from the tokens of documents, of which none holds parts of two."""
     rows: list[np.ndarray] = []
-    for text in texts:
-        ids = scorer.encode(text).ids
+    for ids in documents:
         for start in range(0, len(ids), length - 1):
-            row = np.concatenate([[scorer.begin], ids[start : start + length - 1]])
+            row = _row(scorer, ids[start : start + length - 1], length)
             if len(row) > 1:
                 rows.append(row)
             if len(rows) == ROWS:

@@ -1,10 +1,10 @@
 """The report of a model: counted facts, and measured ones where they were asked for."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
+from stellarbyte.figures import finite_json
 from stellarbyte.report.architecture import Architecture
 from stellarbyte.report.flops import Flops
 from stellarbyte.report.measurements import CurvePoints, Measured, Weights
@@ -22,14 +22,12 @@ class Request:
         data: the path of a text, to measure losses, attention and heads on.
         step: the step of a run whose batch is computed again.
         weights: whether to look at the numbers of all weights; None does so if they are not too many.
-        lang: en or zh, of the page and the pictures.
     """
 
     latency: bool = False
     data: str | None = None
     step: int | None = None
     weights: bool | None = None
-    lang: str = "en"
 
 
 @dataclass(frozen=True)
@@ -61,16 +59,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report for JSON; a float that is not finite becomes null, for which JSON has no number."""
-        plain = _plain(dataclasses.asdict(self))
+        plain = finite_json(dataclasses.asdict(self))
         assert isinstance(plain, dict)
         for entry, training in zip(plain["memory"]["training"], self.memory.training, strict=True):
             entry["total"] = training.total
         return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

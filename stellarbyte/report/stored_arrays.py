@@ -2,17 +2,14 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 
 from stellarbyte.errors import UserError
-from stellarbyte.reading import read_json_object
-from stellarbyte.safetensors_header import TensorHeader, data_begin, read_header
-
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+from stellarbyte.safetensors_header import WEIGHTS, TensorHeader, data_begin, index_of, read_header, weight_files
 
 # The dtypes whose numbers are the weights themselves, unless a config says that they are codes.
 _NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
@@ -38,13 +35,10 @@ def folder_arrays(folder: Path) -> dict[str, StoredArray]:
     Raises:
         UserError: a file is missing, is damaged, or lies outside the folder; there is none.
     """
-    files = [folder / WEIGHTS]
-    if not files[0].is_file() and (folder / INDEX).is_file():
-        listed = read_json_object(folder / INDEX).get("weight_map")
-        names = listed.values() if isinstance(listed, Mapping) else ()
-        files = [folder / PurePath(str(name)).name for name in sorted(set(map(str, names)))]
+    files = [folder / file.name for file in weight_files(folder)]
     if not files or not files[0].is_file():
-        raise UserError(f"{folder} holds neither {WEIGHTS} nor files that {INDEX} lists: name a folder with weights")
+        index = index_of(folder).name
+        raise UserError(f"{folder} holds neither {WEIGHTS} nor files that {index} lists: name a folder with weights")
     found = {}
     for file in files:
         headers, begin = read_header(file), data_begin(file)

@@ -41,7 +41,7 @@ def check_fits(config: RunConfig, devices: Sequence[Any]) -> str | None:
     available = _memory_of(here[0])
     if available is None:
         return None
-    foreseer = _Foreseer(config, sizes, platform)
+    foreseer = Foreseer(config, sizes, platform)
     needed = foreseer.memory(config).total
     if needed <= available:
         return None
@@ -56,23 +56,23 @@ def check_fits(config: RunConfig, devices: Sequence[Any]) -> str | None:
     )
 
 
-class _Foreseer:
+class Foreseer:
     """Predicts the memory of one device for variants of a run; what they have in common is traced once."""
 
     def __init__(self, config: RunConfig, sizes: dict[str, int], platform: str) -> None:
         self.sizes, self._platform = sizes, platform
-        self._traces = LayerTraces(config, platform)
+        self.traces = LayerTraces(config, platform)
         self._parameters = counter_of(config).local(config, sizes, platform)
 
     def memory(self, config: RunConfig) -> Memory:
         """The memory of one device at its fullest moment."""
         # The trainer refuses a batch that the mesh does not divide.
         rows = max(1, tokens_a_chip(config, layout_of(config, self.sizes))[0])
-        saved = self._traces.saved(config.training.remat, self.sizes, rows)
+        saved = self.traces.saved(config.training.remat, self.sizes, rows)
         return predict_memory(config, self.sizes, self._parameters, saved, self._platform)
 
 
-def _advice(config: RunConfig, foreseer: _Foreseer, available: float) -> str:
+def _advice(config: RunConfig, foreseer: Foreseer, available: float) -> str:
     """What to set so that the run fits with a twentieth to spare: the fewest micro-batches, and remat if needed."""
     rows = config.training.batch_size // layout_of(config, foreseer.sizes).parts("batch")
     for policy in dict.fromkeys((config.training.remat, "full")):

@@ -8,14 +8,11 @@ from stellarbyte.errors import UserError
 from stellarbyte.report.memory import Foreseen, TrainingMemory
 from stellarbyte_jax.config import ByteConfig, DataConfig, MeshConfig, RunConfig, SourceConfig, TrainingConfig
 from stellarbyte_jax.model.flops import kernel_flops
-from stellarbyte_jax.model.remat import POLICIES
-from stellarbyte_jax.planning.auto_remat import with_remat
-from stellarbyte_jax.planning.layer_traces import LayerTraces
-from stellarbyte_jax.planning.memory import Memory, predict_memory
-from stellarbyte_jax.planning.parameters import counter_of
+from stellarbyte_jax.planning.auto_remat import REMAT_POLICIES, with_remat
+from stellarbyte_jax.planning.fit import Foreseer
+from stellarbyte_jax.planning.memory import Memory
 from stellarbyte_jax.planning.program import kernel_of
 
-_REMATS = ("none", *POLICIES)
 # What is told of memory is as on a GPU, where arrays have no padding.
 _PLATFORMS = ("gpu", "tpu")
 _MOST_ROWS = 1 << 24
@@ -46,13 +43,13 @@ def foresee(model: ByteConfig, run: RunConfig | None, rows: int, length: int) ->
         return Foreseen(remarks=tuple(remarks))
     shown = next(iter(found.values()))
     return Foreseen(
-        training=tuple(_told(remat, shown.memory(remat, rows), config, rows) for remat in _REMATS),
+        training=tuple(_told(remat, shown.memory(remat, rows), config, rows) for remat in REMAT_POLICIES),
         rows={
-            chip.name: {remat: _most(chip.hbm_bytes, remat, found[chip.platform]) for remat in _REMATS}
+            chip.name: {remat: _most(chip.hbm_bytes, remat, found[chip.platform]) for remat in REMAT_POLICIES}
             for chip in CHIPS.values()
             if chip.platform in found
         },
-        recomputed={remat: shown.recomputed(remat) for remat in _REMATS},
+        recomputed={remat: shown.recomputed(remat) for remat in REMAT_POLICIES},
         remarks=tuple(remarks),
     )
 
@@ -71,22 +68,19 @@ class _Device:
 
     def __init__(self, config: RunConfig, platform: str) -> None:
         self._config, self._platform = config, platform
-        self._sizes = dict.fromkeys(config.mesh.sizes, 1)
-        self._traces = LayerTraces(config, platform)
-        self._parameters = counter_of(config).local(config, self._sizes, platform)
+        self._foreseer = Foreseer(config, dict.fromkeys(config.mesh.sizes, 1), platform)
 
     def memory(self, remat: str, rows: int) -> Memory:
         """The bytes at the fullest moment."""
-        saved = self._traces.saved(remat, self._sizes, rows)
         steps = self._config.training.gradient_accumulation_steps
         training = replace(self._config.training, batch_size=rows * steps)
-        config = with_remat(replace(self._config, training=training), remat)
-        return predict_memory(config, self._sizes, self._parameters, saved, self._platform)
+        return self._foreseer.memory(with_remat(replace(self._config, training=training), remat))
 
     def recomputed(self, remat: str) -> float:
         """The FLOPs of a token that the layers compute a second time."""
         model, length = self._config.model, self._config.data.sequence_length
-        again, once = (self._traces.saved(policy, self._sizes, 1) for policy in (remat, "none"))
+        foreseer = self._foreseer
+        again, once = (foreseer.traces.saved(policy, foreseer.sizes, 1) for policy in (remat, "none"))
         flops = again.flops - once.flops
         if kernel_of(self._config, self._platform) in ("splash", "cudnn"):  # others' matmuls are among the layers'
             flops += again.kernels_again * model.num_hidden_layers * kernel_flops(model, 1, length, block=1)

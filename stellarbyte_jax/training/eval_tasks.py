@@ -104,8 +104,6 @@ def _batch(rows: Sequence[Row | None], length: int) -> dict[str, np.ndarray]:
     batch["segment_ids"][:, 0] = 1
     for place, row in enumerate(rows):
         if row is not None:
-            T = len(row.ids) - 1
-            batch["input_ids"][place, :T] = row.ids[:-1]
-            batch["labels"][place, T - row.scored : T] = row.ids[len(row.ids) - row.scored :]
+            T = row.fill(batch["input_ids"][place], batch["labels"][place])
             batch["segment_ids"][place, :T] = 1
     return batch

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from stellarbyte.errors import UserError
-from stellarbyte.evaluation.scorer import Encoded, TokenScores, check_ids
+from stellarbyte.evaluation.scorer import Encoded, TokenScores, character_bytes, check_ids
 from stellarbyte.tokenizer_file import works
 from stellarbyte_torch.model_folder import load_model, load_tokenizer
 
@@ -59,9 +59,7 @@ class TorchScorer:
         size = len(text.encode())
         if not tokenizer.is_fast:  # it does not tell, so tokens are taken to be of one length
             return Encoded(ids, np.arange(len(ids)) * size // max(1, len(ids)))
-        bytes_C = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        widths_C = 1 + (bytes_C >= 0x80) + (bytes_C >= 0x800) + (bytes_C >= 0x10000)
-        before_C = np.concatenate([[0], np.cumsum(widths_C)])
+        before_C = np.concatenate([[0], np.cumsum(character_bytes(text))])
         return Encoded(ids, before_C[[start for start, _ in encoding["offset_mapping"]]].astype(np.int64))
 
     @torch.inference_mode()

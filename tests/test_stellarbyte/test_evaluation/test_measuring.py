@@ -9,10 +9,11 @@ import pytest
 from stellarbyte.errors import UserError
 from stellarbyte.evaluation.figures import Figures
 from stellarbyte.evaluation.measuring import BLOCK_BYTES, Measured, measure
-from stellarbyte.evaluation.report import finite_json, measured_text
+from stellarbyte.evaluation.report import measured_text
 from stellarbyte.evaluation.scorer import Encoded
 from stellarbyte.evaluation.texts import Text
 from stellarbyte.evaluation.windows import Windows
+from stellarbyte.figures import finite_json
 
 from .scorers import ByteScorer
 
