@@ -83,7 +83,7 @@ def about(view: View) -> Section | None:
     remarks = [
         (f"{report.name}: " if len(view.reports) > 1 else "") + words.remark(remark)
         for report in view.reports
-        for remark in (*report.remarks, *report.measured.remarks)
+        for remark in report.remarks
     ]
     told = tag("ul", [tag("li", remark) for remark in remarks], class_="note remarks") if remarks else None
     if not cells and not remarks and view.charts == "all":
