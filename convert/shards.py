@@ -156,7 +156,7 @@ def _carry(tensor: LazyTensor, path: Path, begin: int, lock: Lock) -> _Written:
     with path.open("r+b", buffering=0) as file:
         file.seek(begin)
         for piece in tensor.pieces():
-            unwritten = memoryview(piece.reshape(-1).view(np.uint8))
+            unwritten = piece.reshape(-1).view(np.uint8).data
             while unwritten:
                 with lock:
                     unwritten = unwritten[file.write(unwritten[:_MOST_WRITTEN]) or 0 :]
@@ -258,7 +258,7 @@ def _read_values(path: Path, begin: int, shape: Shape, dtype: np.dtype) -> np.nd
     values = np.empty(shape, dtype)
     with path.open("rb", buffering=0) as file:
         file.seek(begin)
-        unread = memoryview(values.reshape(-1).view(np.uint8))
+        unread = values.reshape(-1).view(np.uint8).data
         while unread:
             count = file.readinto(unread)
             if not count:

@@ -133,7 +133,7 @@ def measure(
                 slots=None if setting is None else setting.slots,
                 loss=reading.loss,
                 change=math.expm1(reading.loss - first_loss),
-                found=_share(hits_MA.all(axis=1), full_hits_MA.all(axis=1)),
+                found=_share(np.all(hits_MA, axis=1), np.all(full_hits_MA, axis=1)),
                 recalled=_share(hits_MA, full_hits_MA),
                 cache_bytes=reading.cache_bytes,
                 tokens_per_second=reading.tokens_per_second,

@@ -63,7 +63,7 @@ class Teacher:
         for name, weight in sorted(chain(self.model.named_parameters(), self.model.named_buffers())):
             for tensor in _plain_tensors(weight.detach()):
                 digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-                digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+                digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def added(

@@ -21,7 +21,7 @@ def check_python() -> list[Finding]:
         needed = metadata.distribution(PACKAGE).metadata.json.get("requires_python")
     except (metadata.PackageNotFoundError, ModuleNotFoundError):
         return well(check, f"Python {version}")
-    if needed is not None and not SpecifierSet(needed).contains(version.rstrip("+"), prereleases=True):
+    if needed is not None and not SpecifierSet(str(needed)).contains(version.rstrip("+"), prereleases=True):
         words = f"Python {version} runs, but StellarByte needs {needed}"
         return [Finding(check, "wrong", words, "make PYTHON=python3.12 .venv/.installed")]
     if sys.flags.optimize:
