@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any, Literal
 
 VALIDATION = "validation_"
@@ -151,6 +152,9 @@ _OF_TASKS = tuple(figure for figure in FIGURES if _TASK in figure.name)
 _FIXED = tuple(figure for figure in FIGURES if figure not in _OF_TASKS)
 _BY_NAME = {figure.name.replace("GROUP", group): figure for figure in _FIXED for group in NORM_GROUPS}
 
+# The figures of every validation of which less or more is better; those of tasks are beside them.
+JUDGING = tuple(VALIDATION + figure.name for figure in _FIXED if figure.better and figure.of != "step")
+
 
 def split_name(key: str) -> tuple[bool, str]:
     """Whether a record's key is of a validation, and the figure's name; former names are today's."""
@@ -174,6 +178,16 @@ def _of_task(name: str) -> Figure | None:
         if task and name == f"{before}{task}{behind}":
             return replace(figure, name=name, shown=figure.shown.replace(_TASK, task))
     return None
+
+
+def task_name(file: str) -> str:
+    """The name of the task in a file of questions: the file's own without its suffixes."""
+    return PurePath(file).name.partition(".")[0]
+
+
+def task_figures(files: Sequence[str]) -> list[str]:
+    """The names of the figures that validations record of the tasks in these files."""
+    return [VALIDATION + figure.name.replace(_TASK, task_name(file)) for file in files for figure in _OF_TASKS]
 
 
 def value_of(record: Mapping[str, Any], key: str) -> Any:

@@ -1,9 +1,10 @@
 """When a run is saved, and which checkpoints are kept, as a frozen dataclass that refuses contradictions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from stellarbyte.figures import greater_is_better
+from stellarbyte.errors import shown
+from stellarbyte.figures import JUDGING, VALIDATION, figure_of, greater_is_better, task_figures
 from stellarbyte_jax.bounds import check_number, check_whole, require
 
 _A_WEEK = 7 * 24 * 3600  # seconds
@@ -29,11 +30,10 @@ class CheckpointConfig:
     keep_best: int | None = None
     """Number of checkpoints that are kept because they are the best ones by metric_for_best_model; null for none."""
 
-    metric_for_best_model: Literal[
-        "validation_loss", "validation_perplexity", "validation_accuracy", "validation_bits_per_byte"
-    ] = "validation_loss"
-    """The figure of a validation by which keep_best and training.early_stopping_patience judge; accuracy is best where
-    it is greatest, the others where they are least.
+    metric_for_best_model: str = "validation_loss"
+    """The figure of a validation by which keep_best and training.early_stopping_patience judge: validation_loss,
+    validation_perplexity or validation_bits_per_byte, the least of which is best; or validation_accuracy, or
+    validation_task_NAME or validation_task_NAME_by_bytes of a task of training.eval_tasks, the greatest of which is.
     """
 
     keep_every_steps: int | None = None
@@ -49,7 +49,23 @@ class CheckpointConfig:
         """Whether metric_for_best_model is best where it is greatest."""
         return greater_is_better(self.metric_for_best_model)
 
+    def check_metric(self, tasks: Sequence[str]) -> None:
+        """Refuses a metric_for_best_model of a task that is none of these files: training.eval_tasks."""
+        metric, asked = self.metric_for_best_model, task_figures(tasks)
+        complaint = "is of a task that training.eval_tasks does not ask: "
+        complaint += f"use {' or '.join(asked)}" if asked else "add its file there, or use validation_loss"
+        require(metric in (*JUDGING, *asked), "checkpoint.metric_for_best_model", metric, complaint)
+
     def __post_init__(self) -> None:
+        metric = self.metric_for_best_model
+        figure = figure_of(metric) if metric.startswith(VALIDATION) else None
+        require(
+            figure is not None and bool(figure.better),
+            "checkpoint.metric_for_best_model",
+            shown(metric),
+            f"is no figure of a validation that can be best: use one of {', '.join(JUDGING)}, or "
+            f"{' or '.join(task_figures(['NAME']))} of a task of training.eval_tasks",
+        )
         check_whole("checkpoint.save_total_limit", self.save_total_limit, 1)
         for name in ("save_steps", "keep_best", "keep_every_steps"):
             if getattr(self, name) is not None:

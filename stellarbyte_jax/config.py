@@ -252,6 +252,7 @@ class RunConfig:
             "rollback",
             "goes back to a checkpoint of checkpoint.save_steps, which is null: set that",
         )
+        checkpoint.check_metric(training.eval_tasks)
         early = training.early_stopping_patience is not None
         require(
             not early or self.data.validation_fraction > 0,

@@ -11,6 +11,7 @@ import numpy as np
 
 from stellarbyte.errors import UserError, shown
 from stellarbyte.evaluation.batches import Row
+from stellarbyte.figures import task_name
 from stellarbyte.records.bad_records import BadRecords, RecordError, check_text, kind_of, names_of
 from stellarbyte.records.formats import file_format, read_records
 
@@ -81,7 +82,7 @@ def read_task(path: str, limit: int | None = None) -> Task:
         raise UserError(f"the task {path} must be a file of questions: use {' '.join(_FORMATS)}")
     if not file.is_file():
         raise UserError(f"the task {path} is no file: check the path, which is relative to {Path.cwd()}")
-    name = file.name.partition(".")[0]
+    name = task_name(path)
     if not _NAME.fullmatch(name) or name.endswith("_by_bytes"):
         raise UserError(
             f"the task {path} gives figures the name {shown(name)}: use letters, digits and + - _, and no _by_bytes at "

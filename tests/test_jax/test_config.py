@@ -303,6 +303,11 @@ def test_the_best_is_kept_where_it_can_be_told(checkpoint: CheckpointConfig, dat
             {"checkpoint": CheckpointConfig(metric_for_best_model="validation_accuracy")},
             r"validation_accuracy is for keep_best and training\.early_stopping_patience: set one of them",
         ),
+        (
+            {"eval_tasks": ("my/quiz.jsonl",), "early_stopping_patience": 2},
+            {"checkpoint": CheckpointConfig(metric_for_best_model="validation_task_puzzle")},
+            r"validation_task_puzzle is of a task that .* does not ask: use validation_task_quiz or",
+        ),
     ],
 )
 def test_guards_and_positions_fit_the_rest(training: dict, sections: dict, message: str) -> None:
@@ -316,6 +321,9 @@ def test_what_guards_need_is_enough() -> None:
     checkpoint = CheckpointConfig(metric_for_best_model="validation_accuracy")
     model, warm = ByteConfig(xpos_learnable=True), OptimizerConfig(warmup_steps=5)
     RunConfig("runs/x", model, DATA, training, warm, checkpoint=checkpoint)
+    asking = TrainingConfig(10, 1, eval_tasks=("my/quiz.jsonl",), early_stopping_patience=2)
+    by_task = CheckpointConfig(metric_for_best_model="validation_task_quiz_by_bytes")
+    RunConfig("runs/x", ByteConfig(), DATA, asking, warm, checkpoint=by_task)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**32 + 1, 10**20, True])

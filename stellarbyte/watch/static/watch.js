@@ -166,7 +166,7 @@ function showRuns() {
 /* What keeps a checkpoint, in the page's language; `stellarbyte checkpoints` says it in English. */
 const KEPT = [
   [/^newest (?<count>\d+)$/, "kept_newest"],
-  [/^best (?<count>\d+) by (?<figure>\w+)$/, "kept_best"],
+  [/^best (?<count>\d+) by (?<figure>\S+)$/, "kept_best"],
   [/^every (?<count>\d+) steps$/, "kept_every"],
   [/^a rollback goes back to it$/, "kept_rollback"],
   [/^another run needs it$/, "kept_needed"],

@@ -16,7 +16,7 @@ def kept(config: CheckpointConfig, run: Path, steps: range, figures: dict[int, A
     return [step for step, reasons in Retention(config, run, figures).reasons(steps).items() if reasons]
 
 
-@pytest.mark.parametrize("metric", ["validation_loss", "validation_accuracy"])
+@pytest.mark.parametrize("metric", ["validation_loss", "validation_accuracy", "validation_task_quiz"])
 def test_the_rules_keep_what_one_would_pick_by_hand(metric: Any, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for _ in range(50):
@@ -26,7 +26,7 @@ def test_the_rules_keep_what_one_would_pick_by_hand(metric: Any, tmp_path: Path)
         config = CheckpointConfig(
             5, save_total_limit=limit, keep_best=best, metric_for_best_model=metric, keep_every_steps=10 * every
         )
-        by_figure = sorted(validated, key=validated.__getitem__, reverse=metric == "validation_accuracy")
+        by_figure = sorted(validated, key=validated.__getitem__, reverse=config.greater_is_better)
         steps = range(0, 100, 5)
         expected = {*steps[-limit:], *by_figure[:best], *(step for step in steps if step % (10 * every) == 0)}
         figures = {step: {metric: value} for step, value in validated.items()}

@@ -16,6 +16,7 @@ from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte.evaluation.batches import score_rows
 from stellarbyte_jax.checkpoints.checkpoint import load_params
+from stellarbyte_jax.checkpoints.listing import best_step
 from stellarbyte_jax.config import DataConfig, MeshConfig, RunConfig
 from stellarbyte_jax.config_file import save_config
 from stellarbyte_jax.data.tokenizer import Tokenizer
@@ -54,13 +55,16 @@ def test_a_run_is_asked_at_each_validation_and_goes_on_as_if_it_had_not_been_sto
     run_config: Callable[..., RunConfig], quiz: str, disturb: Callable, one_device: None, capsys
 ) -> None:
     del one_device
-    config = run_config(training={"eval_tasks": (quiz,)})
+    best = {"keep_best": 1, "metric_for_best_model": "validation_task_quiz"}
+    config = run_config(training={"eval_tasks": (quiz,)}, checkpoint={"save_steps": 6, **best})
     check_law_6(config, dataclasses.replace(config, output_dir=f"{config.output_dir}-2"), disturb)
     asked = evals(config)
     assert [record["step"] for record in asked] == [0, 6, 12]
     for record in asked:
         for name in ("validation_task_quiz", "validation_task_quiz_by_bytes"):
             assert record[name] * 7 == pytest.approx(round(record[name] * 7))
+    best = max(asked[1:], key=lambda record: (record["validation_task_quiz"], record["step"]))
+    assert best_step(Path(config.output_dir)) == best["step"], "of those that are saved"
     said = capsys.readouterr().out
     assert f"quiz {asked[-1]['validation_task_quiz']:.3f}" in said and "quiz by bytes" in said
 
