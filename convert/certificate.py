@@ -12,16 +12,18 @@ from convert.config import CONFIG, MODEL_TYPE
 from convert.run_checkpoint import Step
 from convert.shards import Progress
 from convert.staged_folder import CERTIFICATE, PICTURE
-from convert.verifying import behaviour, picture, tensors, texts
+from convert.verifying import behaviour, tensors, texts
 from convert.verifying.behaviour import Behaviour
 from convert.verifying.checks import Check
 from convert.verifying.folders import Folder, open_folder
+from convert.verifying.picture import errors_chart
 from convert.verifying.report import to_json
 from convert.verifying.side import TokenIds
 from convert.verifying.subjects import Subject, open_other, open_run
 from convert.versions import versions_of
 from stellarbyte.errors import UserError
 from stellarbyte.files import holds, write_text
+from stellarbyte.looks.picture import picture
 from stellarbyte.places import Place
 from stellarbyte.reading import MIB, read_text
 
@@ -57,10 +59,11 @@ def verify(
 ) -> dict[str, Any]:
     """Compares a folder with the run that it was exported from, or with another folder.
 
-    Writes certificate.json and certificate.svg into the folder, and returns the certificate. `verdict` is "PASS" or
-    "FAIL", `checks` has the figures of each check, and `differences` a sentence for each thing that is wrong. Weights
-    are read a layer at a time. While tokens are read one by one, as many stay in memory as two of the folder's files
-    hold, less the largest part of the model; else those of one part of one side, and a layer's gradients of the other.
+    Writes certificate.json into the folder, and certificate.svg if matplotlib is installed; returns the certificate.
+    `verdict` is "PASS" or "FAIL", `checks` has the figures of each check, and `differences` a sentence for each thing
+    that is wrong. Weights are read a layer at a time. While tokens are read one by one, as many stay in memory as two
+    of the folder's files hold, less the largest part of the model; else those of one part of one side, and a layer's
+    gradients of the other.
 
     An export with LayerScale folded in is compared with the run's folded weights, and its logits with those of the run
     as it is.
@@ -121,7 +124,11 @@ def verify(
     write_text(hf_dir / CERTIFICATE, to_json(certificate) + "\n")
     limits = (behaviour.TOLERANCE, behaviour.GRADIENT_TOLERANCE)
     title = f"{certificate['verdict']}: the largest error after each layer, {hf_dir.name}"
-    write_text(hf_dir / PICTURE, picture.draw(title, found.hidden_errors, found.gradient_errors, limits))
+    chart = errors_chart(title, found.hidden_errors, found.gradient_errors, limits)
+    try:
+        write_text(hf_dir / PICTURE, picture(chart))
+    except ModuleNotFoundError:  # without matplotlib there is none, and an older one would be of other weights
+        (hf_dir / PICTURE).unlink(missing_ok=True)
     return certificate
 
 

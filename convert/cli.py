@@ -94,7 +94,7 @@ def convert(parser: argparse.ArgumentParser) -> None:
         "hf_dir",
         metavar="HF_DIR",
         type=folder_or_bucket,
-        help="its export, or another folder; it gets a certificate.json and a certificate.svg",
+        help="its export, or another folder; it gets a certificate.json, and with matplotlib a certificate.svg",
     )
     verify.add_argument(
         "--step", type=_step, metavar="N", help="the checkpoint of step N, or `best` (default: the exported one)"

@@ -13,6 +13,7 @@ from stellarbyte.files import write_text, written_whole
 from stellarbyte.looks import chart, colours, fonts
 from stellarbyte.looks.document import document, figure, swatch
 from stellarbyte.looks.markup import Html, html, table, tag
+from stellarbyte.looks.picture import on_ground
 
 SUFFIXES = (".html", ".svg", ".png")
 
@@ -34,14 +35,14 @@ def plot(runs: Sequence[RunCurves], output: Path, by: str = "step", window: int 
     if output.suffix == ".html":
         write_text(output, _page(runs, by, window))
         return
+    if output.suffix == ".svg":
+        names = ", ".join(run.name for run in runs)
+        with chart.styled("stellarbyte"):
+            write_text(output, on_ground(chart.svg_file(_figure(runs, by, window, None)), f"Training of {names}"))
+        return
     families = fonts.families_for("".join(run.name for run in runs) + fonts.PRINTABLE) or ["DejaVu Sans"]
-    with chart.styled("stellarbyte", families):
-        drawn = _figure(runs, by, window, families if output.suffix == ".png" else None)
-        if output.suffix == ".png":
-            with written_whole(output) as file:
-                file.buffer.write(chart.png_file(drawn))
-        else:
-            write_text(output, chart.svg_file(drawn))
+    with chart.styled("stellarbyte", families), written_whole(output) as file:
+        file.buffer.write(chart.png_file(_figure(runs, by, window, families)))
 
 
 def check_output(output: Path) -> None:

@@ -130,7 +130,7 @@ def plan(parser: argparse.ArgumentParser) -> None:
         "--compile", action="store_true", help="ask the real TPU compiler as well (extra tpu; takes minutes)"
     )
     _xla_flags_option(parser)
-    parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw the memory of each chip")
+    parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw the memory of a chip, part by part")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
     def run(options: argparse.Namespace) -> None:

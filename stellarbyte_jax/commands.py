@@ -120,11 +120,12 @@ def pretrain(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace) -> None:
     """Foresee a run on a machine that is not here."""
+    from stellarbyte.looks.picture import check_drawable, picture
     from stellarbyte_jax.config_file import load_run_config
 
     config = load_run_config(options.config, options.overrides)
     from stellarbyte_jax.planning.auto_remat import choose, plan_policies
-    from stellarbyte_jax.planning.picture import memory_picture
+    from stellarbyte_jax.planning.picture import memory_chart
     from stellarbyte_jax.planning.plan import make_plan
     from stellarbyte_jax.planning.report import compiled_text, plan_text, policies_text, search_text
     from stellarbyte_jax.planning.topology import parse_topology
@@ -133,6 +134,8 @@ def plan(options: argparse.Namespace) -> None:
         raise UserError(f"--price {options.price} is no price: give US dollars a chip and hour, such as 1.5")
     if options.search and (options.compile or options.picture is not None):
         raise UserError("--search prints a table of plans: leave --compile and --picture to a plan of one of them")
+    if options.picture is not None:
+        check_drawable(f"--picture {options.picture}")
     if options.slices is not None:
         config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slices=options.slices))
     topology = parse_topology(options.topology, config.mesh.slices)
@@ -150,7 +153,7 @@ def plan(options: argparse.Namespace) -> None:
     plan = choose(policies) if policies else make_plan(config, topology)
     if options.picture is not None:
         try:
-            options.picture.write_text(memory_picture(plan), encoding="utf-8")
+            options.picture.write_text(picture(memory_chart(plan)), encoding="utf-8")
         except OSError as error:
             raise UserError(f"--picture {options.picture} cannot be written: {error.strerror}") from error
     if not options.json:

@@ -21,8 +21,11 @@ _SHORTEST = 32
 
 def run(options: argparse.Namespace) -> None:
     """Measures, prints the table or its JSON, and draws the picture if one is asked for."""
-    if options.output is not None and options.output.suffix != ".svg":
-        raise UserError(f"-o {options.output} does not end in .svg, the format of the picture: name it so")
+    if options.output is not None:
+        if options.output.suffix != ".svg":
+            raise UserError(f"-o {options.output} does not end in .svg, the format of the picture: name it so")
+        if not options.output.resolve().parent.is_dir():
+            raise UserError(f"-o {options.output} is in no folder that is there: make it, or name another")
     if options.rows < 1:
         raise UserError(f"--rows {options.rows} must be at least 1")
     if options.lines < 1:

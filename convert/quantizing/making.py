@@ -21,6 +21,7 @@ from convert.versions import QUANTISING, versions_of
 from stellarbyte.files import sha256_of_json, write_json, write_text
 from stellarbyte.journal import NAME as NOTES
 from stellarbyte.journal import Journal
+from stellarbyte.looks.picture import check_drawable, picture
 from stellarbyte.places import Place
 from stellarbyte.progress import Update
 from stellarbyte.staged_folder import Unfinished, staged
@@ -30,7 +31,7 @@ from stellarbyte_torch.quantization.blocks import FolderModel
 from stellarbyte_torch.quantization.compressed import config_fields
 from stellarbyte_torch.quantization.fits import with_fitting_groups
 from stellarbyte_torch.quantization.gate import compare, reference, run
-from stellarbyte_torch.quantization.picture import PICTURE, draw
+from stellarbyte_torch.quantization.picture import PICTURE, errors_chart
 from stellarbyte_torch.quantization.quantize import quantize_blocks
 from stellarbyte_torch.quantization.report import PROBE_LENGTH, PROBE_ROWS, REPORT, Limits, Outcome, report
 from stellarbyte_torch.quantization.settings import QuantizationSettings
@@ -73,6 +74,7 @@ def quantize(request: Request, bars: Bars, say: Callable[[str], None]) -> dict[s
             not fit it; the text is empty or too short; activations are not finite; the disk is full.
     """
     started = time.monotonic()
+    check_drawable(PICTURE)
     device = device_named(request.device)
     check_apart(request.model, request.output)
     output = request.output.resolve()
@@ -177,7 +179,7 @@ def _finish(source: Source, floats: Path, folder: Path, found: dict[str, Any], c
     """Writes the report, the picture, the card and the manifest, and removes what was needed on the way."""
     write_json(folder / REPORT, found)
     title = f"{found['verdict']}: error of each layer, {found['how']}"
-    write_text(folder / PICTURE, draw(title, contents.errors))
+    write_text(folder / PICTURE, picture(errors_chart(title, contents.errors)))
     write_card(floats, folder, found)
     shutil.rmtree(folder / _FLOATS, ignore_errors=True)
     about = {"stellarbyte": version("stellarbyte"), "step": source.step, "quantised": found["settings"]["method"]}

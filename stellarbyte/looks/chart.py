@@ -56,10 +56,8 @@ def svg(chart: Chart) -> str:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    with styled(chart.name), warnings.catch_warnings():
-        # The browser has fonts of its own; here glyphs are only measured.
-        warnings.filterwarnings("ignore", "Glyph .* missing")
-        drawn = _HEAD.sub("", svg_file(_figure(chart)), count=1)
+    with styled(chart.name):
+        drawn = _HEAD.sub("", svg_file(figure_of(chart)), count=1)
     start = f'<svg role="img" aria-label="{escape(chart.description)}"'
     body = _SPACES.sub("\n", _DROPPED.sub("", drawn)).replace("xlink:href", "href")
     body = _TAG.sub(lambda tag: _LONG_NUMBER.sub(_shorter, tag[0]), body)
@@ -78,14 +76,13 @@ def png(chart: Chart, families: Sequence[str]) -> bytes:
         ModuleNotFoundError: matplotlib is not installed.
     """
     with styled(chart.name, families):
-        return png_file(_figure(chart, titled=True))
+        return png_file(figure_of(chart, titled=True))
 
 
 def texts(chart: Chart) -> str:
     """All characters that its PNG shows, numbers at the axes included."""
-    with styled(chart.name), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure = _figure(chart, titled=True)
+    with styled(chart.name):
+        figure = figure_of(chart, titled=True)
         figure.draw_without_rendering()
         return texts_of(figure)
 
@@ -98,13 +95,17 @@ def texts_of(figure: Any) -> str:
 
 
 @contextmanager
-def styled(salt: str, families: Sequence[str] = ("DejaVu Sans",)) -> Iterator[None]:
-    """Sets matplotlib's style for the figures that are made within; ids in an SVG depend on `salt`."""
+def styled(salt: str, families: Sequence[str] | None = None) -> Iterator[None]:
+    """Sets matplotlib's style for the figures that are made within.
+
+    salt: what ids in an SVG depend on. families: the fonts of a PNG; of an SVG the reader's program has its own, and
+    here glyphs are only measured.
+    """
     import matplotlib
 
     ink = ("text.color", "axes.labelcolor", "axes.titlecolor")
     style: Any = {
-        "font.family": list(families),
+        "font.family": list(families or ("DejaVu Sans",)),
         "font.size": 10.5,
         "axes.titlesize": 11,
         "axes.labelsize": 10.5,
@@ -127,7 +128,9 @@ def styled(salt: str, families: Sequence[str] = ("DejaVu Sans",)) -> Iterator[No
         "lines.linewidth": 1.6,
         "axes.facecolor": "none",
     }
-    with matplotlib.rc_context(style), quiet_fonts():
+    with matplotlib.rc_context(style), quiet_fonts(), warnings.catch_warnings():
+        if families is None:
+            warnings.filterwarnings("ignore", "Glyph .* missing")
         yield
 
 
@@ -148,7 +151,8 @@ def png_file(figure: Any) -> bytes:
     return drawn.getvalue()
 
 
-def _figure(chart: Chart, titled: bool = False) -> Any:
+def figure_of(chart: Chart, titled: bool = False) -> Any:
+    """A figure on which the chart is drawn, with its title above it if that is wanted."""
     from matplotlib.figure import Figure
 
     height = chart.height + (22 if titled else 0)

@@ -56,6 +56,20 @@ def with_variables(svg: str) -> str:
     return _ANY.sub(lambda found: variable(found[0].lower()), svg)
 
 
+def in_the_dark(svg: str) -> str:
+    """CSS for an SVG file that gives the colours of light that it is drawn in their look in the dark.
+
+    They stay colours, because many programs that show SVG know no CSS variables.
+    """
+    rules = "".join(
+        f'[{kind}="{light}"],[style*="{kind}: {light}"]{{{kind}:{dark}!important}}'
+        for light, dark in _VARIABLES.values()
+        for kind in ("fill", "stroke")
+        if f'{kind}="{light}"' in svg or f"{kind}: {light}" in svg
+    )
+    return f"@media screen and (prefers-color-scheme:dark){{{rules}}}"
+
+
 def variables() -> str:
     """CSS that sets the variables: light, dark on a screen whose reader wants it dark, and light on paper."""
     light, dark = ("".join(f"--{name}:{pair[which]};" for name, pair in _VARIABLES.items()) for which in (0, 1))

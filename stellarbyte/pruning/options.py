@@ -77,6 +77,7 @@ def prune_options(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from stellarbyte.files import write_text  # these need libraries that --help should not wait for
+    from stellarbyte.looks.picture import check_drawable, picture
     from stellarbyte.model_kind import model_kind
     from stellarbyte.pruning.picture import pareto
 
@@ -94,12 +95,14 @@ def _run(options: argparse.Namespace) -> None:
         raise UserError(f"{options.output} is in {options.model}: name a folder beside it")
     if options.recover is not None and not options.recover.is_file():
         raise UserError(f"--recover {options.recover} is no file: name a config")
-    if request.pareto is not None and not request.pareto.resolve().parent.is_dir():
-        raise UserError(f"--pareto {request.pareto} is in no folder that is there: make it, or name another")
+    if request.pareto is not None:
+        check_drawable(f"--pareto {request.pareto}")
+        if not request.pareto.resolve().parent.is_dir():
+            raise UserError(f"--pareto {request.pareto} is in no folder that is there: make it, or name another")
     wing = "stellarbyte_jax" if kind == "run" else "stellarbyte_torch"
     reports: list[Report] = import_module(f"{wing}.cli").prune(options, request)
     if request.pareto is not None:
-        write_text(request.pareto, pareto(str(options.model), reports))
+        write_text(request.pareto, picture(pareto(str(options.model), reports)))
     if options.json:
         print(json.dumps([report.to_dict() for report in reports]))
         return

@@ -1,88 +1,80 @@
-"""Draws a pruned model as an SVG: perplexity over the share that is kept, and what each layer keeps."""
+"""Draws a pruned model: its perplexity over the share that is kept, and what each layer keeps."""
 
-import math
-from collections.abc import Iterator, Sequence
-from html import escape
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
+from stellarbyte.looks import colours
+from stellarbyte.looks.chart import Chart
 from stellarbyte.pruning.report import Layer, Report
 
-_WIDTH, _HEIGHT = 640, 640
-# The field of the points, and that of the layers' bars: left, top, right, bottom.
-_POINTS, _BARS = (80, 70, 600, 330), (80, 440, 600, 590)
-_COLOUR, _RECOVERED, _INNER, _FAINT = "#0072B2", "#D55E00", "#009E73", "#c4c6c8"
+_WIDTH, _HEIGHT = 480, 470
+_PRUNED, _RECOVERED, _HEADS, _INNER = (colours.series(number) for number in (0, 1, 0, 2))
+_MOST_NAMES = 24
 
 
-def pareto(title: str, reports: Sequence[Report]) -> str:
-    """The SVG: points for the model before, for each report and for what was trained on; and the last one's layers."""
-    drawn = [_text(24, 30, title, size=16), *_curve(reports), *_layers(reports[-1])]
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" '
-        f'height="{_HEIGHT}" font-family="system-ui, Helvetica, Arial, sans-serif" font-size="12">\n'
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>\n' + "\n".join(drawn) + "\n</svg>\n"
-    )
+def pareto(title: str, reports: Sequence[Report]) -> Chart:
+    """Points for the model before, for each report and for what was trained on; and the last one's layers."""
+    told = ", ".join(f"{each.share:.0%} has {each.after.perplexity:.4g}" for each in reports)
+    draw = partial(_draw, reports=reports)
+    return Chart("pareto", title, f"perplexity by the share that is kept: {told}", draw, _WIDTH, _HEIGHT)
 
 
-def _curve(reports: Sequence[Report]) -> Iterator[str]:
+def _draw(figure: Any, reports: Sequence[Report]) -> None:
+    above, below = figure.subplots(2, 1, height_ratios=(3, 2))
+    _draw_points(above, reports)
+    _draw_layers(below, reports[-1])
+
+
+def _draw_points(axes: Any, reports: Sequence[Report]) -> None:
     """Perplexities on a logarithmic axis, as they are exponentials of losses."""
-    left, top, right, bottom = _POINTS
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+
     pruned = [(each.share, each.after.perplexity) for each in reports if not each.is_recovered]
     points = sorted([(1.0, reports[0].before.perplexity), *pruned])
-    recovered = [(each.share, each.after.perplexity) for each in reports if each.is_recovered]
-    losses = [math.log(perplexity) for _, perplexity in (*points, *recovered)]
-    first, least, most = points[0][0], min(losses), max(losses)
-
-    def place(share: float, perplexity: float) -> tuple[float, float]:
-        along = (share - first) / max(1.0 - first, 1e-9)
-        up = (math.log(perplexity) - least) / max(most - least, 1e-9)
-        return left + 20 + along * (right - left - 40), bottom - 14 - up * (bottom - top - 34)
-
-    yield from _axes(_POINTS)
-    yield _text(left - 56, top - 10, "perplexity")
-    yield _text((left + right) / 2, bottom + 42, f"share of the {reports[0].by} that is kept", anchor="middle")
-    path = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in points)
-    yield f'<polyline points="{path}" fill="none" stroke="{_COLOUR}" stroke-width="1.5"/>'
+    axes.plot(*zip(*points, strict=True), "o-", markersize=5, color=_PRUNED)
     for share, perplexity in points:
-        x, y = place(share, perplexity)
-        yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{_COLOUR}"/>'
-        yield _text(x, bottom + 18, f"{share:.0%}", anchor="middle")
-        # The line falls to the right, so words stand above a point and to its right.
-        yield _text(
-            x + (12 if share == 1 else 6), y - 8, f"{perplexity:.4g}", anchor="middle" if share == 1 else "start"
-        )
-    for share, perplexity in recovered:
-        x, y = place(share, perplexity)
-        yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#ffffff" stroke="{_RECOVERED}" stroke-width="2"/>'
-        yield _text(x + 9, y + 4, f"{perplexity:.4g} trained on", colour=_RECOVERED)
+        # The line falls to the right, so words stand above a point and to its right; the last one has no room there.
+        place: dict[str, Any] = {"xytext": (4, 5)} if share < 1 else {"xytext": (0, 7), "ha": "center"}
+        axes.annotate(f"{perplexity:.4g}", (share, perplexity), textcoords="offset points", **place)
+    for each in reports:
+        if each.is_recovered:
+            point = each.share, each.after.perplexity
+            axes.plot(*point, "o", markersize=6, markerfacecolor=colours.GROUND, markeredgecolor=_RECOVERED)
+            words = f"{each.after.perplexity:.4g} trained on"
+            axes.annotate(words, point, xytext=(7, -3), textcoords="offset points", color=_RECOVERED)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_ylabel("perplexity")
+    axes.set_xticks(sorted({share for share, _ in points}))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel(f"share of the {reports[0].by} that is kept")
+    axes.margins(x=0.08, y=0.15)
+    axes.grid(alpha=0.8)
 
 
-def _layers(report: Report) -> Iterator[str]:
+def _draw_layers(axes: Any, report: Report) -> None:
     """Two bars a layer: the shares of its heads, and of its channels or experts, that are left."""
-    left, top, right, bottom = _BARS
+    from matplotlib.ticker import PercentFormatter
+
     has_experts = any(layer.experts is not None for layer in report.whole)
-    inner = "experts" if has_experts else "channels"
-    yield _text(left, top - 34, f"what each layer keeps at {report.share:.0%}")
-    for x, name, colour in ((left, "heads", _COLOUR), (left + 70, inner, _INNER)):
-        yield f'<rect x="{x}" y="{top - 25}" width="10" height="10" fill="{colour}"/>'
-        yield _text(x + 14, top - 16, name)
-    yield from _axes(_BARS)
-    for share in (0.5, 1.0):
-        y = bottom - share * (bottom - top)
-        yield f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{_FAINT}" stroke-dasharray="2 3"/>'
-        yield _text(left - 6, y + 4, f"{share:.0%}", anchor="end")
-    room = (right - left) / len(report.layers)
-    width, every = min(24.0, 0.4 * room), math.ceil(len(report.layers) * 22 / (right - left))
-    for number, (layer, whole) in enumerate(zip(report.layers, report.whole, strict=True)):
-        middle = left + (number + 0.5) * room
-        starts = middle - width, middle
-        for start, share, colour in zip(starts, _shares(layer, whole), (_COLOUR, _INNER), strict=True):
-            height = share * (bottom - top)
-            yield (
-                f'<rect x="{start:.1f}" y="{bottom - height:.1f}" width="{width:.1f}" height="{height:.1f}" '
-                f'fill="{colour}"/>'
-            )
-        if number % every == 0:
-            yield _text(middle, bottom + 16, str(number), anchor="middle")
-    yield _text((left + right) / 2, bottom + 36, "layer", anchor="middle")
+    shares = [_shares(layer, whole) for layer, whole in zip(report.layers, report.whole, strict=True)]
+    layers = range(len(shares))
+    names = "heads", "experts" if has_experts else "channels"
+    for place, (name, colour) in enumerate(zip(names, (_HEADS, _INNER), strict=True)):
+        starts = [layer + 0.4 * (place - 1) for layer in layers]
+        axes.bar(starts, [each[place] for each in shares], 0.38, align="edge", color=colour, label=name)
+    every = -(-len(shares) // _MOST_NAMES)
+    axes.set_xticks(layers[::every])
+    axes.set_xlabel("layer")
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(axis="y", alpha=0.8)
+    axes.set_title(f"what each layer keeps at {report.share:.0%}", loc="left")
+    # Above the bars, which may be as high as the axes.
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.99), ncols=2, handlelength=0.9, handleheight=0.9)
 
 
 def _shares(layer: Layer, whole: Layer) -> tuple[float, float]:
@@ -90,14 +82,3 @@ def _shares(layer: Layer, whole: Layer) -> tuple[float, float]:
     pairs = (layer.heads, whole.heads), (layer.channels or layer.experts, whole.channels or whole.experts)
     heads, inner = ((left or 0) / (before or 1) for left, before in pairs)
     return heads, inner
-
-
-def _axes(field: tuple[int, int, int, int]) -> Iterator[str]:
-    left, top, right, bottom = field
-    yield f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}" stroke="{_FAINT}"/>'
-    yield f'<line x1="{left}" y1="{top}" x2="{left}" y2="{bottom}" stroke="{_FAINT}"/>'
-
-
-def _text(x: float, y: float, words: str, size: int = 12, anchor: str = "start", colour: str = "#000000") -> str:
-    style = f'font-size="{size}" text-anchor="{anchor}" fill="{colour}"'
-    return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(words)}</text>'

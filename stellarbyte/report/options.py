@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from stellarbyte.command_line import folder_or_bucket
 from stellarbyte.errors import UserError
+from stellarbyte.looks.picture import check_drawable
 
 if TYPE_CHECKING:
     from stellarbyte.report.report import Report
@@ -78,8 +79,10 @@ def _check_output(output: Path | None, png: Path | None) -> None:
         raise UserError(f"--output {output} has the suffix {output.suffix or 'of no format'}: end it in .html")
     if output is not None and output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file in it")
-    if png is not None and png.exists() and not png.is_dir():
-        raise UserError(f"--png {png} is a file: name a folder, which is made where it is not there")
+    if png is not None:
+        check_drawable(f"--png {png}")
+        if png.exists() and not png.is_dir():
+            raise UserError(f"--png {png} is a file: name a folder, which is made where it is not there")
 
 
 def _write(options: argparse.Namespace, reports: "Sequence[Report]") -> None:

@@ -1,42 +1,43 @@
-"""Draws the error of each quantised layer, beside that of plain rounding, as an SVG."""
+"""Draws the error of each quantised layer, beside that of plain rounding."""
 
 from collections.abc import Sequence
-from io import StringIO
+from functools import partial
+from typing import Any
 
+from stellarbyte.looks import colours
+from stellarbyte.looks.chart import Chart
+from stellarbyte.looks.legend import legend_below
 from stellarbyte_torch.quantization.quantize import LinearError
 
 PICTURE = "quantization.svg"
 
-# Colours that the colour-blind can tell apart (Okabe & Ito 2008).
-_OURS, _ROUNDED = "#0072B2", "#D55E00"
+_WIDTH, _EACH, _HEIGHT = 500.0, 6.5, 280.0
 _MOST_LABELS = 24
 
 
-def draw(title: str, errors: Sequence[LinearError]) -> str:
-    """The SVG: layers in their order from left to right, errors relative to the output, on a logarithmic scale.
+def errors_chart(title: str, errors: Sequence[LinearError]) -> Chart:
+    """Layers in their order from left to right, errors relative to the output, on a logarithmic scale."""
+    told = f"{title}: {len(errors)} layers"
+    width = max(_WIDTH, _EACH * len(errors))
+    return Chart("quantization", title, told, partial(_draw, errors=errors), width, _HEIGHT)
 
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.hashsalt": "stellarbyte", "font.size": 9, "axes.spines.top": False}):
-        figure = Figure(figsize=(max(7.0, 0.09 * len(errors)), 3.6), layout="constrained")
-        axes = figure.add_subplot()
-        places = range(len(errors))
-        axes.plot(places, [error.rounding_error for error in errors], "x", color=_ROUNDED, label="plain rounding")
-        axes.plot(places, [error.error for error in errors], "o", color=_OURS, markersize=4, label="this folder")
-        axes.set_yscale("log")
-        axes.set_ylabel("error of the output")
-        step = max(1, -(-len(errors) // _MOST_LABELS))
-        axes.set_xticks(places[::step], [_short(error.name) for error in errors[::step]], rotation=90)
-        axes.grid(axis="y", alpha=0.3)
-        axes.set_title(title)
-        axes.legend()
-        drawn = StringIO()
-        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
-    return drawn.getvalue()
+def _draw(figure: Any, errors: Sequence[LinearError]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes, places = figure.subplots(), range(len(errors))
+    rounded, ours = colours.series(1), colours.series(0)
+    axes.plot(places, [error.rounding_error for error in errors], "x", color=rounded, label="plain rounding")
+    axes.plot(places, [error.error for error in errors], "o", color=ours, markersize=4, label="this folder")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel("error of the output")
+    step = max(1, -(-len(errors) // _MOST_LABELS))
+    axes.set_xticks(places[::step], [_short(error.name) for error in errors[::step]], rotation=90)
+    axes.grid(axis="y", alpha=0.8)
+    legend_below(figure, axes)
 
 
 def _short(name: str) -> str:

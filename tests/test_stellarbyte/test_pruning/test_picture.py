@@ -1,9 +1,12 @@
 """The picture of a pruned model holds what its reports say, whatever is gone or trained on."""
 
-import xml.etree.ElementTree as ElementTree
+from typing import Any
 
 import pytest
 
+from stellarbyte.looks import colours
+from stellarbyte.looks.chart import figure_of
+from stellarbyte.looks.picture import picture
 from stellarbyte.pruning.picture import pareto
 from stellarbyte.pruning.report import Figures, Layer, Report
 
@@ -19,32 +22,29 @@ def report(share: float, perplexity: float) -> Report:
     return Report(share, share, "parameters", None, figures(20.0), figures(perplexity), LEFT, WHOLE)
 
 
-def drawn(*reports: Report) -> tuple[list[ElementTree.Element], str]:
-    svg = pareto("runs/<mine>", reports)
-    elements = list(ElementTree.fromstring(svg))
-    return elements, " ".join(element.text or "" for element in elements)
-
-
-def of_kind(elements: list[ElementTree.Element], kind: str) -> list[dict[str, str]]:
-    return [element.attrib for element in elements if element.tag.endswith(kind)]
+def drawn(*reports: Report) -> tuple[Any, Any]:
+    points, layers = figure_of(pareto("runs/<mine>", reports)).axes
+    return points, layers
 
 
 def test_a_point_for_each_share_and_one_beside_the_line_for_what_was_trained_on() -> None:
     reports = [report(0.9, 22.0), report(0.5, 60.0)]
-    elements, words = drawn(*reports, reports[-1].recovered(figures(25.0), "it is in thin"))
-    *points, ring = of_kind(elements, "circle")
-    (line,) = of_kind(elements, "polyline")
-    assert len(points) == len(line["points"].split()) == 3 and ring["fill"] == "#ffffff"
-    assert float(points[0]["cx"]) == float(ring["cx"]) and float(points[0]["cy"]) < float(ring["cy"]), "lower is better"
-    assert all(word in words for word in ("runs/<mine>", "50%", "90%", "100%", "60", "25 trained on"))
+    reports.append(reports[-1].recovered(figures(25.0), "it is in thin"))
+    points, _ = drawn(*reports)
+    line, ring = points.lines
+    assert line.get_xydata().tolist() == [[0.5, 60.0], [0.9, 22.0], [1.0, 20.0]]
+    assert ring.get_xydata().tolist() == [[0.5, 25.0]] and ring.get_markerfacecolor() == colours.GROUND
+    assert [text.get_text() for text in points.texts] == ["60", "22", "20", "25 trained on"]
+    svg = picture(pareto("runs/<mine>", reports))
+    assert all(f">{word}</text>" in svg for word in ("runs/&lt;mine&gt;", "50%", "90%", "100%", "25 trained on"))
 
 
 def test_two_bars_a_layer_of_what_is_left() -> None:
-    elements, words = drawn(report(0.5, 60.0))
-    bars = of_kind(elements, "rect")[3:]  # behind the ground and the two colours' names
-    heights = [float(bar["height"]) / 150 for bar in bars]
-    assert heights == pytest.approx([0.25, 0.75, 0.0, 0.0, 1.0, 0.125], abs=0.01)
-    assert "heads" in words and "channels" in words
+    _, layers = drawn(report(0.5, 60.0))
+    heads, channels = layers.containers
+    assert [bar.get_height() for bar in heads] == pytest.approx([0.25, 0.0, 1.0])
+    assert [bar.get_height() for bar in channels] == pytest.approx([0.75, 0.0, 0.125])
+    assert [text.get_text() for text in layers.get_legend().get_texts()] == ["heads", "channels"]
 
 
 def test_the_text_names_what_each_layer_keeps_of_what_it_had() -> None:

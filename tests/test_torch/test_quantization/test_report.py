@@ -2,15 +2,15 @@
 
 import json
 from dataclasses import asdict
-from xml.etree import ElementTree
 
 import pytest
 import torch
 from torch import nn
 
+from stellarbyte.looks.chart import figure_of
 from stellarbyte_torch.quantization.block_files import Contents
 from stellarbyte_torch.quantization.gate import Comparison, Reference, Running
-from stellarbyte_torch.quantization.picture import draw
+from stellarbyte_torch.quantization.picture import errors_chart
 from stellarbyte_torch.quantization.quantize import LinearError
 from stellarbyte_torch.quantization.report import Limits, Outcome, page, report
 from stellarbyte_torch.quantization.settings import QuantizationSettings
@@ -64,8 +64,7 @@ def test_the_page_shows_the_worst_layers() -> None:
 
 
 def test_the_picture_has_a_mark_for_each_layer_twice() -> None:
-    pytest.importorskip("matplotlib")
-    tree = ElementTree.fromstring(draw("title", ERRORS))
-    used = [node.get("{http://www.w3.org/1999/xlink}href", "") for node in tree.iter() if node.tag.endswith("use")]
-    marks = max(used.count(name) for name in set(used))
-    assert marks >= len(ERRORS)
+    (axes,) = figure_of(errors_chart("title", ERRORS)).axes
+    rounded, ours = (line.get_ydata().tolist() for line in axes.lines)
+    assert rounded == [0.02] * len(ERRORS) and ours == [error.error for error in ERRORS]
+    assert axes.get_xticklabels()[1].get_text() == "0 down_proj"
