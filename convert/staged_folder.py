@@ -1,5 +1,6 @@
 """Decides which folders an export may replace: those of earlier exports, and never what the user put there."""
 
+import os
 import shutil
 from collections.abc import Container, Mapping
 from pathlib import Path
@@ -45,8 +46,11 @@ def check_replaceable(target: Path, force: bool) -> frozenset[str]:
     """The entries of `target` that an export keeps when it takes its place; there are some only with `force`.
 
     Raises:
-        UserError: `target` is a file, or it holds files that no export wrote or that changed since, without `force`.
+        UserError: `target` is a file, its links lead back to themselves, or it holds files that no export wrote or that
+            changed since, without `force`.
     """
+    if Path(os.path.realpath(target)).is_symlink():
+        raise UserError(f"{target} cannot be written: its links lead back to themselves; name another folder")
     if not target.exists():
         return frozenset()
     if not target.is_dir():

@@ -101,6 +101,11 @@ def report(program: str, error: BaseException) -> int:
         # A name that is too long, a folder that others lock, a disk that is gone: nothing that we got wrong.
         sentence = f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}"
         return _say(f"{program}: error: {one_line(sentence)}", USER_ERROR)
+    if isinstance(error, RuntimeError) and str(error).startswith(
+        "Symlink loop from "
+    ):  # Path.resolve before Python 3.13
+        path = str(error).removeprefix("Symlink loop from ").strip("'\"")
+        return _say(f"{program}: error: {one_line(path)} cannot be used: its links lead back to themselves", USER_ERROR)
     # What has no name is what we print to.
     if isinstance(error, OSError) and error.errno in _WRITING:
         return _say(f"{program}: error: the output cannot be written: {error.strerror}", USER_ERROR)

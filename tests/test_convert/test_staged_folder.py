@@ -54,6 +54,12 @@ def test_an_empty_folder_is_filled(run_dir, tmp_path):
     assert (tmp_path / "hf" / shards.WEIGHTS).exists()
 
 
+def test_links_in_a_circle_are_refused_before_any_work(tmp_path):
+    (tmp_path / "hf").symlink_to("hf")
+    with pytest.raises(UserError, match="its links lead back to themselves"):
+        staged_folder.check_replaceable(tmp_path / "hf", force=False)
+
+
 def test_a_file_in_the_way_is_refused(run_dir, tmp_path):
     (tmp_path / "hf").write_text("mine")
     with pytest.raises(UserError, match="hf is a file"):

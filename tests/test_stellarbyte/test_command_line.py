@@ -331,6 +331,13 @@ def test_a_file_that_the_system_refuses_is_no_bug(capsys: pytest.CaptureFixture[
         assert capsys.readouterr().err.endswith(f" cannot be used: {why}\n")
 
 
+def test_links_in_a_circle_are_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        report("program", RuntimeError("Symlink loop from '/some/where'")) == 2
+    )  # Path.resolve of Python 3.11 and 3.12
+    assert capsys.readouterr().err == "program: error: /some/where cannot be used: its links lead back to themselves\n"
+
+
 class JaxRuntimeError(RuntimeError):
     pass
 
