@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Protocol
 
@@ -12,7 +11,7 @@ from stellarbyte.errors import UserError
 from stellarbyte.evaluation.scorer import Encoded, Scorer, character_bytes
 from stellarbyte.evaluation.texts import Sources, read_texts
 from stellarbyte.report import attention_sums
-from stellarbyte.report.measurements import AttentionFacts, Heads, TokenLoss, TokenLosses
+from stellarbyte.report.measurements import AttentionFacts, Heads, Measured, TokenLoss, TokenLosses
 
 # The most tokens of a row, and the rows that the worth of heads is measured on.
 ROW_TOKENS, ROWS = 512, 8
@@ -43,18 +42,8 @@ class Reader(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class OnText:
-    """What was measured. remarks: sentences on what could not be."""
-
-    token_losses: TokenLosses
-    attention: AttentionFacts | None
-    heads: Heads | None
-    remarks: tuple[str, ...]
-
-
-def measure_on_text(reader: Reader, data: str) -> OnText:
-    """Measures on the text that `data` names: a file, folder or glob that `prepare` reads.
+def measure_on_text(reader: Reader, data: str) -> Measured:
+    """Losses, attention and heads on the text that `data` names: a file, folder or glob that `prepare` reads.
 
     The losses and the attention are those of the first document's beginning, the worth of heads is over more of it.
 
@@ -75,14 +64,18 @@ def measure_on_text(reader: Reader, data: str) -> OnText:
     if len(texts) > 1:
         left.append(f"of {len(texts):,} documents the first")
     losses = TokenLosses(losses.tokens, losses.mean, losses.bits_per_byte, "; ".join(left) or None)
-    remarks = []
     seen = min(attention_sums.TOKENS, len(row_T))
     attention = reader.attention(row_T[:seen], [BEGIN, *(token.text for token in losses.tokens)][:seen])
     rows = _rows(scorer, chain([first.ids], (scorer.encode(text.text).ids for text in texts[1:])), length)
     worth = reader.heads(rows)
-    remarks += [found for found in (attention, worth) if isinstance(found, str)]
+    remarks = [found for found in (attention, worth) if isinstance(found, str)]
     heads = None if isinstance(worth, str) else Heads(worth, METHOD, sum(len(row) - 1 for row in rows))
-    return OnText(losses, None if isinstance(attention, str) else attention, heads, tuple(remarks))
+    return Measured(
+        heads=heads,
+        attention=None if isinstance(attention, str) else attention,
+        token_losses=losses,
+        remarks=tuple(remarks),
+    )
 
 
 def pieces(text: str, starts: Sequence[int]) -> list[str]:

@@ -50,6 +50,13 @@ def report(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="TEXT", help="read this file, folder or glob: losses of tokens, attention, worth of heads"
     )
     measured.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of --latency and --data: of the computation (default auto, as of generate: of a run float32, of a folder "
+        "as saved)",
+    )
+    measured.add_argument(
         "--step", type=int, metavar="N", help="of a run: compute step N again, and tell what passed through the model"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object for each model, a line each")
@@ -64,7 +71,9 @@ def _run(options: argparse.Namespace) -> None:
 
     _check_output(options.output, options.png)
     budget = None if options.kv_budget is None else KVBudget.parse(options.kv_budget)
-    request = Request(latency=options.latency, data=options.data, step=options.step, weights=options.weights)
+    if options.dtype != "auto" and not options.latency and options.data is None:
+        raise UserError(f"--dtype {options.dtype} is of --latency and --data: give one of them, or leave it out")
+    request = Request(options.latency, options.data, options.dtype, options.step, options.weights)
     reports = make_reports(options.models, budget, request)
     if options.json:
         print("\n".join(json.dumps(found.to_dict(), allow_nan=False) for found in reports))

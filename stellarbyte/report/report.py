@@ -20,12 +20,14 @@ class Request:
     Attributes:
         latency: whether to measure speed.
         data: the path of a text, to measure losses, attention and heads on.
+        dtype: that in which both are computed; auto is float32 of a run, and of a folder that of its weights.
         step: the step of a run whose batch is computed again.
         weights: whether to look at the numbers of all weights; None does so if they are not too many.
     """
 
     latency: bool = False
     data: str | None = None
+    dtype: str = "auto"
     step: int | None = None
     weights: bool | None = None
 

@@ -7,7 +7,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from stellarbyte.progress import Update
+from stellarbyte.report.architecture import Architecture
 from stellarbyte.report.measurements import Latency, LatencyPoint, Machine
+from stellarbyte.report.pass_work import pass_work
 
 BATCHES, LENGTHS = (1, 4, 16), (128, 512, 2048)
 
@@ -85,6 +87,17 @@ def points(
         for length in lengths
     ]
     return sorted(found, key=lambda point: (point.flops, point.nbytes))
+
+
+def latency_of(
+    engine: Engine, architecture: Architecture, weight_bytes: float, cache_bytes: float, update: Update
+) -> Latency:
+    """The speed of a model over batch and length. weight_bytes, cache_bytes: of a number that is stored."""
+
+    def work(phase: str, batch: int, length: int) -> tuple[float, float]:
+        return pass_work(architecture, phase, batch, length, weight_bytes, cache_bytes)
+
+    return measure_latency(engine, points(architecture.context, work), update)
 
 
 def measure_latency(

@@ -1,23 +1,24 @@
 """Measures what a report asks for of a run."""
 
+from dataclasses import replace
+
+import jax.numpy as jnp
 from flax import nnx
 
 from stellarbyte.places import Place
 from stellarbyte.progress import progress
 from stellarbyte.report.architecture import Architecture
 from stellarbyte.report.measurements import Latency, Measured
-from stellarbyte.report.on_text import OnText, measure_on_text
-from stellarbyte.report.pass_work import pass_work
+from stellarbyte.report.on_text import measure_on_text
 from stellarbyte.report.report import Request
-from stellarbyte.report.timing import measure_latency, points
+from stellarbyte.report.timing import latency_of
 from stellarbyte_jax.evaluation.scorer import JaxScorer
-from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.report.reader import JaxReader
 from stellarbyte_jax.report.speed import JaxEngine
 from stellarbyte_jax.report.step import step_statistics
 
-# Runs are saved in float32, in which all other commands read them.
-_BYTES = 4
+# Weights stay in float32, as they are saved, and are cast where they are used; so `generate` has them, too.
+_WEIGHT_BYTES = 4
 
 
 def measure(run_dir: Place, request: Request, architecture: Architecture) -> Measured:
@@ -30,24 +31,14 @@ def measure(run_dir: Place, request: Request, architecture: Architecture) -> Mea
     statistics = None if request.step is None else step_statistics(run_dir, request.step)
     if not request.latency and request.data is None:
         return Measured(step_statistics=statistics)
-    scorer = JaxScorer(run_dir)
-    latency = _latency(nnx.merge(scorer.graphdef, scorer.params), architecture) if request.latency else None
-    found: OnText | None = None
-    if request.data is not None:
-        found = measure_on_text(JaxReader(scorer), request.data)
-    return Measured(
-        latency=latency,
-        heads=None if found is None else found.heads,
-        attention=None if found is None else found.attention,
-        token_losses=None if found is None else found.token_losses,
-        step_statistics=statistics,
-        remarks=() if found is None else found.remarks,
-    )
+    scorer = JaxScorer(run_dir, dtype="float32" if request.dtype == "auto" else request.dtype)
+    latency = _latency(scorer, architecture) if request.latency else None
+    found = Measured() if request.data is None else measure_on_text(JaxReader(scorer), request.data)
+    return replace(found, latency=latency, step_statistics=statistics)
 
 
-def _latency(model: ByteForCausalLM, architecture: Architecture) -> Latency:
-    def work(phase: str, batch: int, length: int) -> tuple[float, float]:
-        return pass_work(architecture, phase, batch, length, _BYTES, _BYTES)
-
+def _latency(scorer: JaxScorer, architecture: Architecture) -> Latency:
+    model = nnx.merge(scorer.graphdef, scorer.params)
+    cache_bytes = jnp.dtype(model.execution.dtype).itemsize
     with progress("timing passes") as update:
-        return measure_latency(JaxEngine(model), points(architecture.context, work), update)
+        return latency_of(JaxEngine(model), architecture, _WEIGHT_BYTES, cache_bytes, update)

@@ -13,17 +13,11 @@ import numpy as np
 from flax import nnx
 
 from stellarbyte.host_memory import free_bytes
-from stellarbyte.processor import processor_name
+from stellarbyte.report.machine import Operations, measure_machine, sizes
 from stellarbyte.report.measurements import Machine
 from stellarbyte.report.timing import ROOM, Pass
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
 from stellarbyte_jax.model.kv_cache import KVCache
-
-# What the machine is measured on: the side of square matrices, and the most bytes of an array. A small model's weights
-# may lie in caches, so the array has no more bytes than these.
-_SIDES, _BYTES = {"cpu": 2048}, 256 << 20
-_SIDE = 8192
-_ROUNDS = 10
 
 Graph = nnx.GraphDef[ByteForCausalLM]
 
@@ -40,23 +34,18 @@ class JaxEngine:
         self.library = f"jax {jax.__version__}"
 
     def machine(self) -> Machine:
-        """The best of a few large matmuls, and of a few passes over an array as large as the weights."""
-        platform = jax.default_backend()
-        side = _SIDES.get(platform, _SIDE)
+        """See Engine; of a few matrices and arrays in the dtype of the computation."""
+        is_cpu = jax.default_backend() == "cpu"
+        weight_bytes = sum(array.nbytes for array in jax.tree.leaves(self._params))
+        side, nbytes = sizes(is_processor=is_cpu, weight_bytes=weight_bytes)
         square = jnp.ones((side, side), self._dtype)
-        nbytes = min(_BYTES, sum(array.nbytes for array in jax.tree.leaves(self._params)))
         large = jnp.ones(nbytes // self._dtype.itemsize, self._dtype)
         # They are arguments, because the compiler computes constants by itself.
-        matmul = _best(jax.jit(lambda x: x @ x), square)
-        copied = 2 * nbytes / _best(jax.jit(lambda x: x + 1), large)
-        read = nbytes / _best(jax.jit(jnp.sum), large)
-        return Machine(
-            name=(processor_name() or "a processor") if platform == "cpu" else jax.devices()[0].device_kind,
-            dtype=self._dtype.name,
-            flops=2 * side**3 / matmul,
-            bandwidth=max(copied, read),
-            threads=len(os.sched_getaffinity(0)) if platform == "cpu" and hasattr(os, "sched_getaffinity") else None,
-        )
+        product, copy, total = jax.jit(lambda x: x @ x), jax.jit(lambda x: x + 1), jax.jit(jnp.sum)
+        operations = Operations(lambda: _wait(product(square)), lambda: _wait(copy(large)), lambda: _wait(total(large)))
+        device = None if is_cpu else jax.devices()[0].device_kind
+        threads = len(os.sched_getaffinity(0)) if is_cpu and hasattr(os, "sched_getaffinity") else None
+        return measure_machine(operations, side, nbytes, self._dtype.name, device, threads)
 
     def prefill(self, batch: int, length: int) -> Pass:
         """See Engine."""
@@ -115,13 +104,3 @@ def _compiled(function: Any, *arguments: Any) -> tuple[Callable[..., Any], float
 
 def _wait(result: Any) -> Any:
     return jax.block_until_ready(result)
-
-
-def _best(run: Callable[[jax.Array], Any], x: jax.Array) -> float:
-    _wait(run(x))  # which compiles it
-    seconds = []
-    for _ in range(_ROUNDS):
-        start = time.perf_counter()
-        _wait(run(x))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)

@@ -1,24 +1,16 @@
 """A model in PyTorch whose passes can be timed, and what its device reaches at its best."""
 
 import inspect
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
 from stellarbyte.host_memory import free_bytes
-from stellarbyte.processor import processor_name
+from stellarbyte.report.machine import Operations, measure_machine, sizes
 from stellarbyte.report.measurements import Machine
 from stellarbyte.report.timing import Pass
 from stellarbyte_torch.modeling_stellarbyte import CACHE
-
-# What the machine is measured on: the side of square matrices, and the most bytes of an array. A small model's weights
-# may lie in caches, so the array has no more bytes than these.
-_SIDES, _BYTES = {"cpu": 2048}, 256 << 20
-_SIDE = 8192
-_ROUNDS = 10
 
 
 class TorchEngine:
@@ -31,23 +23,21 @@ class TorchEngine:
 
     @torch.inference_mode()
     def machine(self) -> Machine:
-        """The best of a few large matmuls, and of a few passes over an array as large as the weights."""
-        side, dtype, device = _SIDES.get(self._device.type, _SIDE), self._model.dtype, self._device
+        """See Engine; of a few matrices and arrays in the model's dtype."""
+        dtype, device, is_cpu = self._model.dtype, self._device, self._device.type == "cpu"
+        weight_bytes = sum(weight.nbytes for weight in self._model.parameters())
+        side, nbytes = sizes(is_processor=is_cpu, weight_bytes=weight_bytes)
         square = torch.ones(side, side, dtype=dtype, device=device)
-        nbytes = min(_BYTES, sum(weight.nbytes for weight in self._model.parameters()))
         large = torch.ones(nbytes // dtype.itemsize, dtype=dtype, device=device)
         other = torch.empty_like(large)
-        matmul = self._best(lambda: square @ square)
-        copied = 2 * nbytes / self._best(lambda: other.copy_(large))
-        read = nbytes / self._best(lambda: large.sum())
-        is_cpu = device.type == "cpu"
-        return Machine(
-            name=(processor_name() or "a processor") if is_cpu else torch.cuda.get_device_name(device),
-            dtype=str(dtype).removeprefix("torch."),
-            flops=2 * side**3 / matmul,
-            bandwidth=max(copied, read),
-            threads=torch.get_num_threads() if is_cpu else None,
+        operations = Operations(
+            lambda: self._waited(square @ square),
+            lambda: self._waited(other.copy_(large)),
+            lambda: self._waited(large.sum()),
         )
+        name = str(dtype).removeprefix("torch.")
+        card, threads = (None, torch.get_num_threads()) if is_cpu else (torch.cuda.get_device_name(device), None)
+        return measure_machine(operations, side, nbytes, name, card, threads)
 
     def prefill(self, batch: int, length: int) -> Pass:
         """See Engine."""
@@ -76,9 +66,7 @@ class TorchEngine:
     def _forward(self, ids: torch.Tensor, cache: Any) -> Any:
         options = {"logits_to_keep": 1} if self._takes_last else {}
         given = {} if cache is None else {CACHE: cache}
-        out = self._model(ids, use_cache=True, **given, **options)
-        self._wait()
-        return out
+        return self._waited(self._model(ids, use_cache=True, **given, **options))
 
     @torch.inference_mode()
     def _cache(self, batch: int, length: int) -> Any:
@@ -94,19 +82,11 @@ class TorchEngine:
         draws = torch.Generator().manual_seed(0)
         return torch.randint(0, self._model.config.vocab_size, (batch, length), generator=draws).to(self._device)
 
-    def _best(self, run: Callable[[], Any]) -> float:
-        seconds = []
-        for _ in range(_ROUNDS):
-            self._wait()
-            start = time.perf_counter()
-            run()
-            self._wait()
-            seconds.append(time.perf_counter() - start)
-        return min(seconds)
-
-    def _wait(self) -> None:
+    def _waited(self, result: Any) -> Any:
+        """The result, once the device has it."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+        return result
 
     def _free(self) -> None:
         if self._device.type == "cuda":

@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from convert import hf_checkpoint, names
 from convert.run_checkpoint import RunCheckpoint, save
 from stellarbyte.door import main
+from stellarbyte.report import machine
 from stellarbyte.report.measurements import Measured
-from stellarbyte.report.on_text import OnText, measure_on_text
+from stellarbyte.report.on_text import measure_on_text
 from stellarbyte.report.stored_arrays import folder_arrays
 from stellarbyte_jax.evaluation.scorer import JaxScorer
 from stellarbyte_jax.report.reader import JaxReader
@@ -50,7 +51,7 @@ def close(ours: Any, theirs: Any) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def same(ours: OnText, theirs: OnText) -> None:
+def same(ours: Measured, theirs: Measured) -> None:
     """Law 3: the losses to 1e-5, and what gradients have made to 1e-4."""
     a, b = ours.token_losses, theirs.token_losses
     assert [token.text for token in a.tokens] == [token.text for token in b.tokens]
@@ -168,6 +169,22 @@ def test_the_command(run_dir: Path, exported: Path, text: Path, capsys: pytest.C
     said = capsys.readouterr().out
     for line in ("weights: ", "text: ", "attention over ", "heads: what 8 are worth"):
         assert line in said
+
+
+@pytest.mark.long  # JAX compiles a program for each point
+@pytest.mark.parametrize("kind", ["run", "hf"])
+def test_half_the_digits(kind, run_dir, exported, text, monkeypatch, capsys) -> None:
+    """The dtype is told; a run's weights stay in float32, as generate has them, and its cache takes half."""
+    monkeypatch.setattr(machine, "_SIDE_OF_PROCESSORS", 64)
+    path = run_dir if kind == "run" else exported
+    asked = [path, "--latency", "--data", text, "--no-weights"]
+    half, whole = (report(*asked, *dtype, capsys=capsys)["measured"] for dtype in (["--dtype", "bfloat16"], []))
+    assert [found["latency"]["machine"]["dtype"] for found in (half, whole)] == ["bfloat16", "float32"]
+    for a, b in zip(half["latency"]["points"], whole["latency"]["points"], strict=True):
+        share = a["nbytes"] / b["nbytes"]
+        assert (share == pytest.approx(0.5, abs=0.01)) if kind == "hf" else 0.55 < share < 1
+    assert 0 < abs(half["token_losses"]["mean"] / whole["token_losses"]["mean"] - 1) < 0.01
+    assert np.isfinite(np.array(half["heads"]["importance"], float)).any()
 
 
 MISTAKES = [

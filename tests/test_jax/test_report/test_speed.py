@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from stellarbyte.report import machine
 from stellarbyte.report.timing import measure_latency, points
 from stellarbyte_jax.model.causal_lm import ByteForCausalLM
-from stellarbyte_jax.report import speed
 from stellarbyte_jax.report.speed import JaxEngine
 from test_jax.tiny import tiny_config
 from tiers import short_tier
@@ -14,8 +14,8 @@ from tiers import short_tier
 
 @pytest.mark.parametrize("window", short_tier([None, 6], 0))
 def test_passes(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "_BYTES", 1 << 16)
-    monkeypatch.setattr(speed, "_SIDES", {"cpu": 64})
+    monkeypatch.setattr(machine, "_BYTES", 1 << 16)
+    monkeypatch.setattr(machine, "_SIDE_OF_PROCESSORS", 64)
     config = tiny_config(max_position_embeddings=40, sliding_window=window)
     engine = JaxEngine(ByteForCausalLM(config, rngs=nnx.Rngs(0)))
     found = measure_latency(engine, points(40, lambda *_: (1e6, 1e6), [2]), budget=1e9)

@@ -157,6 +157,10 @@ def test_a_mistake(make, tmp_path, capsys):
         (["M", "--kv-budget", "much"], "--kv-budget 'much' is no number of tokens"),
         (["M", "--kv-budget", "200%"], "must be above 0% and at most 100%"),
         (["s3://bucket/run.yaml"], "s3"),
+        (
+            ["M", "--dtype", "bfloat16"],
+            "--dtype bfloat16 is of --latency and --data: give one of them, or leave it out",
+        ),
     ],
 )
 def test_options(words, sentence, tmp_path, capsys):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from stellarbyte.report import machine
 from stellarbyte.report.timing import measure_latency, points
 from stellarbyte_torch import ByteConfig, ByteForCausalLM
-from stellarbyte_torch.report import speed
 from stellarbyte_torch.report.speed import TorchEngine
 
 SIZES = {"vocab_size": 60, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
@@ -20,8 +20,8 @@ def ours(**fields: object) -> ByteForCausalLM:
 
 @pytest.mark.parametrize("window", [None, 6])
 def test_passes(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "_BYTES", 1 << 16)
-    monkeypatch.setattr(speed, "_SIDES", {"cpu": 64})
+    monkeypatch.setattr(machine, "_BYTES", 1 << 16)
+    monkeypatch.setattr(machine, "_SIDE_OF_PROCESSORS", 64)
     found = measure_latency(
         TorchEngine(ours(sliding_window=window)), points(40, lambda *_: (1e6, 1e6), [1, 2]), budget=1e9
     )
