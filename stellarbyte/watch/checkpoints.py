@@ -8,16 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stellarbyte.errors import UserError
+from stellarbyte.checkpoint_names import WHOLE, committed_at, size_of, step_of
 from stellarbyte.figures import VALIDATION
 from stellarbyte.places import BucketPath, Place
-from stellarbyte.reading import read_json_object
 from stellarbyte.watch.children import Children
 from stellarbyte.watch.series import Series
 
 # Between two commands that ask why checkpoints are kept; each takes a few seconds of a core.
 _SECONDS_BETWEEN = 30.0
-_WHOLE = "commit_success.txt"
 
 
 @dataclass
@@ -65,12 +63,10 @@ class Checkpoints:
         except (FileNotFoundError, NotADirectoryError):
             return found
         for entry in entries:
-            number = entry.name.removeprefix("checkpoint-")
-            if not number.isdecimal() or len(number) > 18 or (number != "0" and number.startswith("0")):
+            step = step_of(entry.name, finetuning=True)
+            if step is None or (isinstance(entry, BucketPath) and step not in self._rows and not _is_whole(entry)):
                 continue
-            if isinstance(entry, BucketPath) and int(number) not in self._rows and not (entry / _WHOLE).exists():
-                continue
-            found[int(number)] = entry
+            found[step] = entry
         return found
 
     def _ask(self, steps: tuple[int, ...]) -> None:
@@ -90,26 +86,15 @@ class Checkpoints:
         self._children.begin(["checkpoints", str(self._run_dir), "--json"], done)
 
 
+def _is_whole(checkpoint: BucketPath) -> bool:
+    return (checkpoint / WHOLE).exists()
+
+
 def _row(step: int, path: Place) -> dict[str, Any]:
-    if isinstance(path, BucketPath):
-        return {"step": step, "saved_at": None, "bytes": path.bytes_below()}
-    return {"step": step, "saved_at": _saved_at(path), "bytes": _size(path)}
-
-
-def _saved_at(path: Path) -> float | None:
-    """By Orbax's own record, because the time of a file is that of its last copy; a Trainer leaves no record."""
-    with suppress(UserError):
-        saved = read_json_object(path / "_CHECKPOINT_METADATA").get("commit_timestamp_nsecs")
-        if isinstance(saved, int) and 0 < saved < 2**63:
-            return saved / 1e9
-    with suppress(OSError):
-        return path.stat().st_mtime
-    return None
-
-
-def _size(path: Path) -> int:
-    size = 0
-    for each in path.rglob("*"):
-        with suppress(OSError):  # the run is deleting it
-            size += each.stat().st_size if each.is_file() else 0
-    return size
+    saved_at = None
+    if isinstance(path, Path):
+        saved_at = committed_at(path)
+        if saved_at is None:  # a Trainer leaves no record
+            with suppress(OSError):
+                saved_at = path.stat().st_mtime
+    return {"step": step, "saved_at": saved_at, "bytes": size_of(path)}

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from stellarbyte.curves import thinned
+from stellarbyte.curves import task_names, thinned
 from stellarbyte.figures import VALIDATION, finite, value_of
 from stellarbyte.metrics_file import TokensSeen, record_of
 
-# The figures that the page draws or tells.
+# The figures that the page draws or tells, beside those of tasks.
 KEPT = (
     *("loss", "objective", "divergence", "accuracy", "learning_rate", "grad_norm", "balance_loss", "dropped_share"),
-    *("tokens_per_second", "mfu", "step_seconds", "data_seconds", "checkpoint_seconds", "kept_channels", "kept_heads"),
-    *("host_bytes", "hbm_bytes", "hbm_peak_bytes", "hbm_limit_bytes"),
-    *(VALIDATION + name for name in ("loss", "perplexity", "accuracy", "bits_per_byte", "seconds")),
+    *("tokens_per_second", "mfu", "step_seconds", "checkpoint_seconds", "kept_channels", "kept_heads"),
+    *("host_bytes", "hbm_bytes", "hbm_limit_bytes"),
+    *(VALIDATION + name for name in ("loss", "accuracy", "bits_per_byte", "seconds")),
 )
 _MOST_POINTS = 1500
 
@@ -62,7 +62,7 @@ class Series:
         if "loss" in record:  # older runs have not recorded the sum of their tokens
             self._seen.add(record)
             self.tokens = self._seen.total if self._seen.total is not None else self.tokens
-        for name in KEPT:
+        for name in (*KEPT, *task_names(record)):
             value = finite(value_of(record, name))
             if value is not None:
                 figure = self._figures.setdefault(name, _Figure())

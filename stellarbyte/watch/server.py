@@ -14,6 +14,7 @@ from stellarbyte.errors import UserError, shown
 from stellarbyte.watch.hosts import may_name
 from stellarbyte.watch.page import SCRIPTS, asset, message, page, style
 from stellarbyte.watch.report_page import Reports
+from stellarbyte.watch.watched import Watched
 from stellarbyte.watch.watcher import Watcher
 from stellarbyte.watch.words import WORDS, Lang, language
 
@@ -144,29 +145,21 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer_json({"runs": [{"number": number, **summary} for number, summary in found.items()]})
 
     def _figures(self, query: dict[str, str]) -> None:
-        run = self.server.watcher.runs().get(_number(query.get("run")))
-        if run is None:
-            self._missing()
-        else:
+        if (run := self._run(query)) is not None:
             self._answer_json(run.since(_number(query.get("generation")), _number(query.get("count"))))
 
     def _details(self, query: dict[str, str]) -> None:
-        run = self.server.watcher.runs().get(_number(query.get("run")))
-        if run is None:
-            self._missing()
-        else:
+        if (run := self._run(query)) is not None:
             self._answer_json(run.details())
 
     def _report(self, query: dict[str, str]) -> None:
-        number, lang = _number(query.get("run")), self._lang()
-        run = self.server.watcher.runs().get(number)
-        if run is None:
-            self._missing()
+        if (run := self._run(query)) is None:
             return
+        lang = self._lang()
         if self.command == "HEAD":
             self._answer(HTTPStatus.OK, "text/html", "")
             return
-        made = self.server.reports.get(number, run, lang)
+        made = self.server.reports.get(_number(query["run"]), run, lang)
         if made.state == "there":
             policy = {"Content-Security-Policy": _POLICY_OF_REPORTS}
             self._answer(HTTPStatus.OK, "text/html", made.content, policy)
@@ -175,6 +168,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.OK, "text/html", message(lang, words, again=False))
         else:
             self._answer(HTTPStatus.OK, "text/html", message(lang, WORDS[lang]["report_making"], again=True))
+
+    def _run(self, query: dict[str, str]) -> Watched | None:
+        """The run that a query names; None after the answer that there is none."""
+        run = self.server.watcher.runs().get(_number(query.get("run")))
+        if run is None:
+            self._missing()
+        return run
 
     def _missing(self) -> None:
         self._answer(HTTPStatus.NOT_FOUND, "text/plain", "There is no such page.\n")

@@ -4,9 +4,9 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 
+from stellarbyte.checkpoint_names import WHOLE
 from stellarbyte.errors import UserError, one_line
 from stellarbyte.places import BucketPath, Place
-from stellarbyte_jax.checkpoints.folders import WHOLE
 from stellarbyte_jax.checkpoints.metadata import Stored
 
 BROKEN = ".broken"  # ends the name of a checkpoint that was set aside

@@ -1,18 +1,10 @@
 """The folders in which a run keeps its checkpoints: which there are, and how one is deleted."""
 
-import re
 import shutil
 
+from stellarbyte.checkpoint_names import UNFINISHED, WHOLE, step_of
 from stellarbyte.errors import UserError
 from stellarbyte.places import BucketPath, Place, place
-
-# A folder whose name has this is not whole, by Orbax's convention: the next run clears it away.
-UNFINISHED = ".orbax-checkpoint-tmp"
-
-# What Orbax writes last into a checkpoint in a bucket, where nothing can be renamed.
-WHOLE = "commit_success.txt"
-
-_STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 def checkpoints_of(run_dir: str | Place) -> Place:
@@ -25,10 +17,11 @@ def checkpoint_steps(run_dir: str | Place) -> list[int]:
     # A checkpoint that is being written, or that a crash left half-written, has a longer name than its step.
     folder = checkpoints_of(run_dir)
     if isinstance(folder, BucketPath):
-        entries = (entry for entry in folder.iterdir() if _STEP.fullmatch(entry.name))
-        return sorted(int(entry.name) for entry in entries if (entry / WHOLE).exists())
-    names = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if _STEP.fullmatch(name))
+        names = [entry.name for entry in folder.iterdir() if step_of(entry.name) is not None]
+        names = [name for name in names if (folder / name / WHOLE).exists()]
+    else:
+        names = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
+    return sorted(step for name in names if (step := step_of(name)) is not None)
 
 
 def latest_step(run_dir: str | Place) -> int | None:

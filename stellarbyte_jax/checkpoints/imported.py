@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stellarbyte.checkpoint_names import UNFINISHED
 from stellarbyte.errors import UserError
 from stellarbyte.journal import Journal
 from stellarbyte.places import BucketPath, Place, place
 from stellarbyte_jax.checkpoints.array_writer import write_arrays
-from stellarbyte_jax.checkpoints.folders import UNFINISHED, checkpoints_of, latest_step
+from stellarbyte_jax.checkpoints.folders import checkpoints_of, latest_step
 from stellarbyte_jax.checkpoints.metadata import RunMetadata, to_stored
 from stellarbyte_jax.checkpoints.stored_arrays import Tree
 

@@ -1,23 +1,22 @@
 """Tells of the checkpoints of a run: their age, size and figures, why each is kept, and whether it is damaged."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from stellarbyte.checkpoint_names import UNFINISHED, committed_at, size_of
 from stellarbyte.config.build import build
 from stellarbyte.config.nodes import Node, read_yaml
 from stellarbyte.errors import UserError
 from stellarbyte.folder_lock import folder_lock
 from stellarbyte.metrics_file import records
 from stellarbyte.places import BucketPath, Place
-from stellarbyte.reading import read_json_object
 from stellarbyte_jax.checkpoint_config import CheckpointConfig
 from stellarbyte_jax.checkpoints.array_files import read_numpy_arrays
 from stellarbyte_jax.checkpoints.broken import BROKEN
 from stellarbyte_jax.checkpoints.file_errors import check_plain_files, is_about_files, reason
-from stellarbyte_jax.checkpoints.folders import UNFINISHED, checkpoint_steps, checkpoints_of, delete_whole
+from stellarbyte_jax.checkpoints.folders import checkpoint_steps, checkpoints_of, delete_whole
 from stellarbyte_jax.checkpoints.metadata import read_metadata
 from stellarbyte_jax.checkpoints.needed import forget_needed, needed_by
 from stellarbyte_jax.checkpoints.retention import Retention
@@ -65,7 +64,9 @@ def list_checkpoints(
         damage = damage_of(folder) if verify else None
         if not folder.is_dir():  # the run is in training, and has deleted it
             continue
-        listed.append(Listed(step, _saved_at(folder), _size(folder), figures.get(step, {}), reasons[step], damage))
+        at = committed_at(folder)
+        saved_at = None if at is None else datetime.fromtimestamp(at, UTC)
+        listed.append(Listed(step, saved_at, size_of(folder), figures.get(step, {}), reasons[step], damage))
     return listed
 
 
@@ -165,22 +166,3 @@ def _config(run_dir: Place) -> tuple[CheckpointConfig, bool]:
     policy = training.value.get("on_not_finite") if training is not None and isinstance(training.value, dict) else None
     config = build(CheckpointConfig, section or Node({}, str(whole)), "checkpoint")
     return config, policy is not None and policy.value == "rollback"
-
-
-def _saved_at(checkpoint: Place) -> datetime | None:
-    """By Orbax's own record: the time of a file is that of its last copy."""
-    with suppress(UserError):
-        committed = read_json_object(checkpoint / "_CHECKPOINT_METADATA").get("commit_timestamp_nsecs")
-        if isinstance(committed, int) and 0 < committed < 2**63:
-            return datetime.fromtimestamp(committed / 1e9, UTC)
-    return None
-
-
-def _size(checkpoint: Place) -> int:
-    if isinstance(checkpoint, BucketPath):
-        return checkpoint.bytes_below()
-    size = 0
-    for path in checkpoint.rglob("*"):
-        with suppress(FileNotFoundError):  # the run is in training, and is deleting it
-            size += path.stat().st_size if path.is_file() else 0
-    return size

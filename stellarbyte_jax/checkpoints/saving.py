@@ -12,13 +12,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from stellarbyte.checkpoint_names import UNFINISHED
 from stellarbyte.errors import UserError
 from stellarbyte.places import BucketPath, Place
 from stellarbyte_jax.checkpoint_config import CheckpointConfig
 from stellarbyte_jax.checkpoints.array_files import Tree, orbax_path
 from stellarbyte_jax.checkpoints.checksums import checksums
 from stellarbyte_jax.checkpoints.file_errors import is_from_system, reason
-from stellarbyte_jax.checkpoints.folders import UNFINISHED, checkpoint_steps, checkpoints_of, delete_whole, latest_step
+from stellarbyte_jax.checkpoints.folders import checkpoint_steps, checkpoints_of, delete_whole, latest_step
 from stellarbyte_jax.checkpoints.metadata import ITEMS, METADATA, RunMetadata, to_stored
 from stellarbyte_jax.checkpoints.orbax_noise import quieten_orbax, tensorstore_silenced
 from stellarbyte_jax.checkpoints.retention import Retention, Validations

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from stellarbyte.checkpoint_names import UNFINISHED
 from stellarbyte.environment.finding import Finding, well
 from stellarbyte.folder_lock import folder_of, lock_holder
 
@@ -39,7 +40,7 @@ def _of_entry(entry: Path) -> Iterator[Finding]:
         yield Finding(CHECK, "note", words, f"rm -r {shlex.quote(str(entry))}")
     elif (entry / "checkpoints").is_dir() and not _is_written(entry):
         for checkpoint in _entries(entry / "checkpoints"):
-            if ".orbax-checkpoint-tmp" in checkpoint.name:
+            if UNFINISHED in checkpoint.name:
                 words = f"{checkpoint} is a checkpoint that was not finished; the run removes it when it goes on"
                 yield Finding(CHECK, "note", words, f"rm -r {shlex.quote(str(checkpoint))}")
 

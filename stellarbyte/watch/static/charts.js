@@ -19,6 +19,13 @@ const PANELS = [
   { title: "chart_pruned", line: "kept_channels", points: "kept_heads", raw: true, pointsWord: "heads" },
 ];
 const SERIES_COLOURS = 10;
+const TASK = "validation_task_";
+
+/* The panels of what runs may have; each task of training.eval_tasks has one of its own. */
+function panelsOf(runs) {
+  const tasks = new Set(runs.flatMap((run) => Object.keys(run.figures).filter((name) => name.startsWith(TASK))));
+  return [...PANELS, ...[...tasks].map((name) => ({ title: name, task: name.slice(TASK.length), points: name }))];
+}
 
 /* A number in a few characters: 12.3k, 0.00012, 1.5 GB. */
 function shortNumber(value, bytes) {
@@ -68,7 +75,7 @@ class Charts {
   /* runs: [{name, colour, figures: name -> {steps, tokens, values}}] */
   draw(runs) {
     this.runs = runs;
-    const present = PANELS.filter((panel) => runs.some((run) => run.figures[panel.line] || run.figures[panel.points]));
+    const present = this.panels = panelsOf(runs).filter((panel) => runs.some((run) => run.figures[panel.line] || run.figures[panel.points]));
     for (const [title, drawn] of this.drawn) if (!present.some((panel) => panel.title === title)) this.remove(title, drawn);
     present.forEach((panel) => this.drawPanel(panel, runs));
     return present.length;
@@ -125,10 +132,10 @@ class Charts {
   create(panel, series, data, key, style) {
     const figure = document.createElement("figure"), caption = document.createElement("figcaption");
     const box = document.createElement("div"), value = document.createElement("small");
-    caption.append(this.words[panel.title], value);
+    caption.append(this.titleOf(panel), value);
     figure.append(caption, box);
     figure.id = panel.title;
-    const after = PANELS.slice(PANELS.indexOf(panel) + 1).map((each) => this.drawn.get(each.title)).find(Boolean);
+    const after = this.panels.slice(this.panels.indexOf(panel) + 1).map((each) => this.drawn.get(each.title)).find(Boolean);
     this.element.insertBefore(figure, after ? after.figure : null);
     const ink = style.getPropertyValue("--muted").trim(), line = style.getPropertyValue("--line").trim();
     const axis = { stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 }, font: "12px system-ui, sans-serif" };
@@ -150,7 +157,7 @@ class Charts {
       },
     }, data, box);
     box.setAttribute("role", "img");
-    box.setAttribute("aria-label", this.words[panel.title]);
+    box.setAttribute("aria-label", this.titleOf(panel));
     box.addEventListener("dblclick", () => this.drawn.forEach((each) => { each.zoomed = false; each.plot.setData(each.plot.data, true); }));
     this.resizer.observe(box);
     this.drawn.set(panel.title, drawn);
@@ -170,10 +177,12 @@ class Charts {
     return parts.join(" · ");
   }
 
+  titleOf(panel) { return panel.task ? this.words.chart_task.replace("{task}", () => panel.task) : this.words[panel.title]; }
+
   logarithmic(panel) { return Boolean(panel.logarithmic || (panel.isLoss && this.settings.logLoss)); }
 
-  /* 0 draws the steps as they are, 100 means over a tenth of the run. */
-  window(count) { return Math.max(1, Math.round(count * (this.settings.smoothing / 100) ** 2 / 10 * 5)); }
+  /* 0 draws the steps as they are, 20 means over a fiftieth of the run as `stellarbyte plot` does, 100 over half of it. */
+  window(count) { return Math.max(1, Math.round(count * (this.settings.smoothing / 100) ** 2 / 2)); }
 }
 
 /* uPlot joins by ascending x; the tokens of a run whose records are lost may stand still. */

@@ -10,6 +10,8 @@ const charts = new Charts(byId("charts"), words);
 const figures = new Map();
 const hidden = new Set();
 let runs = [], selected = null, details = null;
+/* Which runs the charts show, and whether they lack figures that have come. */
+let drawn = "", hasNews = false;
 
 const POLL_MILLISECONDS = 2000;
 
@@ -72,6 +74,7 @@ async function pollOnce() {
   for (const run of shown) {
     const have = figures.get(run.number) || { generation: -1, count: -1 };
     if (have.generation !== run.generation || have.count !== run.count) {
+      hasNews = true;
       take(run.number, await ask(`figures.json?run=${run.number}&generation=${have.generation}&count=${have.count}`));
     }
   }
@@ -95,6 +98,9 @@ function show(run) {
 
 function drawCharts() {
   const shown = runs.filter((run) => !hidden.has(run.number) && figures.has(run.number));
+  const key = JSON.stringify(shown.map((run) => [run.number, run.name, runs.indexOf(run)]));
+  if (key === drawn && !hasNews) return;
+  [drawn, hasNews] = [key, false];
   const count = charts.draw(shown.map((run) => ({ name: run.name, colour: runs.indexOf(run), figures: figures.get(run.number).figures })));
   byId("no-figures").hidden = count > 0;
   byId("hint").hidden = count === 0;

@@ -127,12 +127,20 @@ def test_a_run_that_goes_on_from_an_older_step(page: Browser, tmp_path: Path) ->
         page.wait_for(f"{POINTS} === 11")
         with (run / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": 12, "loss": 1})[9:] + "\n")
+            file.write(json.dumps({"step": 12, "validation_loss": 2.0, "validation_task_quiz": 0.5}) + "\n")
         page.wait_for(f"{POINTS} === 12")
+        caption = "document.querySelector('#validation_task_quiz figcaption')?.textContent"
+        page.wait_for(f"{caption} === 'right answers to the questions of quiz'")
+        draw = "charts.draw = runs => { draws += 1; return Charts.prototype.draw.call(charts, runs); }"
+        page.evaluate(f"{{ globalThis.draws = 0; {draw}; }}")
         assert page.evaluate("document.documentElement.lang") == "en"
         began = time.monotonic()
         while time.monotonic() - began < 5:  # nothing else comes
             assert page.evaluate(POINTS) == 12
             time.sleep(0.5)
+        assert page.evaluate("draws") == 0, "what has not changed is not drawn again"
+        page.evaluate("runs.length = 0, drawn = ''")
+        page.wait_for("draws > 0")
 
 
 def test_a_chart_is_read_and_zoomed(page: Browser, tmp_path: Path) -> None:
