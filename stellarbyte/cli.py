@@ -203,7 +203,7 @@ def _chat(options: argparse.Namespace) -> int | None:
 
 def _by_its_wing(command: str, options: argparse.Namespace) -> int | None:
     """Runs the command of the wing whose model it is. Raises UserError: it is no model, or lacks an option."""
-    from stellarbyte.model_kind import model_kind
+    from stellarbyte.model_kind import model_kind, wing_of
 
     options.sampling, options.pruning = sampling_of(options), pruning_of(options)
     kind = model_kind(options.model)
@@ -218,8 +218,7 @@ def _by_its_wing(command: str, options: argparse.Namespace) -> int | None:
         raise UserError(f"--dtype float16 is for Hugging Face folders, and {options.model} is a run: take bfloat16")
     if kind == "run" and options.quantize == "int8-dynamic":
         raise UserError(f"--quantize int8-dynamic is for Hugging Face folders, and {options.model} is a run: take int8")
-    wing = "stellarbyte_jax" if kind == "run" else "stellarbyte_torch"
-    result: int | None = getattr(import_module(f"{wing}.cli"), command)(options)
+    result: int | None = getattr(wing_of(kind), command)(options)
     return result
 
 
@@ -243,9 +242,9 @@ class _FieldHelp(argparse.Action):
 
 def _config(options: argparse.Namespace) -> None:
     from stellarbyte.config.kind import kind_of
+    from stellarbyte.model_kind import wing_of
 
-    wing = {"pretraining": "stellarbyte_jax", "finetuning": "stellarbyte_torch"}[kind_of(options.config)]
-    found = import_module(f"{wing}.cli").dry_run(options)
+    found = wing_of("run" if kind_of(options.config) == "pretraining" else "model").dry_run(options)
     print(json.dumps(found.to_dict()) if options.json else found.text())
 
 

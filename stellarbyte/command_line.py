@@ -5,6 +5,7 @@ docs/exit_codes.md lists the codes.
 
 import argparse
 import errno
+import functools
 import io
 import os
 import sys
@@ -12,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from stellarbyte.errors import UserError, one_line
 from stellarbyte.interrupt import ending, exit_code, leave_at_once
@@ -131,6 +132,25 @@ def _print_any_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def prepared_by(*steps: Callable[[], object]) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
+    """A decorator of a wing's commands: before each call, the steps set what libraries read when they are imported."""
+
+    def prepared(command: Callable[Given, Result]) -> Callable[Given, Result]:
+        @functools.wraps(command)
+        def run(*given: Given.args, **named: Given.kwargs) -> Result:
+            for step in steps:
+                step()
+            return command(*given, **named)
+
+        return run
+
+    return prepared
 
 
 def check_text(option: str, text: str) -> None:

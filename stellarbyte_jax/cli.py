@@ -4,11 +4,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stellarbyte.command_line import folder_or_bucket
+from stellarbyte.command_line import folder_or_bucket, prepared_by
 from stellarbyte.interrupt import hold_signals
 from stellarbyte.log_settings import log_options
 from stellarbyte.places import Place
@@ -39,6 +38,25 @@ MALLOC_TUNABLES = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0"
     ":glibc.malloc.trim_threshold=9000000000000000000"
 }
+
+
+def _give_cpu_devices_threads() -> None:
+    # XLA has a thread for each CPU device; where devices wait in different collectives, all threads can be taken up for
+    # ever. It reads NPROC when JAX starts.
+    devices = os.environ.get("JAX_NUM_CPU_DEVICES", "")
+    if devices.isdecimal() and int(devices) > 1:
+        os.environ.setdefault("NPROC", str(4 * int(devices)))
+
+
+def _keep_compiled_programs() -> tuple[str, ...]:
+    """Sets where JAX keeps them; returns what the user should see of it."""
+    settings, remark = cache_settings(os.environ)
+    os.environ.update(settings)
+    return () if remark is None else (remark,)
+
+
+# A command that compiles programs, which JAX keeps for the next time.
+_compiling = prepared_by(_give_cpu_devices_threads, _keep_compiled_programs)
 
 
 def corpus(parser: argparse.ArgumentParser) -> None:
@@ -155,60 +173,58 @@ def checkpoints(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=checkpoint_commands.checkpoints)
 
 
+@_compiling
 def evaluate(options: argparse.Namespace) -> None:
     """`stellarbyte evaluate` of a run on its own validation split."""
-    _compiling(commands.evaluate)(options)
+    commands.evaluate(options)
 
 
+@_compiling
 def scorer(run_dir: Place, *, step: int | None, dtype: str, ema: bool) -> "Scorer":
     """A run's model, as an evaluation uses it. Raises UserError where `JaxScorer` does."""
-    _give_cpu_devices_threads()
-    _keep_compiled_programs()
     return commands.scorer(run_dir, step, dtype, ema=ema)
 
 
+@_compiling
 def task_model(
     run_dir: Place, batch_tokens: int, *, step: int | None, dtype: str, ema: bool
 ) -> tuple[Any, dict[str, Any]]:
     """(a run's model as lm-eval's tasks use it, what a report says of it). Raises UserError where `JaxScorer` does."""
-    _give_cpu_devices_threads()
-    _keep_compiled_programs()
     return commands.task_model(run_dir, batch_tokens, step, dtype, ema=ema)
 
 
+@_compiling
 def prune(options: argparse.Namespace, request: "PruneRequest") -> "list[Report]":
     """`stellarbyte prune` of a run."""
-    _give_cpu_devices_threads()
-    _keep_compiled_programs()
     return commands.prune(options, request)
 
 
+@_compiling
 def measured(run_dir: Place, request: "Request", architecture: "Architecture") -> "Measured":
     """What `stellarbyte report` measures of a run. Raises UserError where `measure` does."""
-    _give_cpu_devices_threads()
-    _keep_compiled_programs()
     from stellarbyte_jax.report.measuring import measure
 
     return measure(run_dir, request, architecture)
 
 
+@_compiling
 def weight_arrays(run_dir: Place) -> "tuple[dict[str, StoredArray], dict[str, StoredArray]]":
     """(a run's weights, its first weights). Raises UserError where `weight_arrays` of the report does."""
-    _give_cpu_devices_threads()
-    _keep_compiled_programs()
     from stellarbyte_jax.report import weights
 
     return weights.weight_arrays(run_dir)
 
 
+@_compiling
 def generate(options: argparse.Namespace) -> None:
     """`stellarbyte generate` of a run."""
-    _compiling(text_commands.generate)(options)
+    text_commands.generate(options)
 
 
+@_compiling
 def chat(options: argparse.Namespace) -> None:
     """`stellarbyte chat` with a run."""
-    _compiling(text_commands.chat)(options)
+    text_commands.chat(options)
 
 
 def dry_run(options: argparse.Namespace) -> "DryRun":
@@ -225,21 +241,6 @@ def _restart_with_tuned_malloc() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **MALLOC_TUNABLES})
 
 
-def _give_cpu_devices_threads() -> None:
-    # XLA has a thread for each CPU device; where devices wait in different collectives, all threads can be taken up for
-    # ever. It reads NPROC when JAX starts.
-    devices = os.environ.get("JAX_NUM_CPU_DEVICES", "")
-    if devices.isdecimal() and int(devices) > 1:
-        os.environ.setdefault("NPROC", str(4 * int(devices)))
-
-
-def _keep_compiled_programs() -> tuple[str, ...]:
-    """Sets where JAX keeps them; returns what the user should see of it."""
-    settings, remark = cache_settings(os.environ)
-    os.environ.update(settings)
-    return () if remark is None else (remark,)
-
-
 def _set_xla_flags(platform: Platform) -> tuple[str, ...]:
     """Sets what XLA reads when it starts; returns what the user should see of it."""
     settings, remark = flag_settings(os.environ, platform)
@@ -254,17 +255,6 @@ def _distributed_by_environment() -> list[str]:
         for name, value in given
         if value
     ]
-
-
-def _compiling(command: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
-    """A command that compiles programs, which JAX keeps for the next time."""
-
-    def run(options: argparse.Namespace) -> None:
-        _give_cpu_devices_threads()
-        _keep_compiled_programs()
-        command(options)
-
-    return run
 
 
 def _config_argument(parser: argparse.ArgumentParser, metavar: str = "CONFIG.yaml") -> None:

@@ -2,10 +2,10 @@
 
 import argparse
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stellarbyte.command_line import prepared_by
 from stellarbyte.log_settings import log_options
 from stellarbyte_torch import commands
 
@@ -19,31 +19,37 @@ if TYPE_CHECKING:
     from stellarbyte.report.report import Request
 
 
+# A command whose models are in local folders; only fine-tuning may take one from the Hub.
+_offline = prepared_by(lambda: os.environ.setdefault("HF_HUB_OFFLINE", "1"))
+
+
+@_offline
 def generate(options: argparse.Namespace) -> None:
     """`stellarbyte generate` of a Hugging Face folder."""
-    _offline(commands.generate)(options)
+    commands.generate(options)
 
 
+@_offline
 def chat(options: argparse.Namespace) -> None:
     """`stellarbyte chat` with a Hugging Face folder."""
-    _offline(commands.chat)(options)
+    commands.chat(options)
 
 
+@_offline
 def scorer(folder: Path, *, device: str | None, dtype: str) -> "Scorer":
     """A folder's model, as an evaluation uses it. Raises UserError where `TorchScorer` does."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return commands.scorer(folder, device, dtype)
 
 
+@_offline
 def measured(folder: Path, request: "Request", architecture: "Architecture") -> "Measured":
     """What `stellarbyte report` measures of a folder. Raises UserError where `measure` does."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return commands.measured(folder, request, architecture)
 
 
+@_offline
 def task_model(folder: Path, batch_tokens: int, *, device: str | None, dtype: str) -> tuple[Any, dict[str, Any]]:
     """(a folder's model as lm-eval's tasks use it, what a report says of it); raises as `TorchScorer` does."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return commands.task_model(folder, batch_tokens, device, dtype)
 
 
@@ -98,20 +104,10 @@ def merge(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_offline(commands.merge))
 
 
+@_offline
 def prune(options: argparse.Namespace, request: "PruneRequest") -> "list[Report]":
     """`stellarbyte prune` of a Hugging Face folder."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     return commands.prune(options, request)
-
-
-def _offline(command: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
-    """A command whose models are in local folders; only fine-tuning may take one from the Hub."""
-
-    def run(options: argparse.Namespace) -> None:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        command(options)
-
-    return run
 
 
 def _count(word: str) -> int:

@@ -87,7 +87,7 @@ def _passages(
         rest += document.text + "\n"
         while len(rest) >= characters:
             if not passages:
-                per_token = len(rest[:characters]) / max(1, len(encode(rest[:characters])))
+                per_token = characters / max(1, len(encode(rest[:characters])))
                 characters = min(characters, math.ceil(tokens * per_token * _MARGIN))
             passages.append(rest[:characters])
             rest = rest[characters:]

@@ -16,6 +16,7 @@ from stellarbyte.evaluation.task_command import on_tasks
 from stellarbyte.evaluation.texts import Sources, Text, read_texts
 from stellarbyte.evaluation.windows import Windows
 from stellarbyte.figures import finite_json
+from stellarbyte.model_kind import Kind
 from stellarbyte.places import Place
 from stellarbyte.progress import progress
 
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     (_on_texts if options.data else on_tasks)(options, kind)
 
 
-def _on_texts(options: argparse.Namespace, kind: str) -> None:
+def _on_texts(options: argparse.Namespace, kind: Kind) -> None:
     if options.compare_step is not None and options.compare is None:
         raise UserError(f"--compare-step {options.compare_step} is a step of --compare, which is not given: give both")
     other_kind = None if options.compare is None else evaluated_kind(options.compare)

@@ -1,19 +1,16 @@
 """Opens the model that is to be measured, a run's or a folder's, by its wing."""
 
 import argparse
-from importlib import import_module
 from typing import Any
 
 from stellarbyte.errors import UserError
 from stellarbyte.evaluation.scorer import Scorer
 from stellarbyte.info import folder_kind
-from stellarbyte.model_kind import model_kind
+from stellarbyte.model_kind import Kind, model_kind, wing_of
 from stellarbyte.places import Place, local
 
-_WINGS = {"run": "stellarbyte_jax", "model": "stellarbyte_torch"}
 
-
-def evaluated_kind(path: Place) -> str:
+def evaluated_kind(path: Place) -> Kind:
     """`model_kind` of a folder to be measured. Raises UserError: it is none, such as an adapter, or is in a bucket."""
     if path.is_dir() and folder_kind(path) == "adapter":
         raise UserError(
@@ -26,7 +23,7 @@ def evaluated_kind(path: Place) -> str:
     return kind
 
 
-def how_of(options: argparse.Namespace, kind: str, step: int | None) -> dict[str, Any]:
+def how_of(options: argparse.Namespace, kind: Kind, step: int | None) -> dict[str, Any]:
     """What the wing of a model is told."""
     if kind == "model":
         return {"device": options.device, "dtype": options.dtype}
@@ -35,13 +32,13 @@ def how_of(options: argparse.Namespace, kind: str, step: int | None) -> dict[str
     return {"step": step, "dtype": "float32" if options.dtype == "auto" else options.dtype, "ema": options.ema}
 
 
-def open_scorer(path: Place, kind: str, how: dict[str, Any]) -> Scorer:
+def open_scorer(path: Place, kind: Kind, how: dict[str, Any]) -> Scorer:
     """The model of a run or of a folder, by its wing."""
-    scorer: Scorer = import_module(f"{_WINGS[kind]}.cli").scorer(path, **how)
+    scorer: Scorer = wing_of(kind).scorer(path, **how)
     return scorer
 
 
-def open_task_model(path: Place, kind: str, batch_tokens: int, how: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def open_task_model(path: Place, kind: Kind, batch_tokens: int, how: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """(the model as lm-eval's tasks use it, what a report says of it)."""
-    found: tuple[Any, dict[str, Any]] = import_module(f"{_WINGS[kind]}.cli").task_model(path, batch_tokens, **how)
+    found: tuple[Any, dict[str, Any]] = wing_of(kind).task_model(path, batch_tokens, **how)
     return found

@@ -14,10 +14,11 @@ from stellarbyte.evaluation.opening import how_of, open_scorer, open_task_model
 from stellarbyte.evaluation.report import head, questions_text
 from stellarbyte.evaluation.tasks import is_task_file, load_tasks, run_tasks, tasks_json, tasks_text
 from stellarbyte.figures import finite_json
+from stellarbyte.model_kind import Kind
 from stellarbyte.progress import progress
 
 
-def on_tasks(options: argparse.Namespace, kind: str) -> None:
+def on_tasks(options: argparse.Namespace, kind: Kind) -> None:
     """Scores tasks, and prints lm-eval's table, or that of questions, or JSON."""
     files = [path for path in options.tasks if not is_task_file(Path(path))]
     if files and len(files) < len(options.tasks):
@@ -37,7 +38,7 @@ def on_tasks(options: argparse.Namespace, kind: str) -> None:
         print(f"{head(facts)}; lm-eval {version('lm_eval')}\n\n{tasks_text(results)}")
 
 
-def _on_questions(options: argparse.Namespace, kind: str) -> None:
+def _on_questions(options: argparse.Namespace, kind: Kind) -> None:
     """Scores files of multiple-choice questions, without lm-eval."""
     if options.few_shot is not None:
         raise UserError("--few-shot is for tasks of lm-eval, and those of a file are asked as they stand: leave it out")

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +77,7 @@ def prune_options(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> None:
     from stellarbyte.files import write_text  # these need libraries that --help should not wait for
     from stellarbyte.looks.picture import check_drawable, picture
-    from stellarbyte.model_kind import model_kind
+    from stellarbyte.model_kind import model_kind, wing_of
     from stellarbyte.pruning.picture import pareto
 
     request = _request(options)
@@ -99,8 +98,7 @@ def _run(options: argparse.Namespace) -> None:
         check_drawable(f"--pareto {request.pareto}")
         if not request.pareto.resolve().parent.is_dir():
             raise UserError(f"--pareto {request.pareto} is in no folder that is there: make it, or name another")
-    wing = "stellarbyte_jax" if kind == "run" else "stellarbyte_torch"
-    reports: list[Report] = import_module(f"{wing}.cli").prune(options, request)
+    reports: list[Report] = wing_of(kind).prune(options, request)
     if request.pareto is not None:
         write_text(request.pareto, picture(pareto(str(options.model), reports)))
     if options.json:

@@ -85,11 +85,11 @@ def _model(path: Place) -> Subject:
         remark = f"{path} holds no weights in safetensors files: all is counted by its config.json"
         return replace(found, remarks=(remark, *found.remarks))
     config: ByteConfig | None = None
-    remarks: tuple[str, ...] = ()
+    misfit: str | None = None
     try:
         config = _described(fields, str(path / "config.json"))
     except UserError as error:
-        remarks = (f"the memory of training is not foreseen, because {error}",)
+        misfit = f"the memory of training is not foreseen, because {error}"
     return Subject(
         kind="model",
         path=path,
@@ -99,7 +99,7 @@ def _model(path: Place) -> Subject:
         tensors=stored.parameters,
         facts=facts,
         buffers=stored.buffers,
-        remarks=remarks,
+        misfit=misfit,
     )
 
 

@@ -80,11 +80,8 @@ def _report(name: str, path: Place, budget: KVBudget | None, request: Request) -
 def _foresee(subject: Subject, architecture: Architecture) -> tuple[Foreseen, list[str]]:
     """What training needs, by the JAX wing's planner, and why it is not known."""
     if subject.config is None:
-        if any("not foreseen" in remark for remark in subject.remarks):
-            return Foreseen(), []
-        return Foreseen(), [
-            f"activations are not foreseen, because the training of model_type {subject.model_type} is not known"
-        ]
+        unknown = f"activations are not foreseen, because the training of model_type {subject.model_type} is not known"
+        return Foreseen(), [subject.misfit or unknown]
     if find_spec("jax") is None:
         return Foreseen(), ["activations are foreseen by JAX, which is not installed: pip install 'stellarbyte[jax]'"]
     training = subject.training

@@ -1,8 +1,7 @@
 """Measures what a user asks for of a model, by the wing that it belongs to."""
 
-from importlib import import_module
-
 from stellarbyte.errors import UserError
+from stellarbyte.model_kind import Kind, wing_of
 from stellarbyte.places import local
 from stellarbyte.records.sources import source_files
 from stellarbyte.report.architecture import Architecture
@@ -21,6 +20,8 @@ def check_request(subject: Subject, request: Request) -> None:
         raise UserError(f"--step {request.step} is a step of a run, and {subject.path} is a folder: leave it out")
     if request.step is not None and request.step < 1:
         raise UserError(f"--step {request.step} must be at least 1")
+    if request.dtype == "float16" and subject.kind == "run":
+        raise UserError(f"--dtype float16 is for Hugging Face folders, and {subject.path} is a run: take bfloat16")
     if request.data is not None:
         source_files(request.data)
 
@@ -34,9 +35,9 @@ def measure(subject: Subject, request: Request, architecture: Architecture) -> M
     """
     if not request.latency and request.data is None and request.step is None:
         return Measured()
-    if subject.kind == "run":
-        measured: Measured = import_module("stellarbyte_jax.cli").measured(subject.path, request, architecture)
-        return measured
-    folder = local(subject.path, "MODEL", "Hugging Face folders are read from this machine: copy it here")
-    measured = import_module("stellarbyte_torch.cli").measured(folder, request, architecture)
+    kind: Kind = "run" if subject.kind == "run" else "model"
+    path = subject.path
+    if kind == "model":
+        path = local(path, "MODEL", "Hugging Face folders are read from this machine: copy it here")
+    measured: Measured = wing_of(kind).measured(path, request, architecture)
     return measured

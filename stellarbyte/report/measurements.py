@@ -60,6 +60,11 @@ class Latency:
     points: tuple[LatencyPoint, ...]
     remark: str | None = None
 
+    def fastest(self, phase: str) -> LatencyPoint | None:
+        """The point of a phase with the most tokens a second; None if none was timed."""
+        points = (point for point in self.points if point.phase == phase)
+        return max(points, key=lambda point: point.tokens_per_second, default=None)
+
 
 @dataclass(frozen=True)
 class MatrixFacts:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
 # The layers of the families that are met have one of these words before their number.
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|decoder_layers)\.(\d+)\.(.+)$")
@@ -74,6 +75,7 @@ def stem_of_scale(name: str) -> str | None:
     return None if found is None else found["stem"]
 
 
+@cache
 def named(name: str) -> Named:
     """What a parameter is by its name, in the words of Llama, GPT-2, GPT-NeoX, Falcon, Phi, DeepSeek and their like."""
     found = _LAYER.search(name)

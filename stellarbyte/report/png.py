@@ -9,7 +9,7 @@ from stellarbyte.errors import UserError
 from stellarbyte.files import written_whole
 from stellarbyte.looks import chart, fonts
 from stellarbyte.looks.chart import Chart
-from stellarbyte.report.charts.curves import training_charts
+from stellarbyte.report.charts.curves import runs_of, training_charts
 from stellarbyte.report.charts.flops import flops_charts
 from stellarbyte.report.charts.heads import attention_charts, head_charts
 from stellarbyte.report.charts.latency import latency_charts
@@ -78,7 +78,7 @@ def all_charts(reports: Sequence[Report], words: Words) -> Iterator[Chart]:
         for make in _OF_ONE:
             for each in make(report, words):
                 yield replace(each, name=start + each.name)
-    yield from training_charts(reports, words, named=True)
+    yield from training_charts(runs_of(reports), words, named=True)
 
 
 def _families(charts: Sequence[Chart]) -> list[str] | None:

@@ -55,6 +55,7 @@ class Subject:
         facts: what it is, for people: name -> text.
         training: of a run, or the config of one.
         adapters: whether only adapters are trained.
+        misfit: of a family that has a place here: a sentence why this model has no config all the same.
         buffers: bytes in the files that are no parameters.
         remarks: sentences that a reader must know.
     """
@@ -68,6 +69,7 @@ class Subject:
     facts: dict[str, str] = field(default_factory=dict)
     training: Training | None = None
     adapters: bool = False
+    misfit: str | None = None
     buffers: int = 0
     remarks: tuple[str, ...] = ()
 

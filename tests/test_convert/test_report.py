@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from convert.described import described
 from stellarbyte.report.find import find_subject
+from stellarbyte.report.making import make_reports
 from stellarbyte.report.memory import cache_bytes
 from stellarbyte.report.parameters import count_parameters
 from stellarbyte.report.structure import structure_of
@@ -124,4 +125,5 @@ def test_what_a_model_type_is_not_told_to_have(tmp_path):
         find_subject(tmp_path / "config.json")
     subject = find_subject(tmp_path)
     assert count_parameters(subject).total == numbers(model)
-    assert "mlp_bias" in subject.remarks[0]
+    (remark,) = (each for each in make_reports([tmp_path])[0].remarks if "not foreseen" in each)
+    assert remark == subject.misfit and "mlp_bias" in remark

@@ -193,6 +193,11 @@ MISTAKES = [
     ("hf", ["--step", "3"], "--step 3 is a step of a run, and .*hf is a folder: leave it out"),
     ("run", ["--step", "1"], "holds an imported model, which was trained by no steps: leave --step out"),
     ("run", ["--step", "0"], "--step 0 must be at least 1"),
+    (
+        "run",
+        ["--latency", "--dtype", "float16"],
+        "--dtype float16 is for Hugging Face folders, and .*run is a run: take",
+    ),
     ("config", ["--latency"], "--latency measures a model, and .*config.json has no weights: name a run or a folder"),
     ("config", ["--data", "TEXT"], "--data measures a model, and .*config.json has no weights"),
     ("config", ["--step", "1"], "--step measures a model, and .*config.json has no weights"),
@@ -204,7 +209,7 @@ MISTAKES = [
 
 
 # The others need a model to be loaded.
-@pytest.mark.parametrize(("kind", "options", "sentence"), short_tier(MISTAKES, 0, 2, 4, 5, 6, 7))
+@pytest.mark.parametrize(("kind", "options", "sentence"), short_tier(MISTAKES, 0, 2, 4, 5, 6, 7, 8))
 def test_mistakes(
     kind: str,
     options: list[str],

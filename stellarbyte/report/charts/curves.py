@@ -11,10 +11,9 @@ from stellarbyte.report.report import Report
 from stellarbyte.report.words import Words
 
 
-def training_charts(reports: Sequence[Report], words: Words, named: bool = False) -> list[Chart]:
+def training_charts(runs: Sequence[RunCurves], words: Words, named: bool = False) -> list[Chart]:
     """A chart for each figure that a run has recorded, all runs in it. named: whether the runs' names stand below."""
     translated = {panel.name: words(f"curve.{panel.name}") for panel in PANELS} | {"step": words("step")}
-    runs = runs_of(reports)
     return curve_charts(runs, words=translated, named=named) if runs else []
 
 

@@ -23,10 +23,10 @@ def latency_charts(report: Report, words: Words) -> list[Chart]:
         return []
     charts = []
     for phase in _PHASES:
-        points = [point for point in latency.points if point.phase == phase]
-        if points:
+        best = latency.fastest(phase)
+        if best is not None:
+            points = [point for point in latency.points if point.phase == phase]
             title = words(f"chart.speed.{phase}")
-            best = max(points, key=lambda point: point.tokens_per_second)
             told = words(
                 "chart.speed.alt",
                 title=title,

@@ -31,8 +31,8 @@ def _training(report: Report) -> float | None:
 
 
 def _speed(report: Report) -> float | None:
-    points = report.measured.latency.points if report.measured.latency else ()
-    return max((point.tokens_per_second for point in points if point.phase == "decode"), default=None)
+    fastest = report.measured.latency.fastest("decode") if report.measured.latency else None
+    return fastest.tokens_per_second if fastest else None
 
 
 def _bits(report: Report) -> float | None:

@@ -60,8 +60,7 @@ def key_numbers(report: Report, words: Words, compared: bool = False) -> Iterato
             work = report.flops.decode[-1]
             yield words("key.decode"), flops(work.total), words("key.cached", length=exact(work.length))
     latency, losses = report.measured.latency, report.measured.token_losses
-    if latency is not None and (points := [point for point in latency.points if point.phase == "decode"]):
-        best = max(points, key=lambda point: point.tokens_per_second)
+    if latency is not None and (best := latency.fastest("decode")) is not None:
         rate = words("rate", number=count(best.tokens_per_second, lang))
         yield (
             words("key.speed"),

@@ -190,7 +190,7 @@ def curves(view: View) -> Section | None:
         return None
     words = view.words
     names = [(run.name, colours.series(number)) for number, run in enumerate(runs)]
-    pictures = view.pictures(training_charts(view.reports, words))
+    pictures = view.pictures(training_charts(runs, words))
     rows = []
     for run in runs:
         curve, validation = run.curves.get("loss"), run.curves.get("validation_loss")
