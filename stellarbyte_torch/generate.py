@@ -1,4 +1,4 @@
-"""From an exported folder and a prompt to text."""
+"""From a Hugging Face folder and a prompt to text."""
 
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     GenerationConfig,
@@ -18,11 +19,12 @@ from transformers.generation.streamers import BaseStreamer
 
 from stellarbyte.command_line import check_text
 from stellarbyte.errors import UserError
+from stellarbyte.evaluation.scorer import check_ids
 from stellarbyte.kv_cache.settings import KVPruning
-from stellarbyte.reading import read_json
 from stellarbyte.sampling import Sampling
 from stellarbyte.stop_strings import StopCutter
 from stellarbyte.tokenizer_file import works
+from stellarbyte_torch.decoder import context_of, end_ids
 from stellarbyte_torch.kv_cache.cache import cache_for
 from stellarbyte_torch.model_folder import load_model, load_tokenizer
 from stellarbyte_torch.modeling_stellarbyte import CACHE, ByteForCausalLM
@@ -30,6 +32,8 @@ from stellarbyte_torch.torchao_settings import Int8
 
 # What decoding puts where bytes are no UTF-8, be it for good or only until the next token completes the character.
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# A text that shows which tokens a tokenizer puts before one.
+_LETTER = "a"
 
 
 @dataclass(frozen=True)
@@ -49,22 +53,23 @@ class Generation:
 
 def load(
     folder: Path, device: str | None = None, dtype: str = "auto", quantize: Int8 | None = None
-) -> tuple[ByteForCausalLM, PreTrainedTokenizerBase]:
-    """Load an exported folder, in eval mode; the arguments are those of `load_model`.
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer, in eval mode; the arguments are those of `load_model`.
 
     Raises:
-        UserError: the folder is missing, holds another architecture, is damaged, or cannot be loaded so.
+        UserError: the folder is missing, holds no such model, is damaged, or cannot be loaded so.
     """
-    _check_folder(folder)
     model: Any = load_model(folder, device, dtype, quantize=quantize)
     tokenizer = load_tokenizer(folder)
-    if len(tokenizer) > model.config.vocab_size:
+    rows = model.get_input_embeddings().weight.shape[0]
+    # Stock folders may have spare tokens beyond the matrix; `generate` looks at those of a prompt.
+    if isinstance(model, ByteForCausalLM) and len(tokenizer) > rows:
         raise UserError(
-            f"{folder} holds a tokenizer of {len(tokenizer)} tokens, more than the model's vocab_size "
-            f"{model.config.vocab_size}: put the tokenizer there that the model was trained with"
+            f"{folder} holds a tokenizer of {len(tokenizer)} tokens, more than the model's vocab_size {rows}: put the "
+            "tokenizer there that the model was trained with"
         )
     # What the caller asks for decides alone: generate would fill gaps from the folder's generation_config.json.
-    model.generation_config = GenerationConfig()
+    model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
     return model, tokenizer
 
 
@@ -79,10 +84,10 @@ def generate(
     on_text: Callable[[str], Any] | None = None,
     pruning: KVPruning | None = None,
 ) -> Generation:
-    """Continue [bos] + prompt until eos, up to a stop string, by max_new_tokens or to the end of the context.
+    """Continue a prompt until eos, up to a stop string, by max_new_tokens or to the end of the context.
 
     Args:
-        model: a ByteForCausalLM in eval mode.
+        model: a causal language model in eval mode.
         tokenizer: the one it was trained with; special strings inside the prompt stay ordinary text.
         prompt: may be empty.
         max_new_tokens: at most so many are added.
@@ -96,22 +101,20 @@ def generate(
     Raises:
         UserError: the prompt fills the context or is no text, a stop string is empty, or a number is out of range.
     """
-    config, sampling = model.config, sampling or Sampling()
+    sampling = sampling or Sampling()
     check_text("--prompt", prompt)
     check_length_and_seed(max_new_tokens, seed)
-    if config.bos_token_id is None:
-        raise UserError("config.json gives no bos_token_id, with which every text begins: put in the tokenizer's")
-    with works(tokenizer.name_or_path):
-        encoded = tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True) if prompt else []
-    prompt_ids = [config.bos_token_id, *encoded]
-    room = config.max_position_embeddings - len(prompt_ids)
+    prompt_ids = _prompt_ids(model, tokenizer, prompt)
+    context = context_of(model)
+    room = max_new_tokens if context is None else context - len(prompt_ids)
     if room < 1:
         raise UserError(
-            f"--prompt has {len(prompt_ids)} tokens with its beginning, too many for a context of "
-            f"{config.max_position_embeddings} that must hold the answer, too: shorten it"
+            f"--prompt has {len(prompt_ids)} tokens with its beginning, too many for a context of {context} that must "
+            "hold the answer, too: shorten it"
         )
     input_ids = torch.tensor([prompt_ids], device=model.device)
-    eos_ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    eos_ids = sorted(end_ids(model, tokenizer))
+    pad_id = next((pad for pad in (model.config.get_text_config().pad_token_id, *eos_ids) if pad is not None), 0)
     stream = TextStream(tokenizer, on_text, eos_ids, stop)
     new_tokens = min(max_new_tokens, room)
     cache = cache_for(model, pruning, len(prompt_ids) + new_tokens)
@@ -123,9 +126,9 @@ def generate(
         generation_config=generation_config(
             sampling,
             new_tokens,
-            bos_token_id=config.bos_token_id,
-            eos_token_id=config.eos_token_id,
-            pad_token_id=config.pad_token_id,
+            bos_token_id=prompt_ids[0],
+            eos_token_id=eos_ids or None,
+            pad_token_id=pad_id,
         ),
         logits_processor=LogitsProcessorList([FiniteScores()]),
         stopping_criteria=StoppingCriteriaList([stream.stopping]),
@@ -253,16 +256,27 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return text
 
 
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give one that `stellarbyte convert to-hf` wrote")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no config.json: give a folder that `stellarbyte convert to-hf` wrote")
-    config = read_json(folder / "config.json")
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type != ByteForCausalLM.config_class.model_type:
-        raise UserError(
-            f"{folder} holds a model of type {str(model_type)[:80]}, not stellarbyte: give a StellarByte export"
-        )
-    if not (folder / "tokenizer.json").is_file():
-        raise UserError(f"{folder} holds no tokenizer.json: copy the one there that the model was trained with")
+def _prompt_ids(model: Any, tokenizer: Any, prompt: str) -> list[int]:
+    """The prompt's tokens behind those with which a text begins. Raises UserError: the model has no such tokens."""
+    name = str(tokenizer.name_or_path)
+    with works(name):
+        encoded = tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True) if prompt else []
+        prompt_ids = [*_beginning(model, tokenizer), *encoded]
+    if not prompt_ids:  # something has to be gone on from
+        ids = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        prompt_ids = [token for token in ids if token is not None][:1]
+    if not prompt_ids:
+        raise UserError(f"--prompt is empty, and {name} has neither bos nor eos to begin with: say something")
+    check_ids(np.array(prompt_ids), model.get_input_embeddings().weight.shape[0], name)
+    return prompt_ids
+
+
+def _beginning(model: Any, tokenizer: Any) -> list[int]:
+    """What stands before a text: bos of our models, and of others what their tokenizers put there, if anything."""
+    if isinstance(model, ByteForCausalLM):
+        if model.config.bos_token_id is None:
+            raise UserError("config.json gives no bos_token_id, with which every text begins: put in the tokenizer's")
+        return [model.config.bos_token_id]
+    alone, whole = tokenizer.encode(_LETTER, add_special_tokens=False), tokenizer.encode(_LETTER)
+    before = next((at for at in range(len(whole)) if whole[at : at + len(alone)] == alone), 0)
+    return list(whole[:before])

@@ -32,6 +32,7 @@ from stellarbyte_torch.compressed_folder import (
 )
 from stellarbyte_torch.compressed_scheme import check_scheme
 from stellarbyte_torch.configuration_stellarbyte import ByteConfig
+from stellarbyte_torch.decoder import check_decoder
 from stellarbyte_torch.torchao_settings import Int8, torchao_settings
 
 # What Transformers may raise for a damaged or foreign config or weights; it documents no list.
@@ -42,8 +43,8 @@ MISTAKES = (
 # Transformers builds these one by one, so a huge number would take for ever.
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _MOST = {**dict.fromkeys(_LAYERS, 10_000), "num_labels": 1_000_000}
-# The settings of a model's output that our code can read.
-_OUTPUTS = {"return_dict": True, "torchscript": False, "output_attentions": False, "output_hidden_states": False}
+# How files with a tokenizer's tokens begin.
+_VOCABULARIES = ("tokenizer.", "vocab", "merges", "spiece", "sentencepiece", "tekken")
 # A text that is encoded to see whether a tokenizer works, also with its own settings.
 _PROBE = "A star, 3 é。\n"
 INDEX = "model.safetensors.index.json"
@@ -190,19 +191,6 @@ def _check_generation(folder: Path) -> None:
                 raise UserError(f"{path}: {name} has {shown(number)}, expected numbers of tokens, from 0")
 
 
-def check_decoder(model: PreTrainedModel, where: str) -> None:
-    """Checks that a model is a decoder, and sets its config to the form of output that our code reads.
-
-    Raises:
-        UserError: the model has an encoder, so it cannot continue a text.
-    """
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UserError(f"{where} holds a model with an encoder (is_encoder_decoder): give a causal language model")
-    for name, value in _OUTPUTS.items():
-        if getattr(model.config, name, value) is not value:
-            setattr(model.config, name, value)
-
-
 def weight_files(folder: Path, config: dict[str, Any], *, only_floats: bool = True) -> dict[str, str]:
     """The file of each tensor, once the safetensors files and their index are checked against each other.
 
@@ -281,6 +269,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     except UserError:
         raise
     except Exception as error:  # tokenizers raises the bare class for a damaged tokenizer.json
+        if not any(file.name.startswith(_VOCABULARIES) or file.suffix == ".tiktoken" for file in folder.iterdir()):
+            raise UserError(f"{folder} holds no tokenizer: copy the one there that the model learnt with") from error
         raise UserError(f"{folder} holds no tokenizer that can be loaded: {first_line(error)}") from error
     if not ids:
         raise UserError(f"{folder} holds a tokenizer that makes no tokens of a text: take the one of the model")

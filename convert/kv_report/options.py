@@ -14,7 +14,7 @@ def kv(parser: argparse.ArgumentParser) -> None:
         "Measure on a text of yours what it costs to decode within a budget of keys and values: the perplexity behind "
         "a prompt, whether a line of the prompt is still found, memory and speed, for each budget and policy."
     )
-    parser.add_argument("model", metavar="MODEL", type=folder_or_bucket, help="a run, or a StellarByte folder")
+    parser.add_argument("model", metavar="MODEL", type=folder_or_bucket, help="a run, or a Hugging Face folder")
     parser.add_argument("--data", required=True, metavar="TEXT", help="text that `prepare` reads: a file, folder, glob")
     parser.add_argument(
         "--budgets",

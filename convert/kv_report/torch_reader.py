@@ -11,15 +11,17 @@ from transformers import DynamicCache
 from convert.kv_report.measuring import Reading, Setting
 from stellarbyte_torch.generate import load
 from stellarbyte_torch.kv_cache import PrunedCache
+from stellarbyte_torch.kv_cache.stock import let_attend
 from stellarbyte_torch.modeling_stellarbyte import CACHE
 
 
 class TorchReader:
-    """A folder's model. Raises UserError: it is not one of ours, or is damaged."""
+    """A folder's model. Raises UserError: it is damaged, or no pruned cache can attend for it."""
 
     def __init__(self, folder: Path, device: str | None) -> None:
         self._model: Any
         self._model, _ = load(folder, device)
+        let_attend(self._model)
 
     @torch.no_grad()
     def read(self, ids_NT: np.ndarray, prompt: int, setting: Setting | None) -> Reading:

@@ -18,6 +18,7 @@ from stellarbyte.reading import expanded
 from stellarbyte.sampling import Sampling
 from stellarbyte.stop_strings import check_stop_strings
 from stellarbyte_torch.data.tokenizer import chat_tokenizer
+from stellarbyte_torch.decoder import context_of, end_ids
 from stellarbyte_torch.generate import (
     FiniteScores,
     TextStream,
@@ -232,15 +233,10 @@ def add_adapters(session: ChatSession, options: Sequence[str]) -> None:
 
 
 def _context_length(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(length or tokenizer.model_max_length)
+    return int(context_of(model) or tokenizer.model_max_length)
 
 
 def _stop_ids(model: Any, tokenizer: PreTrainedTokenizerBase, encoder: ChatEncoder) -> set[int]:
-    """Tokens that end an answer, by whoever says so: many a chat model's config names a document's end alone."""
-    stops: set[int] = set()
-    for source in (model.generation_config, model.config.get_text_config(), tokenizer):
-        ids = getattr(source, "eos_token_id", None)
-        stops |= {ids} if isinstance(ids, int) else set(ids or ())
+    """Tokens that end an answer."""
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    return stops | turn_ends(encoder, special)
+    return end_ids(model, tokenizer) | turn_ends(encoder, special)

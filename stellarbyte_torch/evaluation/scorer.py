@@ -9,10 +9,13 @@ import torch
 from stellarbyte.errors import UserError
 from stellarbyte.evaluation.scorer import Encoded, TokenScores, character_bytes, check_ids
 from stellarbyte.tokenizer_file import works
+from stellarbyte_torch.decoder import context_of
 from stellarbyte_torch.model_folder import load_model, load_tokenizer
 
 # The numbers of logits that are in memory at once in float32 beside the model's own.
 _LOGITS = 1 << 26
+# The context of a model whose config sets no bound.
+_BOUNDLESS = 1 << 30
 
 
 class TorchScorer:
@@ -33,7 +36,7 @@ class TorchScorer:
         config = self.model.config.get_text_config()
         self.name = str(folder)
         self._vocab_size = int(self.model.get_input_embeddings().weight.shape[0])
-        self.positions = _positions(config, self.name)
+        self.positions = context_of(self.model) or _BOUNDLESS
         self.begin = self._begin(config)
         self.facts: dict[str, Any] = {
             "model": self.name,
@@ -98,11 +101,3 @@ class TorchScorer:
             f"{self.name} has neither a bos nor an eos token, with one of which a text begins: name one in "
             "tokenizer_config.json"
         )
-
-
-def _positions(config: Any, name: str) -> int:
-    for field in ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length"):
-        value = getattr(config, field, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    raise UserError(f"the config of {name} does not give max_position_embeddings: write it into its config.json")

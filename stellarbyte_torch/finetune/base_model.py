@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from stellarbyte.errors import UserError
 from stellarbyte.reading import expanded
 from stellarbyte_torch.compressed_folder import is_compressed
-from stellarbyte_torch.model_folder import MISTAKES, check_decoder, first_line, load_model, load_tokenizer, read_config
+from stellarbyte_torch.decoder import check_decoder
+from stellarbyte_torch.model_folder import MISTAKES, first_line, load_model, load_tokenizer, read_config
 from stellarbyte_torch.torchao_settings import torchao_settings
 
 

@@ -18,6 +18,7 @@ from stellarbyte.errors import UserError
 from stellarbyte.reading import read_json
 from stellarbyte.records.sources import files_of_sources
 from stellarbyte_torch.data.tokenizer import chat_tokenizer
+from stellarbyte_torch.decoder import check_decoder
 from stellarbyte_torch.finetune.base_model import load_base_config, load_base_tokenizer, quantizer
 from stellarbyte_torch.finetune.checkpoints import newest_checkpoint
 from stellarbyte_torch.finetune.config import FinetuneConfig, load_finetune_config
@@ -27,7 +28,7 @@ from stellarbyte_torch.finetune.same_run import check_same_run
 from stellarbyte_torch.finetune.setup import make_trainable, training_arguments, training_fields
 from stellarbyte_torch.finetune.training_values import without_effect
 from stellarbyte_torch.lora.modules import adapted_layers
-from stellarbyte_torch.model_folder import MISTAKES, check_decoder, first_line
+from stellarbyte_torch.model_folder import MISTAKES, first_line
 
 Facts = dict[str, Any]
 

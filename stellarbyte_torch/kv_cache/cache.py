@@ -15,7 +15,7 @@ from stellarbyte.kv_cache.settings import KVPruning
 from stellarbyte_torch.kv_cache.layer import PrunedLayer
 from stellarbyte_torch.kv_cache.pooled import PooledLayer
 from stellarbyte_torch.kv_cache.rotation import rotation_of
-from stellarbyte_torch.kv_cache.stock import IMPLEMENTATION, MODEL_TYPES
+from stellarbyte_torch.kv_cache.stock import IMPLEMENTATION, MODEL_TYPES, let_attend
 
 # What the config of a model of ours says.
 _MODEL_TYPE = "stellarbyte"
@@ -109,16 +109,12 @@ def _check_attention(model: PreTrainedModel) -> None:
 def cache_for(model: Any, pruning: KVPruning | None, tokens: int) -> PrunedCache | None:
     """The cache that the user's settings ask for, for a text of so many tokens; None: nothing has to be dropped.
 
-    A model of Transformers' own that attends by sdpa is set to an attention that lets a pruned cache attend, and does
-    the same as sdpa with any other cache.
-
     Raises:
         UserError: the model does not let a cache attend.
     """
     if pruning is None:
         return None
-    if model.config.model_type in MODEL_TYPES and model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(IMPLEMENTATION)
+    let_attend(model)
     cache = PrunedCache(model, pruning.budget.of(tokens), pruning.policy, pruning.shape)
     window = getattr(model.config, "sliding_window", None)
     return cache if pruning.layer_slots(tokens, model.config.num_hidden_layers, window) else None

@@ -19,6 +19,15 @@ MODEL_TYPES = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")
 _LAYER = "_pruned_layer"
 
 
+def let_attend(model: Any) -> None:
+    """Sets a model of Transformers' own that attends by sdpa to an attention that lets a pruned cache attend.
+
+    With any other cache it does the same as sdpa.
+    """
+    if model.config.model_type in MODEL_TYPES and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(IMPLEMENTATION)
+
+
 def noted(key: Tensor, layer: Any) -> Tensor:
     """The same keys, for `pruned_sdpa_attention` to find the layer of a pruned cache by."""
     key = key.view_as(key)

@@ -94,12 +94,6 @@ def test_mistakes_get_one_sentence_and_exit_code_2(
     assert output.err.count("\n") == 1
 
 
-def test_another_architecture_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
-    assert door.main(["generate", str(tmp_path), "--prompt", "x"]) == 2
-    assert "holds a model of type qwen3, not stellarbyte" in capsys.readouterr().err
-
-
 def test_bugs_keep_their_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(*_args: object, **_kwargs: object) -> None:
         raise KeyError("ours")

@@ -3,7 +3,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from stellarbyte.errors import UserError
 from stellarbyte.kv_cache.registry import policy
@@ -59,11 +61,11 @@ def test_special_strings_in_a_prompt_are_ordinary_text(folder: Path) -> None:
 
 def test_streamed_pieces_are_whole_characters(folder: Path) -> None:
     """Whatever tokens come, the pieces add up to the text, and no character is torn apart."""
-    _, tokenizer = load(folder, "cpu")
+    model, tokenizer = load(folder, "cpu")
     ours = Tokenizer.load(folder)
 
     class Parrot:
-        config = load(folder, "cpu")[0].config
+        config, get_input_embeddings = model.config, model.get_input_embeddings
         device = torch.device("cpu")
 
         def generate(self, ids: torch.Tensor, streamer: Any, **_: Any) -> torch.Tensor:
@@ -186,7 +188,7 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     tokenizer.write_text("{}")
     refused(r"tokenizer\.json is not a tokenizer that can be used: ")
     tokenizer.unlink()
-    refused("holds no tokenizer.json")
+    refused("holds no tokenizer: copy the one there")
     tokenizer.write_bytes(whole_tokenizer)
     weights.write_bytes(whole_weights[:1000])
     refused("model.safetensors is not a whole safetensors file: ")
@@ -205,12 +207,36 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     refused("holds a model that cannot be loaded: ")
     config.write_text("{")
     refused("config.json is not valid JSON")
-    config.write_text(json.dumps({**schema, "model_type": "llama"}))
-    refused("holds a model of type llama, not stellarbyte")
     config.write_text("[]")
-    refused("holds a model of type None, not stellarbyte")
+    refused("config.json holds a list")
     config.unlink()
     refused("holds no config.json")
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_stock_model_begins_as_its_tokenizer_does(begins: bool, tmp_path: Path) -> None:
+    """What `generate` prints is what Transformers' own generate makes of the same text, within a budget for all too."""
+    export(tmp_path)
+    shape = {name: TINY[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    config = LlamaConfig(
+        **shape, vocab_size=320, intermediate_size=48, max_position_embeddings=CONTEXT, bos_token_id=0, eos_token_id=1
+    )
+    stock = LlamaForCausalLM(config).eval()
+    stock.save_pretrained(tmp_path)
+    if begins:
+        fast = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        bos = fast.id_to_token(0)
+        fast.post_processor = tokenizers.processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, 0)])
+        fast.save(str(tmp_path / "tokenizer.json"))
+    model, tokenizer = load(tmp_path, "cpu")
+    given = tokenizer(PROMPT, return_tensors="pt").input_ids
+    assert (given[0, 0] == 0) == begins
+    theirs = stock.generate(given, max_new_tokens=6, do_sample=False, pad_token_id=2)[0, given.shape[1] :].tolist()
+    for pruning in (None, KVPruning(KVBudget(slots=CONTEXT), policy("snap"))):
+        ours = generate(model, tokenizer, PROMPT, 6, pruning=pruning)
+        assert ours.prompt_tokens == given.shape[1]
+        assert ours.text == tokenizer.decode(theirs, skip_special_tokens=True)
+    assert generate(model, tokenizer, "", 2).prompt_tokens == 1
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path: Path) -> None:

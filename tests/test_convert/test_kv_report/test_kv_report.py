@@ -1,11 +1,13 @@
 """`stellarbyte kv`: passages, planted lines, what is measured of them, and the mistakes."""
 
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from convert.kv_report.jax_reader import JaxReader
 from convert.kv_report.measuring import Reading, Setting, measure, settings_of
@@ -16,6 +18,7 @@ from convert.kv_report.torch_reader import TorchReader
 from stellarbyte.door import main
 from stellarbyte.errors import UserError
 from stellarbyte.kv_cache.registry import policy
+from stellarbyte_jax.data.tokenizer import Tokenizer
 
 WORDS = [f"{a}{b}" for a in ("al", "be", "ga", "de", "ep") for b in ("pha", "ta", "mma", "lta")]
 
@@ -116,6 +119,18 @@ def test_a_folder_is_measured(exported, text, tmp_path, capsys) -> None:
     assert pruned.split()[:2] == ["20", "window"]
     picture = (tmp_path / "kept.svg").read_text()
     assert ">20 of 48 tokens<" in picture and ">window<" in picture
+
+
+def test_a_stock_model_is_measured(exported, text, tmp_path, capsys) -> None:
+    """Its attention lets a pruned cache attend, and the command sees to that."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vocab = Tokenizer.load(exported).vocab_size
+    LlamaForCausalLM(LlamaConfig(**shape, vocab_size=vocab, max_position_embeddings=64)).save_pretrained(tmp_path)
+    for file in exported.glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    assert main(["kv", str(tmp_path), "--data", str(text), "--rows", "1", "--budgets", "16", "--json"]) == 0
+    lines = json.loads(capsys.readouterr().out)["lines"]
+    assert {line["policy"] for line in lines} >= {None, "snap", "heavy", "expected"}
 
 
 @pytest.mark.long
