@@ -20,6 +20,8 @@ from stellarbyte.report.subject import StoredTensor, Subject, Training
 
 OURS = "stellarbyte"
 _BYTES = 4  # a run's parameters are float32
+# How the classes of models end that fill gaps in a text.
+_ENCODERS = ("ForMaskedLM", "ForPreTraining")
 _YAML = (".yaml", ".yml")
 
 
@@ -78,6 +80,7 @@ def _run(path: Place) -> Subject:
 def _model(path: Place) -> Subject:
     """A Hugging Face folder, by the headers of its files; by config.json alone where it has no weights."""
     fields = read_json_object(path / "config.json")
+    _check_decoder(path, fields)
     facts = fact_texts({name: fact for name, fact in info(path).items() if name != "parameters"})
     stored = StoredTensors(path, fields)
     if not stored.files:
@@ -101,6 +104,17 @@ def _model(path: Place) -> Subject:
         buffers=stored.buffers,
         misfit=misfit,
     )
+
+
+def _check_decoder(path: Place, fields: Mapping[str, Any]) -> None:
+    """Raises UserError if a model has an encoder or is one, in which tokens see what follows."""
+    names = fields.get("architectures")
+    kinds = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    if fields.get("is_encoder_decoder") is True or (kinds and all(kind.endswith(_ENCODERS) for kind in kinds)):
+        raise UserError(
+            f"{path} holds an encoder (model_type {shown(fields.get('model_type'))}), whose tokens see what follows: "
+            "name a causal language model"
+        )
 
 
 def _bare(path: Place, fields: Mapping[str, Any], facts: dict[str, str]) -> Subject:

@@ -176,6 +176,10 @@ def _work(
     head = head or [weight for weight in architecture.outside if weight.part == "embedding"][:1]
     numbers = sum(weight.count for weight in head if len(weight.shape) > 1)
     found["head"] = passes("head") * logits * matmul_flops(numbers)
+    # OPT's way between an embedding and layers of other widths.
+    between = sum(weight.count for weight in architecture.outside if ".project_" in weight.name)
+    if between:
+        found["other"] += passes("other") * matmul_flops(between)
     parts = {part: float(found[part]) for part in PARTS if part in found}
     return Work(length, sum(parts.values()), parts, tuple(float(layers[number]) for number in sorted(layers)))
 

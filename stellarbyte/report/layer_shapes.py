@@ -23,8 +23,8 @@ _NAMES = {
     "activation": ("hidden_act", "hidden_activation", "activation_function", "ffn_act_fn", "afn"),
 }
 # What ends a feed-forward network.
-_ENDS = ("down_proj", "c_proj", "fc2", "fc_out", "4h_to_h", "w2")
-_GATES = ("gate_proj", "gate_up_proj", "w1", "gate_and_up", "w3")
+_ENDS = ("down_proj", "c_proj", "fc2", "fc_out", "4h_to_h", "w2", "output_linear")
+_GATES = ("gate_proj", "gate_up_proj", "w1", "gate_and_up", "w3", "input_linear")
 
 
 def field(fields: Mapping[str, Any], what: str) -> Any:
@@ -76,7 +76,8 @@ def _heads(
     if not dim or dim < 1:
         return None
     if width["q"] and width["k"] and width["v"]:
-        return width["q"] // dim, width["k"] // dim, dim, width["v"] // max(1, width["k"] // dim)
+        # Qwen3-Next has a gate for each query in the same matrix: no layer has more heads than config.json says.
+        return min(heads, width["q"] // dim), width["k"] // dim, dim, width["v"] // max(1, width["k"] // dim)
     return heads, groups, dim, dim
 
 

@@ -54,6 +54,8 @@ def _report(name: str, path: Place, budget: KVBudget | None, request: Request) -
         flops.recomputed.update(foreseen.recomputed)
         if not flops.complete:
             remarks.append("some matrices have names that are not known: each is counted once a token")
+    if any(group.attention is None and any(w.part == "other" for w in group.weights) for group in architecture.groups):
+        remarks.append("some layers do not attend: what their states take and cost is not counted")
     if any(group.attention is not None and group.attention.latent is not None for group in architecture.groups):
         remarks.append("the cache holds latent vectors; decoding counts the keys and values of earlier tokens as made")
     curves, missing = _curves(subject)

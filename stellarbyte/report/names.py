@@ -22,6 +22,8 @@ _SCALE = re.compile(
 )
 
 _ROUTER = {"gate", "router", "shared_expert_gate", "wg"}
+# Granite's experts are one tensor, without the word.
+_FUSED_EXPERTS = re.compile(r"block_sparse_moe\.(?:input|output)_linear\.")
 _SHARED = re.compile(r"shared_expert|shared_mlp")
 _NORM = re.compile(r"norm|(?:^|\.)ln_|(?:^|\.)ln\d|layer_?norm")
 _ATTENTION = {"attn", "self_attn", "attention", "self_attention", "self_attention_layer"}
@@ -93,6 +95,8 @@ def _outside(name: str) -> str:
     if "lora_" in name:
         return "adapters"
     words = name.split(".")
+    if words[-2:] == ["embeddings", "weight"]:  # Mamba's; of others it is the name of a group
+        return "embedding"
     part = next((_OUTSIDE[word] for word in reversed(words) if word in _OUTSIDE), None)
     return part or ("norms" if _NORM.search(name) else "other")
 
@@ -109,7 +113,7 @@ def _inside(inner: str) -> str:
         return "router"
     if _SHARED.search(inner):
         return "shared_experts"
-    if "experts" in words:
+    if "experts" in words or _FUSED_EXPERTS.search(inner):
         return "experts"
     if any(word in _ATTENTION for word in words):
         return next((_IN_ATTENTION[word] for word in reversed(words) if word in _IN_ATTENTION), "other")

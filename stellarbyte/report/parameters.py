@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stellarbyte.report.names import Named, named
-from stellarbyte.report.subject import Subject
+from stellarbyte.report.subject import StoredTensor, Subject
 
 # The parts in the order of tables. attention_qkv: several of queries, keys and values in one matrix. positions: learned
 # positions, and XPos' learned decay. other: what no name tells.
@@ -75,11 +75,12 @@ def experts_per_token(fields: Mapping[str, Any]) -> int | None:
     return next((fields[name] for name in _AT_WORK if isinstance(fields.get(name), int)), None)
 
 
-def tied_head(names: Iterable[str], fields: Mapping[str, Any]) -> str | None:
+def tied_head(tensors: Mapping[str, StoredTensor], fields: Mapping[str, Any]) -> str | None:
     """The name, of those of a model's tensors, of a head that is the embedding once more; None if there is none."""
-    found = {named(name).part: name for name in names if named(name).part in ("embedding", "head")}
-    tied = fields.get("tie_word_embeddings") is True and "embedding" in found
-    return found.get("head") if tied else None
+    if fields.get("tie_word_embeddings") is not True:
+        return None
+    shapes = {tensor.shape for name, tensor in tensors.items() if named(name).part == "embedding"}
+    return next((name for name, at in tensors.items() if named(name).part == "head" and at.shape in shapes), None)
 
 
 def own_tensors(subject: Subject) -> dict[str, tuple[Named, tuple[int, ...]]]:

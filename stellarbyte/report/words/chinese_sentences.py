@@ -42,6 +42,9 @@ SENTENCES: dict[str, str] = {
     "some matrices have names that are not known: each is counted once a token": (
         "有些矩阵的名称未知：每个按每词元一次计"
     ),
+    "some layers do not attend: what their states take and cost is not counted": (
+        "有些层没有注意力：其状态的内存和计算量未计"
+    ),
     "activations are not foreseen, because the training of model_type {family} is not known": (
         "未估计激活值，因为不了解模型类型 {family} 的训练"
     ),

@@ -97,6 +97,17 @@ def test_names_that_are_not_known_are_said_to_be(tmp_path):
     assert flops.decode[-1].parts["other"] == 2 * 64 * 32
 
 
+def test_a_gate_beside_the_queries_makes_no_heads(tmp_path):
+    gate = {f"model.layers.{layer}.self_attn.q_proj.weight": ("BF16", (64, 32)) for layer in range(2)}
+    gated, plain = (flops_of(folder(tmp_path / name, LLAMA, llama() | more)) for name, more in (("g", gate), ("p", {})))
+    assert gated.decode[-1].parts["attention_scores"] == plain.decode[-1].parts["attention_scores"]
+
+
+def test_a_way_between_widths_is_work(tmp_path):
+    flops = flops_of(folder(tmp_path / "m", LLAMA, llama() | {"model.decoder.project_in.weight": ("BF16", (32, 16))}))
+    assert flops.prefill[-1].parts["other"] == 2 * 32 * 16
+
+
 def test_heads_that_are_not_known_give_no_flops(tmp_path):
     fields = {name: value for name, value in LLAMA.items() if name != "num_attention_heads"}
     assert flops_of(folder(tmp_path / "m", fields | {"model_type": "odd"}, llama())) is None

@@ -110,6 +110,14 @@ def a_shape_of_a_gigabyte(path):
     return folder(path, LLAMA | {"quantization_config": {"quant_method": "compressed-tensors"}}, tensors)
 
 
+def encoder(path):
+    return folder(path, LLAMA | {"model_type": "bert", "architectures": ["BertForMaskedLM"]}, llama())
+
+
+def encoder_and_decoder(path):
+    return folder(path, LLAMA | {"model_type": "t5", "is_encoder_decoder": True}, llama())
+
+
 def run_without_config(path):
     (path / "checkpoints" / "5" / "metadata").mkdir(parents=True)
     (path / "checkpoints" / "5" / "metadata" / "metadata").write_text('{"config": {"mesh": {}}}')
@@ -137,6 +145,8 @@ MISTAKES = {
     missing_file: "is missing",
     codes_of_no_width: "quantization_config.bits in config.json is 'four'",
     a_shape_of_a_gigabyte: "where a short note belongs",
+    encoder: "holds an encoder (model_type 'bert')",
+    encoder_and_decoder: "holds an encoder (model_type 't5')",
     run_without_config: "its structure is not known",
 }
 

@@ -39,6 +39,12 @@ def test_a_tied_head_counts_once_even_if_it_is_stored(tmp_path, stored):
     assert found.tied == HEAD
 
 
+def test_a_matrix_of_another_shape_is_no_tied_head(tmp_path):
+    fields = LLAMA | {"tie_word_embeddings": True}
+    found = total(folder(tmp_path / "m", fields, llama(tied=True) | {"pooler.output.weight": ("BF16", (32, 32))}))
+    assert found.total == 2 * LAYER + HEAD + 32 + 32 * 32
+
+
 def test_buffers_do_not_count(tmp_path):
     tensors = llama() | {"model.layers.0.self_attn.rotary_emb.inv_freq": ("F32", (4,))}
     subject = find_subject(folder(tmp_path / "m", LLAMA, tensors))

@@ -300,7 +300,7 @@ def test_a_tokenizer_of_another_model(byte_folder: Path, tmp_path: Path) -> None
         (lambda folder: (folder / "config.json").unlink(), "holds no config.json: give a model's Hugging Face folder"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "is not a whole safetensors file"),
         (shutil.rmtree, "is not a folder: give a model's Hugging Face folder"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer that can be loaded"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer: copy the one there"),
     ],
 )
 def test_folders_without_a_model(byte_folder: Path, tmp_path: Path, spoil: Any, complaint: str) -> None:
