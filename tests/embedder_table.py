@@ -56,7 +56,7 @@ class Part(ModelEmbedder):
 
 def recalls(queries: np.ndarray, texts: np.ndarray, *, whitened: bool) -> list[float]:
     """The share of queries whose own text is the best, or among the best 5, by the cosine of whitened vectors."""
-    whitening = fit_whitening(texts, directions=whitened)
+    whitening = fit_whitening(texts, len(texts), directions=whitened)
     scores = whitening(queries) @ whitening(texts).T
     ranks = (scores >= np.diag(scores)[:, None]).sum(1)
     return [float((ranks <= most).mean()) for most in (1, 5)]

@@ -7,6 +7,7 @@ rows are of SQLite, from 200,000 entries on with faiss.
 
 import argparse
 import json
+import os
 import random
 import resource
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from stellarbyte.memory import Entry, Memory
+from stellarbyte.memory.postgres import PostgresDatabase
 from stellarbyte.memory.words import language_of
 
 SIZE = 256
@@ -56,7 +58,8 @@ def main() -> None:
         print(json.dumps(measure(options.one, options.entries[0])))
         return
     print(
-        "Medians in ms, in brackets this process's CPU time alone, which other work on the machine does not lengthen."
+        "Medians in ms; in brackets the CPU time of this process and of the server, which other work on the machine "
+        "lengthens little."
     )
     print(
         "| entries | add | search, both | by words | by vectors | first search | delete | memory, MiB | store, MiB | import |"
@@ -72,7 +75,9 @@ def main() -> None:
             else:
                 row = _in_a_process(str(Path(folder) / "m.db"), entries)
         cells = (row[name] for name in ("add", "hybrid", "words", "vectors", "first", "delete"))
-        times = " | ".join(f"{wall:.1f} ({cpu:.1f})" for wall, cpu in cells)
+        times = " | ".join(
+            f"{wall:.1f} ({own:.1f}{f' + {its:.1f}' if options.postgres else ''})" for wall, own, its in cells
+        )
         print(
             f"| {entries:,} | {times} | {row['memory']:,.0f} | {row['store']:,.0f} | {row['import']:,.0f} s |",
             flush=True,
@@ -93,13 +98,13 @@ def measure(place: str, entries: int) -> dict[str, Any]:
         _fill(memory, entries, random_)
         found: dict[str, Any] = {"import": time.perf_counter() - begun}
     with Memory(place, embedder=Noise()) as memory:
-        before = _resident()
-        found["first"] = _milliseconds(lambda: memory.search(_text(random_)), 1)
+        before, server = _resident(), _server(memory)
+        found["first"] = _milliseconds(lambda: memory.search(_text(random_)), server, 1)
         for how in ("hybrid", "words", "vectors"):
-            found[how] = _milliseconds(lambda how=how: memory.search(_question(random_), how=how))  # type: ignore[misc]
+            found[how] = _milliseconds(lambda how=how: memory.search(_question(random_), how=how), server)  # type: ignore[misc]
         added: list[int] = []
-        found["add"] = _milliseconds(lambda: added.append(memory.add(_text(random_)).entry or 0))
-        found["delete"] = _milliseconds(lambda: memory.delete([added.pop()]))
+        found["add"] = _milliseconds(lambda: added.append(memory.add(_text(random_)).entry or 0), server)
+        found["delete"] = _milliseconds(lambda: memory.delete([added.pop()]), server)
         found["memory"] = _resident() - before
         found["store"] = memory._store.connection.size() / 2**20
     return found
@@ -109,12 +114,12 @@ def _fill(memory: Memory, entries: int, random_: random.Random) -> None:
     store, now = memory._store, time.time()
     assert store.nearest is not None
     for first in range(0, entries, 10_000):
+        texts = [_text(random_) for _ in range(first, min(first + 10_000, entries))]
+        vectors = map(store.nearest.to_column, Noise().embed(texts))
+        made = [Entry(0, text, "table", "", "note", language_of(text), now, now, None, 0, 1, None) for text in texts]
         with store.connection.writing():
-            columns = []
-            for text in (_text(random_) for _ in range(first, min(first + 10_000, entries))):
-                entry = Entry(0, text, "table", "", "note", language_of(text), now, now, None, 0, 1, None)
-                columns.append((store.tables.insert(entry), store.nearest.to_column(Noise().embed([text])[0])))
-            store.tables.set_vectors("", columns)
+            store.tables.vectors.write_new("", zip(store.tables.insert_all("", made), vectors, strict=True))
+    store.connection.settle()
 
 
 def _text(random_: random.Random) -> str:
@@ -131,14 +136,38 @@ def _question(random_: random.Random) -> str:
 _ZIPF = [1 / place for place in range(1, len(WORDS) + 1)]
 
 
-def _milliseconds(call: Callable[[], object], times: int = MEASURED) -> tuple[float, float]:
-    """The medians of the time and of the CPU time that a call takes."""
-    taken = []
+def _milliseconds(call: Callable[[], object], server: int | None, times: int = MEASURED) -> tuple[float, ...]:
+    """The median of the time that a call takes, and the means of the CPU time of this process and of the server."""
+    taken, cpu, servers = [], time.process_time(), _cpu_of_server(server)
     for _ in range(times):
-        begun, cpu = time.perf_counter(), time.process_time()
+        begun = time.perf_counter()
         call()
-        taken.append((1e3 * (time.perf_counter() - begun), 1e3 * (time.process_time() - cpu)))
-    return tuple(sorted(values)[times // 2] for values in zip(*taken, strict=True))  # type: ignore[return-value]
+        taken.append(1e3 * (time.perf_counter() - begun))
+    own = 1e3 * (time.process_time() - cpu) / times
+    return sorted(taken)[times // 2], own, 1e3 * (_cpu_of_server(server) - servers) / times
+
+
+def _server(memory: Memory) -> int | None:
+    """The process of a PostgreSQL server of this machine; None: the store is a file."""
+    if not isinstance(memory._store.connection, PostgresDatabase):
+        return None
+    ((folder,),) = memory._store.connection.rows("SHOW data_directory")
+    return int((Path(folder) / "postmaster.pid").read_text().split()[0])
+
+
+def _cpu_of_server(server: int | None) -> float:
+    """Seconds that a server and its processes, ended ones too, have taken of CPUs."""
+    ticks = 0
+    for place in Path("/proc").glob("[0-9]*/stat") if server is not None else ():
+        try:
+            fields = place.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if int(fields[1]) == server:
+            ticks += sum(map(int, fields[11:13]))
+        elif place.parent.name == str(server):
+            ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _resident() -> float:

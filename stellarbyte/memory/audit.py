@@ -17,6 +17,8 @@ from stellarbyte.memory.words import content_of
 # What stands in a table for an entry that is not there any more.
 _GHOSTS = {
     "terms": "SELECT COUNT(*) FROM words WHERE memory NOT IN (SELECT id FROM memories)",
+    "counts of terms": "SELECT COUNT(*) FROM terms t WHERE entries <> (SELECT COUNT(*) FROM words w "
+    "WHERE w.owner = t.owner AND w.term = t.term)",
     "vectors": "SELECT COUNT(*) FROM vectors WHERE memory NOT IN (SELECT id FROM memories)",
     "frames": "SELECT COUNT(*) FROM frames WHERE memory NOT IN (SELECT id FROM memories)",
     "old texts": "SELECT COUNT(*) FROM history WHERE memory NOT IN (SELECT id FROM memories)",

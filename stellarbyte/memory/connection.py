@@ -6,9 +6,6 @@ from typing import Any, Protocol
 
 Row = tuple[Any, ...]
 
-# SQLite takes 32,766 parameters, and PostgreSQL 65,535.
-_AT_ONCE = 500
-
 
 class Connection(Protocol):
     """A connection to a store. Parameters stand as ? in statements.
@@ -24,8 +21,20 @@ class Connection(Protocol):
     def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """The rows that a statement gives. Raises UserError with a sentence for whatever the database refuses."""
 
+    def run(self, statement: str, parameters: Sequence[Any] = ()) -> None:
+        """Runs a statement that gives no rows; within a transaction an error may be told by a later call."""
+
     def many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Runs a statement once for each row of parameters."""
+        """Runs a statement once for each row of parameters; errors are told as by `run`."""
+
+    def bulk(self, table: str, columns: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Adds rows to a table, as fast as the database takes them, within a transaction that writes."""
+
+    def new_ids(self, count: int) -> list[int]:
+        """Ids that no entry has had, in ascending order, for the transaction that writes."""
+
+    def among(self, column: str, values: Sequence[int] | Sequence[str]) -> tuple[str, list[Any]]:
+        """A condition for WHERE that a column has one of these values, and its parameters."""
 
     def writing(self) -> AbstractContextManager[None]:
         """A transaction of a store's only writer; it is whole on disk at the end, or has not happened."""
@@ -39,6 +48,9 @@ class Connection(Protocol):
     def compact(self) -> None:
         """Gives the room of what was deleted back to the system."""
 
+    def settle(self) -> None:
+        """Tells the database that much was added, outside of a transaction; it plans its statements accordingly."""
+
     def size(self) -> int:
         """The bytes that the store takes."""
 
@@ -49,8 +61,3 @@ class Connection(Protocol):
 def marks(values: Sequence[Any]) -> str:
     """A mark in a statement for each value."""
     return ", ".join("?" * len(values))
-
-
-def chunks(values: Sequence[Any]) -> Iterable[list[Any]]:
-    """The values in lists of as many as one statement may have marks for."""
-    return (list(values[first : first + _AT_ONCE]) for first in range(0, len(values), _AT_ONCE))

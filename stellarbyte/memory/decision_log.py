@@ -13,18 +13,18 @@ class DecisionLog:
     """The table `decisions`; each method is a part of a transaction that the caller has begun."""
 
     def __init__(self, connection: Connection) -> None:
-        self._rows = connection.rows
+        self._rows, self._run = connection.rows, connection.run
 
     def write(self, decision: Decision, most: int) -> None:
         """Writes a decision, and removes the oldest where there are more than `most`."""
-        ((number,),) = self._rows(
-            f"INSERT INTO decisions ({_DECISION}) VALUES ({marks(range(8))}) RETURNING id",
+        self._run(
+            f"INSERT INTO decisions ({_DECISION}) VALUES ({marks(range(8))})",
             (
                 decision.outcome, decision.reason, json.dumps(dict(decision.scores)), decision.entry, decision.text,
                 decision.time, decision.user, decision.source,
             ),
         )  # fmt: skip
-        self._rows("DELETE FROM decisions WHERE id <= ?", (number - most,))
+        self._run("DELETE FROM decisions WHERE id <= (SELECT MAX(id) FROM decisions) - ?", (most,))
 
     def read(self, owner: str, *, limit: int, outcome: str | None, entry: int | None) -> list[Decision]:
         """A user's decisions, the newest first."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from stellarbyte.memory.opening import Opened, told_embedder
 from stellarbyte.memory.protocols import Embedder
-from stellarbyte.memory.tables import Reached
+from stellarbyte.memory.vector_table import Reached
 
 # Texts that are embedded at once.
 _BATCH = 256
@@ -20,7 +20,7 @@ class MissingVectors:
 
     def make(self) -> None:
         """Makes those that are missing now; after the first time it looks only at what was written since."""
-        reached = self._store.tables.reached(self._owner)
+        reached = self._store.tables.vectors.reached(self._owner)
         if reached == self._since:
             return
         since = self._since if self._since and self._since.epoch == reached.epoch else None
@@ -41,19 +41,21 @@ def embed_missing(
     on_batch: is told how many were made, after each batch; None: nobody is.
     """
     assert store.nearest is not None
+    after = 0
     while not store.connection.read_only:
-        missing = store.tables.without_vector(owner, _BATCH, since)
+        missing = store.tables.vectors.missing(owner, after, _BATCH, since)
         if not missing:
             return
         vectors = embedder.embed([text for _, text in missing])
         columns = [store.nearest.to_column(vector) for vector in vectors]
         with store.connection.writing():
             # One may be deleted or changed by now.
-            there = dict(store.tables.without_vector(owner, 2 * _BATCH, since))
+            there = dict(store.tables.vectors.missing(owner, after, 2 * _BATCH, since))
             found = zip(missing, columns, strict=True)
-            store.tables.set_vectors(
+            store.tables.vectors.write(
                 owner, [(number, column) for (number, text), column in found if there.get(number) == text]
             )
+        after = missing[-1][0]
         if on_batch is not None:
             on_batch(len(missing))
 
@@ -61,6 +63,6 @@ def embed_missing(
 def forget_vectors(store: Opened, embedder: Embedder) -> None:
     """Deletes all vectors, and notes the embedder that is to make the next ones."""
     with store.connection.writing():
-        store.tables.forget_vectors()
+        store.tables.vectors.clear()
         store.tables.set_meta("embedder", json.dumps(told_embedder(embedder)))
     store.connection.scrub()

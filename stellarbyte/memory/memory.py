@@ -176,7 +176,7 @@ class Memory:
             self._tables.change_text(entry, text, source=source, now=now, reason="updated by the user")
             self._tables.set_frames(entry_id, self.user, sorted({frame.key for frame in frames_of(text)}))
             if vector is not None and self._store.nearest is not None:
-                self._tables.set_vectors(self.user, [(entry_id, self._store.nearest.to_column(vector))])
+                self._tables.vectors.write(self.user, [(entry_id, self._store.nearest.to_column(vector))])
             decision = Decision("updated", "updated by the user", {}, entry_id, None, now, self.user, source)
             self._tables.decisions.write(decision, self.settings.log_entries)
             changed = self.get(entry_id)
@@ -205,7 +205,7 @@ class Memory:
 
     def history(self, entry_id: int) -> list[dict[str, Any]]:
         """The texts that an entry had: text, source, since, until, reason; from the oldest."""
-        return self._tables.history(entry_id) if self.get(entry_id) else []
+        return self._tables.histories([entry_id])[entry_id] if self.get(entry_id) else []
 
     def log(self, limit: int = 100, *, outcome: str | None = None, entry: int | None = None) -> list[Decision]:
         """What the gate has decided, and what has happened to entries, the newest first."""
@@ -246,7 +246,7 @@ class Memory:
         with self._lock:
             with self._store.connection.writing():
                 purge(self._tables, self.settings, alive_by(self.settings))
-                self._tables.next_epoch()
+                self._tables.vectors.next_epoch()
             self._store.connection.compact()
             return self._store.connection.size()
 

@@ -12,6 +12,7 @@ from stellarbyte.memory.postgres_vectors import VectorsInPostgres
 from stellarbyte.memory.protocols import Embedder
 from stellarbyte.memory.settings import MemorySettings
 from stellarbyte.memory.sqlite_file import SqliteFile
+from stellarbyte.memory.stored_vectors import StoredVectors
 from stellarbyte.memory.tables import Tables
 from stellarbyte.memory.vectors import Nearest, VectorsInMemory
 from stellarbyte.memory.words import WORDS_VERSION
@@ -60,7 +61,8 @@ def open_store(
 def with_embedder(store: Opened, embedder: Embedder, owner: str) -> Opened:
     """The store, searched by an embedder's vectors."""
     kind = VectorsInPostgres if isinstance(store.connection, PostgresDatabase) else VectorsInMemory
-    return replace(store, nearest=kind(store.connection, owner, embedder.size, whitened=embedder.whitened))
+    stored = StoredVectors(store.connection, owner, embedder.size)
+    return replace(store, nearest=kind(stored, whitened=embedder.whitened))
 
 
 def _begin(connection: Connection, tables: Tables, settings: MemorySettings | None) -> None:

@@ -1,8 +1,7 @@
 """Searches a user's entries by words, by vectors, or by both."""
 
 import math
-from collections.abc import Iterable
-from itertools import accumulate
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -14,7 +13,7 @@ from stellarbyte.memory.fusion import fuse
 from stellarbyte.memory.scoring import ALONE, score, score_of_cosine
 from stellarbyte.memory.tables import Alive, Tables
 from stellarbyte.memory.vectors import Nearest
-from stellarbyte.memory.word_index import Trust, bm25
+from stellarbyte.memory.word_index import Trust
 from stellarbyte.memory.words import terms_of
 
 How = Literal["hybrid", "words", "vectors"]
@@ -30,9 +29,11 @@ _REORDERED = 200
 _SHARES_COUNT = 2.0
 # The terms of a long query that are searched: its rarest.
 _MOST_TERMS = 32
-# Entries are looked for by the rarest terms, at least two, which together stand in no more entries than this. What is
-# found is then ordered by all terms: to read a million entries' rows of frequent words takes most of a second.
-_MOST_POSTINGS, _FEWEST_TERMS = 100_000, 2
+# Entries are looked for by the rarest terms, at least two, and ordered by all terms after that: to read a million
+# entries' rows of frequent words takes most of a second. In a large store a term is among the rarest as long as these
+# together stand in no more entries than the first number; or than the second, if all but the terms before it have no
+# more than this share of the query's, which is too little to be found by.
+_MOST_POSTINGS, _CHEAP_POSTINGS, _LITTLE, _FEWEST_TERMS = 100_000, 5_000, 0.1, 2
 # Entries without any of the terms that are thought to be there: in a store of a few entries a term that one of them has
 # would weigh a fraction of a term that none has, and no entry would be above the floor.
 _OTHERS = 100
@@ -68,14 +69,18 @@ def check_search(query: str, limit: int, how: str, floor: float | None, *, has_e
 def search(
     tables: Tables, nearest: Nearest | None, owner: str, query: Query, how: How, limit: int, floor: float, alive: Alive
 ) -> list[Found]:
-    """The entries that answer the query best, at most `limit`, with scores of at least `floor`."""
+    """The entries that answer the query best, at most `limit`, with scores of at least `floor`.
+
+    how: what finds them; a vector says of those that words have found how near they are.
+    """
     depth = max(_DEPTH, 4 * limit)
     coverages = dict(_by_words(tables, owner, query.text, depth)) if how != "vectors" else {}
     cosines: dict[int, float] = {}
     places = {"words": _places(coverages), "vectors": {}}
-    if how != "words" and nearest is not None and query.vector is not None:
-        cosines = dict(nearest.search(query.vector[None], depth)[0])
-        places["vectors"] = _places(cosines)
+    if nearest is not None and query.vector is not None:
+        if how != "words":
+            cosines = dict(nearest.search(query.vector[None], depth)[0])
+            places["vectors"] = _places(cosines)
         cosines |= nearest.cosines(query.vector, [number for number in coverages if number not in cosines])
     numbers = list(coverages | cosines)
     entries = tables.entries(numbers, alive)
@@ -113,22 +118,31 @@ def _by_words(tables: Tables, owner: str, text: str, limit: int) -> list[tuple[i
     rarest = sorted(frequencies, key=lambda term: (-weights[term], term))[:_MOST_TERMS]
     if not rarest:
         return []
-    reached = list(accumulate(frequencies[term] for term in rarest))
-    few = max(_FEWEST_TERMS, sum(entries <= _MOST_POSTINGS for entries in reached))
     shares = {term: weight**_SHARE for term, weight in weights.items()}
     total = sum(shares.values())
-    asked = {term: (weights[term], shares[term]) for term in rarest[:few]}
-    ranked = tables.words.ranked(owner, asked, length / count, max(_REORDERED, limit))
-    if frequent := rarest[few:]:
+    few = _looked_for([(frequencies[term], shares[term] / total) for term in rarest])
+    rare, frequent = ({term: (weights[term], shares[term]) for term in some} for some in (rarest[:few], rarest[few:]))
+    ranked = tables.words.ranked(owner, rare, length / count, max(_REORDERED, limit))
+    if frequent and ranked:
         sums = {number: (by_bm25, matched) for number, by_bm25, matched in ranked}
-        for number, term, times, terms_there in tables.words.matched(owner, frequent, list(sums)):
-            before, matched = sums[number]
-            sums[number] = before + weights[term] * bm25(times, terms_there, length / count), matched + shares[term]
+        for number, *more in tables.words.ranked(owner, frequent, length / count, len(sums), list(sums)):
+            sums[number] = sums[number][0] + more[0], sums[number][1] + more[1]
         ranked = sorted(((number, *both) for number, both in sums.items()), key=lambda one: (-one[1], one[0]))
     found = {number: matched / total for number, _, matched in ranked}
     by_share = sorted(found, key=lambda number: -found[number])  # equals stay in BM25's order
     fused = fuse({"bm25": list(found), "share": by_share}, {"bm25": 1.0, "share": _SHARES_COUNT})
     return [(number, found[number]) for number in fused[:limit]]
+
+
+def _looked_for(terms: Sequence[tuple[int, float]]) -> int:
+    """How many of a query's rarest terms entries are looked for by; terms: of each, its entries and its share."""
+    postings, left = 0, sum(share for _, share in terms)
+    for place, (entries, share) in enumerate(terms):
+        postings += entries
+        if place >= _FEWEST_TERMS and postings > (_CHEAP_POSTINGS if left <= _LITTLE else _MOST_POSTINGS):
+            return place
+        left -= share
+    return len(terms)
 
 
 def _weight(count: int, frequency: int) -> float:

@@ -1,5 +1,6 @@
 """A store in one SQLite file."""
 
+import json
 import os
 import sqlite3
 import threading
@@ -10,8 +11,8 @@ from typing import Any
 from urllib.parse import quote
 
 from stellarbyte.errors import UserError, shown_path
-from stellarbyte.memory.connection import Row
-from stellarbyte.memory.schema import SCHEMA, SQLITE_TABLES, upgrade_statements
+from stellarbyte.memory.connection import Row, marks
+from stellarbyte.memory.schema import SCHEMA, SQLITE, table_statements, upgrade_statements
 
 # In the file's header, so that another program's SQLite file is known from ours: "SBme".
 APPLICATION_ID = 0x53426D65
@@ -50,10 +51,29 @@ class SqliteFile:
         with self._lock, self._told():
             return self._database.execute(statement, parameters).fetchall()
 
+    def run(self, statement: str, parameters: Sequence[Any] = ()) -> None:
+        """Runs a statement that gives no rows."""
+        self.rows(statement, parameters)
+
     def many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         """Runs a statement once for each row of parameters."""
         with self._lock, self._told():
             self._database.executemany(statement, rows)
+
+    def bulk(self, table: str, columns: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Adds rows to a table; the more they are in the order of its key, the faster."""
+        places = marks(columns.split(","))
+        self.many(f"INSERT INTO {table} ({columns}) VALUES ({places})", rows)
+
+    def new_ids(self, count: int) -> list[int]:
+        """Ids that no entry has had, in ascending order."""
+        rows = self.rows("SELECT seq FROM sqlite_sequence WHERE name = 'memories'")
+        last = rows[0][0] if rows else 0
+        return list(range(last + 1, last + 1 + count))
+
+    def among(self, column: str, values: Sequence[int] | Sequence[str]) -> tuple[str, list[Any]]:
+        """A condition that a column has one of these values, and its parameters."""
+        return f"{column} IN (SELECT value FROM json_each(?))", [json.dumps(values)]
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -82,6 +102,9 @@ class SqliteFile:
         """Writes the file anew without free pages."""
         self.rows("VACUUM")
         self.scrub()
+
+    def settle(self) -> None:
+        """Nothing: our statements tell SQLite themselves in which order to read tables."""
 
     def size(self) -> int:
         """The bytes of the file and of its log."""
@@ -153,14 +176,14 @@ class SqliteFile:
         if not tables:
             with self.writing():
                 if not self.rows("SELECT 1 FROM sqlite_master"):  # no other process has come first
-                    for statement in SQLITE_TABLES:
+                    for statement in table_statements(SQLITE):
                         self.rows(statement)
                     self.rows(f"PRAGMA application_id = {APPLICATION_ID}")
                     self.rows(f"PRAGMA user_version = {SCHEMA}")
         elif version < SCHEMA:
             with self.writing():
                 ((version,),) = self.rows("PRAGMA user_version")  # another process may have come first
-                for statement in upgrade_statements(version):
+                for statement in upgrade_statements(version, SQLITE):
                     self.rows(statement)
                 self.rows(f"PRAGMA user_version = {SCHEMA}")
         # What a process that was killed has deleted may still stand in the log. On a full disk it stays there until

@@ -5,13 +5,23 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
-from stellarbyte.memory.connection import Connection, Row, chunks, marks
+from stellarbyte.memory.connection import Connection, Row, marks
 from stellarbyte.memory.decision_log import DecisionLog
 from stellarbyte.memory.entries import Entry, Kind
+from stellarbyte.memory.vector_table import VectorTable
 from stellarbyte.memory.word_index import WordIndex
 from stellarbyte.memory.words import language_of, plain, terms_of
 
+_COLUMNS = (
+    "owner, kind, text, source, language, created, updated, last_used, uses, seen, fresh, expires, loss, judge, "
+    "digest, terms"
+)
 _ENTRY = "id, text, source, owner, kind, language, created, updated, last_used, uses, seen, expires"
+
+# What the history keeps of a text.
+_OLD = ("text", "source", "since", "until", "reason")
+# Entries whose terms are written at once.
+_BATCH = 10_000
 
 
 class Alive(NamedTuple):
@@ -21,26 +31,20 @@ class Alive(NamedTuple):
     fresh_after: float
 
 
-class Reached(NamedTuple):
-    """How far a store goes: changes are counted anew in each epoch."""
-
-    epoch: str
-    entry: int
-    change: int
-
-
 class Tables:
     """The tables behind a connection.
 
     Attributes:
         words: the index of terms.
+        vectors: those of the entries.
         decisions: the log.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._rows = connection.rows
+        self._rows, self._run = connection.rows, connection.run
         self.words = WordIndex(connection)
+        self.vectors = VectorTable(connection)
         self.decisions = DecisionLog(connection)
 
     def meta(self) -> dict[str, str]:
@@ -50,16 +54,14 @@ class Tables:
     def set_meta(self, key: str, value: str) -> None:
         """Writes one such line."""
         upsert = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
-        self._rows(upsert, (key, value))
+        self._run(upsert, (key, value))
 
     def entries(self, ids: Sequence[int], alive: Alive) -> dict[int, Entry]:
         """The entries with these ids, as far as there are such."""
-        found: dict[int, Entry] = {}
-        where = "(expires IS NULL OR expires > ?) AND fresh > ?"
-        for some in chunks(ids):
-            statement = f"SELECT {_ENTRY} FROM memories WHERE {where} AND id IN ({marks(some)})"
-            found.update((row[0], _entry(row)) for row in self._rows(statement, [*alive, *some]))
-        return found
+        condition, values = self._connection.among("id", ids)
+        where = f"{condition} AND (expires IS NULL OR expires > ?) AND fresh > ?"
+        rows = self._rows(f"SELECT {_ENTRY} FROM memories WHERE {where}", [*values, *alive]) if ids else []
+        return {row[0]: _entry(row) for row in rows}
 
     def listed(
         self,
@@ -87,37 +89,46 @@ class Tables:
 
     def sampled(self, owner: str, count: int) -> list[Entry]:
         """So many of a user's entries, spread over their ids as evenly as these are; fewer where ids are missing."""
-        rows = self._rows("SELECT MIN(id), MAX(id) FROM memories WHERE owner = ?", (owner,))
-        first, last = rows[0]
+        ((first, last),) = self._rows("SELECT MIN(id), MAX(id) FROM memories WHERE owner = ?", (owner,))
         if first is None:
             return []
-        found: dict[int, Entry] = {}
-        for place in range(count):
-            least = first + (last - first + 1) * place // count
-            statement = f"SELECT {_ENTRY} FROM memories WHERE owner = ? AND id >= ? ORDER BY id LIMIT 1"
-            found.update((row[0], _entry(row)) for row in self._rows(statement, (owner, least)))
-        return list(found.values())
+        least = [first + (last - first + 1) * place // count for place in range(count)]
+        places = ", ".join(["(CAST(? AS BIGINT))"] * count)
+        ids = (
+            f"WITH places (least) AS (VALUES {places}) SELECT (SELECT MIN(id) FROM memories WHERE owner = ? AND "
+            "id >= least) FROM places"
+        )
+        statement = f"SELECT {_ENTRY} FROM memories WHERE id IN ({ids}) ORDER BY id"
+        return [_entry(row) for row in self._rows(statement, [*least, owner])]
 
-    def same_text(self, owner: str, text: str) -> int | None:
-        """The entry that has this text, but for case, accents and spaces."""
-        rows = self._rows("SELECT id FROM memories WHERE owner = ? AND digest = ?", (owner, _digest(text)))
-        return rows[0][0] if rows else None
+    def new_texts(self, owner: str, texts: Sequence[str]) -> list[int]:
+        """The places of those texts that no entry and none before has, but for case, accents and spaces."""
+        digests = [_digest(text) for text in texts]
+        condition, values = self._connection.among("digest", sorted(set(digests)))
+        rows = self._rows(f"SELECT digest FROM memories WHERE owner = ? AND {condition}", [owner, *values])
+        there, new = {digest for (digest,) in rows}, list[int]()
+        for place, digest in enumerate(digests):
+            if digest not in there:
+                there.add(digest)
+                new.append(place)
+        return new
 
     def insert(self, entry: Entry, loss: float | None = None, judge: str | None = None) -> int:
         """Writes an entry, whose own id is not used; returns its id."""
         terms = Counter(terms_of(entry.text))
-        fresh = max(entry.updated, entry.last_used or entry.updated)
-        ((number,),) = self._rows(
-            "INSERT INTO memories (owner, kind, text, source, language, created, updated, last_used, uses, seen, "
-            f"fresh, expires, loss, judge, digest, terms) VALUES ({marks(range(16))}) RETURNING id",
-            (
-                entry.user, entry.kind, entry.text, entry.source, entry.language, entry.created, entry.updated,
-                entry.last_used, entry.uses, entry.seen, fresh, entry.expires, loss, judge, _digest(entry.text),
-                len(terms),
-            ),
-        )  # fmt: skip
+        row = _row(entry, len(terms), loss, judge)
+        ((number,),) = self._rows(f"INSERT INTO memories ({_COLUMNS}) VALUES ({marks(row)}) RETURNING id", row)
         self.words.put(number, entry.user, terms)
         return int(number)
+
+    def insert_all(self, owner: str, entries: Sequence[Entry]) -> list[int]:
+        """Writes many entries of a user, whose own ids are not used; returns their ids."""
+        ids = self._connection.new_ids(len(entries))
+        terms = [Counter(terms_of(entry.text)) for entry in entries]
+        rows = [(number, *_row(entry, len(some))) for number, entry, some in zip(ids, entries, terms, strict=True)]
+        self._connection.bulk("memories", f"id, {_COLUMNS}", rows)
+        self.words.put_all(owner, dict(zip(ids, terms, strict=True)))
+        return ids
 
     def change_text(
         self,
@@ -135,60 +146,60 @@ class Tables:
         self.add_history(entry.id, [old])
         self.words.remove([entry.id])
         terms = Counter(terms_of(text))
-        self._rows(
+        self._run(
             "UPDATE memories SET text = ?, source = ?, language = ?, updated = ?, fresh = ?, loss = ?, judge = ?, "
             "digest = ?, terms = ? WHERE id = ?",
             (text, source, language_of(text), now, now, loss, judge, _digest(text), len(terms), entry.id),
         )
         self.words.put(entry.id, entry.user, terms)
-        self._rows("DELETE FROM vectors WHERE memory = ?", (entry.id,))
-        self._changed([entry.id])
+        self.vectors.delete([entry.id])
 
     def used(self, ids: Sequence[int], now: float) -> None:
         """Counts a use of entries."""
-        for some in chunks(ids):
-            statement = "UPDATE memories SET uses = uses + 1, last_used = ?, fresh = ? WHERE id IN"
-            self._rows(f"{statement} ({marks(some)})", [now, now, *some])
+        condition, values = self._connection.among("id", ids)
+        self._run(
+            f"UPDATE memories SET uses = uses + 1, last_used = ?, fresh = ? WHERE {condition}", [now, now, *values]
+        )
 
     def said_again(self, number: int, now: float) -> None:
         """Counts that an entry was said once more."""
-        self._rows("UPDATE memories SET seen = seen + 1, fresh = ? WHERE id = ?", (now, number))
+        self._run("UPDATE memories SET seen = seen + 1, fresh = ? WHERE id = ?", (now, number))
 
     def delete(self, ids: Sequence[int]) -> None:
         """Deletes entries with all that was derived from them: terms, vectors, history, and texts in the log."""
         self.words.remove(ids)
-        for some in chunks(ids):
-            for statement in (
-                "DELETE FROM vectors WHERE memory IN",
-                "DELETE FROM history WHERE memory IN",
-                "DELETE FROM frames WHERE memory IN",
-                "UPDATE decisions SET text = NULL, source = '' WHERE memory IN",
-                "DELETE FROM memories WHERE id IN",
-            ):
-                self._rows(f"{statement} ({marks(some)})", some)
-        self._changed(ids)
+        inside, values = self._connection.among("memory", ids)
+        for table in ("history", "frames"):
+            self._run(f"DELETE FROM {table} WHERE {inside}", values)
+        self._run(f"UPDATE decisions SET text = NULL, source = '' WHERE {inside}", values)
+        inside, values = self._connection.among("id", ids)
+        self._run(f"DELETE FROM memories WHERE {inside}", values)
+        self.vectors.delete(ids)
 
     def forget(self, owner: str) -> int:
         """Deletes all of a user, the log too; returns the number of entries."""
         entries, _ = self.words.totals(owner)
         inside = "memory IN (SELECT id FROM memories WHERE owner = ?)"
-        self._rows("INSERT INTO changes (memory) SELECT memory FROM vectors WHERE owner = ?", (owner,))
-        self._rows(f"DELETE FROM history WHERE {inside}", (owner,))
-        for table in ("memories", "words", "frames", "vectors", "totals", "decisions"):
-            self._rows(f"DELETE FROM {table} WHERE owner = ?", (owner,))
+        self.vectors.forget(owner)
+        self._run(f"DELETE FROM history WHERE {inside}", (owner,))
+        for table in ("memories", "frames", "decisions"):
+            self._run(f"DELETE FROM {table} WHERE owner = ?", (owner,))
+        self.words.forget(owner)
         return entries
 
     def add_history(self, number: int, texts: Sequence[Mapping[str, Any]]) -> None:
         """Adds texts that an entry had, from the oldest."""
-        statement = "INSERT INTO history (memory, text, source, since, until, reason) VALUES (?, ?, ?, ?, ?, ?)"
-        rows = [(number, *(old[name] for name in ("text", "source", "since", "until", "reason"))) for old in texts]
-        self._connection.many(statement, rows)
+        statement = f"INSERT INTO history (memory, {', '.join(_OLD)}) VALUES (?, {marks(_OLD)})"
+        self._connection.many(statement, [(number, *(old[name] for name in _OLD)) for old in texts])
 
-    def history(self, number: int) -> list[dict[str, Any]]:
-        """The texts that an entry had, from the oldest."""
-        names = "text, source, since, until, reason"
-        rows = self._rows(f"SELECT {names} FROM history WHERE memory = ? ORDER BY id", (number,))
-        return [dict(zip(names.split(", "), row, strict=True)) for row in rows]
+    def histories(self, ids: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
+        """Of each of these entries the texts that it had, from the oldest."""
+        found: dict[int, list[dict[str, Any]]] = {number: [] for number in ids}
+        condition, values = self._connection.among("memory", ids)
+        statement = f"SELECT memory, {', '.join(_OLD)} FROM history WHERE {condition} ORDER BY id"
+        for number, *old in self._rows(statement, values):
+            found[number].append(dict(zip(_OLD, old, strict=True)))
+        return found
 
     def expired(self, alive: Alive) -> list[tuple[int, str]]:
         """The ids and users of entries whose time has come."""
@@ -204,16 +215,20 @@ class Tables:
 
     def set_frames(self, number: int, owner: str, frames: Iterable[str]) -> None:
         """Writes the keys of an entry's frames."""
-        self._rows("DELETE FROM frames WHERE memory = ?", (number,))
-        self._connection.many("INSERT INTO frames VALUES (?, ?, ?)", [(owner, frame, number) for frame in frames])
+        self._run("DELETE FROM frames WHERE memory = ?", (number,))
+        self.add_frames([(owner, frame, number) for frame in frames])
+
+    def add_frames(self, rows: Iterable[tuple[str, str, int]]) -> None:
+        """Writes users, keys of frames, and the entries that have none yet."""
+        self._connection.many("INSERT INTO frames (owner, frame, memory) VALUES (?, ?, ?)", rows)
 
     def of_frames(self, owner: str, frames: Sequence[str]) -> list[int]:
         """A user's entries that have one of these frames, the newest first."""
-        found: set[int] = set()
-        for some in chunks(frames):
-            statement = f"SELECT memory FROM frames WHERE owner = ? AND frame IN ({marks(some)})"
-            found.update(number for (number,) in self._rows(statement, [owner, *some]))
-        return sorted(found, reverse=True)
+        if not frames:
+            return []
+        condition, values = self._connection.among("frame", frames)
+        statement = f"SELECT DISTINCT memory FROM frames WHERE owner = ? AND {condition} ORDER BY memory DESC"
+        return [number for (number,) in self._rows(statement, [owner, *values])]
 
     def share_below(self, owner: str, judge: str, loss: float, least: int) -> float | None:
         """The share of a user's entries that surprised a judge less than `loss`; None: fewer than `least` did."""
@@ -224,56 +239,28 @@ class Tables:
         ((below,),) = self._rows(f"SELECT COUNT(*) {where} AND loss < ?", (owner, judge, loss))
         return float(below / count)
 
-    def reached(self, owner: str) -> Reached:
-        """How far a user's entries and the list of changes go at this moment."""
-        ((epoch,),) = self._rows("SELECT value FROM meta WHERE key = 'epoch'")
-        ((newest,),) = self._rows("SELECT COALESCE(MAX(id), 0) FROM memories WHERE owner = ?", (owner,))
-        ((change,),) = self._rows("SELECT COALESCE(MAX(id), 0) FROM changes")
-        return Reached(epoch, newest, change)
-
-    def without_vector(self, owner: str, limit: int, since: Reached | None = None) -> list[tuple[int, str]]:
-        """The ids and texts of a user's entries that have no vector yet.
-
-        since: when all of them had one; of a large store only what was written after that is looked at. None: all.
-        """
-        parameters: list[Any] = [owner, since.entry if since else 0]
-        bare = "SELECT id, text FROM memories WHERE owner = ? AND NOT EXISTS (SELECT 1 FROM vectors WHERE memory = id)"
-        statement = f"{bare} AND id > ?"
-        if since:
-            statement += f" UNION {bare} AND id IN (SELECT memory FROM changes WHERE id > ?)"
-            parameters += [owner, since.change]
-        return cast("list[tuple[int, str]]", self._rows(f"{statement} ORDER BY id LIMIT ?", [*parameters, limit]))
-
-    def set_vectors(self, owner: str, vectors: Iterable[tuple[int, Any]]) -> None:
-        """Writes vectors of entries, which the connection's database takes as they are."""
-        rows = [(number, owner, vector) for number, vector in vectors]
-        upsert = "INSERT INTO vectors VALUES (?, ?, ?) ON CONFLICT (memory) DO UPDATE SET vector = excluded.vector"
-        self._connection.many(upsert, rows)
-        self._changed([number for number, _, _ in rows])
-
-    def forget_vectors(self) -> None:
-        """Deletes all vectors of all users; other processes read theirs anew."""
-        self._rows("DELETE FROM vectors")
-        self._rows("UPDATE totals SET vector_weight = NULL")
-        self.next_epoch()
-
-    def next_epoch(self) -> None:
-        """Empties the list of changes; other processes read all vectors anew."""
-        self._rows("DELETE FROM changes")
-        ((epoch,),) = self._rows("SELECT value FROM meta WHERE key = 'epoch'")
-        self.set_meta("epoch", str(int(epoch) + 1))
-
     def reindex(self) -> None:
         """Writes the terms of all entries anew."""
         self.words.clear()
-        for number, owner, text in self._rows("SELECT id, owner, text FROM memories ORDER BY id"):
-            terms = Counter(terms_of(text))
+        last = 0
+        while rows := self._rows(
+            "SELECT id, owner, text FROM memories WHERE id > ? ORDER BY id LIMIT ?", (last, _BATCH)
+        ):
+            last = rows[-1][0]
+            terms = {number: Counter(terms_of(text)) for number, _, text in rows}
             statement = "UPDATE memories SET terms = ?, digest = ? WHERE id = ?"
-            self._rows(statement, (len(terms), _digest(text), number))
-            self.words.put(number, owner, terms)
+            self._connection.many(statement, [(len(terms[number]), _digest(text), number) for number, _, text in rows])
+            for owner in sorted({owner for _, owner, _ in rows}):
+                self.words.put_all(owner, {number: terms[number] for number, whose, _ in rows if whose == owner})
 
-    def _changed(self, ids: Iterable[int]) -> None:
-        self._connection.many("INSERT INTO changes (memory) VALUES (?)", [(number,) for number in ids])
+
+def _row(entry: Entry, terms: int, loss: float | None = None, judge: str | None = None) -> Row:
+    """An entry as the table `memories` has it."""
+    fresh = max(entry.updated, entry.last_used or entry.updated)
+    return (
+        entry.user, entry.kind, entry.text, entry.source, entry.language, entry.created, entry.updated,
+        entry.last_used, entry.uses, entry.seen, fresh, entry.expires, loss, judge, _digest(entry.text), terms,
+    )  # fmt: skip
 
 
 def _entry(row: Row) -> Entry:

@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,11 @@ from stellarbyte.memory.words import language_of
 from stellarbyte.reading import parse_json
 
 _LONGEST_LINE = 8 << 20
+# Entries that are written or read at once, and those from which on the database should know of them.
+_BATCH, _MANY = 5_000, 1_000
 _TIMES = ("created", "updated", "last_used", "expires")
+
+History = list[dict[str, Any]]
 
 
 class Loaded(NamedTuple):
@@ -38,16 +43,19 @@ class Loaded(NamedTuple):
 
 def export(store: Opened, owner: str, path: Path, alive: Alive) -> int:
     """Writes a line for each entry, with its history; returns their number. Raises UserError: it cannot be written."""
-    with store.connection.reading():
-        entries = store.tables.listed(owner, alive)
-        histories = {entry.id: store.tables.history(entry.id) for entry in entries}
-    with written_whole(path) as file:
-        for entry in entries:
-            old = [
-                {**one, "since": iso_time(one["since"]), "until": iso_time(one["until"])} for one in histories[entry.id]
-            ]
-            file.write(json.dumps({**entry.to_dict(), "history": old}, ensure_ascii=False) + "\n")
-    return len(entries)
+    count = after = 0
+    with written_whole(path) as file, store.connection.reading():
+        while entries := store.tables.listed(owner, alive, after=after, limit=_BATCH):
+            after = entries[-1].id
+            histories = store.tables.histories([entry.id for entry in entries])
+            for entry in entries:
+                old = [
+                    {**one, "since": iso_time(one["since"]), "until": iso_time(one["until"])}
+                    for one in histories[entry.id]
+                ]
+                file.write(json.dumps({**entry.to_dict(), "history": old}, ensure_ascii=False) + "\n")
+            count += len(entries)
+    return count
 
 
 def load(store: Opened, owner: str, path: Path) -> Loaded:
@@ -60,18 +68,28 @@ def load(store: Opened, owner: str, path: Path) -> Loaded:
     """
     added = there = secrets = 0
     with store.connection.writing():
-        for where, line in _lines(path):
-            entry, history = _entry(line, owner, where)
-            if secret_in(entry.text) or secret_in(entry.source):
-                secrets += 1
-            elif store.tables.same_text(owner, entry.text) is not None:
-                there += 1
-            else:
-                number = store.tables.insert(entry)
-                store.tables.set_frames(number, owner, sorted({frame.key for frame in frames_of(entry.text)}))
-                store.tables.add_history(number, history)
-                added += 1
+        lines = _lines(path)
+        while some := list(islice(lines, _BATCH)):
+            found = [_entry(line, owner, where) for where, line in some]
+            fit = [one for one in found if not (secret_in(one[0].text) or secret_in(one[0].source))]
+            secrets += len(found) - len(fit)
+            new = store.tables.new_texts(owner, [entry.text for entry, _ in fit])
+            there += len(fit) - len(new)
+            _add(store, owner, [fit[place] for place in new])
+            added += len(new)
+    if added >= _MANY:
+        store.connection.settle()
     return Loaded(added, there, secrets)
+
+
+def _add(store: Opened, owner: str, found: Sequence[tuple[Entry, History]]) -> None:
+    ids = store.tables.insert_all(owner, [entry for entry, _ in found])
+    frames: list[tuple[str, str, int]] = []
+    for number, (entry, history) in zip(ids, found, strict=True):
+        frames += ((owner, key, number) for key in sorted({frame.key for frame in frames_of(entry.text)}))
+        if history:
+            store.tables.add_history(number, history)
+    store.tables.add_frames(frames)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -97,7 +115,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UserError(f"{name} cannot be read: {error.strerror}") from None
 
 
-def _entry(line: dict[str, Any], owner: str, where: str) -> tuple[Entry, list[dict[str, Any]]]:
+def _entry(line: dict[str, Any], owner: str, where: str) -> tuple[Entry, History]:
     text = checked_text(line.get("text", ""), f"{where}: text").strip()
     if not text:
         raise UserError(f"{where} has no text")

@@ -70,12 +70,11 @@ _STRANGERS = (
 
 def trust_in_vectors(store: Opened, embedder: Embedder, owner: str) -> Trust:
     """How far a user's vectors can be trusted; measured anew when there are twice or half as many entries."""
-    entries, _ = store.tables.words.totals(owner)
-    kept = store.tables.words.trust(owner)
+    entries, _, kept, weighed = store.tables.words.measured(owner)
     if not entries:
         return Trust()
-    if kept is not None and kept[1] // 2 <= entries <= 2 * kept[1]:
-        return kept[0]
+    if kept is not None and weighed // 2 <= entries <= 2 * weighed:
+        return kept
     trust = _measured(store, embedder, owner)
     if not store.connection.read_only:
         with store.connection.writing():

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
-from stellarbyte.memory.connection import Connection, chunks, marks
+from stellarbyte.memory.connection import Connection
 from stellarbyte.memory.words import terms_of
 
 
@@ -22,17 +22,34 @@ class Trust(NamedTuple):
     spread: float = 0.1
 
 
-def bm25(count: int, length: int, mean_length: float) -> float:
-    """What a term's weight is multiplied by (Robertson and Zaragoza, 2009, with k1 = 1.2 and b = 0.75)."""
-    return count * 2.2 / (count + 0.3 + 0.9 * length / mean_length)
+class Measured(NamedTuple):
+    """What is known of a user's entries as a whole.
+
+    Attributes:
+        entries: their number.
+        length: that of their terms.
+        trust: how far their vectors can be trusted; None: it was never measured.
+        weighed: the number of entries when that was measured.
+    """
+
+    entries: int = 0
+    length: int = 0
+    trust: Trust | None = None
+    weighed: int = 0
+
+
+_COLUMNS = "owner, term, memory, count, length"
+# What a term's weight is multiplied by (Robertson and Zaragoza, 2009, with k1 = 1.2 and b = 0.75); ? is the mean of
+# the lengths.
+_BM25 = "w.count * 2.2 / (w.count + 0.3 + 0.9 * w.length / ?)"
 
 
 class WordIndex:
-    """The tables `words` and `totals`; each method is a part of a transaction that the caller has begun."""
+    """The tables `words`, `terms` and `totals`; each method is a part of a transaction that the caller has begun."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._rows = connection.rows
+        self._rows, self._run = connection.rows, connection.run
 
     def owners(self) -> list[str]:
         """All users of the store."""
@@ -40,85 +57,118 @@ class WordIndex:
 
     def totals(self, owner: str) -> tuple[int, int]:
         """How many entries a user has, and how many terms these have in all."""
-        rows = self._rows("SELECT entries, length FROM totals WHERE owner = ?", (owner,))
-        return (rows[0][0], rows[0][1]) if rows else (0, 0)
+        return self.measured(owner)[:2]
 
-    def trust(self, owner: str) -> tuple[Trust, int] | None:
-        """How far a user's vectors can be trusted, and for how many entries that was measured; None: not yet."""
+    def measured(self, owner: str) -> Measured:
+        """What is known of a user's entries as a whole."""
         rows = self._rows(
-            "SELECT vector_weight, usual_cosine, cosine_spread, weighed FROM totals WHERE owner = ?", (owner,)
+            "SELECT entries, length, vector_weight, usual_cosine, cosine_spread, weighed FROM totals WHERE owner = ?",
+            (owner,),
         )
-        return (Trust(*rows[0][:3]), rows[0][3]) if rows and rows[0][0] is not None else None
+        if not rows:
+            return Measured()
+        entries, length, *trust, weighed = rows[0]
+        return Measured(entries, length, None if trust[0] is None else Trust(*trust), weighed or 0)
 
     def set_trust(self, owner: str, trust: Trust, entries: int) -> None:
         """Keeps how far a user's vectors can be trusted."""
         statement = (
             "UPDATE totals SET vector_weight = ?, usual_cosine = ?, cosine_spread = ?, weighed = ? WHERE owner = ?"
         )
-        self._rows(statement, (*trust, entries, owner))
+        self._run(statement, (*trust, entries, owner))
 
     def frequencies(self, owner: str, terms: Sequence[str]) -> dict[str, int]:
         """In how many of a user's entries each term stands; terms that are nowhere are left out."""
-        found: dict[str, int] = {}
-        for some in chunks(terms):
-            statement = f"SELECT term, COUNT(*) FROM words WHERE owner = ? AND term IN ({marks(some)}) GROUP BY term"
-            found.update(cast("list[tuple[str, int]]", self._rows(statement, [owner, *some])))
-        return found
+        condition, values = self._connection.among("term", terms)
+        rows = self._rows(f"SELECT term, entries FROM terms WHERE owner = ? AND {condition}", [owner, *values])
+        return cast("dict[str, int]", dict(rows))
 
     def ranked(
-        self, owner: str, weights: Mapping[str, tuple[float, float]], mean_length: float, limit: int
+        self,
+        owner: str,
+        weights: Mapping[str, tuple[float, float]],
+        mean_length: float,
+        limit: int,
+        among: Sequence[int] | None = None,
     ) -> list[tuple[int, float, float]]:
-        """The ids that BM25 puts first, their scores, and the sums of the second weights of the terms in them."""
+        """The ids that BM25 puts first, their scores, and the sums of the second weights of the terms in them.
+
+        among: the ids alone that are looked at; None: all of the user's.
+        """
         values = ", ".join(
             ["(CAST(? AS TEXT), CAST(? AS DOUBLE PRECISION), CAST(? AS DOUBLE PRECISION))"] * len(weights)
         )
-        # As `bm25` computes it. In SQLite CROSS JOIN keeps the order of the tables.
+        flat = [value for term, pair in weights.items() for value in (term, *pair)]
+        condition, ids = ("", []) if among is None else self._connection.among("w.memory", among)
+        where = f"w.owner = ? AND w.term = a.term{f' AND {condition}' if condition else ''}"
+        # In SQLite CROSS JOIN keeps the order of the tables.
         statement = (
             f"WITH asked (term, weight, share) AS (VALUES {values}) "
-            "SELECT w.memory, SUM(a.weight * w.count * 2.2 / (w.count + 0.3 + 0.9 * w.length / ?)) AS score, "
-            "SUM(a.share) FROM asked a CROSS JOIN words w WHERE w.owner = ? AND w.term = a.term "
-            "GROUP BY w.memory ORDER BY score DESC, w.memory LIMIT ?"
+            f"SELECT w.memory, SUM(a.weight * {_BM25}) AS score, SUM(a.share) FROM asked a CROSS JOIN words w "
+            f"WHERE {where} GROUP BY w.memory ORDER BY score DESC, w.memory LIMIT ?"
         )
-        flat = [value for term, pair in weights.items() for value in (term, *pair)]
-        return cast("list[tuple[int, float, float]]", self._rows(statement, [*flat, mean_length, owner, limit]))
-
-    def matched(self, owner: str, terms: Sequence[str], ids: Sequence[int]) -> list[tuple[int, str, int, int]]:
-        """The ids of entries, each with a term that it has, how often, and the number of all its terms."""
-        found: list[tuple[int, str, int, int]] = []
-        for term in terms:
-            for some in chunks(ids):
-                statement = "SELECT memory, term, count, length FROM words WHERE owner = ? AND term = ? AND memory IN"
-                rows = self._rows(f"{statement} ({marks(some)})", [owner, term, *some])
-                found += cast("list[tuple[int, str, int, int]]", rows)
-        return found
+        rows = self._rows(statement, [*flat, mean_length, owner, *ids, limit])
+        return cast("list[tuple[int, float, float]]", rows)
 
     def clear(self) -> None:
-        """Removes all terms of all users."""
-        self._rows("DELETE FROM words")
-        self._rows("DELETE FROM totals")
+        """Removes all terms of all users; how far vectors can be trusted is measured anew after that."""
+        for table in ("words", "terms", "totals"):
+            self._run(f"DELETE FROM {table}")
 
     def put(self, number: int, owner: str, terms: Mapping[str, int]) -> None:
         """Adds the terms of an entry that has none here."""
-        length = sum(terms.values())
-        rows = [(owner, term, number, count, length) for term, count in sorted(terms.items())]
-        self._connection.many("INSERT INTO words VALUES (?, ?, ?, ?, ?)", rows)
-        self._total(owner, 1, length)
+        self._connection.many(f"INSERT INTO words ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)", _rows(owner, number, terms))
+        self._count(owner, dict.fromkeys(terms, 1), 1, sum(terms.values()))
+
+    def put_all(self, owner: str, entries: Mapping[int, Mapping[str, int]]) -> None:
+        """Adds the terms of many entries of a user."""
+        rows = sorted(row for number, terms in entries.items() for row in _rows(owner, number, terms))
+        self._connection.bulk("words", _COLUMNS, rows)
+        counts = Counter(term for terms in entries.values() for term in terms)
+        self._count(owner, counts, len(entries), sum(sum(terms.values()) for terms in entries.values()))
 
     def remove(self, ids: Sequence[int]) -> None:
         """Removes the terms of entries, and the entries from their users' totals."""
-        for some in chunks(ids):
-            statement = f"SELECT id, owner, text, terms FROM memories WHERE id IN ({marks(some)})"
-            for number, owner, text, known in self._rows(statement, some):
-                terms = Counter(terms_of(text))
-                key = "FROM words WHERE owner = ? AND term = ? AND memory = ?"
-                self._connection.many(f"DELETE {key}", [(owner, term, number) for term in terms])
-                if len(terms) != known:  # another Python's Unicode has cut it otherwise: look at each row
-                    self._rows("DELETE FROM words WHERE owner = ? AND memory = ?", (owner, number))
-                self._total(owner, -1, -sum(terms.values()))
+        condition, values = self._connection.among("id", ids)
+        for number, owner, text, known in self._rows(
+            f"SELECT id, owner, text, terms FROM memories WHERE {condition}", values
+        ):
+            terms = Counter(terms_of(text))
+            if len(terms) != known:  # another Python's Unicode has cut it otherwise: look at each row
+                rows = self._rows("SELECT term, count FROM words WHERE owner = ? AND memory = ?", (owner, number))
+                terms = Counter(dict(cast("list[tuple[str, int]]", rows)))
+            key = "FROM words WHERE owner = ? AND term = ? AND memory = ?"
+            self._connection.many(f"DELETE {key}", [(owner, term, number) for term in sorted(terms)])
+            self._count(owner, dict.fromkeys(terms, -1), -1, -sum(terms.values()))
 
-    def _total(self, owner: str, entries: int, length: int) -> None:
-        self._rows(
+    def forget(self, owner: str) -> None:
+        """Removes all terms of a user."""
+        for table in ("words", "terms", "totals"):
+            self._run(f"DELETE FROM {table} WHERE owner = ?", (owner,))
+
+    def _count(self, owner: str, terms: Mapping[str, int], entries: int, length: int) -> None:
+        """Adds to the numbers of entries that have terms, and to a user's totals; below 0: takes away."""
+        changes = sorted(terms.items())
+        if entries > 0:
+            self._connection.many(
+                "INSERT INTO terms (owner, term, entries) VALUES (?, ?, ?) ON CONFLICT (owner, term) DO UPDATE SET "
+                "entries = terms.entries + excluded.entries",
+                [(owner, term, number) for term, number in changes],
+            )
+        else:
+            key = "WHERE owner = ? AND term = ?"
+            numbers = [(number, owner, term) for term, number in changes]
+            self._connection.many(f"UPDATE terms SET entries = entries + ? {key}", numbers)
+            gone = [(owner, term) for term, _ in changes]
+            self._connection.many(f"DELETE FROM terms {key} AND entries <= 0", gone)
+        self._run(
             "INSERT INTO totals (owner, entries, length) VALUES (?, ?, ?) ON CONFLICT (owner) DO UPDATE SET "
             "entries = totals.entries + excluded.entries, length = totals.length + excluded.length",
             (owner, entries, length),
         )
+
+
+def _rows(owner: str, number: int, terms: Mapping[str, int]) -> list[tuple[str, str, int, int, int]]:
+    """An entry's rows of `words`."""
+    length = sum(terms.values())
+    return [(owner, term, number, count, length) for term, count in sorted(terms.items())]

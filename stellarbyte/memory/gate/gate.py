@@ -79,8 +79,9 @@ class Gate:
 
     def _surroundings(self, candidate: Candidate, besides: int | None) -> Surroundings:
         tables = self.store.tables
+        # By words: each rule asks for words in common.
         found = search(
-            tables, self.store.nearest, self.owner, Query(candidate.text, candidate.vector), "hybrid", _NEIGHBOURS + 1,
+            tables, self.store.nearest, self.owner, Query(candidate.text, candidate.vector), "words", _NEIGHBOURS + 1,
             0.0, self.alive,
         )  # fmt: skip
         keys = sorted({frame.key for frame in frames_of(candidate.text)}) if candidate.kind != "passage" else []
@@ -133,7 +134,7 @@ class Gate:
         if candidate.kind != "passage":
             tables.set_frames(number, self.owner, sorted({frame.key for frame in frames_of(candidate.text)}))
         if candidate.vector is not None and nearest is not None:
-            tables.set_vectors(self.owner, [(number, nearest.to_column(candidate.vector))])
+            tables.vectors.write(self.owner, [(number, nearest.to_column(candidate.vector))])
 
     def _logged(self, candidate: Candidate, outcome: Outcome, verdict: Verdict, entry: int | None) -> Decision:
         is_kept = outcome in ("added", "replaced")  # the entry has the text then

@@ -104,9 +104,9 @@ def test_vectors_weigh_what_they_are_worth(tmp_path: Path) -> None:
                 memory.add(text, kind="passage")
             found = memory.search("cedar harp in the damp room", 3)
             assert found[0].entry.text == texts[2]
-            kept = memory._tables.words.trust("")
-            assert kept is not None and kept[1] == len(texts)
-            weights[embedder.name] = kept[0].weight
+            kept = memory._tables.words.measured("")
+            assert kept.trust is not None and kept.weighed == len(texts)
+            weights[embedder.name] = kept.trust.weight
             if embedder.name == "noisy":
                 for one, other in zip(found, memory.search("cedar harp in the damp room", 3, how="words"), strict=True):
                     assert abs(one.score - other.score) < 0.02

@@ -70,18 +70,25 @@ def test_it_does_what_a_file_does(url: str, tmp_path: Path) -> None:
         assert memory.forget() == 4 and memory.list() == []
 
 
-def test_an_older_store_is_brought_up(url: str) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_store_is_brought_up(version: int, url: str) -> None:
     import psycopg
 
     with Memory(url) as memory:
         memory.add("My dog is called Rex.")
+        memory.add("The dog of Tom barks.", kind="passage")
     with psycopg.connect(url, autocommit=True) as database:
         database.execute("SET search_path = stellarbyte_memory")
-        database.execute("ALTER TABLE totals DROP COLUMN usual_cosine, DROP COLUMN cosine_spread")
-        database.execute("ALTER TABLE totals ADD COLUMN wrong_cosine DOUBLE PRECISION")
-        database.execute("UPDATE meta SET value = '1' WHERE key = 'schema'")
+        database.execute("DROP TABLE terms")
+        database.execute("ALTER TABLE words DROP CONSTRAINT words_pkey, ADD PRIMARY KEY (owner, term, memory)")
+        if version == 1:
+            database.execute("ALTER TABLE totals DROP COLUMN usual_cosine, DROP COLUMN cosine_spread")
+            database.execute("ALTER TABLE totals ADD COLUMN wrong_cosine DOUBLE PRECISION")
+        database.execute(f"UPDATE meta SET value = '{version}' WHERE key = 'schema'")
     with Memory(url, embedder=Letters()) as memory:
-        assert [found.entry.text for found in memory.search("dog")] == ["My dog is called Rex."]
+        assert [found.entry.text for found in memory.search("Rex")] == ["My dog is called Rex."]
+        assert memory._tables.words.frequencies("", ["dog", "rex", "cat"]) == {"dog": 2, "rex": 1}
+        assert memory.delete([1]) == 1 and not memory.audit().ghosts
 
 
 def test_processes_that_write_at_once_lose_nothing(url: str) -> None:
@@ -101,6 +108,6 @@ def test_refusals(url: str) -> None:
         Memory("postgresql://ann:geheim@127.0.0.1:1/nowhere")
     assert "geheim" not in str(refused.value)
     with Memory(url) as memory:
-        memory._store.connection.rows("UPDATE meta SET value = '99' WHERE key = 'schema'")
+        memory._store.connection.run("UPDATE meta SET value = '99' WHERE key = 'schema'")
     with pytest.raises(UserError, match=r"made by a newer StellarByte \(schema 99"):
         Memory(url)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from stellarbyte.memory import Memory, searching
-from stellarbyte.memory.matrix import FaissMatrix, Matrix, NumpyMatrix
+from stellarbyte.memory.faiss_matrix import FaissMatrix
+from stellarbyte.memory.matrix import Matrix, NumpyMatrix
 from stellarbyte.memory.scoring import score
 from stellarbyte.memory.word_index import Trust
 from tests.test_stellarbyte.test_memory.embedders import Letters
@@ -24,7 +25,7 @@ def test_a_score_rises_with_both_parts_and_trusts_vectors_as_far_as_they_deserve
 def test_a_matrix_finds_what_is_there_and_forgets_what_is_not(kind: type[NumpyMatrix] | type[FaissMatrix]) -> None:
     if kind is FaissMatrix:
         pytest.importorskip("faiss")
-    matrix: Matrix = NumpyMatrix(4, 0) if kind is NumpyMatrix else FaissMatrix(4)
+    matrix: Matrix = NumpyMatrix(4, 0) if kind is NumpyMatrix else FaissMatrix(4, 0)
     vectors = np.eye(4, dtype=np.float32)
     matrix.add([7, 8, 9, 10], vectors)
     matrix.remove([9, 11])
@@ -32,7 +33,7 @@ def test_a_matrix_finds_what_is_there_and_forgets_what_is_not(kind: type[NumpyMa
     assert len(matrix) == 3
     first, second = matrix.search(np.array([[0.1, 0.9, 0, 0], [0, 0, 1, 0.5]], np.float32), 2)
     assert [number for number, _ in first] == [8, 7] and second[0] == (10, 0.5)
-    assert matrix.products(np.array([1, 2, 3, 4], np.float32), [10, 9, 8]) == {10: 4.0, 8: 2.0}
+    assert [number for number, _ in matrix.search(-np.ones((1, 4), np.float32), 3)[0]] == [7, 8, 10]
 
 
 def test_frequent_words_order_what_rare_ones_have_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +44,7 @@ def test_frequent_words_order_what_rare_ones_have_found(tmp_path: Path, monkeypa
         query = "Which lamp or harp in room 3 shines red?"
         whole = memory.search(query, 5, floor=0)
         monkeypatch.setattr(searching, "_MOST_POSTINGS", 2)
+        monkeypatch.setattr(searching, "_CHEAP_POSTINGS", 2)
         assert [(one.entry.id, round(one.score, 9)) for one in memory.search(query, 2, floor=0)] == [
             (one.entry.id, round(one.score, 9)) for one in whole[:2]
         ]
@@ -59,3 +61,36 @@ def test_vectors_that_others_have_left_out_are_made(tmp_path: Path) -> None:
         plain.update(number, "The violin is in the attic")
         found = memory.search("violin in the attic", how="vectors", floor=0)
         assert found[0].entry.text == "The violin is in the attic"
+
+
+def test_a_large_store_is_searched_by_as_many_rare_words_as_it_takes() -> None:
+    small = [(10, 0.5), (40, 0.4), (900, 0.06), (4_000, 0.04)]
+    assert searching._looked_for(small) == 4
+    large = [(10, 0.5), (40, 0.4), (9_000, 0.06), (40_000, 0.04)]
+    assert searching._looked_for(large) == 2  # the others have a tenth of the query
+    heavy = [(9_000, 0.3), (20_000, 0.3), (30_000, 0.2), (90_000, 0.2)]
+    assert searching._looked_for(heavy) == 3 and searching._looked_for([(1_000_000, 0.5)] * 3) == 2
+
+
+def test_how_many_entries_have_a_term_follows_every_change(tmp_path: Path) -> None:
+    with Memory(tmp_path / "m.db") as memory, Memory(tmp_path / "m.db", user="ann") as ann:
+        for text in ("The red lamp shines", "The red harp sounds", "A lamp of brass and another lamp"):
+            memory.add(text, kind="passage")
+        ann.add("A red lamp", kind="passage")
+
+        def frequencies() -> dict[str, int]:
+            return memory._tables.words.frequencies("", ["red", "lamp", "harp", "violin"])
+
+        assert frequencies() == {"red": 2, "lamp": 2, "harp": 1}
+        memory.update(2, "The violin sounds")
+        assert frequencies() == {"red": 1, "lamp": 2, "violin": 1}
+        memory.delete([1])
+        memory.export(tmp_path / "o.jsonl")
+        memory.load(tmp_path / "o.jsonl")
+        assert frequencies() == {"lamp": 1, "violin": 1} and not memory.audit().ghosts
+        ann.load(tmp_path / "o.jsonl")
+        assert ann._tables.words.frequencies("ann", ["lamp", "red"]) == {"lamp": 2, "red": 1}
+        memory.forget()
+        assert frequencies() == {} and not memory.audit().ghosts
+        ann._store.connection.run("UPDATE terms SET entries = 9 WHERE term = 'red'")
+        assert memory.audit().ghosts == {"counts of terms": 1}

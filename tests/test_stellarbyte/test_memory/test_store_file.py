@@ -191,23 +191,29 @@ def test_files_that_are_no_memory(tmp_path: Path) -> None:
         Memory(tmp_path / "nowhere" / "m.db")
 
 
-def test_an_older_store_is_brought_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_store_is_brought_up(version: int, tmp_path: Path) -> None:
     path = tmp_path / "m.db"
     with Memory(path) as memory:
         memory.add("My dog is called Rex.")
+        memory.add("The dog of Tom barks.", kind="passage")
     older = ("usual_cosine", "cosine_spread")
     with sqlite3.connect(path) as database:
-        for column in older:
-            database.execute(f"ALTER TABLE totals DROP COLUMN {column}")
-        database.execute("ALTER TABLE totals ADD COLUMN wrong_cosine REAL")
-        database.execute("PRAGMA user_version = 1")
+        database.execute("DROP TABLE terms")
+        if version == 1:
+            for column in older:
+                database.execute(f"ALTER TABLE totals DROP COLUMN {column}")
+            database.execute("ALTER TABLE totals ADD COLUMN wrong_cosine REAL")
+        database.execute(f"PRAGMA user_version = {version}")
     database.close()
     path.chmod(0o444)
     if os.geteuid():  # root may write what is read-only
-        refused(path, "older StellarByte .schema 1, this one knows")
+        refused(path, f"older StellarByte .schema {version}, this one knows")
     path.chmod(0o644)
     with Memory(path, embedder=Letters(16)) as memory:
-        assert [found.entry.text for found in memory.search("dog")] == ["My dog is called Rex."]
+        assert [found.entry.text for found in memory.search("Rex")] == ["My dog is called Rex."]
+        assert memory._tables.words.frequencies("", ["dog", "rex", "cat"]) == {"dog": 2, "rex": 1}
+        assert memory.delete([1]) == 1 and not memory.audit().ghosts
     with sqlite3.connect(path) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
         columns = {row[1] for row in database.execute("PRAGMA table_info(totals)")}
