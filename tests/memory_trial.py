@@ -8,6 +8,7 @@ with what a search for it has recalled. No figure needs a model: without --embed
 import argparse
 import json
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ import numpy as np
 from stellarbyte.memory import Entry, Memory
 from stellarbyte.memory.gate.sentences import sentences_of
 from stellarbyte.memory.protocols import Embedder, Judge
+from stellarbyte.memory.searching import How
 from tests.memory_facts import Fact, facts
 from tests.memory_talk import distractors, unrelated
 from tests.packaged_embedders import packaged
@@ -143,43 +145,57 @@ class Trial:
         }
         self.wrong |= {"junk": junk, "duplicates": doubles, "lost": lost}
         for how in ("hybrid", "words", "vectors") if self.has_vectors else ("words",):
-            hits = {fact: self.memory.search(fact.question, how=how) for fact in kept}
-            missed = [fact for fact in kept if not any(says(one.entry.text, fact, values[fact]) for one in hits[fact])]
-            first = sum(bool(hits[fact]) and says(hits[fact][0].entry.text, fact, values[fact]) for fact in kept)
-            asked = unrelated(int(QUESTIONS * self.scale), self.seed + 4)
-            false = {question: found for question in asked if (found := self.memory.search(question, how=how))}
-            stale = [
-                fact.said
-                for fact in self.updated
-                for one in self.memory.search(fact.question, 20, how=how, floor=0)
-                if says(one.entry.text, fact, fact.answer)
-            ]
-            ghosts = [
-                fact.said
-                for fact in self.deleted
-                for one in self.memory.search(f"{fact.question} {fact.said}", 20, how=how, floor=0)
-                if says(one.entry.text, fact, fact.answer)
-            ]
-            result[how] = {
-                "recall@5": 1 - len(missed) / len(kept),
-                "first": first / len(kept),
-                "false insertions": len(false) / len(asked),
-                "old values found": len(stale),
-                "deleted facts found": len(ghosts),
-            }
-            self.wrong[f"missed by {how}"] = [
-                (fact.question, fact.said, [(round(one.score, 2), one.entry.text) for one in hits[fact][:2]])
-                for fact in missed
-            ]
-            self.wrong[f"false by {how}"] = [
-                (q, round(f[0].score, 2), f[0].entry.text, f[0].parts) for q, f in false.items()
-            ]
-            self.wrong[f"old values by {how}"], self.wrong[f"deleted by {how}"] = stale, ghosts
+            result[how] = self._searches(how, kept, values)
         all_text = "\n".join(entry.text for entry in entries)
         result["full context"] = {"recall": 1 - len(lost) / len(kept), "characters": len(all_text)}
         times = sorted(self.seconds)
         result["ms a turn"] = {"median": 1e3 * times[len(times) // 2], "p99": 1e3 * times[len(times) * 99 // 100]}
         return result
+
+    def _searches(self, how: How, kept: list[Fact], values: dict[Fact, str]) -> dict[str, Any]:
+        """What searches find of the facts that are kept, by both languages and by each, and what they should not."""
+        hits = {fact: self.memory.search(fact.question, how=how) for fact in kept}
+        right = {fact: [says(one.entry.text, fact, values[fact]) for one in hits[fact]] for fact in kept}
+        asked = unrelated(int(QUESTIONS * self.scale), self.seed + 4)
+        false = {question: found for question in asked if (found := self.memory.search(question, how=how))}
+        stale = [
+            fact.said
+            for fact in self.updated
+            for one in self.memory.search(fact.question, 20, how=how, floor=0)
+            if says(one.entry.text, fact, fact.answer)
+        ]
+        ghosts = [
+            fact.said
+            for fact in self.deleted
+            for one in self.memory.search(f"{fact.question} {fact.said}", 20, how=how, floor=0)
+            if says(one.entry.text, fact, fact.answer)
+        ]
+        self.wrong[f"missed by {how}"] = [
+            (fact.question, fact.said, [(round(one.score, 2), one.entry.text) for one in hits[fact][:2]])
+            for fact in kept
+            if not any(right[fact])
+        ]
+        self.wrong[f"false by {how}"] = [
+            (q, round(f[0].score, 2), f[0].entry.text, f[0].parts) for q, f in false.items()
+        ]
+        self.wrong[f"old values by {how}"], self.wrong[f"deleted by {how}"] = stale, ghosts
+
+        def shares(facts_: list[Fact], questions: list[str]) -> dict[str, float]:
+            return {
+                "recall@5": statistics.fmean(any(right[fact]) for fact in facts_),
+                "first": statistics.fmean(right[fact][:1] == [True] for fact in facts_),
+                "false insertions": statistics.fmean(question in false for question in questions),
+            }
+
+        english = [fact for fact in kept if fact.language == "en"], [one for one in asked if one.isascii()]
+        chinese = [fact for fact in kept if fact.language == "zh"], [one for one in asked if not one.isascii()]
+        return {
+            **shares(kept, asked),
+            "English": shares(*english),
+            "Chinese": shares(*chinese),
+            "old values found": len(stale),
+            "deleted facts found": len(ghosts),
+        }
 
 
 def says(text: str, fact: Fact, value: str) -> bool:

@@ -139,9 +139,9 @@ class ChatSession(ABC):
                 read: nothing was said then. Or the memory cannot be written, which happens after the answer.
         """
         before = list(self.messages)
+        earlier = [turn["content"] for turn in before if turn["role"] == "user"]
         self.messages.append({"role": "user", "content": message})
         try:
-            earlier = [turn["content"] for turn in before if turn["role"] == "user"]
             found = [] if self.recall is None else self.recall.search(message, earlier)
             prompt_ids, forgotten, recalled = self._prompt(found)
             if recalled and on_recall is not None:
@@ -157,7 +157,7 @@ class ChatSession(ABC):
         answer = Answer(added.text, self.adapter, added.finish, forgotten, len(prompt_ids), added.new_tokens, rate)
         if self.recall is None:
             return answer
-        return replace(answer, recalled=recalled, kept=self.recall.keep(message, recalled))
+        return replace(answer, recalled=recalled, kept=self.recall.keep(message, recalled, earlier))
 
     def undo(self) -> str:
         """Take the last message and its answer back; returns the message. Raises UserError: nothing was said yet."""

@@ -60,7 +60,7 @@ def audit(store: Opened, owner: str, alive: Alive) -> Audit:
         entries = store.tables.listed(owner, alive)
         settings = store.settings()
         ghosts = {name: store.connection.rows(statement)[0][0] for name, statement in _GHOSTS.items()}
-    alone = Surroundings(settings, foreseen=1.0)  # whether it surprises a model is not asked again
+    alone = Surroundings(settings)  # whom entries named when it came in, and what surprised a model, is not asked again
     junk: list[tuple[Entry, str]] = []
     for entry in entries:
         candidate = _candidate(entry)

@@ -16,9 +16,9 @@ from stellarbyte.memory.embedding import MissingVectors, embed_missing, forget_v
 from stellarbyte.memory.entries import Decision, Entry, Found, Kind
 from stellarbyte.memory.gate.frames import frames_of
 from stellarbyte.memory.gate.gate import Gate
-from stellarbyte.memory.gate.rule import Candidate
+from stellarbyte.memory.gate.rule import Candidate, Verdict
 from stellarbyte.memory.gate.sentences import sentences_of
-from stellarbyte.memory.gate.surprise import GIVEN
+from stellarbyte.memory.judging import judged
 from stellarbyte.memory.opening import open_store, with_embedder
 from stellarbyte.memory.protocols import Embedder, Judge
 from stellarbyte.memory.removal import alive_by, purge, remove
@@ -105,12 +105,15 @@ class Memory:
         Raises:
             UserError: the text is empty or too long, or the store cannot be written.
         """
-        text, source = stated(text), checked_text(source, "source")
-        candidate = self._candidate(text, source, kind, recalled, checked_time(expires, "expires"))
+        text, source, expires = stated(text), checked_text(source, "source"), checked_time(expires, "expires")
+        vector = self._made.pop(text, None)
+        if vector is None and self._embedder is not None:
+            vector = self._embedder.embed([text])[0]
+        candidate = Candidate(text, source, kind, tuple(recalled), expires, vector)
+        candidate = judged(candidate, self._judge, self._verdict, lambda *asked: self.search(*asked, floor=0.0))
         with self._lock, self._store.connection.writing():
-            settings = self.settings
-            purged = purge(self._tables, settings, alive_by(settings))
-            decision = Gate(self._store, self.user, settings, alive_by(settings)).decide(candidate)
+            purged = purge(self._tables, self.settings, alive_by(self.settings))
+            decision = self._gate().decide(candidate)
         if purged or decision.outcome == "replaced":
             self._store.connection.scrub()
         return decision
@@ -121,25 +124,28 @@ class Memory:
             wanted = [stated(text) for text in texts]
             self._made = dict(zip(wanted, self._embedder.embed(wanted), strict=True))
 
-    def add_turn(self, turn: str, *, source: str = "chat", recalled: Sequence[Entry] = ()) -> list[Decision]:
+    def add_turn(
+        self, turn: str, *, source: str = "chat", recalled: Sequence[Entry] = (), earlier: Sequence[str] = ()
+    ) -> list[Decision]:
         """Takes each sentence that a user has said to the gate; "remember that …" makes a note of one.
+
+        earlier: what the user has said before, from the oldest: "no, it's Max" corrects a sentence of that.
 
         Raises:
             UserError: where `add` does, but for a turn without any text.
         """
         return [
             self.add(sentence, source=source, kind="note" if asked else "turn", recalled=recalled)
-            for sentence, asked in sentences_of(checked_text(turn, "turn"))
+            for sentence, asked in sentences_of(checked_text(turn, "turn"), earlier)
         ]
 
     def search(self, query: str, limit: int = 5, *, how: How = "hybrid", floor: float | None = None) -> list[Found]:
         """The entries that answer the query best, the best first.
 
-        how: "words", "vectors", or "hybrid" for both, joined by reciprocal ranks; without an embedder that is "words".
+        how: "words", "vectors", or "hybrid" for both, joined by scores; without an embedder that is "words".
         floor: the least score, from 0 to 1; None: the store's.
 
-        Raises:
-            UserError: how is "vectors" and there is no embedder, or the store cannot be read.
+        Raises UserError: how is "vectors" and there is no embedder, or the store cannot be read.
         """
         check_search(query, limit, how, floor, has_embedder=self._embedder is not None)
         with self._lock:
@@ -179,9 +185,7 @@ class Memory:
                 self._tables.vectors.write(self.user, [(entry_id, self._store.nearest.to_column(vector))])
             decision = Decision("updated", "updated by the user", {}, entry_id, None, now, self.user, source)
             self._tables.decisions.write(decision, self.settings.log_entries)
-            changed = self.get(entry_id)
-        assert changed is not None
-        return changed
+            return self._own([entry_id])[entry_id]
 
     def delete(self, ids: Iterable[int]) -> int:
         """Deletes entries, their history, vectors, words and texts in the log; returns how many there were."""
@@ -265,17 +269,13 @@ class Memory:
     def __len__(self) -> int:
         return self._tables.words.totals(self.user)[0]
 
-    def _candidate(
-        self, text: str, source: str, kind: Kind, recalled: Sequence[Entry], expires: float | None
-    ) -> Candidate:
-        vector = self._made.pop(text, None)
-        if vector is None and self._embedder is not None:
-            vector = self._embedder.embed([text])[0]
-        loss, judge = None, None
-        if self._judge is not None and kind == "turn":
-            given = [one.entry.text for one in self.search(text, GIVEN, floor=0.0)]
-            loss, judge = self._judge.loss(text, "\n".join(given)), self._judge.hash
-        return Candidate(text, source, kind, tuple(recalled), expires, vector, loss, judge)
+    def _verdict(self, candidate: Candidate) -> Verdict | None:
+        with self._lock, self._store.connection.reading():
+            return self._gate().verdict(candidate)
+
+    def _gate(self) -> Gate:
+        settings = self.settings
+        return Gate(self._store, self.user, settings, alive_by(settings))
 
     def _own(self, ids: Iterable[int]) -> dict[int, Entry]:
         found = self._tables.entries(list(ids), alive_by(self.settings))

@@ -105,7 +105,7 @@ def memory_options(parser: argparse.ArgumentParser) -> None:
         "--duplicate", type=float, metavar="F", help="from which similarity on long texts say the same"
     )
     settings.add_argument(
-        "--surprise", type=float, metavar="F", help="the share of entries that a turn must surprise more than"
+        "--surprise", type=float, metavar="F", help="the share of the entries' usual surprise that a turn must have"
     )
     settings.add_argument("--floor", type=float, metavar="F", help="the score below which a search leaves out")
     settings.add_argument("--log-entries", type=int, metavar="N", help="the most decisions that the log keeps")

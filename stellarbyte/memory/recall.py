@@ -75,8 +75,10 @@ class Recall:
                 known[one.entry.id] = less
         return sorted(known.values(), key=lambda one: -one.score)[:_LOOKED_AT]
 
-    def keep(self, message: str, used: Sequence[Found]) -> tuple[Decision, ...]:
+    def keep(self, message: str, used: Sequence[Found], earlier: Sequence[str] = ()) -> tuple[Decision, ...]:
         """Counts what was used in the prompt, and hands the message to the gate if this memory writes.
+
+        earlier: what the user has said before, from the oldest.
 
         Raises:
             UserError: the store cannot be written.
@@ -85,7 +87,8 @@ class Recall:
             self.memory.count_uses([found.entry.id for found in used])
         if not self.writes or not message.strip():
             return ()
-        return tuple(self.memory.add_turn(message, source="chat", recalled=[found.entry for found in used]))
+        recalled = [found.entry for found in used]
+        return tuple(self.memory.add_turn(message, source="chat", recalled=recalled, earlier=earlier))
 
     def remember(self, text: str) -> str:
         """Hands a note to the gate, and says what became of it."""

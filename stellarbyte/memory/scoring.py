@@ -3,12 +3,14 @@
 from stellarbyte.memory.word_index import Trust
 
 # What a cosine adds to the share of words for each standard deviation that it is above the usual one of questions that
-# a store cannot answer, the first left out; below, it takes away. Seeds 1 to 3 of tests/memory_trial.py chose both.
-_EACH = 0.03
+# a store cannot answer, the first left out, and what it takes away for each that it is below: twice as much, because a
+# word that a question shares by chance ("stock market", "flea markets") leaves the cosine at the usual one, and few
+# answers are there. Seeds 1 to 3 of tests/memory_trial.py chose the numbers.
+_ADDS, _TAKES = 0.03, 0.06
 _LEAST, _MOST = -3.0, 8.0
 # A cosine so many standard deviations above the usual one scores as much as a store's floor is by default: without any
 # word beside words that other entries have, and in a search by vectors alone, which finds nothing otherwise.
-BESIDE_WORDS, ALONE = 5.0, 3.0
+BESIDE_WORDS, ALONE = 6.0, 3.0
 _SCORES = 0.2
 
 
@@ -16,9 +18,9 @@ def score(coverage: float, cosine: float | None, trust: Trust) -> float:
     """The score from 0 to 1; coverage: the share of the query's words; cosine: None if there are no vectors."""
     if cosine is None:
         return coverage
-    above = (cosine - trust.usual) / trust.spread
-    added = _EACH * trust.weight * min(_MOST, max(_LEAST, above - 1))
-    return min(1.0, max(0.0, coverage + added, score_of_cosine(cosine, trust, BESIDE_WORDS)))
+    above = min(_MOST, max(_LEAST, (cosine - trust.usual) / trust.spread - 1))
+    said = coverage + trust.weight * above * (_ADDS if above > 0 else _TAKES)
+    return min(1.0, max(0.0, said, score_of_cosine(cosine, trust, BESIDE_WORDS)))
 
 
 def score_of_cosine(cosine: float, trust: Trust, deviations: float) -> float:

@@ -16,7 +16,7 @@ class MemorySettings:
         capacity: the most entries of a user; the least used goes first.
         retention_days: days after which an entry is deleted unless it was said or used again; None: never.
         duplicate: the similarity, from 0 to 1, from which on two texts say the same.
-        surprise: the share of the entries, from 0 to 1, that a turn must surprise the model more than; 0: no such rule.
+        surprise: the share, from 0 to 1, that a turn's surprise must have of the entries' median; 0: no such rule.
         floor: the score, from 0 to 1, below which a search leaves out what it has found.
         log_entries: the most decisions that the log keeps; the oldest go first.
     """
@@ -24,7 +24,7 @@ class MemorySettings:
     capacity: int = 1_000_000
     retention_days: float | None = None
     duplicate: float = 0.9
-    surprise: float = 0.05
+    surprise: float = 0.1
     floor: float = 0.2
     log_entries: int = 100_000
 

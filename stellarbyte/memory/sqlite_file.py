@@ -123,11 +123,11 @@ class SqliteFile:
         if path.exists():
             if not path.is_file():
                 raise UserError(f"{self.name} is a pipe or a device: name the file of a memory")
-            with self._told(), path.open("rb") as file:
-                header = file.read(len(_HEADER))
-            if header and header != _HEADER:
-                raise UserError(f"{self.name} is no memory: it is not an SQLite file")
-            if header or create:
+            with self._told():
+                empty = not path.stat().st_size
+                if not empty and not is_sqlite(path):
+                    raise UserError(f"{self.name} is no memory: it is not an SQLite file")
+            if create or not empty:
                 return
         if not create:
             raise UserError(f"{self.name} is not there: `stellarbyte memory add` makes it")
@@ -219,6 +219,14 @@ class SqliteFile:
             yield
         except (sqlite3.Error, OSError, OverflowError) as error:
             raise UserError(f"{self.name} {_sentence(error)}") from error
+
+
+def is_sqlite(path: Path) -> bool:
+    """Whether there is such a file, and it is SQLite's; raises OSError: it cannot be read."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_HEADER)) == _HEADER
 
 
 def _sentence(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from stellarbyte.memory.entries import KINDS, Entry, iso_time
 from stellarbyte.memory.gate.frames import frames_of
 from stellarbyte.memory.gate.secrets import secret_in
 from stellarbyte.memory.opening import Opened
+from stellarbyte.memory.sqlite_file import is_sqlite
 from stellarbyte.memory.tables import Alive
 from stellarbyte.memory.words import language_of
 from stellarbyte.reading import parse_json
@@ -42,7 +44,13 @@ class Loaded(NamedTuple):
 
 
 def export(store: Opened, owner: str, path: Path, alive: Alive) -> int:
-    """Writes a line for each entry, with its history; returns their number. Raises UserError: it cannot be written."""
+    """Writes a line for each entry, with its history; returns their number.
+
+    Raises:
+        UserError: the file cannot be written, or is a memory itself, which would be lost.
+    """
+    if _is_memory(path):
+        raise UserError(f"{shown_path(path)} is an SQLite file, such as a memory, and would be lost: name another file")
     count = after = 0
     with written_whole(path) as file, store.connection.reading():
         while entries := store.tables.listed(owner, alive, after=after, limit=_BATCH):
@@ -56,6 +64,12 @@ def export(store: Opened, owner: str, path: Path, alive: Alive) -> int:
                 file.write(json.dumps({**entry.to_dict(), "history": old}, ensure_ascii=False) + "\n")
             count += len(entries)
     return count
+
+
+def _is_memory(path: Path) -> bool:
+    with suppress(OSError):  # what cannot be read is told of when it is written
+        return is_sqlite(path)
+    return False
 
 
 def load(store: Opened, owner: str, path: Path) -> Loaded:

@@ -3,7 +3,7 @@
 import re
 
 from stellarbyte.memory.gate.rule import Candidate, Surroundings, Verdict
-from stellarbyte.memory.marks import holds_marks
+from stellarbyte.memory.marks import LINE, NOTE, holds_marks
 from stellarbyte.memory.words import content_of, plain
 
 _SPECIAL = re.compile(
@@ -44,6 +44,8 @@ def refuse_boilerplate(candidate: Candidate, _: Surroundings) -> Verdict | None:
         return Verdict("refused", "it holds the marks of recalled text")
     if candidate.kind == "passage":
         return None
+    if text.startswith(LINE) or text == NOTE:  # a turn comes here sentence by sentence, its marks apart
+        return Verdict("refused", "it is a line of recalled text")
     if _SPECIAL.search(text):
         return Verdict("refused", "it holds special tokens of a prompt")
     if _ROLE.search(text) or _SYSTEM_PROMPT.search(text):

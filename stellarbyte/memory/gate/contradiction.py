@@ -160,7 +160,7 @@ def _common_of_other_value(text: str, known: str) -> float | None:
         return None  # they differ in what they are about
     if _LINKS & {*value, *other}:
         return None  # or in what they say of it
-    kinds = _class_of(value, text) & _class_of(other, known)
+    kinds = kinds_of(value, text) & kinds_of(other, known)
     corrects = _CORRECTION.search(plain(text)) is not None
     return share if kinds - {"name"} or (ends and (corrects or kinds)) else None
 
@@ -169,8 +169,8 @@ def _words(text: str) -> list[str]:
     return [word for word in tokens_of(_FILLER_CHINESE.sub("", text)) if word not in _FILLER]
 
 
-def _class_of(words: Sequence[str], text: str) -> set[str]:
-    """What kinds of value the words of a span are."""
+def kinds_of(words: Sequence[str], text: str) -> set[str]:
+    """What kinds of value the words of a span of `text` are: number, day, colour, name, or a sign that ends it."""
     joined = "".join(words) if any(len(word) == 1 and word >= "\u4e00" for word in words) else " ".join(words)
     found = {"number"} if _NUMBER.search(joined) else set()
     if _DAY.search(joined):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from stellarbyte.memory.gate import chinese_frames, english_frames
+from stellarbyte.memory.gate import chinese_frames, english_frames, japanese_frames
 from stellarbyte.memory.words import content_of, plain, stem, tokens_of
 
 
@@ -39,8 +39,8 @@ class Frame(NamedTuple):
 
 # Words of no weight that corrections have.
 _FILLER = re.compile(
-    r"\b(?:actually|now|currently|nowadays|these days|instead|already|recently|anymore|any more|sorry|oops|wait|"
-    r"correction|no|well|by the way|btw|"
+    r"\b(?:not any ?more|actually|now|currently|nowadays|these days|instead|already|recently|anymore|any more|"
+    r"sorry|oops|wait|correction|no|well|by the way|btw|"
     r"just|from now on|as of (?:today|now)|since (?:last )?(?:week|month|year)|meanwhile|officially|"
     r"finally)\b(?! longer),?|其实|实际上|现在|目前|如今|最近|刚刚|已经|后来|更正一下?|不对|说错了|从现在起|从今天起"
 )
@@ -54,6 +54,9 @@ _INSTEAD = re.compile(
     r"(?:(?:it|he|she|that|the right one|her name|his name|its name) is |is |[它他她]?(?:是|叫|在))?(?P<value>.+)"
 )
 _HAN = re.compile("[\u4e00-\u9fff]")
+_KANA = re.compile("[\u3040-\u30ff]")
+# A clause of the user that says nothing of that kind, such as "I changed jobs", before one that leaves out who.
+_OF_THE_USER = re.compile(r"(?:i|我)(?!\w)|我(?!的|们的)")
 
 
 def frames_of(text: str) -> list[Frame]:
@@ -71,6 +74,8 @@ def frames_of(text: str) -> list[Frame]:
             frames = list(_frames(f"{subject} {clause}"))
         if frames:
             subject = {"i": "我" if _HAN.search(clause) else "i"}.get(frames[0].subject, subject)
+        elif not subject and (opening := _OF_THE_USER.match(clause)):
+            subject = opening[0]
         found += frames
     return list(dict.fromkeys(found))
 
@@ -130,7 +135,21 @@ def _frames(clause: str) -> Iterator[Frame]:
                 _subject(found["subject"]), relation, _value(left or found["value"]), denied or left is not None
             )
             return
-    yield from _chinese_frames(clause)
+    yield from _japanese_frames(clause) if _KANA.search(clause) else _chinese_frames(clause)
+
+
+def _japanese_frames(clause: str) -> Iterator[Frame]:
+    clause = japanese_frames.FILLER.sub("", clause.replace(" ", ""))
+    possessed = japanese_frames.POSSESSED.fullmatch(clause)
+    if possessed:
+        relation = possessed["relation"]
+        relation = japanese_frames.RELATIONS.get(relation, relation.removeprefix("一番"))
+        yield Frame(_japanese_subject(possessed["subject"]), relation, possessed["value"])
+        return
+    for relation, pattern in japanese_frames.PATTERNS:
+        if found := pattern.fullmatch(clause):
+            yield Frame(_japanese_subject(found["subject"] or "私"), relation, found["value"])
+            return
 
 
 def _chinese_frames(clause: str) -> Iterator[Frame]:
@@ -175,6 +194,13 @@ def _owner(words: str) -> str:
 def _chinese_subject(words: str) -> str:
     words = re.sub(r"^(我们?)(?:家)?(?:的)?(?:那|这)?(?:只|条|个|位)?", "我 ", words.strip()).strip().removesuffix("的")
     return "i" if words == "我" else words.replace("我 ", "my ")
+
+
+def _japanese_subject(words: str) -> str:
+    owner, of, owned = words.partition("の")
+    if owner in japanese_frames.MINE:
+        return f"my {owned}" if of else "i"
+    return words
 
 
 def _stems(words: str) -> str:

@@ -11,8 +11,8 @@ from stellarbyte.memory.gate.frames import frames_of
 from stellarbyte.memory.gate.recalled import refuse_recalled
 from stellarbyte.memory.gate.rule import Candidate, Neighbour, Surroundings, Verdict
 from stellarbyte.memory.gate.secrets import refuse_secrets
-from stellarbyte.memory.gate.statements import refuse_no_statement
-from stellarbyte.memory.gate.surprise import refuse_foreseen
+from stellarbyte.memory.gate.statements import refuse_no_statement, refuse_of_strangers
+from stellarbyte.memory.gate.surprise import refuse_foreseen, share_foreseen
 from stellarbyte.memory.opening import Opened
 from stellarbyte.memory.searching import Query, search
 from stellarbyte.memory.settings import MemorySettings
@@ -28,6 +28,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         refuse_boilerplate,
         refuse_recalled,
         refuse_no_statement,
+        refuse_of_strangers,
         count_duplicates,
         replace_contradicted,
         refuse_foreseen,
@@ -37,8 +38,6 @@ RULES: dict[str, tuple[Rule, ...]] = {
 """The rules for each kind of text, in their order: the first that has a verdict decides."""
 
 _NEIGHBOURS = 8
-# The entries that must have surprised a judge before a quantile of their losses means something.
-_LEAST_LOSSES = 20
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,7 @@ class Gate:
         keys = sorted({frame.key for frame in frames_of(candidate.text)}) if candidate.kind != "passage" else []
         ids = tables.of_frames(self.owner, keys)
         entries = tables.entries(ids, self.alive)
-        foreseen = None
-        if candidate.loss is not None and candidate.judge is not None:
-            foreseen = tables.share_below(self.owner, candidate.judge, candidate.loss, _LEAST_LOSSES)
+        foreseen = share_foreseen(tables, self.owner, candidate, self.settings.surprise)
         return Surroundings(
             self.settings,
             tuple(Neighbour(one.entry, one.parts.get("cosine")) for one in found if one.entry.id != besides),

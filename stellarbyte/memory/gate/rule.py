@@ -18,7 +18,7 @@ class Candidate:
         text, source, kind, expires: as the entry will have them.
         recalled: the entries that the prompt of this turn held.
         vector: what the embedder makes of the text, (D,); None: there is no embedder.
-        loss, judge: how surprising the text is after what a search finds, and to which judge; None: there is none.
+        loss, judge: how surprising the text is, in nats for a token, and to which judge; None: see `judged`.
     """
 
     text: str
@@ -71,7 +71,7 @@ class Surroundings:
         settings: the store's.
         neighbours: the user's nearest entries, the nearest first.
         same_frame: the user's entries that say something of the same subject in the same respect.
-        foreseen: the share of the entries that surprised the judge less than the candidate does; None: too few.
+        foreseen: see share_foreseen; None: the judge is not asked.
     """
 
     settings: MemorySettings

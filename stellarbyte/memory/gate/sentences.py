@@ -1,6 +1,9 @@
 """Cuts what a user says in a turn into sentences that can be remembered each alone."""
 
 import re
+from collections.abc import Sequence
+
+from stellarbyte.memory.gate.corrections import completed
 
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _END = re.compile(
@@ -15,7 +18,8 @@ _LEANS = re.compile(
 )
 _ASKED = re.compile(
     r"^(?:please |pls |ok(?:ay)?,? |and |also |hey,? )*(?:remember|note|keep in mind|don't forget|never forget)"
-    r"(?: that|,|:| -)*\s+(?=\S)|^(?:请|麻烦)?(?:你)?(?:记住|记下|记得|记一下|别忘了|不要忘记)[,，:：]?",
+    r"(?: that|,|:| -)*\s+(?=\S)|^(?:请|麻烦)?(?:你)?(?:记住|记下|记得|记一下|别忘了|不要忘记)[,，:：]?|"
+    r"^(?:覚えておいて|覚えて|メモして)(?:ください|ね)?[、，,:： ]*(?=.)",
     re.IGNORECASE,
 )
 # What says nothing of its own before a statement.
@@ -29,10 +33,30 @@ _OPENING = re.compile(
 )
 
 
-def sentences_of(turn: str) -> list[tuple[str, bool]]:
-    """Each sentence of a turn, without code, and whether the user has asked to remember it."""
+# Of what was said earlier, so many turns can be corrected.
+_CORRECTED = 4
+
+
+def sentences_of(turn: str, earlier: Sequence[str] = ()) -> list[tuple[str, bool]]:
+    """Each sentence of a turn, without code, and whether the user has asked to remember it.
+
+    A sentence such as "no, it's Max" becomes the one that it corrects, with the new value.
+
+    earlier: the turns before, from the oldest.
+    """
+    said: list[str] = []
+    for before in earlier[-_CORRECTED:]:
+        said += [sentence for sentence, _ in _sentences(before, said)]
+    return _sentences(turn, said)
+
+
+def _sentences(turn: str, said: Sequence[str]) -> list[tuple[str, bool]]:
     found: list[tuple[str, bool]] = []
     for sentence in _cut(_CODE.sub("\n", turn)):
+        corrected = completed(sentence, [*said, *(one for one, _ in found)])
+        if corrected is not None:
+            found.append((corrected, False))
+            continue
         rest = _OPENING.sub("", sentence) or sentence
         asked = _ASKED.match(rest)
         demanded = asked is not None

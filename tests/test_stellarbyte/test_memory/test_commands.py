@@ -79,6 +79,7 @@ def test_an_audit_that_finds_something_ends_with_1(tmp_path: Path, capsys: pytes
         (["settings", "m.db", "--floor", "2"], "floor 2.0 must be a number from 0 to 1"),
         (["import", "m.db", "none.jsonl"], "is not there"),
         (["export", "m.db", "m.db/x.jsonl"], "cannot be written"),
+        (["export", "m.db", "m.db"], "m.db is an SQLite file, such as a memory, and would be lost"),
         (["forget", "m.db"], "the following arguments are required: --user"),
         (["reembed", "m.db"], "the following arguments are required: --embedder"),
     ],

@@ -17,8 +17,9 @@ def test_a_score_rises_with_both_parts_and_trusts_vectors_as_far_as_they_deserve
     good, useless = Trust(1.0, 0.2, 0.05), Trust(0.0, 0.2, 0.05)
     assert score(0.3, None, good) == 0.3
     assert score(0.3, 0.0, good) < 0.3 < score(0.3, 0.4, good) < score(0.5, 0.4, good) <= 1
+    assert 0.3 - score(0.3, 0.2, good) > score(0.3, 0.3, good) - 0.3  # the usual one is at 0.2, and 0.25 says nothing
     assert score(0.3, 0.0, useless) == 0.3 == score(0.3, 0.4, useless)
-    assert score(0.0, 0.3, good) < 0.2 < score(0.0, 0.5, good)
+    assert score(0.0, 0.3, good) < 0.2 < score(0.0, 0.51, good)
 
 
 @pytest.mark.parametrize("kind", [NumpyMatrix, FaissMatrix])
