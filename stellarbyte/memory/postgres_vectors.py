@@ -9,21 +9,21 @@ from stellarbyte.memory.matrix import best_of
 from stellarbyte.memory.stored_vectors import FollowedWhitening, StoredVectors, compared
 from stellarbyte.memory.whitening import Whitening
 
-# What pgvector finds for each result: it orders by the cosine of centred vectors, and the whitened ones are close.
+# What pgvector finds for each result where vectors are whitened: it orders by products, not by cosines.
 _CANDIDATES = 10
 # From so many queries on all vectors are read once, instead of being searched for each of them by the server.
 _MANY = 8
 
 
 class VectorsInPostgres:
-    """The vectors of one user: pgvector finds candidates exactly, and whitened cosines order them.
+    """The vectors of one user: pgvector finds candidates among all of them, and their cosines order these.
 
     whitened: see Embedder.
     """
 
     def __init__(self, stored: StoredVectors, *, whitened: bool) -> None:
-        self._stored, self._whitening = stored, FollowedWhitening(stored, whitened=whitened)
-        self._candidates = _CANDIDATES if whitened else 1
+        self._stored, self._whitened = stored, whitened
+        self._whitening = FollowedWhitening(stored, whitened=whitened)
 
     def search(self, vectors: np.ndarray, limit: int) -> list[list[tuple[int, float]]]:
         """See Nearest."""
@@ -51,7 +51,11 @@ class VectorsInPostgres:
         return self._stored.to_column(vector)
 
     def _nearest(self, whitening: Whitening, vector: np.ndarray, limit: int) -> list[tuple[int, float]]:
-        found = self._stored.nearest_to(vector, whitening.mean, self._candidates * limit)
+        if self._whitened:
+            found = self._stored.nearest("vector <#> ?", [whitening.direction(vector)], _CANDIDATES * limit)
+        else:
+            moved = [whitening.mean, vector - whitening.mean]
+            found = self._stored.nearest("(vector - ?) <=> ?", moved, limit)
         return sorted(compared(whitening, vector, found), key=_order)[:limit]
 
 

@@ -65,10 +65,9 @@ class StoredVectors:
         condition, values = self._connection.among("memory", ids)
         return self._read(f"AND {condition} ORDER BY memory", values)
 
-    def nearest_to(self, vector: np.ndarray, mean: np.ndarray, limit: int) -> Vectors:
-        """Those with the highest cosines when the mean is taken away, as PostgreSQL finds them."""
-        columns = [self.to_column(mean), self.to_column(vector - mean), limit]
-        return self._read("ORDER BY (vector - ?) <=> ?, memory LIMIT ?", columns)
+    def nearest(self, distance: str, vectors: Sequence[np.ndarray], limit: int) -> Vectors:
+        """Those of the least distance, which pgvector works out of the column `vector` and these vectors, (D,)."""
+        return self._read(f"ORDER BY {distance}, memory LIMIT ?", [*map(self.to_column, vectors), limit])
 
     def batches(self) -> Iterator[Vectors]:
         """All of them, ordered by their entries; to be read within a transaction."""

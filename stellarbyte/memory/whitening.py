@@ -34,14 +34,24 @@ class Whitening(NamedTuple):
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         """The whitened vectors of length 1, (N, D) float32; a vector that is the mean itself becomes zeros."""
-        moved = vectors.astype(np.float32) - self.mean
-        with one_thread():
-            if self.matrix is not None:
-                moved = moved @ self.matrix
-            elif self.axes is not None and self.gains is not None:
-                moved += ((moved @ self.axes.T) * (self.gains - 1)) @ self.axes
-        lengths = np.linalg.norm(moved, axis=-1, keepdims=True)
-        return moved / np.maximum(lengths, 1e-9)
+        moved = self._evened(vectors.astype(np.float32) - self.mean)
+        return moved / np.maximum(np.linalg.norm(moved, axis=-1, keepdims=True), 1e-9)
+
+    def direction(self, vector: np.ndarray) -> np.ndarray:
+        """What the product of any vector with it puts in the order of the whitened cosines with `vector`, (D,).
+
+        But for the lengths that other vectors have when they are whitened, by which their cosines are divided.
+        """
+        found = self._evened(self._evened(vector.astype(np.float32) - self.mean))
+        return found / max(float(np.linalg.norm(found)), 1e-9)
+
+    @one_thread()
+    def _evened(self, moved: np.ndarray) -> np.ndarray:
+        if self.matrix is not None:
+            return moved @ self.matrix
+        if self.axes is not None and self.gains is not None:
+            return moved + ((moved @ self.axes.T) * (self.gains - 1)) @ self.axes
+        return moved
 
     def suits(self, count: int) -> bool:
         """Whether a store of `count` vectors is still about as large as the one that both were estimated for."""

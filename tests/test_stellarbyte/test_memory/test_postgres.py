@@ -1,8 +1,10 @@
 """A memory in PostgreSQL: the same methods, the same gate, several processes."""
 
+import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from postgres_server import postgres_server, programs
 from stellarbyte.errors import UserError
 from stellarbyte.memory import Memory
 from test_stellarbyte.test_memory.embedders import Letters
-from test_stellarbyte.test_memory.test_store_file import ROOT, WRITER
+from test_stellarbyte.test_memory.test_store_file import BUSY, ROOT, WRITER, start
 
 pytestmark = [
     pytest.mark.long,
@@ -111,3 +113,53 @@ def test_refusals(url: str) -> None:
         memory._store.connection.run("UPDATE meta SET value = '99' WHERE key = 'schema'")
     with pytest.raises(UserError, match=r"made by a newer StellarByte \(schema 99"):
         Memory(url)
+
+
+def test_an_error_that_nobody_waited_for_is_told_and_undoes_its_transaction(url: str) -> None:
+    with Memory(url, embedder=Letters()) as memory:
+        memory.add("My dog is called Rex")
+        connection = memory._store.connection
+
+        def spoil(late: Callable[[], object]) -> None:
+            with connection.writing():
+                connection.run("UPDATE memories SET text = 'gone'")
+                connection.run("INSERT INTO meta VALUES ('epoch', '9')")
+                late()
+
+        for late in (lambda: connection.rows("SELECT 1"), lambda: None):
+            with pytest.raises(UserError, match="cannot be used: duplicate key"):
+                spoil(late)
+            assert [entry.text for entry in memory.list()] == ["My dog is called Rex"]
+        assert memory.add("I live in Berlin").outcome == "added" and not memory.audit().ghosts
+
+
+def test_killed_writers_lose_nothing_that_they_had_reported(url: str) -> None:
+    for moment in (0.05, 0.3, 0.7):
+        writer = start(BUSY, url, round(1_000 * moment))
+        assert writer.stdout is not None
+        said = [writer.stdout.readline()]
+        time.sleep(moment)
+        writer.kill()
+        said += writer.stdout.readlines()
+        writer.wait()
+        done = [line.split() for line in said if line.endswith("\n")]
+        with Memory(url, embedder=Letters(16)) as memory:
+            there = {entry.id: entry.text for entry in memory.list()}
+            deleted = {int(entry) for what, _, entry in done if what == "deleted"}
+            assert not deleted & set(there) and not memory.audit().ghosts
+            for what, fact, entry in done[:-1]:
+                if what == "added" and int(entry) not in deleted and fact != done[-1][1]:
+                    assert f"zebra{fact}z" in there[int(entry)]
+
+
+def test_an_import_by_copy_is_found_by_words_and_vectors(url: str, tmp_path: Path) -> None:
+    file, most = tmp_path / "in.jsonl", 1_200
+    facts = [{"text": f"Hall {n} holds thing{n}x and lamp{n % 7}", "kind": "passage"} for n in range(most)]
+    file.write_text("".join(json.dumps(fact) + "\n" for fact in [*facts, facts[0]]), "utf-8")
+    with Memory(url, embedder=Letters()) as memory, Memory(tmp_path / "m.db", embedder=Letters()) as same:
+        assert memory.load(file) == same.load(file) == (most, 1, 0)
+        assert len(memory) == most and not memory.audit().ghosts
+        for how in ("words", "vectors", "hybrid"):
+            mine, its = (one.search("thing7x in hall 7", 3, how=how, floor=0) for one in (memory, same))  # type: ignore[arg-type]
+            assert mine[0].entry.text == its[0].entry.text == facts[7]["text"]
+        assert memory._tables.words.measured("").trust == pytest.approx(same._tables.words.measured("").trust, abs=1e-3)

@@ -74,6 +74,12 @@ def test_a_whitening_is_the_inverse_fourth_root_of_the_shrunk_covariance(rows: i
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     fitted = fit_whitening(sample, rows, directions=True)
     np.testing.assert_allclose(fitted(queries), expected, atol=2e-5)
+    others = random.standard_normal((9, 24))
+    lengths = np.linalg.norm((others - mean) @ (axes * np.maximum(values, values[-1] * 1e-6) ** -0.25) @ axes.T, axis=1)
+    products = (others - mean) @ fitted.direction(queries[0]) / lengths
+    np.testing.assert_allclose(
+        products / products[0], (fitted(others) @ expected[0]) / (fitted(others[:1]) @ expected[0]), rtol=2e-3
+    )
     assert rows_to_fit(256) == 16_384 and rows_to_fit(8_192) == 1_024
 
 
