@@ -19,6 +19,8 @@ CACHE_DTYPES = ("float32", "bfloat16", "int8")
 _BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 # AdamW keeps two numbers for each that is trained.
 _MOMENTS = 2
+# safetensors' words for dtypes that have others everywhere else
+_STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # Of quantised matrices: bits of a code, and inputs that share a scale of two bytes; None: all of a row.
 _CODES: dict[str, tuple[int, int | None]] = {"int8": (8, None), "int4": (4, 128)}
 _SCALE_BYTES = 2
@@ -114,7 +116,7 @@ class Memory:
     Attributes:
         stored: the bytes of its tensors as they are stored, each once, with what files hold beside them; None of a
             model that is not stored.
-        stored_dtypes: dtype as stored, in safetensors' words -> bytes.
+        stored_dtypes: dtype as stored, of codes in safetensors' words -> bytes.
         weights: dtype (float32, bfloat16, int8, int4) -> the bytes of the weights in it. int8 and int4 are of the
             layers' matrices, with one bfloat16 scale a row or for 128 inputs; the rest is bfloat16 then.
         optimizer: the name of the optimizer that `state` and `training` count.
@@ -155,7 +157,7 @@ def count_memory(
         state["optimizer"] = 4 * _MOMENTS * parameters.trained
     return Memory(
         stored=sum(stored.values()) + subject.buffers if subject.is_stored else None,
-        stored_dtypes={dtype: nbytes for dtype, nbytes in sorted(stored.items()) if nbytes},
+        stored_dtypes={_STORED.get(dtype, dtype): nbytes for dtype, nbytes in sorted(stored.items()) if nbytes},
         weights=weights,
         optimizer="adamw" if trained is None else trained.optimizer,
         state=state,

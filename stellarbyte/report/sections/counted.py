@@ -135,7 +135,7 @@ def _training(report: Report, view: View) -> Html | None:
         dtype=first.dtype,
         optimizer=report.memory.optimizer,
     )
-    return table(caption, head, rows)
+    return tag("div", table(caption, head, rows), view.note("training note"))
 
 
 def _cache(report: Report, view: View) -> Html | None:

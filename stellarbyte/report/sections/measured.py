@@ -19,6 +19,8 @@ from stellarbyte.report.sections.view import Section, View
 # Of a text, as many tokens as a page has room for; of a step, as many arrays.
 _MOST_TOKENS = 3000
 _MOST_ARRAYS = 400
+# The figures of matrices that the page shows.
+_FIGURES = ("small", "outliers", "effective_rank", "rank_share", "init_distance")
 # Losses are told apart in steps of this many nats, up to the last of the shades.
 _NATS, SHADES = 1.0, 8
 
@@ -92,7 +94,7 @@ def weights(view: View) -> Section | None:
         caption = words("table.matrices bad" if some_bad else "table.matrices")
         shown = table(caption, head, rows) if rows else None
         pictures = view.pictures(weight_charts(report, words), report)
-        return html(pictures, shown, view.remark(found.remark)) or None
+        return html(pictures, view.note("weights note") if pictures else None, shown, view.remark(found.remark)) or None
 
     body = view.of_each(of)
     return Section("weights", view.words("section.weights"), html(body, _definitions(view))) if body else None
@@ -104,7 +106,8 @@ def _definitions(view: View) -> Html | None:
     looked_at = [report for report in view.reports if report.weights is not None]
     for report in looked_at:
         for term in report.weights.definitions.items() if report.weights is not None else ():
-            of.setdefault(term, []).append(report.name)
+            if term[0] in _FIGURES:
+                of.setdefault(term, []).append(report.name)
     words = view.words
     terms = [
         (
@@ -237,7 +240,8 @@ def step(view: View) -> Section | None:
                 tables.append(tag("details", tag("summary", words(f"chart.step.{kind}")), shown))
         pictures = view.pictures(step_charts(report, words), report)
         verdict = tag("p", bad, class_="bad" if found.first_not_finite else "good")
-        return html(tag("p", told), verdict, view.remark(found.remark), pictures, tables)
+        named = view.note("arrays note") if pictures and tables else None
+        return html(tag("p", told), verdict, view.remark(found.remark), pictures, named, tables)
 
     body = view.of_each(of)
     return Section("step", view.words("section.step"), body) if body else None

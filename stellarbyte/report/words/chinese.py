@@ -17,7 +17,7 @@ WORDS = {
     "key.stored": "权重（存储）",
     "key.weights": "权重（bfloat16）",
     "key.cache": "KV 缓存",
-    "key.per cached token": "每词元，{dtype}",
+    "key.per cached token": "每个缓存的词元，{dtype}",
     "key.training": "训练，每词元",
     "key.at": "序列长度 {length}",
     "key.decode": "解码，每词元",
@@ -140,6 +140,8 @@ WORDS = {
     "table.weights": "权重所占内存",
     "int note": "int8 和 int4 仅用于各层的矩阵，每行或每 128 个输入一个 bfloat16 缩放因子；其余为 bfloat16。",
     "table.training": "单设备的一个训练步：{rows} 行 × {length} 词元，{dtype}，{optimizer}",
+    "training note": "一行是批次中的一段文本。表中是训练步内存占用最高的时刻，此刻不在内存中的部分计为 0。"
+    "重计算策略决定哪些激活值在内存中保留到反向传播，其余的重新计算：none 全部保留，full 几乎都不保留。",
     "fullest moment": "内存最满时",
     "moment.the loss": "计算损失",
     "moment.the layers' backward pass": "各层反向传播",

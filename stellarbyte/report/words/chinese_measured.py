@@ -15,7 +15,7 @@ WORDS = {
     "compiling": "编译",
     "table.latency": "实测速度",
     "latency note": "使用 {library} 在 {machine} 上以 {dtype} 测得；该机大矩阵乘法可达 {flops}，"
-    "读内存可达 {bandwidth}；每点最多重复 {repeats} 次。",
+    "读内存可达 {bandwidth}；每点最多重复 {repeats} 次。屋顶线是这两者允许的最短时间；达到 50 % 表示用时为它的两倍。",
     "threads": "{name}（{number} 线程）",
     "chart.speed.prefill": "预填充：词元/秒",
     "chart.speed.decode": "解码：词元/秒",
@@ -34,11 +34,12 @@ WORDS = {
     "distance": "与初始值的距离",
     "not finite": "非有限值",
     "layer.matrix": "第 {layer} 层 {matrix}",
+    "weights note": "每格是一个矩阵，与相邻矩阵差别明显的值得留意。离群值多，低比特量化损失更大；"
+    "有效秩低，更小的矩阵也许够用；距离为 0，说明没有学到东西。",
     "table.matrices": "层外的矩阵",
     "table.matrices bad": "层外的矩阵，以及含非有限值的矩阵",
     "figure.small": "小权重",
     "figure.outliers": "离群值",
-    "figure.largest": "最大值",
     "figure.effective_rank": "有效秩",
     "figure.rank_share": "有效秩占比",
     "figure.init_distance": "与初始值的距离",
@@ -50,7 +51,8 @@ WORDS = {
     "importance": "重要性",
     "over tokens": "重要性在文本的 {number} 个词元上测得。",
     "table.heads": "最重要的头",
-    "attention note": "对文本中 {number} 个词元取平均。熵的单位为奈特，距离的单位为词元。",
+    "attention note": "对文本中 {number} 个词元取平均。熵（单位奈特）表示一个头把注意力分散到多少词元上："
+    "0 是只看一个词元，ln n 是均匀地看 n 个词元。距离是往回看多少个词元。",
     "chart.heads": "各头的重要性",
     "chart.heads.alt": "{model} 各层各头的{title}；最大在第 {layer} 层第 {head} 头",
     "chart.attention.entropy": "注意力的熵",
@@ -65,8 +67,8 @@ WORDS = {
     "chosen.widest": "关注的词元最多",
     "axis.key": "被关注的词元",
     "axis.query": "当前词元",
-    "losses": "共 {number} 个词元，平均每词元 {mean} 奈特，每字节 {bits} 比特。颜色越深，模型越没料到；"
-    "将指针停在词元上可读出它的损失。",
+    "losses": "共 {number} 个词元，平均每词元 {mean} 奈特，每字节 {bits} 比特。颜色越深，模型越没料到："
+    "每多 1 奈特，概率缩小为 2.7 分之一。将指针停在词元上可读出它的损失。",
     "nats": "{number} 奈特",
     "cut": "仅显示前 {number} 个词元。",
     "run": "运行",
@@ -84,6 +86,7 @@ WORDS = {
     "step told": "第 {step} 步，使用第 {checkpoint} 步的权重：训练 {tokens} 个词元，损失 {loss}，梯度范数 {norm}。",
     "all finite": "所有数值均有限。",
     "first bad": "第一个含非有限值的数组是 {name}。",
+    "arrays note": "下面的表按同样的顺序列出各数组的名称。",
     "array": "数组",
     "zeros": "零值",
     "step.rms": "均方根",

@@ -18,7 +18,7 @@ WORDS = {
     "key.stored": "Weights as stored",
     "key.weights": "Weights in bfloat16",
     "key.cache": "Keys and values",
-    "key.per cached token": "a token, in {dtype}",
+    "key.per cached token": "for each cached token, in {dtype}",
     "key.training": "Training, a token",
     "key.at": "at length {length}",
     "key.decode": "Decoding, a token",
@@ -147,6 +147,9 @@ WORDS = {
     "int note": "int8 and int4 are of the layers' matrices, with a bfloat16 scale for each row or for 128 inputs; "
     "the rest is bfloat16.",
     "table.training": "A training step on one device: {rows} rows of {length} tokens in {dtype}, with {optimizer}",
+    "training note": "A row is one text of a batch. What is told is the step's fullest moment; what is not in memory "
+    "then counts 0. A remat policy says which activations stay in memory until the backward pass, and the others are "
+    "computed again: none keeps all, full nearly nothing.",
     "fullest moment": "fullest moment",
     "moment.the loss": "the loss",
     "moment.the layers' backward pass": "the layers' backward pass",

@@ -16,7 +16,8 @@ WORDS = {
     "compiling": "compiling",
     "table.latency": "Measured speed",
     "latency note": "Measured with {library} on {machine} in {dtype}, which reaches {flops} in a large matmul and "
-    "reads {bandwidth}; up to {repeats} repeats a point.",
+    "reads {bandwidth}; up to {repeats} repeats a point. The roofline is the least time that these two allow for a "
+    "pass's FLOPs and bytes; 50 % of it is a pass that takes twice as long.",
     "threads": "{name} ({number} threads)",
     "chart.speed.prefill": "Prefill: tokens a second",
     "chart.speed.decode": "Decoding: tokens a second",
@@ -36,24 +37,27 @@ WORDS = {
     "distance": "distance from init",
     "not finite": "not finite",
     "layer.matrix": "layer {layer}, {matrix}",
+    "weights note": "Each cell is a matrix; one that differs from its neighbours is worth a look. Where many numbers "
+    "are outliers, rounding to few bits costs more; where the effective rank is low, a smaller matrix might do; where "
+    "the distance is 0, nothing was learned.",
     "table.matrices": "Matrices outside the layers",
     "table.matrices bad": "Matrices outside the layers, and those with numbers that are not finite",
     "figure.small": "small",
     "figure.outliers": "outliers",
-    "figure.largest": "largest",
     "figure.effective_rank": "effective rank",
     "figure.rank_share": "share of the rank",
     "figure.init_distance": "distance from init",
     "chart.weights.small": "Share of small weights",
     "chart.weights.outliers": "Share of outliers",
-    "chart.weights.rank_share": "Effective rank, of the full one",
+    "chart.weights.rank_share": "Effective rank, as a share of the full rank",
     "chart.weights.init_distance": "Distance from init",
     "chart.weights.figure.alt": "{title}, by layer and matrix of {model}; the most is in {extreme}",
     # Heads.
     "importance": "importance",
     "over tokens": "Importance is measured on {number} tokens of the text.",
     "table.heads": "The heads that are worth most",
-    "attention note": "Means over {number} tokens of the text. Entropy is in nats, distance in tokens.",
+    "attention note": "Means over {number} tokens of the text. Entropy, in nats, tells over how many tokens a head "
+    "spreads its attention: 0 is one token alone, ln n is n tokens alike. Distance is how many tokens back it looks.",
     "chart.heads": "Importance of each head",
     "chart.heads.alt": "{title}, by layer and head of {model}; the most is in layer {layer}, head {head}",
     "chart.attention.entropy": "Attention: entropy",
@@ -70,7 +74,7 @@ WORDS = {
     "axis.query": "looks",
     # The text.
     "losses": "{number} tokens, {mean} nats a token on average, {bits} bits per byte. The darker a token, the less it "
-    "was expected; point at it to read its loss.",
+    "was expected: each nat more is a probability 2.7 times smaller. Point at a token to read its loss.",
     "nats": "{number} nats",
     "cut": "The first {number} tokens are shown.",
     # Runs.
@@ -91,6 +95,7 @@ WORDS = {
     "gradient norm {norm}.",
     "all finite": "Every number is finite.",
     "first bad": "The first array with a number that is not finite is {name}.",
+    "arrays note": "The tables below name the arrays, in the same order.",
     "array": "array",
     "zeros": "zeros",
     "step.rms": "root mean square",

@@ -93,7 +93,7 @@ def memory(total: int) -> Memory:
         ChipFit(chip, size << 30, {"none": size // 8, "full": size * 4 - 60}, {"bfloat16": size * 30})
         for chip, size in (("TPU v5e", 15), ("A100 40 GB", 39), ("H100", 79))
     )
-    stored = {"F32": 4 * total}
+    stored = {"float32": 4 * total}
     weights = {"float32": 4 * total, "bfloat16": 2 * total, "int8": total, "int4": total // 2}
     state = {"weights": 4 * total, "gradients": 4 * total, "optimizer": 8 * total}
     return Memory(4 * total, stored, weights, "adamw", state, training, cache, chips)

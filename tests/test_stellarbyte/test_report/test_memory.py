@@ -29,7 +29,7 @@ def plain(tmp_path):
 def test_weights_as_stored_and_by_dtype(plain):
     found = memory(plain)
     assert found.stored == 2 * NUMBERS
-    assert found.stored_dtypes == {"BF16": 2 * NUMBERS}
+    assert found.stored_dtypes == {"bfloat16": 2 * NUMBERS}
     assert found.weights["float32"] == 4 * NUMBERS
     assert found.weights["bfloat16"] == 2 * NUMBERS
     rows = 2 * (32 + 16 + 16 + 32 + 48 + 48 + 32)
