@@ -102,9 +102,8 @@ def report(program: str, error: BaseException) -> int:
         # A name that is too long, a folder that others lock, a disk that is gone: nothing that we got wrong.
         sentence = f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}"
         return _say(f"{program}: error: {one_line(sentence)}", USER_ERROR)
-    if isinstance(error, RuntimeError) and str(error).startswith(
-        "Symlink loop from "
-    ):  # Path.resolve before Python 3.13
+    # Path.resolve says so before Python 3.13.
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from "):
         path = str(error).removeprefix("Symlink loop from ").strip("'\"")
         return _say(f"{program}: error: {one_line(path)} cannot be used: its links lead back to themselves", USER_ERROR)
     # What has no name is what we print to.
