@@ -87,10 +87,13 @@ class Slots:
         rows_B1 = jnp.arange(slots_BT.shape[0])[:, None]
 
         def write(old_BKSH: jax.Array, new_BKTH: jax.Array) -> jax.Array:
-            # Without the barrier XLA's CPU compiler would, for one row, write once more inside the attention that reads
-            # this, and copy all slots at every token for that.
-            written_BKSH = old_BKSH.at[rows_B1, :, slots_BT].set(new_BKTH.transpose(0, 2, 1, 3), mode="drop")
-            return jax.lax.optimization_barrier(written_BKSH)
+            new_BTKH, into_BT = new_BKTH.transpose(0, 2, 1, 3), slots_BT
+            if slots_BT.size == 1:
+                # XLA's CPU compiler would do a single write once more inside the attention that reads this, and copy
+                # all slots at every token for that. It does not with a second one, which is dropped.
+                new_BTKH = jnp.tile(new_BTKH, (1, 2, 1, 1))
+                into_BT = jnp.append(slots_BT, old_BKSH.shape[2])[None]
+            return old_BKSH.at[rows_B1, :, into_BT].set(new_BTKH, mode="drop")
 
         return jax.tree.map(write, self, self._packed(x_BKTH))
 
