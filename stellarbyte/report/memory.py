@@ -39,7 +39,8 @@ class TrainingMemory:
         rows, length: the batch. dtype: that of the computation.
         weights: the parameters, in float32. optimizer: its state.
         activations: what the layers keep for the backward pass. working: what one layer and the loss work with beside.
-        moment: the loss, or the layers' backward pass; in the first there are no gradients yet.
+        moment: the loss, when there are no gradients yet; the layers' backward pass, when the embedding has none; or
+            the optimizer's update.
     """
 
     remat: str

@@ -30,6 +30,8 @@ POLICIES: dict[str, Callable[..., Any]] = {
         offload_dst="pinned_host",
     ),
 }
+# The policies under which a layer keeps its input alone, and computes all again.
+KEEPS_INPUT = ("full", "offload")
 
 
 def rematerialized(layer: Callable[..., Any], policy: str, *, in_a_loop: bool) -> Callable[..., Any]:

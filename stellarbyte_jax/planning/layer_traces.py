@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,17 +11,18 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from stellarbyte_jax.config import RunConfig
+from stellarbyte_jax.model.remat import KEEPS_INPUT
 from stellarbyte_jax.planning.array_placement import Placement
 from stellarbyte_jax.planning.chip_work import (
     gathered_bytes,
     kernel_calls,
     matmul_flops,
     received_bytes,
-    standing_bytes,
     traffic_bytes,
 )
-from stellarbyte_jax.planning.jaxprs import KERNEL, equations, inner_jaxprs, loop_body, loop_inputs
+from stellarbyte_jax.planning.jaxprs import KERNEL, equations, inner_jaxprs, loop_body, loop_inputs, shape_of
 from stellarbyte_jax.planning.program import LayerLoops, layer_loops, layout_of
+from stellarbyte_jax.planning.standing_arrays import standing_bytes, standing_in_layer
 from stellarbyte_jax.planning.tiles import padded_bytes
 
 
@@ -55,6 +57,7 @@ class _Kept:
     activations: int
     offloaded: int
     weights: int
+    of_tokens: frozenset[Any]  # the forward scan's outputs that depend on the tokens
 
 
 class LayerTraces:
@@ -98,10 +101,12 @@ class LayerTraces:
                 self._trace("none", sizes, rows)
             self._calls[key] = sum(kernel_calls(body) for body in loops.bodies)
             again = self._calls[key] - self._calls["none", *key[1:]]
-            self._traced[key] = self._study(loops, sizes, rows, again)
+            self._traced[key] = self._study(loops, sizes, rows, remat, again)
         return self._traced[key]
 
-    def _study(self, loops: LayerLoops, sizes: dict[str, int], rows: int, kernels_again: int) -> SavedByLayers:
+    def _study(
+        self, loops: LayerLoops, sizes: dict[str, int], rows: int, remat: str, kernels_again: int
+    ) -> SavedByLayers:
         layers, bodies, placement = self._config.model.num_hidden_layers, loops.bodies, loops.placement
         pad = self._platform == "tpu"
         length = self._config.data.sequence_length // layout_of(self._config, sizes).parts("length")
@@ -116,7 +121,7 @@ class LayerTraces:
             activations=kept.activations - kept.offloaded,
             offloaded=kept.offloaded,
             weights=kept.weights,
-            working=max(0, standing_bytes(bodies[1], placement, pad) - exchanged),
+            working=max(0, _working(loops, kept.of_tokens, again=remat in KEEPS_INPUT, pad=pad) - exchanged),
             exchanged=exchanged,
             traffic=layers * sum(traffic_bytes(body, placement) for body in bodies),
             flops=layers * sum(matmul_flops(body, placement, choices) for body in bodies),
@@ -160,22 +165,44 @@ def _kept(loops: LayerLoops, *, pad: bool) -> _Kept:
     parameters = {id(var) for var in xs if jnp.issubdtype(var.aval.dtype, jnp.floating) and var.aval.ndim}
     number = _value_numbers(body, placement)
     of_tokens = _depends_on(body, [var for var in body.invars if id(var) not in parameters])
-    uses = _uses(backward)
-    seen, bytes_of = set(), {"activations": 0, "offloaded": 0, "weights": 0}
+    uses, made_by = _uses(backward), {var: eqn for eqn in body.eqns for var in eqn.outvars}
+    seen, kept, bytes_of = set(), set(), {"activations": 0, "offloaded": 0, "weights": 0}
     for inner, outer in zip(body.outvars[carry:], forward.outvars[carry:], strict=True):
-        if isinstance(inner, Literal) or number[inner] in seen:
+        if isinstance(inner, Literal):
+            continue
+        if inner in of_tokens:
+            kept.add(outer)
+        if number[inner] in seen:
             continue
         seen.add(number[inner])
         aval: Any = outer.aval
         dtype, used_by = aval.dtype, uses.get(outer, set())
         if pad and dtype == jnp.float32 and used_by == {"dot_general"}:
             dtype = jnp.bfloat16  # a TPU's matmuls round their inputs to it, so XLA keeps no more
-        # A kernel fixes the order of axes; elsewhere XLA finds an order that fills the tiles.
-        size = padded_bytes(placement.local_shape(outer), dtype, pad, free=KERNEL not in used_by)
+        # A kernel fixes the order of axes; elsewhere XLA finds an order that fills the tiles. It does not see through a
+        # reshape into groups of heads, and copies each layer's slice for the kernel.
+        free = KERNEL not in used_by or _is_regrouped(made_by.get(inner))
+        size = padded_bytes(placement.local_shape(outer), dtype, pad, free=free)
         bytes_of["activations" if inner in of_tokens else "weights"] += size
         if aval.memory_space == jax.memory.Space.Host:
             bytes_of["offloaded"] += size
-    return _Kept(**bytes_of)
+    return _Kept(**bytes_of, of_tokens=frozenset(kept))
+
+
+def _is_regrouped(eqn: JaxprEqn | None) -> bool:
+    """Whether a reshape makes other axes; those of length 1 do not count."""
+    if eqn is None or eqn.primitive.name != "reshape":
+        return False
+    before, after = ([side for side in shape_of(var) if side != 1] for var in (eqn.invars[0], eqn.outvars[0]))
+    return before != after
+
+
+def _working(loops: LayerLoops, of_tokens: Collection[Any], *, again: bool, pad: bool) -> int:
+    """The most bytes that stand at once in a layer's backward pass, beside what is kept."""
+    consts, carry = loop_inputs(loops.backward)
+    kept = {i for i, var in enumerate(loops.backward.invars) if not isinstance(var, Literal) and var in of_tokens}
+    carried = range(consts, consts + carry)
+    return standing_in_layer(loops.bodies[1], carried, kept, loops.placement, again=again, pad=pad)
 
 
 def _uses(backward: JaxprEqn) -> dict[Any, set[str]]:

@@ -32,14 +32,14 @@ class Memory:
     optimizer: int
     batch: int
     micro_batches: int
-    activations: int
-    weight_copies: int
-    gradients: int
-    working: int
-    exchanged: int
-    gathered: int
-    logits: int
-    head: int
+    activations: int = 0
+    weight_copies: int = 0
+    gradients: int = 0
+    working: int = 0
+    exchanged: int = 0
+    gathered: int = 0
+    logits: int = 0
+    head: int = 0
 
     @property
     def arguments(self) -> int:
@@ -84,7 +84,7 @@ def predict_memory(
     head_gradient = 0 if adapters else 4 * head_entries
     if chunk_count(rows, length) == 1:
         head_gradient = max(0, head_gradient - whole_logits)
-    always = {
+    arguments = {
         "parameters": parameters.trained,
         "frozen": parameters.frozen,
         "teacher": parameters.teacher,
@@ -92,31 +92,29 @@ def predict_memory(
         "optimizer": parameters.optimizer + (0 if training.ema_decay is None else parameters.trained),
         "batch": len(BATCH_ARRAYS) * micro_batches * padded_bytes((rows, length), jnp.int32, pad),
         "micro_batches": parameters.trained if micro_batches > 1 else 0,
-        "activations": saved.activations,
-        "weight_copies": copies,
     }
+    layers = {"activations": saved.activations, "weight_copies": copies}
     in_turn = (
         Memory(
             "the loss",
-            **always,
-            gradients=0,
-            working=0,
-            exchanged=0,
-            gathered=0,
+            **arguments,
+            **layers,
             # The teacher's logits come beside the student's, and the difference of their probabilities.
             logits=(3 if parameters.teacher else 1) * whole_logits + padded_bytes(chunk, training.dtype, pad),
             head=head_entries * itemsize + head_gradient,
         ),
         Memory(
             "the layers' backward pass",
-            **always,
-            gradients=parameters.trained,
+            **arguments,
+            **layers,
+            # The embedding's gradient comes after the layers'.
+            gradients=parameters.trained - parameters.embedding,
             working=saved.working,
             exchanged=saved.exchanged,
             gathered=gathered if spread > 1 else 0,
-            logits=0,
-            head=0 if adapters else head_entries * itemsize // spread,
         ),
+        # The sum of micro-batches is then the gradient.
+        Memory("the optimizer's update", **arguments, gradients=0 if micro_batches > 1 else parameters.trained),
     )
     return max(in_turn, key=lambda memory: memory.total)
 

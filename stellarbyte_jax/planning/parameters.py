@@ -33,7 +33,7 @@ class Parameters:
 
     trained, frozen: all parameters, in two kinds. teacher: those of the model that the run learns from. optimizer: the
     optimizer's state beside the trained ones, but for its counters. layers: the layers' parameters of both kinds.
-    dense_layers: the layers' parameters without experts.
+    dense_layers: the layers' parameters without experts. embedding: a trained embedding that is not the head as well.
     """
 
     trained: int
@@ -42,6 +42,7 @@ class Parameters:
     optimizer: int
     layers: int
     dense_layers: int
+    embedding: int
 
     @property
     def experts(self) -> int:
@@ -118,7 +119,16 @@ class ParameterCounter:
         layers = local["model"]["layers"]
         experts = _total(layers["mlp"].get("experts", {}))
         optimizer = sum(bytes_of(array, layout.sharding(*axes.names)) for array, axes in self._opt_state(config))
-        return Parameters(_total(trained), _total(frozen), teacher, optimizer, _total(layers), _total(layers) - experts)
+        apart = config.lora is None and not config.model.tie_word_embeddings
+        return Parameters(
+            trained=_total(trained),
+            frozen=_total(frozen),
+            teacher=teacher,
+            optimizer=optimizer,
+            layers=_total(layers),
+            dense_layers=_total(layers) - experts,
+            embedding=_total(local["model"]["embed_tokens"]) if apart else 0,
+        )
 
     def _opt_state(self, config: RunConfig) -> list[tuple[jax.ShapeDtypeStruct, Axes]]:
         """The optimizer's arrays and their axes, without its counters; kept, because they depend on no mesh."""

@@ -145,6 +145,7 @@ WORDS = {
     "fullest moment": "内存最满时",
     "moment.the loss": "计算损失",
     "moment.the layers' backward pass": "各层反向传播",
+    "moment.the optimizer's update": "优化器更新",
     "table.cache": "单行的 KV 缓存",
     "table.trains": "单个芯片训练时最多容纳的行数，按重计算策略",
     "table.answers": "单个芯片推理时最多容纳的满上下文行数，按权重的数据类型",

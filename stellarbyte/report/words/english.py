@@ -153,6 +153,7 @@ WORDS = {
     "fullest moment": "fullest moment",
     "moment.the loss": "the loss",
     "moment.the layers' backward pass": "the layers' backward pass",
+    "moment.the optimizer's update": "the optimizer's update",
     "table.cache": "Keys and values of one row",
     "table.trains": "The most rows that one chip trains at once, by remat policy",
     "table.answers": "The most rows with a full context that one chip answers, by dtype of the weights",

@@ -1,6 +1,5 @@
 """Where arrays lie and what a chip multiplies and gets, against XLA's own partitioning and sums by hand."""
 
-import math
 from functools import partial
 
 import jax
@@ -9,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from stellarbyte_jax.planning.array_placement import Placement, place_of
-from stellarbyte_jax.planning.chip_work import matmul_flops, received_bytes, standing_bytes
+from stellarbyte_jax.planning.chip_work import matmul_flops, received_bytes
 from stellarbyte_jax.sharding import abstract_mesh
 
 SIZES = {"data": 2, "tensor": 4}
@@ -120,37 +119,3 @@ def test_what_a_shard_map_wants_more_of_is_gathered():
     placement = Placement(SIZES)
     placement.follow(jaxpr, [place_of(P("data", "tensor"), 2)])
     assert received_bytes(jaxpr, placement, SIZES) == {"tensor": 3 * 4 * 16 * 8 // 8}
-
-
-def test_what_stands_at_once():
-    """The first product is there until the second is made; what is elementwise is worked out where it is read."""
-
-    def products(a, b, c):  # type: ignore[no-untyped-def]
-        first = jnp.tanh(a @ b)
-        second = jax.jit(lambda x: (x * 2) @ c)(first)
-        return jnp.sum(second), second
-
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 16), (16, 32), (32, 4))]
-    jaxpr = jax.make_jaxpr(products)(*shapes).jaxpr
-    assert standing_bytes(jaxpr, Placement({}), pad=False) == 4 * (math.prod((8, 32)) + math.prod((8, 4)))
-
-
-def test_what_two_arrays_make_takes_their_place():
-    """gate · up, read twice, stands for both; read once, it is worked out of them where it is read."""
-
-    def gated(a, gate, up, down):  # type: ignore[no-untyped-def]
-        h = (a @ gate) * (a @ up)
-        return h @ down, jnp.sum(h @ down @ down.T)
-
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 16), (16, 32), (16, 32), (32, 2))]
-    jaxpr = jax.make_jaxpr(gated)(*shapes).jaxpr
-    assert standing_bytes(jaxpr, Placement({}), pad=False) == 4 * 3 * 8 * 32
-
-
-def test_what_a_constraint_gathers_stands():
-    whole = NamedSharding(ABSTRACT, P("data"))
-    shapes = [jax.ShapeDtypeStruct((8, 16), jnp.float32)] * 2
-    jaxpr = jax.make_jaxpr(lambda x, w: jax.lax.with_sharding_constraint(x, whole) * w)(*shapes).jaxpr
-    placement = Placement(SIZES)
-    placement.follow(jaxpr, [place_of(P("data", "tensor"), 2), place_of(P("data"), 2)])
-    assert standing_bytes(jaxpr, placement, pad=False) == 4 * 4 * 16

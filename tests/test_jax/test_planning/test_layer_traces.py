@@ -109,7 +109,7 @@ def test_a_line_through_one_and_two_rows(planned_run):
     config, sizes = planned_run(num_experts=4), ONE | {"expert": 2, "fsdp": 2}
     traces = LayerTraces(config, "gpu")
     loops = program.layer_loops(config, sizes, 5, "gpu", "none")
-    five = traces._study(loops, sizes, 5, 0)
+    five = traces._study(loops, sizes, 5, "none", 0)
     found = traces.saved("none", sizes, 5)
     assert found.received.pop("data") == 0
     assert found == five
