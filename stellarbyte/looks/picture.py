@@ -50,4 +50,4 @@ def on_ground(svg: str, description: str, unit: str = "pt") -> str:
     sizes = f'viewBox="{-_MARGIN} {-_MARGIN} {width:g} {height:g}" width="{width:g}{unit}" height="{height:g}{unit}"'
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     head = html(Html(f'<svg role="img" {spaces} {sizes}>\n'), tag("title", description), tag("style", style), ground)
-    return f"{svg[: opening.start()]}{head}{drawn}"
+    return f"{head}{drawn}"

@@ -32,6 +32,7 @@ def files() -> list[str]:
 def test_files_stand_alone() -> None:
     for svg in files():
         root = ElementTree.fromstring(svg)
+        assert svg.startswith("<svg "), "no document type of another place"
         title, style, ground = list(root)[:3]
         assert (title.text, ground.get("fill")) == (TITLE, colours.GROUND)
         assert [ground.get("width"), ground.get("height")] == str(root.get("viewBox")).split()[2:]
