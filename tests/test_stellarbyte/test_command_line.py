@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from stellarbyte import door
-from stellarbyte.command_line import Parser, report
+from stellarbyte.command_line import Parser, prepared_by, report
 from stellarbyte.errors import UserError
 from stellarbyte.interrupt import Interrupted
 
@@ -354,3 +354,17 @@ def test_memory_that_runs_out_is_one_sentence(error: Exception, words: str, caps
     said = capsys.readouterr().err
     assert said.startswith("program: error: there is not enough memory (") and said.count("\n") == 1
     assert f"{words}): take fewer rows" in said
+
+
+def test_what_prepares_a_command_is_done_before_each_call() -> None:
+    done: list[str] = []
+
+    @prepared_by(lambda: done.append("first"), lambda: done.append("second"))
+    def command(word: str, *, last: str) -> str:
+        """Says both."""
+        done.append(word)
+        return word + last
+
+    assert [command("a", last="!"), command("b", last="?")] == ["a!", "b?"]
+    assert done == ["first", "second", "a", "first", "second", "b"]
+    assert command.__doc__ == "Says both."
