@@ -9,6 +9,7 @@ import argparse
 import json
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -119,7 +120,9 @@ class Trial:
 
     def talk(self) -> None:
         """Says all turns, then deletes facts."""
-        for turn in self.turns:
+        for number, turn in enumerate(self.turns):
+            if number and number % 500 == 0:
+                print(f"{number:,} of {len(self.turns):,} turns", file=sys.stderr, flush=True)
             recalled: list[Entry] = [one.entry for one in self.memory.search(turn)]
             begun = time.perf_counter()
             self.memory.add_turn(turn, recalled=recalled)

@@ -3,10 +3,11 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from stellarbyte.command_line import folder_or_bucket
 from stellarbyte.errors import UserError
+from stellarbyte.memory.entries import Outcome
 from stellarbyte.places import is_remote
 
 _EMBEDDER = "what makes vectors: a run, a model's folder, or one of sentence-transformers or model2vec"
@@ -79,7 +80,7 @@ def memory_options(parser: argparse.ArgumentParser) -> None:
 
     log = command("log", "show what the gate has decided, and why")
     log.add_argument("--limit", type=int, default=50, metavar="N", help="show the newest N (default 50)")
-    log.add_argument("--outcome", metavar="NAME", help="such as added, counted, replaced, refused, deleted")
+    log.add_argument("--outcome", choices=get_args(Outcome), metavar="NAME", help=", ".join(get_args(Outcome)))
     log.add_argument("--entry", type=int, metavar="ID", help="what has happened to this entry")
 
     forget = command("forget", "delete all that a user has, the log too", user=False)

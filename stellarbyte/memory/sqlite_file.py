@@ -17,6 +17,7 @@ from stellarbyte.memory.schema import SCHEMA, SQLITE, table_statements, upgrade_
 # In the file's header, so that another program's SQLite file is known from ours: "SBme".
 APPLICATION_ID = 0x53426D65
 _HEADER = b"SQLite format 3\0"
+_BESIDE = ("-wal", "-shm", "-journal")
 # Seconds that a writer waits for the others.
 _PATIENCE = 60.0
 # The pages of the log after which it is written into the file and begun anew: 1 MiB, so that it fills no small disk.
@@ -118,6 +119,8 @@ class SqliteFile:
 
     def _check_file(self, create: bool) -> None:
         path = self.path
+        if path.name.endswith(_BESIDE):
+            raise UserError(f"{self.name} has the name of a file that SQLite keeps beside a memory: name another file")
         if path.is_dir():
             raise UserError(f"{self.name} is a folder: name the file of a memory")
         if path.exists():

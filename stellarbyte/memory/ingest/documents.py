@@ -49,15 +49,12 @@ def documents(paths: Sequence[str], bad: BadRecords) -> Iterator[Path]:
     for name in paths:
         path = expanded(name)
         try:
-            if path.is_dir():
-                found = sorted(_below(path))
-            elif path.exists():
-                found = [path]
-            else:
-                bad.add(f"{shown_path(path)} is not there")
-                continue
+            found = sorted(_below(path)) if path.is_dir() else [path] if path.exists() else None
         except (OSError, ValueError) as error:
             bad.add(f"{shown_path(path)} cannot be read ({error})")
+            continue
+        if found is None:
+            bad.add(f"{shown_path(path)} is not there")
             continue
         for file in found:
             if suffix_of(file) is None:

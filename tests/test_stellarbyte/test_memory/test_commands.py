@@ -63,6 +63,8 @@ def test_an_audit_that_finds_something_ends_with_1(tmp_path: Path, capsys: pytes
     ("words", "sentence"),
     [
         (["list", "none.db"], "is not there"),
+        (["add", "m.db-wal", "x"], "m.db-wal has the name of a file that SQLite keeps beside a memory"),
+        (["log", "m.db", "--outcome", "addd"], "invalid choice: 'addd'"),
         (["add", "m.db", " "], "the text is empty"),
         (["add", "m.db", "x", "--kind", "passage"], "invalid choice"),
         (["add", "gs://bucket/m.db", "x"], "is neither a file of this machine nor postgresql://"),
