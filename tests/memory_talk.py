@@ -6,6 +6,7 @@ import random
 import statistics
 import string
 import textwrap
+from collections.abc import Sequence
 
 EN_TOPICS = (
     "black holes",
@@ -184,6 +185,12 @@ def unrelated(count: int, seed: int) -> list[str]:
         one, other = random_.sample(topics, 2)
         found[random_.choice(asked).replace("{t}", one).replace("{u}", other)] = None
     return list(found)
+
+
+def is_named(question: str, texts: Sequence[str]) -> bool:
+    """Whether one of the texts names a topic that a question is on, so that the question is not unrelated to it."""
+    topics = [topic.lower() for topic in (*EN_TOPICS, *ZH_TOPICS) if topic in question]
+    return any(topic in text.lower() for topic in topics for text in texts)
 
 
 def _docstrings() -> list[str]:

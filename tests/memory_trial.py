@@ -23,7 +23,7 @@ from stellarbyte.memory.gate.sentences import sentences_of
 from stellarbyte.memory.protocols import Embedder, Judge
 from stellarbyte.memory.searching import How
 from tests.memory_facts import Fact, facts
-from tests.memory_talk import distractors, unrelated
+from tests.memory_talk import distractors, is_named, unrelated
 from tests.packaged_embedders import packaged
 
 FACTS, TURNS, AGAIN, UPDATES, DELETIONS, QUESTIONS = 500, 5_000, 250, 100, 100, 500
@@ -183,6 +183,9 @@ class Trial:
         ]
         self.wrong[f"old values by {how}"], self.wrong[f"deleted by {how}"] = stale, ghosts
 
+        texts = [entry.text for entry in self.memory.list()]
+        strange = [question for question in asked if not is_named(question, texts)]
+
         def shares(facts_: list[Fact], questions: list[str]) -> dict[str, float]:
             return {
                 "recall@5": statistics.fmean(any(right[fact]) for fact in facts_),
@@ -194,6 +197,7 @@ class Trial:
         chinese = [fact for fact in kept if fact.language == "zh"], [one for one in asked if not one.isascii()]
         return {
             **shares(kept, asked),
+            "false insertions, topics that no fact names": statistics.fmean(question in false for question in strange),
             "English": shares(*english),
             "Chinese": shares(*chinese),
             "old values found": len(stale),
