@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from stellarbyte.memory.gate.corrections import completed
+from stellarbyte.memory.gate.frames import frames_of
 
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _END = re.compile(
@@ -22,6 +23,8 @@ _ASKED = re.compile(
     r"^(?:覚えておいて|覚えて|メモして)(?:ください|ね)?[、，,:： ]*(?=.)",
     re.IGNORECASE,
 )
+_LONGEST = 400
+_POINTS = ".!?。！？"
 # What says nothing of its own before a statement.
 _OPENING = re.compile(
     r"^(?:(?:for the record|just so you know|fyi|by the way|btw|as (?:i|we) (?:said|told you|mentioned)(?: before|"
@@ -33,6 +36,9 @@ _OPENING = re.compile(
 )
 
 
+# Where a sentence corrects itself: "on Monday, no, Tuesday".
+_SLIP = re.compile(r",\s*(?=(?:no|wait|sorry|actually|i mean|i meant)\b)|[，,](?=不对|不，|错了|说错了)", re.IGNORECASE)
+_PRONOUN = re.compile(r"^(?:and |but |so |also )?(?:(he|she|it|they)|his|her|their|its)(?='s|\b)", re.IGNORECASE)
 # Of what was said earlier, so many turns can be corrected.
 _CORRECTED = 4
 
@@ -53,19 +59,30 @@ def sentences_of(turn: str, earlier: Sequence[str] = ()) -> list[tuple[str, bool
 def _sentences(turn: str, said: Sequence[str]) -> list[tuple[str, bool]]:
     found: list[tuple[str, bool]] = []
     for sentence in _cut(_CODE.sub("\n", turn)):
-        corrected = completed(sentence, [*said, *(one for one, _ in found)])
+        before = [*said, *(one for one, _ in found)]
+        corrected = completed(sentence, before)
+        if corrected is None and not found and said and _leans_on(said[-1], sentence):
+            corrected = f"{said[-1]}{'' if said[-1][-1] in _POINTS else '.'} {sentence}"
         if corrected is not None:
             found.append((corrected, False))
             continue
+        slip = _SLIP.split(sentence, maxsplit=1)
+        sentence = (completed(slip[1], slip[:1]) if len(slip) == 2 else None) or sentence
         rest = _OPENING.sub("", sentence) or sentence
         asked = _ASKED.match(rest)
         demanded = asked is not None
         rest = _OPENING.sub("", rest[asked.end() :]) or sentence if asked else rest
-        if found and _LEANS.match(sentence) and len(found[-1][0]) < 400:
+        if found and _LEANS.match(sentence) and len(found[-1][0]) < _LONGEST:
             found[-1] = (f"{found[-1][0]} {sentence}", found[-1][1])
         else:
             found.append((rest[:1].upper() + rest[1:], demanded))
     return found
+
+
+def _leans_on(said: str, sentence: str) -> bool:
+    """Whether a sentence says what only one thing can be true of, and says it of "she" or "its"."""
+    named = _PRONOUN.sub(lambda found: "Somebody" if found[1] else "Somebody's", sentence)
+    return named != sentence and len(said) < _LONGEST and bool(frames_of(named))
 
 
 def _cut(text: str) -> list[str]:

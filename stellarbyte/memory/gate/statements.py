@@ -76,7 +76,7 @@ _OF_THE_USER = re.compile(
 )
 # Statements of a single word that lasts: what the user is, where from, what there is at home.
 _SHORT = re.compile(
-    r"^(?:I'm|I am) (?:(?:an?|from|originally from|called|named) (?!bit\b)[\w-]+|[A-Z][\w-]+)[.!]*$|"
+    r"^(?:I'm|I am) (?:(?:an?|from|originally from|called|named) (?!bit\b)[\w-]+|[A-Z][\w-]+|\d+)[.!]*$|"
     r"^(?:I have|I've got|I own) (?:an? )?(?!headache|cold|cough|fever|idea|point|feeling|meeting|doubt|question|"
     r"problem|request|clue|error|bug|issue|look|deadline|test|exam|minute|moment|time|news|choice|plan|way|nothing|something)"
     r"[a-z][\w-]+[.!]*$"
@@ -129,4 +129,5 @@ def _names_somebody_known(text: str, around: Surroundings) -> bool:
         return False
     if found[1]:
         return any(re.search(rf"(?<!^){_PLACED}\b{re.escape(found[1])}\b", entry) for entry in known)
-    return any(re.search(rf"我们?的[^，。的]{{0,5}}{re.escape(found[2][:2])}", entry) for entry in known)
+    named = rf"我[^，。]{{0,6}}?(?:的[^，。的]{{0,5}}|叫){re.escape(found[2][:2])}"
+    return any(re.search(named, entry) for entry in known)
