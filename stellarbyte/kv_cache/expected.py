@@ -38,9 +38,12 @@ class Expected:
             covariance_BKGHH = _turned(covariance_BKGHH, cos[..., None, :], sin[..., None, :])
             covariance_BKGHH = _turned(xp.matrix_transpose(covariance_BKGHH), cos[..., None, :], sin[..., None, :])
 
-        keys_BK1SH = evidence.keys_BKSH[:, :, None]
-        exponent_BKGS = xp.sum(keys_BK1SH * mean_BKGH[..., None, :], axis=-1)
-        exponent_BKGS = exponent_BKGS + xp.sum(xp.matmul(keys_BK1SH, covariance_BKGHH) * keys_BK1SH, axis=-1) / 2
+        # mu · k + k^T Sigma k / 2 is (mu + Sigma k / 2) · k.
+        def exponent_BKS(group: int) -> Array:
+            halves_BKSH = xp.matmul(evidence.keys_BKSH, covariance_BKGHH[:, :, group] / 2)
+            return xp.sum((halves_BKSH + mean_BKGH[:, :, group, None]) * evidence.keys_BKSH, axis=-1)
+
+        exponent_BKGS = xp.stack([exponent_BKS(group) for group in range(mean_BKGH.shape[2])], axis=2)
         oldest_B = evidence.first_B
         if evidence.window is not None:
             oldest_B = xp.maximum(oldest_B, evidence.length_B - evidence.window + 1)

@@ -19,8 +19,11 @@ def room(slots: int) -> int:
 
 
 def recent(slots: int) -> int:
-    """The number of newest tokens that are always kept."""
-    return slots // 4
+    """The number of newest tokens that are always kept.
+
+    With the first ones they fit into half of the slots, which a head has at least where heads share them.
+    """
+    return min(slots // 4, slots // 2 - room(slots) - SINKS)
 
 
 def keep(
@@ -70,8 +73,8 @@ def keep(
     scores_BKS = xp.where(always_BKS, number(float("inf")), scores_BKS)
     scores_BKS = xp.where(unseen_BKS, number(_UNSEEN), scores_BKS)
     scores_BKS = xp.where(there_BKS, scores_BKS, number(float("-inf")))
-    # From the newest to the oldest, so that the newer of equals comes first.
-    best_first_BKS = S - 1 - xp.argsort(-xp.flip(scores_BKS, axis=-1), axis=-1, stable=True)
+    # Of equals the newer one comes later, as it stands later.
+    best_last_BKS = xp.argsort(_in_order(scores_BKS), axis=-1, stable=True)
 
     count_BK1 = xp.sum(xp.astype(there_BKS, xp.int32), axis=-1, keepdims=True)
     coming_B11 = 0 if coming_B is None else coming_B[:, None, None]
@@ -82,10 +85,19 @@ def keep(
     width = slots if width is None else width
     # The best ones, in their order; all others get the place S, behind them.
     place_BKS = xp.cumulative_sum(xp.ones_like(index_BKS), axis=-1) - 1
-    kept_BKS = xp.where(place_BKS < limit_BK1, xp.astype(best_first_BKS, index_BKS.dtype), place_BKS * 0 + S)
-    source_BKS = xp.sort(kept_BKS, axis=-1)[..., :width]
+    best_last_BKS = xp.astype(best_last_BKS, index_BKS.dtype)
+    kept_BKS = xp.where(place_BKS >= S - limit_BK1, best_last_BKS, place_BKS * 0 + S)
+    source_BKS = xp.sort(kept_BKS, axis=-1, stable=False)[..., :width]
     source_BKS = xp.where(source_BKS < S, source_BKS, source_BKS * 0 - 1)
     if width <= S:
         return source_BKS
     none = xp.broadcast_to(source_BKS[..., :1] * 0 - 1, (*source_BKS.shape[:2], width - S))
     return xp.concat([source_BKS, none], axis=-1)
+
+
+def _in_order(scores_BKS: Array) -> Array:
+    """Integers in the order of these numbers, float32: XLA sorts them several times as fast."""
+    xp = array_namespace(scores_BKS)
+    scores_BKS = xp.where(scores_BKS == 0, xp.zeros_like(scores_BKS), scores_BKS)  # -0 is no less than 0
+    bits_BKS = scores_BKS.view(xp.int32)
+    return xp.where(bits_BKS < 0, bits_BKS ^ 0x7FFFFFFF, bits_BKS)

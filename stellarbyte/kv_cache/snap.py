@@ -38,17 +38,18 @@ class Snap:
         visible_BKWS = (key_BK1S <= query_B1W1) & (key_BK1S >= evidence.first_B[:, None, None, None])
         if evidence.window is not None:
             visible_BKWS = visible_BKWS & (key_BK1S > query_B1W1 - evidence.window)
-        visible_BK1WS = visible_BKWS[:, :, None]
-        # No product is as low as this, and the difference of two such is still a number.
-        products_BKGWS = xp.where(visible_BK1WS, products_BKGWS, xp.asarray(-1e38, dtype=xp.float32))
-        largest = xp.max(products_BKGWS, axis=-1, keepdims=True)
-        weights_BKGWS = xp.where(visible_BK1WS, xp.exp(products_BKGWS - largest), xp.asarray(0.0, dtype=xp.float32))
-        total = xp.sum(weights_BKGWS, axis=-1, keepdims=True)
-        weights_BKGWS = weights_BKGWS / xp.where(total > 0, total, xp.asarray(1.0, dtype=xp.float32))
+        hidden, lowest = (xp.asarray(value, dtype=xp.float32) for value in (-math.inf, -1e38))
+        products_BKGWS = xp.where(visible_BKWS[:, :, None], products_BKGWS, hidden)
+        # No product is as low as this: a query that sees no key gives none any weight.
+        largest_BKGW1 = xp.maximum(xp.max(products_BKGWS, axis=-1, keepdims=True), lowest)
+        weights_BKGWS = xp.exp(products_BKGWS - largest_BKGW1)
+        total_BKGW = xp.sum(weights_BKGWS, axis=-1)
         newest_B1 = xp.max(evidence.query_index_BW, axis=1, keepdims=True)
         age_BW = xp.astype(newest_B1 - evidence.query_index_BW, xp.float32)
-        counts_B1W1 = xp.exp(age_BW * (-math.log(2) / _HALF_LIFE))[:, None, :, None]
-        return _pooled(xp.sum(xp.mean(weights_BKGWS, axis=2) * counts_B1W1, axis=2))
+        counts_B11W = xp.exp(age_BW * (-math.log(2) / _HALF_LIFE))[:, None, None]
+        shares_BKGW = counts_B11W / (G * xp.where(total_BKGW > 0, total_BKGW, xp.ones_like(total_BKGW)))
+        scores_BK1S = xp.matmul(xp.reshape(shares_BKGW, (B, K, 1, G * W)), xp.reshape(weights_BKGWS, (B, K, G * W, -1)))
+        return _pooled(scores_BK1S[:, :, 0])
 
 
 def _pooled(scores_BKS: Array) -> Array:

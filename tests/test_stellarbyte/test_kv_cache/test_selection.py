@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stellarbyte.kv_cache.budgets import FEWEST_LANES, LANES
 from stellarbyte.kv_cache.selection import FEWEST_SLOTS, SINKS, keep, recent, room
 
 SCORES = [0.0, -1.0, 1.0, 2.5, float("inf"), float("-inf"), float("nan"), 3.4e38]
@@ -68,6 +69,11 @@ def test_the_highest_scores_stay_and_the_newer_of_equals(tokens: int, seed: int,
 def test_what_is_always_kept_leaves_room_to_choose() -> None:
     for slots in range(FEWEST_SLOTS, 5000):
         assert SINKS + recent(slots) < slots - room(slots)
+
+
+def test_what_is_always_kept_fits_into_the_fewest_lanes() -> None:
+    for slots in range(FEWEST_SLOTS, 5000, LANES):
+        assert SINKS + recent(slots) <= FEWEST_LANES * slots // LANES - room(slots)
 
 
 def test_rows_are_pruned_one_by_one() -> None:
