@@ -205,9 +205,14 @@ class PrunedLayer:
         self, tokens: NewTokens, view: "PrunedView", full_B: jax.Array
     ) -> tuple[jax.Array, "PrunedLayer"]:
         """The attention of new tokens that there are slots for, and the layer with them behind the full slots."""
-        layer = self.stored(tokens, view, full_B)
-        out_BKGTH = attention_to_slots(tokens.q_BKGTH, layer.keys, layer.values, layer.visible(view))
-        return out_BKGTH, layer.observed(tokens, view)
+        layer, (G, T) = self.stored(tokens, view, full_B), tokens.q_BKGTH.shape[2:4]
+        out_BKGTH, weights_BKGTC = attention_to_slots(tokens.q_BKGTH, layer.keys, layer.values, layer.visible(view))
+        if layer.attention is None or T > 1:
+            return out_BKGTH, layer.observed(tokens, view)
+        # One token's weights are at hand; those of several would be as many as a prompt's tokens squared.
+        received_BKC = sum(weights_BKGTC[:, :, g, 0] for g in range(G)) * view.real_BT[:, None] / G
+        layer = dataclasses.replace(layer, attention=layer.attention + received_BKC)
+        return out_BKGTH, layer.with_queries(tokens, view)
 
     def visible(self, view: "PrunedView") -> jax.Array:
         """Whether each new token sees what each slot holds: bool [B, K, T, C]."""

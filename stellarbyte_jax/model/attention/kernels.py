@@ -8,10 +8,10 @@ from stellarbyte_jax.model.attention.chunked import chunked_attention, visible
 from stellarbyte_jax.model.attention.cudnn import cudnn_attention
 from stellarbyte_jax.model.attention.softmax import (
     FEW_QUERIES,
+    attention_and_weights,
     bias_of,
     dropped_softmax_attention,
     few_queries_attention,
-    softmax_attention,
 )
 from stellarbyte_jax.model.attention.splash import splash_attention
 from stellarbyte_jax.model.remat import ATTENTION
@@ -95,19 +95,25 @@ def cached_attention(q_BKGTH: jax.Array, keys: Slots, values: Slots, visible_BKT
     Returns:
         [B, K, G, T, H] in q's dtype.
     """
-    return attention_to_slots(q_BKGTH, keys, values, visible_BKTS | ~visible_BKTS.any(axis=3, keepdims=True))
+    return attention_to_slots(q_BKGTH, keys, values, visible_BKTS | ~visible_BKTS.any(axis=3, keepdims=True))[0]
 
 
-def attention_to_slots(q_BKGTH: jax.Array, keys: Slots, values: Slots, visible_BKTS: jax.Array) -> jax.Array:
-    """The same where every query is known to see a slot, of which no pass over the mask has to make sure."""
+def attention_to_slots(
+    q_BKGTH: jax.Array, keys: Slots, values: Slots, visible_BKTS: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The same where every query is known to see a slot, of which no pass over the mask has to make sure.
+
+    Returns:
+        [B, K, G, T, H] in q's dtype, and the softmax weights, float32 [B, K, G, T, S].
+    """
     B, K, G, T, H = q_BKGTH.shape
     q = q_BKGTH.reshape(B, K, G * T, H)
     bias = bias_of(visible_BKTS, G)
     if G * T <= FEW_QUERIES:
-        out = few_queries_attention(q, keys, values, bias)
+        out, weights = few_queries_attention(q, keys, values, bias)
     else:
-        out = softmax_attention(q, keys.read(q.dtype), values.read(q.dtype), bias)
-    return out.reshape(q_BKGTH.shape)
+        out, weights = attention_and_weights(q, keys.read(q.dtype), values.read(q.dtype), bias)
+    return out.reshape(q_BKGTH.shape), weights.reshape(B, K, G, T, -1)
 
 
 def _reference_attention(

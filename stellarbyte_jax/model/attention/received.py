@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from stellarbyte_jax.model.attention.softmax import FEW_QUERIES, bias_of
+from stellarbyte_jax.model.attention.softmax import bias_of
 from stellarbyte_jax.model.slots import Slots
 
 # So many queries are looked at together, so that no array grows with the square of a prompt.
@@ -41,12 +41,8 @@ def attention_received(
             visible_BKTS &= index_BK1S > numbers_B1T1 - window
         q_BKQH = q_BKGTH.reshape(B, K, G * T, H)
         bias_BKQS = bias_of(visible_BKTS | ~real_BT[:, None, :, None], G)
-        # For few queries these are the scores of attention itself, which the compiler then computes once.
-        if G * T <= FEW_QUERIES:
-            scores_BKQS = keys.scores(q_BKQH) + bias_BKQS
-        else:
-            k_BKSH = keys.read(q_BKQH.dtype)
-            scores_BKQS = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, k_BKSH, preferred_element_type=jnp.float32) + bias_BKQS
+        k_BKSH = keys.read(q_BKQH.dtype)
+        scores_BKQS = jnp.einsum("BKQH,BKSH->BKQS", q_BKQH, k_BKSH, preferred_element_type=jnp.float32) + bias_BKQS
         weights = jnp.exp(scores_BKQS - scores_BKQS.max(axis=-1, keepdims=True))
         weights_BKGTS = (weights / weights.sum(axis=-1, keepdims=True)).reshape(B, K, G, T, -1)
         return (weights_BKGTS * real_BT[:, None, None, :, None]).sum(axis=(2, 3)) / G

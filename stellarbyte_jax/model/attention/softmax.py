@@ -33,6 +33,14 @@ def _forward(q_BKQH, k_BKSH, v_BKSH, bias_B1QS):  # type: ignore[no-untyped-def]
     return out.astype(q_BKQH.dtype), (q_BKQH, k_BKSH, v_BKSH, weights, total, out)
 
 
+def attention_and_weights(
+    q_BKQH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, bias_B1QS: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`softmax_attention` and its weights, float32 [B, K, Q, S]."""
+    out, (*_, weights, total, _) = _forward(q_BKQH, k_BKSH, v_BKSH, bias_B1QS)
+    return out, weights / total
+
+
 def _backward(residuals, d_out):  # type: ignore[no-untyped-def]
     q, k, v, weights, total, out = residuals
     # Both terms of the difference use the same rounded value: where they nearly cancel, so do their errors.
@@ -66,9 +74,12 @@ def dropped_softmax_attention(
     return jnp.einsum("BKQS,BKSH->BKQH", weights.astype(v_BKSH.dtype), v_BKSH).astype(q_BKQH.dtype)
 
 
-def few_queries_attention(q_BKQH: jax.Array, keys: Slots, values: Slots, bias_B1QS: jax.Array) -> jax.Array:
-    """The same for decoding, where reading keys and values takes the time."""
+def few_queries_attention(
+    q_BKQH: jax.Array, keys: Slots, values: Slots, bias_B1QS: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`attention_and_weights` for decoding, where reading keys and values takes the time."""
     scores_BKQS = keys.scores(q_BKQH) + bias_B1QS
     weights = jnp.exp(scores_BKQS - scores_BKQS.max(axis=-1, keepdims=True))
+    total = weights.sum(axis=-1, keepdims=True)
     out = values.sums(weights, q_BKQH.dtype)
-    return (out / weights.sum(axis=-1, keepdims=True)).astype(q_BKQH.dtype)
+    return (out / total).astype(q_BKQH.dtype), weights / total

@@ -229,6 +229,17 @@ def test_heavy_adds_up_what_attention_gave() -> None:
     assert (one[:, :, 0] > one[:, :, -1]).all()
 
 
+def test_heavy_takes_attentions_own_weights() -> None:
+    """A token's softmax is computed once, for attention and policy."""
+    ids, position, segment_ids = (jnp.full((B, 1), number, jnp.int32) for number in (5, T, 1))
+    step = reader(XPOS)
+    heavy, window = (
+        step.func.lower(*step.args, ids, position, segment_ids, used(pruned(XPOS, name))).as_text().count("exponential")
+        for name in ("heavy", "window")
+    )
+    assert heavy == window > 0
+
+
 def test_a_decoding_loop_copies_slots_only_to_prune() -> None:
     """Beside the cache there is room for one layer's keys and values after pruning, whatever the number of layers."""
     config = tiny_config(position_embedding="rope", head_dim=32, num_hidden_layers=3)

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from stellarbyte.errors import UserError
-from stellarbyte_jax.model.attention.kernels import attention, cached_attention, default_kernel
+from stellarbyte_jax.model.attention.kernels import attention, attention_to_slots, cached_attention, default_kernel
 from stellarbyte_jax.model.causal_lm import ByteDecoder
 from stellarbyte_jax.model.execution import Execution
 from stellarbyte_jax.model.slots import Slots
@@ -278,6 +278,9 @@ def test_cached_attention_sees_what_it_may(T: int) -> None:
     visible = np.random.default_rng(0).random((B, T, S)) < 0.4
     visible[:, :, 5] = True
     check(lambda q, k, v: cached_attention(q, Slots(k), Slots(v), visible[:, None]), q, k, v, visible, weight)
+    out, weights_BKGTS = attention_to_slots(q, Slots(k), Slots(v), visible[:, None])
+    assert relative_error(np.einsum("BKGTS,BKSH->BKGTH", weights_BKGTS, v), out) < 1e-5
+    np.testing.assert_allclose(weights_BKGTS.sum(axis=-1), 1, rtol=1e-5)
 
 
 def test_what_sees_nothing_of_a_cache_is_finite_and_changes_nothing_else() -> None:
