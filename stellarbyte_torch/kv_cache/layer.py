@@ -12,9 +12,9 @@ from stellarbyte.errors import UserError
 from stellarbyte.kv_cache.evidence import Evidence, Rotation
 from stellarbyte.kv_cache.policy import Policy
 from stellarbyte.kv_cache.selection import keep
-from stellarbyte_torch.kv_cache.heads import grouped, kv_heads_of
+from stellarbyte_torch.kv_cache.heads import kv_heads_of, scaled_groups
 from stellarbyte_torch.kv_cache.masks import mask_of_keys, real_tokens
-from stellarbyte_torch.kv_cache.observed import Observed
+from stellarbyte_torch.kv_cache.observed import AT_ONCE, Observed
 from stellarbyte_torch.kv_cache.slots import Slots
 from stellarbyte_torch.kv_cache.stock import IMPLEMENTATION, noted
 
@@ -107,25 +107,27 @@ class PrunedLayer(CacheLayerMixin):
         real_BT = real_tokens(attention_mask, number, T)
         real_BT = None if real_BT is None else real_BT.expand(B, T)
         index_BT = self._number_tokens(number, real_BT, (B, T))
+        self._grouped = partial(scaled_groups, module=module, scaling=options["scaling"])
         if position_ids is not None and (T > 1 or number == 0):  # they rise by one with each token
+            self.add_up()
             self._offset_B = (position_ids[:, -1] - (number + T - 1)).expand(B)
         if slots.used + T > slots.end:
             self._make_room(T == 1, index_BT)
         slots.append(key, value, index_BT, is_padded=real_BT is not None)
         self._length += T
 
-        keys, values, mask = slots.keys[:, :, : slots.used], slots.values[:, :, : slots.used], attention_mask
-        heads_N = kv_heads_of(module, query.shape[1])
+        keys, values = slots.keys[:, :, : slots.used], slots.values[:, :, : slots.used]
         if not getattr(module, "is_regular", True):
+            heads_N = kv_heads_of(module, query.shape[1])
             keys, values = keys[:, heads_N], values[:, heads_N]
-        mask_BNTS = mask
-        if not slots.in_columns and not (mask is None and T == 1 and slots.is_full):
-            mask = mask_of_keys(mask, slots.index_BKC[:, :, : slots.used], number, T)
-            mask_BNTS = mask[:, heads_N]
+        mask_BKTS = mask_BNTS = attention_mask
+        if not slots.in_columns and not (attention_mask is None and T == 1 and slots.is_full):
+            mask_BKTS = mask_of_keys(attention_mask, slots.index_BKC[:, :, : slots.used], number, T)
+            mask_BNTS = mask_BKTS[:, kv_heads_of(module, query.shape[1])]
         output, weights = attention(module, query, keys, values, mask_BNTS, position_ids=position_ids, **options)
 
-        scaled = grouped(query * options["scaling"], module) if self.policy.needs else None
-        self._settle = partial(self._observe_and_drop, scaled, index_BT, mask, is_padded=real_BT is not None)
+        seen_BKTS = None if attention_mask is None else mask_BKTS
+        self._settle = partial(self._observe_and_drop, query, index_BT, seen_BKTS)
         if not self.record_past:
             self.settle()
         return output, weights
@@ -135,6 +137,11 @@ class PrunedLayer(CacheLayerMixin):
         if self._settle is not None:
             settle, self._settle = self._settle, None
             settle(taken_back)
+
+    def add_up(self, mask: Tensor | None = None) -> None:
+        """Adds up the queries that wait, before slots move or positions begin anew: see Observed."""
+        assert self.slots is not None
+        self.observed.add_up(self._grouped, self._offset_B, self.slots, mask)
 
     @property
     def index_BKC(self) -> Tensor:
@@ -170,6 +177,7 @@ class PrunedLayer(CacheLayerMixin):
         gone = min(-tokens_to_remove, self._length)
         self._length -= gone
         if self.slots is not None and gone:
+            self.add_up()
             self.slots.drop_from(self._length)
         self.settle(gone)
 
@@ -193,6 +201,9 @@ class PrunedLayer(CacheLayerMixin):
     def _choose_rows(self, rows: Tensor) -> None:
         if self.slots is None:
             return
+        self.settle()
+        self._begin()
+        self.add_up()
         self.settle()
         rows = rows.to(self.slots.keys.device)
 
@@ -220,22 +231,28 @@ class PrunedLayer(CacheLayerMixin):
     def _make_room(self, is_one: bool, index_BT: Tensor) -> None:
         """Closes the gaps that padding leaves; for a call of one token, prunes the rows that are full."""
         assert self.slots is not None
+        self.add_up()
         self.slots.close_gaps()
         coming_B = (index_BT >= 0).sum(dim=1)
         if is_one and max(map(sum, zip(self.slots.counts, coming_B.tolist(), strict=True))) > self.slots.end:
             self._prune(coming_B)
 
-    def _observe_and_drop(
-        self, q_BKGTH: Tensor | None, index_BT: Tensor, mask: Tensor | None, taken_back: int, *, is_padded: bool
-    ) -> None:
+    def _observe_and_drop(self, query: Tensor, index_BT: Tensor, mask: Tensor | None, taken_back: int) -> None:
+        """Takes note of a call's queries, and drops what is too much.
+
+        mask: what the queries see of the slots, [B, K or 1, T, S]; None: all keys up to their own.
+        """
         assert self.slots is not None
         T = index_BT.shape[1] - taken_back
-        if T > 0 and q_BKGTH is not None:
-            positions_BT = index_BT.clamp(min=0) + self._offset_B[:, None]
-            mask = None if mask is None else mask[..., :T, : self.slots.used]
-            queries, numbers, positions = q_BKGTH[:, :, :, :T], index_BT[:, :T], positions_BT[:, :T]
-            self.observed.add(queries, numbers, positions, mask, self.slots, is_padded=is_padded)
+        if T > 0 and self.policy.needs:
+            has_mask = mask is not None and "attention" in self.policy.needs
+            if has_mask:
+                self.add_up()
+            self.observed.note(query[:, :, :T], index_BT[:, :T])
+            if has_mask or self.observed.waiting >= AT_ONCE:
+                self.add_up(mask[..., :T, : self.slots.used] if mask is not None else None)
         if self.slots.used > self.slots.end:
+            self.add_up()
             self.slots.close_gaps()  # policies look at neighbours
             self._prune(None)
 

@@ -100,12 +100,7 @@ class PooledSlots(Slots):
         """Puts what these slots of each head, or of all together, hold in the place of all slots; -1: empty."""
         if flat:
             self._divide(1)
-        kept = source.clamp(min=0)
-        kept_H = kept[..., None].expand(*kept.shape, self.keys.shape[-1])
-        self.keys, self.values = self.keys.gather(2, kept_H), self.values.gather(2, kept_H)
-        self.index_BKC = self.index_BKC.gather(2, kept).masked_fill(source < 0, -1)
-        if self.attention_BKC is not None:
-            self.attention_BKC = self.attention_BKC.gather(2, kept).masked_fill(source < 0, 0)
+        self.keys, self.values, self.index_BKC, self.attention_BKC = self.held(source)
 
     def _divide(self, heads: int) -> None:
         """Divides all slots among so many heads."""

@@ -75,16 +75,28 @@ class Slots:
         self._count(source_BKC)
         self.used = max(self.counts)
         source_BKC = source_BKC[:, :, : self.used].long()
-        kept = source_BKC.clamp(min=0)
-        H = self.keys.shape[-1]
-        self.keys = self._renewed(self.keys, self.keys.gather(2, kept[..., None].expand(*kept.shape, H)), 0)
-        self.values = self._renewed(self.values, self.values.gather(2, kept[..., None].expand(*kept.shape, H)), 0)
-        index_BKC = self.index_BKC.gather(2, kept).where(source_BKC >= 0, -1)
+        keys, values, index_BKC, attention_BKC = self.held(source_BKC)
+        self.keys, self.values = self._renewed(self.keys, keys, 0), self._renewed(self.values, values, 0)
         self.index_BKC = self._renewed(self.index_BKC, index_BKC, -1)
         if self.attention_BKC is not None:
-            attention_BKC = self.attention_BKC.gather(2, kept) * (source_BKC >= 0)
+            assert attention_BKC is not None
             self.attention_BKC = self._renewed(self.attention_BKC, attention_BKC, 0)
         self.in_columns = False
+
+    def held(self, source_BKC: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Keys, values, numbers and attention of these slots of each head; where this is negative, an empty slot's."""
+        B, K, C = self.index_BKC.shape
+        heads_BK1 = torch.arange(B * K, device=source_BKC.device).view(B, K, 1)
+        # A whole row at a time: ten times as fast on a CPU as `gather`, which looks up each number.
+        rows = (heads_BK1 * C + source_BKC.clamp(min=0)).flatten()
+        keys, values = (
+            x.flatten(0, 2).index_select(0, rows).view(*source_BKC.shape, -1) for x in (self.keys, self.values)
+        )
+        kept, is_empty = source_BKC.clamp(min=0), source_BKC < 0
+        index_BKC = self.index_BKC.gather(2, kept).masked_fill(is_empty, -1)
+        if self.attention_BKC is None:
+            return keys, values, index_BKC, None
+        return keys, values, index_BKC, self.attention_BKC.gather(2, kept).masked_fill(is_empty, 0)
 
     def drop_from(self, number: int) -> None:
         """Drops the tokens from `number` on."""

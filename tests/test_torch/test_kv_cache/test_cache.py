@@ -130,6 +130,33 @@ def test_taking_a_calls_last_tokens_back_leaves_no_trace(policy: str) -> None:
     torch.testing.assert_close(*again)
 
 
+@pytest.mark.parametrize("policy", ["heavy", "snap", "expected"])
+@torch.no_grad()
+def test_queries_that_wait_count_as_if_they_did_not(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through prunings, calls of several tokens at new positions, tokens that are taken back, and rows that change."""
+    model, ids, caches = tiny_model(), tokens(2, 80), []
+    for at_once in (1, 64):
+        monkeypatch.setattr("stellarbyte_torch.kv_cache.layer.AT_ONCE", at_once)
+        cache, start = PrunedCache(model, 48, policy), 0
+        for size in (40, *[1] * 20, -2, 1, 0, 1, 5, *[1] * 4):
+            if size < 0:
+                cache.crop(size)
+            if size == 0:
+                cache.reorder_cache(torch.tensor([1, 0]))
+            if size <= 0:
+                continue
+            positions = torch.arange(start, start + size)[None] + (100 if size == 5 else 0)
+            model(ids[:, start : start + size], position_ids=positions, past_key_values=cache)
+            start += size
+        caches.append(cache)
+    first, other = (cache.layers[0] for cache in caches)
+    assert first.observed.waiting == 0 < other.observed.waiting
+    other.add_up()
+    assert all(map(torch.equal, kept(caches[0]), kept(caches[1])))
+    torch.testing.assert_close(first.slots.attention_BKC, other.slots.attention_BKC)
+    torch.testing.assert_close(first.observed.arrays, other.observed.arrays, rtol=1e-5, atol=1e-5)
+
+
 def test_it_generates_with_beams_samples_and_an_assistant() -> None:
     model, draft, ids = tiny_model(), tiny_model(num_hidden_layers=1), tokens(1, 20)
     common = {"max_new_tokens": 8, "eos_token_id": None, "pad_token_id": 2}
