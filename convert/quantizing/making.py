@@ -80,7 +80,8 @@ def quantize(request: Request, bars: Bars, say: Callable[[str], None]) -> dict[s
     output = request.output.resolve()
     keep = staged_folder.check_replaceable(output, request.force)
     source = open_source(request.model, request.step)
-    chosen = source.rows(request.data, request.settings, say)
+    remarks: list[str] = []  # told once it is known that the output can be written
+    chosen = source.rows(request.data, request.settings, remarks.append)
     versions = versions_of(*QUANTISING)
     task = {
         "task": "quantize",
@@ -92,6 +93,8 @@ def quantize(request: Request, bars: Bars, say: Callable[[str], None]) -> dict[s
     found: dict[str, Any] = {}
     try:
         with staged(output, keep, task=task) as folder:
+            for remark in remarks:
+                say(remark)
             journal = Journal(folder, task)
             staged_folder.remove_others(folder, {_FLOATS, *kept_names(journal)})
             floats = source.folder(folder / _FLOATS)

@@ -90,3 +90,10 @@ def test_activations_that_are_not_finite_are_told_by_layer_and_row(floats, text,
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"layer 1 .* not finite .* row \d"):
         run(broken, tmp_path / "q", *RTN, "--data", str(text))
+
+
+def test_remarks_wait_until_it_is_known_that_the_folder_can_be_written(floats, text, tmp_path, capsys) -> None:
+    (tmp_path / "in").touch()
+    with pytest.raises(UserError, match="in/q cannot be written"):
+        run(floats, tmp_path / "in" / "q", *RTN, *FEW, "--data", str(text), "--samples", "100000")
+    assert "fewer than --samples" not in capsys.readouterr().err
