@@ -95,10 +95,10 @@ def _in_a_process(place: str, entries: int) -> dict[str, Any]:
 
 def measure(place: str, entries: int) -> dict[str, Any]:
     """The figures of a store that is filled and measured in this process."""
-    random_ = random.Random(entries)
+    random_ = random.Random(f"other texts than the {entries} that are there")
     with Memory(place, embedder=Noise()) as memory:
         begun = time.perf_counter()
-        _fill(memory, entries - len(memory), random_)
+        _fill(memory, entries - len(memory), random.Random(entries))
         found: dict[str, Any] = {"import": time.perf_counter() - begun}
         memory._store.connection.run("UPDATE totals SET vector_weight = NULL")  # the first search is the store's first
     with Memory(place, embedder=Noise()) as memory:

@@ -146,7 +146,8 @@ class FaissMatrix:
             room = max(rows, len(self._halves) * 9 // 8)
             self._halves = np.concatenate([self._halves[:first], np.empty((room - first, codes.shape[1]), np.float16)])
             self._ids = np.concatenate([self._ids[:first], np.empty(room - first, np.int64)])
-        self._index.add(np.ascontiguousarray(codes[len(free) :], np.float32))
+        with self._threads(1):
+            self._index.add(np.ascontiguousarray(codes[len(free) :], np.float32))
         return np.concatenate([np.array(free, np.int64), np.arange(first, rows)])
 
     def _codes(self) -> np.ndarray:
@@ -159,7 +160,7 @@ class FaissMatrix:
 
     @contextmanager
     def _threads(self, queries: int) -> Iterator[None]:
-        """faiss shares out queries among threads; of a single one all but one thread would only wait."""
+        """faiss shares out queries among threads; of a single one, or of codes, all but one would mostly wait."""
         before = self._faiss.omp_get_max_threads()
         self._faiss.omp_set_num_threads(min(before, queries))
         try:
