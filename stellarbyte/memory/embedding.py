@@ -24,7 +24,8 @@ class MissingVectors:
         if reached == self._since:
             return
         since = self._since if self._since and self._since.epoch == reached.epoch else None
-        embed_missing(self._store, self._embedder, self._owner, since)
+        if since is not None or not self._store.tables.vectors.is_complete(self._owner):
+            embed_missing(self._store, self._embedder, self._owner, since)
         self._since = reached
 
 

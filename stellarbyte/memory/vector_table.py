@@ -30,6 +30,12 @@ class VectorTable:
         )
         return Reached(epoch, newest or 0, change or 0)
 
+    def is_complete(self, owner: str) -> bool:
+        """Whether all of a user's entries have one; that is told by their numbers, without a look at each."""
+        counts = "(SELECT COUNT(*) FROM vectors WHERE owner = ?), (SELECT entries FROM totals WHERE owner = ?)"
+        ((vectors, entries),) = self._rows(f"SELECT {counts}", (owner, owner))
+        return bool(vectors >= (entries or 0))
+
     def missing(self, owner: str, after: int, limit: int, since: Reached | None = None) -> list[tuple[int, str]]:
         """The ids and texts of a user's entries that have no vector yet, by id.
 
