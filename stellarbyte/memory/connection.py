@@ -36,6 +36,15 @@ class Connection(Protocol):
     def among(self, column: str, values: Sequence[int] | Sequence[str]) -> tuple[str, list[Any]]:
         """A condition for WHERE that a column has one of these values, and its parameters."""
 
+    def looked_up(self, table: str, key: str) -> str:
+        """A CROSS JOIN with the rows of a table that have this key, each looked up by it whatever the database expects.
+
+        key: the condition, on columns of the joined tables and of `w`, which the rows are called.
+        """
+
+    def each(self, values: Sequence[int]) -> tuple[str, list[Any]]:
+        """A table `i` whose column `value` has these values, and its parameters."""
+
     def writing(self) -> AbstractContextManager[None]:
         """A transaction of a store's only writer; it is whole on disk at the end, or has not happened."""
 

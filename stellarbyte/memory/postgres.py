@@ -87,6 +87,17 @@ class PostgresDatabase:
         kind = "TEXT" if values and isinstance(values[0], str) else "BIGINT"
         return f"{column} = ANY(CAST(? AS {kind}[]))", [list(values)]
 
+    def looked_up(self, table: str, key: str) -> str:
+        """A CROSS JOIN with the rows of a table that have this key.
+
+        Otherwise PostgreSQL, which expects as many of a frequent term as of a rare one, reads all that have the term.
+        """
+        return f"CROSS JOIN LATERAL (SELECT * FROM {table} w WHERE {key} OFFSET 0) w"
+
+    def each(self, values: Sequence[int]) -> tuple[str, list[Any]]:
+        """A table `i` whose column `value` has these values, and its parameters."""
+        return "unnest(CAST(? AS BIGINT[])) AS i (value)", [list(values)]
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """A transaction of the only writer: others wait for its end."""

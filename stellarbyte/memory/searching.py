@@ -125,7 +125,7 @@ def _by_words(tables: Tables, owner: str, text: str, limit: int) -> list[tuple[i
     ranked = tables.words.ranked(owner, rare, length / count, max(_REORDERED, limit))
     if frequent and ranked:
         sums = {number: (by_bm25, matched) for number, by_bm25, matched in ranked}
-        for number, *more in tables.words.ranked(owner, frequent, length / count, len(sums), list(sums)):
+        for number, *more in tables.words.scores(owner, frequent, length / count, list(sums)):
             sums[number] = sums[number][0] + more[0], sums[number][1] + more[1]
         ranked = sorted(((number, *both) for number, both in sums.items()), key=lambda one: (-one[1], one[0]))
     found = {number: matched / total for number, _, matched in ranked}

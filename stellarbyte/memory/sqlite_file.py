@@ -76,6 +76,14 @@ class SqliteFile:
         """A condition that a column has one of these values, and its parameters."""
         return f"{column} IN (SELECT value FROM json_each(?))", [json.dumps(values)]
 
+    def looked_up(self, table: str, key: str) -> str:
+        """A CROSS JOIN with the rows of a table that have this key; SQLite keeps the order of the tables."""
+        return f"CROSS JOIN {table} w WHERE {key}"
+
+    def each(self, values: Sequence[int]) -> tuple[str, list[Any]]:
+        """A table `i` whose column `value` has these values, and its parameters."""
+        return "json_each(?) AS i", [json.dumps(values)]
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """A transaction of the only writer: other processes wait for its end."""

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from stellarbyte.memory.connection import Connection
 from stellarbyte.memory.words import terms_of
@@ -42,6 +42,7 @@ _COLUMNS = "owner, term, memory, count, length"
 # What a term's weight is multiplied by (Robertson and Zaragoza, 2009, with k1 = 1.2 and b = 0.75); ? is the mean of
 # the lengths. In this order PostgreSQL computes in floating point; decimals take it three times as long.
 _BM25 = "w.count * 2.2 / (w.length / ? * 0.9 + 0.3 + w.count)"
+_SUMS = f"w.memory, SUM(a.weight * {_BM25}) AS score, SUM(a.share)"
 
 
 class WordIndex:
@@ -84,30 +85,27 @@ class WordIndex:
         return cast("dict[str, int]", dict(rows))
 
     def ranked(
-        self,
-        owner: str,
-        weights: Mapping[str, tuple[float, float]],
-        mean_length: float,
-        limit: int,
-        among: Sequence[int] | None = None,
+        self, owner: str, weights: Mapping[str, tuple[float, float]], mean_length: float, limit: int
     ) -> list[tuple[int, float, float]]:
-        """The ids that BM25 puts first, their scores, and the sums of the second weights of the terms in them.
-
-        among: the ids alone that are looked at; None: all of the user's.
-        """
-        values = ", ".join(
-            ["(CAST(? AS TEXT), CAST(? AS DOUBLE PRECISION), CAST(? AS DOUBLE PRECISION))"] * len(weights)
-        )
-        flat = [value for term, pair in weights.items() for value in (term, *pair)]
-        condition, ids = ("", []) if among is None else self._connection.among("w.memory", among)
-        where = f"w.owner = ? AND w.term = a.term{f' AND {condition}' if condition else ''}"
+        """The ids that BM25 puts first, their scores, and the sums of the second weights of the terms in them."""
+        asked, values = _asked(weights)
         # In SQLite CROSS JOIN keeps the order of the tables.
         statement = (
-            f"WITH asked (term, weight, share) AS (VALUES {values}) "
-            f"SELECT w.memory, SUM(a.weight * {_BM25}) AS score, SUM(a.share) FROM asked a CROSS JOIN words w "
-            f"WHERE {where} GROUP BY w.memory ORDER BY score DESC, w.memory LIMIT ?"
+            f"{asked} SELECT {_SUMS} FROM asked a CROSS JOIN words w WHERE w.owner = ? AND w.term = a.term "
+            "GROUP BY w.memory ORDER BY score DESC, w.memory LIMIT ?"
         )
-        rows = self._rows(statement, [*flat, mean_length, owner, *ids, limit])
+        rows = self._rows(statement, [*values, mean_length, owner, limit])
+        return cast("list[tuple[int, float, float]]", rows)
+
+    def scores(
+        self, owner: str, weights: Mapping[str, tuple[float, float]], mean_length: float, ids: Sequence[int]
+    ) -> list[tuple[int, float, float]]:
+        """The same of these ids, in no order; those that have none of the terms are left out."""
+        asked, values = _asked(weights)
+        each, numbers = self._connection.each(ids)
+        words = self._connection.looked_up("words", "w.owner = ? AND w.term = a.term AND w.memory = i.value")
+        statement = f"{asked} SELECT {_SUMS} FROM {each} CROSS JOIN asked a {words} GROUP BY w.memory"
+        rows = self._rows(statement, [*values, mean_length, *numbers, owner])
         return cast("list[tuple[int, float, float]]", rows)
 
     def clear(self) -> None:
@@ -166,6 +164,13 @@ class WordIndex:
             "entries = totals.entries + excluded.entries, length = totals.length + excluded.length",
             (owner, entries, length),
         )
+
+
+def _asked(weights: Mapping[str, tuple[float, float]]) -> tuple[str, list[Any]]:
+    """The table `asked` of terms and their two weights, and its parameters."""
+    row = "(CAST(? AS TEXT), CAST(? AS DOUBLE PRECISION), CAST(? AS DOUBLE PRECISION))"
+    values = [value for term, pair in weights.items() for value in (term, *pair)]
+    return f"WITH asked (term, weight, share) AS (VALUES {', '.join([row] * len(weights))})", values
 
 
 def _rows(owner: str, number: int, terms: Mapping[str, int]) -> list[tuple[str, str, int, int, int]]:
