@@ -72,6 +72,17 @@ def scores(found: Statistics, importance: Importance) -> Scores:
     return Scores(_shared_out(heads, layers), _shared_out(channels, layers), experts, layers)
 
 
+def worth_of_heads(
+    found: Statistics, pruned_heads: Sequence[Sequence[int]] | None
+) -> tuple[tuple[float | None, ...], ...]:
+    """The score of each head by taylor, layer by layer; None for a head that was pruned before."""
+    heads = scores(found, "taylor").heads
+    return tuple(
+        tuple(None if head in gone else float(score) for head, score in enumerate(row))
+        for row, gone in zip(heads, pruned_heads or [()] * len(heads), strict=True)
+    )
+
+
 def _shared_out(parts: Sequence[np.ndarray], layers: np.ndarray) -> list[np.ndarray]:
     """Half of each layer's score, shared out in the proportion of these numbers."""
     return [layer / 2 * part / max(part.sum(), 1e-30) for part, layer in zip(parts, layers, strict=False)]

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from stellarbyte.labels import IGNORED_LABEL
-from stellarbyte.pruning.scores import scores
+from stellarbyte.pruning.scores import worth_of_heads
 from stellarbyte.report.attention_sums import AttentionSums
 from stellarbyte.report.measurements import AttentionFacts
 from stellarbyte_jax.evaluation.scorer import JaxScorer
@@ -49,11 +49,7 @@ class JaxReader:
 
         batches = ({"input_ids": filled(row[:-1], 0), "labels": filled(row[1:], IGNORED_LABEL)} for row in rows)
         found = measure_importance(self.scorer.graphdef, self.scorer.params, batches)
-        gone = self._config.pruned_heads or [()] * self._config.num_hidden_layers
-        return tuple(
-            tuple(None if head in lost else float(score) for head, score in enumerate(row))
-            for row, lost in zip(scores(found, "taylor").heads, gone, strict=True)
-        )
+        return worth_of_heads(found, self._config.pruned_heads)
 
 
 class _Observed(nnx.Module):

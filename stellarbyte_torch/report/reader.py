@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stellarbyte.pruning.scores import scores
+from stellarbyte.pruning.scores import worth_of_heads
 from stellarbyte.report.attention_sums import AttentionSums
 from stellarbyte.report.measurements import AttentionFacts
 from stellarbyte_torch.evaluation.scorer import TorchScorer
@@ -52,14 +52,8 @@ class TorchReader:
     def heads(self, rows: Sequence[np.ndarray]) -> tuple[tuple[float | None, ...], ...] | str:
         """See Reader."""
         if isinstance(self._model, ByteForCausalLM):
-            config = self._model.config
             batches = ({"input_ids": self._ids(row), "labels": self._ids(row)} for row in rows)
-            found = scores(measure_importance(self._model, batches), "taylor").heads
-            gone = config.pruned_heads or [()] * self._layers
-            return tuple(
-                tuple(None if head in lost else float(score) for head, score in enumerate(row))
-                for row, lost in zip(found, gone, strict=True)
-            )
+            return worth_of_heads(measure_importance(self._model, batches), self._model.config.pruned_heads)
         sums_LN = self._effects(rows)
         if sums_LN is None:
             kind = type(self._model).__name__
