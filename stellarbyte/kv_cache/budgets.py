@@ -25,10 +25,12 @@ def layer_slots(shape: str, slots: int, layers: int) -> tuple[int, ...]:
     same everywhere, a multiple of LANES, which the heads of the layer share (head_lanes).
 
     Raises:
-        UserError: there is no such shape, or there are too few slots.
+        UserError: there is no such shape, or the slots are too few or no whole number.
     """
     if shape not in SHAPES:
         raise UserError(f"--kv-shape {shown(shape)} is unknown: use {', '.join(SHAPES)}")
+    if not isinstance(slots, int):
+        raise UserError(f"a budget of {shown(slots)} is no number of slots: give a whole one, from {FEWEST_SLOTS}")
     if slots < FEWEST_SLOTS:
         raise UserError(f"a budget of {slots} slots is too small for what is always kept: give at least {FEWEST_SLOTS}")
     if shape == "entropy":

@@ -121,6 +121,10 @@ class PrunedLayer(CacheLayerMixin):
             heads_N = kv_heads_of(module, query.shape[1])
             keys, values = keys[:, heads_N], values[:, heads_N]
         mask_BKTS = mask_BNTS = attention_mask
+        if slots.in_columns and attention_mask is not None and self._window is not None:
+            # What no query sees any longer is left out, as Transformers' own cache of a window does: the same bits.
+            seen = min(slots.used, self._window - 1 + T)
+            keys, values, mask_BNTS = keys[:, :, -seen:], values[:, :, -seen:], attention_mask[..., -seen:]
         if not slots.in_columns and not (attention_mask is None and T == 1 and slots.is_full):
             mask_BKTS = mask_of_keys(attention_mask, slots.index_BKC[:, :, : slots.used], number, T)
             mask_BNTS = mask_BKTS[:, kv_heads_of(module, query.shape[1])]

@@ -1,6 +1,6 @@
 """What a model's rotary embedding turns queries and keys by, as policies ask for it."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,26 +9,31 @@ from torch import Tensor, nn
 from stellarbyte.kv_cache.evidence import Rotation
 
 
-def rotation_of(model: nn.Module) -> Callable[[Tensor], Rotation] | None:
-    """The function from positions [...] to the rotation there; None if the model has no rotary positions."""
-    rotary: Any = next((part.rotary_emb for part in model.modules() if hasattr(part, "rotary_emb")), None)
-    if rotary is None:
-        return None
+@dataclass(frozen=True)
+class RotaryTables:
+    """The function from positions [...] to the rotation there, by a model's rotary embedding."""
+
+    rotary: Any
 
     @torch.no_grad()
-    def rotation(positions: Tensor) -> Rotation:
+    def __call__(self, positions: Tensor) -> Rotation:
+        """See the class."""
         float_ = torch.zeros((), device=positions.device)
-        tables = rotary(float_, positions.reshape(1, -1))  # two, with XPos four, of [1, S, H]
+        tables = self.rotary(float_, positions.reshape(1, -1))  # two, with XPos four, of [1, S, H]
         halves = [x[0, :, : x.shape[-1] // 2].unflatten(0, positions.shape).float() for x in tables]
         cos, sin = halves[:2]
         one = torch.ones_like(cos)
         if len(halves) == 2:
             return Rotation(cos, sin, one, one)
         # XPos multiplies a query by a factor and a key by its inverse, so the product of both is cos² + sin².
-        query_factor = (cos.square() + sin.square()).sqrt() / rotary.attention_scaling
+        query_factor = (cos.square() + sin.square()).sqrt() / self.rotary.attention_scaling
         return Rotation(cos / query_factor, sin / query_factor, query_factor, 1 / query_factor)
 
-    return rotation
+
+def rotation_of(model: nn.Module) -> RotaryTables | None:
+    """The rotation of a model at each position; None if it has no rotary positions."""
+    rotary: Any = next((part.rotary_emb for part in model.modules() if hasattr(part, "rotary_emb")), None)
+    return None if rotary is None else RotaryTables(rotary)
 
 
 def unturned(queries: Tensor, rotation: Rotation) -> Tensor:

@@ -1,5 +1,6 @@
 """The pruned cache behind our model: what it never changes, and what it never drops."""
 
+import copy
 import importlib
 import shutil
 from itertools import pairwise
@@ -53,6 +54,7 @@ def kept(cache: PrunedCache) -> list[Tensor]:
         ("sdpa", "snap", POSITIONS["xpos_learnable"]),
         ("eager", "heavy", POSITIONS["rope"]),
         ("sdpa", "expected", SWITCHES["window_1"]),
+        ("sdpa", "snap", {"sliding_window": 5}),
         ("eager", "norm", SWITCHES["everything"]),
         ("sdpa", "heavy", SWITCHES["pruned"]),
         ("sdpa", "expected", SWITCHES["yarn"]),
@@ -61,7 +63,7 @@ def kept(cache: PrunedCache) -> list[Tensor]:
 )
 def test_a_budget_for_all_tokens_changes_no_bit(attention: str, policy: str, switches: dict[str, Any]) -> None:
     model, (ids, mask) = tiny_model(attention, **switches), left_padded(20, 4)
-    expected = read(model, DynamicCache(), ids, 14, mask)
+    expected = read(model, DynamicCache(config=model.config), ids, 14, mask)  # as `generate` makes it
     actual = read(model, PrunedCache(model, 20, policy), ids, 14, mask)
     assert torch.equal(actual[mask.bool()], expected[mask.bool()])
 
@@ -216,6 +218,9 @@ def test_mistakes_get_a_sentence() -> None:
         PrunedCache(model, 32, "h2o")
     with pytest.raises(UserError, match=r"15 slots is too small .* at least 16"):
         PrunedCache(model, 15)
+    for budget in ("25%", 16.5):
+        with pytest.raises(UserError, match=r"is no number of slots: give a whole one, from 16"):
+            PrunedCache(model, budget)
     with pytest.raises(ValueError, match=r"crop\(3\) is above 0"):
         PrunedCache(model, 16).crop(3)
     with pytest.raises(UserError, match=r"\[1, 1, 20, 19\].*\[B, 1, 20, 20\]"):
@@ -224,6 +229,16 @@ def test_mistakes_get_a_sentence() -> None:
     flexible.config._attn_implementation = "flex_attention"
     with pytest.raises(UserError, match=r"flex_attention follows no mask .* sdpa or eager"):
         flexible.model.layers[0].self_attn(torch.ones(1, 2, 32), None, None, PrunedCache(model, 16))
+
+
+@torch.no_grad()
+def test_a_copy_goes_on_alone() -> None:
+    model, ids = tiny_model(), tokens(1, 30)
+    cache = PrunedCache(model, 16)
+    model(ids, past_key_values=cache)
+    other = copy.deepcopy(cache)
+    ours, theirs = (model(ids[:, :1], past_key_values=each).logits for each in (cache, other))
+    assert torch.equal(ours, theirs)
 
 
 @torch.no_grad()
