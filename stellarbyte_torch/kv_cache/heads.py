@@ -13,9 +13,8 @@ def kv_heads_of(module: Any, count: int) -> list[int]:
     return [head // (count // module.config.num_key_value_heads) for head in range(count)]
 
 
-def scaled_groups(query: Tensor, module: Any, scaling: float) -> Tensor:
-    """Queries [B, N, T, H], scaled, as [B, K, G, T, H], in full groups: a head that was pruned is 0, as in JAX."""
-    query = query * scaling
+def grouped(query: Tensor, module: Any) -> Tensor:
+    """Queries [B, N, T, H] as [B, K, G, T, H], in full groups: a query head that was pruned is 0, as in JAX."""
     B, N, T, H = query.shape
     heads, kv_heads = getattr(module, "heads", (range(N), range(module.config.num_key_value_heads)))
     G = module.config.num_attention_heads // module.config.num_key_value_heads  # before any was pruned

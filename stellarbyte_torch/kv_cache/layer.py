@@ -12,7 +12,7 @@ from stellarbyte.errors import UserError
 from stellarbyte.kv_cache.evidence import Evidence, Rotation
 from stellarbyte.kv_cache.policy import Policy
 from stellarbyte.kv_cache.selection import keep
-from stellarbyte_torch.kv_cache.heads import kv_heads_of, scaled_groups
+from stellarbyte_torch.kv_cache.heads import grouped, kv_heads_of
 from stellarbyte_torch.kv_cache.masks import mask_of_keys, real_tokens
 from stellarbyte_torch.kv_cache.observed import AT_ONCE, Observed
 from stellarbyte_torch.kv_cache.slots import Slots
@@ -107,7 +107,7 @@ class PrunedLayer(CacheLayerMixin):
         real_BT = real_tokens(attention_mask, number, T)
         real_BT = None if real_BT is None else real_BT.expand(B, T)
         index_BT = self._number_tokens(number, real_BT, (B, T))
-        self._grouped = partial(scaled_groups, module=module, scaling=options["scaling"])
+        self._scaling = options["scaling"]
         if position_ids is not None and (T > 1 or number == 0):  # they rise by one with each token
             self.add_up()
             self._offset_B = (position_ids[:, -1] - (number + T - 1)).expand(B)
@@ -131,7 +131,8 @@ class PrunedLayer(CacheLayerMixin):
         output, weights = attention(module, query, keys, values, mask_BNTS, position_ids=position_ids, **options)
 
         seen_BKTS = None if attention_mask is None else mask_BKTS
-        self._settle = partial(self._observe_and_drop, query, index_BT, seen_BKTS)
+        q_BKGTH = grouped(query, module) if self.policy.needs else None
+        self._settle = partial(self._observe_and_drop, q_BKGTH, index_BT, seen_BKTS)
         if not self.record_past:
             self.settle()
         return output, weights
@@ -145,7 +146,7 @@ class PrunedLayer(CacheLayerMixin):
     def add_up(self, mask: Tensor | None = None) -> None:
         """Adds up the queries that wait, before slots move or positions begin anew: see Observed."""
         assert self.slots is not None
-        self.observed.add_up(self._grouped, self._offset_B, self.slots, mask)
+        self.observed.add_up(self._scaling, self._offset_B, self.slots, mask)
 
     @property
     def index_BKC(self) -> Tensor:
@@ -241,18 +242,18 @@ class PrunedLayer(CacheLayerMixin):
         if is_one and max(map(sum, zip(self.slots.counts, coming_B.tolist(), strict=True))) > self.slots.end:
             self._prune(coming_B)
 
-    def _observe_and_drop(self, query: Tensor, index_BT: Tensor, mask: Tensor | None, taken_back: int) -> None:
+    def _observe_and_drop(self, q_BKGTH: Tensor | None, index_BT: Tensor, mask: Tensor | None, taken_back: int) -> None:
         """Takes note of a call's queries, and drops what is too much.
 
         mask: what the queries see of the slots, [B, K or 1, T, S]; None: all keys up to their own.
         """
         assert self.slots is not None
         T = index_BT.shape[1] - taken_back
-        if T > 0 and self.policy.needs:
+        if T > 0 and q_BKGTH is not None:
             has_mask = mask is not None and "attention" in self.policy.needs
             if has_mask:
                 self.add_up()
-            self.observed.note(query[:, :, :T], index_BT[:, :T])
+            self.observed.note(q_BKGTH[:, :, :, :T], index_BT[:, :T])
             if has_mask or self.observed.waiting >= AT_ONCE:
                 self.add_up(mask[..., :T, : self.slots.used] if mask is not None else None)
         if self.slots.used > self.slots.end:

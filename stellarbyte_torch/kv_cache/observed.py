@@ -37,30 +37,24 @@ class Observed:
         self._numbers: list[Tensor] = []
         self.waiting = 0
 
-    def note(self, query: Tensor, index_BT: Tensor) -> None:
-        """Takes queries, [B, N, T, H], of the tokens with these numbers; -1: padding."""
-        self._queries.append(query)
+    def note(self, q_BKGTH: Tensor, index_BT: Tensor) -> None:
+        """Takes queries of the tokens with these numbers; -1: padding."""
+        self._queries.append(q_BKGTH)
         self._numbers.append(index_BT)
         self.waiting += index_BT.shape[1]
 
-    def add_up(
-        self,
-        grouped: Callable[[Tensor], Tensor],
-        offset_B: Tensor,
-        slots: Slots,
-        mask: Tensor | None = None,
-    ) -> None:
+    def add_up(self, scaling: float, offset_B: Tensor, slots: Slots, mask: Tensor | None = None) -> None:
         """Adds up the queries that wait.
 
         Args:
-            grouped: a function from them to scaled ones by kv head, [B, K, G, T, H].
+            scaling: what they are multiplied by before they meet keys.
             offset_B: the position of a token, less its number.
             slots: the keys that they have met.
             mask: what they see of the slots, [B, K or 1, T, S]; None: all keys up to their own.
         """
         if not self.waiting:
             return
-        q_BKGTH = grouped(torch.cat(self._queries, dim=2)).float()
+        q_BKGTH = (torch.cat(self._queries, dim=3) * scaling).float()
         index_BT = torch.cat(self._numbers, dim=1)
         self._queries, self._numbers, self.waiting = [], [], 0
         if "attention" in self._needs:
