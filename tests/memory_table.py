@@ -61,8 +61,8 @@ def main() -> None:
     if options.store and len(options.entries) > 1:
         parser.error("--store is of one number of --entries")
     print(
-        "Medians in ms; in brackets the CPU time of this process and of the server, which other work on the machine "
-        "lengthens little."
+        "Medians in ms, the import in s; in brackets the CPU time of this process and of the server, which other work "
+        "on the machine lengthens little."
     )
     print(
         "| entries | add | search, both | by words | by vectors | first search | delete | memory, MiB | store, MiB | import | load |"
@@ -79,12 +79,14 @@ def main() -> None:
                     row = _in_a_process(url, entries)
             else:
                 row = _in_a_process(str(Path(folder) / "m.db"), entries)
-        cells = (row[name] for name in ("add", "hybrid", "words", "vectors", "first", "delete"))
-        times = " | ".join(f"{wall:.1f} ({own:.1f}{f' + {its:.1f}' if its else ''})" for wall, own, its in cells)
-        print(
-            f"| {entries:,} | {times} | {row['memory']:,.0f} | {row['store']:,.0f} | {row['import']:,.0f} s | {row['load']:.0f} |",
-            flush=True,
-        )
+        names = ("add", "hybrid", "words", "vectors", "first", "delete")
+        times = " | ".join(_cell(*row[name]) for name in names)
+        rest = f"{row['memory']:,.0f} | {row['store']:,.0f} | {_cell(*row['import'])} | {row['load']:.0f}"
+        print(f"| {entries:,} | {times} | {rest} |", flush=True)
+
+
+def _cell(wall: float, own: float, server: float) -> str:
+    return f"{wall:,.1f} ({own:,.1f}{f' + {server:,.1f}' if server else ''})"
 
 
 def _in_a_process(place: str, entries: int) -> dict[str, Any]:
@@ -97,9 +99,9 @@ def measure(place: str, entries: int) -> dict[str, Any]:
     """The figures of a store that is filled and measured in this process."""
     random_ = random.Random(f"other texts than the {entries} that are there")
     with Memory(place, embedder=Noise()) as memory:
-        begun = time.perf_counter()
-        _fill(memory, entries - len(memory), random.Random(entries))
-        found: dict[str, Any] = {"import": time.perf_counter() - begun}
+        missing, server = entries - len(memory), _server(memory)
+        imported = _milliseconds(lambda: _fill(memory, missing, random.Random(entries)), server, 1)
+        found: dict[str, Any] = {"import": [milliseconds / 1e3 for milliseconds in imported]}
         memory._store.connection.run("UPDATE totals SET vector_weight = NULL")  # the first search is the store's first
     with Memory(place, embedder=Noise()) as memory:
         before, server = _resident(), _server(memory)

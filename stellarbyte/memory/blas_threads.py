@@ -1,11 +1,12 @@
 """Keeps NumPy's matrix products in one thread, where several would wait for each other longer than they work."""
 
 import ctypes
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from numpy.linalg import _umath_linalg
+import numpy.linalg  # noqa: F401 - loads the library
 
 _lock = threading.Lock()
 _inside, _before = 0, 0
@@ -13,10 +14,13 @@ _inside, _before = 0, 0
 
 def _of_openblas() -> tuple[Callable[[], int], Callable[[int], None]] | None:
     """What tells and sets the number of threads of the OpenBLAS in NumPy's wheels; None: NumPy has another library."""
-    library = ctypes.CDLL(_umath_linalg.__file__)
+    module = sys.modules.get("numpy.linalg._umath_linalg")
+    if module is None or module.__file__ is None:
+        return None
     try:
+        library = ctypes.CDLL(module.__file__)
         return library.scipy_openblas_get_num_threads64_, library.scipy_openblas_set_num_threads64_
-    except AttributeError:
+    except (OSError, AttributeError):
         return None
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from postgres_server import postgres_server, programs
 from stellarbyte.errors import UserError
-from stellarbyte.memory import Memory
+from stellarbyte.memory import Memory, searching
 from test_stellarbyte.test_memory.embedders import Letters
 from test_stellarbyte.test_memory.test_store_file import BUSY, ROOT, WRITER, start
 
@@ -152,7 +152,9 @@ def test_killed_writers_lose_nothing_that_they_had_reported(url: str) -> None:
                     assert f"zebra{fact}z" in there[int(entry)]
 
 
-def test_an_import_by_copy_is_found_by_words_and_vectors(url: str, tmp_path: Path) -> None:
+def test_an_import_by_copy_is_found_by_words_and_vectors(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, most = tmp_path / "in.jsonl", 1_200
     facts = [{"text": f"Hall {n} holds thing{n}x and lamp{n % 7}", "kind": "passage"} for n in range(most)]
     file.write_text("".join(json.dumps(fact) + "\n" for fact in [*facts, facts[0]]), "utf-8")
@@ -162,4 +164,10 @@ def test_an_import_by_copy_is_found_by_words_and_vectors(url: str, tmp_path: Pat
         for how in ("words", "vectors", "hybrid"):
             mine, its = (one.search("thing7x in hall 7", 3, how=how, floor=0) for one in (memory, same))  # type: ignore[arg-type]
             assert mine[0].entry.text == its[0].entry.text == facts[7]["text"]
+        for name in ("_MOST_POSTINGS", "_CHEAP_POSTINGS"):  # so that rare words find, and frequent ones order
+            monkeypatch.setattr(searching, name, 300)
+        mine, its = (one.search("hall 7 with the lamp2 that holds", 9, how="words") for one in (memory, same))
+        assert [(one.entry.text, round(one.score, 9)) for one in mine] == [
+            (one.entry.text, round(one.score, 9)) for one in its
+        ]
         assert memory._tables.words.measured("").trust == pytest.approx(same._tables.words.measured("").trust, abs=1e-3)

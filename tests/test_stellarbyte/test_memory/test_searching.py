@@ -95,3 +95,33 @@ def test_how_many_entries_have_a_term_follows_every_change(tmp_path: Path) -> No
         assert frequencies() == {} and not memory.audit().ghosts
         ann._store.connection.run("UPDATE terms SET entries = 9 WHERE term = 'red'")
         assert memory.audit().ghosts == {"counts of terms": 1}
+
+
+def test_bm25_is_the_one_of_robertson_and_zaragoza(tmp_path: Path) -> None:
+    texts = ["lamp lamp brass", "lamp of glass and copper and iron", "harp and lamp", "harp harp harp"]
+    with Memory(tmp_path / "m.db") as memory:
+        for text in texts:
+            memory.add(text, kind="passage")
+        words = memory._tables.words
+        entries, length = words.totals("")
+        mean = length / entries
+        lengths = dict(zip((1, 2, 3, 4), (3, 4, 2, 3), strict=True))
+
+        def factor(number: int, count: int) -> float:
+            return count * 2.2 / (count + 1.2 * (0.25 + 0.75 * lengths[number] / mean))
+
+        expected = {
+            1: 2 * factor(1, 2),
+            2: 2 * factor(2, 1),
+            3: 2 * factor(3, 1) + 5 * factor(3, 1),
+            4: 5 * factor(4, 3),
+        }
+        asked = {"lamp": (2.0, 0.5), "harp": (5.0, 0.25)}
+        ranked = words.ranked("", asked, mean, 3)
+        assert [number for number, _, _ in ranked] == sorted(expected, key=lambda number: -expected[number])[:3]
+        found = {number: (score, share) for number, score, share in words.scores("", asked, mean, [1, 3, 4, 9])}
+        shares = {1: 0.5, 3: 0.75, 4: 0.25}
+        assert found == {number: (pytest.approx(expected[number]), share) for number, share in shares.items()}
+        assert {number: score for number, score, _ in ranked} == pytest.approx(
+            {number: expected[number] for number, _, _ in ranked}
+        )
