@@ -85,24 +85,24 @@ def trust_in_vectors(store: Opened, embedder: Embedder, owner: str) -> Trust:
 def _measured(store: Opened, embedder: Embedder, owner: str) -> Trust:
     """Entries are looked for by half of their words, as a search by vectors alone would; see Trust."""
     assert store.nearest is not None
-    nearest = store.nearest.search(embedder.embed(_STRANGERS, queries=True), 1)
-    cosines = [found[0][1] for found in nearest if found]
-    if not cosines:
-        return Trust()
-    usual, spread = min(float(np.mean(cosines)), 0.9), max(float(np.std(cosines)), _LEAST_SPREAD)
     random = np.random.default_rng(18)
     asked = {
         entry.id: part for entry in store.tables.sampled(owner, _SAMPLE) if (part := _half(entry.text, random)) != ""
     }
+    # At once, as a large store is read for it.
+    searches = store.nearest.search(embedder.embed([*_STRANGERS, *asked.values()], queries=True), _DEPTH)
+    cosines = [found[0][1] for found in searches[: len(_STRANGERS)] if found]
+    if not cosines:
+        return Trust()
+    usual, spread = min(float(np.mean(cosines)), 0.9), max(float(np.std(cosines)), _LEAST_SPREAD)
     if len(asked) < _FEWEST:
         return Trust(usual=usual, spread=spread)
-    searches = store.nearest.search(embedder.embed(list(asked.values()), queries=True), _DEPTH)
     enough = usual + ALONE * spread
     places = [
         next(
             (1 / place for place, (found, cosine) in enumerate(search, 1) if found == number and cosine >= enough), 0.0
         )
-        for number, search in zip(asked, searches, strict=True)
+        for number, search in zip(asked, searches[len(_STRANGERS) :], strict=True)
     ]
     return Trust(float(np.mean(places)), usual, spread)
 
