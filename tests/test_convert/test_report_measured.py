@@ -201,7 +201,7 @@ MISTAKES = [
     ("config", ["--latency"], "--latency measures a model, and .*config.json has no weights: name a run or a folder"),
     ("config", ["--data", "TEXT"], "--data measures a model, and .*config.json has no weights"),
     ("config", ["--step", "1"], "--step measures a model, and .*config.json has no weights"),
-    ("without tokenizer", ["--data", "TEXT"], "holds no tokenizer that can be loaded"),
+    ("without tokenizer", ["--data", "TEXT"], "holds no tokenizer: copy the one there"),
     ("short", ["--weights"], "model.safetensors is not a whole safetensors file"),
     ("nan", ["--data", "TEXT"], "with NaN or infinite numbers"),
     ("run", ["--step", "1", "--data", "TEXT"], "holds an imported model"),
