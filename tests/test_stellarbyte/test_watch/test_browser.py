@@ -130,7 +130,7 @@ def test_a_run_that_goes_on_from_an_older_step(page: Browser, tmp_path: Path) ->
             file.write(json.dumps({"step": 12, "validation_loss": 2.0, "validation_task_quiz": 0.5}) + "\n")
         page.wait_for(f"{POINTS} === 12")
         caption = "document.querySelector('#validation_task_quiz figcaption')?.textContent"
-        page.wait_for(f"{caption} === 'right answers to the questions of quiz'")
+        page.wait_for(f"{caption} === 'task quiz: share of right answers'")
         draw = "charts.draw = runs => { draws += 1; return Charts.prototype.draw.call(charts, runs); }"
         page.evaluate(f"{{ globalThis.draws = 0; {draw}; }}")
         assert page.evaluate("document.documentElement.lang") == "en"
