@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -70,14 +71,18 @@ def test_an_export_is_certified(run_dir, export, capsys):
 
 
 @pytest.mark.long
-def test_a_bfloat16_export_is_certified_with_prompts_of_the_users_own(run_dir, tmp_path, capsys):
+def test_a_bfloat16_export_is_certified_with_prompts_of_the_users_own(run_dir, tmp_path, capsys, monkeypatch):
+    """Without matplotlib there is no picture, and none of an older certificate stays."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     hf_checkpoint.to_hf(run_dir, tmp_path / "hf", dtype="bfloat16", max_shard_size="20KB")
+    (tmp_path / "hf" / "certificate.svg").write_text("<svg/>")
     (tmp_path / "prompts.txt").write_text("the star\n\n<|SEOS|> is text\n")
     arguments = ["verify", str(run_dir), str(tmp_path / "hf"), "--prompts", str(tmp_path / "prompts.txt"), "--json"]
     assert main(["convert", *arguments]) == 0
     certificate = json.loads(capsys.readouterr().out)
     assert [prompt["text"] for prompt in certificate["prompts"]] == ["the star", "<|SEOS|> is text"]
     assert (certificate["verdict"], certificate["dtype"]) == ("PASS", "bfloat16")
+    assert not (tmp_path / "hf" / "certificate.svg").exists()
 
 
 @pytest.mark.long  # parity goes over all architectures, and another export is certified
