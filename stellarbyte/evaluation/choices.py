@@ -162,8 +162,10 @@ def _question(record: Mapping[str, Any], where: str) -> Question:
         if not isinstance(value, str):
             raise RecordError(f"{where} has {kind_of(value)} as the {name}, not text")
         check_text(value, where)
-    if not isinstance(choices, Sequence) or isinstance(choices, str) or len(choices) < 2:
+    if not isinstance(choices, Sequence) or isinstance(choices, str):
         raise RecordError(f"{where} has {kind_of(choices)} as the choices, not a list of at least two texts")
+    if len(choices) < 2:
+        raise RecordError(f"{where} has {len(choices)} choices, and a question needs at least two")
     for choice in choices:
         if not isinstance(choice, str) or not choice.strip():
             raise RecordError(f"{where} has {shown(choice)} among the choices, which is no text that can be scored")

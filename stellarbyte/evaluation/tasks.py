@@ -26,6 +26,9 @@ def load_tasks(paths: Sequence[Path]) -> list[Any]:
         UserError: there is no task, or one cannot be loaded, such as one whose data are on the Hub.
         ModuleNotFoundError: lm-eval is not installed.
     """
+    for path in paths:  # before a library is asked for
+        if not path.exists():
+            raise UserError(f"--tasks {path} is not there: name a task's YAML, or a folder of them")
     import datasets
     from lm_eval.tasks import TaskManager
 
@@ -34,8 +37,6 @@ def load_tasks(paths: Sequence[Path]) -> list[Any]:
     datasets.disable_progress_bars()
     found: list[Any] = []
     for path in paths:
-        if not path.exists():
-            raise UserError(f"--tasks {path} is not there: name a task's YAML, or a folder of them")
         folder = path if path.is_dir() else path.parent
         try:
             manager = TaskManager(include_path=str(folder.resolve()), include_defaults=False)

@@ -9,6 +9,7 @@ from stellarbyte_jax.checkpoints.broken import cannot_be_read, warn_of_broken
 from stellarbyte_jax.checkpoints.file_errors import check_plain_files, is_about_files, reason
 from stellarbyte_jax.checkpoints.folders import checkpoint_steps, checkpoints_of
 from stellarbyte_jax.processes.joined import ALONE, Processes
+from stellarbyte_jax.run_folder import check_is_run
 
 Result = TypeVar("Result")
 
@@ -24,6 +25,8 @@ def read_newest(
     folder = checkpoints_of(run_dir)
     steps = checkpoint_steps(run_dir)
     if not steps:
+        if not folder.is_dir() and (folder.parent / "config.json").is_file():
+            check_is_run(folder.parent, "RUN_DIR")
         raise UserError(f"{folder} holds no checkpoint: is {run_dir} the output_dir of a run that has saved one?")
     if step is not None and step not in steps:
         raise UserError(f"{folder} holds no checkpoint of step {step}, only of {', '.join(map(str, steps))}")

@@ -239,6 +239,10 @@ def test_nothing_left(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert steps(run) == ["20", "30"]
     with pytest.raises(UserError, match="nowhere/checkpoints holds no checkpoint"):
         load_params(run / "nowhere")
+    (run / "hf").mkdir()
+    (run / "hf" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"RUN_DIR .*hf is a Hugging Face folder: make a run of it with"):
+        load_params(run / "hf")
     with pytest.raises(UserError, match="holds no checkpoint of step 25, only of 20, 30"):
         load_params(run, 25)
 

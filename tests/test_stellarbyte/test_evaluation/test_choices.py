@@ -71,7 +71,7 @@ def test_accuracy_by_the_choice_and_by_its_bytes() -> None:
         ({"context": "a", "answer": 0}, "has none of the fields choices, endings, options"),
         ({"context": "a", "choices": ["x", "y"]}, r"has none of the fields answer, gold, label, answerKey"),
         ({"context": 3, "choices": ["x", "y"], "answer": 0}, "has a number as the context, not text"),
-        ({"context": "a", "choices": ["x"], "answer": 0}, "has a list as the choices, not a list of at least two"),
+        ({"context": "a", "choices": ["x"], "answer": 0}, "has 1 choices, and a question needs at least two"),
         ({"context": "a", "choices": "xy", "answer": 0}, "has a string as the choices, not a list of at least two"),
         ({"context": "a", "choices": ["x", ""], "answer": 0}, "has '' among the choices, which is no text"),
         ({"context": "a", "choices": ["x", 3], "answer": 0}, "has 3 among the choices, which is no text"),
