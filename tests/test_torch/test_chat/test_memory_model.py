@@ -65,6 +65,15 @@ def test_one_message_and_no_memory_of_the_one_before(folder: Path, model: Any, t
         memory.add("still open")
 
 
+def test_a_turn_corrects_the_one_before(folder: Path, model: Any, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "My dog is called Rex."}, {"role": "assistant", "content": "yes"}]
+    with Memory(tmp_path / "memory.db") as memory:
+        remembering = MemoryModel(model, memory, AutoTokenizer.from_pretrained(folder), writes=True, max_new_tokens=2)
+        remembering.generate(turns[:1])
+        (decision,) = remembering.generate([*turns, {"role": "user", "content": "no, it's Max"}]).kept
+        assert decision.outcome == "replaced" and [entry.text for entry in memory.list()] == ["My dog is called Max."]
+
+
 def test_the_store_of_a_chat_with_the_same_folder(folder: Path, model: Any, tmp_path: Path) -> None:
     from stellarbyte.memory.embedders import open_embedder
 
