@@ -14,7 +14,7 @@ from stellarbyte.memory.scoring import ALONE, score, score_of_cosine
 from stellarbyte.memory.tables import Alive, Tables
 from stellarbyte.memory.vectors import Nearest
 from stellarbyte.memory.word_index import Trust
-from stellarbyte.memory.words import terms_of
+from stellarbyte.memory.words import is_pair, terms_of
 
 How = Literal["hybrid", "words", "vectors"]
 
@@ -23,6 +23,9 @@ _DEPTH = 50
 # The share of a query that a result has is measured by the squares of the terms' weights: a question has a rare word or
 # two, such as a name, among several that many entries have.
 _SHARE = 2.0
+# What the share of a pair of characters counts if no entry has it: where words are not spaced it may be the end of one
+# word and the beginning of the next, which asks for nothing.
+_ACROSS = 0.8
 # Of the results that BM25 puts first, so many are ordered by their places in that order and, twice as much, by their
 # shares: BM25 alone puts several common words before a rare one.
 _REORDERED = 200
@@ -118,7 +121,8 @@ def _by_words(tables: Tables, owner: str, text: str, limit: int) -> list[tuple[i
     rarest = sorted(frequencies, key=lambda term: (-weights[term], term))[:_MOST_TERMS]
     if not rarest:
         return []
-    shares = {term: weight**_SHARE for term, weight in weights.items()}
+    unknown = {term: _ACROSS for term in terms if term not in frequencies and is_pair(term)}
+    shares = {term: weight**_SHARE * unknown.get(term, 1.0) for term, weight in weights.items()}
     total = sum(shares.values())
     few = _looked_for([(frequencies[term], shares[term] / total) for term in rarest])
     rare, frequent = ({term: (weights[term], shares[term]) for term in some} for some in (rarest[:few], rarest[few:]))

@@ -17,6 +17,7 @@ _UNSPACED = (
 _TOKEN = re.compile(
     rf"([{_UNSPACED}]+)|(\d+(?:[.,:/-]\d+)*)|((?:(?![{_UNSPACED}])[^\W\d_])[^\W_{_UNSPACED}]*(?:'[^\W\d_]+)?)"
 )
+_UNSPACED_SIGN = re.compile(f"[{_UNSPACED}]")
 # Latin's, Greek's and Cyrillic's; other scripts' marks are letters.
 _ACCENTS = re.compile("[\u0300-\u036f]")
 _NOT = re.compile(r"(?:n't|cannot)$")
@@ -28,6 +29,11 @@ def terms_of(text: str) -> list[str]:
     """The terms of a text in their order, without stop words; of a text of nothing else, all of them."""
     pieces = list(_pieces(text))
     return [term for term, is_stop in pieces if not is_stop] or [term for term, _ in pieces]
+
+
+def is_pair(term: str) -> bool:
+    """Whether a term is two characters of a script without spaces, which are no word perhaps."""
+    return len(term) == 2 and _UNSPACED_SIGN.match(term) is not None
 
 
 def plain(text: str) -> str:

@@ -125,3 +125,13 @@ def test_bm25_is_the_one_of_robertson_and_zaragoza(tmp_path: Path) -> None:
         assert {number: score for number, score, _ in ranked} == pytest.approx(
             {number: expected[number] for number, _, _ in ranked}
         )
+
+
+def test_pairs_across_words_that_no_entry_has_count_less(tmp_path: Path) -> None:
+    with Memory(tmp_path / "m.db") as memory:
+        memory.add("我的朋友姚远在博物馆工作", kind="passage")
+        memory.add("My friend Anna works at a museum", kind="passage")
+        (found,) = memory.search("姚远在哪家单位", floor=0)  # 家单 and 哪家 are no words
+        one, other = memory.search("Anna ab cd ef", floor=0)[0], memory.search("Anna zzz yyy xxx", floor=0)[0]
+        assert one.score == other.score  # two letters of a spaced script are a word
+        assert found.score > 0.28  # 0.27 if they counted as words do
