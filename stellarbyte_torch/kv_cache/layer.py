@@ -116,23 +116,15 @@ class PrunedLayer(CacheLayerMixin):
         slots.append(key, value, index_BT, is_padded=real_BT is not None)
         self._length += T
 
-        keys, values = slots.keys[:, :, : slots.used], slots.values[:, :, : slots.used]
-        if not getattr(module, "is_regular", True):
-            heads_N = kv_heads_of(module, query.shape[1])
-            keys, values = keys[:, heads_N], values[:, heads_N]
-        mask_BKTS = mask_BNTS = attention_mask
-        if slots.in_columns and attention_mask is not None and self._window is not None:
-            # What no query sees any longer is left out, as Transformers' own cache of a window does: the same bits.
-            seen = min(slots.used, self._window - 1 + T)
-            keys, values, mask_BNTS = keys[:, :, -seen:], values[:, :, -seen:], attention_mask[..., -seen:]
+        mask_BKTS = attention_mask
         if not slots.in_columns and not (attention_mask is None and T == 1 and slots.is_full):
             mask_BKTS = mask_of_keys(attention_mask, slots.index_BKC[:, :, : slots.used], number, T)
-            mask_BNTS = mask_BKTS[:, kv_heads_of(module, query.shape[1])]
-        output, weights = attention(module, query, keys, values, mask_BNTS, position_ids=position_ids, **options)
+        seen = self._seen(kv_heads_of(module, query.shape[1]), getattr(module, "is_regular", True), mask_BKTS, T)
+        output, weights = attention(module, query, *seen, position_ids=position_ids, **options)
 
-        seen_BKTS = None if attention_mask is None else mask_BKTS
         q_BKGTH = grouped(query, module) if self.policy.needs else None
-        self._settle = partial(self._observe_and_drop, q_BKGTH, index_BT, seen_BKTS)
+        mask_BKTS = None if attention_mask is None else mask_BKTS
+        self._settle = partial(self._observe_and_drop, q_BKGTH, index_BT, mask_BKTS)
         if not self.record_past:
             self.settle()
         return output, weights
@@ -218,6 +210,23 @@ class PrunedLayer(CacheLayerMixin):
         self.slots.each(change, rows.tolist())
         self.observed.each(change)
         self._first_B, self._offset_B = change(self._first_B), change(self._offset_B)
+
+    def _seen(
+        self, heads_N: list[int], is_regular: bool, mask_BKTS: Tensor | None, T: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys, values and mask for query heads that read these kv heads; is_regular: by equally many each."""
+        assert self.slots is not None
+        slots, end = self.slots, self.slots.used
+        # What no query sees any longer is left out, as Transformers' own cache of a window does: the same bits.
+        window = self._window if slots.in_columns and mask_BKTS is not None else None
+        places = slice(0 if window is None else max(0, end - window + 1 - T), end)
+        keys, values = slots.keys[:, :, places], slots.values[:, :, places]
+        if not is_regular:
+            keys, values = keys[:, heads_N], values[:, heads_N]
+        if mask_BKTS is None:
+            return keys, values, None
+        mask_BNTS = mask_BKTS if slots.in_columns else mask_BKTS[:, heads_N]
+        return keys, values, mask_BNTS[..., places]
 
     def _number_tokens(self, number: int, real_BT: Tensor | None, shape: tuple[int, int]) -> Tensor:
         """The numbers of new tokens, int [B, T], -1 for padding; takes note of where the rows begin."""
