@@ -32,7 +32,7 @@ def one_thread() -> Iterator[None]:
     """Within it, NumPy works in one thread, in all threads of the process; with other libraries nothing changes.
 
     OpenBLAS's threads spin while they wait for each other. On two cores that other processes use too, the eigenvalues
-    of a matrix of 256 rows take them 0.1 to 3 s, and one thread 0.02 s (docs/measured.md).
+    of a matrix of 256 rows take them 0.1 to 3 s, and one thread 0.02 s (docs/tried.md).
     """
     global _inside, _before
     if _THREADS is None:
