@@ -110,8 +110,9 @@ class FaissMatrix:
         scale = 127 / max(float(np.abs(vector).max()), 1e-9)
         codes = np.rint(vector * scale).astype(np.float32)
         own = float(np.linalg.norm(vector - codes / scale))
-        # The last term is what sums in float32 leave out.
-        margin = self._left_out * float(np.linalg.norm(vector)) + (1 + self._left_out) * own + 1e-5
+        # What sums in float32 leave out at most: where faiss does not count in whole numbers, and in the products here.
+        rounded = len(vector) * 2.0**-23
+        margin = self._left_out * float(np.linalg.norm(vector)) + (1 + self._left_out) * own + rounded
         return _Asked(vector, codes, scale * self._scale, margin)
 
     def _exact(
