@@ -134,7 +134,10 @@ def plan(parser: argparse.ArgumentParser) -> None:
     """The options of `stellarbyte plan`."""
     _config_argument(parser)
     parser.add_argument(
-        "--topology", required=True, metavar="CHIP:SIDES", help="v5e:16x16, v4, v5p, v6e alike, or h100:8x4 (4 nodes)"
+        "--topology",
+        required=True,
+        metavar="CHIP:SIDES",
+        help="v5e:16x16, v4, v5p, v6e alike, h100:8x4 (4 nodes); cpu",
     )
     parser.add_argument("--slices", type=int, metavar="N", help="so many of them (default: mesh.slices)")
     parser.add_argument(

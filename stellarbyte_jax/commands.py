@@ -21,6 +21,7 @@ from stellarbyte_jax.run_folder import check_not_moved
 if TYPE_CHECKING:
     from stellarbyte.pruning.report import Report
     from stellarbyte.pruning.request import Request
+    from stellarbyte_jax.config import RunConfig
     from stellarbyte_jax.evaluation.scorer import JaxScorer
 
 
@@ -124,6 +125,9 @@ def plan(options: argparse.Namespace) -> None:
     from stellarbyte_jax.config_file import load_run_config
 
     config = load_run_config(options.config, options.overrides)
+    if options.topology == "cpu":
+        _plan_here(options, config)
+        return
     from stellarbyte_jax.planning.auto_remat import choose, plan_policies
     from stellarbyte_jax.planning.picture import memory_chart
     from stellarbyte_jax.planning.plan import make_plan
@@ -178,6 +182,23 @@ def plan(options: argparse.Namespace) -> None:
         print(json.dumps(found))
     elif compiled is not None:
         print("\n" + compiled_text(plan, compiled))
+
+
+def _plan_here(options: argparse.Namespace, config: "RunConfig") -> None:
+    """Tell the memory of a run on one CPU of this machine, by the compiler."""
+    for name in ("slices", "tokens", "price", "search", "compile", "picture"):
+        if getattr(options, name) not in (None, False):
+            raise UserError(f"--topology cpu tells memory alone, by the compiler: leave --{name} out")
+    from stellarbyte_jax.planning.auto_remat import with_remat
+    from stellarbyte_jax.planning.compile_ahead import compile_here
+    from stellarbyte_jax.planning.fit import host_memory
+    from stellarbyte_jax.planning.report import here_facts, here_text
+
+    if config.training.remat == "auto":
+        config = with_remat(config, "none")  # as a run on CPUs takes it
+    with progress("compiling for this machine's CPU"):
+        facts = here_facts(config, compile_here(config), host_memory())
+    print(json.dumps(facts) if options.json else here_text(facts))
 
 
 def evaluate(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Compiles a run's train step for TPUs that are not here, in a process of its own: JSON in, JSON out."""
+"""Compiles a run's train step, for TPUs that are not here or a CPU, in a process of its own: JSON in, JSON out."""
 
 import dataclasses
 import json
@@ -23,15 +23,18 @@ from stellarbyte_jax.training.step import on_mesh, run_train_step
 from stellarbyte_jax.training.teacher import Teacher
 
 
-def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
-    """The compiler's report on the train step, placed as the training loop places it, or its refusal."""
-    mesh = make_mesh(config.mesh, _devices(topology, config.mesh.slices))
-    layout = Layout.of(config.mesh, mesh)
-    training = config.training
-    graphdef, abstract_params = run_model(config, layout, "tpu")
+def compile_step(config: RunConfig, topology: str | None) -> dict[str, Any]:
+    """The compiler's report on the train step, placed as the training loop places it, or its refusal.
+
+    topology: a slice of TPUs; None for one CPU.
+    """
+    devices = jax.devices("cpu")[:1] if topology is None else _devices(topology, config.mesh.slices)
+    layout = Layout.of(config.mesh, make_mesh(config.mesh, devices))
+    training, platform = config.training, "cpu" if topology is None else "tpu"
+    graphdef, abstract_params = run_model(config, layout, platform)
     optimizer = run_optimizer(config, abstract_params, layout)
     shardings, frozen_shardings = state_shardings(config, abstract_params, optimizer, layout)
-    pruning, teacher = GradualPruning.of(config, optimizer), Teacher.of(config, layout, platform="tpu")
+    pruning, teacher = GradualPruning.of(config, optimizer), Teacher.of(config, layout, platform=platform)
     train_step = run_train_step(config, graphdef, optimizer, pruning, None if teacher is None else teacher.graphdef)
     taught_by = {} if teacher is None else teacher.shardings
     step = on_mesh(train_step, layout, shardings, frozen_shardings, taught_by)
@@ -47,12 +50,12 @@ def compile_step(config: RunConfig, topology: str) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:
         return {"refused": _reason(str(error))}
     memory = compiled.memory_analysis()
-    return {
-        "arguments": memory.argument_size_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
-        "peak": memory.peak_memory_in_bytes,
-        "program": dataclasses.asdict(read_program(compiled.as_text())),
-    }
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    if topology is None:  # all temporaries are one block, and no peak is told
+        return {"arguments": arguments, "temporaries": temporaries}
+    program = dataclasses.asdict(read_program(compiled.as_text()))
+    peak = memory.peak_memory_in_bytes
+    return {"arguments": arguments, "temporaries": temporaries, "peak": peak, "program": program}
 
 
 def _devices(topology: str, slices: int) -> Sequence[jax.Device]:

@@ -1,10 +1,12 @@
 """Writes a plan in words."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from stellarbyte.chips import GIB
+from stellarbyte_jax.config import RunConfig
 from stellarbyte_jax.planning.auto_remat import MOST_OF_HBM
-from stellarbyte_jax.planning.compile_ahead import Compiled
+from stellarbyte_jax.planning.compile_ahead import Compiled, CompiledHere
 from stellarbyte_jax.planning.memory import Memory
 from stellarbyte_jax.planning.plan import Plan
 from stellarbyte_jax.planning.roofline import WAITED_FOR
@@ -135,6 +137,40 @@ def compiled_text(plan: Plan, compiled: Compiled) -> str:
         lines.append("  none")
     kernels = f", without {program.kernels:,} calls of Mosaic kernels" if program.kernels else ""
     return "\n".join([*lines, f"estimated cycles a step: {program.cycles / 1e9:.3f} G{kernels}"])
+
+
+def here_facts(config: RunConfig, compiled: CompiledHere, available: float | None) -> dict[str, Any]:
+    """The memory of a train step on one CPU of a machine that has so many bytes, for JSON."""
+    training = config.training
+    steps = training.gradient_accumulation_steps
+    return {
+        "topology": "cpu",
+        "remat": training.remat,
+        "dtype": training.dtype,
+        "rows_at_once": training.batch_size // steps,
+        "sequence_length": config.data.sequence_length,
+        "arguments": compiled.arguments,
+        "temporaries": compiled.temporaries,
+        "total": compiled.total,
+        "machine": None if available is None else int(available),
+    }
+
+
+def here_text(facts: dict[str, Any]) -> str:
+    """What `stellarbyte plan --topology cpu` prints."""
+    lines = [
+        f"this machine's CPU, {facts['dtype']}, remat {facts['remat']}, {facts['rows_at_once']} rows of "
+        f"{facts['sequence_length']} tokens at once",
+        "memory of a train step by XLA's own compiler, GiB",
+        f"  {'state and batch':<15} {facts['arguments'] / GIB:8.3f}",
+        f"  {'temporaries':<15} {facts['temporaries'] / GIB:8.3f}",
+        f"  {'total':<15} {facts['total'] / GIB:8.3f}",
+    ]
+    if facts["machine"] is None:
+        return "\n".join(lines)
+    missing = facts["total"] - facts["machine"]
+    verdict = f"does not fit: {missing / GIB:.2f} GiB too much" if missing > 0 else "fits"
+    return "\n".join([*lines, f"  {'machine has':<15} {facts['machine'] / GIB:8.3f}", f"  {verdict}"])
 
 
 def _there(memory: Memory) -> dict[str, int]:

@@ -13,10 +13,11 @@ from stellarbyte_jax.config_file import save_config
 from stellarbyte_jax.planning.compile_ahead import Compiled, compile_ahead
 from stellarbyte_jax.planning.hlo import Collective, ProgramReport
 from stellarbyte_jax.planning.jaxprs import KERNEL, equations
+from stellarbyte_jax.planning.one_device import _Device
 from stellarbyte_jax.planning.parameters import ParameterCounter
 from stellarbyte_jax.planning.plan import make_plan
 from stellarbyte_jax.planning.program import layer_loops
-from stellarbyte_jax.planning.report import compiled_text, plan_text
+from stellarbyte_jax.planning.report import compiled_text, here_text, plan_text
 from stellarbyte_jax.planning.roofline import busiest_share
 from stellarbyte_jax.planning.topology import Topology, mesh_sizes, parse_topology
 from stellarbyte_jax.sharding import Layout, abstract_mesh
@@ -245,6 +246,36 @@ def test_options_that_make_no_sense(planned_run, options, complaint, tmp_path, c
     save_config(planned_run(), tmp_path / "run.yaml")
     assert main(["plan", str(tmp_path / "run.yaml"), "--topology", "v5e:1x1", *options]) == 2
     assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", ["--compile", "--search", "--tokens=3B", "--price=2", "--slices=1", "--picture=x.svg"]
+)
+def test_a_cpu_has_no_speed_to_tell(planned_run, option, tmp_path, capsys):
+    save_config(planned_run(), tmp_path / "run.yaml")
+    assert main(["plan", str(tmp_path / "run.yaml"), "--topology", "cpu", option]) == 2
+    assert f"leave {option.partition('=')[0]} out" in capsys.readouterr().err
+
+
+def test_a_cpus_memory_is_the_compilers(planned_run, tmp_path, capsys):
+    """The arguments are the state and the batch to the byte; the temporaries hold gradients, and logits at least."""
+    config = planned_run(training={"remat": "auto", "dtype": "float32"})
+    save_config(config, tmp_path / "run.yaml")
+    assert main(["plan", str(tmp_path / "run.yaml"), "--topology", "cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    memory = _Device(config, "cpu").memory("none", 8)
+    logits = 4 * 8 * 128 * config.model.vocab_size
+    assert found["remat"] == "none"
+    assert 0 <= found["arguments"] - memory.arguments < 100  # counters
+    assert memory.parameters + logits < found["temporaries"] < 100 * (memory.parameters + logits)
+    assert found["total"] == found["arguments"] + found["temporaries"]
+    assert "fits" in here_text(found) and "too much" in here_text(found | {"machine": 1})
+
+
+def test_a_cpu_is_one_device(planned_run, tmp_path, capsys):
+    save_config(planned_run(mesh={"data": 1, "fsdp": 2}), tmp_path / "run.yaml")
+    assert main(["plan", str(tmp_path / "run.yaml"), "--topology", "cpu"]) == 2
+    assert "needs 2 devices, but a CPU is 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("tokens", ["3x", "-1", "0", "B", "nan"])
