@@ -6,6 +6,7 @@ Run it as `python -m tests.report_memory_table [WORD …]`; words choose rows by
 
 import dataclasses
 import importlib.util
+import json
 import subprocess
 import sys
 import tempfile
@@ -24,19 +25,13 @@ from stellarbyte.report.find import find_subject
 from stellarbyte.report.memory import cache_bytes, count_memory, prefill_bytes
 from stellarbyte.report.parameters import count_parameters
 from stellarbyte.report.structure import structure_of
-from stellarbyte_jax.config import ByteConfig, RunConfig
-from stellarbyte_jax.config_file import load_model_config, save_config
+from stellarbyte_jax.config import ByteConfig
+from stellarbyte_jax.config_file import load_model_config, save_config, to_dict
 from stellarbyte_jax.model.kv_cache import KVCache
-from stellarbyte_jax.planning.compile_ahead import compile_ahead
+from stellarbyte_jax.planning.auto_remat import with_remat
+from stellarbyte_jax.planning.compile_ahead import compile_ahead, compile_here
 from stellarbyte_jax.planning.one_device import _Device, _on_one_device, foresee
-from stellarbyte_jax.planning.program import abstract_batch
 from stellarbyte_jax.planning.topology import parse_topology
-from stellarbyte_jax.sharding import Layout, make_mesh
-from stellarbyte_jax.training.gradual_pruning import GradualPruning
-from stellarbyte_jax.training.optimizer import run_optimizer
-from stellarbyte_jax.training.start import placed, state_shardings
-from stellarbyte_jax.training.state import run_model, run_state
-from stellarbyte_jax.training.step import on_mesh, run_train_step
 from stellarbyte_torch import ByteConfig as TorchConfig
 from stellarbyte_torch import ByteForCausalLM
 
@@ -46,17 +41,77 @@ SMALL: dict[str, Any] = {
 }
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 1024, "num_hidden_layers": 6}
 WIDE_HEADS = {"num_attention_heads": 6, "num_key_value_heads": 2}
-# Model's fields, rows of 2048 tokens, remat.
-STEPS: dict[str, tuple[dict[str, Any], int, str]] = {
-    "train step, none": ({}, 8, "none"),
-    "train step, dots": ({}, 16, "dots"),
-    "train step, save_attention": ({}, 16, "save_attention"),
-    "train step, full": ({}, 16, "full"),
-    "train step, window 512, LayerScale, none": ({"sliding_window": 512, "layer_scale_init": 0.1}, 8, "none"),
-    "train step, heads of 128, dots": (WIDE_HEADS, 16, "dots"),
-    "train step, heads of 128, save_attention": (WIDE_HEADS, 16, "save_attention"),
-    "train step, 2 of 8 experts, full": (EXPERTS, 8, "full"),
+SWITCHES = {"sliding_window": 512, "layer_scale_init": 0.1}
+# Model's fields, rows of 2048 tokens, remat, and a chip.
+STEPS: dict[str, tuple[dict[str, Any], int, str, str]] = {
+    "train step, none": ({}, 8, "none", "v5e"),
+    "train step, 4 rows, none": ({}, 4, "none", "v5e"),
+    "train step, dots": ({}, 16, "dots", "v5e"),
+    "train step, 4 rows, dots": ({}, 4, "dots", "v5e"),
+    "train step, dots_without_batch": ({}, 8, "dots_without_batch", "v5e"),
+    "train step, save_attention": ({}, 16, "save_attention", "v5e"),
+    "train step, 32 rows, save_attention": ({}, 32, "save_attention", "v5e"),
+    "train step, full": ({}, 16, "full", "v5e"),
+    "train step, 32 rows, full": ({}, 32, "full", "v5e"),
+    "train step, offload": ({}, 16, "offload", "v5e"),
+    "train step, heads of 128, none": (WIDE_HEADS, 8, "none", "v5e"),
+    "train step, heads of 128, dots": (WIDE_HEADS, 8, "dots", "v5e"),
+    "train step, heads of 128, save_attention": (WIDE_HEADS, 16, "save_attention", "v5e"),
+    "train step, heads of 128, full": (WIDE_HEADS, 16, "full", "v5e"),
+    "train step, no groups, dots": ({"num_key_value_heads": 12}, 8, "dots", "v5e"),
+    "train step, no groups, full": ({"num_key_value_heads": 12}, 8, "full", "v5e"),
+    "train step, window 512, LayerScale, none": (SWITCHES, 8, "none", "v5e"),
+    "train step, window 512, LayerScale, dots": (SWITCHES, 8, "dots", "v5e"),
+    "train step, window 512, LayerScale, full": (SWITCHES, 16, "full", "v5e"),
+    "train step, 2 of 8 experts, none": (EXPERTS, 8, "none", "v5e"),
+    "train step, 2 of 8 experts, dots": (EXPERTS, 8, "dots", "v5e"),
+    "train step, 2 of 8 experts, save_attention": (EXPERTS, 8, "save_attention", "v5e"),
+    "train step, 2 of 8 experts, full": (EXPERTS, 8, "full", "v5e"),
+    "train step, deepnorm, save_attention": ({"residual": "deepnorm"}, 16, "save_attention", "v5e"),
+    "train step, v6e, none": ({}, 8, "none", "v6e"),
+    "train step, v6e, dots": ({}, 8, "dots", "v6e"),
+    "train step, v6e, full": ({}, 16, "full", "v6e"),
 }
+# Of a train step on a CPU: the file of a model, rows, their length, remat.
+HERE: dict[str, tuple[str, int, int, str]] = {
+    "train step on a CPU, none": ("30m", 4, 512, "none"),
+    "train step on a CPU, dots": ("30m", 4, 512, "dots"),
+    "train step on a CPU, 16 rows, full": ("30m", 16, 512, "full"),
+    "train step on a CPU, rows of 1024, none": ("30m", 4, 1024, "none"),
+    "train step on a CPU, small, none": ("tiny", 8, 256, "none"),
+    "train step on a CPU, small, experts, full": ("tiny_moe", 8, 256, "full"),
+}
+# Prints the peak of a process that has trained three steps, less what it took before it made its state.
+_STEPS = """
+import json, sys, jax, numpy as np
+from pathlib import Path
+from stellarbyte_jax.config_file import run_config_from_dict
+from stellarbyte_jax.planning.program import abstract_batch
+from stellarbyte_jax.sharding import Layout, make_mesh
+from stellarbyte_jax.training.optimizer import run_optimizer
+from stellarbyte_jax.training.start import placed, state_shardings
+from stellarbyte_jax.training.state import run_model, run_state
+from stellarbyte_jax.training.step import on_mesh, run_train_step
+def status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+run = run_config_from_dict(json.loads(sys.argv[1]), "the table")
+layout = Layout.of(run.mesh, make_mesh(run.mesh, jax.devices()[:1]))
+graphdef, params = run_model(run, layout, "cpu")
+optimizer = run_optimizer(run, params, layout)
+shardings, frozen = state_shardings(run, params, optimizer, layout)
+step = on_mesh(run_train_step(run, graphdef, optimizer, None, None), layout, shardings, frozen, {})
+state = placed(jax.eval_shape(lambda: run_state(run, optimizer)), shardings)
+batch = abstract_batch(run.training.batch_size, run.data.sequence_length, layout.sharding("batch", "length"))
+compiled = step.trace(state, batch, {}, {}).lower().compile()
+before = status("VmRSS")
+state = jax.tree.map(lambda array: jax.numpy.zeros(array.shape, array.dtype), state)
+batch = {name: jax.numpy.asarray(np.ones(array.shape, np.int32)) for name, array in batch.items()}
+for _ in range(3):
+    state, _ = compiled(state, batch, {}, {})
+jax.block_until_ready(state)
+print(status("VmHWM") - before)
+"""
 # Prints the peak of a process that has read a prompt, less what it took with its libraries alone.
 _PROMPT = """
 import sys, torch, transformers
@@ -86,31 +141,20 @@ def told(config: ByteConfig) -> Any:
     return structure, count_memory(subject, structure, count_parameters(subject), foreseen)
 
 
-def step_of(fields: dict[str, Any], rows: int, remat: str) -> tuple[int, int]:
-    """The peak of a train step on one v5e chip: foreseen, and compiled."""
+def step_of(fields: dict[str, Any], rows: int, remat: str, chip: str) -> tuple[int, int]:
+    """The peak of a train step on one TPU: foreseen, and compiled."""
     config = _on_one_device(ByteConfig(**SMALL | fields), None, rows, 2048)
-    training = dataclasses.replace(config.training, remat=remat)
-    run: RunConfig = dataclasses.replace(config, training=training)
-    return _Device(run, "tpu").memory(remat, rows).total, compile_ahead(run, parse_topology("v5e:1x1")).peak
+    run = with_remat(config, remat)
+    return _Device(run, "tpu").memory(remat, rows).total, compile_ahead(run, parse_topology(f"{chip}:1x1")).peak
 
 
-def step_on_cpu(remat: str) -> tuple[int, int]:
-    """Arguments and temporaries of a train step on one CPU device: foreseen, and compiled."""
-    model = load_model_config("configs/model/30m.yaml")
-    config = _on_one_device(model, None, 4, 512)
-    run = dataclasses.replace(config, training=dataclasses.replace(config.training, remat=remat, dtype="float32"))
-    layout = Layout.of(run.mesh, make_mesh(run.mesh, jax.devices()[:1]))
-    graphdef, params = run_model(run, layout, "cpu")
-    optimizer = run_optimizer(run, params, layout)
-    shardings, frozen = state_shardings(run, params, optimizer, layout)
-    train_step = run_train_step(run, graphdef, optimizer, GradualPruning.of(run, optimizer), None)
-    state = placed(jax.eval_shape(lambda: run_state(run, optimizer)), shardings)
-    batch = abstract_batch(4, 512, layout.sharding("batch", "length"))
-    compiled = on_mesh(train_step, layout, shardings, frozen, {}).trace(state, batch, {}, {}).lower().compile()
-    memory = compiled.memory_analysis()
-    assert memory is not None
-    taken = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    return _Device(run, "cpu").memory(remat, 4).total, taken
+def step_here(model: str, rows: int, length: int, remat: str) -> tuple[int, int]:
+    """A train step on one CPU: by `stellarbyte plan --topology cpu`, and the peak of a process, less its libraries."""
+    config = with_remat(_on_one_device(load_model_config(f"configs/model/{model}.yaml"), None, rows, length), remat)
+    run = dataclasses.replace(config, training=dataclasses.replace(config.training, dtype="float32"))
+    command = [sys.executable, "-c", _STEPS, json.dumps(to_dict(run))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return compile_here(run).total, int(done.stdout)
 
 
 def jax_cache(dtype: str, **fields: Any) -> tuple[int, int]:
@@ -180,13 +224,17 @@ def alive(rows: int, tokens: int, **fields: Any) -> tuple[int, int]:
     return memory.weights["float32"] + rows * a_row, weights + counter.most
 
 
-def prompt(rows: int, tokens: int) -> tuple[int, int]:
-    """The peak of a process that reads prompts in PyTorch, in float32, less its libraries."""
+def prompt(rows: int, tokens: int, *, mapped: bool) -> tuple[int, int]:
+    """The peak of a process that reads prompts in PyTorch, in float32, less its libraries.
+
+    mapped: whether glibc gives every large block back when it is freed, instead of keeping those below 32 MiB.
+    """
     structure, memory = told(ByteConfig(**SMALL))
     foreseen = memory.weights["float32"] + rows * (
         cache_bytes(structure, "float32", tokens) + prefill_bytes(structure, "float32", tokens)
     )
-    command = [sys.executable, "-c", _PROMPT, repr(SMALL), str(rows), str(tokens)]
+    command = [*(["env", "MALLOC_MMAP_THRESHOLD_=1048576"] if mapped else []), sys.executable, "-c", _PROMPT]
+    command += [repr(SMALL), str(rows), str(tokens)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return foreseen, int(done.stdout)
 
@@ -199,9 +247,9 @@ ROWS: dict[str, Callable[[], tuple[int, int]]] = {
     "weights, gradients, AdamW in PyTorch": torch_state,
     "prompts of 4 x 1024 in PyTorch, tensors alive": lambda: alive(4, 1024),
     "prompts of 2 x 2048 in PyTorch, tensors alive": lambda: alive(2, 2048, intermediate_size=1024),
-    "prompts of 8 x 2048 in PyTorch, the whole process": lambda: prompt(8, 2048),
-    "train step on a CPU, none": lambda: step_on_cpu("none"),
-    "train step on a CPU, full": lambda: step_on_cpu("full"),
+    "prompts of 8 x 2048 in PyTorch, the whole process": lambda: prompt(8, 2048, mapped=False),
+    "prompts of 8 x 2048 in PyTorch, freed blocks given back": lambda: prompt(8, 2048, mapped=True),
+    **{name: lambda step=step: step_here(*step) for name, step in HERE.items()},  # type: ignore[misc]
 }
 
 
