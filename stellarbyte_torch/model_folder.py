@@ -106,6 +106,8 @@ def load_model(
         # Transformers fails like this on compressed layers whose codes it would have to make up.
         misfits = compressed and isinstance(error, AttributeError)
         why = "layers that quantization_config.ignore does not name lack codes" if misfits else first_line(error)
+        if why.startswith("Unrecognized configuration class"):
+            why = f"Transformers has no causal language model of model_type {shown(config.get('model_type'))}"
         raise UserError(f"{folder} holds a model that cannot be loaded: {why}") from error
     model, report = loaded
     check_decoder(model, str(folder))

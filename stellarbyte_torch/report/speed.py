@@ -74,6 +74,8 @@ class TorchEngine:
         cache: Any = DynamicCache(config=self._model.config)
         self._forward(self._ids(batch, 1), cache)
         for index, layer in enumerate(cache.layers if length > 1 else ()):
+            if not hasattr(layer, "keys"):  # a state, as large after one token as after many
+                continue
             keys, values = (x[:, :, :1].repeat(1, 1, length - 1, 1) for x in (layer.keys, layer.values))
             cache.update(keys, values, index)
         return cache

@@ -209,6 +209,8 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     refused("config.json is not valid JSON")
     config.write_text("[]")
     refused("config.json holds a list")
+    config.write_text(json.dumps({"model_type": "t5"}))
+    refused("Transformers has no causal language model of model_type .t5.")
     config.unlink()
     refused("holds no config.json")
 

@@ -43,3 +43,10 @@ def test_a_stock_model_decodes_behind_a_cache_of_the_length(family: str) -> None
     ready = engine.decode(3, 17)
     ready.run()
     ready.close()
+
+
+def test_layers_that_keep_a_state_need_no_keys() -> None:
+    config = AutoConfig.for_model("mamba", vocab_size=60, hidden_size=16, num_hidden_layers=2, state_size=4)
+    ready = TorchEngine(AutoModelForCausalLM.from_config(config).eval()).decode(3, 17)
+    ready.run()
+    ready.close()
