@@ -30,6 +30,8 @@ PARTS = (
 
 # Tokens of prompts and caches that the tables have, as far as the model's context reaches.
 LENGTHS = (128, 512, 2048, 8192, 32768, 131072)
+# The matrix that makes keys and values of a cache's latent vectors.
+_OF_LATENTS = "kv_b_proj"
 # A row of training where no run says it, and the context where no config says it.
 TRAINING_LENGTH = 4096
 
@@ -109,8 +111,11 @@ def prefill_work(architecture: Architecture, length: int) -> Work:
 
 
 def decode_work(architecture: Architecture, cached: int) -> Work:
-    """One token behind a cache of `cached` tokens, with its logits."""
-    return _work(architecture, cached, _seen_behind(cached), 1)
+    """One token behind a cache of `cached` tokens, with its logits.
+
+    Of a cache of latent vectors it makes the keys and values of all tokens that it sees again, as Transformers does.
+    """
+    return _work(architecture, cached, _seen_behind(cached), 1, behind_cache=True)
 
 
 def forward_work(architecture: Architecture, length: int, every_pair: bool = False) -> Work:
@@ -155,6 +160,8 @@ def _work(
     seen: Callable[[Attention], float],
     logits: float,
     passes: Callable[[str], int] = _once,
+    *,
+    behind_cache: bool = False,
 ) -> Work:
     """The FLOPs of a token.
 
@@ -164,11 +171,12 @@ def _work(
         seen: the keys that a token sees in a layer.
         logits: the share of the tokens whose logits are computed.
         passes: how often a part is computed.
+        behind_cache: whether the keys that a token sees come from a cache.
     """
     found: dict[str, float] = defaultdict(float)
     layers: dict[int, float] = {}
     for group in architecture.groups:
-        parts = {part: passes(part) * flops for part, flops in _layer(group, seen).items()}
+        parts = {part: passes(part) * flops for part, flops in _layer(group, seen, behind_cache).items()}
         for part, flops in parts.items():
             found[part] += len(group.layers) * flops
         layers |= dict.fromkeys(group.layers, sum(parts.values()))
@@ -184,14 +192,16 @@ def _work(
     return Work(length, sum(parts.values()), parts, tuple(float(layers[number]) for number in sorted(layers)))
 
 
-def _layer(group: LayerGroup, seen: Callable[[Attention], float]) -> dict[str, float]:
+def _layer(group: LayerGroup, seen: Callable[[Attention], float], behind_cache: bool) -> dict[str, float]:
     """Part -> the forward FLOPs of one token in a layer."""
     found: dict[str, float] = defaultdict(float)
+    attention = group.attention
     for weight in group.weights:
         part = "attention_projections" if weight.part.startswith("attention_") else weight.part
         if part in PARTS and _is_matrix(weight):
-            found[part] += matmul_flops(weight.count) * _at_work(weight, group)
-    attention = group.attention
+            again = behind_cache and _OF_LATENTS in weight.name
+            tokens = seen(attention) if again and attention is not None else 1
+            found[part] += matmul_flops(weight.count) * _at_work(weight, group) * tokens
     if attention is not None:
         pair = score_flops(attention.query_heads, attention.head_dim, attention.value_dim)
         found["attention_scores"] += pair * seen(attention)

@@ -57,7 +57,7 @@ def _report(name: str, path: Place, budget: KVBudget | None, request: Request) -
     if any(group.attention is None and any(w.part == "other" for w in group.weights) for group in architecture.groups):
         remarks.append("some layers do not attend: what their states take and cost is not counted")
     if any(group.attention is not None and group.attention.latent is not None for group in architecture.groups):
-        remarks.append("the cache holds latent vectors; decoding counts the keys and values of earlier tokens as made")
+        remarks.append("the cache holds latent vectors, of which each decoding step makes all keys and values again")
     curves, missing = _curves(subject)
     weights = weights_of(subject, request.weights)
     if weights is not None and weights.remark is not None:

@@ -36,8 +36,8 @@ SENTENCES: dict[str, str] = {
     "FLOPs and the cache are not counted, because config.json does not say how the layers attend": (
         "未计 FLOPs 和缓存，因为 config.json 没有说明各层的注意力"
     ),
-    "the cache holds latent vectors; decoding counts the keys and values of earlier tokens as made": (
-        "缓存保存潜在向量；解码时先前词元的键和值按已算好计"
+    "the cache holds latent vectors, of which each decoding step makes all keys and values again": (
+        "缓存保存潜在向量；每解码一个词元，都要由它们重新算出全部的键和值"
     ),
     "some matrices have names that are not known: each is counted once a token": (
         "有些矩阵的名称未知：每个按每词元一次计"
