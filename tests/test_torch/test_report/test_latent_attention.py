@@ -35,4 +35,6 @@ def test_deepseeks_prompts_and_decoding(q_lora_rank, tmp_path):
     assert counted(lambda: model(ids)) == PROMPT * forward_work(structure, PROMPT, every_pair=True).total
     with torch.no_grad():
         cache = model(ids, use_cache=True).past_key_values
+    if cache.layers[0].keys.shape[-1] != config.kv_lora_rank:
+        pytest.skip("this Transformers caches whole keys and values")
     assert counted(lambda: model(ids[:, :1], past_key_values=cache)) == decode_work(structure, PROMPT).total
