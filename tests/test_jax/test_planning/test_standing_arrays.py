@@ -1,6 +1,5 @@
 """What is predicted to stand in memory at once is what the compiler was seen to keep."""
 
-import dataclasses
 import math
 
 import jax
@@ -100,13 +99,13 @@ def test_what_is_elementwise_is_made_where_it_is_read_if_that_takes_no_more(need
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("remat", ["none", "dots", "save_attention", "full"])
-def test_the_real_compiler_keeps_as_much(remat):
-    """A train step on one chip, of a model so small that what the planner leaves out weighs more than in the docs."""
+@pytest.mark.parametrize(("remat", "rows"), [("none", 8), ("dots", 8), ("save_attention", 16), ("full", 16)])
+def test_the_real_compiler_keeps_as_much(remat, rows):
+    """A train step on one chip, as docs/measured.md has it."""
     pytest.importorskip("libtpu")
-    shape = {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8}
-    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64, "max_position_embeddings": 2048}
-    run = make_run(2048, {"batch_size": 16, "dtype": "bfloat16", "remat": remat}, **shape | heads)
-    run = dataclasses.replace(run, model=dataclasses.replace(run.model, position_embedding="rope"))
+    shape = {"vocab_size": 32000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12}
+    heads = {"num_attention_heads": 12, "num_key_value_heads": 4, "max_position_embeddings": 2048}
+    training = {"batch_size": rows, "dtype": "bfloat16", "remat": remat}
+    run = make_run(2048, training, **shape | heads | {"xpos_scale_base": 512.0})
     compiled = compile_ahead(run, parse_topology("v5e:1x1"))
-    assert _Device(run, "tpu").memory(remat, 16).total == pytest.approx(compiled.peak, rel=0.07)
+    assert _Device(run, "tpu").memory(remat, rows).total == pytest.approx(compiled.peak, rel=0.05)
