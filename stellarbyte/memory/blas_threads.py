@@ -1,48 +1,35 @@
 """Keeps NumPy's matrix products in one thread, where several would wait for each other longer than they work."""
 
-import ctypes
-import sys
+import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-import numpy.linalg  # noqa: F401 - loads the library
+from threadpoolctl import ThreadpoolController
 
 _lock = threading.Lock()
-_inside, _before = 0, 0
+_inside = 0
+_limited: Any = None
 
 
-def _of_openblas() -> tuple[Callable[[], int], Callable[[int], None]] | None:
-    """What tells and sets the number of threads of the OpenBLAS in NumPy's wheels; None: NumPy has another library."""
-    module = sys.modules.get("numpy.linalg._umath_linalg")
-    if module is None or module.__file__ is None:
-        return None
-    try:
-        library = ctypes.CDLL(module.__file__)
-        return library.scipy_openblas_get_num_threads64_, library.scipy_openblas_set_num_threads64_
-    except (OSError, AttributeError):
-        return None
-
-
-_THREADS = _of_openblas()
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """The libraries of this process that compute in threads of their own; NumPy has loaded its own before."""
+    return ThreadpoolController()
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within it, NumPy works in one thread, in all threads of the process; with other libraries nothing changes.
+    """Within it, NumPy's products are computed in one thread, in all threads of the process.
 
     OpenBLAS's threads spin while they wait for each other. On two cores that other processes use too, the eigenvalues
     of a matrix of 256 rows take them 0.1 to 3 s, and one thread 0.02 s (docs/tried.md).
     """
-    global _inside, _before
-    if _THREADS is None:
-        yield
-        return
-    tell, set_to = _THREADS
+    global _inside, _limited
     with _lock:
         if not _inside:
-            _before = tell()
-            set_to(1)
+            _limited = _libraries().limit(limits=1, user_api="blas")
         _inside += 1
     try:
         yield
@@ -50,4 +37,4 @@ def one_thread() -> Iterator[None]:
         with _lock:
             _inside -= 1
             if not _inside:
-                set_to(_before)
+                _limited.restore_original_limits()

@@ -141,7 +141,8 @@ WORDS = {
     "int note": "int8 和 int4 仅用于各层的矩阵，每行或每 128 个输入一个 bfloat16 缩放因子；其余为 bfloat16。",
     "table.training": "单设备的一个训练步：{rows} 行 × {length} 词元，{dtype}，{optimizer}",
     "training note": "一行是批次中的一段文本。表中是训练步内存占用最高的时刻，此刻不在内存中的部分计为 0。"
-    "重计算策略决定哪些激活值在内存中保留到反向传播，其余的重新计算：none 全部保留，full 几乎都不保留。",
+    "重计算策略决定哪些激活值在内存中保留到反向传播，其余的重新计算：none 全部保留，full 几乎都不保留。"
+    "此处的设备指加速器；CPU 所需内存约多四分之一，可用 stellarbyte plan CONFIG --topology cpu 查看。",
     "fullest moment": "内存最满时",
     "moment.the loss": "计算损失",
     "moment.the layers' backward pass": "各层反向传播",

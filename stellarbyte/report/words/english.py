@@ -149,7 +149,8 @@ WORDS = {
     "table.training": "A training step on one device: {rows} rows of {length} tokens in {dtype}, with {optimizer}",
     "training note": "A row is one text of a batch. What is told is the step's fullest moment; what is not in memory "
     "then counts 0. A remat policy says which activations stay in memory until the backward pass, and the others are "
-    "computed again: none keeps all, full nearly nothing.",
+    "computed again: none keeps all, full nearly nothing. The device is an accelerator. A CPU takes about a quarter "
+    "more, which stellarbyte plan CONFIG --topology cpu tells.",
     "fullest moment": "fullest moment",
     "moment.the loss": "the loss",
     "moment.the layers' backward pass": "the layers' backward pass",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from stellarbyte.memory import Memory, blas_threads, embedding
 from stellarbyte.memory.faiss_matrix import FaissMatrix
@@ -84,19 +85,18 @@ def test_a_whitening_is_the_inverse_fourth_root_of_the_shrunk_covariance(rows: i
 
 
 def test_numpy_has_its_threads_back_after_the_last_who_took_them() -> None:
-    if blas_threads._THREADS is None:
-        pytest.skip("NumPy is not built with its own OpenBLAS")
-    tell, set_to = blas_threads._THREADS
-    before = tell()
-    try:
-        set_to(2)
+    libraries = ThreadpoolController().select(user_api="blas")
+
+    def threads() -> set[int]:
+        return {library["num_threads"] for library in libraries.info()}
+
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
         with blas_threads.one_thread():
             with pytest.raises(ZeroDivisionError), blas_threads.one_thread():
                 raise ZeroDivisionError
-            assert tell() == 1
-        assert tell() == 2
-    finally:
-        set_to(before)
+            assert threads() == {1}
+        assert threads() == before
 
 
 def test_halves_come_back_from_pgvector_s_form() -> None:

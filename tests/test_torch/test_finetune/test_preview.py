@@ -86,7 +86,7 @@ def test_overrides(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("data: {sources: [{path: x}]}", "c.yaml: model must name a model's folder, or data.tokenizer a tokenizer's"),
         ("model: [x]\ndata: {sources: [{path: x}]}", "c.yaml:1: model must name a model's folder"),
         ("model: nowhere\ndata: {sources: [{path: x}]}", "the tokenizer's folder nowhere does not exist"),
-        ("model: EMPTY\ndata: {sources: [{path: x}]}", "holds no tokenizer that can be loaded"),
+        ("model: EMPTY\ndata: {sources: [{path: x}]}", "holds no tokenizer: copy the one there"),
         ("model: HERE\ndata: {sources: [{path: HERE/x.jsonl}]}", "x.jsonl does not exist: check the path"),
         (
             "model: HERE\ndata:\n  sources: [{path: x}]\n  sequence_len: 3",
