@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy.linalg  # noqa: F401 - loads the library that is limited
 from threadpoolctl import ThreadpoolController
 
 _lock = threading.Lock()
@@ -15,7 +16,7 @@ _limited: Any = None
 
 @functools.cache
 def _libraries() -> ThreadpoolController:
-    """The libraries of this process that compute in threads of their own; NumPy has loaded its own before."""
+    """The libraries in this process that compute in threads of their own, NumPy's among them."""
     return ThreadpoolController()
 
 
