@@ -106,7 +106,7 @@ class FaissMatrix:
             for one, near, last in zip(asked, places, products[:, -1], strict=True)
         ]
 
-    def _asked(self, vector: np.ndarray) -> "_Asked":
+    def _asked(self, vector: np.ndarray) -> _Asked:
         scale = 127 / max(float(np.abs(vector).max()), 1e-9)
         codes = np.rint(vector * scale).astype(np.float32)
         own = float(np.linalg.norm(vector - codes / scale))
@@ -116,7 +116,7 @@ class FaissMatrix:
         return _Asked(vector, codes, scale * self._scale, margin)
 
     def _exact(
-        self, asked: "_Asked", limit: int, wanted: int, places: np.ndarray, last: float
+        self, asked: _Asked, limit: int, wanted: int, places: np.ndarray, last: float
     ) -> list[tuple[int, float]]:
         """The nearest, given the `wanted` ones by their codes, and the last one's product."""
         rows = self._index.ntotal

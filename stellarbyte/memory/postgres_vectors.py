@@ -1,12 +1,11 @@
 """Finds the nearest vectors of a user's entries in PostgreSQL, which holds them."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from stellarbyte.memory.blas_threads import one_thread
 from stellarbyte.memory.matrix import best_of
-from stellarbyte.memory.stored_vectors import FollowedWhitening, StoredVectors, compared
+from stellarbyte.memory.stored_vectors import StoredVectors, compared
+from stellarbyte.memory.vectors import Nearest
 from stellarbyte.memory.whitening import Whitening
 
 # What pgvector finds for each result where vectors are whitened: it orders by products, not by cosines.
@@ -15,15 +14,15 @@ _CANDIDATES = 10
 _MANY = 8
 
 
-class VectorsInPostgres:
+class VectorsInPostgres(Nearest):
     """The vectors of one user: pgvector finds candidates among all of them, and their cosines order these.
 
     whitened: see Embedder.
     """
 
     def __init__(self, stored: StoredVectors, *, whitened: bool) -> None:
-        self._stored, self._whitened = stored, whitened
-        self._whitening = FollowedWhitening(stored, whitened=whitened)
+        super().__init__(stored, whitened=whitened)
+        self._whitened = whitened
 
     def search(self, vectors: np.ndarray, limit: int) -> list[list[tuple[int, float]]]:
         """See Nearest."""
@@ -41,14 +40,6 @@ class VectorsInPostgres:
                     for old, new in zip(found, best_of(np.array(ids), products, limit), strict=True)
                 ]
         return found
-
-    def cosines(self, vector: np.ndarray, ids: Sequence[int]) -> dict[int, float]:
-        """See Nearest."""
-        return dict(compared(self._whitening.now(self._stored.state()), vector, self._stored.of(ids)))
-
-    def to_column(self, vector: np.ndarray) -> object:
-        """See Nearest."""
-        return self._stored.to_column(vector)
 
     def _nearest(self, whitening: Whitening, vector: np.ndarray, limit: int) -> list[tuple[int, float]]:
         if self._whitened:

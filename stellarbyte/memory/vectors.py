@@ -1,7 +1,7 @@
 """Finds the nearest vectors of a user's entries, exactly, in a matrix that follows the store."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
@@ -10,27 +10,36 @@ from stellarbyte.memory.stored_vectors import FollowedWhitening, StoredVectors, 
 from stellarbyte.memory.whitening import Whitening
 
 
-class Nearest(Protocol):
-    """Finds the entries that are nearest to a vector."""
-
-    def search(self, vectors: np.ndarray, limit: int) -> list[list[tuple[int, float]]]:
-        """For each of `vectors` (Q, D), as an embedder gives them, ids and cosines of the nearest, the best first."""
-
-    def cosines(self, vector: np.ndarray, ids: Sequence[int]) -> dict[int, float]:
-        """The cosines of a vector (D,) with those of the user's entries that have one."""
-
-    def to_column(self, vector: np.ndarray) -> object:
-        """A vector as the store's column takes it."""
-
-
-class VectorsInMemory:
-    """The whitened vectors of one user, read from the store by the first search, and brought up to date by the others.
+class Nearest(ABC):
+    """Finds the entries of a user that are nearest to a vector.
 
     whitened: see Embedder.
     """
 
     def __init__(self, stored: StoredVectors, *, whitened: bool) -> None:
         self._stored, self._whitening = stored, FollowedWhitening(stored, whitened=whitened)
+
+    @abstractmethod
+    def search(self, vectors: np.ndarray, limit: int) -> list[list[tuple[int, float]]]:
+        """For each of `vectors` (Q, D), as an embedder gives them, ids and cosines of the nearest, the best first."""
+
+    def cosines(self, vector: np.ndarray, ids: Sequence[int]) -> dict[int, float]:
+        """The cosines of a vector (D,) with those of the user's entries that have one."""
+        return dict(compared(self._whitening.now(self._stored.state()), vector, self._stored.of(ids)))
+
+    def to_column(self, vector: np.ndarray) -> object:
+        """A vector as the store's column takes it."""
+        return self._stored.to_column(vector)
+
+
+class VectorsInMemory(Nearest):
+    """The whitened vectors of one user, read from the store by the first search, and brought up to date by the others.
+
+    whitened: see Embedder.
+    """
+
+    def __init__(self, stored: StoredVectors, *, whitened: bool) -> None:
+        super().__init__(stored, whitened=whitened)
         self._of: Whitening | None = None
         self._seen = 0
         self._matrix: Matrix | None = None
@@ -39,14 +48,6 @@ class VectorsInMemory:
         """See Nearest."""
         matrix, whitening = self._followed()
         return matrix.search(whitening(vectors), limit) if len(matrix) else [[] for _ in vectors]
-
-    def cosines(self, vector: np.ndarray, ids: Sequence[int]) -> dict[int, float]:
-        """See Nearest; the matrix is not needed for it."""
-        return dict(compared(self._whitening.now(self._stored.state()), vector, self._stored.of(ids)))
-
-    def to_column(self, vector: np.ndarray) -> object:
-        """See Nearest."""
-        return self._stored.to_column(vector)
 
     def _followed(self) -> tuple[Matrix, Whitening]:
         """The matrix as the store is now, and the whitening of its vectors."""
