@@ -13,6 +13,7 @@ from convert.quantizing.source import Source, open_source
 from stellarbyte.errors import UserError
 from stellarbyte.files import write_text
 from stellarbyte.kv_cache.settings import KVBudget
+from stellarbyte.looks.picture import check_folder
 from stellarbyte.progress import progress
 
 # Of a shorter prompt even the smallest budget keeps more than half.
@@ -24,8 +25,7 @@ def run(options: argparse.Namespace) -> None:
     if options.output is not None:
         if options.output.suffix != ".svg":
             raise UserError(f"-o {options.output} does not end in .svg, the format of the picture: name it so")
-        if not options.output.resolve().parent.is_dir():
-            raise UserError(f"-o {options.output} is in no folder that is there: make it, or name another")
+        check_folder("-o", options.output)
     if options.rows < 1:
         raise UserError(f"--rows {options.rows} must be at least 1")
     if options.lines < 1:

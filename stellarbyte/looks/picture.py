@@ -2,6 +2,7 @@
 
 import re
 from importlib.util import find_spec
+from pathlib import Path
 
 from stellarbyte.errors import UserError
 from stellarbyte.looks import chart, colours
@@ -18,6 +19,12 @@ def check_drawable(option: str) -> None:
     """Raises UserError with the command to run if matplotlib, which draws what `option` asks for, is missing."""
     if find_spec("matplotlib") is None:
         raise UserError(f"{option} is drawn by matplotlib, which is not installed: pip install 'stellarbyte[plots]'")
+
+
+def check_folder(option: str, path: Path) -> None:
+    """Raises UserError if the file that `option` asks for is in no folder; that is known before the work for it."""
+    if not path.resolve().parent.is_dir():
+        raise UserError(f"{option} {path} is in no folder that is there: make it, or name another")
 
 
 def picture(drawn: Chart) -> str:

@@ -76,7 +76,7 @@ def prune_options(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from stellarbyte.files import write_text  # these need libraries that --help should not wait for
-    from stellarbyte.looks.picture import check_drawable, picture
+    from stellarbyte.looks.picture import check_drawable, check_folder, picture
     from stellarbyte.model_kind import model_kind, wing_of
     from stellarbyte.pruning.picture import pareto
 
@@ -96,8 +96,7 @@ def _run(options: argparse.Namespace) -> None:
         raise UserError(f"--recover {options.recover} is no file: name a config")
     if request.pareto is not None:
         check_drawable(f"--pareto {request.pareto}")
-        if not request.pareto.resolve().parent.is_dir():
-            raise UserError(f"--pareto {request.pareto} is in no folder that is there: make it, or name another")
+        check_folder("--pareto", request.pareto)
     reports: list[Report] = wing_of(kind).prune(options, request)
     if request.pareto is not None:
         write_text(request.pareto, picture(pareto(str(options.model), reports)))
